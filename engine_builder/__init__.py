@@ -1,0 +1,1 @@
+"""From a network to an engine to a runner; knows nothing of video."""

@@ -1,0 +1,32 @@
+"""The pack's errors: each message is one sentence for the user, with what was expected and what was found.
+
+A leaf: every room may import it.
+"""
+
+
+class I2VError(Exception):
+    """Base of all errors that the pack raises on purpose."""
+
+
+class InputError(I2VError):
+    """A value from a widget, a socket or a command line is refused."""
+
+
+class CheckpointError(I2VError):
+    """A model folder is missing, foreign, damaged or not what it says."""
+
+
+class EngineError(I2VError):
+    """An engine cannot be built, found, loaded or trusted."""
+
+
+class MissingEngineError(EngineError):
+    """No engine fits the request, and the policy forbids another way."""
+
+
+class BackendUnavailableError(EngineError):
+    """A backend's library is missing or does not serve this device."""
+
+
+class StorageError(I2VError):
+    """A file could not be written or read; nothing half-written was left."""
