@@ -1,0 +1,82 @@
+"""`run.py test`: ruff, pyright and pytest over the whole repository, and one summary.
+
+Standard library only at module level; pytest is imported where it is run.
+"""
+
+import importlib
+import os
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from .children import run_child
+from .environment import ROOT, say
+
+NOT_REACHED = "not reached"
+
+
+@dataclass
+class LiveTests:
+    """A pytest plugin that notes what became of the tests marked `comfy`."""
+
+    outcomes: dict[str, str] = field(default_factory=dict)
+    reasons: set[str] = field(default_factory=set)
+    left_out: int = 0
+
+    def pytest_itemcollected(self, item: Any) -> None:
+        """Note which tests are live ones."""
+        if item.get_closest_marker("comfy"):
+            self.outcomes[item.nodeid] = NOT_REACHED
+
+    def pytest_deselected(self, items: list[Any]) -> None:
+        """Note those that the command line leaves out."""
+        self.left_out += sum(self.outcomes.pop(item.nodeid, None) is not None for item in items)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Note how a live test ended; trouble before or after its body counts too."""
+        if report.nodeid not in self.outcomes:
+            return
+        if report.when == "call" or report.outcome != "passed":
+            self.outcomes[report.nodeid] = report.outcome
+        if report.skipped and isinstance(report.longrepr, tuple):
+            self.reasons.add(str(report.longrepr[2]).removeprefix("Skipped: "))
+
+    def summary(self) -> str:
+        """One sentence: how many live tests ran, or why none did."""
+        counts = Counter(self.outcomes.values())
+        parts = [f"{count} {outcome}" for outcome, count in sorted(counts.items())]
+        parts += [f"{self.left_out} left out by the command line"] if self.left_out else []
+        why = f" ({'; '.join(sorted(self.reasons))})" if self.reasons else ""
+        ran = counts["passed"] + counts["failed"]
+        verdict = f"{ran} ran" if ran else "none ran"
+        return f"Tests against a live ComfyUI: {verdict}: {', '.join(parts) or 'none was asked for'}{why}."
+
+
+def run_tests(pytest_arguments: list[str], fast: bool) -> int:
+    """Run the three steps in this environment, sum up, and return 0 if all passed, otherwise 1."""
+    os.chdir(ROOT)
+    os.environ.setdefault("PYRIGHT_PYTHON_IGNORE_WARNINGS", "1")  # or it asks the network for a newer one
+    live = LiveTests()
+    selection = ["-m", "not comfy and not slow"] if fast else []
+    steps = {
+        "ruff": lambda: run_child([sys.executable, "-m", "ruff", "check", "."]),
+        "pyright": lambda: run_child([sys.executable, "-m", "pyright", "--pythonpath", sys.executable]),
+        "pytest": lambda: run_pytest(["-q", *selection, *pytest_arguments], live),
+    }
+    rows = []
+    for name, step in steps.items():
+        say(f"--- {name}")
+        started = time.monotonic()
+        status = step()
+        verdict = f"FAILED, status {status}" if status else "passed"
+        rows.append((status, f"{name:<8} {verdict:<18} {time.monotonic() - started:7.1f} s"))
+    say("\n" + "\n".join(row for _, row in rows))
+    say(live.summary())
+    return int(any(status for status, _ in rows))
+
+
+def run_pytest(arguments: list[str], plugin: LiveTests) -> int:
+    """Run pytest in this process, for `python -m pytest` would put the root on sys.path."""
+    return int(importlib.import_module("pytest").main(arguments, plugins=[plugin]))

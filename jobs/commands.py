@@ -1,0 +1,90 @@
+"""The command line of run.py: `demo` and `test`, each in the pack's own environment.
+
+Standard library only at module level, for `--help` and the set-up run before anything is installed.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ..engine_builder.errors import I2VError
+from .checks import run_tests
+from .children import run_child
+from .environment import ROOT, Environment
+
+INSIDE = "--inside"
+
+DESCRIPTION = """\
+I2V TensorRT on a machine that has nothing but Python 3.10 or newer.
+
+The first run makes an environment of its own in the folder .venv beside run.py and installs what
+the commands need, with pip's settings (index, proxy, cache) as they are on this machine. Later runs
+start at once. To begin anew, delete that folder."""
+
+DEMO = """\
+Turn the bundled picture into a video, from nothing: makes a tiny checkpoint, builds the engines for
+this host, samples, decodes and saves; then prints where the video is, how long each stage took, and
+where a contact sheet of the frames lies. When a ComfyUI is found (COMFYUI_DIR, or comfy-cli's default
+workspace) the same job runs through it, and the demo says which of the two it did."""
+
+TEST = """\
+Check everything: ruff, pyright, then pytest, with a summary at the end. The status is 0 only if all
+three passed. The tests that need a ComfyUI run where one is found (COMFYUI_DIR, or comfy-cli's
+default workspace); the summary says whether they ran."""
+
+PYTEST_ARGUMENTS = """\
+All other arguments go to pytest, with paths counted from the folder of run.py:
+  python run.py test -k sampling
+  python run.py test tests/pipeline -x"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of run.py, without the demo's options, which jobs/demo.py owns."""
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser("run.py", description=DESCRIPTION, formatter_class=raw, allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands.add_parser("demo", help="turn the bundled picture into a video", add_help=False)
+    test = commands.add_parser(
+        "test",
+        help="check the code and run all tests",
+        description=TEST,
+        epilog=PYTEST_ARGUMENTS,
+        formatter_class=raw,
+        allow_abbrev=False,
+        usage="run.py test [-h] [--fast] [pytest arguments]",
+    )
+    test.add_argument("--fast", action="store_true", help="no slow tests, none that need a ComfyUI")
+    return top
+
+
+def main(arguments: Sequence[str], environment: Environment | None = None) -> int:
+    """Run the command line `arguments` (without the program's name) and return the exit status.
+
+    Argparse ends the program itself after `--help` (0) and on a wrong command line (2).
+    """
+    if list(arguments[:1]) == [INSIDE]:
+        return inside(arguments[1], arguments[2:])
+    if parser().parse_known_args(arguments)[0].command is None:
+        parser().print_help()
+        return 2
+    try:
+        python = (environment or Environment.of_repository()).prepare()
+    except (I2VError, OSError) as error:
+        sys.stderr.write(f"run.py: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("run.py: interrupted; the next run sets the environment up anew.\n")
+        return 130
+    return run_child([str(python), str(ROOT / "run.py"), INSIDE, *arguments])
+
+
+def inside(command: str, arguments: Sequence[str]) -> int:
+    """Do the job of `command` in this very process, which runs in the pack's own environment."""
+    try:
+        if command == "demo":
+            return importlib.import_module(".demo", __package__).main(list(arguments))
+        options, for_pytest = parser().parse_known_args([command, *arguments])
+        return run_tests([argument for argument in for_pytest if argument != "--"], options.fast)
+    except KeyboardInterrupt:
+        return 130
