@@ -50,8 +50,8 @@ class LiveTests:
         parts += [f"{self.left_out} left out by the command line"] if self.left_out else []
         why = f" ({'; '.join(sorted(self.reasons))})" if self.reasons else ""
         ran = counts["passed"] + counts["failed"]
-        verdict = f"{ran} ran" if ran else "none ran"
-        return f"Tests against a live ComfyUI: {verdict}: {', '.join(parts) or 'none was asked for'}{why}."
+        counted = ", ".join(parts) or "the selection holds none"
+        return f"Tests against a live ComfyUI: {ran or 'none'} ran: {counted}{why}."
 
 
 def run_tests(pytest_arguments: list[str], fast: bool) -> int:

@@ -28,6 +28,9 @@ this host, samples, decodes and saves; then prints where the video is, how long 
 where a contact sheet of the frames lies. When a ComfyUI is found (COMFYUI_DIR, or comfy-cli's default
 workspace) the same job runs through it, and the demo says which of the two it did."""
 
+DEMO_LATER = """\
+The other options are shown once the environment is made."""
+
 TEST = """\
 Check everything: ruff, pyright, then pytest, with a summary at the end. The status is 0 only if all
 three passed. The tests that need a ComfyUI run where one is found (COMFYUI_DIR, or comfy-cli's
@@ -40,11 +43,24 @@ All other arguments go to pytest, with paths counted from the folder of run.py:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line of run.py, without the demo's options, which jobs/demo.py owns."""
+    """The command line of run.py; of the demo's options, which jobs/demo.py owns, only the foremost."""
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("run.py", description=DESCRIPTION, formatter_class=raw, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    commands.add_parser("demo", help="turn the bundled picture into a video", add_help=False)
+    demo = commands.add_parser(
+        "demo",
+        help="turn the bundled picture into a video",
+        description=DEMO,
+        epilog=DEMO_LATER,
+        formatter_class=raw,
+        allow_abbrev=False,
+        add_help=False,
+        usage="run.py demo [-h] [--out DIR] [--prompt TEXT] [more options]",
+    )
+    demo.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
+    demo.add_argument("--out", metavar="DIR", help="the folder for the video and the contact sheet")
+    demo.add_argument("--prompt", metavar="TEXT", help="what should happen in the video")
+    demo.set_defaults(show=demo.print_help)
     test = commands.add_parser(
         "test",
         help="check the code and run all tests",
@@ -65,11 +81,16 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
     """
     if list(arguments[:1]) == [INSIDE]:
         return inside(arguments[1], arguments[2:])
-    if parser().parse_known_args(arguments)[0].command is None:
+    environment = environment or Environment.of_repository()
+    options = parser().parse_known_args(arguments)[0]
+    if options.command is None:
         parser().print_help()
         return 2
+    if options.command == "demo" and options.help and not environment.is_ready():
+        options.show()
+        return 0
     try:
-        python = (environment or Environment.of_repository()).prepare()
+        python = environment.prepare()
     except (I2VError, OSError) as error:
         sys.stderr.write(f"run.py: {error}\n")
         return 1
