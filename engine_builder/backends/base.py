@@ -1,0 +1,126 @@
+"""The contract of a backend (network -> plan -> runner) and of a runner (named tensors in and out)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ..errors import EngineError, InputError
+from ..spec import EngineSpec, Target
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..store import Plan
+
+NetworkSource = Callable[[], "torch.nn.Module"]
+"""Gives the network in the engine's precision; only backends that need its weights call it."""
+
+Report = Callable[[str, float], None]
+"""Told the stage's name and the fraction done, 0 to 1; may raise to cancel."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can serve a device; `reason` is a sentence, `install` a command line that helps."""
+
+    ok: bool
+    reason: str
+    install: str = ""
+
+
+class Runner(ABC):
+    """A network that can be called; holds device memory only between `load` and `unload`."""
+
+    def __init__(self, spec: EngineSpec, device: torch.device) -> None:
+        self.spec = spec
+        self.device = device
+
+    @property
+    @abstractmethod
+    def backend(self) -> str:
+        """The name of the backend that made this runner."""
+
+    @property
+    @abstractmethod
+    def is_loaded(self) -> bool:
+        """True while the runner holds its weights on its device."""
+
+    @property
+    @abstractmethod
+    def memory_bytes(self) -> int:
+        """Device memory that the loaded runner holds, without scratch space."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Takes device memory and makes the runner callable; does nothing when it is loaded."""
+
+    @abstractmethod
+    def unload(self) -> None:
+        """Gives all device memory back; the runner can be loaded again."""
+
+    @abstractmethod
+    def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Runs on inputs of the declared dtypes on the runner's device."""
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Runs the network.
+
+        `inputs` hold the tensors of `spec.network.inputs` by name, of any floating dtype and on any
+        device; they are converted. The outputs lie on the runner's device, in the declared dtypes.
+        Raises InputError for tensors that do not fit the network or the profile.
+        """
+        misfits = self.spec.profile.misfits(self.spec.network.sizes_of(inputs))
+        if misfits:
+            raise InputError(f"The {self.backend} engine of {self.spec.network.component}: {'; '.join(misfits)}.")
+        if not self.is_loaded:
+            raise EngineError(f"The {self.backend} engine of {self.spec.network.component} is not loaded.")
+        return self._run(self._converted(inputs))
+
+    def warm_up(self, sizes: Mapping[str, int]) -> None:
+        """Runs once on zeros of the given sizes, so that the first real call is not the slow one."""
+        import torch
+
+        self({t.name: torch.zeros(t.shape_at(sizes), dtype=_dtype(t.dtype_at("fp32"))) for t in self.spec.network.inputs})
+
+    def _converted(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {
+            tensor.name: inputs[tensor.name].to(self.device, _dtype(tensor.dtype_at(self.spec.precision)))
+            for tensor in self.spec.network.inputs
+        }
+
+
+class Backend(ABC):
+    """One way to compile and run networks."""
+
+    name: ClassVar[str]
+    builds: ClassVar[bool] = True
+    """False for a backend whose runner needs no plan on disk."""
+
+    @abstractmethod
+    def availability(self, device: torch.device) -> Availability:
+        """Whether this backend's library is here and serves the device."""
+
+    @abstractmethod
+    def target(self, device: torch.device) -> Target:
+        """What an engine built here and now would be bound to."""
+
+    @abstractmethod
+    def build(self, network: torch.nn.Module, spec: EngineSpec, folder: Path, report: Report) -> dict[str, str]:
+        """Compiles the network into files in `folder`; returns details worth keeping in the manifest.
+
+        Raises EngineError when the network cannot be compiled.
+        """
+
+    @abstractmethod
+    def load(self, plan: Plan | None, spec: EngineSpec, network: NetworkSource, device: torch.device) -> Runner:
+        """A runner for the plan (None for a backend that builds none), not yet loaded."""
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    return getattr(torch, name)

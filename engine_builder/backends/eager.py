@@ -1,0 +1,79 @@
+"""Eager PyTorch: the reference that every engine is measured against, and the way out without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ..errors import EngineError
+from ..spec import EngineSpec, Target
+from .base import Availability, Backend, NetworkSource, Report, Runner
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..store import Plan
+
+
+class EagerRunner(Runner):
+    """The network itself; its weights wait in host memory while it is not loaded."""
+
+    backend = "eager"
+
+    def __init__(self, spec: EngineSpec, network: NetworkSource, device: torch.device) -> None:
+        super().__init__(spec, device)
+        self._source = network
+        self._network: torch.nn.Module | None = None
+        self._loaded = False
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._loaded
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in [*self._module.parameters(), *self._module.buffers()])
+
+    def load(self) -> None:
+        self._module.to(self.device)
+        self._loaded = True
+
+    def unload(self) -> None:
+        if self._loaded:
+            self._module.to("cpu")
+        self._loaded = False
+
+    @property
+    def _module(self) -> torch.nn.Module:
+        if self._network is None:
+            self._network = self._source()
+        return self._network
+
+    def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        import torch
+
+        with torch.inference_mode():
+            found = self._module(**inputs)
+        outputs = found if isinstance(found, tuple) else (found,)
+        return {tensor.name: value for tensor, value in zip(self.spec.network.outputs, outputs, strict=True)}
+
+
+class EagerBackend(Backend):
+    """Runs the network as it is: nothing to build, any shape the network can take."""
+
+    name: ClassVar[str] = "eager"
+    builds: ClassVar[bool] = False
+
+    def availability(self, device: torch.device) -> Availability:
+        return Availability(True, "PyTorch is always there.")
+
+    def target(self, device: torch.device) -> Target:
+        import torch
+
+        return Target(self.name, torch.__version__, device.type, device.type)
+
+    def build(self, network: torch.nn.Module, spec: EngineSpec, folder: Path, report: Report) -> dict[str, str]:
+        raise EngineError("Eager PyTorch has nothing to build.")
+
+    def load(self, plan: Plan | None, spec: EngineSpec, network: NetworkSource, device: torch.device) -> Runner:
+        return EagerRunner(spec, network, device)

@@ -1,0 +1,153 @@
+"""ONNX Runtime: compiled graphs on every CPU, and on CUDA where the user has onnxruntime-gpu."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..errors import BackendUnavailableError, EngineError
+from ..export import FILE_NAME, export_onnx, exporter_version
+from ..spec import EngineSpec, Target
+from .base import Availability, Backend, NetworkSource, Report, Runner
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..store import Plan
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_SESSION_ERROR_LEVEL = 3
+
+
+class OnnxRuntimeRunner(Runner):
+    """An ONNX Runtime session over a plan's graph; inputs and outputs are bound in place, not copied."""
+
+    backend = "onnxruntime"
+
+    def __init__(self, plan: Plan, spec: EngineSpec, device: torch.device) -> None:
+        super().__init__(spec, device)
+        self._plan = plan
+        self._session: Any = None
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._session is not None
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._plan.manifest.size_bytes
+
+    def load(self) -> None:
+        if self._session is not None:
+            return
+        import onnxruntime
+
+        self._plan.verify()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _SESSION_ERROR_LEVEL
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(self._plan.folder / FILE_NAME), options, providers=[_provider(self.device)]
+            )
+        except Exception as error:  # onnxruntime's own exceptions share no public base
+            raise EngineError(f"ONNX Runtime cannot load the {self.spec.network.component} engine: {error}.") from error
+
+    def unload(self) -> None:
+        self._session = None
+
+    def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        binding = self._session.io_binding()
+        kept = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        for name, tensor in kept.items():
+            binding.bind_input(name, **_placement(tensor), buffer_ptr=tensor.data_ptr())
+        outputs = self._empty_outputs(kept)
+        for name, tensor in outputs.items():
+            binding.bind_output(name, **_placement(tensor), buffer_ptr=tensor.data_ptr())
+        self._synchronize()  # PyTorch's stream must have written the inputs before the session reads them
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return outputs
+
+    def _empty_outputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        import torch
+
+        sizes = self.spec.network.sizes_of(inputs)
+        return {
+            tensor.name: torch.empty(
+                tensor.shape_at(sizes), dtype=getattr(torch, tensor.dtype_at(self.spec.precision)), device=self.device
+            )
+            for tensor in self.spec.network.outputs
+        }
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.current_stream(self.device).synchronize()
+
+
+class OnnxRuntimeBackend(Backend):
+    """Exports to ONNX and runs by ONNX Runtime's provider for the device."""
+
+    name: ClassVar[str] = "onnxruntime"
+
+    def availability(self, device: torch.device) -> Availability:
+        package = "onnxruntime-gpu" if device.type == "cuda" else "onnxruntime"
+        install = f"pip install {package} onnx onnxscript"
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            return Availability(False, f"ONNX Runtime needs the package {error.name}, which is missing.", install)
+        provider = _PROVIDERS.get(device.type)
+        if provider not in onnxruntime.get_available_providers():
+            return Availability(False, f"The installed ONNX Runtime does not serve {device.type}.", install)
+        return Availability(True, f"ONNX Runtime {onnxruntime.__version__} serves {device.type}.")
+
+    def target(self, device: torch.device) -> Target:
+        import onnxruntime
+
+        return Target(self.name, onnxruntime.__version__, device.type, _arch(device), exporter_version())
+
+    def build(self, network: torch.nn.Module, spec: EngineSpec, folder: Path, report: Report) -> dict[str, str]:
+        if spec.precision == "bf16":
+            raise EngineError("ONNX Runtime serves fp32 and fp16, found bf16: choose one of those, or another backend.")
+        report("export", 0.0)
+        export_onnx(network, spec, folder)
+        return {"exporter": exporter_version()}
+
+    def load(self, plan: Plan | None, spec: EngineSpec, network: NetworkSource, device: torch.device) -> Runner:
+        if plan is None:
+            raise EngineError("ONNX Runtime needs a built engine, found none.")
+        return OnnxRuntimeRunner(plan, spec, device)
+
+
+def _provider(device: torch.device) -> Any:
+    if device.type not in _PROVIDERS:
+        raise BackendUnavailableError(f"ONNX Runtime serves cpu and cuda here, found {device.type}.")
+    options = {"device_id": str(device.index or 0)} if device.type == "cuda" else {}
+    return (_PROVIDERS[device.type], options)
+
+
+def _placement(tensor: torch.Tensor) -> dict[str, Any]:
+    """How ONNX Runtime is told of a tensor's memory; bf16 has no NumPy dtype and is not served."""
+    import numpy as np
+
+    name = str(tensor.dtype).removeprefix("torch.")
+    return {
+        "device_type": tensor.device.type,
+        "device_id": tensor.device.index or 0,
+        "element_type": np.dtype(name),
+        "shape": tuple(tensor.shape),
+    }
+
+
+def _arch(device: torch.device) -> str:
+    if device.type != "cuda":
+        return platform.machine().lower()
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"

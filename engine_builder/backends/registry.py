@@ -1,0 +1,33 @@
+"""The backends by name, and which of them `auto` takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import BackendUnavailableError, InputError
+from .base import Backend
+from .eager import EagerBackend
+from .onnxruntime import OnnxRuntimeBackend
+
+if TYPE_CHECKING:
+    import torch
+
+AUTO = "auto"
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (OnnxRuntimeBackend(), EagerBackend())}
+"""In the order in which `auto` tries them: the first that serves the device is taken."""
+
+
+def choose_backend(name: str, device: torch.device) -> Backend:
+    """The backend of that name, or for `auto` the first that serves the device.
+
+    Raises InputError for an unknown name, BackendUnavailableError with the reason and the line to install
+    when a named backend is not there.
+    """
+    if name == AUTO:
+        return next(backend for backend in BACKENDS.values() if backend.availability(device).ok)
+    if name not in BACKENDS:
+        raise InputError(f"The backend is one of {', '.join([AUTO, *BACKENDS])}, found {name!r}.")
+    found = BACKENDS[name].availability(device)
+    if not found.ok:
+        raise BackendUnavailableError(f"{found.reason} To install it: {found.install}")
+    return BACKENDS[name]

@@ -1,0 +1,235 @@
+"""What a network is, which shapes an engine serves, and where it runs: plain frozen data.
+
+A leaf that every room may import; it imports nothing of the pack but the errors. Dimensions are named
+(`batch`, `frames`, `latent_height`, ...), so that one table describes a tensor at every size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from .errors import EngineError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+COMPUTE = "compute"
+"""The dtype name of a tensor that has the engine's own precision."""
+
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Precision names as users see them, and the torch dtype that each stands for."""
+
+
+class Scope(str, Enum):
+    """How often an input changes: once per clip, once per schedule, or at every step."""
+
+    CLIP = "clip"
+    SCHEDULE = "schedule"
+    STEP = "step"
+
+
+class Guidance(str, Enum):
+    """Whether the unconditional and the conditional branch see different values of an input."""
+
+    PER_BRANCH = "per_branch"
+    SHARED = "shared"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a network.
+
+    `dims` holds fixed sizes, names of dynamic dimensions, and multiples of those (`latent_height*8`).
+    `span` is the half-open interval that verification draws values from; None means a standard normal
+    distribution.
+    """
+
+    name: str
+    dims: tuple[str | int, ...]
+    dtype: str = COMPUTE
+    scope: Scope = Scope.STEP
+    guidance: Guidance = Guidance.SHARED
+    span: tuple[float, float] | None = None
+
+    def dtype_at(self, precision: str) -> str:
+        """The torch dtype name of this tensor in an engine of the given precision."""
+        return PRECISIONS[precision] if self.dtype == COMPUTE else self.dtype
+
+    def shape_at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape of this tensor once every named dimension has a size."""
+        return tuple(_size(dim, sizes) for dim in self.dims)
+
+    def read_sizes(self, shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
+        """Adds to `sizes` what `shape` says of the named dimensions; False when the two disagree."""
+        return len(shape) == len(self.dims) and all(
+            size == dim if isinstance(dim, int) else _read(dim, size, sizes)
+            for dim, size in zip(self.dims, shape, strict=True)
+        )
+
+
+def split_dim(dim: str) -> tuple[str, int]:
+    """`latent_height*8` as its name and its factor; the factor of a plain name is 1."""
+    name, _, factor = dim.partition("*")
+    return name, int(factor or 1)
+
+
+def _size(dim: str | int, sizes: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    name, factor = split_dim(dim)
+    return sizes[name] * factor
+
+
+def _read(dim: str, size: int, sizes: dict[str, int]) -> bool:
+    name, factor = split_dim(dim)
+    return size % factor == 0 and sizes.setdefault(name, size // factor) == size // factor
+
+
+@dataclass(frozen=True)
+class DimRange:
+    """The sizes that one dimension may take: multiples of `multiple` from `min` to `max`, tuned for `opt`."""
+
+    min: int
+    opt: int
+    max: int
+    multiple: int = 1
+
+    def misfit(self, size: int) -> str | None:
+        """Why `size` lies outside, and by how much; None when it fits."""
+        if size < self.min:
+            return f"is {size}, {self.min - size} below the smallest supported {self.min}"
+        if size > self.max:
+            return f"is {size}, {size - self.max} above the largest supported {self.max}"
+        if size % self.multiple:
+            return f"is {size}, {size % self.multiple} more than a multiple of {self.multiple}"
+        return None
+
+
+@dataclass(frozen=True)
+class ShapeProfile:
+    """A range for each named dimension of a network."""
+
+    ranges: Mapping[str, DimRange] = field(default_factory=dict)
+
+    def misfits(self, sizes: Mapping[str, int]) -> list[str]:
+        """One phrase for each dimension of `sizes` that does not fit; empty when all fit."""
+        found = ((name, self.ranges[name].misfit(size)) for name, size in sizes.items() if name in self.ranges)
+        return [f"{name} {reason}" for name, reason in found if reason]
+
+    def fits(self, sizes: Mapping[str, int]) -> bool:
+        """True when every dimension of `sizes` lies in its range."""
+        return not self.misfits(sizes)
+
+    def exact(self, sizes: Mapping[str, int]) -> ShapeProfile:
+        """The profile that serves `sizes` alone; dimensions that `sizes` does not name keep their range."""
+        fixed = {
+            name: DimRange(sizes[name], sizes[name], sizes[name]) if name in sizes else limits
+            for name, limits in self.ranges.items()
+        }
+        return ShapeProfile(fixed)
+
+    @property
+    def optimum(self) -> dict[str, int]:
+        """The sizes that an engine is tuned for."""
+        return {name: limits.opt for name, limits in self.ranges.items()}
+
+    @property
+    def corners(self) -> list[dict[str, int]]:
+        """The smallest and the tuned sizes: what verification runs, without duplicates."""
+        smallest = {name: -(-limits.min // limits.multiple) * limits.multiple for name, limits in self.ranges.items()}
+        return [smallest] if smallest == self.optimum else [smallest, self.optimum]
+
+    @property
+    def width(self) -> int:
+        """How much more than one shape the profile spans: the product of the ranges' ratios, rounded."""
+        ratio = 1.0
+        for limits in self.ranges.values():
+            ratio *= limits.max / max(limits.min, 1)
+        return round(ratio)
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network by what it is: family, component, configuration, weights, tensors, and shapes it can take."""
+
+    family: str
+    component: str
+    config_sha256: str
+    weights_sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    limits: ShapeProfile
+    exportable: bool = True
+
+    def sizes_of(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """The size of each named dimension, read off the tensors.
+
+        Raises InputError for a missing or unknown tensor, a wrong rank, or two tensors that disagree.
+        """
+        names = [tensor.name for tensor in self.inputs]
+        if set(inputs) != set(names):
+            raise InputError(f"{self.component} expects the tensors {sorted(names)}, found {sorted(inputs)}.")
+        sizes: dict[str, int] = {}
+        for tensor in self.inputs:
+            shape = tuple(inputs[tensor.name].shape)
+            if not tensor.read_sizes(shape, sizes):
+                raise InputError(
+                    f"{self.component} expects {tensor.name} as {list(tensor.dims)} with {sizes}, found {list(shape)}."
+                )
+        return sizes
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine computes: a network, at these shapes, in this precision."""
+
+    network: NetworkSpec
+    profile: ShapeProfile
+    precision: str
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"Precision is one of {', '.join(PRECISIONS)}, found {self.precision!r}.")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an engine was built to run: anything here that changes makes another engine."""
+
+    backend: str
+    backend_version: str
+    device: str
+    arch: str
+    exporter: str = ""
+
+
+def spec_from_dict(data: dict[str, Any]) -> EngineSpec:
+    """Rebuilds an EngineSpec from `dataclasses.asdict` after JSON; raises EngineError on anything else."""
+    try:
+        network = dict(data["network"])
+        for side in ("inputs", "outputs"):
+            network[side] = tuple(_tensor_from_dict(tensor) for tensor in network[side])
+        network["limits"] = _profile_from_dict(network["limits"])
+        profile = _profile_from_dict(data["profile"])
+        return EngineSpec(NetworkSpec(**network), profile, data["precision"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EngineError(f"An engine specification is malformed: {error}.") from error
+
+
+def _tensor_from_dict(data: dict[str, Any]) -> TensorSpec:
+    span = data["span"]
+    return TensorSpec(
+        name=data["name"],
+        dims=tuple(data["dims"]),
+        dtype=data["dtype"],
+        scope=Scope(data["scope"]),
+        guidance=Guidance(data["guidance"]),
+        span=None if span is None else (span[0], span[1]),
+    )
+
+
+def _profile_from_dict(data: dict[str, Any]) -> ShapeProfile:
+    return ShapeProfile({name: DimRange(**limits) for name, limits in data["ranges"].items()})

@@ -1,0 +1,212 @@
+"""Where engines live: one folder each, named by its key, published whole or not at all.
+
+A build writes into a staging folder, which becomes the engine by one rename once everything in it is on
+disk. What fails its check is moved to quarantine and built again; nothing is loaded on trust.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import EngineError, StorageError
+from .manifest import FILE_NAME, MAX_BYTES, FileDigest, Manifest, file_digest, seal, unseal
+
+log = logging.getLogger(__name__)
+
+_KEY = re.compile(r"[0-9a-f]{64}")
+_STALE_S = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An engine on disk: its folder and its manifest, whose HMAC has been checked."""
+
+    folder: Path
+    manifest: Manifest
+
+    def verified(self, name: str) -> Path:
+        """The path of one of the plan's files, after its size and digest were checked.
+
+        For formats that hold data only; a format that is native code must be checked over the very
+        bytes that are handed to its runtime (see `read`).
+        """
+        path = self.folder / name
+        self._expect(name, file_digest(path) if path.is_file() else None)
+        return path
+
+    def verify(self) -> None:
+        """Checks every file; raises EngineError on the first that is missing or differs."""
+        for name in self.manifest.files:
+            self.verified(name)
+
+    def _expect(self, name: str, found: FileDigest | None) -> None:
+        expected = self.manifest.files.get(name)
+        if expected is None or found != expected:
+            reason = "missing" if found is None else "damaged"
+            raise EngineError(f"Engine {self.manifest.key[:12]}: the file {name} is {reason}.")
+
+
+class EngineStore:
+    """The folder of all engines of one installation."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._staging = root / ".staging"
+        self._locks = root / ".locks"
+        self._quarantine = root / ".quarantine"
+
+    def find(self, key: str) -> Plan | None:
+        """The engine of that key, or None when there is none that can be trusted."""
+        folder = self.root / key
+        if not _KEY.fullmatch(key) or folder.is_symlink() or not folder.is_dir():
+            return None
+        try:
+            return Plan(folder, unseal(self._manifest_text(folder), self._secret(), key))
+        except EngineError as error:
+            self.quarantine(key, str(error))
+            return None
+
+    def plans(self) -> Iterator[Plan]:
+        """Every engine that can be trusted, in the order of their keys."""
+        names = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
+        for name in names:
+            if _KEY.fullmatch(name) and (plan := self.find(name)):
+                yield plan
+
+    @contextmanager
+    def lock(self, key: str, timeout_s: float = -1) -> Iterator[None]:
+        """Holds the key against every other process; the operating system frees it when the holder dies."""
+        from filelock import FileLock, Timeout
+
+        self._make(self._locks)
+        try:
+            with FileLock(self._locks / f"{key}.lock", timeout=timeout_s):
+                yield
+        except Timeout as error:
+            raise EngineError(f"Engine {key[:12]} is still being built by another process.") from error
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A fresh folder to build in, removed at the end unless it was published."""
+        self._make(self._staging)
+        folder = self._staging / f"{os.getpid()}-{secrets.token_hex(8)}"
+        self._make(folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, staging: Path, manifest: Manifest) -> Plan:
+        """Makes the staging folder the engine `manifest.key`, replacing an older one of that name."""
+        folder = self.root / manifest.key
+        try:
+            (staging / FILE_NAME).write_text(seal(manifest, self._secret()), "utf-8")
+            for path in [*staging.rglob("*"), staging]:
+                _fsync(path)
+            self.delete(manifest.key)
+            staging.rename(folder)
+            _fsync(self.root)
+        except OSError as error:
+            raise StorageError(f"The engine could not be saved to {self.root}: {error.strerror or error}.") from error
+        return Plan(folder, manifest)
+
+    def quarantine(self, key: str, reason: str) -> None:
+        """Moves an engine out of the way, so that it is built again; keeps it for inspection."""
+        log.warning("%s It was put aside and will be built again.", reason)
+        self._make(self._quarantine)
+        target = self._quarantine / f"{key}-{secrets.token_hex(4)}"
+        try:
+            (self.root / key).rename(target)
+        except OSError as error:
+            raise StorageError(f"Engine {key[:12]} could not be put aside: {error.strerror or error}.") from error
+
+    def delete(self, key: str) -> bool:
+        """Removes an engine; True when there was one.
+
+        The folder leaves its name by one rename first, so that no reader sees half of it.
+        """
+        folder = self.root / key
+        if not _KEY.fullmatch(key) or not folder.is_dir():
+            return False
+        self._make(self._staging)
+        doomed = self._staging / f"deleted-{secrets.token_hex(8)}"
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+        return True
+
+    def sweep(self, now: float | None = None) -> int:
+        """Removes what dead builds left in staging for more than a day; returns how many."""
+        limit = (time.time() if now is None else now) - _STALE_S
+        stale = [path for path in self._staging.glob("*") if path.stat().st_mtime < limit]
+        for path in stale:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(stale)
+
+    def _manifest_text(self, folder: Path) -> str:
+        path = folder / FILE_NAME
+        try:
+            if path.is_symlink() or path.stat().st_size > MAX_BYTES:
+                raise EngineError(f"Engine {folder.name[:12]} has a manifest that is a link or too large.")
+            return path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise EngineError(f"Engine {folder.name[:12]} has no readable manifest.") from error
+
+    def _secret(self) -> bytes:
+        """This installation's own key, made on first use, readable by its user alone."""
+        path = self.root / ".secret"
+        if not path.is_file():
+            self._make(self.root)
+            staged = path.with_name(f".secret-{secrets.token_hex(8)}")
+            handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(secrets.token_bytes(32))
+                stream.flush()
+                os.fsync(stream.fileno())
+            _place_once(staged, path)
+        return path.read_bytes()
+
+    @staticmethod
+    def _make(folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"The folder {folder} cannot be made: {error.strerror or error}.") from error
+
+
+def describe_files(folder: Path) -> dict[str, FileDigest]:
+    """Size and digest of every file below `folder`, by its relative name."""
+    return {
+        path.relative_to(folder).as_posix(): file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _place_once(staged: Path, path: Path) -> None:
+    """Gives `staged` the name `path` unless another process was first."""
+    try:
+        os.link(staged, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links: the race is then settled by the last writer
+        staged.replace(path)
+    staged.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders, and needs no sync of them
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

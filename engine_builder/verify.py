@@ -1,0 +1,88 @@
+"""The gate: an engine is compared with eager PyTorch before anyone may use it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .backends.base import Runner
+from .errors import EngineError
+from .export import example_inputs
+from .manifest import Verdict
+from .spec import EngineSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The least cosine and signal-to-noise ratio (dB) that an engine must reach."""
+
+    cosine: float
+    snr_db: float
+
+
+THRESHOLDS = {
+    "fp32": Threshold(0.999999, 80.0),
+    "fp16": Threshold(0.999, 30.0),
+    "bf16": Threshold(0.999, 24.0),
+}
+
+
+def judge(reference: Runner, candidate: Runner, spec: EngineSpec) -> Verdict:
+    """Runs both on the same random inputs at the profile's smallest and tuned sizes; keeps the worst."""
+    shapes = tuple(spec.profile.corners)
+    return worst([_compare(reference, candidate, spec, sizes, seed) for seed, sizes in enumerate(shapes)])
+
+
+def passes(verdict: Verdict, precision: str) -> None:
+    """Raises EngineError when the verdict is below the precision's threshold."""
+    least = THRESHOLDS[precision]
+    if verdict.finite and verdict.cosine >= least.cosine and verdict.snr_db >= least.snr_db:
+        return
+    found = f"cosine {verdict.cosine:.6f}, {verdict.snr_db:.1f} dB" if verdict.finite else "values that are not finite"
+    raise EngineError(
+        f"The {precision} engine does not give the reference's result: expected cosine of at least {least.cosine} "
+        f"and {least.snr_db:g} dB, found {found}."
+    )
+
+
+def worst(verdicts: list[Verdict]) -> Verdict:
+    """The least favourable figure of each kind over several verdicts."""
+    return Verdict(
+        cosine=min(verdict.cosine for verdict in verdicts),
+        snr_db=min(verdict.snr_db for verdict in verdicts),
+        max_abs=max(verdict.max_abs for verdict in verdicts),
+        finite=all(verdict.finite for verdict in verdicts),
+        shapes=tuple(shape for verdict in verdicts for shape in verdict.shapes),
+    )
+
+
+def _compare(
+    reference: Runner, candidate: Runner, spec: EngineSpec, sizes: dict[str, int], seed: int
+) -> Verdict:
+    import torch
+
+    inputs = example_inputs(spec, sizes, seed)
+    expected, found = reference(inputs), candidate(inputs)
+    flat = [
+        torch.cat([outputs[tensor.name].double().flatten().cpu() for tensor in spec.network.outputs])
+        for outputs in (expected, found)
+    ]
+    return measure(flat[0], flat[1], sizes)
+
+
+def measure(expected: torch.Tensor, found: torch.Tensor, sizes: dict[str, int]) -> Verdict:
+    """The verdict on two flat float64 tensors."""
+    import torch
+
+    finite = bool(torch.isfinite(found).all() and torch.isfinite(expected).all())
+    if not finite:
+        return Verdict(0.0, 0.0, 0.0, False, (sizes,))
+    noise = float((found - expected).norm())
+    signal = float(expected.norm())
+    cosine = float(torch.nn.functional.cosine_similarity(expected, found, dim=0)) if signal else float(noise == 0)
+    snr_db = 20 * math.log10(signal / noise) if noise and signal else (200.0 if noise == signal == 0 or signal else 0.0)
+    return Verdict(min(cosine, 1.0), min(snr_db, 200.0), float((found - expected).abs().max()), True, (sizes,))

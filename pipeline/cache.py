@@ -1,0 +1,165 @@
+"""Conditioning kept by its content: in memory, and on disk across restarts, both with a bound.
+
+A file's name holds its key and the digest of its bytes, so that a damaged or half-copied entry is seen
+and made again, never trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..engine_builder.errors import StorageError
+from .atomic_file import atomic_file
+from .models.base import Encoded
+
+log = logging.getLogger(__name__)
+
+_DIGEST_CHARS = 32
+_NAME = re.compile(rf"([0-9a-f]{{64}})-([0-9a-f]{{{_DIGEST_CHARS}}})\.safetensors")
+
+
+@dataclass(frozen=True)
+class CacheLimits:
+    """The most that the cache may hold, in bytes."""
+
+    memory_bytes: int = 256 << 20
+    disk_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class Hit:
+    """What was found, where (`memory` or `disk`), and how many seconds it took to make."""
+
+    encoded: Encoded
+    place: str
+    encode_s: float
+
+
+class ConditioningCache:
+    """A bounded cache from a key (64 hexadecimal digits) to encoded conditioning; the least used goes first."""
+
+    def __init__(self, folder: Path | None, limits: CacheLimits | None = None) -> None:
+        """`folder` is where entries outlive the process; None keeps them in memory alone."""
+        self._folder = folder
+        self._limits = limits or CacheLimits()
+        self._memory: OrderedDict[str, tuple[Encoded, float]] = OrderedDict()
+
+    def get(self, key: str) -> Hit | None:
+        """The entry of that key, or None when there is none that is whole."""
+        if key in self._memory:
+            self._memory.move_to_end(key)
+            return Hit(*_ordered(self._memory[key], "memory"))
+        found = self._read(key)
+        if found is None:
+            return None
+        self._remember(key, *found)
+        return Hit(*_ordered(found, "disk"))
+
+    def put(self, key: str, encoded: Encoded, encode_s: float) -> None:
+        """Keeps an entry; a disk that refuses costs no more than a warning."""
+        self._remember(key, encoded, encode_s)
+        if self._folder is None:
+            return
+        try:
+            self._write(self._folder, key, encoded, encode_s)
+            self._prune(self._folder)
+        except (OSError, StorageError) as error:
+            log.warning("The conditioning was not kept on disk: %s", error)
+
+    def clear_memory(self) -> None:
+        """Forgets what is in memory; the disk keeps its entries."""
+        self._memory.clear()
+
+    def _remember(self, key: str, encoded: Encoded, encode_s: float) -> None:
+        self._memory[key] = (encoded, encode_s)
+        self._memory.move_to_end(key)
+        while len(self._memory) > 1 and sum(_nbytes(e) for e, _ in self._memory.values()) > self._limits.memory_bytes:
+            self._memory.popitem(last=False)
+
+    def _read(self, key: str) -> tuple[Encoded, float] | None:
+        for path in self._files_of(key):
+            try:
+                found = _parse(path, key)
+                os.utime(path)
+                return found
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("A damaged conditioning entry is made again (%s: %s).", path.name[:16], error)
+                path.unlink(missing_ok=True)
+        return None
+
+    def _write(self, folder: Path, key: str, encoded: Encoded, encode_s: float) -> None:
+        from safetensors.torch import save
+
+        metadata = {"key": key, "encode_s": repr(encode_s), "notes": json.dumps(encoded.notes)}
+        data = save({name: tensor.contiguous() for name, tensor in encoded.tensors.items()}, metadata)
+        folder.mkdir(parents=True, exist_ok=True)
+        older = list(self._files_of(key))
+        path = folder / f"{key}-{_digest(data)}.safetensors"
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(data)
+        for stale in older:
+            if stale != path:
+                stale.unlink(missing_ok=True)
+
+    def _files_of(self, key: str) -> Iterator[Path]:
+        if self._folder is not None and re.fullmatch(r"[0-9a-f]{64}", key):
+            yield from sorted(self._folder.glob(f"{key}-*.safetensors"))
+
+    def _prune(self, folder: Path) -> None:
+        """Removes the least recently used files until the rest fits; another process may remove them first."""
+        entries = sorted(_stats(folder), reverse=True)
+        total = 0
+        for _, size_bytes, path in entries:
+            total += size_bytes
+            if total > self._limits.disk_bytes:
+                path.unlink(missing_ok=True)
+
+
+def _ordered(entry: tuple[Encoded, float], place: str) -> tuple[Encoded, str, float]:
+    return entry[0], place, entry[1]
+
+
+def _parse(path: Path, key: str) -> tuple[Encoded, float]:
+    """Reads and checks one file; raises ValueError when it is not what its name says."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    match = _NAME.fullmatch(path.name)
+    data = path.read_bytes()
+    if match is None or match[2] != _digest(data):
+        raise ValueError("its bytes do not have the digest in its name")
+    try:
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        tensors = load(data)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    if metadata["key"] != key:
+        raise ValueError("it belongs to another key")
+    return Encoded(tensors, tuple(json.loads(metadata["notes"]))), float(metadata["encode_s"])
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:_DIGEST_CHARS]
+
+
+def _stats(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    for path in folder.glob("*.safetensors"):
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            continue
+        yield stat.st_mtime, stat.st_size, path
+
+
+def _nbytes(encoded: Encoded) -> int:
+    return sum(tensor.nbytes for tensor in encoded.tensors.values() if isinstance(tensor, torch.Tensor))

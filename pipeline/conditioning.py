@@ -1,0 +1,114 @@
+"""From a request to conditioning, once per clip and then from the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..engine_builder.errors import InputError
+from .cache import ConditioningCache
+from .models.base import ClipRequest, Encoded, Run, Stage, VideoModel
+
+SCHEMA = 1
+"""Raised when the meaning of a cached entry changes."""
+
+MIN_SIDE, MAX_SIDE = 64, 2048
+MAX_FRAMES = 64
+MAX_FPS = 120
+MAX_PROMPT_CHARS = 100_000
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """All that the sampler needs to know of a clip. Width and height in pixels.
+
+    `tensors` as in `Encoded`. `place` says where it came from: `encoded`, `memory` or `disk`; `encode_s`
+    how many seconds the encoding took, then or now.
+    """
+
+    family: str
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    tensors: Mapping[str, torch.Tensor]
+    notes: tuple[str, ...]
+    place: str
+    encode_s: float
+
+
+def check_request(request: ClipRequest) -> None:
+    """Raises InputError with one sentence for the first value that cannot be served."""
+    for name, pixels in (("Width", request.width), ("Height", request.height)):
+        check_whole(name, pixels, MIN_SIDE, MAX_SIDE)
+        if pixels % 8:
+            raise InputError(f"{name} is a multiple of 8, found {pixels}: the nearest is {round(pixels / 8) * 8}.")
+    check_whole("Frames", request.num_frames, 1, MAX_FRAMES)
+    check_whole("Fps", request.fps, 1, MAX_FPS)
+    for name, text in (("The prompt", request.prompt), ("The negative prompt", request.negative_prompt)):
+        if not isinstance(text, str) or len(text) > MAX_PROMPT_CHARS:
+            raise InputError(f"{name} is a text of at most {MAX_PROMPT_CHARS} characters, found another.")
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    """Raises InputError unless `value` is an int (no bool) from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InputError(f"{name} is a whole number from {least} to {most}, found {value!r}.")
+
+
+def conditioning_key(model: VideoModel, request: ClipRequest, precision: str) -> str:
+    """The name of a request's conditioning: a digest of everything that goes into it."""
+    content = {
+        "schema": SCHEMA,
+        "family": model.family,
+        "model": model.encode_sha256,
+        "precision": precision,
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "picture": hashlib.sha256(request.picture.tobytes()).hexdigest(),
+        "picture_size": request.picture.size,
+        "size": [request.width, request.height, request.num_frames, request.fps],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def condition(
+    model: VideoModel, request: ClipRequest, precision: str, run: Run, cache: ConditioningCache, stage: Stage
+) -> Conditioning:
+    """The request's conditioning, encoded now or found in the cache.
+
+    `run` is called only when nothing is found. Raises InputError for a request that cannot be served.
+    """
+    check_request(request)
+    key = conditioning_key(model, request, precision)
+    hit = cache.get(key)
+    if hit is not None:
+        return _conditioning(model, request, hit.encoded, hit.place, hit.encode_s)
+    started = time.monotonic()
+    encoded = model.encode(request, run, stage)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in encoded.tensors.values()):
+        raise InputError("The encoders gave values that are not finite: choose fp32, or another checkpoint.")
+    encode_s = time.monotonic() - started
+    cache.put(key, encoded, encode_s)
+    return _conditioning(model, request, encoded, "encoded", encode_s)
+
+
+def _conditioning(
+    model: VideoModel, request: ClipRequest, encoded: Encoded, place: str, encode_s: float
+) -> Conditioning:
+    return Conditioning(
+        family=model.family,
+        width=request.width,
+        height=request.height,
+        num_frames=request.num_frames,
+        fps=request.fps,
+        tensors=encoded.tensors,
+        notes=encoded.notes,
+        place=place,
+        encode_s=encode_s,
+    )

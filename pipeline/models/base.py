@@ -1,0 +1,119 @@
+"""What a model family gives to the rest: its networks, and the way from a request to a prediction."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ...engine_builder.spec import NetworkSpec
+from .checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+Run = Callable[[str, Mapping[str, "torch.Tensor"]], Mapping[str, "torch.Tensor"]]
+"""Runs a component by name on named tensors; whoever calls the pipeline decides by which engine."""
+
+Stage = Callable[[str, int, int], None]
+"""Told the name of the stage, how many steps are done and how many there are; may raise to interrupt."""
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """What one clip is made from. Width and height in pixels, `fps` in frames per second."""
+
+    picture: PIL.Image.Image
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A request as tensors that stay the same for the whole clip.
+
+    The first axis is the guidance branch: 2 (unconditional, conditional) for a tensor that differs
+    between them, 1 for one that does not. `notes` are sentences for the user.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Component:
+    """One network of a model: what it is, and how to get it in a precision (`fp32`, `fp16`, `bf16`)."""
+
+    spec: NetworkSpec
+    load: Callable[[str], torch.nn.Module]
+
+
+class VideoModel(ABC):
+    """A checkpoint of one family. Holds no weights: those are loaded by its components."""
+
+    family: ClassVar[str]
+    pipeline_class: ClassVar[str]
+    """The class in model_index.json by which the family is recognised."""
+    core: ClassVar[str] = "core"
+    """The component that runs at every step."""
+    latent_channels: ClassVar[int] = 4
+    latent_factor: ClassVar[int] = 8
+    """Pixels for one latent, in height and in width."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+
+    @classmethod
+    @abstractmethod
+    def open(cls, folder: Path) -> VideoModel:
+        """Checks the folder; raises CheckpointError."""
+
+    @property
+    @abstractmethod
+    def components(self) -> Mapping[str, Component]:
+        """The networks by name. Digests of the weights are taken here, so the first access reads the files."""
+
+    @property
+    @abstractmethod
+    def engine_components(self) -> Sequence[str]:
+        """The components worth compiling, in the order in which a clip needs them."""
+
+    @property
+    @abstractmethod
+    def scheduler_config(self) -> Mapping[str, object]:
+        """The published scheduler's configuration, as diffusers reads it."""
+
+    @property
+    @abstractmethod
+    def encode_sha256(self) -> str:
+        """Digest of everything in the checkpoint that `encode` depends on."""
+
+    @property
+    @abstractmethod
+    def latent_scale(self) -> float:
+        """The sampler's latents divided by this are what the VAE decodes."""
+
+    @abstractmethod
+    def encode(self, request: ClipRequest, run: Run, stage: Stage) -> Encoded:
+        """Everything that stays the same for a clip; see `Encoded`."""
+
+    @abstractmethod
+    def noise(self, width: int, height: int, num_frames: int, generator: torch.Generator) -> torch.Tensor:
+        """Starting noise, float32 [frames, channels, height, width] in latents, drawn as the reference draws it."""
+
+    @abstractmethod
+    def prepare_input(
+        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor], guided: bool
+    ) -> dict[str, torch.Tensor]:
+        """The core's inputs for latents [frames, channels, height, width] at timestep `t` (a scalar)."""
+
+    @abstractmethod
+    def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: float) -> torch.Tensor:
+        """The guided prediction, float32 [frames, channels, height, width], from the core's outputs."""

@@ -1,0 +1,164 @@
+"""A model folder in the published diffusers layout, checked before any of it is loaded.
+
+Every refusal names the file, what was expected and what was found. Weights are safetensors only: a pickle
+would run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...engine_builder.errors import CheckpointError
+
+INDEX = "model_index.json"
+_PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+_MAX_JSON_BYTES = 64 << 20
+_WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
+_CONFIG_NAMES = {
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+    "feature_extractor": "preprocessor_config.json",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component of a checkpoint: its folder, its configuration, and its weight files by variant."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    weights: Mapping[str, tuple[Path, ...]]
+
+    def variant_for(self, precision: str) -> str | None:
+        """The stored variant to read: half precision when that is what runs or all there is."""
+        half = "fp16" in self.weights and (precision != "fp32" or "" not in self.weights)
+        return "fp16" if half else None
+
+    @property
+    def config_sha256(self) -> str:
+        """Digest of the configuration."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest over the configuration and the bytes of every weight or vocabulary file."""
+        sha = hashlib.sha256(self.config_sha256.encode())
+        files = [path for paths in self.weights.values() for path in paths] or sorted(self.folder.glob("*"))
+        for path in files:
+            sha.update(path.name.encode())
+            with path.open("rb") as stream:
+                while block := stream.read(4 << 20):
+                    sha.update(block)
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked model folder."""
+
+    folder: Path
+    parts: Mapping[str, Part]
+
+
+def pipeline_class(folder: Path) -> str:
+    """The pipeline class that the folder's model_index.json names.
+
+    Raises CheckpointError when there is no such file, or nothing sensible in it.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"Expected a model folder at {folder}, found nothing there.")
+    name = _read_json(folder / INDEX).get("_class_name")
+    if not isinstance(name, str):
+        raise CheckpointError(f"{folder / INDEX} names no pipeline class, expected a text under _class_name.")
+    return name
+
+
+def open_checkpoint(folder: Path, expected: Mapping[str, tuple[str, ...]]) -> Checkpoint:
+    """Checks every part of the folder against `expected`: part name to the class names that will do."""
+    index = _read_json(folder / INDEX)
+    for name, classes in expected.items():
+        entry = index.get(name)
+        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+        if found not in classes:
+            raise CheckpointError(f"{folder / INDEX}: expected {name} to be {' or '.join(classes)}, found {found}.")
+    return Checkpoint(folder, {name: _open_part(folder / name) for name in expected})
+
+
+def _open_part(folder: Path) -> Part:
+    if not folder.is_dir():
+        raise CheckpointError(f"Expected the folder {folder}, found nothing there.")
+    special = folder.name in _CONFIG_NAMES
+    config_path = folder / _CONFIG_NAMES.get(folder.name, "config.json")
+    # A tokenizer may come without its configuration; every other part is useless without.
+    config = {} if folder.name == "tokenizer" and not config_path.is_file() else _read_json(config_path)
+    weights = {} if special else _find_weights(folder)
+    for path in (path for paths in weights.values() for path in paths):
+        _check_safetensors(path)
+    return Part(folder.name, folder, config, weights)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"Expected the file {path}, found nothing there.")
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, expected a small JSON file.")
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found a {type(data).__name__}.")
+    return data
+
+
+def _find_weights(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Weight files by variant ("" is full precision); sharded weights are found through their index."""
+    found: dict[str, tuple[Path, ...]] = {}
+    for stem in _WEIGHT_NAMES:
+        for variant in ("", "fp16"):
+            suffix = f".{variant}" if variant else ""
+            single = folder / f"{stem}{suffix}.safetensors"
+            index = folder / f"{stem}.safetensors.index{suffix}.json"
+            if single.is_file():
+                found[variant] = (single,)
+            elif index.is_file():
+                found[variant] = _shards(index)
+    if found:
+        return found
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise CheckpointError(f"{folder / pickles[0]} is a pickle, which can run code: expected a .safetensors file.")
+    raise CheckpointError(f"Expected {_WEIGHT_NAMES[0]}.safetensors or {_WEIGHT_NAMES[1]}.safetensors in {folder}, found neither.")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    weight_map = _read_json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{index}: expected a weight_map to file names in the same folder.")
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index} lists {name}, expected that file beside it, found nothing.")
+    return tuple(index.parent / name for name in sorted(names))
+
+
+def _check_safetensors(path: Path) -> None:
+    """Reads the header alone; safetensors itself checks that it covers the file without gap or overlap."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stream:
+            if not stream.keys():
+                raise CheckpointError(f"{path} holds no tensors.")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({error}): expected a complete one, "
+            f"found {path.stat().st_size} bytes."
+        ) from error

@@ -1,0 +1,346 @@
+"""I2VGen-XL (Zhang et al. 2023, arXiv:2311.04145) in the layout of ali-vilab/i2vgen-xl.
+
+diffusers gives the UNet and the VAE, transformers the CLIP encoders; the way through them is ours. The
+UNet is split in two: a conditioner, which runs once per clip, and a core, which runs at every step and
+exports with every dimension dynamic (diffusers' own forward does not: its `repeat_interleave` breaks for
+batches, its adaptive pooling for other sizes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+
+from ...engine_builder.spec import DimRange, Guidance, NetworkSpec, Scope, ShapeProfile, TensorSpec
+from ..picture import cover, to_unit_tensor
+from .base import ClipRequest, Component, Encoded, Run, Stage, VideoModel
+from .checkpoint import Checkpoint, open_checkpoint
+from .parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder, load_part
+
+LAYOUT: dict[str, tuple[str, ...]] = {
+    "unet": ("I2VGenXLUNet",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "image_encoder": ("CLIPVisionModelWithProjection",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "feature_extractor": ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast"),
+    "scheduler": ("DDIMScheduler",),
+}
+MAX_FRAMES = 64
+MIN_LATENT_SIDE = 8
+MAX_LATENT_SIDE = 256
+PICTURE_TOKENS = 64
+"""What the conditioner makes of the picture's latents: 32x32 after pooling, halved twice, as tokens."""
+TRAIN_TIMESTEPS = 1000
+
+
+def _per_frame(x: torch.Tensor, frames: int) -> torch.Tensor:
+    """[batch, ...] repeated to [batch * frames, ...]; expand and reshape export where repeat_interleave fails."""
+    return x.unsqueeze(1).expand(x.shape[0], frames, *x.shape[1:]).reshape(x.shape[0] * frames, *x.shape[1:])
+
+
+def _frames_to_batch(x: torch.Tensor) -> torch.Tensor:
+    """[batch, channels, frames, height, width] as [batch * frames, channels, height, width]."""
+    return x.permute(0, 2, 1, 3, 4).flatten(0, 1)
+
+
+class Conditioner(torch.nn.Module):
+    """The part of I2VGenXLUNet that sees neither noise nor timestep: once per clip."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.in_channels: int = unet.config.in_channels
+        self.time_proj = unet.time_proj
+        self.fps_embedding = unet.fps_embedding
+        self.context_embedding = unet.context_embedding
+        self.image_latents_proj_in = unet.image_latents_proj_in
+        self.image_latents_temporal_encoder = unet.image_latents_temporal_encoder
+        self.image_latents_context_embedding = unet.image_latents_context_embedding
+
+    def forward(
+        self, fps: torch.Tensor, image_latents: torch.Tensor, image_embeds: torch.Tensor, text_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """From fps [batch], image_latents [batch, 4, frames, h, w], image_embeds [batch, 1, width] and
+        text_states [batch, 77, width] to image_cond [batch, 4, frames, h, w], fps_emb [batch, embedding]
+        and context [batch, tokens, width]."""
+        fps_emb = self.fps_embedding(self.time_proj(fps).to(text_states.dtype))
+        first = self.image_latents_context_embedding(image_latents[:, :, 0])
+        from_image = self.context_embedding(image_embeds).reshape(len(first), self.in_channels, -1)
+        context = torch.cat([text_states, first.flatten(2).transpose(1, 2), from_image], dim=1)
+        return self._over_time(image_latents), fps_emb, context
+
+    def _over_time(self, image_latents: torch.Tensor) -> torch.Tensor:
+        """The picture's latents and the frames' positions, mixed along time at each place."""
+        batch, _, frames, height, width = image_latents.shape
+        x = self.image_latents_proj_in(_frames_to_batch(image_latents))
+        x = x.reshape(batch, frames, -1, height, width).permute(0, 3, 4, 1, 2)
+        x = self.image_latents_temporal_encoder(x.flatten(0, 2))
+        return x.reshape(batch, height, width, frames, -1).permute(0, 4, 3, 1, 2)
+
+
+class Core(torch.nn.Module):
+    """The part of I2VGenXLUNet that runs at every step."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.time_proj = unet.time_proj
+        self.time_embedding = unet.time_embedding
+        self.conv_in = unet.conv_in
+        self.transformer_in = unet.transformer_in
+        self.down_blocks = unet.down_blocks
+        self.mid_block = unet.mid_block
+        self.up_blocks = unet.up_blocks
+        self.conv_norm_out = unet.conv_norm_out
+        self.conv_act = unet.conv_act
+        self.conv_out = unet.conv_out
+        self.side_multiple = 2 ** (len(unet.up_blocks) - 1)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        image_cond: torch.Tensor,
+        fps_emb: torch.Tensor,
+        context: torch.Tensor,
+    ) -> torch.Tensor:
+        """Predicts for sample [batch, 4, frames, h, w] at timestep [batch] (float32); the rest is Conditioner's."""
+        batch, _, frames, height, width = sample.shape
+        emb = self.time_embedding(self.time_proj(timestep).to(sample.dtype)) + fps_emb
+        given = {"temb": _per_frame(emb, frames), "num_frames": frames}
+        attended = {**given, "encoder_hidden_states": _per_frame(context, frames)}
+
+        x = self.conv_in(_frames_to_batch(torch.cat([sample, image_cond], dim=1)))
+        x = self.transformer_in(x, num_frames=frames, return_dict=False)[0]
+        skips: tuple[torch.Tensor, ...] = (x,)
+        for block in self.down_blocks:
+            x, produced = block(hidden_states=x, **(attended if _attends(block) else given))
+            skips += produced
+        x = self.mid_block(x, **attended)
+        odd = height % self.side_multiple != 0 or width % self.side_multiple != 0
+        for block in self.up_blocks:
+            used, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            # Sides that do not halve evenly come up one short: the next skip connection says the size.
+            size = skips[-1].shape[2:] if odd and skips else None
+            x = block(
+                hidden_states=x,
+                res_hidden_states_tuple=used,
+                upsample_size=size,
+                **(attended if _attends(block) else given),
+            )
+        x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return x.reshape(batch, frames, -1, height, width).permute(0, 2, 1, 3, 4)
+
+
+def _attends(block: torch.nn.Module) -> bool:
+    return bool(getattr(block, "has_cross_attention", False))
+
+
+@dataclass(frozen=True)
+class _Network:
+    """How a component is made: the checkpoint's part it comes from, its module, tensors, and shape limits."""
+
+    part: str
+    module: Callable[[Any], torch.nn.Module]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ranges: tuple[str, ...]
+    exportable: bool = True
+
+
+def _networks(checkpoint: Checkpoint) -> dict[str, _Network]:
+    """Every component of the family, with sizes read from the checkpoint's configurations."""
+    unet, text, vision = (checkpoint.parts[name].config for name in ("unet", "text_encoder", "image_encoder"))
+    tokens, width = text["max_position_embeddings"], unet["cross_attention_dim"]
+    context = tokens + PICTURE_TOKENS + unet["in_channels"]
+    embedding = unet["block_out_channels"][0] * 4
+    clip, branch = Scope.CLIP, Guidance.PER_BRANCH
+    plane = ("latent_height", "latent_width")
+    pixel_plane = ("latent_height*8", "latent_width*8")
+    volume = ("batch", unet["in_channels"], "frames", *plane)
+    ids = TensorSpec("input_ids", ("batch", tokens), "int64", clip, branch, (0, text["vocab_size"]))
+    text_states = TensorSpec("text_states", ("batch", tokens, width), scope=clip, guidance=branch)
+    image_embeds = TensorSpec("image_embeds", (1, vision["projection_dim"]), scope=clip, guidance=branch)
+    pixels = TensorSpec("pixel_values", (1, 3, vision["image_size"], vision["image_size"]), scope=clip)
+    image_cond = TensorSpec("image_cond", volume, scope=clip)
+    fps_emb = TensorSpec("fps_emb", ("batch", embedding), scope=clip)
+    context_spec = TensorSpec("context", ("batch", context, width), scope=clip, guidance=branch)
+    conditioner_inputs = (
+        TensorSpec("fps", ("batch",), "float32", clip, span=(1, 120)),
+        TensorSpec("image_latents", volume, scope=clip),
+        TensorSpec("image_embeds", ("batch", 1, vision["projection_dim"]), scope=clip, guidance=branch),
+        text_states,
+    )
+    core_inputs = (
+        TensorSpec("sample", volume),
+        TensorSpec("timestep", ("batch",), "float32", span=(0, TRAIN_TIMESTEPS)),
+        image_cond,
+        fps_emb,
+        context_spec,
+    )
+    picture, frames = (TensorSpec("image", (n, 3, *pixel_plane), scope=clip) for n in (1, "batch"))
+    first, latents = (TensorSpec("latents", (n, 4, *plane), scope=clip) for n in (1, "batch"))
+    return {
+        "text_encoder": _Network("text_encoder", TextEncoder, (ids,), (text_states,), ("batch",)),
+        "image_encoder": _Network("image_encoder", ImageEncoder, (pixels,), (image_embeds,), ()),
+        "vae_encoder": _Network("vae", VaeEncoder, (picture,), (first,), plane),
+        "conditioner": _Network(
+            "unet", Conditioner, conditioner_inputs, (image_cond, fps_emb, context_spec), (), exportable=False
+        ),
+        "core": _Network("unet", Core, core_inputs, (TensorSpec("prediction", volume),), ("batch", "frames", *plane)),
+        "vae_decoder": _Network("vae", VaeDecoder, (latents,), (frames,), ("batch", *plane)),
+    }
+
+
+def _limits(component: str, ranges: tuple[str, ...], side_multiple: int) -> ShapeProfile:
+    """The sizes that an engine of the component may serve; eager PyTorch takes others too."""
+    step = side_multiple if component == "core" else 1
+    side = DimRange(MIN_LATENT_SIDE, max(64, step), MAX_LATENT_SIDE, step)
+    batch = DimRange(1, 8, MAX_FRAMES) if component == "vae_decoder" else DimRange(1, 2, 2)
+    known = {"batch": batch, "frames": DimRange(1, 16, MAX_FRAMES), "latent_height": side, "latent_width": side}
+    return ShapeProfile({name: known[name] for name in ranges})
+
+
+class I2VGenXL(VideoModel):
+    """A checkpoint of the I2VGen-XL architecture."""
+
+    family: ClassVar[str] = "i2vgen_xl"
+    pipeline_class: ClassVar[str] = "I2VGenXLPipeline"
+
+    @classmethod
+    def open(cls, folder: Path) -> I2VGenXL:
+        return cls(open_checkpoint(folder, LAYOUT))
+
+    @property
+    def engine_components(self) -> Sequence[str]:
+        return ("text_encoder", "image_encoder", "vae_encoder", "core", "vae_decoder")
+
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        return self._config("scheduler")
+
+    @property
+    def latent_scale(self) -> float:
+        return float(self._config("vae")["scaling_factor"])
+
+    @cached_property
+    def encode_sha256(self) -> str:
+        names = ("unet", "vae", "text_encoder", "image_encoder", "tokenizer", "feature_extractor")
+        return hashlib.sha256("".join(self.checkpoint.parts[name].sha256 for name in names).encode()).hexdigest()
+
+    @cached_property
+    def components(self) -> Mapping[str, Component]:
+        return {name: self._component(name, network) for name, network in _networks(self.checkpoint).items()}
+
+    def _component(self, name: str, network: _Network) -> Component:
+        part = self.checkpoint.parts[network.part]
+        side_multiple = 2 ** (len(self._config("unet")["block_out_channels"]) - 1)
+        spec = NetworkSpec(
+            family=self.family,
+            component=name,
+            config_sha256=part.config_sha256,
+            weights_sha256=part.sha256,
+            inputs=network.inputs,
+            outputs=network.outputs,
+            limits=_limits(name, network.ranges, side_multiple),
+            exportable=network.exportable,
+        )
+        return Component(spec, lambda precision: network.module(load_part(part, precision)).eval().requires_grad_(False))
+
+    def _config(self, part: str) -> Mapping[str, Any]:
+        return self.checkpoint.parts[part].config
+
+    def encode(self, request: ClipRequest, run: Run, stage: Stage) -> Encoded:
+        """Text, picture and frame rate, each through its encoder, then together through the conditioner."""
+        ids, notes = self._tokenize(request)
+        stage("encode text", 0, 4)
+        text_states = run("text_encoder", {"input_ids": ids})["text_states"]
+        stage("encode picture", 1, 4)
+        image_embeds = run("image_encoder", {"pixel_values": self._clip_pixels(request)})["image_embeds"]
+        stage("encode latents", 2, 4)
+        image_latents = self._image_latents(request, run)
+        stage("condition", 3, 4)
+        tensors = run("conditioner", _branches(text_states, image_embeds, image_latents, request.fps))
+        stage("condition", 4, 4)
+        shared = {name: tensors[name][:1].float().cpu() for name in ("image_cond", "fps_emb")}
+        return Encoded({**shared, "context": tensors["context"].float().cpu()}, notes)
+
+    def noise(self, width: int, height: int, num_frames: int, generator: torch.Generator) -> torch.Tensor:
+        shape = (self.latent_channels, num_frames, height // self.latent_factor, width // self.latent_factor)
+        return torch.randn(shape, generator=generator).transpose(0, 1)
+
+    def prepare_input(
+        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor], guided: bool
+    ) -> dict[str, torch.Tensor]:
+        batch = 2 if guided else 1
+        sample = x.transpose(0, 1)[None]
+        clip = {name: tensor[-1:] if not guided else tensor for name, tensor in tensors.items()}
+        return {
+            "sample": sample.expand(batch, *sample.shape[1:]),
+            "timestep": t.float().reshape(1).expand(batch),
+            **{name: tensor.expand(batch, *tensor.shape[1:]) for name, tensor in clip.items()},
+        }
+
+    def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: float) -> torch.Tensor:
+        prediction = outputs["prediction"].float()
+        if len(prediction) == 2:
+            unconditional, conditional = prediction
+            guided = unconditional + guidance_scale * (conditional - unconditional)
+        else:
+            guided = prediction[0]
+        return guided.transpose(0, 1)
+
+    def _tokenize(self, request: ClipRequest) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """Token ids int64 [2, 77] of the negative and the positive prompt, and what was cut off."""
+        from transformers import CLIPTokenizer
+
+        tokenizer = CLIPTokenizer.from_pretrained(self.checkpoint.parts["tokenizer"].folder, local_files_only=True)
+        limit = self._config("text_encoder")["max_position_embeddings"]
+        texts = {"negative prompt": request.negative_prompt, "prompt": request.prompt}
+        notes = []
+        for name, text in texts.items():
+            count = len(tokenizer(text, truncation=False, verbose=False).input_ids)
+            if count > limit:
+                notes.append(f"The {name} has {count} tokens: only the first {limit} count.")
+        ids = tokenizer(
+            list(texts.values()), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+        ).input_ids
+        return ids.long(), tuple(notes)
+
+    def _clip_pixels(self, request: ClipRequest) -> torch.Tensor:
+        """The picture's middle square for CLIP, float32 [1, 3, side, side], normalised.
+
+        As I2VGenXLPipeline: cropped to width x width first, whatever the height.
+        """
+        extractor, side = self._config("feature_extractor"), self._config("image_encoder")["image_size"]
+        square = cover(request.picture, request.width, request.width).resize((side, side), Image.Resampling.BILINEAR)
+        mean, std = (torch.tensor(extractor[name]).reshape(1, 3, 1, 1) for name in ("image_mean", "image_std"))
+        return (to_unit_tensor(square) - mean) / std
+
+    def _image_latents(self, request: ClipRequest, run: Run) -> torch.Tensor:
+        """The picture's latents at frame 0 and each later frame's position, float32 [1, 4, frames, h, w]."""
+        image = to_unit_tensor(cover(request.picture, request.width, request.height)) * 2 - 1
+        first = run("vae_encoder", {"image": image})["latents"].float().cpu() * self.latent_scale
+        positions = torch.arange(request.num_frames) / max(request.num_frames - 1, 1)
+        latents = positions.reshape(1, 1, -1, 1, 1) * torch.ones_like(first).unsqueeze(2)
+        latents[:, :, 0] = first
+        return latents
+
+
+def _branches(
+    text_states: torch.Tensor, image_embeds: torch.Tensor, image_latents: torch.Tensor, fps: int
+) -> dict[str, torch.Tensor]:
+    """The conditioner's inputs for both guidance branches; the unconditional one sees no picture embedding."""
+    embeds = image_embeds.unsqueeze(1)
+    return {
+        "fps": torch.full((2,), float(fps)),
+        "image_latents": image_latents.expand(2, *image_latents.shape[1:]),
+        "image_embeds": torch.cat([torch.zeros_like(embeds), embeds]),
+        "text_states": text_states,
+    }

@@ -1,0 +1,95 @@
+"""Networks that several families share: CLIP's encoders, the picture VAE, and how a checked part is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...engine_builder.errors import CheckpointError
+from ...engine_builder.spec import PRECISIONS
+from .checkpoint import Part
+
+
+class TextEncoder(torch.nn.Module):
+    """CLIP's text model without its last layer: the published pipeline reads the layer before it (clip skip 1)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        body = getattr(model, "text_model", model)  # transformers 5.6 made the two one
+        body.encoder.layers = body.encoder.layers[:-1]
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """From input_ids [batch, 77] to text_states [batch, 77, width]."""
+        return self.model(input_ids=input_ids).last_hidden_state
+
+
+class ImageEncoder(torch.nn.Module):
+    """CLIP's vision model and its projection."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """From normalised pixel_values [batch, 3, side, side] to image_embeds [batch, width]."""
+        return self.model(pixel_values=pixel_values).image_embeds
+
+
+class VaeEncoder(torch.nn.Module):
+    """The VAE's encoder up to the mean of its posterior, which depends on no random state."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """From image [batch, 3, h*8, w*8] in -1..1 to mean [batch, 4, h, w], not yet scaled."""
+        return self.quant_conv(self.encoder(image)).chunk(2, dim=1)[0]
+
+
+class VaeDecoder(torch.nn.Module):
+    """The VAE's decoder, a frame an item."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """From unscaled latents [frames, 4, h, w] to image [frames, 3, h*8, w*8] in -1..1."""
+        return self.decoder(self.post_quant_conv(latents))
+
+
+def load_part(part: Part, precision: str) -> Any:
+    """A checked part's network by diffusers or transformers, on the CPU, in the precision.
+
+    Raises CheckpointError when the weights do not fit the configuration.
+    """
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.disable_progress_bar()
+    variant = part.variant_for(precision)
+    try:
+        return _class_of(part).from_pretrained(
+            part.folder,
+            variant=variant,
+            torch_dtype=getattr(torch, PRECISIONS[precision]),
+            use_safetensors=True,
+            local_files_only=True,
+            **({"low_cpu_mem_usage": False} if part.name in ("unet", "vae") else {}),
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{part.folder}: the weights do not fit the configuration: {reason}") from error
+
+
+def _class_of(part: Part) -> Any:
+    """The library class of a part; imported here, so that only those who load pay for it."""
+    if part.name in ("text_encoder", "image_encoder"):
+        from transformers import CLIPTextModel, CLIPVisionModelWithProjection
+
+        return CLIPTextModel if part.name == "text_encoder" else CLIPVisionModelWithProjection
+    from diffusers import AutoencoderKL, I2VGenXLUNet
+
+    return I2VGenXLUNet if part.name == "unet" else AutoencoderKL

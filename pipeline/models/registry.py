@@ -1,0 +1,23 @@
+"""Finds the family of a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...engine_builder.errors import CheckpointError
+from .base import VideoModel
+from .checkpoint import INDEX, pipeline_class
+from .i2vgen_xl import I2VGenXL
+
+FAMILIES: dict[str, type[VideoModel]] = {family.pipeline_class: family for family in (I2VGenXL,)}
+
+
+def open_model(folder: Path) -> VideoModel:
+    """The model in a folder of the published diffusers layout.
+
+    Raises CheckpointError, naming the file, when the folder is missing, foreign or damaged.
+    """
+    found = pipeline_class(folder)
+    if found not in FAMILIES:
+        raise CheckpointError(f"{folder / INDEX}: expected {' or '.join(FAMILIES)}, found {found}.")
+    return FAMILIES[found].open(folder)

@@ -1,0 +1,191 @@
+"""A tiny checkpoint of the published layout with random weights, made offline in a second.
+
+For tests, and for a first run without a download: its videos show noise, but every part of the way is
+the real one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...engine_builder.errors import StorageError
+
+SCHEDULER = {
+    "beta_schedule": "squaredcos_cap_v2",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+TOKENS = 77
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class TinySizes:
+    """The widths that matter; the defaults give 1.4 million parameters in the UNet."""
+
+    channels: tuple[int, ...] = (32, 64)
+    head_dim: int = 8
+    width: int = 32
+    groups: int = 8
+    vae_channels: tuple[int, ...] = (16, 16, 32, 32)
+    picture: int = 32
+    patch: int = 8
+
+
+def write_tiny_checkpoint(folder: Path, sizes: TinySizes | None = None, seed: int = 0) -> Path:
+    """Writes the checkpoint into `folder` (made if missing) and returns it; the same seed gives the same weights.
+
+    Raises StorageError when the disk refuses.
+    """
+    import torch
+
+    sizes = sizes or TinySizes()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_diffusion(folder, sizes)
+            _write_clip(folder, sizes)
+            _write_json(folder / "model_index.json", _index())
+        except OSError as error:
+            raise StorageError(f"The tiny checkpoint could not be written to {folder}: {error.strerror or error}.") from error
+    return folder
+
+
+def _write_diffusion(folder: Path, sizes: TinySizes) -> None:
+    from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLUNet
+
+    attention = len(sizes.channels) - 1
+    unet = I2VGenXLUNet(
+        sample_size=8,
+        block_out_channels=sizes.channels,
+        layers_per_block=1,
+        down_block_types=(*["CrossAttnDownBlock3D"] * attention, "DownBlock3D"),
+        up_block_types=("UpBlock3D", *["CrossAttnUpBlock3D"] * attention),
+        norm_num_groups=sizes.groups,
+        cross_attention_dim=sizes.width,
+        attention_head_dim=sizes.head_dim,
+    )
+    _wake_temporal_convolutions(unet)
+    unet.save_pretrained(folder / "unet")
+    levels = len(sizes.vae_channels)
+    vae = AutoencoderKL(
+        block_out_channels=sizes.vae_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=4,
+        norm_num_groups=sizes.groups,
+        scaling_factor=0.18125,
+        sample_size=64,
+    )
+    vae.save_pretrained(folder / "vae")
+    DDIMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+
+
+def _wake_temporal_convolutions(unet: Any) -> None:
+    """Replaces the zeros that these layers start from, by which a test would not see them."""
+    import torch
+
+    for name, module in unet.named_modules():
+        if name.endswith("conv4"):
+            torch.nn.init.normal_(module[-1].weight, std=0.02)
+            torch.nn.init.normal_(module[-1].bias, std=0.02)
+
+
+def _write_clip(folder: Path, sizes: TinySizes) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    vocabulary = byte_vocabulary()
+    layers = {"num_hidden_layers": 2, "num_attention_heads": max(sizes.width // 16, 1), "hidden_size": sizes.width}
+    text = CLIPTextConfig(
+        **layers,
+        intermediate_size=2 * sizes.width,
+        vocab_size=len(vocabulary),
+        max_position_embeddings=TOKENS,
+        bos_token_id=len(vocabulary) - 2,
+        eos_token_id=len(vocabulary) - 1,
+        pad_token_id=len(vocabulary) - 1,
+        projection_dim=sizes.width,
+    )
+    CLIPTextModel(text).eval().save_pretrained(folder / "text_encoder")
+    vision = CLIPVisionConfig(
+        **layers,
+        intermediate_size=2 * sizes.width,
+        image_size=sizes.picture,
+        patch_size=sizes.patch,
+        projection_dim=sizes.width,
+    )
+    CLIPVisionModelWithProjection(vision).eval().save_pretrained(folder / "image_encoder")
+    write_byte_tokenizer(folder / "tokenizer")
+    (folder / "feature_extractor").mkdir(exist_ok=True)
+    _write_json(folder / "feature_extractor" / "preprocessor_config.json", _extractor(sizes.picture))
+
+
+def byte_vocabulary() -> dict[str, int]:
+    """CLIP's vocabulary without merges: 256 bytes, 256 bytes that end a word, start and end: 514 tokens."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(others))]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return {token: number for number, token in enumerate(tokens)}
+
+
+def write_byte_tokenizer(folder: Path) -> None:
+    """A CLIP tokenizer over `byte_vocabulary`, in the files that every version of transformers reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "vocab.json", byte_vocabulary())
+    (folder / "merges.txt").write_text("#version: 0.2\n", "utf-8")
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
+    _write_json(folder / "special_tokens_map.json", special)
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS, "do_lower_case": True, **special}
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _extractor(side: int) -> dict[str, Any]:
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": {"height": side, "width": side},
+        "size": {"shortest_edge": side},
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+        "do_normalize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_resize": True,
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "resample": 3,
+    }
+
+
+def _index() -> dict[str, Any]:
+    return {
+        "_class_name": "I2VGenXLPipeline",
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "I2VGenXLUNet"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,62 @@
+"""The picture that a clip starts from: checked, made RGB, cropped and scaled as the reference does."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from PIL import Image
+
+from ..engine_builder.errors import InputError
+
+_MAX_PIXELS = 1 << 28
+
+
+def picture_from_tensor(image: torch.Tensor) -> Image.Image:
+    """One RGB picture from float [1, height, width, channels] or [height, width, channels] in 0..1.
+
+    Grey is repeated and transparency laid over white. Raises InputError for a batch, for another shape,
+    and for values that are not finite.
+    """
+    if image.ndim == 4 and image.shape[0] != 1:
+        raise InputError(f"Expected one picture, found a batch of {image.shape[0]}: choose one of them first.")
+    pixels = image[0] if image.ndim == 4 else image
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or 0 in pixels.shape:
+        raise InputError(f"Expected a picture as [height, width, 1, 3 or 4 channels], found {list(image.shape)}.")
+    pixels = pixels.detach().float().cpu()
+    if not bool(torch.isfinite(pixels).all()):
+        raise InputError("Expected a picture of finite values, found NaN or infinity.")
+    levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return rgb(Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels))
+
+
+def rgb(picture: Image.Image) -> Image.Image:
+    """The picture in 8-bit RGB: 16-bit grey is scaled down, transparency laid over white."""
+    if picture.width * picture.height > _MAX_PIXELS:
+        raise InputError(f"Expected a picture of at most {_MAX_PIXELS} pixels, found {picture.width}x{picture.height}.")
+    if picture.mode.startswith("I;16") or picture.mode == "I":  # PIL would clip to 255 instead of scaling
+        picture = picture.convert("I").point(lambda level: level / 257).convert("L")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def cover(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """Scales until the picture just covers width x height (pixels), then crops the middle.
+
+    Box filter and rounding as I2VGenXLPipeline's, except that it can come out a pixel short and this not.
+    """
+    scale = min(picture.width / width, picture.height / height)
+    scaled_width = max(width, math.floor(picture.width / scale))
+    scaled_height = max(height, math.floor(picture.height / scale))
+    scaled = picture.resize((scaled_width, scaled_height), Image.Resampling.BOX)
+    left, top = (scaled_width - width) // 2, (scaled_height - height) // 2
+    return scaled.crop((left, top, left + width, top + height))
+
+
+def to_unit_tensor(picture: Image.Image) -> torch.Tensor:
+    """Float32 [1, 3, height, width] in 0..1."""
+    flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return flat.reshape(1, picture.height, picture.width, 3).permute(0, 3, 1, 2).float() / 255

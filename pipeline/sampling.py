@@ -1,0 +1,88 @@
+"""Schedulers and the loop over `denoise(x, t)`: it knows neither networks nor engines nor conditioning."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..engine_builder.errors import InputError
+
+Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From latents [frames, channels, height, width] and a scalar timestep to the prediction of that shape."""
+
+OnStep = Callable[[int, int, torch.Tensor], None]
+"""Told the steps done, the steps in all, and the current estimate of the clean latents; may raise to stop."""
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+}
+"""The diffusers schedulers that take a v-prediction model as it is: the class, and what is set beside its config."""
+
+MAX_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How to walk from noise to latents. `eta` is DDIM's: 0 is deterministic, 1 as noisy as DDPM."""
+
+    steps: int
+    scheduler: str = "ddim"
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise InputError(f"Steps are a whole number from 1 to {MAX_STEPS}, found {self.steps}.")
+        if self.scheduler not in SCHEDULERS:
+            raise InputError(f"The scheduler is one of {', '.join(SCHEDULERS)}, found {self.scheduler!r}.")
+        if not 0.0 <= self.eta <= 1.0:
+            raise InputError(f"Eta is a number from 0 to 1, found {self.eta}.")
+
+
+def make_scheduler(settings: SamplerSettings, config: Mapping[str, Any]) -> Any:
+    """The diffusers scheduler of that name over the checkpoint's published configuration."""
+    import diffusers
+
+    class_name, extra = SCHEDULERS[settings.scheduler]
+    cls = getattr(diffusers, class_name)
+    known = set(inspect.signature(cls.__init__).parameters)
+    # The published names that another class does not know would only make it warn.
+    return cls.from_config({name: value for name, value in config.items() if name in known}, **extra)
+
+
+def sample(
+    denoise: Denoise,
+    scheduler: Any,
+    noise: torch.Tensor,
+    settings: SamplerSettings,
+    generator: torch.Generator,
+    on_step: OnStep,
+) -> torch.Tensor:
+    """Latents from noise, both float32 [frames, channels, height, width].
+
+    `noise` has unit variance; `generator` draws what a stochastic scheduler adds at its steps, on its own
+    device. DDIM: Song et al. 2020, arXiv:2010.02502; the others as diffusers documents them.
+    """
+    scheduler.set_timesteps(settings.steps, device=noise.device)
+    known = inspect.signature(scheduler.step).parameters
+    options: dict[str, Any] = {"eta": settings.eta} if "eta" in known else {}
+    if "generator" in known:
+        options["generator"] = generator
+    x = noise * scheduler.init_noise_sigma
+    timesteps = scheduler.timesteps
+    for step, t in enumerate(timesteps, start=1):
+        prediction = denoise(scheduler.scale_model_input(x, t), t)
+        result = scheduler.step(prediction, t, x, **options)
+        x = result.prev_sample
+        clean = getattr(result, "pred_original_sample", None)
+        on_step(step, len(timesteps), x if clean is None else clean)
+    return x
