@@ -17,7 +17,7 @@ from .environment import ROOT, say
 NOT_REACHED = "not reached"
 
 
-@dataclass
+@dataclass(eq=False)  # pytest keeps its plugins in sets
 class LiveTests:
     """A pytest plugin that notes what became of the tests marked `comfy`."""
 
@@ -25,14 +25,13 @@ class LiveTests:
     reasons: set[str] = field(default_factory=set)
     left_out: int = 0
 
-    def pytest_itemcollected(self, item: Any) -> None:
-        """Note which tests are live ones."""
-        if item.get_closest_marker("comfy"):
-            self.outcomes[item.nodeid] = NOT_REACHED
-
     def pytest_deselected(self, items: list[Any]) -> None:
-        """Note those that the command line leaves out."""
-        self.left_out += sum(self.outcomes.pop(item.nodeid, None) is not None for item in items)
+        """Count the live tests that the command line leaves out."""
+        self.left_out += sum(is_live(item) for item in items)
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        """Note those that are going to run, now that every conftest.py has set its marks."""
+        self.outcomes = {item.nodeid: NOT_REACHED for item in session.items if is_live(item)}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Note how a live test ended; trouble before or after its body counts too."""
@@ -52,6 +51,11 @@ class LiveTests:
         ran = counts["passed"] + counts["failed"]
         counted = ", ".join(parts) or "the selection holds none"
         return f"Tests against a live ComfyUI: {ran or 'none'} ran: {counted}{why}."
+
+
+def is_live(item: Any) -> bool:
+    """Whether a pytest item needs a ComfyUI."""
+    return item.get_closest_marker("comfy") is not None
 
 
 def run_tests(pytest_arguments: list[str], fast: bool) -> int:

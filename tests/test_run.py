@@ -6,9 +6,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+
 from i2v_tensorrt.jobs import checks, commands
 from i2v_tensorrt.jobs.children import run_child
 from i2v_tensorrt.jobs.environment import (
@@ -300,50 +300,64 @@ def test_a_real_environment_runs(tmp_path: Path) -> None:
 
 # The summary of the live tests
 
+LIVE = """
+import pytest
 
-def item(name: str, live: bool) -> SimpleNamespace:
-    return SimpleNamespace(
-        nodeid=name, get_closest_marker=lambda marker: object() if live and marker == "comfy" else None
-    )
+pytestmark = pytest.mark.comfy
 
+def test_one(): pass
+def test_two(): pytest.skip("no ComfyUI here") if {skip} else None
+def test_three(): assert not {fail}
+"""
+UNIT = "def test_four(): raise AssertionError"
+# Its own conftest.py marks that folder's tests late, as tests/comfy/conftest.py does.
+LATE = """
+import pytest
 
-def report(name: str, outcome: str, when: str = "call", reason: str = "") -> SimpleNamespace:
-    longrepr = ("file.py", 1, f"Skipped: {reason}") if reason else None
-    return SimpleNamespace(
-        nodeid=name, outcome=outcome, when=when, skipped=outcome == "skipped", longrepr=longrepr
-    )
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "late" in item.path.parts: item.add_marker("comfy")
+"""
+INNER = """
+import runpy, sys
+runpy.run_path(sys.argv[1])
+from i2v_tensorrt.jobs.checks import LiveTests, run_pytest
+live = LiveTests()
+run_pytest(["-q", "-p", "no:cacheprovider", "--import-mode=importlib", *sys.argv[2:]], live)
+print(live.summary())
+"""
 
 
 @pytest.mark.parametrize(
-    ("reports", "sentence"),
+    ("skip", "fail", "arguments", "sentence"),
     [
+        (False, False, [], "4 ran: 4 passed."),
+        (False, True, [], "4 ran: 1 failed, 3 passed."),
+        (True, False, [], "3 ran: 3 passed, 1 skipped (no ComfyUI here)."),
         (
-            [report("a", "skipped", "setup", "no ComfyUI"), report("b", "skipped", "setup", "no ComfyUI")],
-            "none ran: 2 skipped (no ComfyUI).",
+            True,
+            False,
+            ["-k", "two"],
+            "none ran: 1 skipped, 3 left out by the command line (no ComfyUI here).",
         ),
-        ([report("a", "passed"), report("b", "failed")], "2 ran: 1 failed, 1 passed."),
-        (
-            [report("a", "passed"), report("a", "failed", "teardown"), report("b", "passed")],
-            "2 ran: 1 failed, 1 passed.",
-        ),
-        ([report("a", "passed"), report("unit", "failed")], "1 ran: 1 not reached, 1 passed."),
+        (False, True, ["-x", "test_live.py", "late"], "3 ran: 1 failed, 1 not reached, 2 passed."),
+        (False, False, ["-m", "not comfy"], "none ran: 4 left out by the command line."),
+        (False, False, ["test_unit.py"], "none ran: the selection holds none."),
     ],
 )
-def test_the_summary_says_what_became_of_live_tests(reports: list[SimpleNamespace], sentence: str) -> None:
-    live = checks.LiveTests()
-    for collected in (item("a", True), item("b", True), item("unit", False)):
-        live.pytest_itemcollected(collected)
-    for each in reports:
-        live.pytest_runtest_logreport(each)
-    assert live.summary() == f"Tests against a live ComfyUI: {sentence}"
-
-
-def test_the_summary_says_what_was_left_out() -> None:
-    live = checks.LiveTests()
-    for collected in (item("a", True), item("unit", False)):
-        live.pytest_itemcollected(collected)
-    live.pytest_deselected([item("a", True), item("unit", False)])
-    assert live.summary() == "Tests against a live ComfyUI: none ran: 1 left out by the command line."
+def test_the_summary_says_what_became_of_live_tests(
+    tmp_path: Path, skip: bool, fail: bool, arguments: list[str], sentence: str
+) -> None:
+    (tmp_path / "late").mkdir()
+    (tmp_path / "late" / "conftest.py").write_text(LATE)
+    (tmp_path / "late" / "test_late.py").write_text("def test_five(): pass")
+    (tmp_path / "test_live.py").write_text(LIVE.format(skip=skip, fail=fail))
+    (tmp_path / "test_unit.py").write_text(UNIT)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = comfy: live\n")
+    command = [sys.executable, "-c", INNER, str(RUN), *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == f"Tests against a live ComfyUI: {sentence}"
 
 
 @pytest.mark.parametrize(
