@@ -120,7 +120,11 @@ def dynamic_shapes(inputs: tuple[TensorSpec, ...], profile: ShapeProfile) -> dic
 
 def _dynamic_axes(tensor: TensorSpec, symbols: dict[str, Any]) -> dict[int, Any]:
     named = [(axis, *split_dim(dim)) for axis, dim in enumerate(tensor.dims) if isinstance(dim, str)]
-    return {axis: symbols[name] if factor == 1 else factor * symbols[name] for axis, name, factor in named if name in symbols}
+    return {
+        axis: symbols[name] if factor == 1 else factor * symbols[name]
+        for axis, name, factor in named
+        if name in symbols
+    }
 
 
 def _symbol(name: str, limits: DimRange) -> Any:

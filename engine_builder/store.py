@@ -185,9 +185,7 @@ class EngineStore:
 def describe_files(folder: Path) -> dict[str, FileDigest]:
     """Size and digest of every file below `folder`, by its relative name."""
     return {
-        path.relative_to(folder).as_posix(): file_digest(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
 
 

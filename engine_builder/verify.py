@@ -60,9 +60,7 @@ def worst(verdicts: list[Verdict]) -> Verdict:
     )
 
 
-def _compare(
-    reference: Runner, candidate: Runner, spec: EngineSpec, sizes: dict[str, int], seed: int
-) -> Verdict:
+def _compare(reference: Runner, candidate: Runner, spec: EngineSpec, sizes: dict[str, int], seed: int) -> Verdict:
     import torch
 
     inputs = example_inputs(spec, sizes, seed)

@@ -1,4 +1,4 @@
-"""Child processes of the command line: their status, Ctrl-C and the request to end."""
+"""Child processes of the command line: their status, and how an interruption reaches them."""
 
 import signal
 import subprocess
@@ -8,11 +8,16 @@ from collections.abc import Sequence
 def run_child(command: Sequence[str]) -> int:
     """Run `command` to its end and return its exit status, or 128 + the signal that ended it.
 
-    Ctrl-C reaches the child by itself, and it may want to tidy up: we wait for what it says.
-    A request to end this process (SIGTERM) is handed on.
+    Ctrl-C reaches the child by itself, SIGTERM is handed on to it; either way it may tidy up, and
+    KeyboardInterrupt is raised once it has ended.
     """
     with subprocess.Popen(list(command)) as child:  # noqa: S603 - a list of our own, no shell
-        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+
+        def hand_on(*_: object) -> None:
+            child.terminate()
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGTERM, hand_on)
         try:
             status = _wait(child)
         finally:
@@ -21,8 +26,13 @@ def run_child(command: Sequence[str]) -> int:
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int:
+    interruption = None
     while True:
         try:
-            return child.wait()
-        except KeyboardInterrupt:
-            continue
+            status = child.wait()
+            break
+        except KeyboardInterrupt as caught:
+            interruption = caught
+    if interruption is not None:
+        raise interruption
+    return status

@@ -14,6 +14,7 @@ from .children import run_child
 from .environment import ROOT, Environment
 
 INSIDE = "--inside"
+INTERRUPTED = 130  # 128 + SIGINT
 
 DESCRIPTION = """\
 I2V TensorRT on a machine that has nothing but Python 3.10 or newer.
@@ -91,13 +92,13 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
         return 0
     try:
         python = environment.prepare()
+        return run_child([str(python), str(ROOT / "run.py"), INSIDE, *arguments])
     except (I2VError, OSError) as error:
         sys.stderr.write(f"run.py: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("run.py: interrupted; the next run sets the environment up anew.\n")
-        return 130
-    return run_child([str(python), str(ROOT / "run.py"), INSIDE, *arguments])
+        sys.stderr.write("run.py: interrupted\n")
+        return INTERRUPTED
 
 
 def inside(command: str, arguments: Sequence[str]) -> int:
@@ -108,4 +109,4 @@ def inside(command: str, arguments: Sequence[str]) -> int:
         options, for_pytest = parser().parse_known_args([command, *arguments])
         return run_tests([argument for argument in for_pytest if argument != "--"], options.fast)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED

@@ -13,10 +13,8 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from ..engine_builder.errors import StorageError
 from .atomic_file import atomic_file
@@ -52,22 +50,21 @@ class ConditioningCache:
         """`folder` is where entries outlive the process; None keeps them in memory alone."""
         self._folder = folder
         self._limits = limits or CacheLimits()
-        self._memory: OrderedDict[str, tuple[Encoded, float]] = OrderedDict()
+        self._memory: OrderedDict[str, Hit] = OrderedDict()
 
     def get(self, key: str) -> Hit | None:
         """The entry of that key, or None when there is none that is whole."""
         if key in self._memory:
             self._memory.move_to_end(key)
-            return Hit(*_ordered(self._memory[key], "memory"))
+            return self._memory[key]
         found = self._read(key)
-        if found is None:
-            return None
-        self._remember(key, *found)
-        return Hit(*_ordered(found, "disk"))
+        if found is not None:
+            self._remember(key, replace(found, place="memory"))
+        return found
 
     def put(self, key: str, encoded: Encoded, encode_s: float) -> None:
         """Keeps an entry; a disk that refuses costs no more than a warning."""
-        self._remember(key, encoded, encode_s)
+        self._remember(key, Hit(encoded, "memory", encode_s))
         if self._folder is None:
             return
         try:
@@ -80,13 +77,13 @@ class ConditioningCache:
         """Forgets what is in memory; the disk keeps its entries."""
         self._memory.clear()
 
-    def _remember(self, key: str, encoded: Encoded, encode_s: float) -> None:
-        self._memory[key] = (encoded, encode_s)
+    def _remember(self, key: str, entry: Hit) -> None:
+        self._memory[key] = entry
         self._memory.move_to_end(key)
-        while len(self._memory) > 1 and sum(_nbytes(e) for e, _ in self._memory.values()) > self._limits.memory_bytes:
+        while len(self._memory) > 1 and sum(map(_nbytes, self._memory.values())) > self._limits.memory_bytes:
             self._memory.popitem(last=False)
 
-    def _read(self, key: str) -> tuple[Encoded, float] | None:
+    def _read(self, key: str) -> Hit | None:
         for path in self._files_of(key):
             try:
                 found = _parse(path, key)
@@ -125,11 +122,7 @@ class ConditioningCache:
                 path.unlink(missing_ok=True)
 
 
-def _ordered(entry: tuple[Encoded, float], place: str) -> tuple[Encoded, str, float]:
-    return entry[0], place, entry[1]
-
-
-def _parse(path: Path, key: str) -> tuple[Encoded, float]:
+def _parse(path: Path, key: str) -> Hit:
     """Reads and checks one file; raises ValueError when it is not what its name says."""
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -145,7 +138,8 @@ def _parse(path: Path, key: str) -> tuple[Encoded, float]:
         raise ValueError(str(error)) from error
     if metadata["key"] != key:
         raise ValueError("it belongs to another key")
-    return Encoded(tensors, tuple(json.loads(metadata["notes"]))), float(metadata["encode_s"])
+    encoded = Encoded(tensors, tuple(json.loads(metadata["notes"])))
+    return Hit(encoded, "disk", float(metadata["encode_s"]))
 
 
 def _digest(data: bytes) -> str:
@@ -161,5 +155,5 @@ def _stats(folder: Path) -> Iterator[tuple[float, int, Path]]:
         yield stat.st_mtime, stat.st_size, path
 
 
-def _nbytes(encoded: Encoded) -> int:
-    return sum(tensor.nbytes for tensor in encoded.tensors.values() if isinstance(tensor, torch.Tensor))
+def _nbytes(entry: Hit) -> int:
+    return sum(tensor.nbytes for tensor in entry.encoded.tensors.values())

@@ -22,6 +22,16 @@ MAX_FRAMES = 64
 MAX_FPS = 120
 MAX_PROMPT_CHARS = 100_000
 
+_FIELDS = {
+    "prompt": ("The prompt", 0, MAX_PROMPT_CHARS),
+    "negative_prompt": ("The negative prompt", 0, MAX_PROMPT_CHARS),
+    "width": ("Width", MIN_SIDE, MAX_SIDE),
+    "height": ("Height", MIN_SIDE, MAX_SIDE),
+    "num_frames": ("The number of frames", 1, MAX_FRAMES),
+    "fps": ("Fps", 1, MAX_FPS),
+}
+"""What a sentence calls each field of a request, and its least and greatest value or length."""
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -44,15 +54,26 @@ class Conditioning:
 
 def check_request(request: ClipRequest) -> None:
     """Raises InputError with one sentence for the first value that cannot be served."""
-    for name, pixels in (("Width", request.width), ("Height", request.height)):
-        check_whole(name, pixels, MIN_SIDE, MAX_SIDE)
-        if pixels % 8:
-            raise InputError(f"{name} is a multiple of 8, found {pixels}: the nearest is {round(pixels / 8) * 8}.")
-    check_whole("Frames", request.num_frames, 1, MAX_FRAMES)
-    check_whole("Fps", request.fps, 1, MAX_FPS)
-    for name, text in (("The prompt", request.prompt), ("The negative prompt", request.negative_prompt)):
-        if not isinstance(text, str) or len(text) > MAX_PROMPT_CHARS:
-            raise InputError(f"{name} is a text of at most {MAX_PROMPT_CHARS} characters, found another.")
+    check_fields({name: getattr(request, name) for name in _FIELDS})
+
+
+def check_fields(fields: Mapping[str, object]) -> None:
+    """As `check_request`, for those of a request's fields that are known yet."""
+    for name, value in fields.items():
+        label, least, most = _FIELDS[name]
+        if name.endswith("prompt"):
+            _check_text(label, value, most)
+        else:
+            check_whole(label, value, least, most)
+        if name in ("width", "height") and isinstance(value, int) and value % 8:
+            raise InputError(f"{label} is a multiple of 8, found {value}: the nearest is {round(value / 8) * 8}.")
+
+
+def _check_text(label: str, value: object, most: int) -> None:
+    if not isinstance(value, str):
+        raise InputError(f"{label} is a text, found {value!r}.")
+    if len(value) > most:
+        raise InputError(f"{label} has at most {most} characters, found {len(value)}.")
 
 
 def check_whole(name: str, value: object, least: int, most: int) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 AUDIO_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 AUDIO_BIT_RATE_PER_CHANNEL = 96_000
+# x265 takes its first time stamps from the frame that its reordering waits for; where the clip ends before,
+# they come from memory that was never set.
+MIN_REORDERED_FRAMES = 3
 
 
 def write_container(
@@ -91,6 +94,8 @@ def _add_video(container: "OutputContainer", clip: Clip, options: VideoOptions) 
     stream.pix_fmt = spec.pix_fmt
     stream.bit_rate = 0  # vp9 takes crf as a quality only then
     stream.codec_context.time_base = 1 / options.rate
+    if len(clip) < MIN_REORDERED_FRAMES:
+        stream.codec_context.max_b_frames = 0
     if spec.codec_tag is not None:
         stream.codec_context.codec_tag = spec.codec_tag
     _tag_colours(stream.codec_context, is_rgb=spec.is_rgb)

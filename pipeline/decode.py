@@ -24,9 +24,7 @@ def chunk_size(free_bytes: int, height: int, width: int, frames: int) -> int:
     return max(1, min(frames, free_bytes // (BYTES_PER_PIXEL * height * width)))
 
 
-def decode(
-    latents: torch.Tensor, run: DecodeChunk, chunk: int, on_chunk: OnChunk, *, factor: int = 8
-) -> torch.Tensor:
+def decode(latents: torch.Tensor, run: DecodeChunk, chunk: int, on_chunk: OnChunk, *, factor: int = 8) -> torch.Tensor:
     """Frames [frames, height, width, 3], float32 in 0..1 on the CPU, from unscaled latents [frames, 4, h, w].
 
     Out of memory halves the chunk and goes on from there; with one frame left it is raised.

@@ -36,7 +36,9 @@ def imported(path: Path) -> set[str]:
                 names.add(module)
             else:
                 names |= {
-                    module if (ROOT / module.replace(".", "/")).with_suffix(".py").is_file() else f"{module}.{alias.name}"
+                    module
+                    if (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
+                    else f"{module}.{alias.name}"
                     for alias in node.names
                 }
     return names

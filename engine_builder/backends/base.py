@@ -35,14 +35,12 @@ class Availability:
 class Runner(ABC):
     """A network that can be called; holds device memory only between `load` and `unload`."""
 
+    backend: ClassVar[str]
+    """The name of the backend that makes these runners."""
+
     def __init__(self, spec: EngineSpec, device: torch.device) -> None:
         self.spec = spec
         self.device = device
-
-    @property
-    @abstractmethod
-    def backend(self) -> str:
-        """The name of the backend that made this runner."""
 
     @property
     @abstractmethod
@@ -84,7 +82,9 @@ class Runner(ABC):
         """Runs once on zeros of the given sizes, so that the first real call is not the slow one."""
         import torch
 
-        self({t.name: torch.zeros(t.shape_at(sizes), dtype=_dtype(t.dtype_at("fp32"))) for t in self.spec.network.inputs})
+        self(
+            {t.name: torch.zeros(t.shape_at(sizes), dtype=_dtype(t.dtype_at("fp32"))) for t in self.spec.network.inputs}
+        )
 
     def _converted(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {

@@ -18,36 +18,40 @@ if TYPE_CHECKING:
 class EagerRunner(Runner):
     """The network itself; its weights wait in host memory while it is not loaded."""
 
-    backend = "eager"
+    backend: ClassVar[str] = "eager"
 
     def __init__(self, spec: EngineSpec, network: NetworkSource, device: torch.device) -> None:
         super().__init__(spec, device)
         self._source = network
         self._network: torch.nn.Module | None = None
-        self._loaded = False
 
     @property
     def is_loaded(self) -> bool:
-        return self._loaded
+        """Read off the weights, for another runner may share them and have moved them."""
+        tensors = [] if self._network is None else self._tensors()
+        return self._network is not None and all(tensor.device == self.device for tensor in tensors[:1])
 
     @property
     def memory_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in [*self._module.parameters(), *self._module.buffers()])
+        return sum(tensor.nbytes for tensor in self._tensors())
 
     def load(self) -> None:
         self._module.to(self.device)
-        self._loaded = True
 
     def unload(self) -> None:
-        if self._loaded:
-            self._module.to("cpu")
-        self._loaded = False
+        if self.device.type == "cpu":
+            self._network = None  # host memory is the device's memory: the source reads the weights again
+        elif self._network is not None:
+            self._network.to("cpu")
 
     @property
     def _module(self) -> torch.nn.Module:
         if self._network is None:
             self._network = self._source()
         return self._network
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [*self._module.parameters(), *self._module.buffers()]
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         import torch

@@ -23,7 +23,7 @@ _SESSION_ERROR_LEVEL = 3
 class OnnxRuntimeRunner(Runner):
     """An ONNX Runtime session over a plan's graph; inputs and outputs are bound in place, not copied."""
 
-    backend = "onnxruntime"
+    backend: ClassVar[str] = "onnxruntime"
 
     def __init__(self, plan: Plan, spec: EngineSpec, device: torch.device) -> None:
         super().__init__(spec, device)

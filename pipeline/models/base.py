@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakValueDictionary
 
 from ...engine_builder.spec import NetworkSpec
 from .checkpoint import Checkpoint
+from .parts import load_part
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -63,34 +66,40 @@ class VideoModel(ABC):
     """The class in model_index.json by which the family is recognised."""
     core: ClassVar[str] = "core"
     """The component that runs at every step."""
+    engine_components: ClassVar[tuple[str, ...]]
+    """The components worth compiling, in the order in which a clip needs them."""
     latent_channels: ClassVar[int] = 4
     latent_factor: ClassVar[int] = 8
     """Pixels for one latent, in height and in width."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+        self._parts: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()
+
+    def part(self, name: str, precision: str) -> Any:
+        """A part's network by its library class, read from disk once for as long as anybody holds it."""
+        found = self._parts.get((name, precision))
+        if found is None:
+            found = load_part(self.checkpoint.parts[name], precision)
+            self._parts[(name, precision)] = found
+        return found
 
     @classmethod
     @abstractmethod
     def open(cls, folder: Path) -> VideoModel:
         """Checks the folder; raises CheckpointError."""
 
-    @property
+    @cached_property
     @abstractmethod
     def components(self) -> Mapping[str, Component]:
         """The networks by name. Digests of the weights are taken here, so the first access reads the files."""
 
     @property
     @abstractmethod
-    def engine_components(self) -> Sequence[str]:
-        """The components worth compiling, in the order in which a clip needs them."""
-
-    @property
-    @abstractmethod
     def scheduler_config(self) -> Mapping[str, object]:
         """The published scheduler's configuration, as diffusers reads it."""
 
-    @property
+    @cached_property
     @abstractmethod
     def encode_sha256(self) -> str:
         """Digest of everything in the checkpoint that `encode` depends on."""
@@ -99,6 +108,10 @@ class VideoModel(ABC):
     @abstractmethod
     def latent_scale(self) -> float:
         """The sampler's latents divided by this are what the VAE decodes."""
+
+    @abstractmethod
+    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
+        """Estimate of the device memory that a call needs beside the weights."""
 
     @abstractmethod
     def encode(self, request: ClipRequest, run: Run, stage: Stage) -> Encoded:

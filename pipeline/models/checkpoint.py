@@ -135,7 +135,8 @@ def _find_weights(folder: Path) -> dict[str, tuple[Path, ...]]:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise CheckpointError(f"{folder / pickles[0]} is a pickle, which can run code: expected a .safetensors file.")
-    raise CheckpointError(f"Expected {_WEIGHT_NAMES[0]}.safetensors or {_WEIGHT_NAMES[1]}.safetensors in {folder}, found neither.")
+    names = " or ".join(f"{stem}.safetensors" for stem in _WEIGHT_NAMES)
+    raise CheckpointError(f"Expected {names} in {folder}, found neither.")
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ class TextEncoder(torch.nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         body = getattr(model, "text_model", model)  # transformers 5.6 made the two one
-        body.encoder.layers = body.encoder.layers[:-1]
+        body.encoder.layers = body.encoder.layers[: model.config.num_hidden_layers - 1]
         self.model = model
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -66,22 +68,35 @@ def load_part(part: Part, precision: str) -> Any:
 
     Raises CheckpointError when the weights do not fit the configuration.
     """
-    from diffusers.utils import logging as diffusers_logging
-
-    diffusers_logging.disable_progress_bar()
-    variant = part.variant_for(precision)
     try:
-        return _class_of(part).from_pretrained(
-            part.folder,
-            variant=variant,
-            torch_dtype=getattr(torch, PRECISIONS[precision]),
-            use_safetensors=True,
-            local_files_only=True,
-            **({"low_cpu_mem_usage": False} if part.name in ("unet", "vae") else {}),
-        )
+        with no_progress_bars():
+            return _class_of(part).from_pretrained(
+                part.folder,
+                variant=part.variant_for(precision),
+                torch_dtype=getattr(torch, PRECISIONS[precision]),
+                use_safetensors=True,
+                local_files_only=True,
+                **({"low_cpu_mem_usage": False} if part.name in ("unet", "vae") else {}),
+            )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{part.folder}: the weights do not fit the configuration: {reason}") from error
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keeps the libraries' own bars off the console; they measure fractions of a second."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
 
 
 def _class_of(part: Part) -> Any:

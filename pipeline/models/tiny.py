@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...engine_builder.errors import StorageError
+from .parts import no_progress_bars
 
 SCHEDULER = {
     "beta_schedule": "squaredcos_cap_v2",
@@ -39,6 +40,7 @@ class TinySizes:
     width: int = 32
     groups: int = 8
     vae_channels: tuple[int, ...] = (16, 16, 32, 32)
+    vae_layers: int = 1
     picture: int = 32
     patch: int = 8
 
@@ -51,7 +53,7 @@ def write_tiny_checkpoint(folder: Path, sizes: TinySizes | None = None, seed: in
     import torch
 
     sizes = sizes or TinySizes()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), no_progress_bars():
         torch.manual_seed(seed)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +61,8 @@ def write_tiny_checkpoint(folder: Path, sizes: TinySizes | None = None, seed: in
             _write_clip(folder, sizes)
             _write_json(folder / "model_index.json", _index())
         except OSError as error:
-            raise StorageError(f"The tiny checkpoint could not be written to {folder}: {error.strerror or error}.") from error
+            reason = error.strerror or error
+            raise StorageError(f"The tiny checkpoint could not be written to {folder}: {reason}.") from error
     return folder
 
 
@@ -80,15 +83,17 @@ def _write_diffusion(folder: Path, sizes: TinySizes) -> None:
     _wake_temporal_convolutions(unet)
     unet.save_pretrained(folder / "unet")
     levels = len(sizes.vae_channels)
-    vae = AutoencoderKL(
-        block_out_channels=sizes.vae_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        latent_channels=4,
-        norm_num_groups=sizes.groups,
-        scaling_factor=0.18125,
-        sample_size=64,
-    )
+    settings: dict[str, Any] = {
+        "block_out_channels": sizes.vae_channels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "latent_channels": 4,
+        "layers_per_block": sizes.vae_layers,
+        "norm_num_groups": sizes.groups,
+        "scaling_factor": 0.18125,
+        "sample_size": 64,
+    }
+    vae = AutoencoderKL(**settings)
     vae.save_pretrained(folder / "vae")
     DDIMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
 
@@ -107,7 +112,11 @@ def _write_clip(folder: Path, sizes: TinySizes) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     vocabulary = byte_vocabulary()
-    layers = {"num_hidden_layers": 2, "num_attention_heads": max(sizes.width // 16, 1), "hidden_size": sizes.width}
+    layers: dict[str, Any] = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": max(sizes.width // 16, 1),
+        "hidden_size": sizes.width,
+    }
     text = CLIPTextConfig(
         **layers,
         intermediate_size=2 * sizes.width,

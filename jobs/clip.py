@@ -1,0 +1,80 @@
+"""The three stages of a clip over a set of engines: encode, denoise, decode."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..engine_builder.errors import InputError
+from ..pipeline.cache import ConditioningCache
+from ..pipeline.conditioning import Conditioning, condition
+from ..pipeline.decode import OnChunk, decode
+from ..pipeline.models.base import ClipRequest, Stage
+from ..pipeline.sampling import OnStep, SamplerSettings, make_scheduler, sample
+from .engines import EngineSet
+
+MAX_GUIDANCE = 100.0
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """How to sample a clip. A guidance scale of 1 or less runs the conditional branch alone, in half the time."""
+
+    seed: int
+    guidance_scale: float
+    sampler: SamplerSettings
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= MAX_GUIDANCE):
+            raise InputError(f"Guidance is a number from 0 to {MAX_GUIDANCE:g}, found {self.guidance_scale}.")
+        if not 0 <= self.seed < 1 << 64:
+            raise InputError(f"The seed is a whole number from 0 to {(1 << 64) - 1}, found {self.seed}.")
+
+
+def encode_clip(engines: EngineSet, request: ClipRequest, cache: ConditioningCache, stage: Stage) -> Conditioning:
+    """The clip's conditioning; see `pipeline.conditioning.condition`."""
+    return condition(engines.model, request, engines.precision, engines.run, cache, stage)
+
+
+def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoising, on_step: OnStep) -> torch.Tensor:
+    """Unscaled latents, float32 [frames, 4, height/8, width/8] on the CPU, as ComfyUI's LATENT holds them.
+
+    Raises InputError when the conditioning is of another family, or the result is not finite.
+    """
+    model, device = engines.model, engines.device
+    if conditioning.family != model.family:
+        raise InputError(f"Expected conditioning of {model.family}, found {conditioning.family}.")
+    guided = denoising.guidance_scale > 1
+    tensors = {name: tensor.to(device) for name, tensor in conditioning.tensors.items()}
+    sizes = {
+        "batch": 2 if guided else 1,
+        "frames": conditioning.num_frames,
+        "latent_height": conditioning.height // model.latent_factor,
+        "latent_width": conditioning.width // model.latent_factor,
+    }
+    runner = engines.runner(model.core, sizes)
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return model.combine(runner(model.prepare_input(x, t, tensors, guided)), denoising.guidance_scale)
+
+    generator = torch.Generator().manual_seed(denoising.seed)
+    noise = model.noise(conditioning.width, conditioning.height, conditioning.num_frames, generator)
+    scheduler = make_scheduler(denoising.sampler, model.scheduler_config)
+    latents = sample(denoise, scheduler, noise.to(device), denoising.sampler, generator, on_step)
+    if not bool(torch.isfinite(latents).all()):
+        raise InputError(f"Sampling gave values that are not finite in {engines.precision}: choose bf16 or fp32.")
+    return latents.cpu() / model.latent_scale
+
+
+def decode_clip(engines: EngineSet, latents: torch.Tensor, chunk: int, on_chunk: OnChunk) -> torch.Tensor:
+    """Frames, float32 [frames, height, width, 3] in 0..1 on the CPU, from unscaled latents [frames, 4, h, w]."""
+    channels = engines.model.latent_channels
+    if latents.ndim != 4 or latents.shape[1] != channels:
+        raise InputError(f"Expected latents as [frames, {channels}, height, width], found {list(latents.shape)}.")
+
+    def run(part: torch.Tensor) -> torch.Tensor:
+        return engines.run("vae_decoder", {"latents": part})["image"]
+
+    return decode(latents, run, chunk, on_chunk, factor=engines.model.latent_factor)

@@ -1,0 +1,178 @@
+"""The demo's job, done in one of two ways: through a live ComfyUI in API mode, or right here."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..engine_builder.store import EngineStore
+from ..pipeline.cache import ConditioningCache
+from ..pipeline.decode import chunk_size
+from ..pipeline.models.base import ClipRequest
+from ..pipeline.models.registry import open_model
+from ..pipeline.sampling import SamplerSettings
+from .clip import Denoising, decode_clip, encode_clip, sample_clip
+from .comfy_client import ComfyClient, Event, RunResult, ServerError
+from .comfy_host import ComfyHost, link_pack, start_server
+from .demo_model import NEGATIVE, PACK, DemoModel
+from .engines import EnginePolicy, EngineSet
+
+ARGUMENTS = ("--disable-api-nodes", "--database-url", "sqlite:///:memory:")
+STAGES = {"2": "open model", "3": "find engines", "4": "encode", "5": "denoise", "6": "decode", "7": "save"}
+
+
+@dataclass(frozen=True)
+class DemoJob:
+    """What to make and where: the model, the picture's file, prompt, seed, the video's path."""
+
+    model: DemoModel
+    picture: Path
+    prompt: str
+    seed: int
+    video: Path
+    cache: Path
+
+
+@dataclass
+class DemoRun:
+    """What was done: seconds by stage in order, and sentences worth telling."""
+
+    times: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def run_here(job: DemoJob) -> DemoRun:
+    """Runs the job in this process, without ComfyUI."""
+    import torch
+    from PIL import Image
+
+    from ..pipeline.picture import rgb
+    from ..pipeline.video import write_video
+    from ..pipeline.video_format import VideoOptions
+
+    run, clock = DemoRun(), _Clock()
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    store = EngineStore(job.cache / "engines")
+    engines = EngineSet(open_model(job.model.folder), store, EnginePolicy(shapes="exact"), device)
+    side, frames = job.model.side, job.model.num_frames
+    request = ClipRequest(rgb(Image.open(job.picture)), job.prompt, NEGATIVE, side, side, frames, job.model.fps)
+    run.times["open model"] = clock.lap()
+    conditioning = encode_clip(engines, request, ConditioningCache(job.cache / "conditioning"), _ignore)
+    run.times["encode"] = clock.lap()
+    sampler = SamplerSettings(job.model.steps)
+    latents = sample_clip(engines, conditioning, Denoising(job.seed, job.model.guidance_scale, sampler), _ignore)
+    run.times["denoise"] = clock.lap()
+    pictures = decode_clip(engines, latents, chunk_size(1 << 30, side, side, frames), _ignore)
+    run.times["decode"] = clock.lap()
+    info = write_video(pictures, job.video, VideoOptions("mp4-h264", float(job.model.fps)))
+    run.times["save"] = clock.lap()
+    run.notes += [*conditioning.notes, *engines.take_notes(), *info.notes]
+    return run
+
+
+def run_in_comfyui(job: DemoJob, host: ComfyHost) -> DemoRun:
+    """Runs the job as an API workflow in a ComfyUI started for it, on a base directory of its own.
+
+    Raises ServerError when the workflow fails there, with ComfyUI's own reason.
+    """
+    base = job.cache / "comfyui"
+    link_pack(PACK, base)
+    _link(job.model.folder, base / "models" / "i2v" / job.model.folder.name)
+    _link(job.cache / "engines", base / "models" / "i2v_engines")
+    clock = _Clock()
+    with start_server(host, base, [*ARGUMENTS, *_device_arguments()], log_path=job.cache / "comfyui.log") as server:
+        run = DemoRun({"start ComfyUI": clock.lap()})
+        client, stages = ComfyClient(server.url), _StageTimes(run.times)
+        workflow = _workflow(job, client.upload_image(job.picture))
+        result = client.run(workflow, on_event=stages.hear)
+        if result.status != "success":
+            raise ServerError(f"the workflow failed in ComfyUI: {result.error}")
+        stages.end()
+        saved = result.outputs["7"]["images"][0]
+        job.video.write_bytes(client.view(saved["filename"], saved["subfolder"], saved["type"]))
+    run.notes += _texts(result)
+    return run
+
+
+def _workflow(job: DemoJob, picture: str) -> dict[str, Any]:
+    """The published API workflow with the demo's own values."""
+    workflow = json.loads((PACK / "workflows" / "api" / "image_to_video.json").read_text("utf-8"))
+    model = job.model
+    values: Mapping[str, Mapping[str, Any]] = {
+        "1": {"image": picture},
+        "2": {"checkpoint": model.folder.name},
+        "4": {
+            "prompt": job.prompt,
+            "negative_prompt": NEGATIVE,
+            "width": model.side,
+            "height": model.side,
+            "num_frames": model.num_frames,
+            "fps": model.fps,
+        },
+        "5": {"seed": job.seed, "steps": model.steps, "guidance_scale": model.guidance_scale},
+        "7": {"filename_prefix": "video/demo"},
+    }
+    for node, inputs in values.items():
+        workflow[node]["inputs"].update(inputs)
+    return workflow
+
+
+def _texts(result: RunResult) -> list[str]:
+    """What the nodes said of themselves."""
+    return [
+        line for node in STAGES for text in result.outputs.get(node, {}).get("text", ()) for line in text.splitlines()
+    ]
+
+
+def _link(folder: Path, link: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+
+
+def _device_arguments() -> list[str]:
+    """ComfyUI does not fall back to the CPU by itself."""
+    import torch
+
+    return [] if torch.cuda.is_available() else ["--cpu"]
+
+
+class _Clock:
+    """Seconds since the last lap."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def lap(self) -> float:
+        now = time.monotonic()
+        elapsed_s, self._last = now - self._last, now
+        return elapsed_s
+
+
+class _StageTimes:
+    """Turns ComfyUI's `executing` messages into seconds by stage."""
+
+    def __init__(self, times: dict[str, float]) -> None:
+        self._times = times
+        self._clock = _Clock()
+        self._stage: str | None = None
+
+    def hear(self, event: Event) -> None:
+        if event.kind == "executing":
+            self.end()
+            self._stage = STAGES.get(str(event.data.get("node")))
+
+    def end(self) -> None:
+        elapsed_s = self._clock.lap()
+        if self._stage is not None:
+            self._times[self._stage] = self._times.get(self._stage, 0.0) + elapsed_s
+        self._stage = None
+
+
+def _ignore(*_: object) -> None:
+    """Hears progress that nobody watches."""

@@ -1,0 +1,250 @@
+"""Which runner serves a component at a size: found in the store, built, or eager, as the user's policy says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ..engine_builder.backends.base import Backend, Report, Runner
+from ..engine_builder.backends.eager import EagerBackend
+from ..engine_builder.backends.registry import AUTO, choose_backend
+from ..engine_builder.build import BuildRequest, BuildResult, build_engine, quiet
+from ..engine_builder.errors import BackendUnavailableError, EngineError, InputError, MissingEngineError
+from ..engine_builder.spec import PRECISIONS, DimRange, EngineSpec, ShapeProfile
+from ..engine_builder.store import EngineStore, Plan
+from ..pipeline.models.base import VideoModel
+
+log = logging.getLogger(__name__)
+
+SHAPE_POLICIES = ("range", "exact")
+MISS_POLICIES = ("build", "eager", "stop")
+
+
+@dataclass(frozen=True)
+class EnginePolicy:
+    """What the user wants of engines.
+
+    `shapes`: `range` serves every size the network takes, `exact` the requested one, faster. `on_missing`:
+    `build` it now, run `eager` with a warning, or `stop`.
+    """
+
+    backend: str = AUTO
+    precision: str = AUTO
+    shapes: str = "range"
+    on_missing: str = "build"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("precision", self.precision, (AUTO, *PRECISIONS)),
+            ("shape policy", self.shapes, SHAPE_POLICIES),
+            ("miss policy", self.on_missing, MISS_POLICIES),
+        ):
+            if value not in known:
+                raise InputError(f"The {name} is one of {', '.join(known)}, found {value!r}.")
+
+    def precision_on(self, device: torch.device) -> str:
+        """The precision to run in: `auto` is fp16 on a CUDA GPU, where it is faster, and fp32 elsewhere."""
+        if self.precision != AUTO:
+            return self.precision
+        return "fp16" if device.type == "cuda" else "fp32"
+
+
+class Residency(Protocol):
+    """Whoever owns the device's memory: asked before a runner is used."""
+
+    def hold(self, runner: Runner, scratch_bytes: int) -> None:
+        """Loads the runner, after making room for it and for its scratch memory."""
+
+
+class LoadInPlace:
+    """Residency without a host: loads and never evicts."""
+
+    def hold(self, runner: Runner, scratch_bytes: int) -> None:
+        runner.load()
+
+
+class EngineSet:
+    """A model's runners under one policy. Runners are kept, and loaded through the residency."""
+
+    def __init__(
+        self,
+        model: VideoModel,
+        store: EngineStore,
+        policy: EnginePolicy,
+        device: torch.device,
+        residency: Residency | None = None,
+        report: Report = quiet,
+    ) -> None:
+        self.model = model
+        self.store = store
+        self.policy = policy
+        self.device = device
+        self.precision = policy.precision_on(device)
+        self.report = report
+        self._residency = residency or LoadInPlace()
+        self._runners: dict[str, list[Runner]] = {}
+        self._notes: list[str] = []
+
+    def run(self, component: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Runs a component once; sizes are read off the inputs."""
+        sizes = self.model.components[component].spec.sizes_of(inputs)
+        return self.runner(component, sizes)(inputs)
+
+    def runner(self, component: str, sizes: Mapping[str, int]) -> Runner:
+        """A loaded runner for the component at these sizes.
+
+        Raises MissingEngineError when there is none and the policy says to stop.
+        """
+        known = self._runners.setdefault(component, [])
+        runner = next((runner for runner in known if runner.spec.profile.fits(sizes)), None)
+        if runner is None:
+            runner = self._resolve(component, sizes)
+            known.append(runner)
+        self._residency.hold(runner, self.model.scratch_bytes(component, sizes, self.precision))
+        return runner
+
+    def build(
+        self, component: str, sizes: Mapping[str, int], *, force: bool = False, report: Report | None = None
+    ) -> BuildResult:
+        """The component's engine for these sizes by the shape policy, from the store or built now.
+
+        `sizes` may name dimensions that the component does not have.
+
+        Raises EngineError when it cannot be built, InputError when the network does not take the sizes.
+        """
+        backend = choose_backend(self.policy.backend, self.device)
+        if not backend.builds:
+            raise EngineError(f"The backend {backend.name} has nothing to build.")
+        limits = self.model.components[component].spec.limits
+        spec = self._spec(component, self._profile(limits, {n: s for n, s in sizes.items() if n in limits.ranges}))
+        tell = report or self.report
+        source = self.model.components[component].load
+        request = BuildRequest(spec, lambda: source(self.precision), backend, self.device)
+        return build_engine(
+            request, self.store, force=force, report=lambda stage, done: tell(f"{component}: {stage}", done)
+        )
+
+    def stored(self, component: str) -> list[Plan]:
+        """The engines in the store that serve this component here, the narrowest profile first."""
+        backend = choose_backend(self.policy.backend, self.device)
+        network = self.model.components[component].spec
+        target = backend.target(self.device) if backend.builds else None
+        plans = [
+            plan
+            for plan in self.store.plans()
+            if plan.manifest.target == target
+            and plan.manifest.spec.network == network
+            and plan.manifest.spec.precision == self.precision
+        ]
+        return sorted(plans, key=lambda plan: plan.manifest.spec.profile.width)
+
+    def take_notes(self) -> list[str]:
+        """Sentences for the user since the last call, each once."""
+        notes, self._notes = list(dict.fromkeys(self._notes)), []
+        return notes
+
+    def describe(self, component: str) -> str:
+        """How the component last ran: backend, precision, device."""
+        runners = self._runners.get(component)
+        return f"{runners[-1].backend if runners else 'not run yet'}, {self.precision} on {self.device}"
+
+    def summary(self) -> str:
+        """What the policy comes to on this host: the backend, and which components have engines in the store.
+
+        Raises MissingEngineError when the policy is to stop and a component has none.
+        """
+        backend = choose_backend(self.policy.backend, self.device)
+        line = f"{backend.name}, {self.precision} on {self.device}"
+        if not backend.builds:
+            return line
+        missing = [name for name in self.model.engine_components if not self.stored(name)]
+        if missing and self.policy.on_missing == "stop":
+            raise MissingEngineError(_miss(missing[0], {}, [], self.store))
+        found = len(self.model.engine_components) - len(missing)
+        then = f"; {', '.join(missing)}: {self.policy.on_missing} when needed" if missing else ""
+        return f"{line}: engines for {found} of {found + len(missing)} networks{then}"
+
+    def unload(self) -> None:
+        """Gives back the device memory of every runner."""
+        for runner in (runner for runners in self._runners.values() for runner in runners):
+            runner.unload()
+
+    def _resolve(self, component: str, sizes: Mapping[str, int]) -> Runner:
+        network = self.model.components[component].spec
+        if not network.exportable or self.policy.backend == EagerBackend.name:
+            return self._eager(component)
+        try:
+            return self._compiled(component, sizes)
+        except (EngineError, InputError) as error:
+            if self.policy.on_missing == "stop":
+                raise
+            self._note(f"{component} runs in eager PyTorch, which is slower. {error}")
+            return self._eager(component)
+
+    def _compiled(self, component: str, sizes: Mapping[str, int]) -> Runner:
+        backend = choose_backend(self.policy.backend, self.device)
+        if not backend.builds:
+            raise BackendUnavailableError(f"No engine backend serves {self.device.type} here.")
+        stored = self.stored(component)
+        plan = next((plan for plan in stored if plan.manifest.spec.profile.fits(sizes)), None)
+        if plan is None and self.policy.on_missing == "build":
+            result = self.build(component, sizes)
+            self._note(f"{component}: {backend.name} engine built in {result.plan.manifest.build_s:.1f} s.")
+            plan = result.plan
+        if plan is None:
+            raise MissingEngineError(_miss(component, sizes, stored, self.store))
+        return self._load(backend, plan, component)
+
+    def _load(self, backend: Backend, plan: Plan, component: str) -> Runner:
+        """The plan's runner, its files checked; a damaged engine is put aside and built again by policy."""
+        try:
+            plan.verify()
+        except EngineError as error:
+            self.store.quarantine(plan.manifest.key, str(error))
+            if self.policy.on_missing != "build":
+                raise
+            plan = self.build(component, plan.manifest.spec.profile.optimum).plan
+        source = self.model.components[component].load
+        return backend.load(plan, plan.manifest.spec, lambda: source(self.precision), self.device)
+
+    def _eager(self, component: str) -> Runner:
+        source = self.model.components[component].load
+        spec = self._spec(component, ShapeProfile())
+        return EagerBackend().load(None, spec, lambda: source(self.precision), self.device)
+
+    def _spec(self, component: str, profile: ShapeProfile) -> EngineSpec:
+        return EngineSpec(self.model.components[component].spec, profile, self.precision)
+
+    def _profile(self, limits: ShapeProfile, sizes: Mapping[str, int]) -> ShapeProfile:
+        misfits = limits.misfits(sizes)
+        if misfits:
+            raise InputError(f"No engine can serve this size: {'; '.join(misfits)} (a latent is 8 pixels).")
+        return limits.exact(sizes) if self.policy.shapes == "exact" else _tuned_for(limits, sizes)
+
+    def _note(self, sentence: str) -> None:
+        log.info("%s", sentence)
+        self._notes.append(sentence)
+
+
+def _tuned_for(limits: ShapeProfile, sizes: Mapping[str, int]) -> ShapeProfile:
+    """The whole range, tuned for `sizes`."""
+    return ShapeProfile(
+        {
+            name: DimRange(limit.min, sizes.get(name, limit.opt), limit.max, limit.multiple)
+            for name, limit in limits.ranges.items()
+        }
+    )
+
+
+def _miss(component: str, sizes: Mapping[str, int], stored: list[Plan], store: EngineStore) -> str:
+    """Which dimension of the nearest engine does not fit, and by how much."""
+    if not stored:
+        return f"There is no engine for {component} in {store.root}: build one with the Engine Builder."
+    misfits = min((plan.manifest.spec.profile.misfits(sizes) for plan in stored), key=len)
+    return (
+        f"No engine of {len(stored)} for {component} fits: in the nearest, {'; '.join(misfits)} (a latent is 8 pixels)."
+    )

@@ -1,0 +1,68 @@
+"""Engines ahead of time: every chosen component of a model, for one size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..engine_builder.backends.base import Report
+from ..engine_builder.build import BuildResult
+from ..pipeline.models.registry import FAMILIES
+from .engines import EngineSet
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Prebuild:
+    """Which components to build, for which size in pixels and frames, and whether again if they are there."""
+
+    components: tuple[str, ...]
+    width: int
+    height: int
+    num_frames: int
+    force: bool = False
+
+
+def component_names() -> list[str]:
+    """The components that any family can compile."""
+    return list(dict.fromkeys(name for family in FAMILIES.values() for name in family.engine_components))
+
+
+def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
+    """Builds what is missing and returns a line for each component; `report` hears the whole job's fraction.
+
+    Raises EngineError as soon as one cannot be built: those before it stay.
+    """
+    count = len(job.components)
+    lines = []
+    for number, component in enumerate(job.components):
+
+        def tell(stage: str, done: float, number: int = number) -> None:
+            report(stage, (number + done) / count)
+
+        result = engines.build(component, _sizes(engines, component, job), force=job.force, report=tell)
+        lines.append(_line(component, result))
+    report("done", 1.0)
+    return lines
+
+
+def _sizes(engines: EngineSet, component: str, job: Prebuild) -> dict[str, int]:
+    """The sizes to tune a component for: guided sampling, both prompts at once, a few frames decoded together."""
+    factor = engines.model.latent_factor
+    batch = min(job.num_frames, 8) if component == "vae_decoder" else 2
+    return {
+        "batch": batch,
+        "frames": job.num_frames,
+        "latent_height": job.height // factor,
+        "latent_width": job.width // factor,
+    }
+
+
+def _line(component: str, result: BuildResult) -> str:
+    manifest = result.plan.manifest
+    how = "already there" if result.reused else f"built in {manifest.build_s:.1f} s"
+    size_mb = manifest.size_bytes / 1e6
+    return (
+        f"{component}: {how} by {manifest.target.backend}, {manifest.spec.precision}, {size_mb:.1f} MB, "
+        f"cosine {manifest.verdict.cosine:.7f}, {manifest.verdict.snr_db:.0f} dB"
+    )

@@ -1,0 +1,116 @@
+"""I2V Conditioning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..jobs.clip import encode_clip
+from ..jobs.engines import EngineSet
+from ..pipeline.conditioning import MAX_FPS, MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
+from ..pipeline.conditioning import Conditioning as Encoded
+from ..pipeline.models.base import ClipRequest
+from ..pipeline.picture import picture_from_tensor
+from . import host
+from .types import CATEGORY, Conditioning, Model, verdict
+
+
+class I2VConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="I2VTRT_Conditioning",
+            display_name="I2V Conditioning",
+            category=CATEGORY,
+            description="Encodes picture and prompts once per clip. The result is kept by its content, in memory and "
+            "on disk, so that the same inputs are never encoded twice.",
+            search_aliases=["encode prompt", "clip text", "image encode", "i2v conditioning"],
+            inputs=[
+                Model.Input("model", tooltip="From the Model Loader or the Engine Loader."),
+                io.Image.Input(
+                    "image", tooltip="One picture; it is scaled to cover the size and cropped in the middle."
+                ),
+                io.String.Input("prompt", multiline=True, default="", tooltip="What should happen, in English."),
+                io.String.Input(
+                    "negative_prompt",
+                    multiline=True,
+                    default="distorted, discontinuous, ugly, blurry, low resolution, motionless, static",
+                    tooltip="What should not. It counts only while guidance is above 1.",
+                ),
+                io.Int.Input(
+                    "width", default=512, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels, a multiple of 8."
+                ),
+                io.Int.Input(
+                    "height", default=512, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels, a multiple of 8."
+                ),
+                io.Int.Input("num_frames", default=16, min=1, max=MAX_FRAMES, tooltip="Frames in the clip."),
+                io.Int.Input(
+                    "fps",
+                    default=16,
+                    min=1,
+                    max=MAX_FPS,
+                    tooltip="The frame rate that the model is told to animate for.",
+                ),
+            ],
+            outputs=[
+                Conditioning.Output(display_name="conditioning", tooltip="For the DDIM Sampler."),
+                io.Float.Output(display_name="frame_rate", tooltip="The fps above, for a Save Video node."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        width: Any = None,
+        height: Any = None,
+        num_frames: Any = None,
+        fps: Any = None,
+    ) -> bool | str:
+        fields = {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "width": width,
+            "height": height,
+            "num_frames": num_frames,
+            "fps": fps,
+        }
+        # What comes over a link is not known yet: `execute` checks it.
+        return verdict(lambda: check_fields({name: value for name, value in fields.items() if value is not None}))
+
+    @classmethod
+    def execute(
+        cls,
+        model: EngineSet,
+        image: torch.Tensor,
+        prompt: str,
+        negative_prompt: str,
+        width: int,
+        height: int,
+        num_frames: int,
+        fps: int,
+    ) -> io.NodeOutput:
+        progress = host.Progress(cls.hidden.unique_id, 4)
+
+        def stage(name: str, done: int, total: int) -> None:
+            progress.step(done, total)
+            progress.say(f"encode: {name.removeprefix('encode ')}")
+
+        with host.sentences():
+            picture = picture_from_tensor(image)
+            request = ClipRequest(picture, prompt, negative_prompt, width, height, num_frames, fps)
+            found = encode_clip(model, request, host.conditioning_cache(), stage)
+        progress.step(4, 4)
+        lines = [_origin(found), *found.notes, *model.take_notes()]
+        progress.say("\n".join(lines))
+        return io.NodeOutput(found, float(fps), ui=host.text_ui(lines))
+
+
+def _origin(found: Encoded) -> str:
+    if found.place == "encoded":
+        return f"cache miss: encoded in {found.encode_s:.2f} s"
+    return f"cache hit ({found.place}): {found.encode_s:.2f} s saved"

@@ -1,0 +1,97 @@
+"""Engine Builder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..jobs.engines import SHAPE_POLICIES, EnginePolicy, EngineSet
+from ..jobs.prebuild import ALL, Prebuild, component_names, prebuild
+from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
+from . import host
+from .types import BACKEND_NAMES, CATEGORY, PRECISION_NAMES, Model, verdict
+
+
+class EngineBuilder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="I2VTRT_EngineBuilder",
+            display_name="I2V Engine Builder",
+            category=CATEGORY,
+            description="Compiles a model's networks for this machine ahead of time and keeps them in "
+            "models/i2v_engines. Each is compared with eager PyTorch before it may be used.",
+            search_aliases=["tensorrt", "compile", "onnx", "build engine", "convert"],
+            inputs=[
+                Model.Input("model", tooltip="From the I2V Model Loader."),
+                io.Combo.Input(
+                    "component", options=[ALL, *component_names()], default=ALL, tooltip="Which network to compile."
+                ),
+                io.Combo.Input(
+                    "shape_policy",
+                    options=list(SHAPE_POLICIES),
+                    default="range",
+                    tooltip="range: one engine for every size, tuned for the one below. "
+                    "exact: this size alone, faster and quicker to build.",
+                ),
+                io.Int.Input("width", default=512, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels."),
+                io.Int.Input("height", default=512, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels."),
+                io.Int.Input("num_frames", default=16, min=1, max=MAX_FRAMES, tooltip="Frames in a clip."),
+                io.Combo.Input(
+                    "precision", options=PRECISION_NAMES, default="auto", tooltip="auto: fp16 on a CUDA GPU, else fp32."
+                ),
+                io.Combo.Input(
+                    "backend", options=BACKEND_NAMES, default="auto", tooltip="auto: the fastest that is installed."
+                ),
+                io.Boolean.Input("force", default=False, tooltip="Build again even if the engine is there."),
+            ],
+            outputs=[
+                Model.Output(display_name="model", tooltip="The same model, so that an Engine Loader can follow."),
+                io.String.Output(display_name="report", tooltip="What was built, how long it took, how well it fits."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, width: Any = None, height: Any = None, num_frames: Any = None, backend: Any = None
+    ) -> bool | str:
+        fields = {"width": width, "height": height, "num_frames": num_frames}
+
+        def check() -> None:
+            check_fields({name: value for name, value in fields.items() if value is not None})
+            if backend is not None:
+                host.check_backend(backend)
+
+        return verdict(check)
+
+    @classmethod
+    def execute(
+        cls,
+        model: EngineSet,
+        component: str,
+        shape_policy: str,
+        width: int,
+        height: int,
+        num_frames: int,
+        precision: str,
+        backend: str,
+        force: bool,
+    ) -> io.NodeOutput:
+        progress = host.Progress(cls.hidden.unique_id, 100)
+
+        def report(stage: str, done: float) -> None:
+            progress.step(round(100 * done), 100)
+            progress.say(f"building {stage}")
+
+        with host.sentences():
+            check_fields({"width": width, "height": height, "num_frames": num_frames})
+            names = model.model.engine_components if component == ALL else (component,)
+            policy = EnginePolicy(backend=backend, precision=precision, shapes=shape_policy)
+            engines = EngineSet(model.model, host.engine_store(), policy, host.device(), host.HostResidency())
+            job = Prebuild(tuple(names), width, height, num_frames, force)
+            lines = prebuild(engines, job, report)
+        progress.say("\n".join(lines))
+        return io.NodeOutput(model, "\n".join(lines), ui=host.text_ui(lines))

@@ -1,0 +1,22 @@
+"""The list of nodes that ComfyUI asks for."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import host
+from .conditioning import I2VConditioning
+from .engine_builder import EngineBuilder
+from .engine_loader import EngineLoader
+from .model_loader import ModelLoader
+from .sampler import DDIMSampler
+from .save_video import SaveVideo
+from .vae_decode import VAEDecode
+
+
+class I2VExtension(ComfyExtension):
+    """The pack's nodes, in the order of a graph."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        host.register_folders()
+        return [ModelLoader, EngineBuilder, EngineLoader, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo]

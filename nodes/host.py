@@ -1,0 +1,256 @@
+"""All that the pack asks of ComfyUI: folders, memory, progress, previews, interruption, messages.
+
+No other file touches ComfyUI's internals, so that one of its releases can break this file alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_management as memory
+import comfy.utils
+import folder_paths
+import latent_preview
+import torch
+from comfy.cli_args import args
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+
+from ..engine_builder.backends.base import Runner
+from ..engine_builder.backends.registry import choose_backend
+from ..engine_builder.errors import CheckpointError, I2VError
+from ..engine_builder.store import EngineStore
+from ..pipeline.cache import ConditioningCache
+from ..pipeline.models.checkpoint import INDEX
+from .paths import check_name, inside
+
+log = logging.getLogger(__name__)
+
+MODELS, ENGINES, DIFFUSERS = "i2v", "i2v_engines", "diffusers"
+PREVIEW_FRAMES = 4
+_SEARCH_DEPTH = 2
+
+
+# Folders
+
+
+def register_folders() -> None:
+    """Tells ComfyUI of models/i2v and models/i2v_engines, which extra_model_paths.yaml may move."""
+    for key in (MODELS, ENGINES):
+        folder_paths.add_model_folder_path(key, str(Path(folder_paths.models_dir) / key), is_default=True)
+
+
+def checkpoints() -> dict[str, Path]:
+    """Every folder with a model_index.json below models/i2v and models/diffusers, by its relative name."""
+    found: dict[str, Path] = {}
+    for root in _checkpoint_roots():
+        for depth in range(1, _SEARCH_DEPTH + 1):
+            for index in sorted(root.glob("/".join(["*"] * depth + [INDEX]))):
+                found.setdefault(index.parent.relative_to(root).as_posix(), index.parent)
+    return found
+
+
+def checkpoint_folder(name: object) -> Path:
+    """The folder of a checkpoint by its name; no path is made from what a workflow says.
+
+    Raises CheckpointError with the folder looked in and the command that downloads the published one.
+    """
+    found = checkpoints()
+    if isinstance(name, str) and name in found:
+        return found[name]
+    root = _checkpoint_roots()[0]
+    known = f"found {', '.join(sorted(found))}" if found else "found none"
+    raise CheckpointError(
+        f"There is no checkpoint {str(name)[:80]!r} in {root} ({known}); to download the published one: "
+        f'hf download ali-vilab/i2vgen-xl --include "*.json" "*.txt" "*fp16.safetensors" '
+        f'--local-dir "{root / "i2vgen-xl"}"'
+    )
+
+
+def _checkpoint_roots() -> list[Path]:
+    return [Path(root) for key in (MODELS, DIFFUSERS) for root in folder_paths.get_folder_paths(key)]
+
+
+def engine_store() -> EngineStore:
+    """The store in models/i2v_engines."""
+    return EngineStore(Path(folder_paths.get_folder_paths(ENGINES)[0]))
+
+
+@lru_cache(maxsize=1)
+def conditioning_cache() -> ConditioningCache:
+    """The server's one cache, shared by graph and API runs, kept in a folder that HTTP does not reach."""
+    return ConditioningCache(Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "conditioning")
+
+
+@dataclass(frozen=True)
+class SavePlace:
+    """Where a file goes: its path, and its name and subfolder as the page asks for them."""
+
+    path: Path
+    filename: str
+    subfolder: str
+
+
+def save_place(prefix: object, suffix: str, width: int, height: int, *, temporary: bool = False) -> SavePlace:
+    """A free name in ComfyUI's output (or temp) folder from a prefix; raises InputError for one that leads out."""
+    root = Path(folder_paths.get_temp_directory() if temporary else folder_paths.get_output_directory())
+    name = check_name(prefix)
+    folder, filename, counter, subfolder, _ = folder_paths.get_save_image_path(name, str(root), width, height)
+    filename = check_name(f"{filename}_{counter:05}_{suffix}")
+    return SavePlace(inside(Path(folder) / filename, root), filename, subfolder)
+
+
+def metadata(hidden: Any) -> dict[str, Any]:
+    """The prompt and the workflow to embed in a file; nothing when ComfyUI was started without metadata."""
+    if args.disable_metadata or hidden is None:
+        return {}
+    prompt = {} if hidden.prompt is None else {"prompt": hidden.prompt}
+    return {**prompt, **(hidden.extra_pnginfo or {})}
+
+
+# Memory
+
+
+class I2VEngine(torch.nn.Module):
+    """What ComfyUI's memory manager sees of a runner."""
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__()
+        self.runner = runner
+        self.device: torch.device | None = None
+
+
+class RunnerPatcher(ModelPatcher):
+    """A runner in ComfyUI's memory manager: registered, reused and evicted as every model is, all or nothing."""
+
+    def __init__(self, runner: Runner) -> None:
+        offload = torch.device("cpu")
+        super().__init__(I2VEngine(runner), load_device=runner.device, offload_device=offload, size=runner.memory_bytes)
+
+    def load(self, device_to: Any = None, *_args: Any, **_kwargs: Any) -> None:
+        self.model.runner.load()
+        self.model.model_loaded_weight_memory = self.size
+        self.model.model_lowvram = False
+        self.model.device = self.load_device
+        self.model.current_weight_patches_uuid = self.patches_uuid
+
+    def partially_unload(self, *_args: Any, **_kwargs: Any) -> int:
+        return 0
+
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
+        if unpatch_weights:
+            self.model.runner.unload()
+            self.model.model_loaded_weight_memory = 0
+            self.model.device = self.offload_device
+            self.model.current_weight_patches_uuid = None
+
+
+class HostResidency:
+    """Residency by ComfyUI's memory manager."""
+
+    def __init__(self) -> None:
+        self._patchers: dict[int, RunnerPatcher] = {}
+
+    def hold(self, runner: Runner, scratch_bytes: int) -> None:
+        """Makes room for the runner and its scratch memory, evicting what ComfyUI can spare, and loads it."""
+        patcher = self._patchers.get(id(runner))
+        if patcher is None:
+            patcher = self._patchers[id(runner)] = RunnerPatcher(runner)
+        memory.load_models_gpu([patcher], memory_required=scratch_bytes)
+        if not runner.is_loaded:  # its weights were moved by a runner that shares them
+            runner.load()
+
+
+def device() -> torch.device:
+    """The device that ComfyUI computes on, with its index."""
+    return memory.get_torch_device()
+
+
+def check_backend(name: Any) -> None:
+    """Raises an I2VError, with the line to install it, when the backend does not serve `device()`."""
+    choose_backend(name, device())
+
+
+def free_bytes() -> int:
+    """Memory that a computation on `device()` could take now."""
+    return int(memory.get_free_memory(device()))
+
+
+# What the user sees
+
+
+class Progress:
+    """A node's progress bar and line of text; every call lets an interruption through."""
+
+    def __init__(self, node_id: str | None, total: int) -> None:
+        self._node_id = node_id
+        self._bar = comfy.utils.ProgressBar(total)
+
+    def step(self, done: int, total: int, preview: Any = None) -> None:
+        """Moves the bar; `preview` as `latent_preview` gives it."""
+        memory.throw_exception_if_processing_interrupted()
+        self._bar.update_absolute(done, total, preview)
+
+    def say(self, text: str) -> None:
+        """Writes a line on the node while it runs and after."""
+        memory.throw_exception_if_processing_interrupted()
+        say(self._node_id, text)
+
+
+def tell_build(stage: str, done: float) -> None:
+    """A report of a build on whichever node needed it; lets an interruption through."""
+    memory.throw_exception_if_processing_interrupted()
+    context = get_executing_context()
+    say(None if context is None else context.node_id, f"building {stage} {done:.0%}")
+
+
+def say(node_id: str | None, text: str) -> None:
+    """Shows a text on a node, where the page can."""
+    if node_id is not None and hasattr(PromptServer.instance, "send_progress_text"):
+        PromptServer.instance.send_progress_text(text, node_id)
+
+
+def previewer() -> Callable[[torch.Tensor], Any]:
+    """Makes a preview of latents [frames, 4, h, w]: some frames side by side, by the user's preview method."""
+    made = latent_preview.get_previewer(device(), comfy.latent_formats.SD15())
+
+    def preview(latents: torch.Tensor) -> Any:
+        if made is None:
+            return None
+        count = min(PREVIEW_FRAMES, len(latents))
+        chosen = [round(n * (len(latents) - 1) / max(count - 1, 1)) for n in range(count)]
+        strip = torch.cat([latents[n] for n in chosen], dim=-1)[None]
+        return made.decode_latent_to_preview_image("JPEG", strip)
+
+    return preview
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Lets the pack's errors out as their sentence alone, without the chain of causes behind them."""
+    try:
+        yield
+    except I2VError as error:
+        log.debug("refused", exc_info=True)
+        raise type(error)(str(error)) from None
+
+
+def schema(**fields: Any) -> io.Schema:
+    """io.Schema with those fields that this ComfyUI knows; older ones lack some that only decorate."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in fields.items() if name in known})
+
+
+def text_ui(lines: list[str], more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a node hands to the page when it is done: its lines of text, and what else it shows."""
+    return {"text": ("\n".join(lines),), **(more or {})}

@@ -1,0 +1,68 @@
+"""I2V Model Loader."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..engine_builder.backends.eager import EagerBackend
+from ..jobs.engines import EnginePolicy, EngineSet
+from ..pipeline.models.registry import open_model
+from . import host
+from .types import CATEGORY, PRECISION_NAMES, Model, verdict
+
+NONE = "put a checkpoint into models/i2v"
+
+
+class ModelLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="I2VTRT_ModelLoader",
+            display_name="I2V Model Loader",
+            category=CATEGORY,
+            description="Opens a picture-to-video checkpoint (diffusers layout, safetensors) from models/i2v or "
+            "models/diffusers. Without an Engine Loader behind it, the model runs in eager PyTorch.",
+            search_aliases=["i2vgen-xl", "image to video", "load video model", "diffusers loader"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=sorted(host.checkpoints()) or [NONE],
+                    tooltip="A folder with a model_index.json, such as the published ali-vilab/i2vgen-xl.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=PRECISION_NAMES,
+                    default="auto",
+                    optional=True,
+                    tooltip="auto: fp16 on a CUDA GPU, fp32 elsewhere.",
+                ),
+            ],
+            outputs=[Model.Output(display_name="model", tooltip="The model, in eager PyTorch.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint: Any = None) -> bool | str:
+        return True if checkpoint is None else verdict(lambda: host.checkpoint_folder(checkpoint))
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, precision: str = "auto") -> Any:
+        """Changes when a file of the checkpoint does."""
+        try:
+            folder = host.checkpoint_folder(checkpoint)
+            stats = [(path, path.stat()) for path in sorted(folder.rglob("*.*"))]
+        except (OSError, host.I2VError):
+            return float("nan")
+        return [precision, *((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
+
+    @classmethod
+    def execute(cls, checkpoint: str, precision: str = "auto") -> io.NodeOutput:
+        with host.sentences():
+            model = open_model(host.checkpoint_folder(checkpoint))
+            policy = EnginePolicy(backend=EagerBackend.name, precision=precision, on_missing="eager")
+            engines = EngineSet(model, host.engine_store(), policy, host.device(), host.HostResidency())
+        line = f"{model.family}, {engines.precision} on {engines.device}"
+        host.say(cls.hidden.unique_id, line)
+        return io.NodeOutput(engines, ui=host.text_ui([line]))

@@ -1,0 +1,100 @@
+"""DDIM Sampler."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..jobs.clip import MAX_GUIDANCE, Denoising, sample_clip
+from ..jobs.engines import EngineSet
+from ..pipeline.conditioning import Conditioning as Encoded
+from ..pipeline.sampling import MAX_STEPS, SCHEDULERS, SamplerSettings
+from . import host
+from .types import CATEGORY, Conditioning, Model, verdict
+
+
+class DDIMSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="I2VTRT_DDIMSampler",
+            display_name="I2V DDIM Sampler",
+            category=CATEGORY,
+            description="Denoises a clip: from noise to latents, by DDIM or another scheduler that fits the model.",
+            search_aliases=["ksampler", "denoise", "i2v sampler", "dpm++", "unipc", "euler"],
+            inputs=[
+                Model.Input("model", tooltip="From the Model Loader or the Engine Loader."),
+                Conditioning.Input("conditioning", tooltip="From I2V Conditioning."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=(1 << 64) - 1,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same noise on every device.",
+                ),
+                io.Int.Input("steps", default=50, min=1, max=MAX_STEPS, tooltip="More is finer and slower."),
+                io.Float.Input(
+                    "guidance_scale",
+                    default=9.0,
+                    min=0.0,
+                    max=MAX_GUIDANCE,
+                    step=0.1,
+                    tooltip="How closely to follow the prompt. At 1 or less only the prompt counts, at half the work.",
+                ),
+                io.Float.Input(
+                    "eta", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="DDIM's noise: 0 none, 1 as much as DDPM."
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=list(SCHEDULERS),
+                    default="ddim",
+                    optional=True,
+                    tooltip="ddim is the published one; eta counts for it alone.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latents", tooltip="One item a frame, for any VAE Decode.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, seed: Any = None, steps: Any = None, guidance_scale: Any = None, eta: Any = None, scheduler: Any = None
+    ) -> bool | str:
+        def given(value: Any, default: Any) -> Any:
+            return default if value is None else value
+
+        def check() -> Denoising:
+            sampler = SamplerSettings(given(steps, 1), given(scheduler, "ddim"), given(eta, 0.0))
+            return Denoising(given(seed, 0), given(guidance_scale, 1.0), sampler)
+
+        return verdict(check)
+
+    @classmethod
+    def execute(
+        cls,
+        model: EngineSet,
+        conditioning: Encoded,
+        seed: int,
+        steps: int,
+        guidance_scale: float,
+        eta: float,
+        scheduler: str = "ddim",
+    ) -> io.NodeOutput:
+        progress, preview = host.Progress(cls.hidden.unique_id, steps), host.previewer()
+        started = time.monotonic()
+
+        def on_step(done: int, total: int, latents: torch.Tensor) -> None:
+            progress.step(done, total, preview(latents))
+            progress.say(f"denoise: step {done} of {total}")
+
+        with host.sentences():
+            progress.say("denoise: loading")
+            denoising = Denoising(seed, guidance_scale, SamplerSettings(steps, scheduler, eta))
+            latents = sample_clip(model, conditioning, denoising, on_step)
+        lines = [f"denoised in {time.monotonic() - started:.2f} s ({model.describe('core')})", *model.take_notes()]
+        progress.say("\n".join(lines))
+        return io.NodeOutput({"samples": latents}, ui=host.text_ui(lines))

@@ -1,0 +1,118 @@
+"""I2V Save Video."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import torch
+from comfy_api.latest import InputImpl, Types, io
+
+from ..pipeline.video import write_video
+from ..pipeline.video_format import FORMATS, Audio, OnFrame, VideoInfo, VideoOptions
+from . import host
+from .paths import check_name
+from .types import CATEGORY, verdict
+
+AUTO_CRF = -1.0
+PAGE_FORMAT = "mp4-h264"
+"""What is shown on the node in place of a file that browsers cannot play."""
+UNPLAYABLE = ("mkv-ffv1", "mp4-h265")
+
+
+class SaveVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="I2VTRT_SaveVideo",
+            display_name="I2V Save Video",
+            category=CATEGORY,
+            description="Writes frames into a video file in the output folder, with the workflow inside, and shows it.",
+            search_aliases=["video combine", "save mp4", "save webm", "gif", "export video"],
+            inputs=[
+                io.Image.Input("frames", tooltip="One image a frame."),
+                io.Float.Input("fps", default=16.0, min=0.01, max=1000.0, step=0.01, tooltip="Frames per second."),
+                io.String.Input(
+                    "filename_prefix", default="video/i2v", tooltip="Name in the output folder; / makes folders."
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=list(FORMATS),
+                    default=PAGE_FORMAT,
+                    tooltip="mp4-h264 plays everywhere; mkv-ffv1 is lossless.",
+                ),
+                io.Float.Input(
+                    "crf",
+                    default=AUTO_CRF,
+                    min=AUTO_CRF,
+                    max=100.0,
+                    step=1.0,
+                    tooltip="Quality: lower is better and larger; -1 is the format's default.",
+                ),
+                io.Boolean.Input("pingpong", default=False, tooltip="Plays forward, then backward."),
+                io.Audio.Input("audio", optional=True, tooltip="Cut to the video's length."),
+            ],
+            outputs=[io.Video.Output(display_name="video", tooltip="The same frames and sound, for any VIDEO node.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, fps: Any = None, filename_prefix: Any = None, format: Any = None, crf: Any = None
+    ) -> bool | str:
+        def check() -> None:
+            if filename_prefix is not None:
+                check_name(filename_prefix)
+            if format is not None:
+                VideoOptions(format, 1.0 if fps is None else fps, _crf(crf))
+
+        return verdict(check)
+
+    @classmethod
+    def execute(
+        cls,
+        frames: torch.Tensor,
+        fps: float,
+        filename_prefix: str,
+        format: str,
+        crf: float,
+        pingpong: bool,
+        audio: Any = None,
+    ) -> io.NodeOutput:
+        with host.sentences():
+            options = VideoOptions(format, fps, _crf(crf), pingpong)
+            progress = host.Progress(cls.hidden.unique_id, len(frames))
+            sound = None if audio is None else Audio(audio["waveform"][0], int(audio["sample_rate"]))
+            size = (frames.shape[2], frames.shape[1]) if frames.ndim == 4 else (0, 0)
+            place = host.save_place(filename_prefix, options.spec.suffix, *size)
+            info = write_video(
+                frames, place.path, options, metadata=host.metadata(cls.hidden), audio=sound, on_frame=progress.step
+            )
+            shown = _shown(frames, options, place, progress.step)
+        lines = [_describe(info, place), *info.notes]
+        progress.say("\n".join(lines))
+        components = Types.VideoComponents(images=frames, frame_rate=Fraction(options.rate), audio=audio)
+        return io.NodeOutput(InputImpl.VideoFromComponents(components), ui=host.text_ui(lines, shown))
+
+
+def _crf(value: Any) -> float | None:
+    return None if value is None or value == AUTO_CRF else value
+
+
+def _describe(info: VideoInfo, place: host.SavePlace) -> str:
+    name = f"{place.subfolder}/{place.filename}" if place.subfolder else place.filename
+    return f"{name}: {info.width}x{info.height}, {info.num_frames} frames, {info.fps:g} fps, {info.size_bytes} bytes"
+
+
+def _shown(frames: torch.Tensor, options: VideoOptions, place: host.SavePlace, on_frame: OnFrame) -> dict[str, Any]:
+    """What the page plays: the file, or a temporary one in its place that browsers can play."""
+    folder = "output"
+    if options.format in UNPLAYABLE:
+        playable = VideoOptions(PAGE_FORMAT, options.fps, None, options.pingpong)
+        place = host.save_place("i2v_preview", playable.spec.suffix, 0, 0, temporary=True)
+        write_video(frames, place.path, playable, on_frame=on_frame)
+        folder = "temp"
+    result = {"filename": place.filename, "subfolder": place.subfolder, "type": folder}
+    # An animated gif or webp is an <img> to the page; `animated` would make it a <video>, which plays neither.
+    return {"images": [result], "animated": (not options.spec.is_image or options.format == "webp",)}

@@ -1,0 +1,30 @@
+"""The sockets' types of our own, and the words that several nodes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from comfy_api.latest import io
+
+from ..engine_builder.backends.registry import AUTO, BACKENDS
+from ..engine_builder.errors import I2VError
+from ..engine_builder.spec import PRECISIONS
+
+Model = io.Custom("I2V_MODEL")
+"""Carries a `jobs.engines.EngineSet`: a checkpoint and the policy by which its engines are found."""
+
+Conditioning = io.Custom("I2V_CONDITIONING")
+"""Carries a `pipeline.conditioning.Conditioning`."""
+
+CATEGORY = "I2V TensorRT"
+BACKEND_NAMES = [AUTO, *BACKENDS]
+PRECISION_NAMES = [AUTO, *PRECISIONS]
+
+
+def verdict(check: Callable[[], object]) -> bool | str:
+    """What `validate_inputs` answers: True, or the sentence with which the check refused."""
+    try:
+        check()
+    except I2VError as error:
+        return str(error)
+    return True
