@@ -12,6 +12,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - older ones do get here
 import importlib
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -29,4 +30,6 @@ if "i2v_tensorrt" not in sys.modules:
     spec.loader.exec_module(sys.modules["i2v_tensorrt"])
 
 if __name__ == "__main__":
+    # A request to end is answered as Ctrl-C is: children end too, and what is half done is tidied up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(importlib.import_module("i2v_tensorrt.jobs.commands").main(sys.argv[1:]))

@@ -117,17 +117,13 @@ def test_the_job_gets_its_arguments_and_gives_its_status(
     seen: list[list[str]] = []
     monkeypatch.setattr(commands, "run_child", lambda command: seen.append(command) or 7)
     assert commands.main(["demo", "--out", "a b", "--steps", "2"], environment) == 7
-    assert seen == [
-        [str(environment.python), str(RUN), commands.INSIDE, "demo", "--out", "a b", "--steps", "2"]
-    ]
+    assert seen == [[str(environment.python), str(RUN), commands.INSIDE, "demo", "--out", "a b", "--steps", "2"]]
 
 
 def test_a_failed_set_up_is_one_sentence(
     environment: Environment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "i2v_tensorrt.jobs.environment.Installer", lambda: FakeInstaller(fail=EnvironmentSetupError)
-    )
+    monkeypatch.setattr("i2v_tensorrt.jobs.environment.Installer", lambda: FakeInstaller(fail=EnvironmentSetupError))
     assert commands.main(["test"], environment) == 1
     assert capsys.readouterr().err == "run.py: as told\n"
 
@@ -140,6 +136,45 @@ def test_exit_status_is_passed_through(status: int) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without signals")
 def test_a_signal_becomes_a_status() -> None:
     assert run_child([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 128 + 9
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without signals")
+def test_a_request_to_end_reaches_the_child_which_may_tidy_up(tmp_path: Path) -> None:
+    tidied = tmp_path / "tidied"
+    child = f"""
+import signal, time
+from pathlib import Path
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+print("started", flush=True)
+try: time.sleep(60)
+finally: Path({str(tidied)!r}).touch()
+"""
+    parent = f"""
+import runpy, sys
+runpy.run_path({str(RUN)!r})
+from i2v_tensorrt.jobs.children import run_child
+try: run_child([sys.executable, "-c", {child!r}])
+except KeyboardInterrupt: sys.exit(130)
+"""
+    command = [sys.executable, "-c", parent]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        process.terminate()
+        assert process.wait(30) == 130
+    assert tidied.exists()
+
+
+def test_an_interrupted_job_is_a_status(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(command: Sequence[str]) -> int:
+        raise KeyboardInterrupt
+
+    prepared(environment)
+    monkeypatch.setattr(commands, "run_child", interrupted)
+    assert commands.main(["test"], environment) == 130
+    assert capsys.readouterr().err == "run.py: interrupted\n"
 
 
 def test_a_test_run_hands_the_rest_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,9 +243,7 @@ def test_missing_interpreter_is_made_again(environment: Environment) -> None:
     assert prepared(environment) == ["create", "install"]
 
 
-def test_another_python_makes_the_environment_anew(
-    environment: Environment, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_python_makes_the_environment_anew(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared(environment)
     monkeypatch.setattr("platform.python_version", lambda: "3.99.0")
     assert prepared(environment) == ["create", "install"]
@@ -225,9 +258,7 @@ def test_an_environment_that_is_not_ours_is_never_deleted(environment: Environme
     assert theirs.read_text() == "mine"
 
 
-def test_an_environment_does_not_delete_itself(
-    environment: Environment, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_environment_does_not_delete_itself(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared(environment)
     (environment.folder / STAMP).write_text("{}")
     monkeypatch.setattr(sys, "prefix", str(environment.folder))
@@ -360,9 +391,7 @@ def test_the_summary_says_what_became_of_live_tests(
     assert result.stdout.splitlines()[-1] == f"Tests against a live ComfyUI: {sentence}"
 
 
-@pytest.mark.parametrize(
-    ("statuses", "expected"), [({}, 0), ({"ruff": 1}, 1), ({"pyright": 2}, 1), ({"pytest": 5}, 1)]
-)
+@pytest.mark.parametrize(("statuses", "expected"), [({}, 0), ({"ruff": 1}, 1), ({"pyright": 2}, 1), ({"pytest": 5}, 1)])
 def test_one_failing_step_fails_the_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -380,9 +409,7 @@ def test_one_failing_step_fails_the_run(
 
 
 @pytest.mark.parametrize(("fast", "selection"), [(True, ["-m", "not comfy and not slow"]), (False, [])])
-def test_fast_leaves_out_live_and_slow_tests(
-    monkeypatch: pytest.MonkeyPatch, fast: bool, selection: list[str]
-) -> None:
+def test_fast_leaves_out_live_and_slow_tests(monkeypatch: pytest.MonkeyPatch, fast: bool, selection: list[str]) -> None:
     monkeypatch.chdir(RUN.parent)
     monkeypatch.setattr(checks, "run_child", lambda command: 0)
     seen: list[list[str]] = []
