@@ -1,0 +1,97 @@
+"""`run.py test`: its steps, its status, and what it says of the tests against a live ComfyUI."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from i2v_tensorrt.jobs import checks
+
+RUN = Path(__file__).resolve().parents[2] / "run.py"
+
+LIVE = """
+import pytest
+
+pytestmark = pytest.mark.comfy
+
+def test_one(): pass
+def test_two(): pytest.skip("no ComfyUI here") if {skip} else None
+def test_three(): assert not {fail}
+"""
+UNIT = "def test_four(): raise AssertionError"
+# Its own conftest.py marks that folder's tests late, as tests/comfy/conftest.py does.
+LATE = """
+import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "late" in item.path.parts: item.add_marker("comfy")
+"""
+INNER = """
+import runpy, sys
+runpy.run_path(sys.argv[1])
+from i2v_tensorrt.jobs.checks import LiveTests, run_pytest
+live = LiveTests()
+run_pytest(["-q", "-p", "no:cacheprovider", "--import-mode=importlib", *sys.argv[2:]], live)
+print(live.summary())
+"""
+
+
+@pytest.mark.parametrize(
+    ("skip", "fail", "arguments", "sentence"),
+    [
+        (False, False, [], "4 ran: 4 passed."),
+        (False, True, [], "4 ran: 1 failed, 3 passed."),
+        (True, False, [], "3 ran: 3 passed, 1 skipped (no ComfyUI here)."),
+        (
+            True,
+            False,
+            ["-k", "two"],
+            "none ran: 1 skipped, 3 left out by the command line (no ComfyUI here).",
+        ),
+        (False, True, ["-x", "test_live.py", "late"], "3 ran: 1 failed, 1 not reached, 2 passed."),
+        (False, False, ["-m", "not comfy"], "none ran: 4 left out by the command line."),
+        (False, False, ["test_unit.py"], "none ran: the selection holds none."),
+    ],
+)
+def test_the_summary_says_what_became_of_live_tests(
+    tmp_path: Path, skip: bool, fail: bool, arguments: list[str], sentence: str
+) -> None:
+    (tmp_path / "late").mkdir()
+    (tmp_path / "late" / "conftest.py").write_text(LATE)
+    (tmp_path / "late" / "test_late.py").write_text("def test_five(): pass")
+    (tmp_path / "test_live.py").write_text(LIVE.format(skip=skip, fail=fail))
+    (tmp_path / "test_unit.py").write_text(UNIT)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = comfy: live\n")
+    command = [sys.executable, "-c", INNER, str(RUN), *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == f"Tests against a live ComfyUI: {sentence}"
+
+
+@pytest.mark.parametrize(("statuses", "expected"), [({}, 0), ({"ruff": 1}, 1), ({"pyright": 2}, 1), ({"pytest": 5}, 1)])
+def test_one_failing_step_fails_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    statuses: dict[str, int],
+    expected: int,
+) -> None:
+    monkeypatch.chdir(RUN.parent)
+    monkeypatch.setattr(checks, "run_child", lambda command: statuses.get(command[2], 0))
+    monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: statuses.get("pytest", 0))
+    assert checks.run_tests([], fast=True) == expected
+    summary = capsys.readouterr().out.splitlines()
+    for name in ("ruff", "pyright", "pytest"):
+        verdict = f"FAILED, status {statuses[name]}" if name in statuses else "passed"
+        assert any(line.startswith(name) and verdict in line for line in summary)
+
+
+@pytest.mark.parametrize(("fast", "selection"), [(True, ["-m", "not comfy and not slow"]), (False, [])])
+def test_fast_leaves_out_live_and_slow_tests(monkeypatch: pytest.MonkeyPatch, fast: bool, selection: list[str]) -> None:
+    monkeypatch.chdir(RUN.parent)
+    monkeypatch.setattr(checks, "run_child", lambda command: 0)
+    seen: list[list[str]] = []
+    monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: seen.append(arguments) or 0)
+    checks.run_tests(["-x"], fast)
+    assert seen == [["-q", *selection, "-x"]]
