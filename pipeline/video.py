@@ -85,6 +85,10 @@ def _check_target(path: Path, clip: Clip, options: VideoOptions) -> None:
     key, spec = options.format, options.spec
     if path.suffix.lower() != spec.suffix:
         raise InputError(f"The name of a {key} file must end in {spec.suffix}, but it is {path.name!r}.")
+    if clip.width < spec.min_width:
+        raise InputError(
+            f"{key} needs frames at least {spec.min_width} pixels wide, but they are {clip.width}x{clip.height}."
+        )
     if spec.max_side is not None and max(clip.height, clip.width) > spec.max_side:
         raise InputError(
             f"{key} holds at most {spec.max_side} pixels a side, but frames are {clip.width}x{clip.height}."

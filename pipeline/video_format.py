@@ -34,6 +34,7 @@ class VideoFormat:
     default_crf: float | None = None
     crf_range: tuple[float, float] | None = None
     max_fps: float = MAX_FPS
+    min_width: int = 1
     max_side: int | None = None
     audio_encoder: str | None = None
     audio_rates: tuple[int, ...] | None = None
@@ -63,7 +64,6 @@ _AAC_RATES = (48000, 96000, 88200, 64000, 44100, 32000, 24000, 22050, 16000, 120
 # an mp4 keep keys of our own, such as "workflow".
 _MP4 = {"movflags": "use_metadata_tags+faststart"}
 _VP9_OPTIONS = {"deadline": "good", "cpu-used": "4", "row-mt": "1"}
-_X265_OPTIONS = {"x265-params": "log-level=error"}
 
 FORMATS: Mapping[str, VideoFormat] = {
     "mp4-h264": VideoFormat(
@@ -73,14 +73,15 @@ FORMATS: Mapping[str, VideoFormat] = {
     # hvc1 and not FFmpeg's own hev1: Apple's players show nothing for the latter.
     "mp4-h265": VideoFormat(
         "mp4", "libx265", ".mp4", "video/mp4", default_crf=22, crf_range=(0, 51), codec_tag="hvc1",
-        audio_encoder="aac", audio_rates=_AAC_RATES, container_options=_MP4, encoder_options=_X265_OPTIONS,
+        audio_encoder="aac", audio_rates=_AAC_RATES, container_options=_MP4,
     ),
     "webm-vp9": VideoFormat(
         "webm", "libvpx-vp9", ".webm", "video/webm", default_crf=30, crf_range=(0, 63),
         audio_encoder="libopus", audio_rates=(48000,), encoder_options=_VP9_OPTIONS,
     ),
+    # Frames up to 24 pixels wide make SVT-AV1 (seen in 4.1) write past the end of a buffer.
     "webm-av1": VideoFormat(
-        "webm", "libsvtav1", ".webm", "video/webm", default_crf=30, crf_range=(0, 63),
+        "webm", "libsvtav1", ".webm", "video/webm", default_crf=30, crf_range=(0, 63), min_width=32,
         audio_encoder="libopus", audio_rates=(48000,), encoder_options={"preset": "8"},
     ),
     # bgr0 and not a yuv format: ffv1 keeps 8-bit RGB to the last bit only when it is given RGB.

@@ -143,12 +143,22 @@ def test_one_pixel(tmp_path: Path, key: str) -> None:
     assert np.abs(decoded.astype(int) - 128).max() <= 3
 
 
+def test_narrow_h265(tmp_path: Path) -> None:
+    """x265's own settings write past the end of a buffer here, which can end the process."""
+    frames = smooth_clip(12, 16, 16)
+    for _ in range(10):
+        assert psnr8(read(write(tmp_path, "mp4-h265", frames)), levels(frames)) > 33
+
+
 @pytest.mark.parametrize("key", ALL)
-def test_one_frame(tmp_path: Path, key: str) -> None:
-    frames = smooth_clip(1)
-    info = write(tmp_path, key, frames, pingpong=True)
-    assert info.num_frames == 1
-    assert psnr8(read(info), levels(frames)) > 33
+@pytest.mark.parametrize("num_frames", [1, 2, 3])
+def test_few_frames(tmp_path: Path, key: str, num_frames: int) -> None:
+    """Several times over: x265 can give clips of 1 and 2 frames time stamps out of memory never set."""
+    frames = smooth_clip(num_frames)
+    for _ in range(4):
+        info = write(tmp_path, key, frames)
+        assert info.num_frames == num_frames
+        assert psnr8(read(info), levels(frames)) > 33
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -320,7 +330,7 @@ def read_sound(path: Path) -> tuple[np.ndarray, int]:
     ("rate", "channels"), [(44_100, 2), (8_000, 1), (37_800, 2), (48_000, 6), (96_000, 8)]
 )
 def test_audio_is_kept(tmp_path: Path, key: str, rate: int, channels: int) -> None:
-    info = write(tmp_path, key, smooth_clip(16, 16, 16), audio=tone(5, rate=rate, channels=channels))
+    info = write(tmp_path, key, smooth_clip(16, 32, 32), audio=tone(5, rate=rate, channels=channels))
     sound, found_rate = read_sound(info.path)
     assert len(sound) == channels
     assert sound.shape[1] / found_rate == pytest.approx(2.0, abs=0.15)  # codecs fill up their last block
@@ -346,7 +356,7 @@ def test_short_audio_ends_early_and_pingpong_plays_more_of_it(tmp_path: Path) ->
 
 @pytest.mark.parametrize("key", CONTAINERS)
 def test_sound_lies_beside_its_frames(tmp_path: Path, key: str) -> None:
-    info = write(tmp_path, key, smooth_clip(24, 16, 16), fps=1, audio=tone(24, rate=8_000))
+    info = write(tmp_path, key, smooth_clip(24, 32, 32), fps=1, audio=tone(24, rate=8_000))
     with av.open(str(info.path)) as container:
         last = {"video": 0.0, "audio": 0.0}
         for packet in container.demux():
