@@ -50,7 +50,7 @@ def write_container(
                 if sound is not None:
                     sound.write_until(number)
             if sound is not None:
-                sound.finish(len(clip))
+                sound.finish()
     except (OSError, MemoryError):
         raise
     except FFmpegError as error:
@@ -163,7 +163,6 @@ class _Sound:
         self.container.mux(self.stream.encode(chunk))
         self.done = end
 
-    def finish(self, num_frames: int) -> None:
-        """Writes the rest of a video of `num_frames` frames, and what the encoder still holds."""
-        self.write_until(num_frames)
+    def finish(self) -> None:
+        """Writes what the encoder still holds."""
         self.container.mux(self.stream.encode(None))
