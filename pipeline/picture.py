@@ -23,6 +23,7 @@ def picture_from_tensor(image: torch.Tensor) -> Image.Image:
     pixels = image[0] if image.ndim == 4 else image
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or 0 in pixels.shape:
         raise InputError(f"Expected a picture as [height, width, 1, 3 or 4 channels], found {list(image.shape)}.")
+    _check_area(pixels.shape[1], pixels.shape[0])
     pixels = pixels.detach().float().cpu()
     if not bool(torch.isfinite(pixels).all()):
         raise InputError("Expected a picture of finite values, found NaN or infinity.")
@@ -32,10 +33,10 @@ def picture_from_tensor(image: torch.Tensor) -> Image.Image:
 
 def rgb(picture: Image.Image) -> Image.Image:
     """The picture in 8-bit RGB: 16-bit grey is scaled down, transparency laid over white."""
-    if picture.width * picture.height > _MAX_PIXELS:
-        raise InputError(f"Expected a picture of at most {_MAX_PIXELS} pixels, found {picture.width}x{picture.height}.")
+    _check_area(picture.width, picture.height)
     if picture.mode.startswith("I;16") or picture.mode == "I":  # PIL would clip to 255 instead of scaling
         picture = picture.convert("I").point(lambda level: level / 257).convert("L")
+        picture.info.pop("transparency", None)  # a level of 16 bits, which would be read as one of 8
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
@@ -47,10 +48,16 @@ def cover(picture: Image.Image, width: int, height: int) -> Image.Image:
     """Scales until the picture just covers width x height (pixels), then crops the middle.
 
     Box filter and rounding as I2VGenXLPipeline's, except that it can come out a pixel short and this not.
+    Raises InputError for a strip so long and thin that scaling it would fill the memory.
     """
     scale = min(picture.width / width, picture.height / height)
     scaled_width = max(width, math.floor(picture.width / scale))
     scaled_height = max(height, math.floor(picture.height / scale))
+    if scaled_width * scaled_height > _MAX_PIXELS:
+        raise InputError(
+            f"Expected a picture less long and thin: {picture.width}x{picture.height} would cover {width}x{height} "
+            f"only at {scaled_width}x{scaled_height}."
+        )
     scaled = picture.resize((scaled_width, scaled_height), Image.Resampling.BOX)
     left, top = (scaled_width - width) // 2, (scaled_height - height) // 2
     return scaled.crop((left, top, left + width, top + height))
@@ -60,3 +67,8 @@ def to_unit_tensor(picture: Image.Image) -> torch.Tensor:
     """Float32 [1, 3, height, width] in 0..1."""
     flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return flat.reshape(1, picture.height, picture.width, 3).permute(0, 3, 1, 2).float() / 255
+
+
+def _check_area(width: int, height: int) -> None:
+    if width * height > _MAX_PIXELS:
+        raise InputError(f"Expected a picture of at most {_MAX_PIXELS} pixels, found {width}x{height}.")
