@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from ..engine_builder.errors import InputError
+
 BYTES_PER_PIXEL = 2600
 """Scratch memory of the published VAE's decoder, fp16, for each pixel of each frame decoded at once.
 
@@ -27,8 +29,11 @@ def chunk_size(free_bytes: int, height: int, width: int, frames: int) -> int:
 def decode(latents: torch.Tensor, run: DecodeChunk, chunk: int, on_chunk: OnChunk, *, factor: int = 8) -> torch.Tensor:
     """Frames [frames, height, width, 3], float32 in 0..1 on the CPU, from unscaled latents [frames, 4, h, w].
 
-    Out of memory halves the chunk and goes on from there; with one frame left it is raised.
+    Out of memory halves the chunk and goes on from there; with one frame left it is raised. Raises
+    InputError for a chunk of no frames.
     """
+    if chunk < 1:
+        raise InputError(f"The chunk is a whole number of frames from 1, found {chunk}.")
     count, _, height, width = latents.shape
     frames = torch.empty(count, height * factor, width * factor, 3)
     done = 0

@@ -18,7 +18,12 @@ def read_video(path: Path) -> torch.Tensor:
 
     try:
         with av.open(str(path)) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except (av.FFmpegError, IndexError) as error:
-        raise StorageError(f"Expected a video file at {path}, found none that can be read: {error}.") from error
+            streams = container.streams.video[:1]
+            frames = [frame.to_ndarray(format="rgb24") for stream in streams for frame in container.decode(stream)]
+    except av.FFmpegError as error:
+        raise StorageError(
+            f"Expected a video file at {path}, found none that can be read: {error.strerror}."
+        ) from error
+    if not frames:
+        raise StorageError(f"Expected a video file at {path}, found no picture in it.")
     return torch.stack([torch.from_numpy(frame) for frame in frames]).float() / 255

@@ -1,0 +1,123 @@
+"""Chunks give what the whole gives, whatever the memory; interruptions and real shortage get through."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from i2v_tensorrt.engine_builder.errors import InputError
+from i2v_tensorrt.pipeline.decode import BYTES_PER_PIXEL, chunk_size, decode
+
+FRAMES = 7
+
+
+def latents() -> torch.Tensor:
+    return torch.randn(FRAMES, 4, 2, 3, generator=torch.Generator().manual_seed(1))
+
+
+def paint(part: torch.Tensor) -> torch.Tensor:
+    """Three of the four channels, each place eight pixels wide and high; goes beyond -1..1 at both ends."""
+    return part[:, :3].repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+
+
+def short_of_memory_above(most: int, seen: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def run(part: torch.Tensor) -> torch.Tensor:
+        seen.append(len(part))
+        if len(part) > most:
+            raise torch.cuda.OutOfMemoryError("injected")
+        return paint(part)
+
+    return run
+
+
+def quiet(done: int, total: int) -> None:
+    """Watches no progress."""
+
+
+@pytest.mark.parametrize("chunk", [1, 3, FRAMES, 100])
+def test_chunks_equal_the_whole(chunk: int) -> None:
+    told: list[tuple[int, int]] = []
+    frames = decode(latents(), paint, chunk, lambda *step: told.append(step))
+    expected = (paint(latents()) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+    assert frames.shape == (FRAMES, 16, 24, 3) and frames.dtype == torch.float32
+    assert torch.equal(frames, expected)
+    assert told == [(min(done, FRAMES), FRAMES) for done in range(chunk, FRAMES + chunk, chunk)]
+
+
+def test_half_precision_images_become_float32() -> None:
+    frames = decode(latents(), lambda part: paint(part).half(), 2, quiet)
+    assert frames.dtype == torch.float32
+    assert torch.allclose(frames, decode(latents(), paint, 2, quiet), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "most", "sizes"),
+    [(FRAMES, 3, [7, 3, 3, 1]), (6, 1, [6, 3, 1, 1, 1, 1, 1, 1, 1]), (3, 2, [3, 1, 1, 1, 1, 1, 1, 1])],
+)
+def test_out_of_memory_halves_the_chunk_and_loses_nothing(chunk: int, most: int, sizes: list[int]) -> None:
+    seen: list[int] = []
+    frames = decode(latents(), short_of_memory_above(most, seen), chunk, quiet)
+    assert seen == sizes
+    assert torch.equal(frames, decode(latents(), paint, FRAMES, quiet))
+
+
+def test_out_of_memory_midway_keeps_what_is_done() -> None:
+    calls: list[int] = []
+
+    def run(part: torch.Tensor) -> torch.Tensor:
+        calls.append(len(part))
+        if len(calls) == 2:
+            raise torch.cuda.OutOfMemoryError("injected")
+        return paint(part)
+
+    frames = decode(latents(), run, 4, quiet)
+    assert calls == [4, 3, 2, 1]
+    assert torch.equal(frames, decode(latents(), paint, FRAMES, quiet))
+
+
+def test_out_of_memory_with_one_frame_is_raised() -> None:
+    seen: list[int] = []
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        decode(latents(), short_of_memory_above(0, seen), 4, quiet)
+    assert seen == [4, 2, 1]
+
+
+def test_another_failure_is_not_taken_for_a_shortage() -> None:
+    def run(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        decode(latents(), run, 4, quiet)
+
+
+def test_interruption_comes_through_after_one_chunk() -> None:
+    seen: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode(latents(), short_of_memory_above(FRAMES, seen), 2, stop)
+    assert seen == [2]
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_chunk_of_nothing_is_refused(chunk: int) -> None:
+    def run(_: torch.Tensor) -> torch.Tensor:
+        pytest.fail("asked to decode nothing")
+
+    with pytest.raises(InputError, match=f"from 1, found {chunk}"):
+        decode(latents(), run, chunk, quiet)
+
+
+@given(
+    st.integers(-(1 << 30), 1 << 44), st.integers(1, 4096), st.integers(1, 4096), st.integers(1, 256), st.integers(0, 9)
+)
+def test_chunk_size_is_the_most_that_fits(free_bytes: int, height: int, width: int, frames: int, more: int) -> None:
+    chunk, frame_bytes = chunk_size(free_bytes, height, width, frames), BYTES_PER_PIXEL * height * width
+    assert 1 <= chunk <= frames
+    assert chunk == 1 or chunk * frame_bytes <= free_bytes
+    assert chunk == frames or (chunk + 1) * frame_bytes > free_bytes
+    assert chunk_size(free_bytes + more * frame_bytes, height, width, frames) >= chunk
