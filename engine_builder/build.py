@@ -1,38 +1,29 @@
-"""One engine from start to finish: look, lock, compile, check, publish."""
+"""One engine from start to finish: look, lock, check the room, compile in a child, publish."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from .backends.base import Backend, NetworkSource, Report
-from .backends.eager import EagerBackend
+from .backends.base import Report
+from .compile import BuildRequest, Compiled
 from .errors import EngineError, StorageError
 from .key import engine_key
-from .manifest import Manifest, Verdict
-from .spec import EngineSpec, Target
+from .manifest import Manifest
 from .store import EngineStore, Plan, describe_files
-from .verify import judge, passes
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import torch
+from .worker import BuildProcess
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """What to build, from what, for which device."""
-
-    spec: EngineSpec
-    network: NetworkSource
-    backend: Backend
-    device: torch.device
+BASE_MEMORY_BYTES = 1 << 30
+"""Host memory of the child before it has loaded a network: Python, PyTorch, the exporter."""
+MEMORY_PER_WEIGHT = 3.0
+"""Host memory for each byte of weights: the network, the traced program, the copy that is written."""
+DISK_PER_WEIGHT = 1.2
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,12 @@ def quiet(stage: str, fraction: float) -> None:
 
 
 def build_engine(
-    request: BuildRequest, store: EngineStore, *, force: bool = False, report: Report = quiet
+    request: BuildRequest,
+    store: EngineStore,
+    process: BuildProcess,
+    *,
+    force: bool = False,
+    report: Report = quiet,
 ) -> BuildResult:
     """The engine for the request, from the store or newly built; one builder a key across processes.
 
@@ -63,49 +59,54 @@ def build_engine(
         if found is not None:
             return BuildResult(found, reused=True)
         with store.staging() as folder:
-            return BuildResult(_build(request, target, folder, store, report), reused=False)
-
-
-def _build(request: BuildRequest, target: Target, folder: Path, store: EngineStore, report: Report) -> Plan:
-    started = time.monotonic()
-    report("load network", 0.0)
-    network = request.network()
-    try:
-        details = request.backend.build(network, request.spec, folder, report)
-    except OSError as error:
-        raise StorageError(f"The engine could not be written to {folder}: {error.strerror or error}.") from error
-    report("check", 0.8)
-    manifest = Manifest(
-        spec=request.spec,
-        target=target,
-        files=describe_files(folder),
-        verdict=Verdict(0.0, 0.0, 0.0, False, ()),
-        build_s=0.0,
-        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        details=details,
-    )
-    verdict = _gate(request, Plan(folder, manifest), network)
-    report("publish", 0.95)
-    elapsed_s = round(time.monotonic() - started, 3)
-    plan = store.publish(folder, replace(manifest, verdict=verdict, build_s=elapsed_s))
-    log.info("built %s by %s in %.1f s", request.spec.network.component, request.backend.name, elapsed_s)
+            check_room(request, store.root)
+            compiled, build_s = _compile(request, folder, store.log_path(key), process, report)
+            report("publish", 0.95)
+            manifest = Manifest(
+                spec=request.spec,
+                target=target,
+                files=describe_files(folder),
+                verdict=compiled.verdict,
+                build_s=build_s,
+                created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                details=compiled.details,
+            )
+            plan = store.publish(folder, manifest)
+    log.info("built %s by %s in %.1f s", request.spec.network.component, request.backend.name, build_s)
     report("publish", 1.0)
-    return plan
+    return BuildResult(plan, reused=False)
 
 
-def _gate(request: BuildRequest, plan: Plan, network: torch.nn.Module) -> Verdict:
-    """Compares the engine in staging with eager PyTorch on the same device."""
-    reference = EagerBackend().load(None, request.spec, lambda: network, request.device)
-    candidate = request.backend.load(plan, request.spec, lambda: network, request.device)
+def _compile(
+    request: BuildRequest, folder: Path, log_path: Path, process: BuildProcess, report: Report
+) -> tuple[Compiled, float]:
+    """What the child gave, and the seconds it took."""
+    started = time.monotonic()
+    compiled = process.compile(request, folder, log_path, report)
+    return compiled, round(time.monotonic() - started, 3)
+
+
+def check_room(request: BuildRequest, root: Path) -> None:
+    """Raises EngineError or StorageError when memory or disk cannot hold the build; says both figures."""
+    weights, component = request.source.size_bytes, request.spec.network.component
+    needed = BASE_MEMORY_BYTES + int(MEMORY_PER_WEIGHT * weights)
+    available = _available_memory()
+    if available is not None and available < needed:
+        raise EngineError(
+            f"Building {component} needs about {needed / 2**30:.1f} GiB of memory, "
+            f"found {available / 2**30:.1f} GiB free: close other programs and try again."
+        )
+    free = shutil.disk_usage(root).free
+    if free < DISK_PER_WEIGHT * weights:
+        raise StorageError(
+            f"Building {component} needs about {DISK_PER_WEIGHT * weights / 2**30:.1f} GiB in {root}, "
+            f"found {free / 2**30:.1f} GiB free."
+        )
+
+
+def _available_memory() -> int | None:
     try:
-        reference.load()
-        candidate.load()
-        verdict = judge(reference, candidate, request.spec)
-    finally:
-        candidate.unload()
-        reference.unload()
-    try:
-        passes(verdict, request.spec.precision)
-    except EngineError as error:
-        raise EngineError(f"{request.spec.network.component}: {error}") from error
-    return verdict
+        import psutil
+    except ImportError:  # ComfyUI brings it; without it the check is left out
+        return None
+    return psutil.virtual_memory().available

@@ -88,14 +88,17 @@ def unseal(text: str, secret: bytes, name: str) -> Manifest:
     return manifest
 
 
+def verdict_from_dict(data: Mapping[str, Any]) -> Verdict:
+    """Rebuilds a Verdict from `dataclasses.asdict` after JSON."""
+    return Verdict(**{**data, "shapes": tuple(data["shapes"])})
+
+
 def _from_body(body: dict[str, Any]) -> Manifest:
-    verdict = dict(body["verdict"])
-    verdict["shapes"] = tuple(verdict["shapes"])
     return Manifest(
         spec=spec_from_dict(body["spec"]),
         target=Target(**body["target"]),
         files={name: FileDigest(**entry) for name, entry in body["files"].items()},
-        verdict=Verdict(**verdict),
+        verdict=verdict_from_dict(body["verdict"]),
         build_s=float(body["build_s"]),
         created_at=str(body["created_at"]),
         details=dict(body["details"]),

@@ -129,6 +129,10 @@ class EngineStore:
         except OSError as error:
             raise StorageError(f"Engine {key[:12]} could not be put aside: {error.strerror or error}.") from error
 
+    def log_path(self, key: str) -> Path:
+        """Where the log of the key's last build lies."""
+        return self.root / ".logs" / f"{key}.log"
+
     def delete(self, key: str) -> bool:
         """Removes an engine; True when there was one.
 

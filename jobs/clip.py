@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from ..pipeline.conditioning import Conditioning, condition
 from ..pipeline.decode import OnChunk, decode
 from ..pipeline.models.base import ClipRequest, Stage
 from ..pipeline.sampling import OnStep, SamplerSettings, make_scheduler, sample
-from .engines import EngineSet
+from .engines import EngineSet, clip_sizes
 
 MAX_GUIDANCE = 100.0
 
@@ -35,7 +36,16 @@ class Denoising:
 
 def encode_clip(engines: EngineSet, request: ClipRequest, cache: ConditioningCache, stage: Stage) -> Conditioning:
     """The clip's conditioning; see `pipeline.conditioning.condition`."""
-    return condition(engines.model, request, engines.precision, engines.run, cache, stage)
+    prepared = False
+
+    def run(component: str, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        nonlocal prepared
+        if not prepared:  # only now is it known that the cache has nothing
+            engines.prepare(clip_sizes(engines.model, request.width, request.height, request.num_frames))
+            prepared = True
+        return engines.run(component, inputs)
+
+    return condition(engines.model, request, engines.precision, run, cache, stage)
 
 
 def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoising, on_step: OnStep) -> torch.Tensor:
@@ -48,12 +58,7 @@ def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoi
         raise InputError(f"Expected conditioning of {model.family}, found {conditioning.family}.")
     guided = denoising.guidance_scale > 1
     tensors = {name: tensor.to(device) for name, tensor in conditioning.tensors.items()}
-    sizes = {
-        "batch": 2 if guided else 1,
-        "frames": conditioning.num_frames,
-        "latent_height": conditioning.height // model.latent_factor,
-        "latent_width": conditioning.width // model.latent_factor,
-    }
+    sizes = clip_sizes(model, conditioning.width, conditioning.height, conditioning.num_frames, guided=guided)
     runner = engines.runner(model.core, sizes)
 
     def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from ..engine_builder.backends.base import Backend, Report, Runner
+from ..engine_builder.backends.base import Report, Runner
 from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.backends.registry import AUTO, choose_backend
-from ..engine_builder.build import BuildRequest, BuildResult, build_engine, quiet
+from ..engine_builder.build import BuildResult, build_engine, quiet
+from ..engine_builder.compile import BuildRequest
 from ..engine_builder.errors import BackendUnavailableError, EngineError, InputError, MissingEngineError
 from ..engine_builder.spec import PRECISIONS, DimRange, EngineSpec, ShapeProfile
 from ..engine_builder.store import EngineStore, Plan
+from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.base import VideoModel
 
 log = logging.getLogger(__name__)
 
 SHAPE_POLICIES = ("range", "exact")
 MISS_POLICIES = ("build", "eager", "stop")
+TUNED_CHUNK = 8
+"""Frames decoded at once that a decoder's engine is tuned for."""
+OPEN_DIMS = ("chunk",)
+"""Dimensions that one clip needs at several sizes, so that even an exact engine takes their whole range."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +66,18 @@ class Residency(Protocol):
     def hold(self, runner: Runner, scratch_bytes: int) -> None:
         """Loads the runner, after making room for it and for its scratch memory."""
 
+    def clear(self) -> None:
+        """Frees the device for a build in another process."""
+
 
 class LoadInPlace:
     """Residency without a host: loads and never evicts."""
 
     def hold(self, runner: Runner, scratch_bytes: int) -> None:
         runner.load()
+
+    def clear(self) -> None:
+        pass
 
 
 class EngineSet:
@@ -88,6 +101,7 @@ class EngineSet:
         self._residency = residency or LoadInPlace()
         self._runners: dict[str, list[Runner]] = {}
         self._notes: list[str] = []
+        self._failures: dict[str, EngineError] = {}
 
     def run(self, component: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Runs a component once; sizes are read off the inputs."""
@@ -107,25 +121,42 @@ class EngineSet:
         self._residency.hold(runner, self.model.scratch_bytes(component, sizes, self.precision))
         return runner
 
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        """Builds every engine that a clip of these sizes lacks, where the policy is to build.
+
+        All in one go, so that the user waits once. A component whose build fails runs eager, with a note.
+        """
+        if self.policy.on_missing != "build" or self.policy.backend == EagerBackend.name:
+            return
+        with BuildProcess() as process:
+            for number, component in enumerate(self.model.engine_components):
+                with suppress(EngineError, InputError):  # told when the component is asked for
+                    self._plan(component, sizes, process, self._part_of_all(number))
+
     def build(
-        self, component: str, sizes: Mapping[str, int], *, force: bool = False, report: Report | None = None
+        self,
+        component: str,
+        sizes: Mapping[str, int],
+        process: BuildProcess,
+        *,
+        force: bool = False,
+        report: Report | None = None,
     ) -> BuildResult:
         """The component's engine for these sizes by the shape policy, from the store or built now.
 
-        `sizes` may name dimensions that the component does not have.
-
-        Raises EngineError when it cannot be built, InputError when the network does not take the sizes.
+        `sizes` may name dimensions that the component does not have. Raises EngineError when it cannot be
+        built, InputError when the network does not take the sizes.
         """
         backend = choose_backend(self.policy.backend, self.device)
         if not backend.builds:
-            raise EngineError(f"The backend {backend.name} has nothing to build.")
+            raise BackendUnavailableError(f"No engine backend serves {self.device.type} here.")
         limits = self.model.components[component].spec.limits
         spec = self._spec(component, self._profile(limits, {n: s for n, s in sizes.items() if n in limits.ranges}))
+        request = BuildRequest(spec, self.model.source(component, self.precision), backend, self.device)
         tell = report or self.report
-        source = self.model.components[component].load
-        request = BuildRequest(spec, lambda: source(self.precision), backend, self.device)
+        self._residency.clear()
         return build_engine(
-            request, self.store, force=force, report=lambda stage, done: tell(f"{component}: {stage}", done)
+            request, self.store, process, force=force, report=lambda stage, done: tell(f"{component}: {stage}", done)
         )
 
     def stored(self, component: str) -> list[Plan]:
@@ -186,30 +217,39 @@ class EngineSet:
             return self._eager(component)
 
     def _compiled(self, component: str, sizes: Mapping[str, int]) -> Runner:
+        with BuildProcess() as process:
+            plan = self._plan(component, sizes, process, self.report)
+            try:
+                plan.verify()
+            except EngineError as error:
+                self.store.quarantine(plan.manifest.key, str(error))
+                plan = self._plan(component, sizes, process, self.report)
         backend = choose_backend(self.policy.backend, self.device)
-        if not backend.builds:
-            raise BackendUnavailableError(f"No engine backend serves {self.device.type} here.")
-        stored = self.stored(component)
-        plan = next((plan for plan in stored if plan.manifest.spec.profile.fits(sizes)), None)
-        if plan is None and self.policy.on_missing == "build":
-            result = self.build(component, sizes)
-            self._note(f"{component}: {backend.name} engine built in {result.plan.manifest.build_s:.1f} s.")
-            plan = result.plan
-        if plan is None:
-            raise MissingEngineError(_miss(component, sizes, stored, self.store))
-        return self._load(backend, plan, component)
-
-    def _load(self, backend: Backend, plan: Plan, component: str) -> Runner:
-        """The plan's runner, its files checked; a damaged engine is put aside and built again by policy."""
-        try:
-            plan.verify()
-        except EngineError as error:
-            self.store.quarantine(plan.manifest.key, str(error))
-            if self.policy.on_missing != "build":
-                raise
-            plan = self.build(component, plan.manifest.spec.profile.optimum).plan
         source = self.model.components[component].load
         return backend.load(plan, plan.manifest.spec, lambda: source(self.precision), self.device)
+
+    def _plan(self, component: str, sizes: Mapping[str, int], process: BuildProcess, report: Report) -> Plan:
+        """The narrowest engine in the store that fits, or one built now if that is the policy."""
+        if component in self._failures:
+            raise self._failures[component]
+        stored = self.stored(component)
+        plan = next((plan for plan in stored if plan.manifest.spec.profile.fits(sizes)), None)
+        if plan is not None:
+            return plan
+        if self.policy.on_missing != "build":
+            raise MissingEngineError(_miss(component, sizes, stored, self.store))
+        try:
+            plan = self.build(component, sizes, process, report=report).plan
+        except EngineError as error:
+            self._failures[component] = error
+            raise
+        self._note(f"{component}: {plan.manifest.target.backend} engine built in {plan.manifest.build_s:.1f} s.")
+        return plan
+
+    def _part_of_all(self, number: int) -> Report:
+        """The report of one component's build, as a part of all of them."""
+        count = len(self.model.engine_components)
+        return lambda stage, done: self.report(stage, (number + done) / count)
 
     def _eager(self, component: str) -> Runner:
         source = self.model.components[component].load
@@ -223,11 +263,24 @@ class EngineSet:
         misfits = limits.misfits(sizes)
         if misfits:
             raise InputError(f"No engine can serve this size: {'; '.join(misfits)} (a latent is 8 pixels).")
-        return limits.exact(sizes) if self.policy.shapes == "exact" else _tuned_for(limits, sizes)
+        if self.policy.shapes == "range":
+            return _tuned_for(limits, sizes)
+        return limits.exact({name: size for name, size in sizes.items() if name not in OPEN_DIMS})
 
     def _note(self, sentence: str) -> None:
         log.info("%s", sentence)
         self._notes.append(sentence)
+
+
+def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, guided: bool = True) -> dict[str, int]:
+    """The sizes of every named dimension for a clip of width x height (pixels)."""
+    return {
+        "batch": 2 if guided else 1,
+        "frames": num_frames,
+        "latent_height": height // model.latent_factor,
+        "latent_width": width // model.latent_factor,
+        "chunk": min(num_frames, TUNED_CHUNK),
+    }
 
 
 def _tuned_for(limits: ShapeProfile, sizes: Mapping[str, int]) -> ShapeProfile:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from ..engine_builder.backends.base import Report
 from ..engine_builder.build import BuildResult
+from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.registry import FAMILIES
-from .engines import EngineSet
+from .engines import EngineSet, clip_sizes
 
 ALL = "all"
 
@@ -34,28 +35,18 @@ def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
     Raises EngineError as soon as one cannot be built: those before it stay.
     """
     count = len(job.components)
+    sizes = clip_sizes(engines.model, job.width, job.height, job.num_frames)
     lines = []
-    for number, component in enumerate(job.components):
+    with BuildProcess() as process:
+        for number, component in enumerate(job.components):
 
-        def tell(stage: str, done: float, number: int = number) -> None:
-            report(stage, (number + done) / count)
+            def tell(stage: str, done: float, number: int = number) -> None:
+                report(stage, (number + done) / count)
 
-        result = engines.build(component, _sizes(engines, component, job), force=job.force, report=tell)
-        lines.append(_line(component, result))
+            result = engines.build(component, sizes, process, force=job.force, report=tell)
+            lines.append(_line(component, result))
     report("done", 1.0)
     return lines
-
-
-def _sizes(engines: EngineSet, component: str, job: Prebuild) -> dict[str, int]:
-    """The sizes to tune a component for: guided sampling, both prompts at once, a few frames decoded together."""
-    factor = engines.model.latent_factor
-    batch = min(job.num_frames, 8) if component == "vae_decoder" else 2
-    return {
-        "batch": batch,
-        "frames": job.num_frames,
-        "latent_height": job.height // factor,
-        "latent_width": job.width // factor,
-    }
 
 
 def _line(component: str, result: BuildResult) -> str:

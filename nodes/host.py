@@ -170,6 +170,11 @@ class HostResidency:
         if not runner.is_loaded:  # its weights were moved by a runner that shares them
             runner.load()
 
+    def clear(self) -> None:
+        """Unloads every model on a GPU, where the child that builds needs the room."""
+        if device().type != "cpu":
+            memory.unload_all_models()
+
 
 def device() -> torch.device:
     """The device that ComfyUI computes on, with its index."""

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("pipeline", "engine_builder", "jobs", "nodes")
-LEAVES = {"engine_builder.spec", "engine_builder.errors"}
+LEAVES = {"engine_builder.spec", "engine_builder.errors", "engine_builder.source"}
 ALLOWED = {
     "engine_builder": {"engine_builder"},
     "pipeline": {"pipeline"},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakValueDictionary
 
+from ...engine_builder.source import NetworkSource
 from ...engine_builder.spec import NetworkSpec
 from .checkpoint import Checkpoint
 from .parts import load_part
@@ -75,6 +76,19 @@ class VideoModel(ABC):
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._parts: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()
+
+    def source(self, component: str, precision: str) -> NetworkSource:
+        """How another process gets a component's network."""
+        arguments = {"folder": str(self.checkpoint.folder), "component": component, "precision": precision}
+        return NetworkSource("pipeline.models.registry", "load_network", arguments, self.size_bytes(component))
+
+    @abstractmethod
+    def size_bytes(self, component: str) -> int:
+        """The size of the weight files that a component is loaded from."""
+
+    @abstractmethod
+    def load(self, component: str, precision: str) -> torch.nn.Module:
+        """A component's network on the CPU; takes no digest of the weights."""
 
     def part(self, name: str, precision: str) -> Any:
         """A part's network by its library class, read from disk once for as long as anybody holds it."""

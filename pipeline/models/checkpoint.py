@@ -42,6 +42,11 @@ class Part:
         return "fp16" if half else None
 
     @property
+    def size_bytes(self) -> int:
+        """Size of the largest variant's weight files."""
+        return max((sum(path.stat().st_size for path in paths) for paths in self.weights.values()), default=0)
+
+    @property
     def config_sha256(self) -> str:
         """Digest of the configuration."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()

@@ -189,8 +189,8 @@ def _networks(checkpoint: Checkpoint) -> dict[str, _Network]:
         fps_emb,
         context_spec,
     )
-    picture, frames = (TensorSpec("image", (n, 3, *pixel_plane), scope=clip) for n in (1, "batch"))
-    first, latents = (TensorSpec("latents", (n, 4, *plane), scope=clip) for n in (1, "batch"))
+    picture, frames = (TensorSpec("image", (n, 3, *pixel_plane), scope=clip) for n in (1, "chunk"))
+    first, latents = (TensorSpec("latents", (n, 4, *plane), scope=clip) for n in (1, "chunk"))
     return {
         "text_encoder": _Network("text_encoder", TextEncoder, (ids,), (text_states,), ("batch",)),
         "image_encoder": _Network("image_encoder", ImageEncoder, (pixels,), (image_embeds,), ()),
@@ -199,7 +199,7 @@ def _networks(checkpoint: Checkpoint) -> dict[str, _Network]:
             "unet", Conditioner, conditioner_inputs, (image_cond, fps_emb, context_spec), (), exportable=False
         ),
         "core": _Network("unet", Core, core_inputs, (TensorSpec("prediction", volume),), ("batch", "frames", *plane)),
-        "vae_decoder": _Network("vae", VaeDecoder, (latents,), (frames,), ("batch", *plane)),
+        "vae_decoder": _Network("vae", VaeDecoder, (latents,), (frames,), ("chunk", *plane)),
     }
 
 
@@ -207,8 +207,13 @@ def _limits(component: str, ranges: tuple[str, ...], side_multiple: int) -> Shap
     """The sizes that an engine of the component may serve; eager PyTorch takes others too."""
     step = side_multiple if component == "core" else 1
     side = DimRange(MIN_LATENT_SIDE, max(64, step), MAX_LATENT_SIDE, step)
-    batch = DimRange(1, 8, MAX_FRAMES) if component == "vae_decoder" else DimRange(1, 2, 2)
-    known = {"batch": batch, "frames": DimRange(1, 16, MAX_FRAMES), "latent_height": side, "latent_width": side}
+    known = {
+        "batch": DimRange(1, 2, 2),
+        "frames": DimRange(1, 16, MAX_FRAMES),
+        "chunk": DimRange(1, 8, MAX_FRAMES),
+        "latent_height": side,
+        "latent_width": side,
+    }
     return ShapeProfile({name: known[name] for name in ranges})
 
 
@@ -259,9 +264,13 @@ class I2VGenXL(VideoModel):
             limits=_limits(name, network.ranges, side_multiple),
             exportable=network.exportable,
         )
-        return Component(spec, lambda precision: self._module(network, precision))
+        return Component(spec, lambda precision: self.load(name, precision))
 
-    def _module(self, network: _Network, precision: str) -> torch.nn.Module:
+    def size_bytes(self, component: str) -> int:
+        return self.checkpoint.parts[_networks(self.checkpoint)[component].part].size_bytes
+
+    def load(self, component: str, precision: str) -> torch.nn.Module:
+        network = _networks(self.checkpoint)[component]
         whole = self.part(network.part, precision)
         module = network.module(whole).eval().requires_grad_(False)
         # Keeps the whole part alive, so that its other components share it instead of reading it again.
@@ -276,7 +285,7 @@ class I2VGenXL(VideoModel):
         width = 2 if precision == "fp32" else 1
         if component == "core":
             return CORE_SCRATCH_BYTES * width * places * sizes["batch"] * sizes["frames"]
-        return SMALL_SCRATCH_BYTES + VAE_SCRATCH_BYTES * width * places * sizes.get("batch", 1)
+        return SMALL_SCRATCH_BYTES + VAE_SCRATCH_BYTES * width * places * sizes.get("chunk", 1)
 
     def encode(self, request: ClipRequest, run: Run, stage: Stage) -> Encoded:
         """Text, picture and frame rate, each through its encoder, then together through the conditioner."""

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from ...engine_builder.errors import CheckpointError
 from .base import VideoModel
 from .checkpoint import INDEX, pipeline_class
 from .i2vgen_xl import I2VGenXL
 
 FAMILIES: dict[str, type[VideoModel]] = {family.pipeline_class: family for family in (I2VGenXL,)}
+
+
+def load_network(folder: str, component: str, precision: str) -> torch.nn.Module:
+    """One component's network, for a process that builds its engine."""
+    return open_model(Path(folder)).load(component, precision)
 
 
 def open_model(folder: Path) -> VideoModel:

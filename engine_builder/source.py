@@ -1,0 +1,31 @@
+"""Where a network comes from, as plain data that another process can follow."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_PACK = __name__.rsplit(".", 2)[0]
+
+
+@dataclass(frozen=True)
+class NetworkSource:
+    """A function of the pack, by name, and its arguments: calling it gives the network on the CPU.
+
+    `module` is counted from the pack's root, such as `pipeline.models.registry`: nothing outside the pack
+    can be named. `size_bytes` is what the network's weights take, for the check of memory and disk.
+    """
+
+    module: str
+    function: str
+    arguments: Mapping[str, str]
+    size_bytes: int = 0
+
+    def load(self) -> torch.nn.Module:
+        """The network; errors are the function's own."""
+        return getattr(importlib.import_module(f".{self.module}", _PACK), self.function)(**self.arguments)

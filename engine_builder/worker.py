@@ -1,0 +1,169 @@
+"""A build in a child process: its progress is heard, it can be cancelled, and its death is explained.
+
+The child starts fresh, so that it shares no GPU context, no thread and no lock with ComfyUI; whatever
+happens to it, the host lives.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from . import errors
+from .backends.base import Report
+from .compile import BuildRequest, Compiled, request_to_dict
+from .errors import EngineError
+from .manifest import verdict_from_dict
+
+log = logging.getLogger(__name__)
+
+CHILD = Path(__file__).resolve().with_name("child.py")
+POLL_S = 0.2
+"""How often cancellation is looked for while the child says nothing."""
+GRACE_S = 2.0
+"""How long a cancelled child may take to end by itself."""
+
+_WINDOWS_ACCESS_VIOLATION = 0xC0000005
+
+
+class BuildProcess:
+    """A child that compiles one request after another; started by the first, ended with the block.
+
+    Serves one thread. After a crash or a cancellation the next request starts another child.
+    """
+
+    def __init__(self) -> None:
+        self._child: _Child | None = None
+
+    def __enter__(self) -> BuildProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def compile(self, request: BuildRequest, folder: Path, log_path: Path, report: Report) -> Compiled:
+        """`compile.compile_engine` in the child; what it prints goes to `log_path`.
+
+        `report` is called at every stage and at least every 0.2 s, and may raise to cancel: the child is
+        then ended before the exception goes on. Raises the child's own error, or EngineError that says how
+        it died.
+        """
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        log_path.write_text("", "utf-8")
+        if self._child is None:
+            self._child = _Child()
+        child = self._child
+        try:
+            child.send({**request_to_dict(request, folder), "log": str(log_path)})
+            answer = child.listen(report)
+        except BaseException:
+            self._end()
+            raise
+        if "result" in answer:
+            return Compiled(answer["result"]["details"], verdict_from_dict(answer["result"]["verdict"]))
+        if "error" in answer:
+            raise _error(answer)
+        self._end()
+        raise EngineError(
+            f"The build of {request.spec.network.component} {_cause(child.returncode)}; "
+            f"its last words: {_tail(log_path)} (log: {log_path})"
+        )
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
+
+
+class _Child:
+    """The process, and one thread that hears it for as long as it lives."""
+
+    def __init__(self) -> None:
+        # A list of our own interpreter and our own file: nothing of it comes from a user.
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, str(CHILD)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._hear, daemon=True).start()
+
+    @property
+    def returncode(self) -> int:
+        """The exit status; waits for the end."""
+        return self._process.wait()
+
+    def send(self, request: dict[str, Any]) -> None:
+        """Hands over a request; one that finds nobody alive is answered by `listen`."""
+        stream = self._process.stdin
+        if stream is not None:
+            with suppress(OSError):
+                stream.write(json.dumps(request) + "\n")
+                stream.flush()
+
+    def listen(self, report: Report) -> dict[str, Any]:
+        """Passes progress on until the child has answered; an empty answer when it died first."""
+        stage, done = "start", 0.0
+        while True:
+            report(stage, done)
+            try:
+                line = self._lines.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            if line is None:
+                return {}
+            message = json.loads(line)
+            if "stage" not in message:
+                return message
+            stage, done = message["stage"], message["done"]
+
+    def end(self) -> None:
+        """Ends the process: asked first, then made to."""
+        for stop in (self._process.terminate, self._process.kill):
+            if self._process.poll() is None:
+                stop()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(GRACE_S)
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+
+    def _hear(self) -> None:
+        with suppress(ValueError, OSError):
+            for line in self._process.stdout or ():
+                self._lines.put(line)
+        self._lines.put(None)
+
+
+def _error(answer: dict[str, Any]) -> errors.I2VError:
+    """The child's error as one of our own, of the same kind."""
+    kind = getattr(errors, str(answer.get("kind")), EngineError)
+    return kind(answer["error"]) if issubclass(kind, errors.I2VError) else EngineError(answer["error"])
+
+
+def _cause(returncode: int) -> str:
+    """How the child ended, in words, and what helps."""
+    if returncode == -signal.SIGSEGV or returncode & 0xFFFFFFFF == _WINDOWS_ACCESS_VIOLATION:
+        return "crashed (segmentation fault): try another backend or precision"
+    if returncode == -getattr(signal, "SIGKILL", 9):
+        return "was killed, most often because memory ran out: close other programs or choose a smaller size"
+    if returncode < 0:
+        return f"was ended by signal {-returncode}"
+    return f"ended without an answer (exit status {returncode})"
+
+
+def _tail(log_path: Path) -> str:
+    with log_path.open(encoding="utf-8", errors="replace") as stream:
+        last = deque((line.strip() for line in stream if line.strip()), maxlen=1)
+    return last[0][:300] if last else "none"
