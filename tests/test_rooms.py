@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("pipeline", "engine_builder", "jobs", "nodes")
+ROOMS = ("pipeline", "engine_builder", "jobs", "nodes", "bootstrap")
 LEAVES = {"engine_builder.spec", "engine_builder.errors", "engine_builder.source"}
 ALLOWED = {
     "engine_builder": {"engine_builder"},
     "pipeline": {"pipeline"},
     "jobs": {"jobs", "pipeline", "engine_builder"},
+    "bootstrap": {"bootstrap", "jobs"},
     "nodes": {"nodes", "jobs", "pipeline", "engine_builder"},
 }
 COMFY = {"comfy", "comfy_api", "folder_paths", "nodes", "server", "execution", "latent_preview", "comfy_execution"}

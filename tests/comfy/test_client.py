@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, Event, PromptRefusedError, RunTimeoutError
 from PIL import Image
+
+from i2v_tensorrt.jobs.comfy_client import ComfyClient, Event, PromptRefusedError, RunTimeoutError
 
 RED = 0xFF0000
 LONG = 1000

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import pytest
+
 from i2v_tensorrt.jobs.comfy_client import ComfyClient, PromptRefusedError, ServerError
 
 

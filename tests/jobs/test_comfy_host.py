@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from i2v_tensorrt.jobs.comfy_host import (
     ComfyHost,
     ServerStartError,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.jobs import commands
-from i2v_tensorrt.jobs.children import run_child
-from i2v_tensorrt.jobs.environment import (
+from i2v_tensorrt.bootstrap import commands
+from i2v_tensorrt.bootstrap.children import run_child
+from i2v_tensorrt.bootstrap.environment import (
     LOCK,
     STAMP,
     Environment,
@@ -21,7 +21,7 @@ from i2v_tensorrt.jobs.environment import (
     python_in,
 )
 
-RUN = Path(__file__).resolve().parent.parent / "run.py"
+RUN = Path(__file__).resolve().parents[2] / "run.py"
 
 
 def bare_python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -123,7 +123,9 @@ def test_the_job_gets_its_arguments_and_gives_its_status(
 def test_a_failed_set_up_is_one_sentence(
     environment: Environment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("i2v_tensorrt.jobs.environment.Installer", lambda: FakeInstaller(fail=EnvironmentSetupError))
+    monkeypatch.setattr(
+        "i2v_tensorrt.bootstrap.environment.Installer", lambda: FakeInstaller(fail=EnvironmentSetupError)
+    )
     assert commands.main(["test"], environment) == 1
     assert capsys.readouterr().err == "run.py: as told\n"
 
@@ -152,7 +154,7 @@ finally: Path({str(tidied)!r}).touch()
     parent = f"""
 import runpy, sys
 runpy.run_path({str(RUN)!r})
-from i2v_tensorrt.jobs.children import run_child
+from i2v_tensorrt.bootstrap.children import run_child
 try: run_child([sys.executable, "-c", {child!r}])
 except KeyboardInterrupt: sys.exit(130)
 """
@@ -294,7 +296,7 @@ def test_a_killed_holder_gives_the_lock_back(tmp_path: Path) -> None:
 import importlib.util, sys, time, runpy
 from pathlib import Path
 runpy.run_path({str(RUN)!r})
-from i2v_tensorrt.jobs.environment import only_one
+from i2v_tensorrt.bootstrap.environment import only_one
 with only_one(Path({str(tmp_path / LOCK)!r}), ""):
     print("held", flush=True)
     time.sleep(60)

@@ -105,7 +105,7 @@ def inside(command: str, arguments: Sequence[str]) -> int:
     """Do the job of `command` in this very process, which runs in the pack's own environment."""
     try:
         if command == "demo":
-            return importlib.import_module(".demo", __package__).main(list(arguments))
+            return importlib.import_module("..jobs.demo", __package__).main(list(arguments))
         options, for_pytest = parser().parse_known_args([command, *arguments])
         return run_tests([argument for argument in for_pytest if argument != "--"], options.fast)
     except KeyboardInterrupt:
