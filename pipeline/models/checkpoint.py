@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ...engine_builder.errors import CheckpointError
 INDEX = "model_index.json"
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 _MAX_JSON_BYTES = 64 << 20
-_WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
+_VOCABULARY = ("vocab.json", "merges.txt")
 _CONFIG_NAMES = {
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
@@ -35,6 +35,11 @@ class Part:
     folder: Path
     config: Mapping[str, Any]
     weights: Mapping[str, tuple[Path, ...]]
+
+    @property
+    def config_path(self) -> Path:
+        """The file that the configuration is read from."""
+        return self.folder / _CONFIG_NAMES.get(self.name, "config.json")
 
     def variant_for(self, precision: str) -> str | None:
         """The stored variant to read: half precision when that is what runs or all there is."""
@@ -55,8 +60,8 @@ class Part:
     def sha256(self) -> str:
         """Digest over the configuration and the bytes of every weight or vocabulary file."""
         sha = hashlib.sha256(self.config_sha256.encode())
-        files = [path for paths in self.weights.values() for path in paths] or sorted(self.folder.glob("*"))
-        for path in files:
+        weights = [path for paths in self.weights.values() for path in paths]
+        for path in weights or sorted(path for path in self.folder.glob("*") if path.is_file()):
             sha.update(path.name.encode())
             with path.open("rb") as stream:
                 while block := stream.read(4 << 20):
@@ -85,37 +90,70 @@ def pipeline_class(folder: Path) -> str:
     return name
 
 
-def open_checkpoint(folder: Path, expected: Mapping[str, tuple[str, ...]]) -> Checkpoint:
-    """Checks every part of the folder against `expected`: part name to the class names that will do."""
+def open_checkpoint(
+    folder: Path, expected: Mapping[str, tuple[str, ...]], settings: Mapping[str, Mapping[str, type]]
+) -> Checkpoint:
+    """Checks every part of the folder against `expected`: part name to the class names that will do.
+
+    `settings` are those that a part's configuration cannot do without, each a positive number (`int`,
+    `float`) or numbers (`list`). Raises CheckpointError.
+    """
     index = _read_json(folder / INDEX)
     for name, classes in expected.items():
         entry = index.get(name)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
         if found not in classes:
             raise CheckpointError(f"{folder / INDEX}: expected {name} to be {' or '.join(classes)}, found {found}.")
-    return Checkpoint(folder, {name: _open_part(folder / name) for name in expected})
+    parts = {name: _open_part(folder / name) for name in expected}
+    for name, kinds in settings.items():
+        _check_settings(parts[name], kinds)
+    return Checkpoint(folder, parts)
 
 
 def _open_part(folder: Path) -> Part:
     if not folder.is_dir():
         raise CheckpointError(f"Expected the folder {folder}, found nothing there.")
-    special = folder.name in _CONFIG_NAMES
-    config_path = folder / _CONFIG_NAMES.get(folder.name, "config.json")
-    # A tokenizer may come without its configuration; every other part is useless without.
-    config = {} if folder.name == "tokenizer" and not config_path.is_file() else _read_json(config_path)
-    weights = {} if special else _find_weights(folder)
+    weights = {} if folder.name in _CONFIG_NAMES else _find_weights(folder)
     for path in (path for paths in weights.values() for path in paths):
         _check_safetensors(path)
-    return Part(folder.name, folder, config, weights)
+    part = Part(folder.name, folder, {}, weights)
+    if folder.name == "tokenizer":
+        _check_vocabulary(folder)
+        if not part.config_path.is_file():
+            return part  # every other part is useless without its configuration
+    return replace(part, config=_read_json(part.config_path))
+
+
+def _check_vocabulary(folder: Path) -> None:
+    """Without its files transformers makes a tokenizer that knows no word, and says nothing."""
+    if not (folder / "tokenizer.json").is_file():
+        for name in _VOCABULARY:
+            _check_is_file(folder / name)
+
+
+def _check_settings(part: Part, kinds: Mapping[str, type]) -> None:
+    for name, kind in kinds.items():
+        found: Any = part.config.get(name)
+        if kind is list:
+            fits = isinstance(found, list) and bool(found) and all(type(value) in (int, float) for value in found)
+        else:
+            fits = type(found) in (int, kind) and found > 0
+        if not fits:
+            wanted = {int: "a whole number above 0", float: "a number above 0", list: "a list of numbers"}[kind]
+            raise CheckpointError(f"{part.config_path}: expected {name} to be {wanted}, found {repr(found)[:80]}.")
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"Expected the file {path}, found nothing there.")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"Expected the file {path}, found nothing there.")
+    _check_is_file(path)
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise CheckpointError(f"{path} has {path.stat().st_size} bytes, expected a small JSON file.")
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}.") from error
     if not isinstance(data, dict):
@@ -123,36 +161,45 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)} twice")
+    return data
+
+
 def _find_weights(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Weight files by variant ("" is full precision); sharded weights are found through their index."""
+    """Weight files by variant ("" is full precision); sharded weights are found through their index.
+
+    A single file beside shards counts too: which of them is loaded is the library's affair.
+    """
+    stem = "model" if folder.name.endswith("encoder") else "diffusion_pytorch_model"
     found: dict[str, tuple[Path, ...]] = {}
-    for stem in _WEIGHT_NAMES:
-        for variant in ("", "fp16"):
-            suffix = f".{variant}" if variant else ""
-            single = folder / f"{stem}{suffix}.safetensors"
-            index = folder / f"{stem}.safetensors.index{suffix}.json"
-            if single.is_file():
-                found[variant] = (single,)
-            elif index.is_file():
-                found[variant] = _shards(index)
+    for variant, suffix in (("", ""), ("fp16", ".fp16")):
+        single = folder / f"{stem}{suffix}.safetensors"
+        index = folder / f"{stem}.safetensors.index{suffix}.json"
+        paths = ((single,) if single.is_file() else ()) + (_shards(index) if index.is_file() else ())
+        if paths:
+            found[variant] = paths
     if found:
         return found
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise CheckpointError(f"{folder / pickles[0]} is a pickle, which can run code: expected a .safetensors file.")
-    names = " or ".join(f"{stem}.safetensors" for stem in _WEIGHT_NAMES)
-    raise CheckpointError(f"Expected {names} in {folder}, found neither.")
+    raise CheckpointError(f"Expected the file {folder / stem}.safetensors, found nothing there.")
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
     weight_map = _read_json(index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise CheckpointError(f"{index}: expected a weight_map to file names in the same folder.")
-    for name in names:
-        if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index} lists {name}, expected that file beside it, found nothing.")
-    return tuple(index.parent / name for name in sorted(names))
+    shards = tuple(index.parent / name for name in sorted(set(names)))
+    for shard in shards:
+        if not shard.is_file():
+            raise CheckpointError(f"{index} lists {shard.name}, expected that file beside it, found nothing.")
+    return shards
 
 
 def _check_safetensors(path: Path) -> None:

@@ -34,6 +34,14 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "feature_extractor": ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast"),
     "scheduler": ("DDIMScheduler",),
 }
+SETTINGS: dict[str, dict[str, type]] = {
+    "unet": {"in_channels": int, "cross_attention_dim": int, "block_out_channels": list},
+    "vae": {"scaling_factor": float},
+    "text_encoder": {"max_position_embeddings": int, "vocab_size": int},
+    "image_encoder": {"image_size": int, "projection_dim": int},
+    "feature_extractor": {"image_mean": list, "image_std": list},
+}
+"""What is read of the configurations here; the libraries read the rest."""
 MAX_FRAMES = 64
 MIN_LATENT_SIDE = 8
 MAX_LATENT_SIDE = 256
@@ -232,7 +240,7 @@ class I2VGenXL(VideoModel):
 
     @classmethod
     def open(cls, folder: Path) -> I2VGenXL:
-        return cls(open_checkpoint(folder, LAYOUT))
+        return cls(open_checkpoint(folder, LAYOUT, SETTINGS))
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:

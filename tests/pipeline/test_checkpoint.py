@@ -1,0 +1,337 @@
+"""What is not a whole model folder is refused before any of it is loaded: file, expected and found, in one sentence."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from i2v_tensorrt.engine_builder.errors import CheckpointError
+from i2v_tensorrt.pipeline.models import checkpoint as module
+from i2v_tensorrt.pipeline.models.base import VideoModel
+from i2v_tensorrt.pipeline.models.i2vgen_xl import LAYOUT
+from i2v_tensorrt.pipeline.models.registry import open_model
+
+Damage = Callable[[Path], object]
+WEIGHTS = {
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder": "text_encoder/model.safetensors",
+    "image_encoder": "image_encoder/model.safetensors",
+}
+CONFIGS = {
+    **{part: f"{part}/config.json" for part in WEIGHTS},
+    "scheduler": "scheduler/scheduler_config.json",
+    "feature_extractor": "feature_extractor/preprocessor_config.json",
+}
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def edit(name: str, **changes: object) -> Damage:
+    """Sets keys of a JSON file; None removes one."""
+
+    def damage(folder: Path) -> None:
+        data = {**json.loads((folder / name).read_text("utf-8")), **changes}
+        kept = {key: value for key, value in data.items() if value is not None}
+        (folder / name).write_text(json.dumps(kept), "utf-8")
+
+    return damage
+
+
+def write(name: str, content: str | bytes) -> Damage:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def remove(name: str) -> Damage:
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(name: str, keep: float) -> Damage:
+    """Leaves that share of a file's bytes."""
+    return lambda folder: os.truncate(folder / name, int((folder / name).stat().st_size * keep))
+
+
+def with_header(name: str, change: Callable[[bytes], bytes]) -> Damage:
+    """Changes a safetensors file's JSON header, and its length to match."""
+
+    def damage(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = change(data[8:end])
+        (folder / name).write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+
+    return damage
+
+
+def lying(header: bytes, **changes: object) -> bytes:
+    tensors = json.loads(header)
+    name = next(name for name in tensors if name != "__metadata__")
+    tensors[name] = {**tensors[name], **changes}
+    return json.dumps(tensors).encode()
+
+
+def pickled(part: str) -> Damage:
+    return lambda folder: (folder / WEIGHTS[part]).rename(folder / part / "pytorch_model.bin")
+
+
+def sharded(folder: Path, part: str = "text_encoder", variant: str = "", weight_map: object = None) -> Path:
+    """Splits a part's weights in two; `weight_map` replaces the true one. Returns the index."""
+    whole = folder / WEIGHTS[part]
+    tensors = load_file(whole)
+    whole.unlink()
+    stem, names = whole.name.removesuffix(".safetensors"), sorted(tensors)
+    suffix = f".{variant}" if variant else ""
+    true_map = {}
+    for number, chosen in enumerate((names[::2], names[1::2]), start=1):
+        shard = f"{stem}{suffix}-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in chosen}, whole.with_name(shard), {"format": "pt"})
+        true_map |= dict.fromkeys(chosen, shard)
+    index = whole.with_name(f"{stem}.safetensors.index{suffix}.json")
+    size_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    content = {"metadata": {"total_size": size_bytes}, "weight_map": true_map if weight_map is None else weight_map}
+    index.write_text(json.dumps(content), "utf-8")
+    return index
+
+
+def shards_listed(weight_map: object) -> Damage:
+    return lambda folder: sharded(folder, weight_map=weight_map)
+
+
+FOREIGN: dict[str, tuple[Damage, list[str]]] = {
+    "missing": (shutil.rmtree, ["model folder", "nothing"]),
+    "a_file": (lambda folder: (shutil.rmtree(folder), folder.write_text("x")), ["model folder", "nothing"]),
+    "no_index": (remove("model_index.json"), ["model_index.json", "nothing"]),
+    "foreign": (
+        edit("model_index.json", _class_name="StableDiffusionPipeline"),
+        ["model_index.json", "expected I2VGenXLPipeline", "found StableDiffusionPipeline"],
+    ),
+    "class_is_no_text": (edit("model_index.json", _class_name=["I2VGenXLPipeline"]), ["model_index.json", "text"]),
+    "other_class": (
+        edit("model_index.json", unet=["diffusers", "UNet3DConditionModel"]),
+        ["model_index.json", "expected unet to be I2VGenXLUNet", "found UNet3DConditionModel"],
+    ),
+    "null_class": (edit("model_index.json", vae=[None, None]), ["expected vae to be AutoencoderKL", "found None"]),
+    "class_missing": (edit("model_index.json", scheduler=None), ["scheduler to be DDIMScheduler", "found None"]),
+    "odd_entry": (edit("model_index.json", vae={"a": 1}), ["vae to be AutoencoderKL", "found {'a': 1}"]),
+}
+JSON: dict[str, tuple[Damage, list[str]]] = {
+    "list": (write("unet/config.json", "[1]"), ["unet/config.json", "object", "list"]),
+    "number": (write("model_index.json", "7"), ["model_index.json", "object", "int"]),
+    "empty": (write("vae/config.json", ""), ["vae/config.json", "JSON"]),
+    "cut": (cut("vae/config.json", 0.5), ["vae/config.json", "JSON"]),
+    "no_utf8": (write("vae/config.json", b"\xff\xfe{}"), ["vae/config.json", "JSON"]),
+    "deep": (write("vae/config.json", "[" * 200_000), ["vae/config.json", "JSON"]),
+    "twice": (write("vae/config.json", '{"a": {"b": 1, "b": 2}}'), ["vae/config.json", "b", "twice"]),
+    "huge": (
+        lambda folder: os.truncate(folder / "vae/config.json", (64 << 20) + 1),
+        ["vae/config.json", "small", str((64 << 20) + 1)],
+    ),
+}
+SETTINGS: dict[str, tuple[Damage, list[str]]] = {
+    f"{part}-{name}-{value}": (edit(CONFIGS[part], **{name: value}), [CONFIGS[part], name])
+    for part, name, value in [
+        ("unet", "in_channels", None),
+        ("unet", "cross_attention_dim", "wide"),
+        ("unet", "block_out_channels", []),
+        ("unet", "block_out_channels", 320),
+        ("text_encoder", "max_position_embeddings", None),
+        ("text_encoder", "vocab_size", -1),
+        ("image_encoder", "image_size", True),
+        ("image_encoder", "projection_dim", 2.5),
+        ("feature_extractor", "image_mean", None),
+        ("feature_extractor", "image_std", [0, "a", 1]),
+        ("vae", "scaling_factor", 0),
+        ("vae", "scaling_factor", None),
+    ]
+}
+SAFETENSORS: dict[str, tuple[Damage, list[str]]] = {
+    name: (damage, [WEIGHTS["vae"], "complete", "found"])
+    for name, damage in {
+        "emptied": cut(WEIGHTS["vae"], 0),
+        "cut_in_length": lambda folder: os.truncate(folder / WEIGHTS["vae"], 5),
+        "cut_in_header": lambda folder: os.truncate(folder / WEIGHTS["vae"], 100),
+        "cut_in_weights": cut(WEIGHTS["vae"], 0.9),
+        "one_byte_short": lambda folder: os.truncate(
+            folder / WEIGHTS["vae"], (folder / WEIGHTS["vae"]).stat().st_size - 1
+        ),
+        "garbage": write(WEIGHTS["vae"], b"\x80\x04" * 999),
+        "endless_header": write(WEIGHTS["vae"], b"\xff" * 8 + b"{}"),
+        "header_is_no_json": with_header(WEIGHTS["vae"], lambda header: header.replace(b"{", b"[", 1)),
+        "wrong_shape": with_header(WEIGHTS["vae"], lambda header: lying(header, shape=[1 << 40])),
+        "wrong_type": with_header(WEIGHTS["vae"], lambda header: lying(header, dtype="F9")),
+        "beyond_the_end": with_header(WEIGHTS["vae"], lambda header: lying(header, data_offsets=[0, 1 << 50])),
+        "overlapping": with_header(WEIGHTS["vae"], lambda header: lying(header, data_offsets=[4, 8])),
+    }.items()
+}
+SHARDS: dict[str, tuple[Damage, list[str]]] = {
+    "outside": (shards_listed({"a": "../vae/diffusion_pytorch_model.safetensors"}), ["index", "same folder"]),
+    "absolute": (shards_listed({"a": "/etc/passwd"}), ["index", "same folder"]),
+    "parent": (shards_listed({"a": ".."}), ["index", "..", "nothing"]),
+    "not_there": (shards_listed({"a": "model-00009.safetensors"}), ["index", "model-00009.safetensors", "nothing"]),
+    "no_names": (shards_listed({"a": ["x"], "b": {}}), ["index", "weight_map"]),
+    "empty": (shards_listed({}), ["index", "weight_map"]),
+    "no_map": (shards_listed([1]), ["index", "weight_map"]),
+    "a_pickle": (
+        lambda folder: (
+            shards_listed({"a": "x.bin"})(folder),
+            (folder / "text_encoder/x.bin").write_bytes(b"\x80\x04."),
+        ),
+        ["x.bin", "safetensors"],
+    ),
+    "one_cut": (
+        lambda folder: (sharded(folder), cut("text_encoder/model-00002-of-00002.safetensors", 0.5)(folder)),
+        ["model-00002-of-00002.safetensors", "complete"],
+    ),
+}
+REFUSED = {
+    **FOREIGN,
+    **JSON,
+    **SETTINGS,
+    **SAFETENSORS,
+    **{f"shards_{name}": case for name, case in SHARDS.items()},
+    **{f"no_{part}": (lambda at, part=part: shutil.rmtree(at / part), [f"model/{part}", "nothing"]) for part in LAYOUT},
+    **{f"no_{part}_config": (remove(name), [name, "nothing"]) for part, name in CONFIGS.items()},
+    **{f"no_{part}_weights": (remove(name), [f"model/{part}", "safetensors"]) for part, name in WEIGHTS.items()},
+    **{f"{part}_pickled": (pickled(part), ["pytorch_model.bin", "pickle", "safetensors"]) for part in WEIGHTS},
+    "no_tensors": (lambda folder: save_file({}, folder / WEIGHTS["unet"]), [WEIGHTS["unet"], "no tensors"]),
+    "other_name": (
+        lambda folder: (folder / WEIGHTS["unet"]).rename(folder / "unet/model.safetensors"),
+        ["diffusion_pytorch_model.safetensors", "nothing"],
+    ),
+    "no_vocabulary": (remove("tokenizer/vocab.json"), ["tokenizer", "vocab.json", "nothing"]),
+    "no_merges": (remove("tokenizer/merges.txt"), ["tokenizer", "merges.txt", "nothing"]),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), REFUSED.values(), ids=REFUSED)
+def test_refused_in_one_sentence(folder: Path, damage: Damage, words: list[str]) -> None:
+    damage(folder)
+    with pytest.raises(CheckpointError) as error:
+        open_model(folder)
+    text = str(error.value)
+    assert str(folder) in text and text.endswith(".") and "\n" not in text and len(text) < 600
+    assert [word for word in words if word not in text] == []
+
+
+def test_huge_json_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.truncate(folder / "model_index.json", 1 << 40)
+    monkeypatch.setattr(Path, "read_text", lambda *_: pytest.fail("read it all"))
+    with pytest.raises(CheckpointError, match="small"):
+        open_model(folder)
+
+
+def test_the_whole_folder_is_taken(tiny_folder: Path) -> None:
+    model = open_model(tiny_folder)
+    assert isinstance(model, VideoModel)
+    assert set(model.checkpoint.parts) == set(LAYOUT)
+    assert model.checkpoint.parts["unet"].weights == {"": (tiny_folder / WEIGHTS["unet"],)}
+
+
+def test_a_tokenizer_needs_no_configuration_and_may_be_one_file(folder: Path) -> None:
+    for name in ("tokenizer_config.json", "vocab.json", "merges.txt"):
+        (folder / "tokenizer" / name).unlink()
+    (folder / "tokenizer/tokenizer.json").write_text("{}")
+    assert open_model(folder).checkpoint.parts["tokenizer"].config == {}
+
+
+def test_a_pickle_beside_safetensors_is_passed_over(folder: Path) -> None:
+    (folder / "unet/diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
+    assert open_model(folder).checkpoint.parts["unet"].weights == {"": (folder / WEIGHTS["unet"],)}
+
+
+@pytest.mark.parametrize("variant", ["", "fp16"])
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_shards_are_found_through_their_index(folder: Path, part: str, variant: str) -> None:
+    index = sharded(folder, part, variant)
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    assert open_model(folder).checkpoint.parts[part].weights == {variant: tuple(folder / part / name for name in names)}
+
+
+def test_links_are_followed_for_that_is_how_the_hubs_cache_looks(folder: Path, tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    assert open_model(folder).encode_sha256
+    os.truncate((folder / WEIGHTS["vae"]).resolve(), 1000)
+    with pytest.raises(CheckpointError, match="complete"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("weights", "precision", "variant"),
+    [
+        (("",), "fp32", None),
+        (("",), "fp16", None),
+        (("fp16",), "fp32", "fp16"),
+        (("fp16",), "fp16", "fp16"),
+        (("", "fp16"), "fp32", None),
+        (("", "fp16"), "fp16", "fp16"),
+        (("", "fp16"), "bf16", "fp16"),
+    ],
+)
+def test_variant_for_a_precision(weights: tuple[str, ...], precision: str, variant: str | None) -> None:
+    part = module.Part("unet", Path(), {}, dict.fromkeys(weights, ()))
+    assert part.variant_for(precision) == variant
+
+
+def flip_last_byte(name: str) -> Damage:
+    def damage(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[-1] ^= 1
+        (folder / name).write_bytes(data)
+
+    return damage
+
+
+def add_half(folder: Path) -> None:
+    tensors = {name: tensor.to(torch.float16) for name, tensor in load_file(folder / WEIGHTS["vae"]).items()}
+    save_file(tensors, (folder / WEIGHTS["vae"]).with_suffix(".fp16.safetensors"), {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "moves"),
+    [
+        *((flip_last_byte(name), True) for name in WEIGHTS.values()),
+        (edit("unet/config.json", sample_size=9), True),
+        (edit("feature_extractor/preprocessor_config.json", image_std=[1, 1, 1]), True),
+        (edit("tokenizer/tokenizer_config.json", do_lower_case=False), True),
+        (edit("tokenizer/vocab.json", extra=514), True),
+        (write("tokenizer/merges.txt", "#version: 0.2\na b\n"), True),
+        (add_half, True),
+        (lambda folder: None, False),
+        (edit("scheduler/scheduler_config.json", beta_end=0.5), False),
+        (edit("model_index.json", _name_or_path="elsewhere"), False),
+        (lambda folder: (folder / "unet/README.md").write_text("x"), False),
+        (lambda folder: (folder / "tokenizer/.ipynb_checkpoints").mkdir(), False),
+    ],
+)
+def test_the_digest_of_what_encoding_depends_on(tiny_folder: Path, folder: Path, change: Damage, moves: bool) -> None:
+    change(folder)
+    assert (open_model(folder).encode_sha256 != open_model(tiny_folder).encode_sha256) == moves
+
+
+def test_every_file_that_may_be_loaded_is_checked_and_in_the_digest(folder: Path) -> None:
+    """A single file and shards side by side: which of them a library prefers is its own affair."""
+    whole = folder / WEIGHTS["text_encoder"]
+    kept = whole.read_bytes()
+    sharded(folder)
+    whole.write_bytes(kept)
+    before = open_model(folder).encode_sha256
+    shard = "text_encoder/model-00001-of-00002.safetensors"
+    flip_last_byte(shard)(folder)
+    assert open_model(folder).encode_sha256 != before
+    cut(shard, 0.5)(folder)
+    with pytest.raises(CheckpointError, match="complete"):
+        open_model(folder)
