@@ -51,7 +51,7 @@ def build_engine(
     `report` may raise to cancel; nothing is then left behind. Raises EngineError when the network cannot
     be compiled or its engine does not pass the gate, StorageError when the disk refuses.
     """
-    target = request.backend.target(request.device)
+    target = request.aimed_backend.target(request.device)
     key = engine_key(request.spec, target)
     store.sweep()
     with store.lock(key):

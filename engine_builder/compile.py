@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .backends.base import Backend, Report
+from .backends.base import NetworkSource as Network
 from .backends.eager import EagerBackend
 from .backends.registry import BACKENDS
 from .errors import EngineError, StorageError
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compiling gave beside the files: details worth keeping, and the gate's verdict."""
+    """What compiling gave beside the files: details worth keeping, and the gate's verdict.
+
+    The verdict is None for an engine that cannot run here: it was built for another GPU.
+    """
 
     details: Mapping[str, str]
-    verdict: Verdict
+    verdict: Verdict | None
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,13 @@ class BuildRequest:
     source: NetworkSource
     backend: Backend
     device: torch.device
+    arch: str | None = None
+    """Another architecture to build for than that of `device`."""
+
+    @property
+    def aimed_backend(self) -> Backend:
+        """The backend, building for `arch` if one is named."""
+        return self.backend if self.arch is None else self.backend.aimed_at(self.arch)
 
 
 def compile_engine(request: BuildRequest, folder: Path, report: Report) -> Compiled:
@@ -47,11 +58,12 @@ def compile_engine(request: BuildRequest, folder: Path, report: Report) -> Compi
     report("load network", 0.0)
     network = request.source.load()
     try:
-        details = request.backend.build(network, request.spec, folder, report)
+        details = request.aimed_backend.build(network, request.spec, folder, report)
     except OSError as error:
         raise StorageError(f"The engine could not be written to {folder}: {error.strerror or error}.") from error
     report("check", 0.8)
-    return Compiled(details, _gate(request, folder, network))
+    runs_here = request.aimed_backend.availability(request.device).ok
+    return Compiled(details, _gate(request, folder, network) if runs_here else None)
 
 
 def request_to_dict(request: BuildRequest, folder: Path) -> dict[str, Any]:
@@ -61,6 +73,7 @@ def request_to_dict(request: BuildRequest, folder: Path) -> dict[str, Any]:
         "source": asdict(request.source),
         "backend": request.backend.name,
         "device": str(request.device),
+        "arch": request.arch,
         "folder": str(folder),
     }
 
@@ -74,26 +87,32 @@ def compile_from(data: Mapping[str, Any], report: Report) -> dict[str, Any]:
         source=NetworkSource(**data["source"]),
         backend=BACKENDS[data["backend"]],
         device=torch.device(data["device"]),
+        arch=data["arch"],
     )
     return asdict(compile_engine(request, Path(data["folder"]), report))
 
 
 def _gate(request: BuildRequest, folder: Path, network: torch.nn.Module) -> Verdict:
-    """Compares the engine in `folder` with eager PyTorch on the same device."""
-    unjudged = Verdict(0.0, 0.0, 0.0, False, ())
+    """The gate for an engine that is not published yet."""
     target = request.backend.target(request.device)
-    plan = Plan(folder, Manifest(request.spec, target, describe_files(folder), unjudged, 0.0, ""))
-    reference = EagerBackend().load(None, request.spec, lambda: network, request.device)
-    candidate = request.backend.load(plan, request.spec, lambda: network, request.device)
+    plan = Plan(folder, Manifest(request.spec, target, describe_files(folder), None, 0.0, ""))
+    return check_plan(plan, request.backend, lambda: network, request.device)
+
+
+def check_plan(plan: Plan, backend: Backend, network: Network, device: torch.device) -> Verdict:
+    """Compares an engine with eager PyTorch on the device; raises EngineError when it does not pass."""
+    spec = plan.manifest.spec
+    reference = EagerBackend().load(None, spec, network, device)
+    candidate = backend.load(plan, spec, network, device)
     try:
         reference.load()
         candidate.load()
-        verdict = judge(reference, candidate, request.spec)
+        verdict = judge(reference, candidate, spec)
     finally:
         candidate.unload()
         reference.unload()
     try:
-        passes(verdict, request.spec.precision)
+        passes(verdict, spec.precision)
     except EngineError as error:
-        raise EngineError(f"{request.spec.network.component}: {error}") from error
+        raise EngineError(f"{spec.network.component}: {error}") from error
     return verdict

@@ -22,15 +22,15 @@ OPSET = 20
 """The newest opset whose graph ONNX Runtime's CPU and CUDA providers run without falling back."""
 
 
-def exporter_version() -> str:
+def exporter_version(opset: int = OPSET) -> str:
     """What an exported graph depends on beside the network: PyTorch, onnxscript, the opset."""
     import onnxscript
     import torch
 
-    return f"torch {torch.__version__}, onnxscript {onnxscript.__version__}, opset {OPSET}"
+    return f"torch {torch.__version__}, onnxscript {onnxscript.__version__}, opset {opset}"
 
 
-def export_onnx(network: torch.nn.Module, spec: EngineSpec, folder: Path) -> Path:
+def export_onnx(network: torch.nn.Module, spec: EngineSpec, folder: Path, opset: int = OPSET) -> Path:
     """Writes `network.onnx` (weights beside it when they are large) into `folder` and returns its path.
 
     The graph's inputs and outputs bear the names of the specification; a dimension is dynamic where the
@@ -47,7 +47,7 @@ def export_onnx(network: torch.nn.Module, spec: EngineSpec, folder: Path) -> Pat
                 (),
                 kwargs=inputs,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=[tensor.name for tensor in spec.network.inputs],
                 output_names=[tensor.name for tensor in spec.network.outputs],
                 dynamic_shapes=dynamic_shapes(spec.network.inputs, spec.profile),

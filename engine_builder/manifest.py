@@ -47,7 +47,8 @@ class Manifest:
     spec: EngineSpec
     target: Target
     files: Mapping[str, FileDigest]
-    verdict: Verdict
+    verdict: Verdict | None
+    """None for an engine that has not met its GPU yet: it is checked before its first use."""
     build_s: float
     created_at: str
     details: Mapping[str, str] = field(default_factory=dict)
@@ -88,9 +89,9 @@ def unseal(text: str, secret: bytes, name: str) -> Manifest:
     return manifest
 
 
-def verdict_from_dict(data: Mapping[str, Any]) -> Verdict:
+def verdict_from_dict(data: Mapping[str, Any] | None) -> Verdict | None:
     """Rebuilds a Verdict from `dataclasses.asdict` after JSON."""
-    return Verdict(**{**data, "shapes": tuple(data["shapes"])})
+    return None if data is None else Verdict(**{**data, "shapes": tuple(data["shapes"])})
 
 
 def _from_body(body: dict[str, Any]) -> Manifest:

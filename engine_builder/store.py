@@ -6,6 +6,7 @@ disk. What fails its check is moved to quarantine and built again; nothing is lo
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -14,11 +15,11 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import EngineError, StorageError
-from .manifest import FILE_NAME, MAX_BYTES, FileDigest, Manifest, file_digest, seal, unseal
+from .manifest import FILE_NAME, MAX_BYTES, FileDigest, Manifest, Verdict, file_digest, seal, unseal
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,15 @@ class Plan:
         """Checks every file; raises EngineError on the first that is missing or differs."""
         for name in self.manifest.files:
             self.verified(name)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one of the plan's files, checked as they are: nothing can change between check and use."""
+        try:
+            data = (self.folder / name).read_bytes()
+        except OSError:
+            data = None
+        self._expect(name, None if data is None else FileDigest(len(data), hashlib.sha256(data).hexdigest()))
+        return data or b""
 
     def _expect(self, name: str, found: FileDigest | None) -> None:
         expected = self.manifest.files.get(name)
@@ -118,6 +128,19 @@ class EngineStore:
         except OSError as error:
             raise StorageError(f"The engine could not be saved to {self.root}: {error.strerror or error}.") from error
         return Plan(folder, manifest)
+
+    def set_verdict(self, plan: Plan, verdict: Verdict) -> Plan:
+        """Writes down the verdict on an engine that had none."""
+        manifest = replace(plan.manifest, verdict=verdict)
+        staged = plan.folder / f".{FILE_NAME}-{secrets.token_hex(4)}"
+        try:
+            staged.write_text(seal(manifest, self._secret()), "utf-8")
+            _fsync(staged)
+            staged.replace(plan.folder / FILE_NAME)
+        except OSError as error:
+            reason = error.strerror or error
+            raise StorageError(f"The verdict could not be saved in {plan.folder}: {reason}.") from error
+        return Plan(plan.folder, manifest)
 
     def quarantine(self, key: str, reason: str) -> None:
         """Moves an engine out of the way, so that it is built again; keeps it for inspection."""

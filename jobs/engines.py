@@ -10,11 +10,12 @@ from typing import Protocol
 
 import torch
 
-from ..engine_builder.backends.base import Report, Runner
+from ..engine_builder.backends.base import Backend, Report, Runner
 from ..engine_builder.backends.eager import EagerBackend
-from ..engine_builder.backends.registry import AUTO, choose_backend
+from ..engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
+from ..engine_builder.backends.tensorrt import TensorRTBackend
 from ..engine_builder.build import BuildResult, build_engine, quiet
-from ..engine_builder.compile import BuildRequest
+from ..engine_builder.compile import BuildRequest, check_plan
 from ..engine_builder.errors import BackendUnavailableError, EngineError, InputError, MissingEngineError
 from ..engine_builder.spec import PRECISIONS, DimRange, EngineSpec, ShapeProfile
 from ..engine_builder.store import EngineStore, Plan
@@ -118,7 +119,14 @@ class EngineSet:
         if runner is None:
             runner = self._resolve(component, sizes)
             known.append(runner)
-        self._residency.hold(runner, self.model.scratch_bytes(component, sizes, self.precision))
+        scratch_bytes = self.model.scratch_bytes(component, sizes, self.precision)
+        try:
+            self._residency.hold(runner, scratch_bytes)
+        except EngineError as error:
+            known.remove(runner)
+            runner = self._fall_back(component, error)
+            known.append(runner)
+            self._residency.hold(runner, scratch_bytes)
         return runner
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
@@ -140,19 +148,18 @@ class EngineSet:
         process: BuildProcess,
         *,
         force: bool = False,
+        arch: str | None = None,
         report: Report | None = None,
     ) -> BuildResult:
         """The component's engine for these sizes by the shape policy, from the store or built now.
 
-        `sizes` may name dimensions that the component does not have. Raises EngineError when it cannot be
-        built, InputError when the network does not take the sizes.
+        `sizes` may name dimensions that the component does not have; `arch` another GPU than this one.
+        Raises EngineError when it cannot be built, InputError when the network does not take the sizes.
         """
-        backend = choose_backend(self.policy.backend, self.device)
-        if not backend.builds:
-            raise BackendUnavailableError(f"No engine backend serves {self.device.type} here.")
+        backend = self._backend() if arch is None else BACKENDS[TensorRTBackend.name]
         limits = self.model.components[component].spec.limits
         spec = self._spec(component, self._profile(limits, {n: s for n, s in sizes.items() if n in limits.ranges}))
-        request = BuildRequest(spec, self.model.source(component, self.precision), backend, self.device)
+        request = BuildRequest(spec, self.model.source(component, self.precision), backend, self.device, arch)
         tell = report or self.report
         self._residency.clear()
         return build_engine(
@@ -161,9 +168,8 @@ class EngineSet:
 
     def stored(self, component: str) -> list[Plan]:
         """The engines in the store that serve this component here, the narrowest profile first."""
-        backend = choose_backend(self.policy.backend, self.device)
         network = self.model.components[component].spec
-        target = backend.target(self.device) if backend.builds else None
+        target = self._backend().target(self.device)
         plans = [
             plan
             for plan in self.store.plans()
@@ -188,10 +194,14 @@ class EngineSet:
 
         Raises MissingEngineError when the policy is to stop and a component has none.
         """
-        backend = choose_backend(self.policy.backend, self.device)
-        line = f"{backend.name}, {self.precision} on {self.device}"
-        if not backend.builds:
-            return line
+        if self.policy.backend == EagerBackend.name:
+            return f"eager, {self.precision} on {self.device}"
+        try:
+            line = f"{self._backend().name}, {self.precision} on {self.device}"
+        except BackendUnavailableError as error:
+            if self.policy.on_missing == "stop":
+                raise
+            return f"eager, {self.precision} on {self.device}: {error}"
         missing = [name for name in self.model.engine_components if not self.stored(name)]
         if missing and self.policy.on_missing == "stop":
             raise MissingEngineError(_miss(missing[0], {}, [], self.store))
@@ -211,10 +221,21 @@ class EngineSet:
         try:
             return self._compiled(component, sizes)
         except (EngineError, InputError) as error:
-            if self.policy.on_missing == "stop":
-                raise
-            self._note(f"{component} runs in eager PyTorch, which is slower. {error}")
-            return self._eager(component)
+            return self._fall_back(component, error)
+
+    def _fall_back(self, component: str, error: EngineError | InputError) -> Runner:
+        """The eager runner in place of an engine, with a note why; raises the error if the policy is to stop."""
+        if self.policy.on_missing == "stop":
+            raise error
+        self._note(f"{component} runs in eager PyTorch, which is slower. {error}")
+        return self._eager(component)
+
+    def _backend(self) -> Backend:
+        """The backend that the policy names; raises BackendUnavailableError when it does not serve the device."""
+        backend = choose_backend(self.policy.backend, self.device)
+        if not backend.builds:
+            raise BackendUnavailableError(f"No engine backend serves {self.device.type} here.")
+        return backend
 
     def _compiled(self, component: str, sizes: Mapping[str, int]) -> Runner:
         with BuildProcess() as process:
@@ -224,9 +245,11 @@ class EngineSet:
             except EngineError as error:
                 self.store.quarantine(plan.manifest.key, str(error))
                 plan = self._plan(component, sizes, process, self.report)
-        backend = choose_backend(self.policy.backend, self.device)
         source = self.model.components[component].load
-        return backend.load(plan, plan.manifest.spec, lambda: source(self.precision), self.device)
+        backend, network = self._backend(), lambda: source(self.precision)
+        if plan.manifest.verdict is None:  # built elsewhere for this GPU: nobody has seen it run
+            plan = self.store.set_verdict(plan, check_plan(plan, backend, network, self.device))
+        return backend.load(plan, plan.manifest.spec, network, self.device)
 
     def _plan(self, component: str, sizes: Mapping[str, int], process: BuildProcess, report: Report) -> Plan:
         """The narrowest engine in the store that fits, or one built now if that is the policy."""

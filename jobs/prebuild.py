@@ -15,13 +15,17 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Prebuild:
-    """Which components to build, for which size in pixels and frames, and whether again if they are there."""
+    """Which components to build, for which size in pixels and frames, and whether again if they are there.
+
+    `arch` is the GPU architecture to build for, such as `sm_89`, if it is not this machine's.
+    """
 
     components: tuple[str, ...]
     width: int
     height: int
     num_frames: int
     force: bool = False
+    arch: str | None = None
 
 
 def component_names() -> list[str]:
@@ -43,7 +47,7 @@ def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
             def tell(stage: str, done: float, number: int = number) -> None:
                 report(stage, (number + done) / count)
 
-            result = engines.build(component, sizes, process, force=job.force, report=tell)
+            result = engines.build(component, sizes, process, force=job.force, arch=job.arch, report=tell)
             lines.append(_line(component, result))
     report("done", 1.0)
     return lines
@@ -52,8 +56,7 @@ def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
 def _line(component: str, result: BuildResult) -> str:
     manifest = result.plan.manifest
     how = "already there" if result.reused else f"built in {manifest.build_s:.1f} s"
-    size_mb = manifest.size_bytes / 1e6
-    return (
-        f"{component}: {how} by {manifest.target.backend}, {manifest.spec.precision}, {size_mb:.1f} MB, "
-        f"cosine {manifest.verdict.cosine:.7f}, {manifest.verdict.snr_db:.0f} dB"
-    )
+    verdict, size_mb = manifest.verdict, manifest.size_bytes / 1e6
+    match = "unverified here" if verdict is None else f"cosine {verdict.cosine:.7f}, {verdict.snr_db:.0f} dB"
+    where = f"{manifest.target.backend} for {manifest.target.arch}"
+    return f"{component}: {how} by {where}, {manifest.spec.precision}, {size_mb:.1f} MB, {match}"

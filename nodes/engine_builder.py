@@ -6,11 +6,16 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..engine_builder.backends.registry import AUTO
+from ..engine_builder.backends.tensorrt import TensorRTBackend
+from ..engine_builder.backends.tensorrt_library import RTX_ARCHS
 from ..jobs.engines import SHAPE_POLICIES, EnginePolicy, EngineSet
 from ..jobs.prebuild import ALL, Prebuild, component_names, prebuild
 from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
 from . import host
 from .types import BACKEND_NAMES, CATEGORY, PRECISION_NAMES, Model, verdict
+
+HERE = "this machine"
 
 
 class EngineBuilder(io.ComfyNode):
@@ -45,6 +50,14 @@ class EngineBuilder(io.ComfyNode):
                     "backend", options=BACKEND_NAMES, default="auto", tooltip="auto: the fastest that is installed."
                 ),
                 io.Boolean.Input("force", default=False, tooltip="Build again even if the engine is there."),
+                io.Combo.Input(
+                    "target",
+                    options=[HERE, *RTX_ARCHS],
+                    default=HERE,
+                    optional=True,
+                    tooltip="Another GPU's architecture builds a TensorRT-RTX engine for it, even without a GPU here; "
+                    "it is checked when it first meets that GPU.",
+                ),
             ],
             outputs=[
                 Model.Output(display_name="model", tooltip="The same model, so that an Engine Loader can follow."),
@@ -56,13 +69,20 @@ class EngineBuilder(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, width: Any = None, height: Any = None, num_frames: Any = None, backend: Any = None
+        cls,
+        width: Any = None,
+        height: Any = None,
+        num_frames: Any = None,
+        backend: Any = None,
+        target: Any = None,
     ) -> bool | str:
         fields = {"width": width, "height": height, "num_frames": num_frames}
 
         def check() -> None:
             check_fields({name: value for name, value in fields.items() if value is not None})
-            if backend is not None:
+            if target not in (None, HERE):
+                TensorRTBackend().aimed_at(target).require_library()
+            elif backend is not None:
                 host.check_backend(backend)
 
         return verdict(check)
@@ -79,6 +99,7 @@ class EngineBuilder(io.ComfyNode):
         precision: str,
         backend: str,
         force: bool,
+        target: str = HERE,
     ) -> io.NodeOutput:
         progress = host.Progress(cls.hidden.unique_id, 100)
 
@@ -89,9 +110,12 @@ class EngineBuilder(io.ComfyNode):
         with host.sentences():
             check_fields({"width": width, "height": height, "num_frames": num_frames})
             names = model.model.engine_components if component == ALL else (component,)
+            arch = None if target == HERE else target
+            if arch is not None and precision == AUTO:
+                precision = "fp16"
             policy = EnginePolicy(backend=backend, precision=precision, shapes=shape_policy)
             engines = EngineSet(model.model, host.engine_store(), policy, host.device(), host.HostResidency())
-            job = Prebuild(tuple(names), width, height, num_frames, force)
+            job = Prebuild(tuple(names), width, height, num_frames, force, arch)
             lines = prebuild(engines, job, report)
         progress.say("\n".join(lines))
         return io.NodeOutput(model, "\n".join(lines), ui=host.text_ui(lines))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
 
 from ..jobs.engines import MISS_POLICIES, SHAPE_POLICIES, EnginePolicy, EngineSet
 from . import host
-from .types import BACKEND_NAMES, CATEGORY, PRECISION_NAMES, Model, verdict
+from .types import BACKEND_NAMES, CATEGORY, PRECISION_NAMES, Model
 
 
 class EngineLoader(io.ComfyNode):
@@ -46,10 +44,6 @@ class EngineLoader(io.ComfyNode):
             outputs=[Model.Output(display_name="model", tooltip="The same model, through engines.")],
             hidden=[io.Hidden.unique_id],
         )
-
-    @classmethod
-    def validate_inputs(cls, backend: Any = None) -> bool | str:
-        return True if backend is None else verdict(lambda: host.check_backend(backend))
 
     @classmethod
     def execute(

@@ -31,6 +31,11 @@ class Availability:
     reason: str
     install: str = ""
 
+    @property
+    def sentence(self) -> str:
+        """The reason, and the line to install where one helps."""
+        return f"{self.reason} To install it: {self.install}" if self.install else self.reason
+
 
 class Runner(ABC):
     """A network that can be called; holds device memory only between `load` and `unload`."""
@@ -99,6 +104,13 @@ class Backend(ABC):
     name: ClassVar[str]
     builds: ClassVar[bool] = True
     """False for a backend whose runner needs no plan on disk."""
+
+    def aimed_at(self, arch: str) -> Backend:
+        """This backend, building for another architecture than the one at hand, such as `sm_89`.
+
+        Raises EngineError where that cannot be done.
+        """
+        raise EngineError(f"The backend {self.name} builds for this machine only, found {arch!r}.")
 
     @abstractmethod
     def availability(self, device: torch.device) -> Availability:

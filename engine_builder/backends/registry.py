@@ -8,12 +8,15 @@ from ..errors import BackendUnavailableError, InputError
 from .base import Backend
 from .eager import EagerBackend
 from .onnxruntime import OnnxRuntimeBackend
+from .tensorrt import TensorRTBackend
 
 if TYPE_CHECKING:
     import torch
 
 AUTO = "auto"
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (OnnxRuntimeBackend(), EagerBackend())}
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (TensorRTBackend(), OnnxRuntimeBackend(), EagerBackend())
+}
 """In the order in which `auto` tries them: the first that serves the device is taken."""
 
 
@@ -29,5 +32,5 @@ def choose_backend(name: str, device: torch.device) -> Backend:
         raise InputError(f"The backend is one of {', '.join([AUTO, *BACKENDS])}, found {name!r}.")
     found = BACKENDS[name].availability(device)
     if not found.ok:
-        raise BackendUnavailableError(f"{found.reason} To install it: {found.install}")
+        raise BackendUnavailableError(found.sentence)
     return BACKENDS[name]

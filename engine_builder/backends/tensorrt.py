@@ -1,0 +1,209 @@
+"""TensorRT 10, 11 and RTX: plans compiled for one GPU architecture."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..errors import BackendUnavailableError, EngineError
+from ..export import export_onnx, exporter_version
+from ..spec import EngineSpec, Target, TensorSpec
+from .base import Availability, Backend, NetworkSource, Report, Runner
+from .tensorrt_library import FULL, RTX, RTX_ARCHS, Library, aim, choose_library, load_library
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..store import Plan
+
+log = logging.getLogger(__name__)
+
+PLAN = "engine.plan"
+OPSET = 22
+"""The first opset in which bf16 convolutions exist."""
+PRECISIONS = ("fp16", "bf16", "fp32")
+
+
+class TensorRTBackend(Backend):
+    """Exports to ONNX and compiles it, strongly typed, for the GPU at hand or for a named architecture."""
+
+    name: ClassVar[str] = "tensorrt"
+
+    def __init__(self, arch: str | None = None) -> None:
+        self._arch = arch
+
+    def aimed_at(self, arch: str) -> TensorRTBackend:
+        """A backend that builds for that architecture; only RTX can, without such a GPU."""
+        if arch not in RTX_ARCHS:
+            raise EngineError(f"TensorRT-RTX builds for {', '.join(RTX_ARCHS)}, found {arch!r}.")
+        return TensorRTBackend(arch)
+
+    def require_library(self) -> None:
+        """Raises BackendUnavailableError, with the line to install it, when the library to build with is missing."""
+        self._library(self._arch or RTX_ARCHS[-1])
+
+    def availability(self, device: torch.device) -> Availability:
+        found = cuda_arch(device)
+        if found is None:
+            return Availability(False, "TensorRT runs on NVIDIA GPUs, found none that PyTorch can use.")
+        if self._arch not in (None, found):
+            return Availability(False, f"This engine is for {self._arch}, found a GPU of {found}.")
+        return _library_availability(found)
+
+    def target(self, device: torch.device) -> Target:
+        arch = self._arch_for(device)
+        return Target(self.name, self._library(arch).version, "cuda", arch, exporter_version(OPSET))
+
+    def build(self, network: torch.nn.Module, spec: EngineSpec, folder: Path, report: Report) -> dict[str, str]:
+        import torch
+
+        arch = self._arch_for(torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu"))
+        library = self._library(arch)
+        report("export", 0.0)
+        work = folder / "onnx"
+        work.mkdir()
+        graph = export_onnx(network, spec, work, OPSET)
+        report("parse", 0.4)
+        plan = _compile(library, graph, spec, arch, report)
+        (folder / PLAN).write_bytes(plan)
+        for path in work.iterdir():
+            path.unlink()
+        work.rmdir()
+        return {"exporter": exporter_version(OPSET), "library": library.version}
+
+    def load(self, plan: Plan | None, spec: EngineSpec, network: NetworkSource, device: torch.device) -> Runner:
+        from .tensorrt_runner import TensorRTRunner
+
+        if plan is None:
+            raise EngineError("TensorRT needs a built engine, found none.")
+        return TensorRTRunner(plan, spec, device, self._library(self._arch_for(device)))
+
+    def _arch_for(self, device: torch.device) -> str:
+        arch = self._arch or cuda_arch(device)
+        if arch is None:
+            raise BackendUnavailableError(
+                f"TensorRT needs an NVIDIA GPU to build for, found none: name one of {', '.join(RTX_ARCHS)}."
+            )
+        return arch
+
+    @staticmethod
+    def _library(arch: str) -> Library:
+        found = _library_availability(arch)
+        name = choose_library(arch)
+        if name is None or not found.ok:
+            raise BackendUnavailableError(found.sentence)
+        return load_library(name)
+
+
+def cuda_arch(device: torch.device) -> str | None:
+    """The architecture of a CUDA device, such as `sm_89`; None for any other device."""
+    import torch
+
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def _library_availability(arch: str) -> Availability:
+    name = choose_library(arch)
+    wanted = RTX if arch in RTX_ARCHS else FULL
+    install = "pip install tensorrt-rtx" if wanted == RTX else "pip install tensorrt"
+    if name is None:
+        return Availability(False, f"A GPU of {arch} needs the package {wanted}, which is missing.", install)
+    try:
+        library = load_library(name)
+    except (ImportError, OSError) as error:
+        return Availability(False, f"The package {name} cannot be loaded: {error}.", install)
+    return Availability(True, f"{library.version} serves {arch}.")
+
+
+def _compile(library: Library, graph: Path, spec: EngineSpec, arch: str, report: Report) -> bytes:
+    """Parses the graph and builds it; returns the plan's bytes."""
+    trt = library.module
+    logger = make_logger(library)
+    builder = _made(trt.Builder(logger), "builder", logger)
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = _made(builder.create_network(typed), "network", logger)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        reasons = "; ".join(str(parser.get_error(number).desc()) for number in range(parser.num_errors))
+        raise EngineError(f"TensorRT cannot take the {spec.network.component} network: {reasons}")
+    config = _made(builder.create_builder_config(), "configuration", logger)
+    if not aim(library, config, arch):
+        raise EngineError(f"{library.version} does not build for {arch}.")
+    if config.add_optimization_profile(_profile(builder, network, spec)) < 0:
+        raise EngineError(f"TensorRT refused the shape profile of {spec.network.component}: {logger.last_error}")
+    config.progress_monitor = _make_monitor(library, report)
+    plan = builder.build_serialized_network(network, config)
+    return bytes(_made(plan, f"engine for {spec.network.component}", logger))
+
+
+def _profile(builder: Any, network: Any, spec: EngineSpec) -> Any:
+    """The optimization profile: least, tuned and greatest shape of every input that the graph kept."""
+    by_name = {tensor.name: tensor for tensor in spec.network.inputs}
+    profile = builder.create_optimization_profile()
+    for number in range(network.num_inputs):
+        name = network.get_input(number).name
+        profile.set_shape(name, *(_shape(by_name[name], spec, which) for which in ("min", "opt", "max")))
+    return profile
+
+
+def _shape(tensor: TensorSpec, spec: EngineSpec, which: str) -> tuple[int, ...]:
+    return tensor.shape_at({name: getattr(limits, which) for name, limits in spec.profile.ranges.items()})
+
+
+def make_logger(library: Library) -> Any:
+    """A TensorRT logger into `logging` that remembers the last error, for TensorRT raises none."""
+    trt = library.module
+    levels = {
+        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
+        trt.ILogger.ERROR: logging.ERROR,
+        trt.ILogger.WARNING: logging.DEBUG,
+    }
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last_error = "no reason was given"
+
+        def log(self, severity: Any, message: str) -> None:
+            level = levels.get(severity)
+            if level is not None:
+                log.log(level, "TensorRT: %s", message)
+            if level == logging.ERROR:
+                self.last_error = message
+
+    return Logger()
+
+
+def _make_monitor(library: Library, report: Report) -> Any:
+    """Turns TensorRT's phases into progress from 0.45 to 0.8; never raises, for that would end the process."""
+    trt = library.module
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self._steps[phase_name] = max(num_steps, 1)
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self._steps:
+                report("compile", 0.45 + 0.35 * min((step + 1) / self._steps[phase_name], 1.0))
+            return True
+
+    return Monitor()
+
+
+def _made(thing: Any, what: str, logger: Any) -> Any:
+    """`thing`, which TensorRT gives as None when it failed."""
+    if thing is None:
+        raise EngineError(f"TensorRT could not make the {what}: {logger.last_error}")
+    return thing

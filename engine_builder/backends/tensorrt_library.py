@@ -1,0 +1,70 @@
+"""Which TensorRT there is, and the few places where its three libraries differ.
+
+`tensorrt` 10 and 11 and `tensorrt_rtx` share one API as long as networks are strongly typed and the `_v2`
+names are used; what is left stands here, a small function each.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+RTX, FULL = "tensorrt_rtx", "tensorrt"
+RTX_ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+"""GPU architectures that TensorRT-RTX builds for and runs on; Hopper is not among them."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """An imported TensorRT: its module, and whether it is the RTX one."""
+
+    module: Any
+    is_rtx: bool
+
+    @property
+    def version(self) -> str:
+        """Name and version, as an engine's target holds them."""
+        return f"{RTX if self.is_rtx else FULL} {self.module.__version__}"
+
+
+def choose_library(arch: str) -> str | None:
+    """The module to use for an architecture such as `sm_89`: RTX where it serves it, else the full one."""
+    names = (RTX, FULL) if arch in RTX_ARCHS else (FULL,)
+    return next((name for name in names if importlib.util.find_spec(name) is not None), None)
+
+
+@lru_cache(maxsize=2)
+def load_library(name: str) -> Library:
+    """Imports the module; ImportError and OSError are its own."""
+    return Library(importlib.import_module(name), name == RTX)
+
+
+def aim(library: Library, config: Any, arch: str) -> bool:
+    """Sets what the engine is built for; the full library builds for the GPU at hand only."""
+    if not library.is_rtx:
+        return True
+    config.num_compute_capabilities = 1
+    capability = getattr(library.module.ComputeCapability, arch.replace("_", "").upper())
+    return bool(config.set_compute_capability(capability, 0))
+
+
+def make_context(library: Library, engine: Any, cache: bytes | None) -> tuple[Any, Any]:
+    """An execution context, and RTX's runtime cache (None elsewhere), filled from `cache` if it still fits."""
+    if not library.is_rtx:
+        return engine.create_execution_context(), None
+    trt = library.module
+    config = engine.create_runtime_config()
+    # EAGER waits for the shape's own kernels instead of answering with slow ones at first.
+    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    runtime_cache = config.create_runtime_cache()
+    if cache is not None and not runtime_cache.deserialize(cache):
+        log.info("The runtime cache is of another GPU, driver or version: kernels are compiled again.")
+    config.set_runtime_cache(runtime_cache)
+    return engine.create_execution_context(config), runtime_cache

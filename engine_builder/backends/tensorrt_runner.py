@@ -1,0 +1,109 @@
+"""Runs a TensorRT plan on its GPU: fixed addresses, an own stream, every answer checked."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from ..errors import EngineError
+from ..spec import EngineSpec
+from .base import Runner
+from .tensorrt import PLAN, make_logger
+from .tensorrt_library import Library, make_context
+
+if TYPE_CHECKING:
+    from ..store import Plan
+
+log = logging.getLogger(__name__)
+
+
+class TensorRTRunner(Runner):
+    """An execution context over a plan. Inputs are copied to addresses that stay, so that graphs can replay."""
+
+    backend: ClassVar[str] = "tensorrt"
+
+    def __init__(self, plan: Plan, spec: EngineSpec, device: torch.device, library: Library) -> None:
+        super().__init__(spec, device)
+        self._plan = plan
+        self._library = library
+        self._logger = make_logger(library)
+        self._engine: Any = None
+        self._context: Any = None
+        self._stream: torch.cuda.Stream | None = None
+        self._bound: dict[str, torch.Tensor] = {}
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._context is not None
+
+    @property
+    def memory_bytes(self) -> int:
+        scratch = 0 if self._engine is None else int(self._engine.device_memory_size_v2)
+        return self._plan.manifest.size_bytes + scratch
+
+    def load(self) -> None:
+        if self._context is not None:
+            return
+        data = self._plan.read(PLAN)
+        with torch.cuda.device(self.device):
+            runtime = self._checked(self._library.module.Runtime(self._logger), "start its runtime")
+            self._engine = self._checked(runtime.deserialize_cuda_engine(data), "load the plan")
+            context, _ = make_context(self._library, self._engine, None)
+            self._context = self._checked(context, "make an execution context")
+            self._stream = torch.cuda.Stream(self.device)
+
+    def unload(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._context = self._engine = self._stream = None
+        self._bound = {}
+
+    def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        stream = self._stream
+        if stream is None:
+            raise EngineError("The TensorRT engine has no stream.")
+        current = torch.cuda.current_stream(self.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            outputs = self._bind(inputs)
+            self._checked(self._context.execute_async_v3(stream.cuda_stream) or None, "run")
+            # The buffers are written again by the next call, while schedulers keep earlier predictions.
+            found = {name: tensor.clone() for name, tensor in outputs.items()}
+        current.wait_stream(stream)
+        for tensor in found.values():
+            tensor.record_stream(current)
+        return found
+
+    def _bind(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Copies the inputs to their addresses, made anew when a shape changes; returns the output buffers."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+        if any(name not in self._bound or tuple(self._bound[name].shape) != shapes[name] for name in shapes):
+            self._rebind(inputs)
+        for name, tensor in inputs.items():
+            self._bound[name].copy_(tensor, non_blocking=True)
+        return {tensor.name: self._bound[tensor.name] for tensor in self.spec.network.outputs}
+
+    def _rebind(self, inputs: dict[str, torch.Tensor]) -> None:
+        sizes = self.spec.network.sizes_of(inputs)
+        self._bound = {name: torch.empty_like(tensor, device=self.device) for name, tensor in inputs.items()}
+        for tensor in self.spec.network.outputs:
+            dtype = getattr(torch, tensor.dtype_at(self.spec.precision))
+            self._bound[tensor.name] = torch.empty(tensor.shape_at(sizes), dtype=dtype, device=self.device)
+        known = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
+        for name in inputs.keys() & known:
+            shape = tuple(inputs[name].shape)
+            self._checked(self._context.set_input_shape(name, shape) or None, f"take {name} as {list(shape)}")
+        for name in self._bound.keys() & known:
+            address = self._bound[name].data_ptr()
+            self._checked(self._context.set_tensor_address(name, address) or None, f"take the address of {name}")
+
+    def _checked(self, answer: Any, what: str) -> Any:
+        """`answer`, unless it is None: then out of memory as PyTorch's own error, anything else as EngineError."""
+        if answer is not None:
+            return answer
+        reason = self._logger.last_error
+        if "memory" in reason.lower() and ("out of" in reason.lower() or "alloc" in reason.lower()):
+            raise torch.cuda.OutOfMemoryError(f"TensorRT could not {what}: {reason}")
+        raise EngineError(f"The TensorRT engine of {self.spec.network.component} could not {what}: {reason}")
