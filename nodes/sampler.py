@@ -95,6 +95,6 @@ class DDIMSampler(io.ComfyNode):
             progress.say("denoise: loading")
             denoising = Denoising(seed, guidance_scale, SamplerSettings(steps, scheduler, eta))
             latents = sample_clip(model, conditioning, denoising, on_step)
-        lines = [f"denoised in {time.monotonic() - started:.2f} s ({model.describe('core')})", *model.take_notes()]
+        lines = [f"denoised in {time.monotonic() - started:.2f} s", model.describe("core"), *model.take_notes()]
         progress.say("\n".join(lines))
         return io.NodeOutput({"samples": latents}, ui=host.text_ui(lines))

@@ -90,7 +90,7 @@ class SaveVideo(io.ComfyNode):
                 frames, place.path, options, metadata=host.metadata(cls.hidden), audio=sound, on_frame=progress.step
             )
             shown = _shown(frames, options, place, progress.step)
-        lines = [_describe(info, place), *info.notes]
+        lines = [*_describe(info, place), *info.notes]
         progress.say("\n".join(lines))
         components = Types.VideoComponents(images=frames, frame_rate=Fraction(options.rate), audio=audio)
         return io.NodeOutput(InputImpl.VideoFromComponents(components), ui=host.text_ui(lines, shown))
@@ -100,9 +100,10 @@ def _crf(value: Any) -> float | None:
     return None if value is None or value == AUTO_CRF else value
 
 
-def _describe(info: VideoInfo, place: host.SavePlace) -> str:
+def _describe(info: VideoInfo, place: host.SavePlace) -> list[str]:
     name = f"{place.subfolder}/{place.filename}" if place.subfolder else place.filename
-    return f"{name}: {info.width}x{info.height}, {info.num_frames} frames, {info.fps:g} fps, {info.size_bytes} bytes"
+    size = f"{info.size_bytes / 1e6:.2f} MB"
+    return [name, f"{info.width}x{info.height}, {info.num_frames} frames, {info.fps:g} fps, {size}"]
 
 
 def _shown(frames: torch.Tensor, options: VideoOptions, place: host.SavePlace, on_frame: OnFrame) -> dict[str, Any]:

@@ -60,7 +60,8 @@ class VAEDecode(io.ComfyNode):
             progress.say("decode: loading")
             frames = decode_clip(model, samples, size, on_chunk)
         lines = [
-            f"decoded in {time.monotonic() - started:.2f} s ({model.describe('vae_decoder')})",
+            f"decoded in {time.monotonic() - started:.2f} s",
+            model.describe("vae_decoder"),
             *model.take_notes(),
         ]
         progress.say("\n".join(lines))
