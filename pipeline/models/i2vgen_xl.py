@@ -18,12 +18,13 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
+from ...engine_builder.errors import CheckpointError
 from ...engine_builder.spec import DimRange, Guidance, NetworkSpec, Scope, ShapeProfile, TensorSpec
 from ..decode import BYTES_PER_PIXEL
 from ..picture import cover, to_unit_tensor
 from .base import ClipRequest, Component, Encoded, Run, Stage, VideoModel
 from .checkpoint import Checkpoint, open_checkpoint
-from .parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder
+from .parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder, tokenize
 
 LAYOUT: dict[str, tuple[str, ...]] = {
     "unet": ("I2VGenXLUNet",),
@@ -337,20 +338,17 @@ class I2VGenXL(VideoModel):
 
     def _tokenize(self, request: ClipRequest) -> tuple[torch.Tensor, tuple[str, ...]]:
         """Token ids int64 [2, 77] of the negative and the positive prompt, and what was cut off."""
-        from transformers import CLIPTokenizer
-
-        tokenizer = CLIPTokenizer.from_pretrained(self.checkpoint.parts["tokenizer"].folder, local_files_only=True)
-        limit = self._config("text_encoder")["max_position_embeddings"]
-        texts = {"negative prompt": request.negative_prompt, "prompt": request.prompt}
-        notes = []
-        for name, text in texts.items():
-            count = len(tokenizer(text, truncation=False, verbose=False).input_ids)
-            if count > limit:
-                notes.append(f"The {name} has {count} tokens: only the first {limit} count.")
-        ids = tokenizer(
-            list(texts.values()), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-        ).input_ids
-        return ids.long(), tuple(notes)
+        config, part = self._config("text_encoder"), self.checkpoint.parts["tokenizer"]
+        limit = config["max_position_embeddings"]
+        ids, counts = tokenize(part, (request.negative_prompt, request.prompt), limit)
+        if int(ids.max()) >= config["vocab_size"]:
+            raise CheckpointError(
+                f"{part.folder}: expected token numbers below the text encoder's {config['vocab_size']}, "
+                f"found {int(ids.max())}."
+            )
+        named = zip(("negative prompt", "prompt"), counts, strict=True)
+        notes = (f"The {name} has {n} tokens: only the first {limit} count." for name, n in named if n > limit)
+        return ids, tuple(notes)
 
     def _clip_pixels(self, request: ClipRequest) -> torch.Tensor:
         """The picture's middle square for CLIP, float32 [1, 3, side, side], normalised.

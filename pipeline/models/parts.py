@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,17 +70,53 @@ def load_part(part: Part, precision: str) -> Any:
     """
     try:
         with no_progress_bars():
-            return _class_of(part).from_pretrained(
+            network, report = _class_of(part).from_pretrained(
                 part.folder,
                 variant=part.variant_for(precision),
                 torch_dtype=getattr(torch, PRECISIONS[precision]),
                 use_safetensors=True,
                 local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported, and refused below
                 **({"low_cpu_mem_usage": False} if part.name in ("unet", "vae") else {}),
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{part.folder}: the weights do not fit the configuration: {reason}") from error
+    except Exception as error:  # the libraries raise whatever a senseless configuration leads to
+        raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {_reason(error)}.") from error
+    _check_fit(part, report)
+    return network
+
+
+def _check_fit(part: Part, report: Mapping[str, Any]) -> None:
+    """The libraries make up the weights they do not find, and say so on the console alone."""
+    for kind in ("missing", "mismatched", "unexpected"):
+        keys = (key if isinstance(key, str) else key[0] for key in report[f"{kind}_keys"])
+        # Positions are counted, not learned: older versions saved them all the same.
+        names = sorted(key for key in keys if not key.endswith("position_ids"))
+        if names:
+            found = f"{len(names)} {kind}, such as {names[0]}"
+            raise CheckpointError(f"Expected {part.config_path} to fit the weights, found {found}.")
+
+
+def tokenize(part: Part, texts: Sequence[str], limit: int) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """CLIP's token ids int64 [texts, limit], padded or cut, and how many tokens each text has uncut.
+
+    Raises CheckpointError when the tokenizer's files cannot be read.
+    """
+    from transformers import CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(part.folder, local_files_only=True)
+        whole = tokenizer(list(texts), truncation=False, verbose=False).input_ids
+        cut = tokenizer(list(texts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+    except Exception as error:  # the library raises bare ones
+        raise CheckpointError(f"Expected a CLIP tokenizer in {part.folder}, found: {_reason(error)}.") from error
+    return cut.input_ids.long(), tuple(map(len, whole))
+
+
+def _reason(error: Exception) -> str:
+    """The first line that says something, in place of the heading that libraries begin with."""
+    lines = (line.strip().rstrip(".") for line in str(error).splitlines())
+    return next((line for line in lines if line and not line.endswith(":")), type(error).__name__)
 
 
 @contextmanager

@@ -1,0 +1,249 @@
+"""Parts load from whatever the layout allows, in the precision asked for, and never with weights made up."""
+
+import gc
+import json
+import shutil
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from i2v_tensorrt.engine_builder.errors import CheckpointError
+from i2v_tensorrt.pipeline.models.base import ClipRequest
+from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
+
+Tensors = dict[str, torch.Tensor]
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "image_encoder": "model",
+}
+ONE_OF_EACH_LIBRARY = ("vae", "text_encoder")
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def weights_of(folder: Path, part: str) -> Path:
+    return folder / part / f"{STEMS[part]}.safetensors"
+
+
+def change_tensors(path: Path, change: Callable[[Tensors], Tensors], to: Path | None = None) -> None:
+    save_file(change(load_file(path)), to or path, {"format": "pt"})
+
+
+def change_config(folder: Path, part: str, **changes: object) -> None:
+    path = folder / part / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def marked(value: float, dtype: torch.dtype) -> Callable[[Tensors], Tensors]:
+    """Every weight the same, to tell where they were read."""
+    return lambda tensors: {name: torch.full_like(tensor, value, dtype=dtype) for name, tensor in tensors.items()}
+
+
+def split(path: Path, variant: str) -> None:
+    """The same weights in two files and an index."""
+    tensors, suffix = load_file(path), f".{variant}" if variant else ""
+    path.unlink()
+    stem, weight_map = path.name.removesuffix(".safetensors"), {}
+    for number, names in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), start=1):
+        shard = f"{stem}{suffix}-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in names}, path.with_name(shard), {"format": "pt"})
+        weight_map |= dict.fromkeys(names, shard)
+    index = path.with_name(f"{stem}.safetensors.index{suffix}.json")
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+
+
+def values(network: torch.nn.Module) -> set[float]:
+    return {value for tensor in network.parameters() for value in tensor.unique().tolist()}
+
+
+@pytest.mark.parametrize(
+    ("stored", "precision", "value"),
+    [
+        (("",), "fp32", 0.25),
+        (("",), "fp16", 0.25),
+        (("fp16",), "fp32", 0.5),
+        (("fp16",), "fp16", 0.5),
+        (("", "fp16"), "fp32", 0.25),
+        (("", "fp16"), "fp16", 0.5),
+        (("", "fp16"), "bf16", 0.5),
+    ],
+)
+@pytest.mark.parametrize("part", ONE_OF_EACH_LIBRARY)
+def test_precision_chooses_the_variant(
+    folder: Path, part: str, stored: tuple[str, ...], precision: str, value: float
+) -> None:
+    whole = weights_of(folder, part)
+    change_tensors(whole, marked(0.5, torch.float16), whole.with_suffix(".fp16.safetensors"))
+    change_tensors(whole, marked(0.25, torch.float32))
+    for variant in {"", "fp16"}.difference(stored):
+        (whole.with_suffix(".fp16.safetensors") if variant else whole).unlink()
+    network = I2VGenXL.open(folder).part(part, precision)
+    assert values(network) == {value}
+    assert {tensor.dtype for tensor in network.parameters()} == {
+        {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    }
+
+
+@pytest.mark.parametrize("variant", ["", "fp16"])
+@pytest.mark.parametrize("part", ONE_OF_EACH_LIBRARY)
+def test_shards_load_as_the_whole_does(tiny_folder: Path, folder: Path, part: str, variant: str) -> None:
+    split(weights_of(folder, part), variant)
+    expected = I2VGenXL.open(tiny_folder).part(part, "fp32").state_dict()
+    found = I2VGenXL.open(folder).part(part, "fp32").state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def without_last(tensors: Tensors) -> Tensors:
+    return {name: tensors[name] for name in sorted(tensors)[:-1]}
+
+
+def with_more(tensors: Tensors) -> Tensors:
+    return {**tensors, "nobody.asked.for_this": torch.zeros(2)}
+
+
+def with_other_shape(tensors: Tensors) -> Tensors:
+    name = max(tensors)
+    return {**tensors, name: torch.zeros(*tensors[name].shape, 2)}
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [(without_last, "missing"), (with_more, "nobody.asked.for_this"), (with_other_shape, "mismatched")],
+)
+@pytest.mark.parametrize("part", STEMS)
+def test_weights_that_do_not_fit_are_refused(
+    folder: Path, part: str, change: Callable[[Tensors], Tensors], word: str
+) -> None:
+    change_tensors(weights_of(folder, part), change)
+    assert_refused(folder, part, word)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("text_encoder", {"num_hidden_layers": 3}),
+        ("text_encoder", {"num_hidden_layers": 1}),
+        ("text_encoder", {"hidden_size": 64}),
+        ("text_encoder", {"num_attention_heads": 5}),
+        ("image_encoder", {"num_hidden_layers": 3}),
+        ("image_encoder", {"projection_dim": 8}),
+        ("image_encoder", {"patch_size": 0}),
+        ("unet", {"layers_per_block": 2}),
+        ("unet", {"cross_attention_dim": 64}),
+        ("unet", {"norm_num_groups": 0}),
+        ("unet", {"norm_num_groups": "x"}),
+        ("unet", {"down_block_types": ["NoSuchBlock", "DownBlock3D"]}),
+        ("vae", {"layers_per_block": 2}),
+        ("vae", {"layers_per_block": 0}),
+        ("vae", {"block_out_channels": [16, 16]}),
+    ],
+    ids=str,
+)
+def test_configuration_that_does_not_fit_is_refused(folder: Path, part: str, changes: dict[str, object]) -> None:
+    change_config(folder, part, **changes)
+    assert_refused(folder, part, "config")
+
+
+def assert_refused(folder: Path, part: str, word: str) -> None:
+    model = I2VGenXL.open(folder)
+    with pytest.raises(CheckpointError, match=word) as error:
+        model.part(part, "fp32")
+    text = str(error.value)
+    assert str(folder / part) in text and text.endswith(".") and "\n" not in text and len(text) < 500
+
+
+def as_transformers_4_names(tensors: Tensors) -> Tensors:
+    found = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
+    return {**found, "text_model.embeddings.position_ids": torch.arange(77)[None]}
+
+
+def as_diffusers_before_0_17_names(tensors: Tensors) -> Tensors:
+    older = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+    def rename(name: str) -> str:
+        return next((name.replace(new, old) for new, old in older.items() if new in name), name)
+
+    return {rename(name): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("part", "rename"), [("text_encoder", as_transformers_4_names), ("vae", as_diffusers_before_0_17_names)]
+)
+def test_weights_under_the_names_of_older_versions(
+    tiny_folder: Path, folder: Path, part: str, rename: Callable[[Tensors], Tensors]
+) -> None:
+    before = set(load_file(weights_of(folder, part)))
+    change_tensors(weights_of(folder, part), rename)
+    assert set(load_file(weights_of(folder, part))) != before
+    expected = I2VGenXL.open(tiny_folder).part(part, "fp32").state_dict()
+    found = I2VGenXL.open(folder).part(part, "fp32").state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_loading_draws_no_bars(tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = I2VGenXL.open(tiny_folder)
+    for part in STEMS:
+        model.part(part, "fp32")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_components_of_one_part_share_its_weights_for_as_long_as_any_lives(tiny_folder: Path) -> None:
+    model = I2VGenXL.open(tiny_folder)
+    encoder, decoder = (model.components[name].load("fp32") for name in ("vae_encoder", "vae_decoder"))
+    whole = weakref.ref(model.part("vae", "fp32"))
+    del encoder
+    gc.collect()
+    assert whole() is not None and model.part("vae", "fp32") is whole()
+    assert model.part("vae", "fp16") is not whole()
+    del decoder
+    gc.collect()
+    assert whole() is None
+
+
+def test_text_encoder_leaves_out_the_last_layer_however_often_it_is_made(tiny_folder: Path) -> None:
+    from transformers import CLIPTextModel
+
+    model = I2VGenXL.open(tiny_folder)
+    ids = torch.randint(0, 514, (2, 77), generator=torch.Generator().manual_seed(0))
+    reference = CLIPTextModel.from_pretrained(tiny_folder / "text_encoder").eval()
+    body = getattr(reference, "text_model", reference)
+    with torch.inference_mode():
+        before_last = reference(ids, output_hidden_states=True).hidden_states[-2]
+        expected = body.final_layer_norm(before_last)
+        encoders = [model.components["text_encoder"].load("fp32") for _ in range(2)]
+        assert all(torch.equal(encoder(ids), expected) for encoder in encoders)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "vocab.json").write_text("{"),
+        lambda folder: (folder / "vocab.json").write_text("[1]"),
+        lambda folder: (folder / "merges.txt").write_bytes(b"#version\n\xff\xfe\x00"),
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        lambda folder: (folder / "tokenizer_config.json").write_text('{"model_max_length": "x"}'),
+        lambda folder: (folder / "vocab.json").write_text(
+            json.dumps({**json.loads((folder / "vocab.json").read_text("utf-8")), "a</w>": 9999})
+        ),
+    ],
+    ids=["vocabulary_cut", "vocabulary_a_list", "merges_garbage", "tokenizer_empty", "length_no_number", "beyond"],
+)
+def test_tokenizer_that_cannot_serve_is_refused(folder: Path, damage: Callable[[Path], object]) -> None:
+    damage(folder / "tokenizer")
+    request = ClipRequest(Image.new("RGB", (64, 64)), "a boat", "", 64, 64, 2, 8)
+    with pytest.raises(CheckpointError) as error:
+        I2VGenXL.open(folder).encode(request, lambda *_: pytest.fail("encoded"), lambda *_: None)
+    text = str(error.value)
+    assert str(folder / "tokenizer") in text and text.endswith(".") and "\n" not in text
