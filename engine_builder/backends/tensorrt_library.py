@@ -54,7 +54,7 @@ def aim(library: Library, config: Any, arch: str) -> bool:
     return bool(config.set_compute_capability(capability, 0))
 
 
-def make_context(library: Library, engine: Any, cache: bytes | None) -> tuple[Any, Any]:
+def make_context(library: Library, engine: Any, cache: bytes | None = None) -> tuple[Any, Any]:
     """An execution context, and RTX's runtime cache (None elsewhere), filled from `cache` if it still fits."""
     if not library.is_rtx:
         return engine.create_execution_context(), None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,7 +17,35 @@ from .tensorrt_library import Library, make_context
 if TYPE_CHECKING:
     from ..store import Plan
 
-log = logging.getLogger(__name__)
+
+class OwnStream:
+    """A CUDA stream of our own, for the default one cannot be captured into a graph."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    @property
+    def handle(self) -> int:
+        """The stream as TensorRT takes it."""
+        return self._stream.cuda_stream
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Makes it PyTorch's current stream, in step with the one before at both ends."""
+        outer = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(outer)
+        with torch.cuda.stream(self._stream):
+            yield
+        outer.wait_stream(self._stream)
+
+    def hand_over(self, tensor: torch.Tensor) -> None:
+        """Lets the outer stream use a tensor that was made on this one."""
+        tensor.record_stream(torch.cuda.current_stream(self._device))
+
+    def synchronize(self) -> None:
+        """Waits until all of its work is done."""
+        self._stream.synchronize()
 
 
 class TensorRTRunner(Runner):
@@ -31,7 +60,7 @@ class TensorRTRunner(Runner):
         self._logger = make_logger(library)
         self._engine: Any = None
         self._context: Any = None
-        self._stream: torch.cuda.Stream | None = None
+        self._stream: OwnStream | None = None
         self._bound: dict[str, torch.Tensor] = {}
 
     @property
@@ -47,12 +76,12 @@ class TensorRTRunner(Runner):
         if self._context is not None:
             return
         data = self._plan.read(PLAN)
-        with torch.cuda.device(self.device):
+        stream = OwnStream(self.device)
+        with stream.active():
             runtime = self._checked(self._library.module.Runtime(self._logger), "start its runtime")
-            self._engine = self._checked(runtime.deserialize_cuda_engine(data), "load the plan")
-            context, _ = make_context(self._library, self._engine, None)
-            self._context = self._checked(context, "make an execution context")
-            self._stream = torch.cuda.Stream(self.device)
+            engine = self._checked(runtime.deserialize_cuda_engine(data), "load the plan")
+            context = self._checked(make_context(self._library, engine)[0], "make an execution context")
+        self._engine, self._context, self._stream = engine, context, stream
 
     def unload(self) -> None:
         if self._stream is not None:
@@ -64,16 +93,13 @@ class TensorRTRunner(Runner):
         stream = self._stream
         if stream is None:
             raise EngineError("The TensorRT engine has no stream.")
-        current = torch.cuda.current_stream(self.device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        with stream.active():
             outputs = self._bind(inputs)
-            self._checked(self._context.execute_async_v3(stream.cuda_stream) or None, "run")
+            self._checked(self._context.execute_async_v3(stream.handle) or None, "run")
             # The buffers are written again by the next call, while schedulers keep earlier predictions.
             found = {name: tensor.clone() for name, tensor in outputs.items()}
-        current.wait_stream(stream)
         for tensor in found.values():
-            tensor.record_stream(current)
+            stream.hand_over(tensor)
         return found
 
     def _bind(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,271 @@
+"""TensorRT: real builds by TensorRT-RTX for GPUs that are not here, and every call of the runner.
+
+Running a plan needs a GPU: see the tests marked `gpu`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import create_autospec
+
+import pytest
+import torch
+
+from i2v_tensorrt.engine_builder.backends import tensorrt_runner
+from i2v_tensorrt.engine_builder.backends.tensorrt import PLAN, TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt_library import RTX, RTX_ARCHS, choose_library, load_library
+from i2v_tensorrt.engine_builder.build import BuildResult, build_engine
+from i2v_tensorrt.engine_builder.compile import BuildRequest
+from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineError
+from i2v_tensorrt.engine_builder.spec import EngineSpec
+from i2v_tensorrt.engine_builder.store import EngineStore, Plan
+from i2v_tensorrt.engine_builder.worker import BuildProcess
+from i2v_tensorrt.jobs.engines import clip_sizes
+from i2v_tensorrt.pipeline.models.base import VideoModel
+from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.models.tiny import TinySizes, write_tiny_checkpoint
+
+trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
+
+CPU = torch.device("cpu")
+COMPONENTS = ("text_encoder", "image_encoder", "vae_encoder", "vae_decoder")
+SLOW_CORE = pytest.param("core", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> VideoModel:
+    """Heads of 64 channels, which TensorRT has attention kernels for."""
+    sizes = TinySizes(channels=(64, 128), head_dim=64, width=64)
+    return open_model(write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny64", sizes))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> EngineStore:
+    return EngineStore(tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[BuildProcess]:
+    with BuildProcess() as running:
+        yield running
+
+
+def built(
+    model: VideoModel, store: EngineStore, process: BuildProcess, component: str, precision: str, arch: str
+) -> BuildResult:
+    network = model.components[component].spec
+    sizes = clip_sizes(model, 64, 64, 4)
+    profile = network.limits.exact({name: size for name, size in sizes.items() if name in network.limits.ranges})
+    source = model.source(component, precision)
+    request = BuildRequest(EngineSpec(network, profile, precision), source, TensorRTBackend(), CPU, arch)
+    return build_engine(request, store, process)
+
+
+@pytest.mark.parametrize("arch", ["sm_86", "sm_120"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("component", ["image_encoder"])
+def test_builds_for_a_gpu_that_is_not_here(
+    model: VideoModel, store: EngineStore, process: BuildProcess, component: str, precision: str, arch: str
+) -> None:
+    manifest = built(model, store, process, component, precision, arch).plan.manifest
+    assert set(manifest.files) == {PLAN}
+    assert manifest.target.arch == arch
+    assert manifest.verdict is None
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("component", [*COMPONENTS, SLOW_CORE])
+def test_every_network_builds(
+    model: VideoModel, store: EngineStore, process: BuildProcess, component: str, precision: str
+) -> None:
+    plan = built(model, store, process, component, precision, "sm_89").plan
+    assert plan.manifest.size_bytes > 100_000
+    plan.verify()
+
+
+def test_a_plan_is_found_again_and_another_gpu_gets_another(
+    model: VideoModel, store: EngineStore, process: BuildProcess
+) -> None:
+    first = built(model, store, process, "image_encoder", "fp16", "sm_86")
+    again = built(model, store, process, "image_encoder", "fp16", "sm_86")
+    other = built(model, store, process, "image_encoder", "fp16", "sm_89")
+    assert again.reused
+    assert again.plan.manifest.key == first.plan.manifest.key != other.plan.manifest.key
+
+
+def test_the_plan_is_for_the_gpu_that_was_asked_for(
+    model: VideoModel, store: EngineStore, process: BuildProcess
+) -> None:
+    """Two plans of one network differ by more than their target says: the library aimed them."""
+    plans = [built(model, store, process, "image_encoder", "fp16", arch).plan for arch in ("sm_86", "sm_120")]
+    assert plans[0].read(PLAN) != plans[1].read(PLAN)
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "sm_99", "gfx1100", ""])
+def test_other_architectures_are_refused_in_a_sentence(arch: str) -> None:
+    with pytest.raises(EngineError, match="sm_75, sm_80"):
+        TensorRTBackend().aimed_at(arch)
+
+
+def test_other_backends_build_for_this_machine_only() -> None:
+    from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
+
+    with pytest.raises(EngineError, match="this machine only"):
+        OnnxRuntimeBackend().aimed_at("sm_89")
+
+
+def test_a_machine_without_a_gpu_is_told_so() -> None:
+    found = TensorRTBackend().availability(CPU)
+    assert not found.ok
+    assert "found none" in found.sentence
+    with pytest.raises(BackendUnavailableError, match="NVIDIA GPU"):
+        TensorRTBackend().target(CPU)
+
+
+@pytest.mark.parametrize(
+    ("installed", "arch", "expected"),
+    [
+        ({"tensorrt_rtx", "tensorrt"}, "sm_89", "tensorrt_rtx"),
+        ({"tensorrt_rtx", "tensorrt"}, "sm_90", "tensorrt"),
+        ({"tensorrt"}, "sm_89", "tensorrt"),
+        ({"tensorrt_rtx"}, "sm_90", None),
+        (set(), "sm_89", None),
+    ],
+)
+def test_the_library_follows_the_gpu_and_what_is_installed(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], arch: str, expected: str | None
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in installed else None)
+    assert choose_library(arch) == expected
+
+
+def test_a_missing_library_names_the_line_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailableError, match="pip install tensorrt-rtx"):
+        TensorRTBackend().aimed_at("sm_89").require_library()
+
+
+def test_every_architecture_is_one_that_the_library_knows() -> None:
+    for arch in RTX_ARCHS:
+        assert hasattr(trt.ComputeCapability, arch.replace("_", "").upper())
+
+
+class NoStream:
+    """Stands in for a CUDA stream where there is none."""
+
+    handle = 7
+
+    def __init__(self, device: torch.device) -> None:
+        self.waits = 0
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        yield
+
+    def hand_over(self, tensor: torch.Tensor) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        self.waits += 1
+
+
+@pytest.fixture
+def rig(
+    monkeypatch: pytest.MonkeyPatch, model: VideoModel, store: EngineStore, process: BuildProcess
+) -> SimpleNamespace:
+    """A runner over a real plan, with the library's real classes specified and none of them run."""
+    plan = built(model, store, process, "image_encoder", "fp16", "sm_89").plan
+    context = create_autospec(trt.IExecutionContext, instance=True)
+    config = create_autospec(trt.IRuntimeConfig, instance=True)
+    engine = create_autospec(trt.ICudaEngine, instance=True)
+    runtime = create_autospec(trt.Runtime, instance=True)
+    runtime.deserialize_cuda_engine.return_value = engine
+    engine.create_runtime_config.return_value = config
+    engine.create_execution_context.return_value = context
+    engine.num_io_tensors = 2
+    engine.get_tensor_name.side_effect = ["pixel_values", "image_embeds"].__getitem__
+    engine.device_memory_size_v2 = 1000
+    monkeypatch.setattr(trt, "Runtime", lambda logger: runtime)
+    monkeypatch.setattr(tensorrt_runner, "OwnStream", NoStream)
+    runner = tensorrt_runner.TensorRTRunner(plan, plan.manifest.spec, CPU, load_library(RTX))
+    return SimpleNamespace(runner=runner, plan=plan, context=context, config=config, engine=engine, runtime=runtime)
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    return {"pixel_values": torch.rand(1, 3, 32, 32)}
+
+
+def test_loading_hands_over_the_bytes_that_were_checked(rig: SimpleNamespace) -> None:
+    rig.runner.load()
+    rig.runtime.deserialize_cuda_engine.assert_called_once_with(rig.plan.read(PLAN))
+    strategy = trt.DynamicShapesKernelSpecializationStrategy
+    assert rig.config.dynamic_shapes_kernel_specialization_strategy == strategy.EAGER
+    assert rig.config.cuda_graph_strategy == trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    assert rig.runner.memory_bytes == rig.plan.manifest.size_bytes + 1000
+
+
+def test_a_call_binds_every_tensor_once_and_keeps_its_addresses(rig: SimpleNamespace) -> None:
+    rig.runner.load()
+    found = rig.runner(inputs())
+    rig.runner(inputs())
+    assert found["image_embeds"].shape == (1, 64)
+    assert found["image_embeds"].dtype == torch.float16
+    rig.context.set_input_shape.assert_called_once_with("pixel_values", (1, 3, 32, 32))
+    assert {call.args[0] for call in rig.context.set_tensor_address.call_args_list} == {"pixel_values", "image_embeds"}
+    assert rig.context.set_tensor_address.call_count == 2
+    assert [call.args for call in rig.context.execute_async_v3.call_args_list] == [(7,), (7,)]
+
+
+def test_results_do_not_change_when_the_engine_runs_again(rig: SimpleNamespace) -> None:
+    rig.runner.load()
+    first = rig.runner(inputs())["image_embeds"]
+    second = rig.runner(inputs())["image_embeds"]
+    assert first.data_ptr() != second.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("fail", "words"),
+    [
+        (lambda rig: rig.runtime.deserialize_cuda_engine.configure_mock(return_value=None), "load the plan"),
+        (lambda rig: rig.engine.create_execution_context.configure_mock(return_value=None), "execution context"),
+        (lambda rig: rig.context.set_input_shape.configure_mock(return_value=False), "take pixel_values as"),
+        (lambda rig: rig.context.set_tensor_address.configure_mock(return_value=False), "take the address"),
+        (lambda rig: rig.context.execute_async_v3.configure_mock(return_value=False), "run"),
+    ],
+)
+def test_every_failed_call_is_told(rig: SimpleNamespace, fail: Any, words: str) -> None:
+    fail(rig)
+    with pytest.raises(EngineError, match=words):
+        rig.runner.load()
+        rig.runner(inputs())
+
+
+def test_a_failure_from_memory_is_pytorchs_own_error(rig: SimpleNamespace) -> None:
+    rig.runner.load()
+    rig.runner._logger.last_error = "Cuda Runtime (out of memory)"
+    rig.context.execute_async_v3.return_value = False
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        rig.runner(inputs())
+
+
+def test_unloading_lets_everything_go_and_loads_again(rig: SimpleNamespace) -> None:
+    rig.runner.load()
+    rig.runner.unload()
+    assert not rig.runner.is_loaded
+    assert rig.runner.memory_bytes == rig.plan.manifest.size_bytes
+    with pytest.raises(EngineError, match="not loaded"):
+        rig.runner(inputs())
+    rig.runner.load()
+    assert rig.runner(inputs())["image_embeds"].shape == (1, 64)
+
+
+def test_a_damaged_plan_never_reaches_the_runtime(rig: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / PLAN).write_bytes(rig.plan.read(PLAN)[:-1] + b"x")
+    rig.runner._plan = Plan(tmp_path, rig.plan.manifest)
+    with pytest.raises(EngineError, match="damaged"):
+        rig.runner.load()
+    rig.runtime.deserialize_cuda_engine.assert_not_called()
