@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 _STALE_S = 24 * 3600
+_SECRET_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,12 @@ class Plan:
         bytes that are handed to its runtime (see `read`).
         """
         path = self.folder / name
-        self._expect(name, file_digest(path) if path.is_file() else None)
+        try:
+            found = file_digest(path) if path.is_file() else None
+        except OSError as error:
+            reason = error.strerror or error
+            raise EngineError(f"Engine {self.manifest.key[:12]}: the file {name} cannot be read: {reason}.") from error
+        self._expect(name, found)
         return path
 
     def verify(self) -> None:
@@ -77,10 +83,10 @@ class EngineStore:
     def find(self, key: str) -> Plan | None:
         """The engine of that key, or None when there is none that can be trusted."""
         folder = self.root / key
-        if not _KEY.fullmatch(key) or folder.is_symlink() or not folder.is_dir():
+        if not _KEY.fullmatch(key) or not os.path.lexists(folder):
             return None
         try:
-            return Plan(folder, unseal(self._manifest_text(folder), self._secret(), key))
+            return Plan(folder, unseal(_manifest_text(folder), self._secret(), key))
         except EngineError as error:
             self.quarantine(key, str(error))
             return None
@@ -98,11 +104,17 @@ class EngineStore:
         from filelock import FileLock, Timeout
 
         self._make(self._locks)
+        lock = FileLock(self._locks / f"{key}.lock")
         try:
-            with FileLock(self._locks / f"{key}.lock", timeout=timeout_s):
-                yield
+            lock.acquire(timeout=timeout_s)
         except Timeout as error:
             raise EngineError(f"Engine {key[:12]} is still being built by another process.") from error
+        except OSError as error:
+            raise StorageError(f"Engine {key[:12]} cannot be locked: {error.strerror or error}.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -122,8 +134,8 @@ class EngineStore:
             (staging / FILE_NAME).write_text(seal(manifest, self._secret()), "utf-8")
             for path in [*staging.rglob("*"), staging]:
                 _fsync(path)
-            self.delete(manifest.key)
-            staging.rename(folder)
+            with self._set_aside(folder):
+                staging.rename(folder)
             _fsync(self.root)
         except OSError as error:
             raise StorageError(f"The engine could not be saved to {self.root}: {error.strerror or error}.") from error
@@ -149,6 +161,8 @@ class EngineStore:
         target = self._quarantine / f"{key}-{secrets.token_hex(4)}"
         try:
             (self.root / key).rename(target)
+        except FileNotFoundError:
+            log.debug("another process was first")
         except OSError as error:
             raise StorageError(f"Engine {key[:12]} could not be put aside: {error.strerror or error}.") from error
 
@@ -162,44 +176,64 @@ class EngineStore:
         The folder leaves its name by one rename first, so that no reader sees half of it.
         """
         folder = self.root / key
-        if not _KEY.fullmatch(key) or not folder.is_dir():
+        if not _KEY.fullmatch(key) or not os.path.lexists(folder):
             return False
-        self._make(self._staging)
-        doomed = self._staging / f"deleted-{secrets.token_hex(8)}"
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        try:
+            with self._set_aside(folder):
+                pass
+        except OSError as error:
+            raise StorageError(f"Engine {key[:12]} could not be removed: {error.strerror or error}.") from error
         return True
 
     def sweep(self, now: float | None = None) -> int:
         """Removes what dead builds left in staging for more than a day; returns how many."""
         limit = (time.time() if now is None else now) - _STALE_S
-        stale = [path for path in self._staging.glob("*") if path.stat().st_mtime < limit]
+        stale = [path for path in self._staging.glob("*") if _changed_before(path, limit)]
         for path in stale:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
         return len(stale)
 
-    def _manifest_text(self, folder: Path) -> str:
-        path = folder / FILE_NAME
+    @contextmanager
+    def _set_aside(self, folder: Path) -> Iterator[None]:
+        """Frees the folder's name while the body gives it to another; puts the old one back if that fails."""
+        self._make(self._staging)
+        old = self._staging / f"replaced-{secrets.token_hex(8)}"
+        replaces = os.path.lexists(folder)
+        if replaces:
+            folder.rename(old)
         try:
-            if path.is_symlink() or path.stat().st_size > MAX_BYTES:
-                raise EngineError(f"Engine {folder.name[:12]} has a manifest that is a link or too large.")
-            return path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise EngineError(f"Engine {folder.name[:12]} has no readable manifest.") from error
+            yield
+        except BaseException:
+            if replaces:
+                old.rename(folder)
+            raise
+        _remove(old)
 
     def _secret(self) -> bytes:
         """This installation's own key, made on first use, readable by its user alone."""
         path = self.root / ".secret"
-        if not path.is_file():
-            self._make(self.root)
-            staged = path.with_name(f".secret-{secrets.token_hex(8)}")
+        try:
+            if not path.is_file():
+                self._make_secret(path)
+            secret = path.read_bytes()
+        except OSError as error:
+            raise StorageError(f"{path} cannot be made or read: {error.strerror or error}.") from error
+        if len(secret) != _SECRET_BYTES:
+            raise StorageError(
+                f"{path} is damaged (expected {_SECRET_BYTES} bytes, found {len(secret)}): "
+                "remove it, and the engines will be built again."
+            )
+        return secret
+
+    def _make_secret(self, path: Path) -> None:
+        with self.staging() as folder:
+            staged = folder / "secret"
             handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "wb") as stream:
-                stream.write(secrets.token_bytes(32))
+                stream.write(secrets.token_bytes(_SECRET_BYTES))
                 stream.flush()
                 os.fsync(stream.fileno())
             _place_once(staged, path)
-        return path.read_bytes()
 
     @staticmethod
     def _make(folder: Path) -> None:
@@ -207,6 +241,20 @@ class EngineStore:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"The folder {folder} cannot be made: {error.strerror or error}.") from error
+
+
+def _manifest_text(folder: Path) -> str:
+    path, name = folder / FILE_NAME, f"Engine {folder.name[:12]}"
+    try:
+        if folder.is_symlink() or not folder.is_dir():
+            raise EngineError(f"{name} is a link or a file, expected a folder.")
+        if path.is_symlink() or not path.is_file():
+            raise EngineError(f"{name} has no manifest that is a plain file.")
+        if path.stat().st_size > MAX_BYTES:
+            raise EngineError(f"{name} has a manifest of {path.stat().st_size} bytes, expected at most {MAX_BYTES}.")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"{name} has no readable manifest.") from error
 
 
 def describe_files(folder: Path) -> dict[str, FileDigest]:
@@ -225,6 +273,23 @@ def _place_once(staged: Path, path: Path) -> None:
     except OSError:  # a file system without hard links: the race is then settled by the last writer
         staged.replace(path)
     staged.unlink(missing_ok=True)
+
+
+def _changed_before(path: Path, limit: float) -> bool:
+    """False too for what another process removes meanwhile."""
+    try:
+        return path.lstat().st_mtime < limit
+    except OSError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or a link or file in its place; what stays is swept later."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:
