@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from comfy_api.latest import io
@@ -49,13 +50,14 @@ class ModelLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, precision: str = "auto") -> Any:
-        """Changes when a file of the checkpoint does."""
+        """Changes when a file of the checkpoint does; a digest, since ComfyUI embeds it in what is saved."""
         try:
             folder = host.checkpoint_folder(checkpoint)
-            stats = [(path, path.stat()) for path in sorted(folder.rglob("*.*"))]
+            stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*.*"))]
         except (OSError, host.I2VError):
             return float("nan")
-        return [precision, *((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)]
+        content = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        return hashlib.sha256(repr((precision, content)).encode()).hexdigest()
 
     @classmethod
     def execute(cls, checkpoint: str, precision: str = "auto") -> io.NodeOutput:

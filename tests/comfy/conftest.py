@@ -1,11 +1,14 @@
-"""One live ComfyUI for all tests of this folder, with the pack linked into it."""
+"""One live ComfyUI for all tests of this folder, with the pack linked into it and a tiny checkpoint to run."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from i2v_tensorrt.jobs.comfy_client import ComfyClient
-from i2v_tensorrt.jobs.comfy_host import ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
+from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
+from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, gradient, png
 
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parent.parent
@@ -22,15 +25,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server with a base directory of its own; its device is the GPU where this Python sees one."""
-    host = find_comfyui()
-    if host is None:
+def host() -> ComfyHost:
+    """The ComfyUI of this machine."""
+    found = find_comfyui()
+    if found is None:
         pytest.skip(not_found_reason())
+    return found
+
+
+@pytest.fixture(scope="session")
+def base_directory(host: ComfyHost, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """Models, custom nodes, input and output of the servers under test."""
     base_directory = tmp_path_factory.mktemp("comfyui")
     link_pack(PACK, base_directory)
     link_pack(HERE / "probe_nodes.py", base_directory, "probe_nodes.py")
-    with start_server(host, base_directory, [*ARGUMENTS, *device_arguments()]) as running:
+    shutil.copytree(tiny_folder, base_directory / "models" / "i2v" / CHECKPOINT)
+    return base_directory
+
+
+@pytest.fixture(scope="session")
+def server_arguments() -> list[str]:
+    """How the servers are started; their device is the GPU where this Python sees one."""
+    return [*ARGUMENTS, "--preview-method", "latent2rgb", *device_arguments()]
+
+
+@pytest.fixture(scope="session")
+def server(host: ComfyHost, base_directory: Path, server_arguments: list[str]) -> Iterator[ComfyServer]:
+    """The server that most tests share."""
+    with start_server(host, base_directory, server_arguments) as running:
         yield running
 
 
@@ -38,6 +60,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
 def client(server: ComfyServer) -> ComfyClient:
     """A client of the server."""
     return ComfyClient(server.url)
+
+
+@pytest.fixture(scope="session")
+def picture(client: ComfyClient) -> str:
+    """The name of a small picture in the server's input folder."""
+    return client.upload_image(png(gradient()), "gradient.png")
+
+
+@pytest.fixture(scope="session")
+def output(base_directory: Path) -> Path:
+    """The servers' output folder."""
+    return base_directory / "output"
 
 
 def device_arguments() -> list[str]:
