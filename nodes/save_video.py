@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from comfy_api.latest import InputImpl, Types, io
 
+from ..pipeline.frames import play_order
 from ..pipeline.video import write_video
-from ..pipeline.video_format import FORMATS, Audio, OnFrame, VideoInfo, VideoOptions
+from ..pipeline.video_format import FORMATS, Audio, VideoInfo, VideoOptions
 from . import host
 from .paths import check_name
 from .types import CATEGORY, verdict
@@ -89,10 +90,11 @@ class SaveVideo(io.ComfyNode):
             info = write_video(
                 frames, place.path, options, metadata=host.metadata(cls.hidden), audio=sound, on_frame=progress.step
             )
-            shown = _shown(frames, options, place, progress.step)
+            shown = _shown(frames, options, place, sound, progress)
         lines = [*_describe(info, place), *info.notes]
         progress.say("\n".join(lines))
-        components = Types.VideoComponents(images=frames, frame_rate=Fraction(options.rate), audio=audio)
+        played = frames[list(play_order(len(frames), pingpong=True))] if pingpong else frames
+        components = Types.VideoComponents(images=played, frame_rate=Fraction(options.rate), audio=audio)
         return io.NodeOutput(InputImpl.VideoFromComponents(components), ui=host.text_ui(lines, shown))
 
 
@@ -106,13 +108,18 @@ def _describe(info: VideoInfo, place: host.SavePlace) -> list[str]:
     return [name, f"{info.width}x{info.height}, {info.num_frames} frames, {info.fps:g} fps, {size}"]
 
 
-def _shown(frames: torch.Tensor, options: VideoOptions, place: host.SavePlace, on_frame: OnFrame) -> dict[str, Any]:
+def _shown(
+    frames: torch.Tensor, options: VideoOptions, place: host.SavePlace, sound: Audio | None, progress: host.Progress
+) -> dict[str, Any]:
     """What the page plays: the file, or a temporary one in its place that browsers can play."""
     folder = "output"
     if options.format in UNPLAYABLE:
         playable = VideoOptions(PAGE_FORMAT, options.fps, None, options.pingpong)
         place = host.save_place("i2v_preview", playable.spec.suffix, 0, 0, temporary=True)
-        write_video(frames, place.path, playable, on_frame=on_frame)
+        # The bar has reached its end with the file itself: this only lets an interruption through.
+        write_video(
+            frames, place.path, playable, audio=sound, on_frame=lambda *_: progress.say("save: what the page plays")
+        )
         folder = "temp"
     result = {"filename": place.filename, "subfolder": place.subfolder, "type": folder}
     # An animated gif or webp is an <img> to the page; `animated` would make it a <video>, which plays neither.
