@@ -1,10 +1,11 @@
-"""A custom node for the tests of the client: it takes steps that can be watched, interrupted and failed.
+"""Custom nodes for the tests: one takes steps that can be watched, interrupted and failed, one counts models.
 
 ComfyUI loads this file; nothing else imports it.
 """
 
 import time
 
+import comfy.model_management  # pyright: ignore[reportMissingImports]
 import comfy.utils  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
@@ -40,4 +41,26 @@ class ProbeSteps:
         return {"ui": {"steps": [steps]}}
 
 
-NODE_CLASS_MAPPINGS = {"ProbeSteps": ProbeSteps}
+class ProbeModels:
+    """Tells what ComfyUI's memory manager holds: the models' class names, and their bytes together."""
+
+    CATEGORY = "tests"
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ()
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {}}
+
+    @classmethod
+    def IS_CHANGED(cls) -> float:
+        return float("nan")
+
+    def run(self) -> dict:
+        held = [entry.model for entry in comfy.model_management.current_loaded_models if entry.model is not None]
+        names = [type(patcher.model).__name__ for patcher in held]
+        return {"ui": {"models": names, "bytes": [sum(patcher.loaded_size() for patcher in held)]}}
+
+
+NODE_CLASS_MAPPINGS = {"ProbeSteps": ProbeSteps, "ProbeModels": ProbeModels}

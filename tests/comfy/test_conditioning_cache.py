@@ -1,0 +1,109 @@
+"""A clip is encoded once: in a second prompt, after its memory was freed, and after a restart."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
+from i2v_tensorrt.jobs.comfy_host import ComfyHost, start_server
+from i2v_tensorrt.tests.comfy.graphs import (
+    CONDITIONING,
+    LOADER,
+    SAMPLER,
+    Prompt,
+    clip,
+    encoding,
+    gradient,
+    png,
+    ran,
+    text,
+)
+
+WIDGETS = {
+    "prompt": "a boat",
+    "negative_prompt": "a storm",
+    "width": 72,
+    "height": 72,
+    "num_frames": 3,
+    "fps": 9,
+}
+
+
+def run(client: ComfyClient, prompt: Prompt) -> RunResult:
+    result = client.run(prompt)
+    assert (result.status, result.error) == ("success", None)
+    return result
+
+
+def about(prompt: str, **others: Any) -> dict[str, dict[str, Any]]:
+    """Conditioning inputs that no other test encodes."""
+    return {CONDITIONING: {"prompt": prompt, **others}}
+
+
+def test_an_identical_prompt_does_nothing(client: ComfyClient, picture: str) -> None:
+    prompt = clip(picture, about("identical"))
+    first = run(client, prompt)
+    assert text(first, CONDITIONING).startswith("cache miss: encoded in ")
+    assert {CONDITIONING, SAMPLER} < ran(first)
+    second = run(client, prompt)
+    assert ran(second) == set()
+    assert second.progress == {}
+
+
+def test_another_seed_samples_and_encodes_nothing(client: ComfyClient, picture: str) -> None:
+    prompt = clip(picture, about("another seed"))
+    run(client, prompt)
+    second = run(client, clip(picture, about("another seed"), {SAMPLER: {"seed": 2}}))
+    assert CONDITIONING not in ran(second)
+    assert [value for value, _ in second.progress[SAMPLER]] == [1, 2]
+
+
+def test_another_picture_is_encoded(client: ComfyClient, picture: str) -> None:
+    run(client, encoding(picture, about("another picture")))
+    other = client.upload_image(png(gradient(blue=1)), "other.png")
+    assert text(run(client, encoding(other, about("another picture"))), CONDITIONING).startswith("cache miss")
+
+
+def test_the_same_picture_under_another_name_is_not_encoded(client: ComfyClient, picture: str) -> None:
+    run(client, encoding(picture, about("another name")))
+    other = client.upload_image(png(gradient()), "copy.png")
+    second = run(client, encoding(other, about("another name")))
+    assert text(second, CONDITIONING).startswith("cache hit (memory)")
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_every_widget_counts(client: ComfyClient, picture: str, name: str) -> None:
+    run(client, encoding(picture, about(f"every widget but {name}")))
+    changes = about(f"every widget but {name}", **({} if name == "prompt" else {name: WIDGETS[name]}))
+    changes[CONDITIONING]["prompt"] += " and more" if name == "prompt" else ""
+    assert text(run(client, encoding(picture, changes)), CONDITIONING).startswith("cache miss")
+
+
+def test_a_hit_is_told_with_the_time_saved(client: ComfyClient, picture: str) -> None:
+    first = run(client, encoding(picture, about("time saved")))
+    # The same precision on this device, but another input: ComfyUI runs the nodes behind it again.
+    second = run(client, encoding(picture, about("time saved"), {LOADER: {"precision": "fp32"}}))
+    seconds = text(first, CONDITIONING).removeprefix("cache miss: encoded in ")
+    assert text(second, CONDITIONING) == f"cache hit (memory): {seconds} saved"
+
+
+def test_what_was_cut_off_is_told_by_a_hit_too(client: ComfyClient, picture: str) -> None:
+    long = about("long " * 100)
+    first = run(client, encoding(picture, long))
+    second = run(client, encoding(picture, long, {LOADER: {"precision": "fp32"}}))
+    assert text(second, CONDITIONING).startswith("cache hit (memory)")
+    cut = [text(result, CONDITIONING).splitlines()[1:] for result in (first, second)]
+    assert cut[0] == cut[1]
+    assert "only the first 77 count" in cut[0][0]
+
+
+def test_after_a_restart_it_comes_from_the_disk(
+    client: ComfyClient, picture: str, host: ComfyHost, base_directory: Path, server_arguments: list[str]
+) -> None:
+    prompt = encoding(picture, about("restart"))
+    first = run(client, prompt)
+    with start_server(host, base_directory, server_arguments, base_directory / "restarted.log") as restarted:
+        second = run(ComfyClient(restarted.url), prompt)
+    seconds = text(first, CONDITIONING).removeprefix("cache miss: encoded in ")
+    assert text(second, CONDITIONING) == f"cache hit (disk): {seconds} saved"

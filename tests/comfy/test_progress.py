@@ -1,0 +1,175 @@
+"""What a user sees while a clip is made: three stages on three nodes, previews, and an end on request."""
+
+import io
+import itertools
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from websockets.sync.client import connect
+
+from i2v_tensorrt.jobs.comfy_client import ComfyClient, Event, RunResult
+from i2v_tensorrt.tests.comfy.graphs import (
+    CONDITIONING,
+    DECODE,
+    LOADER,
+    PICTURE,
+    SAMPLER,
+    SAVE,
+    clip,
+    file_names,
+    node,
+    only,
+)
+
+TEXT_MESSAGE = 3
+BUILDER = "8"
+
+
+@pytest.fixture(scope="module")
+def watched(client: ComfyClient, picture: str) -> RunResult:
+    """A clip of four frames in five steps, decoded one frame at a time."""
+    prompt = clip(
+        picture,
+        {CONDITIONING: {"prompt": "watched"}, SAMPLER: {"steps": 5}, DECODE: {"chunk": 1}, SAVE: {"pingpong": True}},
+    )
+    result = client.run(prompt)
+    assert (result.status, result.error) == ("success", None)
+    return result
+
+
+def test_the_sampler_counts_every_step(watched: RunResult) -> None:
+    assert watched.progress[SAMPLER] == [(step, 5) for step in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "total"), [(CONDITIONING, 4), (DECODE, 4), (SAVE, 6)], ids=["encode", "decode", "save pingpong"]
+)
+def test_a_stage_counts_to_its_end(watched: RunResult, name: str, total: int) -> None:
+    values = [value for value, _ in watched.progress[name]]
+    assert {maximum for _, maximum in watched.progress[name]} == {total}
+    # ComfyUI leaves out what comes sooner than 0.1 s after the last, except the first and the end.
+    assert values[0] < values[-1] == total
+    assert values == sorted(values)
+
+
+def test_the_stages_follow_each_other(watched: RunResult) -> None:
+    order = [event.data["node"] for event in watched.of_kind("progress")]
+    assert [name for name, _ in itertools.groupby(order)] == [CONDITIONING, SAMPLER, DECODE, SAVE]
+
+
+def test_previews_come_from_the_sampler_alone(watched: RunResult) -> None:
+    assert {preview.node_id for preview in watched.previews} == {SAMPLER}
+    assert {preview.media_type for preview in watched.previews} == {"image/jpeg"}
+    assert len(watched.previews) == 5
+
+
+def test_a_preview_shows_four_frames_side_by_side(watched: RunResult) -> None:
+    previews = [Image.open(io.BytesIO(preview.image)) for preview in watched.previews]
+    assert all(image.width == 4 * image.height for image in previews)
+    assert all(image.entropy() > 4 for image in previews)  # bits a pixel: not one colour
+    assert previews[0].tobytes() != previews[-1].tobytes()
+
+
+def test_each_stage_says_its_name_on_its_node(client: ComfyClient, picture: str) -> None:
+    prompt = clip(picture, {CONDITIONING: {"prompt": "its name"}, DECODE: {"chunk": 2}})
+    with connect(f"ws{client.url.removeprefix('http')}/ws?clientId=texts", proxy=None) as socket:
+        client.run(prompt)
+        heard: list[tuple[str, str]] = []
+        while (DECODE, "decode: frame 4 of 4") not in heard:
+            message = socket.recv(timeout=10)
+            if isinstance(message, bytes) and struct.unpack_from(">I", message)[0] == TEXT_MESSAGE:
+                heard.append(read_text(message))
+    assert {line for name, line in heard if name == CONDITIONING} >= {
+        "encode: text",
+        "encode: picture",
+        "encode: latents",
+    }
+    assert [line for name, line in heard if name == SAMPLER][:3] == [
+        "denoise: loading",
+        "denoise: step 1 of 2",
+        "denoise: step 2 of 2",
+    ]
+    assert (DECODE, "decode: frame 2 of 4") in heard
+
+
+def read_text(message: bytes) -> tuple[str, str]:
+    """Node and line of a text message: type, the node id's length, the node id, the line."""
+    (length,) = struct.unpack_from(">I", message, 4)
+    return message[8 : 8 + length].decode(), message[8 + length :].decode()
+
+
+def interrupt_at(client: ComfyClient, name: str, value: int) -> Callable[[Event], None]:
+    """Interrupts a prompt as soon as it is heard that the node has come so far."""
+
+    def hear(event: Event) -> None:
+        if event.kind == "progress" and event.data["node"] == name and event.data["value"] >= value:
+            client.interrupt(event.data["prompt_id"])
+
+    return hear
+
+
+def test_an_interrupt_while_sampling_takes_effect_within_a_step(
+    client: ComfyClient, picture: str, output: Path
+) -> None:
+    # Large enough that a step takes far longer than the request to interrupt.
+    large = {CONDITIONING: {"width": 192, "height": 192, "num_frames": 8}, SAMPLER: {"steps": 100}}
+    before = file_names(output)
+    result = client.run(clip(picture, large), interrupt_at(client, SAMPLER, 2))
+    assert (result.status, result.error) == ("interrupted", f"node {SAMPLER} (I2VTRT_DDIMSampler) was interrupted")
+    assert result.progress[SAMPLER][-1][0] <= 3
+    assert file_names(output) == before
+    assert client.run(clip(picture, {CONDITIONING: {"prompt": "after an interrupt"}})).status == "success"
+
+
+def test_an_interrupt_while_saving_leaves_no_file(client: ComfyClient, picture: str, output: Path) -> None:
+    before = file_names(output)
+    prompt = {
+        PICTURE: node("LoadImage", image=picture),
+        "2": node("ImageScale", image=[PICTURE, 0], upscale_method="area", width=1024, height=1024, crop="disabled"),
+        "3": node("RepeatImageBatch", image=["2", 0], amount=64),
+        SAVE: node(
+            "I2VTRT_SaveVideo",
+            frames=["3", 0],
+            fps=8,
+            filename_prefix="interrupted",
+            format="mkv-ffv1",
+            crf=-1,
+            pingpong=True,
+        ),
+    }
+    result = client.run(prompt, interrupt_at(client, SAVE, 2))
+    assert result.status == "interrupted"
+    assert file_names(output) == before
+
+
+@pytest.mark.parametrize("percent", [0, pytest.param(80, marks=pytest.mark.slow)], ids=["start", "check"])
+def test_an_interrupt_while_building_leaves_no_engine(
+    client: ComfyClient, picture: str, base_directory: Path, percent: int
+) -> None:
+    def engines() -> set[str]:
+        """Engines, and what is left of those that were begun."""
+        names = file_names(base_directory / "models" / "i2v_engines")
+        return {name for name in names if not name.startswith((".locks", ".logs", ".secret"))}
+
+    before = engines() | {".staging"}
+    prompt = only(clip(picture), LOADER) | {
+        BUILDER: node(
+            "I2VTRT_EngineBuilder",
+            model=[LOADER, 0],
+            component="image_encoder",
+            shape_policy="exact",
+            width=64,
+            height=64,
+            num_frames=4,
+            precision="auto",
+            backend="auto",
+            force=True,
+        )
+    }
+    result = client.run(prompt, interrupt_at(client, BUILDER, percent))
+    assert (result.status, result.error) == ("interrupted", f"node {BUILDER} (I2VTRT_EngineBuilder) was interrupted")
+    assert result.progress[BUILDER][-1][0] < 95  # published
+    assert engines() == before
