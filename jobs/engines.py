@@ -21,11 +21,14 @@ from ..engine_builder.spec import PRECISIONS, DimRange, EngineSpec, ShapeProfile
 from ..engine_builder.store import EngineStore, Plan
 from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.base import VideoModel
+from .parallel import Task, build_in_parallel
 
 log = logging.getLogger(__name__)
 
 SHAPE_POLICIES = ("range", "exact")
 MISS_POLICIES = ("build", "eager", "stop")
+BUILDERS_ON_CPU = 2
+"""Builds at a time on a machine without a GPU: each is one thread of Python."""
 TUNED_CHUNK = 8
 """Frames decoded at once that a decoder's engine is tuned for."""
 OPEN_DIMS = ("chunk",)
@@ -134,12 +137,13 @@ class EngineSet:
 
         All in one go, so that the user waits once. A component whose build fails runs eager, with a note.
         """
-        if self.policy.on_missing != "build" or self.policy.backend == EagerBackend.name:
+        if self.policy.on_missing != "build" or not self._can_build():
             return
-        with BuildProcess() as process:
-            for number, component in enumerate(self.model.engine_components):
-                with suppress(EngineError, InputError):  # told when the component is asked for
-                    self._plan(component, sizes, process, self._part_of_all(number))
+        tasks = [self._task(name, sizes) for name in self.model.build_order if self._fitting(name, sizes) is None]
+        # A GPU is built for by one at a time: it has the memory for one, and timings must not disturb each other.
+        workers = BUILDERS_ON_CPU if self.device.type == "cpu" else 1
+        if tasks:
+            build_in_parallel(tasks, workers, self.report)
 
     def build(
         self,
@@ -255,12 +259,11 @@ class EngineSet:
         """The narrowest engine in the store that fits, or one built now if that is the policy."""
         if component in self._failures:
             raise self._failures[component]
-        stored = self.stored(component)
-        plan = next((plan for plan in stored if plan.manifest.spec.profile.fits(sizes)), None)
+        plan = self._fitting(component, sizes)
         if plan is not None:
             return plan
         if self.policy.on_missing != "build":
-            raise MissingEngineError(_miss(component, sizes, stored, self.store))
+            raise MissingEngineError(_miss(component, sizes, self.stored(component), self.store))
         try:
             plan = self.build(component, sizes, process, report=report).plan
         except EngineError as error:
@@ -269,10 +272,22 @@ class EngineSet:
         self._note(f"{component}: {plan.manifest.target.backend} engine built in {plan.manifest.build_s:.1f} s.")
         return plan
 
-    def _part_of_all(self, number: int) -> Report:
-        """The report of one component's build, as a part of all of them."""
-        count = len(self.model.engine_components)
-        return lambda stage, done: self.report(stage, (number + done) / count)
+    def _task(self, component: str, sizes: Mapping[str, int]) -> Task:
+        def task(process: BuildProcess, report: Report) -> None:
+            with suppress(EngineError, InputError):  # told when the component is asked for
+                self._plan(component, sizes, process, report)
+
+        return task
+
+    def _can_build(self) -> bool:
+        try:
+            return self._backend().builds
+        except BackendUnavailableError:
+            return False
+
+    def _fitting(self, component: str, sizes: Mapping[str, int]) -> Plan | None:
+        """The narrowest engine in the store that serves these sizes, of which some may not be the component's."""
+        return next((plan for plan in self.stored(component) if plan.manifest.spec.profile.fits(sizes)), None)
 
     def _eager(self, component: str) -> Runner:
         source = self.model.components[component].load

@@ -69,6 +69,8 @@ class VideoModel(ABC):
     """The component that runs at every step."""
     engine_components: ClassVar[tuple[str, ...]]
     """The components worth compiling, in the order in which a clip needs them."""
+    build_order: ClassVar[tuple[str, ...]]
+    """The same components, the longest build first, for builders that share the work."""
     latent_channels: ClassVar[int] = 4
     latent_factor: ClassVar[int] = 8
     """Pixels for one latent, in height and in width."""

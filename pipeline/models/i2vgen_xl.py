@@ -238,6 +238,13 @@ class I2VGenXL(VideoModel):
         "core",
         "vae_decoder",
     )
+    build_order: ClassVar[tuple[str, ...]] = (
+        "core",
+        "text_encoder",
+        "vae_decoder",
+        "vae_encoder",
+        "image_encoder",
+    )
 
     @classmethod
     def open(cls, folder: Path) -> I2VGenXL:
