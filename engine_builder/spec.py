@@ -107,6 +107,15 @@ class DimRange:
             return f"is {size}, {size % self.multiple} more than a multiple of {self.multiple}"
         return None
 
+    def distance(self, size: int) -> int:
+        """By how much `size` lies outside; 0 when it fits."""
+        return max(self.min - size, size - self.max, 0) or size % self.multiple
+
+    def above(self, count: int) -> int:
+        """The size `count` multiples above the smallest, or the largest if that comes first."""
+        smallest = -(-self.min // self.multiple) * self.multiple
+        return min(smallest + count * self.multiple, self.max // self.multiple * self.multiple)
+
 
 @dataclass(frozen=True)
 class ShapeProfile:
@@ -123,6 +132,11 @@ class ShapeProfile:
         """True when every dimension of `sizes` lies in its range."""
         return not self.misfits(sizes)
 
+    def distance(self, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """How far `sizes` lie outside: in how many dimensions, and by how much in all."""
+        found = [self.ranges[name].distance(size) for name, size in sizes.items() if name in self.ranges]
+        return sum(each > 0 for each in found), sum(found)
+
     def exact(self, sizes: Mapping[str, int]) -> ShapeProfile:
         """The profile that serves `sizes` alone; dimensions that `sizes` does not name keep their range."""
         fixed = {
@@ -138,9 +152,14 @@ class ShapeProfile:
 
     @property
     def corners(self) -> list[dict[str, int]]:
-        """The smallest and the tuned sizes: what verification runs, without duplicates."""
-        smallest = {name: -(-limits.min // limits.multiple) * limits.multiple for name, limits in self.ranges.items()}
-        return [smallest] if smallest == self.optimum else [smallest, self.optimum]
+        """What verification runs: the smallest sizes, uneven ones above, the tuned ones; without duplicates.
+
+        The uneven ones show what a single item or a square would hide, such as swapped branches or sides.
+        """
+        smallest = {name: limits.above(0) for name, limits in self.ranges.items()}
+        uneven = {name: limits.above(number) for number, (name, limits) in enumerate(self.ranges.items(), 1)}
+        found = [smallest, uneven, self.optimum]
+        return [sizes for number, sizes in enumerate(found) if sizes not in found[:number]]
 
     @property
     def width(self) -> int:
@@ -215,7 +234,7 @@ def spec_from_dict(data: dict[str, Any]) -> EngineSpec:
         network["limits"] = _profile_from_dict(network["limits"])
         profile = _profile_from_dict(data["profile"])
         return EngineSpec(NetworkSpec(**network), profile, data["precision"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, InputError) as error:
         raise EngineError(f"An engine specification is malformed: {error}.") from error
 
 
