@@ -14,6 +14,8 @@ from .children import run_child
 from .environment import ROOT, Environment
 
 INSIDE = "--inside"
+IN_JOBS = {"demo": "..jobs.demo", "engine": "..jobs.engine_command"}
+"""Commands that a module of `jobs` owns, options and all."""
 INTERRUPTED = 130  # 128 + SIGINT
 
 DESCRIPTION = """\
@@ -29,8 +31,12 @@ this host, samples, decodes and saves; then prints where the video is, how long 
 where a contact sheet of the frames lies. When a ComfyUI is found (COMFYUI_DIR, or comfy-cli's default
 workspace) the same job runs through it, and the demo says which of the two it did."""
 
-DEMO_LATER = """\
+LATER = """\
 The other options are shown once the environment is made."""
+
+ENGINE = """\
+Compile a checkpoint's networks ahead of time, for this machine or for other GPUs; list, check and remove
+what is there; and say which backends can run here and what to install (doctor)."""
 
 TEST = """\
 Check everything: ruff, pyright, then pytest, with a summary at the end. The status is 0 only if all
@@ -52,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "demo",
         help="turn the bundled picture into a video",
         description=DEMO,
-        epilog=DEMO_LATER,
+        epilog=LATER,
         formatter_class=raw,
         allow_abbrev=False,
         add_help=False,
@@ -62,6 +68,18 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", metavar="DIR", help="the folder for the video and the contact sheet")
     demo.add_argument("--prompt", metavar="TEXT", help="what should happen in the video")
     demo.set_defaults(show=demo.print_help)
+    engine = commands.add_parser(
+        "engine",
+        help="build, list, check and remove compiled engines",
+        description=ENGINE,
+        epilog=LATER,
+        formatter_class=raw,
+        allow_abbrev=False,
+        add_help=False,
+        usage="run.py engine [-h] {build,list,verify,prune,doctor} ...",
+    )
+    engine.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
+    engine.set_defaults(show=engine.print_help)
     test = commands.add_parser(
         "test",
         help="check the code and run all tests",
@@ -87,7 +105,7 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
     if options.command is None:
         parser().print_help()
         return 2
-    if options.command == "demo" and options.help and not environment.is_ready():
+    if options.command in IN_JOBS and options.help and not environment.is_ready():
         options.show()
         return 0
     try:
@@ -104,8 +122,8 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
 def inside(command: str, arguments: Sequence[str]) -> int:
     """Do the job of `command` in this very process, which runs in the pack's own environment."""
     try:
-        if command == "demo":
-            return importlib.import_module("..jobs.demo", __package__).main(list(arguments))
+        if command in IN_JOBS:
+            return importlib.import_module(IN_JOBS[command], __package__).main(list(arguments))
         options, for_pytest = parser().parse_known_args([command, *arguments])
         return run_tests([argument for argument in for_pytest if argument != "--"], options.fast)
     except KeyboardInterrupt:

@@ -1,0 +1,187 @@
+"""`run.py engine`: the store of engines on the command line, by the same code as the nodes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..engine_builder.backends.registry import AUTO, BACKENDS
+from ..engine_builder.backends.tensorrt_library import RTX_ARCHS
+from ..engine_builder.errors import EngineError, I2VError
+from ..engine_builder.spec import PRECISIONS
+from ..engine_builder.store import EngineStore, Plan
+from ..pipeline.conditioning import check_fields
+from ..pipeline.models.registry import open_model
+from .demo_model import PACK
+from .engines import SHAPE_POLICIES, EnginePolicy, EngineSet
+from .prebuild import ALL, Prebuild, component_names, prebuild
+
+KEY_CHARS = 12
+"""How much of a key is shown, and enough to name an engine by."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of every subcommand."""
+    top = argparse.ArgumentParser("run.py engine", description="Build, list, check and remove compiled engines.")
+    top.add_argument("--store", type=Path, default=default_store(), metavar="DIR", help="the engines (%(default)s)")
+    top.add_argument("--json", action="store_true", help="answer in JSON, for programs")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_build(commands.add_parser("build", help="compile a checkpoint's networks"))
+    commands.add_parser("list", help="what is in the store")
+    verify = commands.add_parser("verify", help="check the files of engines against their digests")
+    verify.add_argument("keys", nargs="*", metavar="KEY", help="the first digits of a key; all engines if none")
+    prune = commands.add_parser("prune", help="remove engines, and what dead builds left")
+    prune.add_argument("keys", nargs="*", metavar="KEY", help="the first digits of a key")
+    prune.add_argument("--all", action="store_true", help="remove every engine")
+    commands.add_parser("doctor", help="which backends can run here, and what to install")
+    return top
+
+
+def default_store() -> Path:
+    """models/i2v_engines of the ComfyUI that the pack lies in, or a folder of the pack's own."""
+    models = PACK.parent.parent / "models"
+    return models / "i2v_engines" if PACK.parent.name == "custom_nodes" and models.is_dir() else PACK / ".cache/engines"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one subcommand; 0, or 1 after one sentence on what went wrong."""
+    options = parser().parse_args(argv)
+    try:
+        rows = COMMANDS[options.command](options, EngineStore(options.store))
+    except (I2VError, OSError) as error:
+        sys.stderr.write(f"run.py engine: {error}\n")
+        return 1
+    text = json.dumps(rows, indent=1) if options.json else "\n".join(row["text"] for row in rows)
+    sys.stdout.write(f"{text}\n" if text else "")
+    return 0 if all(row.get("ok", True) for row in rows) else 1
+
+
+def _add_build(build: argparse.ArgumentParser) -> None:
+    build.add_argument("model", type=Path, metavar="MODEL", help="the checkpoint's folder")
+    build.add_argument("--component", choices=[ALL, *component_names()], default=ALL)
+    build.add_argument("--shapes", choices=SHAPE_POLICIES, default="range", help="every size, or this one alone")
+    build.add_argument("--width", type=int, default=512, metavar="PIXELS")
+    build.add_argument("--height", type=int, default=512, metavar="PIXELS")
+    build.add_argument("--frames", type=int, default=16, metavar="N")
+    build.add_argument("--precision", choices=[AUTO, *PRECISIONS], default=AUTO)
+    build.add_argument("--backend", choices=[AUTO, *BACKENDS], default=AUTO)
+    build.add_argument("--target", metavar="ARCHS", help=f"other GPUs, by commas: {','.join(RTX_ARCHS)}")
+    build.add_argument("--force", action="store_true", help="build again even if the engine is there")
+
+
+def _build(options: argparse.Namespace, store: EngineStore) -> list[dict[str, Any]]:
+    import torch
+
+    check_fields({"width": options.width, "height": options.height, "num_frames": options.frames})
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    model, rows = open_model(options.model), []
+    names = model.engine_components if options.component == ALL else (options.component,)
+    for arch in options.target.split(",") if options.target else [None]:
+        precision = "fp16" if arch is not None and options.precision == AUTO else options.precision
+        policy = EnginePolicy(options.backend, precision, options.shapes)
+        job = Prebuild(tuple(names), options.width, options.height, options.frames, options.force, arch)
+        lines = prebuild(EngineSet(model, store, policy, device), job, _Progress())
+        rows += [{"target": arch or "this machine", "text": line} for line in lines]
+    return rows
+
+
+def _list(options: argparse.Namespace, store: EngineStore) -> list[dict[str, Any]]:
+    return [_row(plan) for plan in store.plans()]
+
+
+def _row(plan: Plan) -> dict[str, Any]:
+    manifest = plan.manifest
+    network, target = manifest.spec.network, manifest.target
+    sizes = ", ".join(
+        f"{name} {limits.min}" if limits.min == limits.max else f"{name} {limits.min}-{limits.max}"
+        for name, limits in manifest.spec.profile.ranges.items()
+    )
+    verdict = manifest.verdict
+    match = "unverified here" if verdict is None else f"cosine {verdict.cosine:.7f}"
+    return {
+        "key": manifest.key,
+        "family": network.family,
+        "component": network.component,
+        "precision": manifest.spec.precision,
+        "backend": target.backend,
+        "version": target.backend_version,
+        "arch": target.arch,
+        "profile": {name: [r.min, r.opt, r.max] for name, r in manifest.spec.profile.ranges.items()},
+        "size_bytes": manifest.size_bytes,
+        "build_s": manifest.build_s,
+        "created_at": manifest.created_at,
+        "cosine": None if verdict is None else verdict.cosine,
+        "text": f"{manifest.key[:KEY_CHARS]}  {network.component:<14} {manifest.spec.precision}  {target.backend} "
+        f"{target.arch}  {manifest.size_bytes / 1e6:8.1f} MB  {match}  {sizes}",
+    }
+
+
+def _verify(options: argparse.Namespace, store: EngineStore) -> list[dict[str, Any]]:
+    return [_verdict(plan) for plan in _chosen(options.keys, store)]
+
+
+def _verdict(plan: Plan) -> dict[str, Any]:
+    key, component = plan.manifest.key, plan.manifest.spec.network.component
+    try:
+        plan.verify()
+    except EngineError as error:
+        return {"key": key, "ok": False, "text": f"{key[:KEY_CHARS]}  {component:<14} {error}"}
+    return {"key": key, "ok": True, "text": f"{key[:KEY_CHARS]}  {component:<14} whole"}
+
+
+def _prune(options: argparse.Namespace, store: EngineStore) -> list[dict[str, Any]]:
+    plans = list(store.plans()) if options.all else _chosen(options.keys, store) if options.keys else []
+    for plan in plans:
+        store.delete(plan.manifest.key)
+    swept = store.sweep()
+    rows = [{"key": plan.manifest.key, "text": f"removed {_row(plan)['text']}"} for plan in plans]
+    return [*rows, {"swept": swept, "text": f"removed {swept} leftovers of dead builds"}]
+
+
+def _chosen(keys: Sequence[str], store: EngineStore) -> list[Plan]:
+    """The engines whose keys begin as given, all if none are; raises EngineError for one that names none."""
+    plans = list(store.plans())
+    for start in keys:
+        if not any(plan.manifest.key.startswith(start) for plan in plans):
+            raise EngineError(f"No engine in {store.root} has a key that begins with {start}.")
+    return [plan for plan in plans if not keys or plan.manifest.key.startswith(tuple(keys))]
+
+
+def _doctor(options: argparse.Namespace, store: EngineStore) -> list[dict[str, Any]]:
+    import torch
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no CUDA GPU"
+    rows: list[dict[str, Any]] = [{"device": str(device), "text": f"PyTorch {torch.__version__} on {device} ({name})"}]
+    found = {backend.name: backend.availability(device) for backend in BACKENDS.values()}
+    chosen = next(name for name, state in found.items() if state.ok)
+    for name, state in found.items():
+        mark = "auto takes this" if name == chosen else "can run" if state.ok else "cannot run"
+        rows.append({"backend": name, "usable": state.ok, "text": f"{name:<12} {mark}: {state.sentence}"})
+    return rows
+
+
+class _Progress:
+    """A line on the terminal that follows a build; silent where nobody watches."""
+
+    def __init__(self) -> None:
+        self._watched = sys.stderr.isatty()
+
+    def __call__(self, stage: str, done: float) -> None:
+        if self._watched:
+            end = "\n" if done >= 1.0 else ""
+            sys.stderr.write(f"\r{done:4.0%}  {stage:<40}{end}")
+            sys.stderr.flush()
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, EngineStore], list[dict[str, Any]]]] = {
+    "build": _build,
+    "list": _list,
+    "verify": _verify,
+    "prune": _prune,
+    "doctor": _doctor,
+}
