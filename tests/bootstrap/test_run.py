@@ -147,8 +147,9 @@ def test_a_request_to_end_reaches_the_child_which_may_tidy_up(tmp_path: Path) ->
 import signal, time
 from pathlib import Path
 signal.signal(signal.SIGTERM, signal.default_int_handler)
-print("started", flush=True)
-try: time.sleep(60)
+try:
+    print("started", flush=True)
+    time.sleep(60)
 finally: Path({str(tidied)!r}).touch()
 """
     parent = f"""
