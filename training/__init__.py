@@ -1,0 +1,1 @@
+"""Trains the demonstration checkpoint on procedural clips, and measures what it can do."""

@@ -1,0 +1,155 @@
+"""Clips as a pure function of their seeds: what is seen, how it moves, what the caption says, the frames."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .hashing import integer, uniform
+from .motion import PIXEL, TRACK_FAR, TRACK_NEAR, camera_poses, content_origin, shape_poses
+from .pictures import REACH, STYLES, Brush, Named, background, foreground, grid
+from .vocabulary import (
+    ADVERB_SPEED,
+    ADVERBS,
+    CAMERA,
+    COLOURS,
+    FIRST_SHAPE,
+    OPEN_WORDING,
+    THINGS,
+    TRACKS,
+    WEIGHTS,
+    WORDINGS,
+)
+
+PIXELS = 128
+FRAMES = 16
+SLOWEST_FPS, FASTEST_FPS = 8, 32
+OPEN_SHARE = 0.06
+HELD_OUT = 2**40  # training seeds lie below, held-out seeds from here on
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What a batch of clips shows; every field is (B,) unless said otherwise.
+
+    motion, adverb, colour, thing and style are rows of their tables; centre is (B, 2), half-widths.
+    """
+
+    seeds: Tensor
+    motion: Tensor
+    adverb: Tensor
+    wording: Tensor
+    fps: Tensor
+    colour: Tensor
+    thing: Tensor
+    style: Tensor
+    centre: Tensor
+    radius: Tensor
+
+    @property
+    def names_a_shape(self) -> Tensor:
+        return self.motion >= FIRST_SHAPE
+
+    @property
+    def speed_factor(self) -> Tensor:
+        return torch.tensor(ADVERB_SPEED, device=self.seeds.device)[self.adverb]
+
+
+def training_seeds(start: int, count: int, device: torch.device) -> Tensor:
+    """Seeds [start, start + count), which must lie below the held-out ones."""
+    if start < 0 or start + count > HELD_OUT:
+        raise ValueError(f"expected training seeds in [0, {HELD_OUT}), found {start} to {start + count - 1}")
+    return torch.arange(start, start + count, device=device)
+
+
+def held_out_seeds(start: int, count: int, device: torch.device) -> Tensor:
+    """Seeds that no training run can reach."""
+    return torch.arange(HELD_OUT + start, HELD_OUT + start + count, device=device)
+
+
+def draw(seeds: Tensor) -> Clips:
+    """Chooses what each clip shows: int64 seeds (B,) -> Clips on the same device."""
+    u = uniform(seeds, 1, 12)
+    edges = torch.tensor(WEIGHTS, device=seeds.device).cumsum(0)
+    motion = torch.bucketize(u[:, 0] * edges[-1], edges).clamp(max=len(WEIGHTS) - 1)
+    wording = torch.where(u[:, 1] < OPEN_SHARE, OPEN_WORDING, integer(seeds, 2, 2))
+    rate = SLOWEST_FPS * (FASTEST_FPS / SLOWEST_FPS) ** u[:, 2]
+    return Clips(
+        seeds=seeds,
+        motion=motion,
+        adverb=integer(seeds, 3, len(ADVERBS)),
+        wording=wording,
+        fps=rate.round().long(),
+        colour=integer(seeds, 4, len(COLOURS)),
+        thing=integer(seeds, 5, len(THINGS)),
+        style=integer(seeds, 6, len(STYLES)),
+        centre=u[:, 3:5] * 0.7 - 0.35,
+        radius=0.24 + 0.14 * u[:, 5],
+    )
+
+
+def caption_rows(clips: Clips) -> Tensor:
+    """Row of each clip's caption in `vocabulary.captions()`, (B,)."""
+    camera = (clips.motion * len(ADVERBS) + clips.adverb) * WORDINGS + clips.wording
+    shape = (clips.motion - FIRST_SHAPE) * len(ADVERBS) + clips.adverb
+    shape = (shape * 2 + clips.wording % 2) * len(COLOURS) + clips.colour
+    shape = shape * len(THINGS) + clips.thing + len(CAMERA) * len(ADVERBS) * WORDINGS
+    return torch.where(clips.names_a_shape, shape, camera)
+
+
+def poses(clips: Clips, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Poses of the far and the near layer at frame indices (B, F): two (B, F, 4)."""
+    times = indices / clips.fps[:, None]
+    camera = camera_poses(clips.motion, clips.speed_factor, times)
+    track = ((clips.motion == TRACKS[0]) | (clips.motion == TRACKS[1]))[:, None, None]
+    shape = shape_poses(clips.motion, clips.speed_factor, times)
+    named = clips.names_a_shape[:, None, None]
+    far = torch.where(named, torch.zeros_like(camera), torch.where(track, camera * TRACK_FAR, camera))
+    return far, torch.where(named, shape, torch.where(track, camera * TRACK_NEAR, camera))
+
+
+def _look(canvas: Tensor, origin: Tensor) -> Tensor:
+    """Samples canvases (B, C, S, S) at (B, F, H, W, 2) half-widths -> (B, F, C, H, W)."""
+    batch, frames, height, width, _ = origin.shape
+    flat = (origin / REACH).view(batch, frames * height, width, 2)
+    seen = F.grid_sample(canvas, flat, mode="bilinear", padding_mode="border", align_corners=False)
+    return seen.view(batch, -1, frames, height, width).transpose(1, 2)
+
+
+def canvases(clips: Clips, brush: Brush) -> tuple[Tensor, Tensor]:
+    """The far canvas (B, 3, S, S) and the near one with coverage (B, 4, S, S)."""
+    named = Named(clips.thing, clips.colour, clips.centre, clips.radius, clips.names_a_shape)
+    layered = ((clips.motion == TRACKS[0]) | (clips.motion == TRACKS[1])) | (
+        ~clips.names_a_shape & (clips.seeds % 3 == 0)
+    )
+    avoid = torch.where(clips.names_a_shape, clips.colour, -1)
+    return background(brush, clips.seeds, clips.style, avoid), foreground(
+        brush, clips.seeds, clips.style, layered, named
+    )
+
+
+def render(clips: Clips, indices: Tensor, pixels: int = PIXELS, brush: Brush | None = None) -> Tensor:
+    """Frames at indices (B, F) of each clip: (B, F, 3, pixels, pixels) in [0, 1].
+
+    brush may bring a compiled way of drawing.
+    """
+    far, near = canvases(clips, brush or Brush.on(clips.seeds.device))
+    far_poses, near_poses = poses(clips, indices)
+    points = grid(pixels, 1.0, clips.seeds.device)
+    about = torch.where(clips.names_a_shape[:, None], clips.centre, 0.0)
+    back = _look(far, content_origin(points, far_poses, torch.zeros_like(about)))
+    front = _look(near, content_origin(points, near_poses, about))
+    return (back * (1 - front[:, :, 3:]) + front[:, :, :3]).clamp(0, 1)
+
+
+def frame_indices(count: int, frames: int, device: torch.device) -> Tensor:
+    """Indices 0 .. frames - 1 for each of `count` clips, (count, frames)."""
+    return torch.arange(frames, device=device).expand(count, frames)
+
+
+def shape_mask(clips: Clips, pixels: int = PIXELS) -> Tensor:
+    """A disc over the named thing in frame 0, a little larger than it: (B, pixels, pixels) in [0, 1]."""
+    points = grid(pixels, 1.0, clips.seeds.device)
+    distance = (points[None] - clips.centre[:, None, None]).norm(dim=-1)
+    return torch.sigmoid((clips.radius[:, None, None] * 1.15 - distance) / PIXEL)
