@@ -13,6 +13,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ _NAME = re.compile(rf"([0-9a-f]{{64}})-([0-9a-f]{{{_DIGEST_CHARS}}})\.safetensor
 
 @dataclass(frozen=True)
 class CacheLimits:
-    """The most that the cache may hold, in bytes."""
+    """The most that the cache may hold, in bytes; memory keeps the newest entry whatever its size."""
 
     memory_bytes: int = 256 << 20
     disk_bytes: int = 1 << 30
@@ -87,11 +88,14 @@ class ConditioningCache:
         for path in self._files_of(key):
             try:
                 found = _parse(path, key)
-                os.utime(path)
-                return found
             except (OSError, ValueError, KeyError, TypeError) as error:
                 log.warning("A damaged conditioning entry is made again (%s: %s).", path.name[:16], error)
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
+                continue
+            with suppress(OSError):  # a folder that may only be read serves, and does not learn what was used
+                os.utime(path)
+            return found
         return None
 
     def _write(self, folder: Path, key: str, encoded: Encoded, encode_s: float) -> None:
@@ -156,4 +160,5 @@ def _stats(folder: Path) -> Iterator[tuple[float, int, Path]]:
 
 
 def _nbytes(entry: Hit) -> int:
-    return sum(tensor.nbytes for tensor in entry.encoded.tensors.values())
+    """What the entry keeps in memory: a slice keeps the whole that it was cut from."""
+    return sum(tensor.untyped_storage().nbytes() for tensor in entry.encoded.tensors.values())

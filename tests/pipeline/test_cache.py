@@ -1,0 +1,252 @@
+"""What was kept comes back whole or not at all, within bounds, and a disk that refuses costs a warning."""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from i2v_tensorrt.pipeline.cache import CacheLimits, ConditioningCache
+from i2v_tensorrt.pipeline.models.base import Encoded
+
+KEY, OTHER, THIRD = ("a" * 64, "b" * 64, "c" * 64)
+
+
+def entry(value: float = 0) -> Encoded:
+    return Encoded(
+        {"context": torch.full((2, 10), float(value)), "fps_emb": torch.zeros(1, 3)}, ("One.", "Zwei “drei”.")
+    )
+
+
+def same(found: Encoded, expected: Encoded) -> bool:
+    return (
+        found.notes == expected.notes
+        and found.tensors.keys() == expected.tensors.keys()
+        and all(torch.equal(found.tensors[name], expected.tensors[name]) for name in expected.tensors)
+    )
+
+
+def only_file(folder: Path) -> Path:
+    [path] = folder.iterdir()
+    return path
+
+
+def kept(folder: Path, key: str = KEY) -> Path:
+    """The file of an entry just written."""
+    ConditioningCache(folder).put(key, entry(), 1.5)
+    return next(folder.glob(f"{key}-*"))
+
+
+def test_memory_hit_gives_the_entry_and_its_cost() -> None:
+    cache = ConditioningCache(None)
+    assert cache.get(KEY) is None
+    cache.put(KEY, entry(3), 2.5)
+    hit = cache.get(KEY)
+    assert hit is not None and (hit.place, hit.encode_s) == ("memory", 2.5) and same(hit.encoded, entry(3))
+    assert cache.get(OTHER) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])
+def test_disk_hit_after_a_restart_then_from_memory(tmp_path: Path, dtype: torch.dtype) -> None:
+    expected = Encoded({"x": torch.arange(6).reshape(2, 3).T.to(dtype)}, ("Ünïcode: 火.",))
+    ConditioningCache(tmp_path / "deep" / "cache").put(KEY, expected, 0.1)
+    cache = ConditioningCache(tmp_path / "deep" / "cache")
+    first, second = cache.get(KEY), cache.get(KEY)
+    assert first is not None and second is not None
+    assert (first.place, second.place) == ("disk", "memory")
+    assert first.encode_s == second.encode_s == 0.1
+    assert same(first.encoded, expected) and first.encoded.tensors["x"].dtype == dtype
+
+
+def test_forgetting_memory_keeps_the_disk(tmp_path: Path) -> None:
+    cache = ConditioningCache(tmp_path)
+    cache.put(KEY, entry(), 1.0)
+    cache.clear_memory()
+    hit = cache.get(KEY)
+    assert hit is not None and hit.place == "disk"
+
+
+def test_putting_again_replaces(tmp_path: Path) -> None:
+    cache = ConditioningCache(tmp_path)
+    cache.put(KEY, entry(1), 1.0)
+    cache.put(KEY, entry(2), 1.0)
+    assert only_file(tmp_path).name.startswith(KEY)
+    for found in (cache.get(KEY), ConditioningCache(tmp_path).get(KEY)):
+        assert found is not None and same(found.encoded, entry(2))
+
+
+def test_memory_is_bounded_and_the_least_recently_used_goes() -> None:
+    size_bytes = sum(tensor.nbytes for tensor in entry().tensors.values())
+    cache = ConditioningCache(None, CacheLimits(memory_bytes=2 * size_bytes))
+    cache.put(KEY, entry(1), 1.0)
+    cache.put(OTHER, entry(2), 1.0)
+    assert cache.get(KEY) is not None
+    cache.put(THIRD, entry(3), 1.0)
+    assert [key for key in (KEY, OTHER, THIRD) if cache.get(key) is not None] == [KEY, THIRD]
+
+
+def test_memory_keeps_the_newest_entry_though_it_is_too_large_alone() -> None:
+    cache = ConditioningCache(None, CacheLimits(memory_bytes=1))
+    cache.put(KEY, entry(), 1.0)
+    assert cache.get(KEY) is not None
+    cache.put(OTHER, entry(), 1.0)
+    assert cache.get(KEY) is None and cache.get(OTHER) is not None
+
+
+def test_memory_is_counted_by_what_is_held_not_by_what_is_seen() -> None:
+    cache = ConditioningCache(None, CacheLimits(memory_bytes=12_000))
+    for key in (KEY, OTHER):
+        cache.put(key, Encoded({"half_of_8000_bytes": torch.zeros(2, 1000)[:1]}), 1.0)
+    assert cache.get(KEY) is None and cache.get(OTHER) is not None
+
+
+def test_disk_is_bounded_and_the_least_recently_used_goes(tmp_path: Path) -> None:
+    size_bytes = kept(tmp_path).stat().st_size
+    for age, path in enumerate((kept(tmp_path, KEY), kept(tmp_path, OTHER))):
+        os.utime(path, (1000 + age, 1000 + age))
+    limits = CacheLimits(disk_bytes=2 * size_bytes)
+    assert ConditioningCache(tmp_path, limits).get(KEY) is not None
+    ConditioningCache(tmp_path, limits).put(THIRD, entry(), 1.5)
+    assert {path.name[0] for path in tmp_path.iterdir()} == {"a", "c"}
+
+
+def test_a_disk_bound_smaller_than_one_entry_keeps_none(tmp_path: Path) -> None:
+    ConditioningCache(tmp_path, CacheLimits(disk_bytes=1)).put(KEY, entry(), 1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    ConditioningCache(tmp_path, CacheLimits(disk_bytes=1)).put(KEY, entry(), 1.0)
+    assert only_file(tmp_path).read_text() == "mine"
+
+
+def assert_made_again(folder: Path) -> None:
+    """Neither trusted nor in the way of a new one."""
+    cache = ConditioningCache(folder)
+    assert cache.get(KEY) is None
+    assert list(folder.glob(f"{KEY}-*")) == []
+    cache.put(KEY, entry(5), 1.0)
+    hit = ConditioningCache(folder).get(KEY)
+    assert hit is not None and same(hit.encoded, entry(5))
+
+
+def test_any_flipped_bit_is_seen(tmp_path: Path) -> None:
+    path = kept(tmp_path)
+    data = path.read_bytes()
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << place % 8)]) + data[place + 1 :])
+        assert ConditioningCache(tmp_path).get(KEY) is None, f"byte {place} of {len(data)}"
+    assert_made_again(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 8, 60, -1])
+def test_a_cut_entry_is_seen(tmp_path: Path, keep: int) -> None:
+    path = kept(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    assert_made_again(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.rename(path.with_name(path.name.replace(OTHER, KEY))),
+        lambda path: path.rename(path.with_name(f"{KEY}-{'0' * 32}.safetensors")),
+        lambda path: path.rename(path.with_name(f"{KEY}-.safetensors")),
+        lambda path: (path.unlink(), path.with_name(f"{KEY}-{'0' * 32}.safetensors").mkdir()),
+    ],
+    ids=["another_key", "another_digest", "no_digest", "a_folder"],
+)
+def test_an_entry_under_a_wrong_name_is_not_trusted(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    damage(kept(tmp_path, OTHER))
+    assert ConditioningCache(tmp_path).get(KEY) is None
+
+
+def test_a_damaged_entry_beside_a_whole_one_does_not_hide_it(tmp_path: Path) -> None:
+    (tmp_path / f"{KEY}-{'0' * 32}.safetensors").write_bytes(b"rubbish")
+    kept(tmp_path)
+    hit = ConditioningCache(tmp_path).get(KEY)
+    assert hit is not None and same(hit.encoded, entry())
+
+
+@pytest.mark.parametrize("key", ["", "a" * 63, "A" * 64, "*", "../" + "a" * 61])
+def test_what_is_no_key_finds_nothing(tmp_path: Path, key: str) -> None:
+    kept(tmp_path)
+    assert ConditioningCache(tmp_path).get(key) is None
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_folder_that_cannot_be_made_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("in the way")
+    cache = ConditioningCache(tmp_path / "file" / "cache")
+    with caplog.at_level(logging.WARNING):
+        cache.put(KEY, entry(), 1.0)
+    assert len(caplog.records) == 1 and "not kept on disk" in caplog.text
+    assert cache.get(KEY) is not None
+    assert ConditioningCache(tmp_path / "file" / "cache").get(KEY) is None
+
+
+@pytest.mark.parametrize("call", ["os.utime", "pathlib.Path.unlink"])
+def test_a_folder_that_may_only_be_read_still_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    kept(tmp_path)
+    monkeypatch.setattr(call, refuse)
+    hit = ConditioningCache(tmp_path).get(KEY)
+    assert hit is not None and same(hit.encoded, entry())
+
+
+def test_a_damaged_entry_that_cannot_be_removed_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept(tmp_path).write_bytes(b"rubbish")
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    assert ConditioningCache(tmp_path).get(KEY) is None
+
+
+def full_disk(self: Path, data: bytes) -> int:
+    with self.open("wb") as stream:
+        stream.write(data[: len(data) // 2])
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_at_the_end(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("call", "failure"),
+    [("pathlib.Path.write_bytes", full_disk), ("os.fsync", full_at_the_end), ("os.replace", full_at_the_end)],
+)
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+    failure: Callable[..., object],
+) -> None:
+    before = kept(tmp_path, OTHER)
+    cache = ConditioningCache(tmp_path)
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(call, failure)
+        cache.put(KEY, entry(), 1.0)
+    assert "No space left" in caplog.text
+    assert only_file(tmp_path) == before
+    hit = cache.get(KEY)
+    assert hit is not None and hit.place == "memory"
+
+
+def test_an_interrupted_write_leaves_nothing_and_gets_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Path, data: bytes) -> int:
+        with self.open("wb") as stream:
+            stream.write(data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ConditioningCache(tmp_path).put(KEY, entry(), 1.0)
+    assert list(tmp_path.iterdir()) == []
