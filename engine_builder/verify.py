@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ class Threshold:
     snr_db: float
 
 
+MAX_SNR_DB = 200.0
+"""Said of results without any noise, whose ratio would be infinite."""
+
 THRESHOLDS = {
     "fp32": Threshold(0.999999, 80.0),
     "fp16": Threshold(0.999, 30.0),
@@ -32,7 +36,7 @@ THRESHOLDS = {
 
 
 def judge(reference: Runner, candidate: Runner, spec: EngineSpec) -> Verdict:
-    """Runs both on the same random inputs at the profile's smallest and tuned sizes; keeps the worst."""
+    """Runs both on the same random inputs at the profile's corners; keeps the worst."""
     shapes = tuple(spec.profile.corners)
     return worst([_compare(reference, candidate, spec, sizes, seed) for seed, sizes in enumerate(shapes)])
 
@@ -61,26 +65,36 @@ def worst(verdicts: list[Verdict]) -> Verdict:
 
 
 def _compare(reference: Runner, candidate: Runner, spec: EngineSpec, sizes: dict[str, int], seed: int) -> Verdict:
-    import torch
 
     inputs = example_inputs(spec, sizes, seed)
-    expected, found = reference(inputs), candidate(inputs)
-    flat = [
-        torch.cat([outputs[tensor.name].double().flatten().cpu() for tensor in spec.network.outputs])
-        for outputs in (expected, found)
-    ]
-    return measure(flat[0], flat[1], sizes)
+    expected, found = (_flat(runner(inputs), spec, sizes) for runner in (reference, candidate))
+    return measure(expected, found, sizes)
+
+
+def _flat(outputs: Mapping[str, torch.Tensor], spec: EngineSpec, sizes: dict[str, int]) -> torch.Tensor:
+    """All outputs as one float64 vector on the CPU; raises EngineError for one of an undeclared shape."""
+    import torch
+
+    for tensor in spec.network.outputs:
+        found, expected = list(outputs[tensor.name].shape), list(tensor.shape_at(sizes))
+        if found != expected:
+            raise EngineError(f"{spec.network.component} gives {tensor.name} as {found}, expected {expected}.")
+    return torch.cat([outputs[tensor.name].double().flatten().cpu() for tensor in spec.network.outputs])
 
 
 def measure(expected: torch.Tensor, found: torch.Tensor, sizes: dict[str, int]) -> Verdict:
     """The verdict on two flat float64 tensors."""
     import torch
 
-    finite = bool(torch.isfinite(found).all() and torch.isfinite(expected).all())
-    if not finite:
+    if not bool(torch.isfinite(found).all() and torch.isfinite(expected).all()):
         return Verdict(0.0, 0.0, 0.0, False, (sizes,))
-    noise = float((found - expected).norm())
-    signal = float(expected.norm())
-    cosine = float(torch.nn.functional.cosine_similarity(expected, found, dim=0)) if signal else float(noise == 0)
-    snr_db = 20 * math.log10(signal / noise) if noise and signal else (200.0 if noise == signal == 0 or signal else 0.0)
-    return Verdict(min(cosine, 1.0), min(snr_db, 200.0), float((found - expected).abs().max()), True, (sizes,))
+    signal, power, noise = (float(vector.norm()) for vector in (expected, found, found - expected))
+    cosine = float(expected @ found) / (signal * power) if signal and power else float(noise == 0)
+    max_abs = float((found - expected).abs().max())
+    return Verdict(min(cosine, 1.0), _decibels(signal, noise), max_abs, True, (sizes,))
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return MAX_SNR_DB
+    return min(20 * math.log10(signal / noise), MAX_SNR_DB) if signal else 0.0
