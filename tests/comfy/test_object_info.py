@@ -1,11 +1,14 @@
 """What the server tells programs and people of each node."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient
 from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT
+from i2v_tensorrt.tests.workflows.object_info import PREFIX, STORED, contract, stored
 
 MODULE = "custom_nodes.I2V-TensorRT"
 NODES = {
@@ -74,3 +77,14 @@ def test_display_names_differ(nodes: dict[str, dict[str, Any]]) -> None:
 
 def test_the_checkpoint_is_offered(nodes: dict[str, dict[str, Any]]) -> None:
     assert CHECKPOINT in inputs(nodes["I2VTRT_ModelLoader"])["checkpoint"]["options"]
+
+
+def test_the_stored_object_info_is_what_the_nodes_are(nodes: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    """The tests of the shipped workflows, which have no server, stand on the stored one."""
+    kept = stored()
+    ours = {name: contract(name, info) for name, info in nodes.items()}
+    fresh = tmp_path / STORED.name
+    fresh.write_text(json.dumps(dict(sorted({**kept, **ours}.items())), indent=1) + "\n", "utf-8")
+    different = [name for name in sorted(ours) if kept.get(name) != ours[name]]
+    assert different == [], f"if the nodes are meant to have changed, copy {fresh} over {STORED}"
+    assert {name for name in kept if name.startswith(PREFIX)} == set(ours)
