@@ -55,6 +55,8 @@ class Conditioning:
 def check_request(request: ClipRequest) -> None:
     """Raises InputError with one sentence for the first value that cannot be served."""
     check_fields({name: getattr(request, name) for name in _FIELDS})
+    if request.picture.mode != "RGB":
+        raise InputError(f"Expected a picture in RGB, found {request.picture.mode}.")
 
 
 def check_fields(fields: Mapping[str, object]) -> None:

@@ -28,7 +28,7 @@ Stage = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """What one clip is made from. Width and height in pixels, `fps` in frames per second."""
+    """What one clip is made from: a picture in RGB, width and height in pixels, `fps` in frames per second."""
 
     picture: PIL.Image.Image
     prompt: str
