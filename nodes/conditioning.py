@@ -62,25 +62,11 @@ class I2VConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        prompt: Any = None,
-        negative_prompt: Any = None,
-        width: Any = None,
-        height: Any = None,
-        num_frames: Any = None,
-        fps: Any = None,
-    ) -> bool | str:
-        fields = {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "width": width,
-            "height": height,
-            "num_frames": num_frames,
-            "fps": fps,
-        }
-        # What comes over a link is not known yet: `execute` checks it.
-        return verdict(lambda: check_fields({name: value for name, value in fields.items() if value is not None}))
+    def validate_inputs(cls, width: Any = None, height: Any = None) -> bool | str:
+        # ComfyUI itself checks the limits of inputs that are not named here; what comes over a link is not
+        # known yet, and `execute` checks it.
+        sides = {"width": width, "height": height}
+        return verdict(lambda: check_fields({name: value for name, value in sides.items() if value is not None}))
 
     @classmethod
     def execute(

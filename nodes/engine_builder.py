@@ -72,14 +72,13 @@ class EngineBuilder(io.ComfyNode):
         cls,
         width: Any = None,
         height: Any = None,
-        num_frames: Any = None,
         backend: Any = None,
         target: Any = None,
     ) -> bool | str:
-        fields = {"width": width, "height": height, "num_frames": num_frames}
+        sides = {"width": width, "height": height}
 
         def check() -> None:
-            check_fields({name: value for name, value in fields.items() if value is not None})
+            check_fields({name: value for name, value in sides.items() if value is not None})
             if target not in (None, HERE):
                 TensorRTBackend().aimed_at(target).require_library()
             elif backend is not None:

@@ -28,7 +28,7 @@ from server import PromptServer
 
 from ..engine_builder.backends.base import Runner
 from ..engine_builder.backends.registry import choose_backend
-from ..engine_builder.errors import CheckpointError, I2VError
+from ..engine_builder.errors import CheckpointError, I2VError, StorageError
 from ..engine_builder.store import EngineStore
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.models.checkpoint import INDEX
@@ -102,10 +102,17 @@ class SavePlace:
 
 
 def save_place(prefix: object, suffix: str, width: int, height: int, *, temporary: bool = False) -> SavePlace:
-    """A free name in ComfyUI's output (or temp) folder from a prefix; raises InputError for one that leads out."""
+    """A free name in ComfyUI's output (or temp) folder from a prefix.
+
+    Raises InputError for one that leads out, StorageError when its folder cannot be made.
+    """
     root = Path(folder_paths.get_temp_directory() if temporary else folder_paths.get_output_directory())
     name = check_name(prefix)
-    folder, filename, counter, subfolder, _ = folder_paths.get_save_image_path(name, str(root), width, height)
+    try:
+        inside(root / name, root)  # before folders are made there
+        folder, filename, counter, subfolder, _ = folder_paths.get_save_image_path(name, str(root), width, height)
+    except OSError as error:
+        raise StorageError(f"The folder of {name[:80]!r} could not be made: {error.strerror or error}.") from error
     filename = check_name(f"{filename}_{counter:05}_{suffix}")
     return SavePlace(inside(Path(folder) / filename, root), filename, subfolder)
 
@@ -183,7 +190,7 @@ def device() -> torch.device:
 
 def check_backend(name: Any) -> None:
     """Raises an I2VError, with the line to install it, when the backend does not serve `device()`."""
-    choose_backend(name, device())
+    choose_backend(str(name), device())
 
 
 def free_bytes() -> int:

@@ -61,15 +61,11 @@ class DDIMSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, seed: Any = None, steps: Any = None, guidance_scale: Any = None, eta: Any = None, scheduler: Any = None
-    ) -> bool | str:
-        def given(value: Any, default: Any) -> Any:
-            return default if value is None else value
-
+    def validate_inputs(cls, guidance_scale: Any = None, eta: Any = None) -> bool | str:
+        # ComfyUI checks the limits of inputs that are not named here, but lets NaN through.
         def check() -> Denoising:
-            sampler = SamplerSettings(given(steps, 1), given(scheduler, "ddim"), given(eta, 0.0))
-            return Denoising(given(seed, 0), given(guidance_scale, 1.0), sampler)
+            settings = SamplerSettings(steps=1, eta=0.0 if eta is None else eta)
+            return Denoising(0, 1.0 if guidance_scale is None else guidance_scale, settings)
 
         return verdict(check)
 

@@ -66,7 +66,7 @@ class SaveVideo(io.ComfyNode):
             if filename_prefix is not None:
                 check_name(filename_prefix)
             if format is not None:
-                VideoOptions(format, 1.0 if fps is None else fps, _crf(crf))
+                VideoOptions(str(format), 1.0 if fps is None else fps, _crf(crf))
 
         return verdict(check)
 

@@ -76,6 +76,12 @@ def _check_text(label: str, value: object, most: int) -> None:
         raise InputError(f"{label} is a text, found {value!r}.")
     if len(value) > most:
         raise InputError(f"{label} has at most {most} characters, found {len(value)}.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes
+        raise InputError(
+            f"{label} is valid Unicode, found {value[error.start]!r} at character {error.start + 1}."
+        ) from error
 
 
 def check_whole(name: str, value: object, least: int, most: int) -> None:

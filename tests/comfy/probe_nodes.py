@@ -1,4 +1,4 @@
-"""Custom nodes for the tests: one takes steps that can be watched, interrupted and failed, one counts models.
+"""Custom nodes for the tests: steps to watch, interrupt and fail; the models in memory; a comparison of frames.
 
 ComfyUI loads this file; nothing else imports it.
 """
@@ -7,6 +7,7 @@ import time
 
 import comfy.model_management  # pyright: ignore[reportMissingImports]
 import comfy.utils  # pyright: ignore[reportMissingImports]
+import torch
 from PIL import Image
 
 STEP_S = 0.01
@@ -63,4 +64,26 @@ class ProbeModels:
         return {"ui": {"models": names, "bytes": [sum(patcher.loaded_size() for patcher in held)]}}
 
 
-NODE_CLASS_MAPPINGS = {"ProbeSteps": ProbeSteps, "ProbeModels": ProbeModels}
+class ProbeDifference:
+    """Tells by how much two batches of frames differ at most, and between which values the first lies."""
+
+    CATEGORY = "tests"
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ()
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"a": ("IMAGE",), "b": ("IMAGE",)}}
+
+    def run(self, a: torch.Tensor, b: torch.Tensor) -> dict:
+        return {
+            "ui": {
+                "shapes": [list(a.shape), list(b.shape)],
+                "difference": [float((a - b).abs().max())],
+                "range": [float(a.min()), float(a.max())],
+            }
+        }
+
+
+NODE_CLASS_MAPPINGS = {"ProbeSteps": ProbeSteps, "ProbeModels": ProbeModels, "ProbeDifference": ProbeDifference}
