@@ -305,13 +305,13 @@ class I2VGenXL(VideoModel):
 
     def encode(self, request: ClipRequest, run: Run, stage: Stage) -> Encoded:
         """Text, picture and frame rate, each through its encoder, then together through the conditioner."""
-        ids, notes = self._tokenize(request)
-        stage("encode text", 0, 4)
-        text_states = run("text_encoder", {"input_ids": ids})["text_states"]
-        stage("encode picture", 1, 4)
+        stage("encode picture", 0, 4)
         image_embeds = run("image_encoder", {"pixel_values": self._clip_pixels(request)})["image_embeds"]
-        stage("encode latents", 2, 4)
+        stage("encode latents", 1, 4)
         image_latents = self._image_latents(request, run)
+        stage("encode text", 2, 4)
+        ids, notes = self._tokenize(request)
+        text_states = run("text_encoder", {"input_ids": ids})["text_states"]
         stage("condition", 3, 4)
         tensors = run("conditioner", _branches(text_states, image_embeds, image_latents, request.fps))
         stage("condition", 4, 4)

@@ -292,7 +292,7 @@ def test_stages_are_told_in_order_and_count_up(networks: Networks) -> None:
     told: list[tuple[str, int, int]] = []
     condition(networks.model, REQUEST, "fp32", networks, ConditioningCache(None), lambda *stage: told.append(stage))
     assert [(done, total) for _, done, total in told] == [(done, 4) for done in range(5)]
-    assert [name for name, _, _ in told[:3]] == ["encode text", "encode picture", "encode latents"]
+    assert [name for name, _, _ in told[:3]] == ["encode picture", "encode latents", "encode text"]
 
 
 @pytest.mark.parametrize("at", range(5))
