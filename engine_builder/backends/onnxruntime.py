@@ -43,15 +43,16 @@ class OnnxRuntimeRunner(Runner):
             return
         import onnxruntime
 
+        provider = _provider(self.device)
         self._plan.verify()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _SESSION_ERROR_LEVEL
         try:
             self._session = onnxruntime.InferenceSession(
-                str(self._plan.folder / FILE_NAME), options, providers=[_provider(self.device)]
+                str(self._plan.folder / FILE_NAME), options, providers=[provider]
             )
         except Exception as error:  # onnxruntime's own exceptions share no public base
-            raise EngineError(f"ONNX Runtime cannot load the {self.spec.network.component} engine: {error}.") from error
+            raise self._refused("load", error) from error
 
     def unload(self) -> None:
         self._session = None
@@ -65,9 +66,16 @@ class OnnxRuntimeRunner(Runner):
         for name, tensor in outputs.items():
             binding.bind_output(name, **_placement(tensor), buffer_ptr=tensor.data_ptr())
         self._synchronize()  # PyTorch's stream must have written the inputs before the session reads them
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise self._refused("run", error) from error
         binding.synchronize_outputs()
         return outputs
+
+    def _refused(self, act: str, error: Exception) -> EngineError:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        return EngineError(f"ONNX Runtime cannot {act} the {self.spec.network.component} engine: {reason}.")
 
     def _empty_outputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         import torch

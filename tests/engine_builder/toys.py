@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from i2v_tensorrt.engine_builder.backends.base import Availability, Backend, Report, Runner
+from i2v_tensorrt.engine_builder.compile import BuildRequest, Compiled, compile_engine
 from i2v_tensorrt.engine_builder.errors import EngineError
 from i2v_tensorrt.engine_builder.manifest import FileDigest, Manifest, Verdict, file_digest
 from i2v_tensorrt.engine_builder.spec import (
@@ -25,6 +26,7 @@ from i2v_tensorrt.engine_builder.spec import (
     TensorSpec,
 )
 from i2v_tensorrt.engine_builder.store import EngineStore, Plan
+from i2v_tensorrt.engine_builder.worker import BuildProcess
 
 CPU = torch.device("cpu")
 VOLUME = ("batch", 4, "frames", "latent_height", "latent_width")
@@ -174,3 +176,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
+
+
+class InProcess(BuildProcess):
+    """Stands for a child process: compiles here, where the toys are known."""
+
+    def compile(self, request: BuildRequest, folder: Path, log_path: Path, report: Report) -> Compiled:
+        return compile_engine(request, folder, report)

@@ -1,0 +1,44 @@
+"""Engines of the tiny checkpoint, built once for all tests of this folder."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
+from i2v_tensorrt.engine_builder.build import build_engine
+from i2v_tensorrt.engine_builder.compile import BuildRequest
+from i2v_tensorrt.engine_builder.spec import EngineSpec, ShapeProfile
+from i2v_tensorrt.engine_builder.store import EngineStore, Plan
+from i2v_tensorrt.pipeline.models.base import VideoModel
+from i2v_tensorrt.pipeline.models.registry import open_model
+
+from .toys import CPU, InProcess
+
+SMALL = 12
+"""The sides that the tests' engines are tuned for, in latents: the gate is quick there."""
+
+Built = Callable[[str, str], Plan]
+"""The ONNX Runtime engine of a component of the tiny checkpoint, in a precision."""
+
+
+@pytest.fixture(scope="session")
+def model(tiny_folder: Path) -> VideoModel:
+    return open_model(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def built(model: VideoModel, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    store = EngineStore(tmp_path_factory.mktemp("engines"))
+
+    @cache
+    def build(component: str, precision: str) -> Plan:
+        network = model.components[component].spec
+        ranges = {name: replace(limit, opt=min(limit.opt, SMALL)) for name, limit in network.limits.ranges.items()}
+        spec = EngineSpec(network, ShapeProfile(ranges), precision)
+        request = BuildRequest(spec, model.source(component, precision), OnnxRuntimeBackend(), CPU)
+        return build_engine(request, store, InProcess()).plan
+
+    return build
