@@ -28,7 +28,7 @@ from i2v_tensorrt.pipeline.models.base import ClipRequest
 from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
 from i2v_tensorrt.pipeline.models.tiny import write_tiny_checkpoint
 
-ENCODERS = ["text_encoder", "image_encoder", "vae_encoder", "conditioner"]
+ENCODERS = ["image_encoder", "vae_encoder", "text_encoder", "conditioner"]
 
 
 class Networks:
