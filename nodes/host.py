@@ -72,7 +72,7 @@ def checkpoint_folder(name: object) -> Path:
     known = f"found {', '.join(sorted(found))}" if found else "found none"
     raise CheckpointError(
         f"There is no checkpoint {str(name)[:80]!r} in {root} ({known}); to download the published one: "
-        f'hf download ali-vilab/i2vgen-xl --include "*.json" "*.txt" "*fp16.safetensors" '
+        'hf download ali-vilab/i2vgen-xl --include "*.json" --include "*.txt" --include "*fp16.safetensors" '
         f'--local-dir "{root / "i2vgen-xl"}"'
     )
 
