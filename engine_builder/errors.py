@@ -20,6 +20,10 @@ class EngineError(I2VError):
     """An engine cannot be built, found, loaded or trusted."""
 
 
+class DamagedEngineError(EngineError):
+    """A file of an engine is missing, unreadable or not what its manifest says."""
+
+
 class MissingEngineError(EngineError):
     """No engine fits the request, and the policy forbids another way."""
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .errors import EngineError, StorageError
+from .errors import DamagedEngineError, EngineError, StorageError
 from .manifest import FILE_NAME, MAX_BYTES, FileDigest, Manifest, Verdict, file_digest, seal, unseal
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,13 @@ class Plan:
             found = file_digest(path) if path.is_file() else None
         except OSError as error:
             reason = error.strerror or error
-            raise EngineError(f"Engine {self.manifest.key[:12]}: the file {name} cannot be read: {reason}.") from error
+            key = self.manifest.key[:12]
+            raise DamagedEngineError(f"Engine {key}: the file {name} cannot be read: {reason}.") from error
         self._expect(name, found)
         return path
 
     def verify(self) -> None:
-        """Checks every file; raises EngineError on the first that is missing or differs."""
+        """Checks every file; raises DamagedEngineError on the first that is missing or differs."""
         for name in self.manifest.files:
             self.verified(name)
 
@@ -68,7 +69,7 @@ class Plan:
         expected = self.manifest.files.get(name)
         if expected is None or found != expected:
             reason = "missing" if found is None else "damaged"
-            raise EngineError(f"Engine {self.manifest.key[:12]}: the file {name} is {reason}.")
+            raise DamagedEngineError(f"Engine {self.manifest.key[:12]}: the file {name} is {reason}.")
 
 
 class EngineStore:

@@ -16,7 +16,13 @@ from ..engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
 from ..engine_builder.backends.tensorrt import TensorRTBackend
 from ..engine_builder.build import BuildResult, build_engine, quiet
 from ..engine_builder.compile import BuildRequest, check_plan
-from ..engine_builder.errors import BackendUnavailableError, EngineError, InputError, MissingEngineError
+from ..engine_builder.errors import (
+    BackendUnavailableError,
+    DamagedEngineError,
+    EngineError,
+    InputError,
+    MissingEngineError,
+)
 from ..engine_builder.spec import PRECISIONS, DimRange, EngineSpec, ShapeProfile
 from ..engine_builder.store import EngineStore, Plan
 from ..engine_builder.worker import BuildProcess
@@ -84,6 +90,14 @@ class LoadInPlace:
         pass
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """A runner, and the shapes that it was chosen for."""
+
+    shapes: ShapeProfile
+    runner: Runner
+
+
 class EngineSet:
     """A model's runners under one policy. Runners are kept, and loaded through the residency."""
 
@@ -103,8 +117,10 @@ class EngineSet:
         self.precision = policy.precision_on(device)
         self.report = report
         self._residency = residency or LoadInPlace()
-        self._runners: dict[str, list[Runner]] = {}
-        self._notes: list[str] = []
+        self._choices: dict[str, list[_Choice]] = {}
+        self._eager: dict[str, Runner] = {}
+        self._last: dict[str, Runner] = {}
+        self._notes: dict[str, bool] = {}
         self._failures: dict[str, EngineError] = {}
 
     def run(self, component: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -117,20 +133,22 @@ class EngineSet:
 
         Raises MissingEngineError when there is none and the policy says to stop.
         """
-        known = self._runners.setdefault(component, [])
-        runner = next((runner for runner in known if runner.spec.profile.fits(sizes)), None)
-        if runner is None:
-            runner = self._resolve(component, sizes)
-            known.append(runner)
+        choices = self._choices.setdefault(component, [])
+        choice = next((choice for choice in choices if choice.shapes.fits(sizes)), None)
+        if choice is None:
+            choice = self._resolve(component, sizes)
+            choices.append(choice)
         scratch_bytes = self.model.scratch_bytes(component, sizes, self.precision)
         try:
-            self._residency.hold(runner, scratch_bytes)
+            self._residency.hold(choice.runner, scratch_bytes)
         except EngineError as error:
-            known.remove(runner)
-            runner = self._fall_back(component, error)
-            known.append(runner)
-            self._residency.hold(runner, scratch_bytes)
-        return runner
+            choices.remove(choice)
+            damaged = isinstance(error, DamagedEngineError)
+            choice = self._resolve(component, sizes) if damaged else self._fall_back(component, sizes, error)
+            choices.append(choice)
+            self._residency.hold(choice.runner, scratch_bytes)
+        self._last[component] = choice.runner
+        return choice.runner
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
         """Builds every engine that a clip of these sizes lacks, where the policy is to build.
@@ -184,14 +202,15 @@ class EngineSet:
         return sorted(plans, key=lambda plan: plan.manifest.spec.profile.width)
 
     def take_notes(self) -> list[str]:
-        """Sentences for the user since the last call, each once."""
-        notes, self._notes = list(dict.fromkeys(self._notes)), []
+        """Sentences for the user since the last call, each once in the life of the set."""
+        notes = [sentence for sentence, told in self._notes.items() if not told]
+        self._notes = dict.fromkeys(self._notes, True)
         return notes
 
     def describe(self, component: str) -> str:
         """How the component last ran: backend, precision, device."""
-        runners = self._runners.get(component)
-        return f"{runners[-1].backend if runners else 'not run yet'}, {self.precision} on {self.device}"
+        last = self._last.get(component)
+        return f"{last.backend if last else 'not run yet'}, {self.precision} on {self.device}"
 
     def summary(self) -> str:
         """What the policy comes to on this host: the backend, and which components have engines in the store.
@@ -215,30 +234,37 @@ class EngineSet:
 
     def unload(self) -> None:
         """Gives back the device memory of every runner."""
-        for runner in (runner for runners in self._runners.values() for runner in runners):
-            runner.unload()
+        for choice in (choice for choices in self._choices.values() for choice in choices):
+            choice.runner.unload()
 
-    def _resolve(self, component: str, sizes: Mapping[str, int]) -> Runner:
+    def _resolve(self, component: str, sizes: Mapping[str, int]) -> _Choice:
+        """The runner for these sizes, and for which others it will do without asking again."""
         network = self.model.components[component].spec
         if not network.exportable or self.policy.backend == EagerBackend.name:
-            return self._eager(component)
+            return _Choice(ShapeProfile(), self._eager_runner(component))
         try:
-            return self._compiled(component, sizes)
+            runner = self._compiled(component, sizes)
         except (EngineError, InputError) as error:
-            return self._fall_back(component, error)
+            return self._fall_back(component, sizes, error)
+        return _Choice(runner.spec.profile, runner)
 
-    def _fall_back(self, component: str, error: EngineError | InputError) -> Runner:
-        """The eager runner in place of an engine, with a note why; raises the error if the policy is to stop."""
+    def _fall_back(self, component: str, sizes: Mapping[str, int], error: EngineError | InputError) -> _Choice:
+        """The eager runner in place of an engine at these sizes alone, with a note why.
+
+        Raises the error if the policy is to stop.
+        """
         if self.policy.on_missing == "stop":
             raise error
         self._note(f"{component} runs in eager PyTorch, which is slower. {error}")
-        return self._eager(component)
+        limits = self.model.components[component].spec.limits
+        return _Choice(limits.exact(sizes), self._eager_runner(component))
 
     def _backend(self) -> Backend:
         """The backend that the policy names; raises BackendUnavailableError when it does not serve the device."""
         backend = choose_backend(self.policy.backend, self.device)
         if not backend.builds:
-            raise BackendUnavailableError(f"No engine backend serves {self.device.type} here.")
+            reasons = " ".join(each.availability(self.device).sentence for each in BACKENDS.values() if each.builds)
+            raise BackendUnavailableError(f"No engine backend serves {self.device.type} here. {reasons}")
         return backend
 
     def _compiled(self, component: str, sizes: Mapping[str, int]) -> Runner:
@@ -257,11 +283,11 @@ class EngineSet:
 
     def _plan(self, component: str, sizes: Mapping[str, int], process: BuildProcess, report: Report) -> Plan:
         """The narrowest engine in the store that fits, or one built now if that is the policy."""
-        if component in self._failures:
-            raise self._failures[component]
         plan = self._fitting(component, sizes)
         if plan is not None:
             return plan
+        if component in self._failures:
+            raise self._failures[component]
         if self.policy.on_missing != "build":
             raise MissingEngineError(_miss(component, sizes, self.stored(component), self.store))
         try:
@@ -289,10 +315,13 @@ class EngineSet:
         """The narrowest engine in the store that serves these sizes, of which some may not be the component's."""
         return next((plan for plan in self.stored(component) if plan.manifest.spec.profile.fits(sizes)), None)
 
-    def _eager(self, component: str) -> Runner:
-        source = self.model.components[component].load
-        spec = self._spec(component, ShapeProfile())
-        return EagerBackend().load(None, spec, lambda: source(self.precision), self.device)
+    def _eager_runner(self, component: str) -> Runner:
+        """The one eager runner of a component, for every size that no engine serves."""
+        if component not in self._eager:
+            source = self.model.components[component].load
+            spec = self._spec(component, ShapeProfile())
+            self._eager[component] = EagerBackend().load(None, spec, lambda: source(self.precision), self.device)
+        return self._eager[component]
 
     def _spec(self, component: str, profile: ShapeProfile) -> EngineSpec:
         return EngineSpec(self.model.components[component].spec, profile, self.precision)
@@ -307,7 +336,7 @@ class EngineSet:
 
     def _note(self, sentence: str) -> None:
         log.info("%s", sentence)
-        self._notes.append(sentence)
+        self._notes.setdefault(sentence, False)
 
 
 def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, guided: bool = True) -> dict[str, int]:
@@ -335,7 +364,8 @@ def _miss(component: str, sizes: Mapping[str, int], stored: list[Plan], store: E
     """Which dimension of the nearest engine does not fit, and by how much."""
     if not stored:
         return f"There is no engine for {component} in {store.root}: build one with the Engine Builder."
-    misfits = min((plan.manifest.spec.profile.misfits(sizes) for plan in stored), key=len)
+    nearest = min((plan.manifest.spec.profile for plan in stored), key=lambda profile: profile.distance(sizes))
+    misfits = nearest.misfits(sizes)
     return (
         f"No engine of {len(stored)} for {component} fits: in the nearest, {'; '.join(misfits)} (a latent is 8 pixels)."
     )

@@ -1,0 +1,541 @@
+"""Which runner a component gets: found, built, eager or none, as the policy says, and told in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from i2v_tensorrt.engine_builder.backends import registry
+from i2v_tensorrt.engine_builder.backends.base import Availability, Runner
+from i2v_tensorrt.engine_builder.errors import (
+    BackendUnavailableError,
+    EngineError,
+    InputError,
+    MissingEngineError,
+)
+from i2v_tensorrt.engine_builder.export import example_inputs
+from i2v_tensorrt.engine_builder.spec import EngineSpec, ShapeProfile
+from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.jobs import engines as engines_module
+from i2v_tensorrt.jobs import parallel
+from i2v_tensorrt.jobs.engines import EnginePolicy, EngineSet, clip_sizes
+from i2v_tensorrt.pipeline.models.registry import open_model
+
+from ..engine_builder.toys import CPU, InProcess, ToyBackend, ToyNetwork, contents
+from .toy_model import ToyModel
+
+SIZES = {"batch": 2, "frames": 4, "latent_height": 8, "latent_width": 6}
+ODD = {**SIZES, "latent_width": 7}
+INSTALL = "pip install toys"
+
+MakeSet = Callable[..., EngineSet]
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> ToyBackend:
+    """The toy as the one backend beside eager, compiling in this process."""
+    backend = ToyBackend()
+    monkeypatch.setattr(registry, "BACKENDS", {"toy": backend, "eager": registry.BACKENDS["eager"]})
+    monkeypatch.setattr(engines_module, "BACKENDS", registry.BACKENDS)
+    for module in (engines_module, parallel):
+        monkeypatch.setattr(module, "BuildProcess", InProcess)
+    return backend
+
+
+@pytest.fixture
+def make(toy: ToyBackend, tmp_path: Path) -> MakeSet:
+    """Makes an EngineSet over one store and, unless given another, a model of its own."""
+
+    def make_set(model: Any = None, **policy: str) -> EngineSet:
+        return EngineSet(model or ToyModel(), EngineStore(tmp_path / "engines"), EnginePolicy(**policy), CPU)
+
+    return make_set
+
+
+def draw(engines: EngineSet, sizes: dict[str, int], component: str = "core") -> dict[str, torch.Tensor]:
+    network = engines.model.components[component].spec
+    return example_inputs(EngineSpec(network, ShapeProfile(), "fp32"), sizes)
+
+
+def run(engines: EngineSet, sizes: dict[str, int] = SIZES, component: str = "core") -> str:
+    """Runs the component, checks the result, and says which backend ran."""
+    inputs = draw(engines, sizes, component)
+    found = engines.run(component, inputs)["prediction"]
+    assert torch.allclose(found, ToyNetwork()(**inputs), rtol=0, atol=1e-6)
+    return engines.describe(component).split(",")[0]
+
+
+def damage(store: EngineStore) -> list[str]:
+    """Flips a bit in every engine's weights, and gives their keys."""
+    plans = list(store.plans())
+    for plan in plans:
+        path = plan.folder / ToyBackend.FILE
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    return [plan.manifest.key for plan in plans]
+
+
+def keys(engines: EngineSet) -> list[str]:
+    return [plan.manifest.key for plan in engines.store.plans()]
+
+
+# Policies.
+
+
+def test_what_is_missing_is_built_once_and_found_by_the_next(make: MakeSet, toy: ToyBackend) -> None:
+    first = make()
+    assert [run(first), run(first)] == ["toy", "toy"]
+    (note,) = first.take_notes()
+    assert note.startswith("core: toy engine built in ")
+    second = make()
+    assert run(second) == "toy"
+    assert second.take_notes() == []
+    assert len(toy.builds_done) == 1
+
+
+def test_a_range_engine_serves_every_size_that_the_network_takes(make: MakeSet, toy: ToyBackend) -> None:
+    engines = make(shapes="range")
+    for sizes in (SIZES, {**SIZES, "frames": 16, "latent_height": 32}, {**SIZES, "batch": 1, "frames": 1}):
+        assert run(engines, sizes) == "toy"
+    (spec,) = toy.builds_done
+    assert spec.profile.optimum == SIZES
+    assert {name: (limits.min, limits.max) for name, limits in spec.profile.ranges.items()} == {
+        name: (limits.min, limits.max) for name, limits in spec.network.limits.ranges.items()
+    }
+
+
+def test_an_exact_engine_serves_its_size_and_another_is_built_for_the_next(make: MakeSet, toy: ToyBackend) -> None:
+    engines = make(shapes="exact")
+    other = {**SIZES, "frames": 5}
+    assert [run(engines), run(engines, other), run(engines), run(engines, other)] == ["toy"] * 4
+    assert [spec.profile.optimum for spec in toy.builds_done] == [SIZES, other]
+    assert all(spec.profile.width == 1 for spec in toy.builds_done)
+
+
+def test_an_exact_decoder_takes_every_number_of_frames_at_once(make: MakeSet, toy: ToyBackend) -> None:
+    """The last chunk of a clip is smaller, and a full memory halves them."""
+    engines = make(shapes="exact")
+    sizes = {"chunk": 2, "frames": 4, "latent_height": 8, "latent_width": 6}
+    assert run(engines, sizes, "vae_decoder") == "toy"
+    assert run(engines, {**sizes, "chunk": 1}, "vae_decoder") == "toy"
+    assert len(toy.builds_done) == 1
+
+
+def test_the_narrowest_engine_that_fits_is_taken(make: MakeSet) -> None:
+    run(make(shapes="range"))
+    run(make(shapes="exact"), SIZES)  # finds the range engine
+    exact = make(shapes="exact")
+    exact.build("core", SIZES, InProcess())
+    later = make()
+    assert later.runner("core", SIZES).spec.profile.width == 1
+    assert later.runner("core", {**SIZES, "frames": 5}).spec.profile.width > 1
+
+
+def test_eager_by_policy_builds_nothing_and_says_why_once(make: MakeSet, toy: ToyBackend) -> None:
+    engines = make(on_missing="eager")
+    assert [run(engines), run(engines), run(engines, {**SIZES, "frames": 5})] == ["eager"] * 3
+    (note,) = engines.take_notes()
+    assert note.startswith("core runs in eager PyTorch, which is slower. There is no engine for core in ")
+    assert run(engines, {**SIZES, "frames": 6}) == "eager"
+    assert engines.take_notes() == [], "told before"
+    assert toy.builds_done == []
+    assert not (engines.store.root).exists()
+
+
+def test_stop_by_policy_names_the_component_the_store_and_the_node(make: MakeSet) -> None:
+    engines = make(on_missing="stop")
+    with pytest.raises(MissingEngineError) as caught:
+        run(engines)
+    assert str(caught.value) == (
+        f"There is no engine for core in {engines.store.root}: build one with the Engine Builder."
+    )
+
+
+@pytest.mark.parametrize("on_missing", ["eager", "stop"])
+def test_engines_that_are_there_are_used_whatever_the_policy(make: MakeSet, on_missing: str) -> None:
+    run(make())
+    engines = make(on_missing=on_missing)
+    assert run(engines) == "toy"
+    assert engines.take_notes() == []
+
+
+def test_the_eager_backend_is_no_fallback_and_needs_no_note(make: MakeSet, toy: ToyBackend) -> None:
+    run(make())
+    engines = make(backend="eager", on_missing="stop")
+    assert [run(engines), run(engines, ODD)] == ["eager"] * 2
+    assert engines.take_notes() == []
+
+
+def test_what_cannot_be_compiled_runs_eager_under_every_policy(make: MakeSet) -> None:
+    engines = make(on_missing="stop")
+    assert run(engines, SIZES, "conditioner") == "eager"
+    assert engines.take_notes() == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("precision", "int8"), ("shapes", "exactly"), ("on_missing", "ignore"), ("precision", ""), ("shapes", "RANGE")],
+)
+def test_an_unknown_policy_is_refused_with_what_is_known(field: str, value: str) -> None:
+    with pytest.raises(InputError, match=rf"policy|precision is one of .*, found '{value}'"):
+        EnginePolicy(**{field: value})
+
+
+# Sizes that do not fit.
+
+
+def test_a_side_that_no_engine_takes_runs_eager_with_its_distance(make: MakeSet, toy: ToyBackend) -> None:
+    engines = make()
+    assert run(engines, ODD) == "eager"
+    (note,) = engines.take_notes()
+    assert "latent_width is 7, 1 more than a multiple of 2" in note
+    assert toy.builds_done == []
+
+
+def test_a_side_that_no_engine_takes_stops_by_policy(make: MakeSet) -> None:
+    with pytest.raises(MissingEngineError):
+        run(make(on_missing="stop"), ODD)
+
+
+@pytest.mark.parametrize("on_missing", ["build", "eager", "stop"])
+def test_one_size_that_runs_eager_does_not_take_the_engine_from_others(make: MakeSet, on_missing: str) -> None:
+    run(make())
+    engines = make(on_missing=on_missing)
+    if on_missing == "stop":
+        with pytest.raises(MissingEngineError):
+            run(engines, ODD)
+    else:
+        assert run(engines, ODD) == "eager"
+    assert run(engines, SIZES) == "toy"
+    if on_missing != "stop":
+        assert run(engines, ODD) == "eager"
+    assert run(engines, SIZES) == "toy"
+
+
+def test_sizes_that_run_eager_share_one_set_of_weights(make: MakeSet) -> None:
+    model = ToyModel()
+    engines = make(model, on_missing="eager")
+    for frames in (1, 2, 3):
+        run(engines, {**SIZES, "frames": frames})
+    assert model.loads == [("core", "fp32")]
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "wanted", "misfit"),
+    [
+        ({"frames": 8}, {"frames": 16}, {"frames": 6}, "frames is 6, 2 below the smallest supported 8"),
+        ({"frames": 8}, {"frames": 4}, {"frames": 10}, "frames is 10, 2 above the largest supported 8"),
+        ({"latent_height": 16}, {"latent_height": 32}, {"latent_height": 12}, "latent_height is 12, 4 below"),
+        ({"frames": 16}, {"frames": 5, "latent_height": 10}, {"frames": 4}, "frames is 4, 12 below"),
+    ],
+)
+def test_a_near_miss_names_the_dimension_and_the_distance_to_the_nearest(
+    make: MakeSet, near: dict[str, int], far: dict[str, int], wanted: dict[str, int], misfit: str
+) -> None:
+    builder = make(shapes="exact")
+    for sizes in (near, far):
+        builder.build("core", {**SIZES, **sizes}, InProcess())
+    with pytest.raises(MissingEngineError) as caught:
+        make(on_missing="stop").runner("core", {**SIZES, **wanted})
+    assert str(caught.value).startswith(f"No engine of 2 for core fits: in the nearest, {misfit}")
+
+
+@pytest.mark.parametrize("sizes", [{"frames": 17}, {"latent_height": 2}, {"batch": 3}, {"latent_width": 9}])
+def test_a_size_that_the_network_does_not_take_is_not_built(make: MakeSet, sizes: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=f"^No engine can serve this size: {next(iter(sizes))} is "):
+        make().build("core", {**SIZES, **sizes}, InProcess())
+
+
+# Damage and failures.
+
+
+def test_a_damaged_engine_is_put_aside_and_built_again(make: MakeSet, toy: ToyBackend) -> None:
+    run(make())
+    before = damage(make().store)
+    engines = make()
+    assert run(engines) == "toy"
+    assert len(toy.builds_done) == 2
+    assert keys(engines) == before
+    aside = list((engines.store.root / ".quarantine").iterdir())
+    assert [path.name[:64] for path in aside] == before
+
+
+def test_a_damaged_range_engine_is_replaced_by_one_for_the_size_asked(make: MakeSet) -> None:
+    """Under the exact policy, the one built anew must fit this size, not the old one's best."""
+    run(make(shapes="range"))
+    damage(make().store)
+    engines = make(shapes="exact")
+    assert run(engines, {**SIZES, "frames": 7}) == "toy"
+
+
+def test_a_damaged_engine_runs_eager_or_stops_by_policy(make: MakeSet) -> None:
+    run(make())
+    (key,) = damage(make().store)
+    eager = make(on_missing="eager")
+    assert run(eager) == "eager"
+    assert len(eager.take_notes()) == 1
+    with pytest.raises(MissingEngineError):
+        run(make(on_missing="stop"))
+    assert keys(eager) == []
+    assert key
+
+
+def test_an_engine_that_was_damaged_since_it_was_unloaded_is_built_again(make: MakeSet, toy: ToyBackend) -> None:
+    engines = make()
+    assert run(engines) == "toy"
+    engines.unload()
+    damage(engines.store)
+    assert run(engines) == "toy"
+    assert len(toy.builds_done) == 2
+
+
+def test_a_runtime_that_refuses_a_sound_engine_leaves_it_and_runs_eager(
+    make: MakeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make())
+    engines = make()
+
+    def refuse(self: Runner, scratch_bytes: int = 0) -> None:
+        raise EngineError("The driver is too old.")
+
+    from ..engine_builder.toys import ToyRunner
+
+    monkeypatch.setattr(ToyRunner, "load", refuse)
+    assert [run(engines), run(engines)] == ["eager", "eager"]
+    assert engines.take_notes() == ["core runs in eager PyTorch, which is slower. The driver is too old."]
+    assert len(keys(engines)) == 1
+
+
+def test_a_build_that_fails_runs_eager_and_is_not_tried_again(make: MakeSet, toy: ToyBackend) -> None:
+    tries = []
+
+    def fail(folder: Path) -> None:
+        tries.append(folder)
+        raise EngineError("The toy broke.")
+
+    toy.while_building = fail
+    engines = make()
+    assert [run(engines), run(engines, {**SIZES, "frames": 5})] == ["eager", "eager"]
+    assert engines.take_notes() == ["core runs in eager PyTorch, which is slower. The toy broke."]
+    assert len(tries) == 1
+    assert list((engines.store.root / ".staging").iterdir()) == []
+
+
+def test_an_engine_that_fails_the_gate_is_never_used(make: MakeSet, toy: ToyBackend) -> None:
+    toy.fault = lambda prediction: prediction.flip(0)
+    engines = make()
+    assert run(engines) == "eager"
+    (note,) = engines.take_notes()
+    assert "core: The fp32 engine does not give the reference's result" in note
+    assert keys(engines) == []
+
+
+def test_a_failed_build_does_not_hide_an_engine_that_is_there(make: MakeSet, toy: ToyBackend) -> None:
+    def fail(folder: Path) -> None:
+        raise EngineError("The toy broke.")
+
+    other = {**SIZES, "frames": 5}
+    make(shapes="exact").build("core", other, InProcess())
+    toy.while_building = fail
+    engines = make(shapes="exact")
+    assert run(engines) == "eager"
+    assert run(engines, other) == "toy"
+
+
+def test_an_engine_of_another_version_of_the_backend_is_not_taken(make: MakeSet, toy: ToyBackend) -> None:
+    run(make())
+    toy.version = "2.0"
+    with pytest.raises(MissingEngineError):
+        run(make(on_missing="stop"))
+
+
+# Backends and precision.
+
+
+def test_auto_takes_the_first_backend_that_serves(make: MakeSet, toy: ToyBackend) -> None:
+    assert run(make(backend="auto")) == "toy"
+    toy.available = Availability(False, "The toy is lost.", INSTALL)
+    engines = make(backend="auto")
+    assert run(engines) == "eager"
+    (note,) = engines.take_notes()
+    assert note.startswith("core runs in eager PyTorch, which is slower. No engine backend serves cpu here")
+    assert INSTALL in note
+
+
+@pytest.mark.parametrize("backend", ["auto", "toy"])
+def test_without_a_backend_stop_gives_the_line_that_installs_one(make: MakeSet, toy: ToyBackend, backend: str) -> None:
+    toy.available = Availability(False, "The toy is lost.", INSTALL)
+    engines = make(backend=backend, on_missing="stop")
+    for ask in (lambda: run(engines), engines.summary, lambda: engines.build("core", SIZES, InProcess())):
+        with pytest.raises(BackendUnavailableError, match=INSTALL):
+            ask()
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones(make: MakeSet) -> None:
+    with pytest.raises(InputError, match="auto, toy, eager, found 'tpu'"):
+        make(backend="tpu", on_missing="stop").summary()
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "precision"),
+    [("cpu", "auto", "fp32"), ("cuda", "auto", "fp16"), ("cuda", "bf16", "bf16"), ("cpu", "fp16", "fp16")],
+)
+def test_the_precision_follows_the_device_unless_it_is_named(device: str, wanted: str, precision: str) -> None:
+    assert EnginePolicy(precision=wanted).precision_on(torch.device(device)) == precision
+
+
+def test_each_precision_has_its_own_engine(make: MakeSet) -> None:
+    run(make())
+    half = make(precision="fp16", on_missing="stop")
+    with pytest.raises(MissingEngineError):
+        half.runner("core", SIZES)
+
+
+# Memory, notes and what is told.
+
+
+def test_runners_can_be_unloaded_and_come_back(make: MakeSet) -> None:
+    engines = make(on_missing="eager")
+    run(make())
+    run(engines)
+    run(engines, ODD)
+    runners = [engines.runner("core", SIZES), engines.runner("core", ODD)]
+    assert [runner.backend for runner in runners] == ["toy", "eager"]
+    engines.unload()
+    assert not any(runner.is_loaded for runner in runners)
+    assert [run(engines), run(engines, ODD)] == ["toy", "eager"]
+
+
+def test_the_residency_is_asked_with_the_scratch_memory_of_the_size(toy: ToyBackend, tmp_path: Path) -> None:
+    class Watching:
+        def __init__(self) -> None:
+            self.seen: list[tuple[str, int]] = []
+
+        def hold(self, runner: Runner, scratch_bytes: int) -> None:
+            self.seen.append((runner.backend, scratch_bytes))
+            runner.load()
+
+        def clear(self) -> None:
+            self.seen.append(("clear", 0))
+
+    residency = Watching()
+    engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(), CPU, residency)
+    run(engines)
+    run(engines, {**SIZES, "frames": 7})
+    assert residency.seen == [("clear", 0), ("toy", 4000), ("toy", 7000)]
+
+
+def test_the_report_of_a_build_names_the_component_and_cancels(toy: ToyBackend, tmp_path: Path) -> None:
+    class StopError(Exception):
+        pass
+
+    heard: list[tuple[str, float]] = []
+
+    def report(stage: str, done: float) -> None:
+        heard.append((stage, done))
+        if "check" in stage:
+            raise StopError
+
+    engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(), CPU, report=report)
+    with pytest.raises(StopError):
+        run(engines)
+    assert all(stage.startswith("core: ") and 0 <= done <= 1 for stage, done in heard)
+    assert keys(engines) == []
+    assert list((tmp_path / ".staging").iterdir()) == []
+
+
+def test_it_describes_how_a_component_last_ran(make: MakeSet) -> None:
+    engines = make()
+    assert engines.describe("core") == "not run yet, fp32 on cpu"
+    assert [run(engines), run(engines, ODD), run(engines)] == ["toy", "eager", "toy"]
+
+
+def test_the_summary_counts_what_is_there(make: MakeSet, toy: ToyBackend) -> None:
+    assert make().summary() == "toy, fp32 on cpu: engines for 0 of 2 networks; core, vae_decoder: build when needed"
+    run(make())
+    assert make(on_missing="eager").summary().endswith("engines for 1 of 2 networks; vae_decoder: eager when needed")
+    with pytest.raises(MissingEngineError, match="no engine for vae_decoder"):
+        make(on_missing="stop").summary()
+    make().build("vae_decoder", SIZES, InProcess())
+    assert make(on_missing="stop").summary() == "toy, fp32 on cpu: engines for 2 of 2 networks"
+    assert make(backend="eager").summary() == "eager, fp32 on cpu"
+    toy.available = Availability(False, "The toy is lost.", INSTALL)
+    assert INSTALL in make().summary()
+
+
+def test_preparing_builds_all_that_a_clip_lacks_and_nothing_else(make: MakeSet, toy: ToyBackend) -> None:
+    engines = make()
+    sizes = {**SIZES, "chunk": 2}
+    engines.prepare(sizes)
+    assert sorted(spec.network.component for spec in toy.builds_done) == ["core", "vae_decoder"]
+    engines.prepare(sizes)
+    assert run(engines) == "toy"
+    assert len(toy.builds_done) == 2
+    assert len(engines.take_notes()) == 2
+
+
+@pytest.mark.parametrize("policy", [{"on_missing": "eager"}, {"on_missing": "stop"}, {"backend": "eager"}])
+def test_preparing_builds_nothing_where_that_is_not_the_policy(
+    make: MakeSet, toy: ToyBackend, policy: dict[str, str]
+) -> None:
+    engines = make(**policy)
+    engines.prepare({**SIZES, "chunk": 2})
+    assert toy.builds_done == []
+    assert engines.take_notes() == []
+
+
+def test_preparing_leaves_what_fails_for_later(make: MakeSet, toy: ToyBackend) -> None:
+    def fail(folder: Path) -> None:
+        raise EngineError("The toy broke.")
+
+    toy.while_building = fail
+    engines = make()
+    engines.prepare({**SIZES, "chunk": 2})
+    assert run(engines) == "eager"
+    assert engines.take_notes() == ["core runs in eager PyTorch, which is slower. The toy broke."]
+
+
+@pytest.mark.parametrize(("guided", "batch"), [(True, 2), (False, 1)])
+def test_a_clips_sizes_are_in_latents(guided: bool, batch: int) -> None:
+    sizes = clip_sizes(ToyModel(), 512, 320, 24, guided=guided)
+    assert sizes == {"batch": batch, "frames": 24, "latent_height": 40, "latent_width": 64, "chunk": 8}
+
+
+# The real model.
+
+
+def test_two_sets_over_one_model_share_the_weights_of_what_runs_eager(tiny_folder: Path, tmp_path: Path) -> None:
+    model = open_model(tiny_folder)
+    first, second = (EngineSet(model, EngineStore(tmp_path), EnginePolicy(backend="eager"), CPU) for _ in range(2))
+    sizes = {"batch": 2}
+    runners = [each.runner("text_encoder", sizes) for each in (first, second)]
+    tensors = [runner._tensors() for runner in runners]
+    assert [each.data_ptr() for each in tensors[0]] == [each.data_ptr() for each in tensors[1]]
+    network = model.components["text_encoder"].spec
+    inputs = example_inputs(EngineSpec(network, ShapeProfile(), "fp32"), sizes)
+    expected = second.run("text_encoder", inputs)["text_states"]
+    first.unload()
+    assert torch.equal(second.run("text_encoder", inputs)["text_states"], expected)
+    assert torch.equal(first.run("text_encoder", inputs)["text_states"], expected)
+
+
+def test_a_real_engine_is_built_in_a_child_and_found_again(tiny_folder: Path, tmp_path: Path) -> None:
+    model, store = open_model(tiny_folder), EngineStore(tmp_path)
+    inputs = example_inputs(
+        EngineSpec(model.components["text_encoder"].spec, ShapeProfile(), "fp32"), {"batch": 2}, seed=5
+    )
+    policy = EnginePolicy(backend="onnxruntime", shapes="exact")
+    built = EngineSet(model, store, policy, CPU)
+    first = built.run("text_encoder", inputs)["text_states"]
+    assert built.describe("text_encoder") == "onnxruntime, fp32 on cpu"
+    found = EngineSet(model, store, EnginePolicy(backend="onnxruntime", on_missing="stop"), CPU)
+    assert torch.equal(found.run("text_encoder", inputs)["text_states"], first)
+    eager = EngineSet(model, store, EnginePolicy(backend="eager"), CPU)
+    assert torch.allclose(eager.run("text_encoder", inputs)["text_states"], first, rtol=0, atol=1e-5)
+    before = contents(store.root)
+    with pytest.raises(MissingEngineError, match="batch is 1, 1 below the smallest supported 2"):
+        found.run("text_encoder", {"input_ids": inputs["input_ids"][:1]})
+    assert contents(store.root) == before
