@@ -30,7 +30,7 @@ class Denoising:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= MAX_GUIDANCE):
             raise InputError(f"Guidance is a number from 0 to {MAX_GUIDANCE:g}, found {self.guidance_scale}.")
-        if not 0 <= self.seed < 1 << 64:
+        if type(self.seed) is not int or not 0 <= self.seed < 1 << 64:
             raise InputError(f"The seed is a whole number from 0 to {(1 << 64) - 1}, found {self.seed}.")
 
 

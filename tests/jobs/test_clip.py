@@ -1,0 +1,239 @@
+"""The three stages over eager engines: what is run, how often, in which batch, and what is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
+from i2v_tensorrt.engine_builder.errors import I2VError, InputError
+from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.jobs.clip import MAX_GUIDANCE, Denoising, decode_clip, encode_clip, sample_clip
+from i2v_tensorrt.jobs.engines import EnginePolicy, EngineSet
+from i2v_tensorrt.pipeline.cache import ConditioningCache
+from i2v_tensorrt.pipeline.conditioning import Conditioning
+from i2v_tensorrt.pipeline.models.base import ClipRequest
+from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
+from i2v_tensorrt.pipeline.sampling import SCHEDULERS, SamplerSettings
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy
+
+REQUEST = ClipRequest(Image.new("RGB", (70, 50), "teal"), "a boat", "blurry", 64, 72, 3, 8)
+GUIDED = Denoising(seed=5, guidance_scale=9.0, sampler=SamplerSettings(3))
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(scope="module")
+def engines(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineSet:
+    store = EngineStore(tmp_path_factory.mktemp("store"))
+    return EngineSet(I2VGenXL.open(tiny_folder), store, EnginePolicy("eager", "fp32"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def conditioning(engines: EngineSet) -> Conditioning:
+    return encoded(engines)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Component and first axis of its first input, for every call of a network."""
+    seen: list[tuple[str, int]] = []
+    run = EagerRunner._run
+
+    def watched(self: EagerRunner, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        seen.append((self.spec.network.component, len(next(iter(inputs.values())))))
+        return run(self, inputs)
+
+    monkeypatch.setattr(EagerRunner, "_run", watched)
+    return seen
+
+
+def quiet(*_: object) -> None:
+    """Watches no progress."""
+
+
+def encoded(engines: EngineSet, request: ClipRequest = REQUEST, cache: ConditioningCache | None = None) -> Conditioning:
+    return encode_clip(engines, request, cache or ConditioningCache(None), quiet)
+
+
+def sampled(engines: EngineSet, conditioning: Conditioning, denoising: Denoising = GUIDED) -> torch.Tensor:
+    return sample_clip(engines, conditioning, denoising, quiet)
+
+
+def assert_one_sentence(error: pytest.ExceptionInfo[I2VError]) -> None:
+    text = str(error.value)
+    assert text.endswith(".") and "\n" not in text and len(text) < 300
+
+
+def components(calls: list[tuple[str, int]]) -> list[str]:
+    return [name for name, _ in calls]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *(({"guidance_scale": value}, f"to {MAX_GUIDANCE:g}, found") for value in (NAN, INF, -INF, -0.1, 100.1)),
+        *(({"seed": value}, "seed is a whole number") for value in (-1, 1 << 64, 1.5, NAN, True)),
+    ],
+    ids=str,
+)
+def test_denoising_that_cannot_be_served(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        replace(GUIDED, **changes)
+    assert_one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("guidance_scale", "batch"), [(0.0, 1), (0.5, 1), (1.0, 1), (1.1, 2), (9.0, 2), (MAX_GUIDANCE, 2)]
+)
+def test_guidance_of_one_or_less_runs_half_the_work(
+    engines: EngineSet, conditioning: Conditioning, calls: list[tuple[str, int]], guidance_scale: float, batch: int
+) -> None:
+    latents = sampled(engines, conditioning, replace(GUIDED, guidance_scale=guidance_scale))
+    assert calls == [("core", batch)] * 3
+    assert latents.shape == (3, 4, 9, 8) and bool(torch.isfinite(latents).all())
+
+
+def test_guidance_of_one_or_less_listens_to_the_prompt_alone(engines: EngineSet) -> None:
+    alone = replace(GUIDED, guidance_scale=1.0)
+    base = sampled(engines, encoded(engines), alone)
+    assert torch.equal(sampled(engines, encoded(engines, replace(REQUEST, negative_prompt="sharp")), alone), base)
+    assert not torch.equal(sampled(engines, encoded(engines, replace(REQUEST, prompt="a train")), alone), base)
+    assert torch.equal(sampled(engines, encoded(engines), replace(alone, guidance_scale=0.0)), base)
+
+
+def test_the_same_seed_gives_the_same_clip_and_another_another(engines: EngineSet, conditioning: Conditioning) -> None:
+    torch.manual_seed(1)
+    first = sampled(engines, conditioning)
+    torch.manual_seed(2)
+    assert torch.equal(sampled(engines, conditioning), first)
+    for seed in (0, 6, (1 << 64) - 1):
+        assert (sampled(engines, conditioning, replace(GUIDED, seed=seed)) - first).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_serves_the_network(engines: EngineSet, conditioning: Conditioning, scheduler: str) -> None:
+    latents = sampled(engines, conditioning, replace(GUIDED, sampler=SamplerSettings(3, scheduler)))
+    assert latents.shape == (3, 4, 9, 8) and latents.dtype == torch.float32
+    assert bool(torch.isfinite(latents).all()) and latents.std() > 0.1
+
+
+def test_another_seed_encodes_nothing_another_picture_does(
+    engines: EngineSet, calls: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    cache = ConditioningCache(tmp_path)
+    first = sampled(engines, encoded(engines, cache=cache))
+    assert components(calls) == ["image_encoder", "vae_encoder", "text_encoder", "conditioner", *["core"] * 3]
+    calls.clear()
+    other = sampled(engines, encoded(engines, cache=cache), replace(GUIDED, seed=6))
+    assert components(calls) == ["core"] * 3 and not torch.equal(first, other)
+    calls.clear()
+    assert torch.equal(sampled(engines, encoded(engines, cache=ConditioningCache(tmp_path))), first)
+    assert components(calls) == ["core"] * 3
+    calls.clear()
+    encoded(engines, replace(REQUEST, picture=Image.new("RGB", (70, 50), "tan")), cache)
+    assert len(calls) == 4
+
+
+def test_engines_are_prepared_only_for_what_is_encoded(engines: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[object] = []
+    monkeypatch.setattr(engines, "prepare", prepared.append)
+    cache = ConditioningCache(None)
+    encoded(engines, cache=cache)
+    assert len(prepared) == 1
+    encoded(engines, cache=cache)
+    assert len(prepared) == 1
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_an_interruption_takes_effect_within_its_step_and_leaves_nothing_behind(
+    engines: EngineSet, conditioning: Conditioning, calls: list[tuple[str, int]], stop_at: int
+) -> None:
+    def stop(done: int, total: int, latents: torch.Tensor) -> None:
+        assert total == 3 and latents.shape == (3, 4, 9, 8)
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    expected = sampled(engines, conditioning)
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        sample_clip(engines, conditioning, GUIDED, stop)
+    assert len(calls) == stop_at
+    assert torch.equal(sampled(engines, conditioning), expected)
+
+
+def test_sampling_does_not_change_the_conditioning(engines: EngineSet) -> None:
+    cache = ConditioningCache(None)
+    found = encoded(engines, cache=cache)
+    before = {name: tensor.clone() for name, tensor in found.tensors.items()}
+    sampled(engines, found)
+    assert all(torch.equal(encoded(engines, cache=cache).tensors[name], before[name]) for name in before)
+
+
+def test_conditioning_of_another_family_is_refused(engines: EngineSet, conditioning: Conditioning) -> None:
+    with pytest.raises(InputError, match="Expected conditioning of i2vgen_xl, found svd") as error:
+        sampled(engines, replace(conditioning, family="svd"))
+    assert_one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "context"},
+        lambda tensors: {**tensors, "context": tensors["context"][..., :16]},
+        lambda tensors: {**tensors, "image_cond": tensors["image_cond"][..., :4]},
+        lambda tensors: {**tensors, "more": tensors["fps_emb"]},
+    ],
+    ids=["tensor_missing", "other_width", "other_size", "tensor_unknown"],
+)
+def test_conditioning_of_another_checkpoint_is_refused(
+    engines: EngineSet, conditioning: Conditioning, change: Callable[[Any], Any]
+) -> None:
+    with pytest.raises(InputError, match="core expects") as error:
+        sampled(engines, replace(conditioning, tensors=change(conditioning.tensors)))
+    assert_one_sentence(error)
+
+
+def test_latents_that_are_not_finite_are_refused(
+    engines: EngineSet, conditioning: Conditioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    combine = I2VGenXL.combine
+    monkeypatch.setattr(I2VGenXL, "combine", lambda *given: combine(*given) * torch.inf)
+    with pytest.raises(InputError, match="not finite in fp32") as error:
+        sampled(engines, conditioning)
+    assert_one_sentence(error)
+
+
+def test_decoding_in_chunks_equals_the_whole(engines: EngineSet, calls: list[tuple[str, int]]) -> None:
+    latents = torch.randn(5, 4, 8, 9, generator=torch.Generator().manual_seed(0))
+    whole = decode_clip(engines, latents, 5, quiet)
+    assert whole.shape == (5, 64, 72, 3) and whole.dtype == torch.float32
+    assert 0 <= whole.min() and whole.max() <= 1 and whole.std() > 0.01
+    for chunk in (1, 3):
+        assert (decode_clip(engines, latents, chunk, quiet) - whole).abs().max() <= 1e-5
+    assert [batch for _, batch in calls] == [5, *[1] * 5, 3, 2]
+
+
+def test_decoding_is_what_the_vae_does(engines: EngineSet) -> None:
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    vae = engines.model.part("vae", "fp32")
+    expected = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+    assert (decode_clip(engines, latents, 2, quiet) - expected).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 8, 8), (4, 8, 8), (1, 4, 2, 8, 8), (2, 3, 64, 64)])
+def test_latents_of_another_kind_are_refused(engines: EngineSet, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="Expected latents as .frames, 4, height, width., found") as error:
+        decode_clip(engines, torch.zeros(shape), 1, quiet)
+    assert_one_sentence(error)
+
+
+def test_from_picture_to_frames(engines: EngineSet) -> None:
+    conditioning = encoded(engines)
+    frames = decode_clip(engines, sampled(engines, conditioning), 2, quiet)
+    assert frames.shape == (3, 72, 64, 3)
+    assert 0 <= frames.min() and frames.max() <= 1 and bool(torch.isfinite(frames).all())
