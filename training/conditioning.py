@@ -1,6 +1,6 @@
 """What the UNet is told, by the published pipeline's conventions; training and sampling share it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor
 from .networks import MEAN, STD, TOKENS
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+    from transformers import CLIPTokenizer
 
 
 def token_table(tokenizer: "CLIPTokenizer", texts: list[str]) -> Tensor:
@@ -18,15 +18,15 @@ def token_table(tokenizer: "CLIPTokenizer", texts: list[str]) -> Tensor:
     return torch.tensor(rows)
 
 
-def text_states(text: "CLIPTextModel", tokens: Tensor) -> Tensor:
-    """Hidden states before the last layer, through the final norm: (B, 77) -> (B, 77, width)."""
+def text_states(text: Any, tokens: Tensor) -> Tensor:
+    """Hidden states of a `CLIPTextModel` before its last layer, through its final norm: (B, 77) -> (B, 77, width)."""
     inner = getattr(text, "text_model", text)
     states = text(tokens, output_hidden_states=True).hidden_states[-2]
     return inner.final_layer_norm(states)
 
 
-def image_states(vision: "CLIPVisionModelWithProjection", picture: Tensor) -> Tensor:
-    """Projected embedding of pictures (B, 3, H, W) in [0, 1]: (B, 1, width)."""
+def image_states(vision: Any, picture: Tensor) -> Tensor:
+    """Projected embedding by a `CLIPVisionModelWithProjection` of pictures (B, 3, H, W) in [0, 1]: (B, 1, width)."""
     edge = vision.config.image_size
     small = F.interpolate(picture, size=(edge, edge), mode="bilinear", antialias=True, align_corners=False)
     mean, std = (torch.tensor(v, device=picture.device).view(1, 3, 1, 1) for v in (MEAN, STD))

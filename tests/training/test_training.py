@@ -1,0 +1,49 @@
+"""Both stages at tiny size on a CPU: they learn something, resume exactly and write a loadable folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from i2v_tensorrt.training import networks as nets
+from i2v_tensorrt.training.loop import Plan
+from i2v_tensorrt.training.train_motion import train_motion
+from i2v_tensorrt.training.train_vae import PER_CLIP, train_vae
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.slow
+
+
+def motion(folder: Path, steps: int, stop: int | None = None) -> tuple[nets.Networks, list[list[float]]]:
+    networks = nets.build(nets.Sizes.tiny(), 1)
+    tokenizer = nets.load_tokenizer(ROOT / "demo_model")
+    plan = Plan(folder, steps, 2, 1e-3, warmup=1)
+    if stop is not None:
+        plan = Plan(folder, steps, 2, 1e-3, warmup=1, seconds=-1.0)
+    run = train_motion(networks, plan, CPU, tokenizer, pixels=32, frames=2)
+    return networks, run.curve
+
+
+def test_motion_training_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("i2v_tensorrt.training.loop.LOG_EVERY", 2)
+    whole, curve = motion(tmp_path / "whole", 4)
+    motion(tmp_path / "halves", 4, stop=2)
+    halves, again = motion(tmp_path / "halves", 4)
+    assert curve == again and len(curve) == 2
+    for one, other in zip(whole.unet.parameters(), halves.unet.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert any(not torch.equal(a, b) for a, b in zip(
+        whole.unet.parameters(), nets.build(nets.Sizes.tiny(), 1).unet.parameters(), strict=True
+    ))  # fmt: skip
+
+
+def test_the_autoencoder_learns_and_its_folder_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("i2v_tensorrt.training.loop.LOG_EVERY", 4)
+    networks = nets.build(nets.Sizes.tiny(), 1)
+    run = train_vae(networks, Plan(tmp_path / "state", 12, PER_CLIP, 3e-3, warmup=1), CPU, pixels=32)
+    assert run.curve[-1][1] < run.curve[0][1]
+    nets.save_folder(tmp_path / "folder", networks, nets.Sizes.tiny())
+    loaded = nets.load_folder(tmp_path / "folder", CPU, torch.float32)
+    for one, other in zip(networks.vae.parameters(), loaded.vae.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-3)
