@@ -7,11 +7,13 @@ the real one.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...engine_builder.errors import StorageError
+from .checkpoint import INDEX
 from .parts import no_progress_bars
 
 SCHEDULER = {
@@ -48,21 +50,25 @@ class TinySizes:
 def write_tiny_checkpoint(folder: Path, sizes: TinySizes | None = None, seed: int = 0) -> Path:
     """Writes the checkpoint into `folder` (made if missing) and returns it; the same seed gives the same weights.
 
-    Raises StorageError when the disk refuses.
+    Raises StorageError when the disk refuses; a folder made here goes again.
     """
     import torch
+    from safetensors import SafetensorError
 
-    sizes = sizes or TinySizes()
+    sizes, made = sizes or TinySizes(), not folder.exists()
     with torch.random.fork_rng(devices=[]), no_progress_bars():
         torch.manual_seed(seed)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _write_diffusion(folder, sizes)
             _write_clip(folder, sizes)
-            _write_json(folder / "model_index.json", _index())
-        except OSError as error:
-            reason = error.strerror or error
+            _write_json(folder / INDEX, _index())
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise StorageError(f"The tiny checkpoint could not be written to {folder}: {reason}.") from error
+        finally:
+            if made and not (folder / INDEX).is_file():
+                shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 

@@ -1,0 +1,98 @@
+"""The tiny checkpoint is one of the published layout, the same for the same seed, whole or refused."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from i2v_tensorrt.engine_builder.errors import StorageError
+from i2v_tensorrt.pipeline.models import tiny
+from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
+from i2v_tensorrt.pipeline.models.tiny import TinySizes, byte_vocabulary, write_tiny_checkpoint
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_seed_gives_the_same_files_and_leaves_the_random_state(tiny_folder: Path, tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    assert contents(write_tiny_checkpoint(tmp_path / "again")) == contents(tiny_folder)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    other = contents(write_tiny_checkpoint(tmp_path / "other", seed=1))
+    same = {name for name, data in contents(tiny_folder).items() if other[name] == data}
+    assert all((name not in same) == name.endswith(".safetensors") for name in other)
+
+
+def test_it_is_small_and_no_layer_sleeps(tiny_folder: Path) -> None:
+    unet = I2VGenXL.open(tiny_folder).part("unet", "fp32")
+    assert 1.3e6 < sum(tensor.numel() for tensor in unet.parameters()) < 1.5e6
+    assert [name for name, tensor in unet.named_parameters() if name.endswith("weight") and not tensor.any()] == []
+    assert sum(path.stat().st_size for path in tiny_folder.rglob("*") if path.is_file()) < 10 << 20
+
+
+def test_other_sizes(tmp_path: Path) -> None:
+    sizes = TinySizes(channels=(16, 32, 32), width=16, groups=4, vae_channels=(8, 8), picture=16)
+    model = I2VGenXL.open(write_tiny_checkpoint(tmp_path, sizes))
+    assert model.components["core"].spec.limits.ranges["latent_height"].multiple == 4
+    assert model.load("image_encoder", "fp32")(torch.zeros(1, 3, 16, 16)).shape == (1, 16)
+
+
+@pytest.mark.parametrize("text", ["", "a boat", "Ünïcödé 火 🎈", "\x00\t\n", "it's 3,000 %"])
+def test_every_byte_has_a_token(tiny_folder: Path, text: str) -> None:
+    from transformers import CLIPTokenizer
+
+    assert len(byte_vocabulary()) == 514
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_folder / "tokenizer")
+    ids = tokenizer(text).input_ids
+    assert (ids[0], ids[-1]) == (512, 513) and all(token < 512 for token in ids[1:-1])
+    assert len(ids) >= 2 + len("".join(text.split()))
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["python", "safetensors"],
+)
+def test_a_full_disk_is_told_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(StorageError, match="could not be written") as error:
+        write_tiny_checkpoint(tmp_path / "tiny")
+    text = str(error.value)
+    assert "No space left" in text and text.endswith(".") and "\n" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "_write_clip", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_tiny_checkpoint(tmp_path / "tiny")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_stood_in_the_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(tiny, "_write_diffusion", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_tiny_checkpoint(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="could not be written"):
+        write_tiny_checkpoint(tmp_path / "file")
