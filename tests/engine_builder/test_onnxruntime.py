@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from i2v_tensorrt.engine_builder.build import build_engine
 from i2v_tensorrt.engine_builder.compile import BuildRequest, compile_engine
 from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineError, InputError
 from i2v_tensorrt.engine_builder.export import FILE_NAME, example_inputs, trace_sizes
-from i2v_tensorrt.engine_builder.spec import EngineSpec, ShapeProfile
+from i2v_tensorrt.engine_builder.spec import ShapeProfile
 from i2v_tensorrt.engine_builder.store import EngineStore, Plan
 from i2v_tensorrt.engine_builder.verify import measure, passes
 from i2v_tensorrt.pipeline.models.base import VideoModel
@@ -24,6 +24,8 @@ from .conftest import Built
 from .toys import CPU, InProcess, ToyNetwork, ToySource, publish, toy_spec
 
 Sizes = Mapping[str, int]
+Pair = Callable[[str, str], tuple[Runner, Runner]]
+"""Eager PyTorch and the engine of a component in a precision, both loaded."""
 
 
 @pytest.fixture(scope="module")
@@ -242,25 +244,27 @@ CASES = [
 FAST = ["text_encoder", "image_encoder", "vae_encoder", pytest.param("core", marks=pytest.mark.slow)]
 
 
-def pair(model: VideoModel, plan: Plan) -> tuple[Runner, Runner]:
-    """Eager PyTorch and the engine, both loaded."""
-    spec = plan.manifest.spec
-    source = model.components[spec.network.component].load
-    runners = EagerRunner(spec, lambda: source(spec.precision), CPU), OnnxRuntimeRunner(plan, spec, CPU)
-    for each in runners:
-        each.load()
-    return runners
+@pytest.fixture(scope="module")
+def pair(model: VideoModel, built: Built) -> Pair:
+    @cache
+    def load(component: str, precision: str) -> tuple[Runner, Runner]:
+        plan = built(component, precision)
+        spec = plan.manifest.spec
+        runners = EagerRunner(spec, lambda: model.load(component, precision), CPU), OnnxRuntimeRunner(plan, spec, CPU)
+        for each in runners:
+            each.load()
+        return runners
+
+    return load
 
 
 @pytest.mark.parametrize(("component", "sizes"), CASES)
 def test_an_fp32_engine_gives_eager_pytorchs_result_at_sizes_that_were_not_traced(
-    model: VideoModel, built: Built, component: str, sizes: Sizes, record_property: Callable[[str, object], None]
+    pair: Pair, component: str, sizes: Sizes, record_property: Callable[[str, object], None]
 ) -> None:
-    plan = built(component, "fp32")
-    spec = plan.manifest.spec
-    assert sizes != trace_sizes(spec.profile)
-    eager, engine = pair(model, plan)
-    inputs = example_inputs(spec, dict(sizes), seed=7)
+    eager, engine = pair(component, "fp32")
+    assert sizes != trace_sizes(engine.spec.profile)
+    inputs = example_inputs(engine.spec, dict(sizes), seed=7)
     expected, found = eager(inputs), engine(inputs)
     for name in expected:
         greatest = float((expected[name] - found[name]).abs().max())
@@ -269,22 +273,19 @@ def test_an_fp32_engine_gives_eager_pytorchs_result_at_sizes_that_were_not_trace
         assert greatest <= 1e-5 * max(1.0, float(expected[name].abs().max()))
 
 
-def test_the_image_encoder_has_one_size_and_gives_eager_pytorchs_result(model: VideoModel, built: Built) -> None:
-    plan = built("image_encoder", "fp32")
-    assert plan.manifest.spec.profile == ShapeProfile()
-    eager, engine = pair(model, plan)
+def test_the_image_encoder_has_one_size_and_gives_eager_pytorchs_result(pair: Pair) -> None:
+    eager, engine = pair("image_encoder", "fp32")
+    assert engine.spec.profile == ShapeProfile()
     for seed in range(6):
-        inputs = example_inputs(plan.manifest.spec, {}, seed)
+        inputs = example_inputs(engine.spec, {}, seed)
         assert torch.allclose(engine(inputs)["image_embeds"], eager(inputs)["image_embeds"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("component", FAST)
-def test_every_input_of_an_engine_moves_its_output(model: VideoModel, built: Built, component: str) -> None:
-    plan = built(component, "fp32")
-    spec = plan.manifest.spec
-    _, engine = pair(model, plan)
+def test_every_input_of_an_engine_moves_its_output(pair: Pair, component: str) -> None:
+    _, engine = pair(component, "fp32")
     sizes = dict(SHAPES.get(component, [{}])[-1])
-    inputs, others = example_inputs(spec, sizes), example_inputs(spec, sizes, seed=1)
+    inputs, others = (example_inputs(engine.spec, sizes, seed) for seed in (0, 1))
     before = engine(inputs)
     for name in inputs:
         after = engine({**inputs, name: others[name]})
@@ -292,15 +293,13 @@ def test_every_input_of_an_engine_moves_its_output(model: VideoModel, built: Bui
 
 
 @pytest.mark.slow
-def test_every_item_of_the_cores_inputs_moves_its_output(model: VideoModel, built: Built) -> None:
-    """Each branch, each frame and each corner, so that no part of a tensor is left out."""
-    plan = built("core", "fp32")
-    _, engine = pair(model, plan)
-    inputs = example_inputs(plan.manifest.spec, dict(clip(2, 3, 8, 12)))
+def test_every_item_of_the_cores_inputs_moves_its_output(pair: Pair) -> None:
+    """Both branches at both ends of each tensor: the first and the last frame, opposite corners."""
+    _, engine = pair("core", "fp32")
+    inputs = example_inputs(engine.spec, dict(clip(2, 3, 8, 12)))
     before = engine(inputs)["prediction"]
     for name, tensor in inputs.items():
-        ends = [(branch, *[side] * (tensor.ndim - 1)) for branch in (0, 1) for side in (0, -1)][: 2 * tensor.ndim]
-        for place in ends:
+        for place in {(branch, *[side] * (tensor.ndim - 1)) for branch in (0, 1) for side in (0, -1)}:
             changed = tensor.clone()
             changed[place] += 10
             after = engine({**inputs, name: changed})["prediction"]
@@ -311,20 +310,13 @@ def test_every_item_of_the_cores_inputs_moves_its_output(model: VideoModel, buil
 
 @pytest.mark.slow
 @pytest.mark.parametrize("component", ["text_encoder", "image_encoder", "core"])
-def test_an_fp16_engine_passes_the_gate_and_stays_close_at_other_sizes(
-    model: VideoModel, built: Built, component: str
-) -> None:
-    plan = built(component, "fp16")
-    spec = plan.manifest.spec
-    assert plan.manifest.verdict is not None
-    passes(plan.manifest.verdict, "fp16")
-    eager, engine = pair(model, plan)
-    full = EagerRunner(replace(spec, precision="fp32"), lambda: model.load(component, "fp32"), CPU)
-    full.load()
+def test_an_fp16_engine_passes_the_gate_and_stays_close_to_fp32(pair: Pair, built: Built, component: str) -> None:
+    verdict = built(component, "fp16").manifest.verdict
+    assert verdict is not None
+    passes(verdict, "fp16")
+    (_, engine), (eager, _) = pair(component, "fp16"), pair(component, "fp32")
     for sizes in SHAPES.get(component, [{}]):
-        inputs = example_inputs(EngineSpec(spec.network, spec.profile, "fp32"), dict(sizes), seed=3)
-        outputs = [runner(inputs) for runner in (eager, full, engine)]
-        (half, whole, found) = (next(iter(each.values())) for each in outputs)
+        inputs = example_inputs(eager.spec, dict(sizes), seed=3)
+        found, expected = (next(iter(runner(inputs).values())) for runner in (engine, eager))
         assert found.dtype == torch.float16
-        for reference in (half, whole):
-            passes(measure(reference.double().flatten(), found.double().flatten(), dict(sizes)), "fp16")
+        passes(measure(expected.double().flatten(), found.double().flatten(), dict(sizes)), "fp16")
