@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..engine_builder.errors import InputError
+from ..engine_builder.errors import CheckpointError, InputError
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From latents [frames, channels, height, width] and a scalar timestep to the prediction of that shape."""
@@ -54,14 +54,23 @@ class SamplerSettings:
 
 
 def make_scheduler(settings: SamplerSettings, config: Mapping[str, Any]) -> Any:
-    """The diffusers scheduler of that name over the checkpoint's published configuration."""
+    """The diffusers scheduler of that name over the checkpoint's published configuration.
+
+    Raises CheckpointError when diffusers can make nothing of the configuration.
+    """
     import diffusers
 
     class_name, extra = SCHEDULERS[settings.scheduler]
     cls = getattr(diffusers, class_name)
     known = set(inspect.signature(cls.__init__).parameters)
     # The published names that another class does not know would only make it warn.
-    return cls.from_config({name: value for name, value in config.items() if name in known}, **extra)
+    used = {name: value for name, value in config.items() if name in known}
+    try:
+        scheduler = cls.from_config(used, **extra)
+        scheduler.set_timesteps(settings.steps)
+    except Exception as error:  # diffusers raises whatever a senseless configuration leads to
+        raise CheckpointError(f"Expected scheduler_config.json to make a {class_name}, found: {error}.") from error
+    return scheduler
 
 
 def sample(

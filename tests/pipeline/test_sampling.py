@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.errors import InputError
+from i2v_tensorrt.engine_builder.errors import CheckpointError, InputError
 from i2v_tensorrt.pipeline.models.tiny import SCHEDULER
 from i2v_tensorrt.pipeline.sampling import MAX_STEPS, SCHEDULERS, Denoise, SamplerSettings, make_scheduler, sample
 
@@ -186,3 +186,19 @@ def test_settings_that_cannot_be_served(settings: dict[str, object], word: str) 
         SamplerSettings(**settings)
     text = str(error.value)
     assert text.endswith(".") and "\n" not in text and str(list(settings.values())[-1]) in text
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        *((name, "beta_schedule", "no_such") for name in SCHEDULERS),
+        *((name, "num_train_timesteps", "many") for name in SCHEDULERS),
+        ("ddim", "timestep_spacing", 7),
+        ("euler", "timestep_spacing", "no_such"),
+    ],
+)
+def test_a_configuration_that_makes_no_scheduler(name: str, setting: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match="scheduler_config.json") as error:
+        make_scheduler(SamplerSettings(4, name), {**SCHEDULER, setting: value})
+    text = str(error.value)
+    assert text.endswith(".") and "\n" not in text and len(text) < 300
