@@ -145,11 +145,12 @@ class EngineStore:
     def set_verdict(self, plan: Plan, verdict: Verdict) -> Plan:
         """Writes down the verdict on an engine that had none."""
         manifest = replace(plan.manifest, verdict=verdict)
-        staged = plan.folder / f".{FILE_NAME}-{secrets.token_hex(4)}"
         try:
-            staged.write_text(seal(manifest, self._secret()), "utf-8")
-            _fsync(staged)
-            staged.replace(plan.folder / FILE_NAME)
+            with self.staging() as folder:
+                staged = folder / FILE_NAME
+                staged.write_text(seal(manifest, self._secret()), "utf-8")
+                _fsync(staged)
+                staged.replace(plan.folder / FILE_NAME)
         except OSError as error:
             reason = error.strerror or error
             raise StorageError(f"The verdict could not be saved in {plan.folder}: {reason}.") from error

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from i2v_tensorrt.engine_builder import store as store_module
-from i2v_tensorrt.engine_builder.errors import EngineError, StorageError
-from i2v_tensorrt.engine_builder.manifest import FILE_NAME, MAX_BYTES
+from i2v_tensorrt.engine_builder.errors import DamagedEngineError, EngineError, StorageError
+from i2v_tensorrt.engine_builder.manifest import FILE_NAME, MAX_BYTES, Verdict
 from i2v_tensorrt.engine_builder.store import EngineStore, Plan
 
 from .toys import contents, publish, toy_spec
@@ -481,3 +482,46 @@ def test_a_sweep_does_not_mind_what_vanishes_meanwhile(store: EngineStore, monke
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([folder]))
     monkeypatch.setattr(Path, "iterdir", lambda self: iter([folder]))
     assert store.sweep() == 0
+
+
+# Reading once, and verdicts that come later.
+
+
+def test_bytes_are_checked_as_they_are_read(plan: Plan) -> None:
+    assert {name: plan.read(name) for name in FILES} == FILES
+    flip_byte(plan.folder / "network.bin")
+    with pytest.raises(DamagedEngineError, match="network.bin is damaged"):
+        plan.read("network.bin")
+    (plan.folder / "network.bin").unlink()
+    with pytest.raises(DamagedEngineError, match="network.bin is missing"):
+        plan.read("network.bin")
+    (plan.folder / "extra.bin").write_bytes(b"extra")
+    with pytest.raises(DamagedEngineError, match="extra.bin"):
+        plan.read("extra.bin")
+
+
+VERDICT = Verdict(0.9999, 45.0, 1e-3, True, ({"batch": 2},))
+
+
+def test_a_verdict_can_be_written_down_later(store: EngineStore, plan: Plan) -> None:
+    judged = store.set_verdict(plan, VERDICT)
+    assert judged.manifest == replace(plan.manifest, verdict=VERDICT)
+    assert store.find(plan.manifest.key) == judged
+    assert sorted(contents(plan.folder)) == sorted([*FILES, FILE_NAME])
+
+
+@pytest.mark.parametrize("step", ["write_text", "replace"])
+def test_a_verdict_that_cannot_be_saved_leaves_the_engine_as_it_was(
+    store: EngineStore, plan: Plan, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    before = contents(store.root)
+
+    def half(self: Path, *_: object) -> None:
+        self.write_bytes(b"half")
+        fail(errno.ENOSPC)()
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match=os.strerror(errno.ENOSPC)):
+        patch.setattr(Path, step, half if step == "write_text" else fail(errno.ENOSPC))
+        store.set_verdict(plan, VERDICT)
+    assert contents(store.root) == before
+    assert store.find(plan.manifest.key) == plan

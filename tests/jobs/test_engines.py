@@ -20,6 +20,7 @@ from i2v_tensorrt.engine_builder.errors import (
 from i2v_tensorrt.engine_builder.export import example_inputs
 from i2v_tensorrt.engine_builder.spec import EngineSpec, ShapeProfile
 from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.engine_builder.verify import passes
 from i2v_tensorrt.jobs import engines as engines_module
 from i2v_tensorrt.jobs import parallel
 from i2v_tensorrt.jobs.engines import EnginePolicy, EngineSet, clip_sizes
@@ -350,6 +351,27 @@ def test_an_engine_of_another_version_of_the_backend_is_not_taken(make: MakeSet,
     toy.version = "2.0"
     with pytest.raises(MissingEngineError):
         run(make(on_missing="stop"))
+
+
+def test_an_engine_that_nobody_saw_run_is_checked_before_its_first_use(make: MakeSet) -> None:
+    run(make())
+    engines = make()
+    (plan,) = engines.store.plans()
+    engines.store.set_verdict(plan, None)  # type: ignore[arg-type]
+    assert run(engines) == "toy"
+    (plan,) = engines.store.plans()
+    assert plan.manifest.verdict is not None
+    passes(plan.manifest.verdict, "fp32")
+
+
+def test_an_engine_built_elsewhere_that_fails_here_is_not_used(make: MakeSet, toy: ToyBackend) -> None:
+    run(make())
+    engines = make()
+    (plan,) = engines.store.plans()
+    engines.store.set_verdict(plan, None)  # type: ignore[arg-type]
+    toy.fault = lambda prediction: prediction.flip(0)
+    assert run(engines) == "eager"
+    assert "does not give the reference's result" in engines.take_notes()[0]
 
 
 # Backends and precision.

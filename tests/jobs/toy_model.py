@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from i2v_tensorrt.engine_builder.spec import NetworkSpec, ShapeProfile, TensorSpec
+from i2v_tensorrt.engine_builder.spec import DimRange, NetworkSpec, ShapeProfile, TensorSpec
 from i2v_tensorrt.pipeline.models.base import Component
 
 from ..engine_builder.toys import LIMITS, ToyNetwork, ToySource, toy_network
@@ -20,7 +20,8 @@ def chunked(network: NetworkSpec) -> NetworkSpec:
     def renamed(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
         return tuple(replace(t, dims=tuple("chunk" if dim == "batch" else dim for dim in t.dims)) for t in tensors)
 
-    ranges = {"chunk" if name == "batch" else name: limits for name, limits in network.limits.ranges.items()}
+    ranges = {"chunk": DimRange(1, 8, 64), **network.limits.ranges}
+    del ranges["batch"]
     return replace(
         network, inputs=renamed(network.inputs), outputs=renamed(network.outputs), limits=ShapeProfile(ranges)
     )
