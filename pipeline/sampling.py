@@ -69,7 +69,8 @@ def make_scheduler(settings: SamplerSettings, config: Mapping[str, Any]) -> Any:
         scheduler = cls.from_config(used, **extra)
         scheduler.set_timesteps(settings.steps)
     except Exception as error:  # diffusers raises whatever a senseless configuration leads to
-        raise CheckpointError(f"Expected scheduler_config.json to make a {class_name}, found: {error}.") from error
+        reason = str(error).rstrip(".")
+        raise CheckpointError(f"Expected scheduler_config.json to make a {class_name}, found: {reason}.") from error
     return scheduler
 
 

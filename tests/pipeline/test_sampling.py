@@ -201,4 +201,4 @@ def test_a_configuration_that_makes_no_scheduler(name: str, setting: str, value:
     with pytest.raises(CheckpointError, match="scheduler_config.json") as error:
         make_scheduler(SamplerSettings(4, name), {**SCHEDULER, setting: value})
     text = str(error.value)
-    assert text.endswith(".") and "\n" not in text and len(text) < 300
+    assert text.endswith(".") and not text.endswith("..") and "\n" not in text and len(text) < 300
