@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..engine_builder.backends.base import Report
 from ..engine_builder.build import BuildResult
+from ..engine_builder.errors import InputError
 from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.registry import FAMILIES
 from .engines import EngineSet, clip_sizes
@@ -36,8 +37,12 @@ def component_names() -> list[str]:
 def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
     """Builds what is missing and returns a line for each component; `report` hears the whole job's fraction.
 
-    Raises EngineError as soon as one cannot be built: those before it stay.
+    Raises InputError for a component that the model does not have, EngineError as soon as one cannot be
+    built: those before it stay.
     """
+    for component in set(job.components) - set(engines.model.engine_components):
+        known = ", ".join(engines.model.engine_components)
+        raise InputError(f"The networks to compile are {known}, found {component!r}.")
     count = len(job.components)
     sizes = clip_sizes(engines.model, job.width, job.height, job.num_frames)
     lines = []

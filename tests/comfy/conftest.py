@@ -1,6 +1,8 @@
 """One live ComfyUI for all tests of this folder, with the pack linked into it and a tiny checkpoint to run."""
 
+import json
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +70,13 @@ def server(host: ComfyHost, base_directory: Path, server_arguments: list[str]) -
 def client(server: ComfyServer) -> ComfyClient:
     """A client of the server."""
     return ComfyClient(server.url)
+
+
+@pytest.fixture(scope="session")
+def version(server: ComfyServer) -> tuple[int, ...]:
+    """The server's version as numbers: features come and go with it."""
+    with urllib.request.urlopen(f"{server.url}/system_stats") as response:  # noqa: S310 - our own server
+        return tuple(int(part) for part in json.load(response)["system"]["comfyui_version"].split("."))
 
 
 @pytest.fixture(scope="session")

@@ -80,8 +80,16 @@ VALUES = [
 
 @pytest.mark.parametrize(("name", "field", "value", "sentence"), VALUES, ids=lambda value: str(value)[:24])
 def test_a_value_is_refused_before_anything_runs(
-    client: ComfyClient, picture: str, name: str, field: str, value: Any, sentence: str
+    client: ComfyClient,
+    picture: str,
+    version: tuple[int, ...],
+    name: str,
+    field: str,
+    value: Any,
+    sentence: str,
 ) -> None:
+    if sentence.startswith("Value not in list") and version < (0, 8):
+        pytest.skip("this ComfyUI does not check V3 combos: a run does")
     prompt = clip(picture)
     prompt[ENGINES] = published("image_to_video")[ENGINES]
     prompt[BUILDER] = node(

@@ -116,7 +116,9 @@ def test_an_interrupt_ends_the_prompt_and_not_the_server(client: ComfyClient) ->
     assert client.run(probe(steps=1)).status == "success"
 
 
-def test_an_interrupt_of_another_prompt_changes_nothing(client: ComfyClient) -> None:
+def test_an_interrupt_of_another_prompt_changes_nothing(client: ComfyClient, version: tuple[int, ...]) -> None:
+    if version < (0, 3, 57):
+        pytest.skip("this ComfyUI interrupts whatever runs")
     other = client.run(probe(steps=1)).prompt_id
     result = client.run(probe(steps=10), lambda _: client.interrupt(other))
     assert result.status == "success"

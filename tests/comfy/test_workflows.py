@@ -20,6 +20,8 @@ from i2v_tensorrt.tests.comfy.graphs import (
     SMALL,
     Prompt,
     changed,
+    gradient,
+    png,
     published,
     text,
 )
@@ -58,9 +60,8 @@ def without_fingerprints(prompt: Prompt) -> Prompt:
 
 
 @pytest.mark.slow
-def test_image_to_video_runs_through_engines_built_for_the_host(
-    client: ComfyClient, picture: str, base_directory: Path
-) -> None:
+def test_image_to_video_runs_through_engines_built_for_the_host(client: ComfyClient, base_directory: Path) -> None:
+    picture = client.upload_image(png(gradient(blue=99)), "never_encoded.png")
     prompt = small("image_to_video", picture)
     result = client.run(prompt)
     assert (result.status, result.error) == ("success", None)

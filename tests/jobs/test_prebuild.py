@@ -95,3 +95,12 @@ def test_the_components_are_those_of_all_families_once() -> None:
     assert len(set(names)) == len(names)
     assert ALL not in names
     assert all(set(family.engine_components) <= set(names) for family in FAMILIES.values())
+
+
+@pytest.mark.parametrize("component", ["flux", "conditioner", ALL])
+def test_a_network_that_the_model_does_not_compile_is_refused(
+    engines: EngineSet, toy: ToyBackend, component: str
+) -> None:
+    with pytest.raises(InputError, match=rf"^The networks to compile are core, vae_decoder, found '{component}'\.$"):
+        prebuild(engines, Prebuild(("core", component), 48, 64, 4), ignore)
+    assert toy.builds_done == []
