@@ -7,6 +7,10 @@ A leaf: every room may import it.
 class I2VError(Exception):
     """Base of all errors that the pack raises on purpose."""
 
+    def __init_subclass__(cls) -> None:
+        # ComfyUI shows the module before the message: the pack's name says more than the folder it lies in.
+        cls.__module__ = "i2v_tensorrt"
+
 
 class InputError(I2VError):
     """A value from a widget, a socket or a command line is refused."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,16 +35,10 @@ class Denoising:
 
 def encode_clip(engines: EngineSet, request: ClipRequest, cache: ConditioningCache, stage: Stage) -> Conditioning:
     """The clip's conditioning; see `pipeline.conditioning.condition`."""
-    prepared = False
-
-    def run(component: str, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        nonlocal prepared
-        if not prepared:  # only now is it known that the cache has nothing
-            engines.prepare(clip_sizes(engines.model, request.width, request.height, request.num_frames))
-            prepared = True
-        return engines.run(component, inputs)
-
-    return condition(engines.model, request, engines.precision, run, cache, stage)
+    sizes = clip_sizes(engines.model, request.width, request.height, request.num_frames)
+    return condition(
+        engines.model, request, engines.precision, engines.run, cache, stage, lambda: engines.prepare(sizes)
+    )
 
 
 def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoising, on_step: OnStep) -> torch.Tensor:

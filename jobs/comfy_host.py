@@ -140,6 +140,7 @@ def start_server(
         ServerStartError: it ended or stayed silent; the message ends with the log's tail.
     """
     # ComfyUI stops at once when a base directory lacks this folder.
+    base_directory = base_directory.resolve()  # the server runs in ComfyUI's own folder
     (base_directory / "custom_nodes").mkdir(parents=True, exist_ok=True)
     log_path = log_path or base_directory / "comfyui.log"
     port = _free_port()

@@ -31,7 +31,7 @@ class DemoModel:
 def demo_model(cache: Path) -> DemoModel:
     """The bundled model; without one a tiny checkpoint of random weights, made once in `cache`."""
     if (BUNDLED / INDEX).is_file():
-        return DemoModel(BUNDLED, "the bundled demonstration model", "pan left", 128, 16, 20, 5.0, 8)
+        return DemoModel(BUNDLED, "the bundled demonstration model", "pan left", 128, 16, 20, 3.0, 8)
     folder = cache / "checkpoints" / "tiny-random"
     if not (folder / INDEX).is_file():
         write_tiny_checkpoint(folder)

@@ -228,9 +228,9 @@ class EngineSet:
         missing = [name for name in self.model.engine_components if not self.stored(name)]
         if missing and self.policy.on_missing == "stop":
             raise MissingEngineError(_miss(missing[0], {}, [], self.store))
-        found = len(self.model.engine_components) - len(missing)
-        then = f"; {', '.join(missing)}: {self.policy.on_missing} when needed" if missing else ""
-        return f"{line}: engines for {found} of {found + len(missing)} networks{then}"
+        count = len(self.model.engine_components)
+        then = ", the rest " + ("is built when needed" if self.policy.on_missing == "build" else "runs eager")
+        return f"{line}\nengines: {count - len(missing)} of {count}{then if missing else ''}"
 
     def unload(self) -> None:
         """Gives back the device memory of every runner."""

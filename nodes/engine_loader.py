@@ -54,6 +54,6 @@ class EngineLoader(io.ComfyNode):
             engines = EngineSet(
                 model.model, host.engine_store(), policy, host.device(), host.HostResidency(), host.tell_build
             )
-            line = engines.summary()
-        host.say(cls.hidden.unique_id, line)
-        return io.NodeOutput(engines, ui=host.text_ui([line]))
+            text = engines.summary()
+        host.say(cls.hidden.unique_id, text)
+        return io.NodeOutput(engines, ui=host.text_ui([text]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -107,17 +107,25 @@ def conditioning_key(model: VideoModel, request: ClipRequest, precision: str) ->
 
 
 def condition(
-    model: VideoModel, request: ClipRequest, precision: str, run: Run, cache: ConditioningCache, stage: Stage
+    model: VideoModel,
+    request: ClipRequest,
+    precision: str,
+    run: Run,
+    cache: ConditioningCache,
+    stage: Stage,
+    prepare: Callable[[], None] = lambda: None,
 ) -> Conditioning:
     """The request's conditioning, encoded now or found in the cache.
 
-    `run` is called only when nothing is found. Raises InputError for a request that cannot be served.
+    Only when nothing is found, `prepare` is called once, outside of what counts as encoding, and then
+    `run`. Raises InputError for a request that cannot be served.
     """
     check_request(request)
     key = conditioning_key(model, request, precision)
     hit = cache.get(key)
     if hit is not None:
         return _conditioning(model, request, hit.encoded, hit.place, hit.encode_s)
+    prepare()
     started = time.monotonic()
     encoded = model.encode(request, run, stage)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in encoded.tensors.values()):

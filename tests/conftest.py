@@ -27,6 +27,13 @@ if "i2v_tensorrt" not in sys.modules:
     _alias_package()
 
 
+def pytest_collection_finish() -> None:
+    """One thread: networks this small only wait for a second one, for minutes where other work goes on."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint of random weights in the published layout; read it, never change it."""

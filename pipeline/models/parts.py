@@ -80,6 +80,11 @@ def load_part(part: Part, precision: str) -> Any:
                 ignore_mismatched_sizes=True,  # reported, and refused below
                 **({"low_cpu_mem_usage": False} if part.name in ("unet", "vae") else {}),
             )
+    except ImportError as error:
+        raise CheckpointError(
+            f"Loading {part.name} needs the package {error.name}, which is missing: "
+            "install the pack's requirements.txt into ComfyUI's Python."
+        ) from error
     except Exception as error:  # the libraries raise whatever a senseless configuration leads to
         raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {_reason(error)}.") from error
     _check_fit(part, report)

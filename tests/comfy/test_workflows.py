@@ -65,7 +65,7 @@ def test_image_to_video_runs_through_engines_built_for_the_host(client: ComfyCli
     prompt = small("image_to_video", picture)
     result = client.run(prompt)
     assert (result.status, result.error) == ("success", None)
-    assert "engines for 0 of 5 networks" in text(result, ENGINES)
+    assert "engines: 0 of 5" in text(result, ENGINES)
     assert "built in" in text(result, CONDITIONING)
     assert all("onnxruntime, fp32" in text(result, name) for name in (SAMPLER, DECODE))
     assert len(list((base_directory / "models" / "i2v_engines").glob("*/manifest.json"))) == 5

@@ -1,10 +1,11 @@
 """An engine's name: the same in every process, another for every difference."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from i2v_tensorrt.engine_builder.spec import PRECISIONS, EngineSpec, ShapeProfil
 
 from .toys import LIMITS, TARGET, toy_spec
 
-TESTS = Path(__file__).resolve().parents[1]
+CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
 CHILD = """
-import runpy, sys
+import json, runpy, sys
 runpy.run_path(sys.argv[1])
-toys = runpy.run_path(sys.argv[2])
 from i2v_tensorrt.engine_builder.key import engine_key
-print(engine_key(toys["toy_spec"](), toys["TARGET"]))
+from i2v_tensorrt.engine_builder.spec import Target, spec_from_dict
+print(engine_key(spec_from_dict(json.loads(sys.argv[2])), Target(**json.loads(sys.argv[3]))))
 """
 
 
@@ -111,7 +112,8 @@ def test_a_key_is_a_name_that_every_file_system_takes() -> None:
 
 @pytest.mark.parametrize("seed", ["0", "1", "4242"])
 def test_the_key_is_the_same_in_every_process(seed: str) -> None:
-    command = [sys.executable, "-c", CHILD, str(TESTS / "conftest.py"), str(TESTS / "engine_builder" / "toys.py")]
+    data = [json.dumps(asdict(part)) for part in (SPEC, TARGET)]
+    command = [sys.executable, "-c", CHILD, str(CONFTEST), *data]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
     )

@@ -23,7 +23,7 @@ from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.engine_builder.verify import passes
 from i2v_tensorrt.jobs import engines as engines_module
 from i2v_tensorrt.jobs import parallel
-from i2v_tensorrt.jobs.engines import EnginePolicy, EngineSet, clip_sizes
+from i2v_tensorrt.jobs.engines import MISS_POLICIES, EnginePolicy, EngineSet, clip_sizes
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend, ToyNetwork, contents
@@ -475,17 +475,21 @@ def test_it_describes_how_a_component_last_ran(make: MakeSet) -> None:
     assert [run(engines), run(engines, ODD), run(engines)] == ["toy", "eager", "toy"]
 
 
-def test_the_summary_counts_what_is_there(make: MakeSet, toy: ToyBackend) -> None:
-    assert make().summary() == "toy, fp32 on cpu: engines for 0 of 2 networks; core, vae_decoder: build when needed"
+def test_the_summary_counts_what_is_there_and_says_what_becomes_of_the_rest(make: MakeSet, toy: ToyBackend) -> None:
+    def told(**policy: str) -> list[str]:
+        return make(**policy).summary().splitlines()
+
+    assert told() == ["toy, fp32 on cpu", "engines: 0 of 2, the rest is built when needed"]
     run(make())
-    assert make(on_missing="eager").summary().endswith("engines for 1 of 2 networks; vae_decoder: eager when needed")
+    assert told(on_missing="eager")[1] == "engines: 1 of 2, the rest runs eager"
     with pytest.raises(MissingEngineError, match="no engine for vae_decoder"):
-        make(on_missing="stop").summary()
+        told(on_missing="stop")
     make().build("vae_decoder", SIZES, InProcess())
-    assert make(on_missing="stop").summary() == "toy, fp32 on cpu: engines for 2 of 2 networks"
-    assert make(backend="eager").summary() == "eager, fp32 on cpu"
+    for on_missing in MISS_POLICIES:
+        assert told(on_missing=on_missing)[1] == "engines: 2 of 2"
+    assert told(backend="eager") == ["eager, fp32 on cpu"]
     toy.available = Availability(False, "The toy is lost.", INSTALL)
-    assert INSTALL in make().summary()
+    assert INSTALL in told()[0]
 
 
 def test_preparing_builds_all_that_a_clip_lacks_and_nothing_else(make: MakeSet, toy: ToyBackend) -> None:
