@@ -25,6 +25,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--out", type=Path, default=PACK / "out", metavar="DIR", help="where the files go (%(default)s)")
     top.add_argument("--image", type=Path, default=PICTURE, metavar="FILE", help="the picture (%(default)s)")
     top.add_argument("--prompt", metavar="TEXT", help="what should happen; the default depends on the model")
+    top.add_argument("--four", action="store_true", help="four prompts on the one picture, on one contact sheet")
+    top.add_argument("--tiny", action="store_true", help="random weights instead of the bundled model: quick noise")
     top.add_argument("--seed", type=int, default=1, metavar="N", help="another seed gives another clip (%(default)s)")
     top.add_argument("--without-comfyui", action="store_true", help="run right here even if a ComfyUI is found")
     return top
@@ -34,10 +36,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs the demo and returns the exit status: 0, or 1 after one sentence on what went wrong."""
     options = parser().parse_args(argv)
     try:
-        model = demo_model(CACHE)
+        model = demo_model(CACHE, tiny=options.tiny)
         job = _job(options, model)
         run, way = _run(job, options.without_comfyui)
-        sheet = _contact_sheet(job.video)
+        sheet = _contact_sheet(job)
     except (I2VError, OSError) as error:
         sys.stderr.write(f"run.py demo: {error}\n")
         return 1
@@ -48,7 +50,10 @@ def main(argv: Sequence[str]) -> int:
 def _job(options: argparse.Namespace, model: DemoModel) -> DemoJob:
     out = options.out.expanduser().resolve()
     out.mkdir(parents=True, exist_ok=True)
-    return DemoJob(model, options.image, options.prompt or model.prompt, options.seed, out / "demo.mp4", CACHE)
+    prompts = model.prompts if options.four else model.prompts[:1] if options.prompt is None else (options.prompt,)
+    names = [f"demo_{number}.mp4" for number in range(1, len(prompts) + 1)] if options.four else ["demo.mp4"]
+    clips = tuple((prompt, out / name) for prompt, name in zip(prompts, names, strict=True))
+    return DemoJob(model, options.image, options.seed, clips, CACHE)
 
 
 def _run(job: DemoJob, without_comfyui: bool) -> tuple[DemoRun, str]:
@@ -64,12 +69,15 @@ def _run(job: DemoJob, without_comfyui: bool) -> tuple[DemoRun, str]:
         return run_here(job), f"Ran here, because ComfyUI at {host.directory} did not do it: {error}"
 
 
-def _contact_sheet(video: Path) -> Path:
-    from ..pipeline.contact_sheet import contact_sheet
+def _contact_sheet(job: DemoJob) -> Path:
+    """One clip's frames on a sheet, or a row of them for each of several clips."""
+    from ..pipeline.contact_sheet import captioned, contact_sheet
     from ..pipeline.video_reader import read_video
 
-    path = video.with_name("demo_contact_sheet.png")
-    contact_sheet(read_video(video)).save(path)
+    path = job.clips[0][1].with_name("demo_contact_sheet.png")
+    count, columns = (6, 6) if len(job.clips) > 1 else (8, 4)
+    rows = [(prompt, contact_sheet(read_video(video), count=count, columns=columns)) for prompt, video in job.clips]
+    captioned(rows).save(path)
     return path
 
 
@@ -77,7 +85,5 @@ def _report(job: DemoJob, run: DemoRun, way: str, sheet: Path) -> str:
     rows = [*run.times.items(), ("total", sum(run.times.values()))]
     table = "\n".join(f"  {stage:<16}{elapsed_s:>8.2f} s" for stage, elapsed_s in rows)
     notes = "".join(f"  {note}\n" for note in run.notes)
-    return (
-        f"\n{way}\nModel: {job.model.describes}\nPrompt: {job.prompt}\n\n{table}\n\n{notes}\n"
-        f"Video:         {job.video}\nContact sheet: {sheet}\n"
-    )
+    videos = "".join(f"{prompt}: {video}\n" for prompt, video in job.clips)
+    return f"\n{way}\nModel: {job.model.describes}\n\n{table}\n\n{notes}\n{videos}Contact sheet: {sheet}\n"

@@ -10,17 +10,19 @@ from ..pipeline.models.tiny import write_tiny_checkpoint
 
 PACK = Path(__file__).resolve().parent.parent
 BUNDLED = PACK / "demo_model"
+BUNDLED_NAME = "i2v-demo"
+"""How workflows name the bundled model, wherever the pack lies."""
 PICTURE = PACK / "workflows" / "pictures" / "lake.png"
-NEGATIVE = "distorted, discontinuous, ugly, blurry, low resolution, motionless, static"
 
 
 @dataclass(frozen=True)
 class DemoModel:
-    """A checkpoint with a clip that it makes in seconds; sizes in pixels."""
+    """A checkpoint with clips that it makes in seconds; sizes in pixels. The first prompt is the default."""
 
+    name: str
     folder: Path
     describes: str
-    prompt: str
+    prompts: tuple[str, ...]
     side: int
     num_frames: int
     steps: int
@@ -28,12 +30,14 @@ class DemoModel:
     fps: int
 
 
-def demo_model(cache: Path) -> DemoModel:
-    """The bundled model; without one a tiny checkpoint of random weights, made once in `cache`."""
-    if (BUNDLED / INDEX).is_file():
-        return DemoModel(BUNDLED, "the bundled demonstration model", "pan left", 128, 16, 20, 3.0, 8)
+def demo_model(cache: Path, *, tiny: bool = False) -> DemoModel:
+    """The bundled model; or a tiny checkpoint of random weights, made once in `cache`."""
+    if not tiny:
+        prompts = ("zoom in slowly", "pan left", "rotate clockwise", "still")
+        return DemoModel(BUNDLED_NAME, BUNDLED, "the bundled demonstration model", prompts, 128, 16, 20, 3.0, 8)
     folder = cache / "checkpoints" / "tiny-random"
     if not (folder / INDEX).is_file():
         write_tiny_checkpoint(folder)
-    prompt = "a red boat drifts to the right on a calm lake"
-    return DemoModel(folder, "a tiny checkpoint of random weights: its pictures are noise", prompt, 128, 8, 8, 9.0, 8)
+    prompts = ("a red boat drifts to the right on a calm lake", "pan left", "zoom in", "still")
+    describes = "a tiny checkpoint of random weights: its pictures are noise"
+    return DemoModel(folder.name, folder, describes, prompts, 128, 8, 8, 9.0, 8)

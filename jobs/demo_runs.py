@@ -18,22 +18,23 @@ from ..pipeline.sampling import SamplerSettings
 from .clip import Denoising, decode_clip, encode_clip, sample_clip
 from .comfy_client import ComfyClient, Event, RunResult, ServerError
 from .comfy_host import ComfyHost, link_pack, start_server
-from .demo_model import NEGATIVE, PACK, DemoModel
-from .engines import EnginePolicy, EngineSet
+from .demo_model import BUNDLED_NAME, PACK, DemoModel
+from .engines import EnginePolicy, EngineSet, clip_sizes
 
 ARGUMENTS = ("--disable-api-nodes", "--database-url", "sqlite:///:memory:")
-STAGES = {"2": "open model", "3": "find engines", "4": "encode", "5": "denoise", "6": "decode", "7": "save"}
+FREE_BYTES = 1 << 30
+"""What decoding may take without ComfyUI, which would know how much there is."""
+STAGES = {"2": "open model", "3": "find engines", "4": "build, encode", "5": "denoise", "6": "decode", "7": "save"}
 
 
 @dataclass(frozen=True)
 class DemoJob:
-    """What to make and where: the model, the picture's file, prompt, seed, the video's path."""
+    """What to make and where: the model, the picture's file, the seed, and each prompt with its video's path."""
 
     model: DemoModel
     picture: Path
-    prompt: str
     seed: int
-    video: Path
+    clips: tuple[tuple[str, Path], ...]
     cache: Path
 
 
@@ -43,6 +44,10 @@ class DemoRun:
 
     times: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def add(self, stage: str, elapsed_s: float) -> None:
+        """Counts seconds to a stage."""
+        self.times[stage] = self.times.get(stage, 0.0) + elapsed_s
 
 
 def run_here(job: DemoJob) -> DemoRun:
@@ -55,22 +60,27 @@ def run_here(job: DemoJob) -> DemoRun:
     from ..pipeline.video_format import VideoOptions
 
     run, clock = DemoRun(), _Clock()
+    picture = rgb(Image.open(job.picture))
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     store = EngineStore(job.cache / "engines")
     engines = EngineSet(open_model(job.model.folder), store, EnginePolicy(shapes="exact"), device)
-    side, frames = job.model.side, job.model.num_frames
-    request = ClipRequest(rgb(Image.open(job.picture)), job.prompt, NEGATIVE, side, side, frames, job.model.fps)
-    run.times["open model"] = clock.lap()
-    conditioning = encode_clip(engines, request, ConditioningCache(job.cache / "conditioning"), _ignore)
-    run.times["encode"] = clock.lap()
-    sampler = SamplerSettings(job.model.steps)
-    latents = sample_clip(engines, conditioning, Denoising(job.seed, job.model.guidance_scale, sampler), _ignore)
-    run.times["denoise"] = clock.lap()
-    pictures = decode_clip(engines, latents, chunk_size(1 << 30, side, side, frames), _ignore)
-    run.times["decode"] = clock.lap()
-    info = write_video(pictures, job.video, VideoOptions("mp4-h264", float(job.model.fps)))
-    run.times["save"] = clock.lap()
-    run.notes += [*conditioning.notes, *engines.take_notes(), *info.notes]
+    model, side, frames = job.model, job.model.side, job.model.num_frames
+    cache = ConditioningCache(job.cache / "conditioning")
+    denoising = Denoising(job.seed, model.guidance_scale, SamplerSettings(model.steps))
+    run.add("open model", clock.lap())
+    engines.prepare(clip_sizes(engines.model, side, side, frames))
+    run.add("build engines", clock.lap())
+    for prompt, video in job.clips:
+        request = ClipRequest(picture, prompt, "", side, side, frames, model.fps)
+        conditioning = encode_clip(engines, request, cache, _ignore)
+        run.add("encode", clock.lap())
+        latents = sample_clip(engines, conditioning, denoising, _ignore)
+        run.add("denoise", clock.lap())
+        pictures = decode_clip(engines, latents, chunk_size(FREE_BYTES, side, side, frames), _ignore)
+        run.add("decode", clock.lap())
+        info = write_video(pictures, video, VideoOptions("mp4-h264", float(model.fps)))
+        run.add("save", clock.lap())
+        run.notes += [*conditioning.notes, *engines.take_notes(), *info.notes]
     return run
 
 
@@ -81,33 +91,35 @@ def run_in_comfyui(job: DemoJob, host: ComfyHost) -> DemoRun:
     """
     base = job.cache / "comfyui"
     link_pack(PACK, base)
-    _link(job.model.folder, base / "models" / "i2v" / job.model.folder.name)
+    if job.model.name != BUNDLED_NAME:  # which the pack brings along
+        _link(job.model.folder, base / "models" / "i2v" / job.model.name)
     _link(job.cache / "engines", base / "models" / "i2v_engines")
     clock = _Clock()
     with start_server(host, base, [*ARGUMENTS, *_device_arguments()], log_path=job.cache / "comfyui.log") as server:
         run = DemoRun({"start ComfyUI": clock.lap()})
-        client, stages = ComfyClient(server.url), _StageTimes(run.times)
-        workflow = _workflow(job, client.upload_image(job.picture))
-        result = client.run(workflow, on_event=stages.hear)
-        if result.status != "success":
-            raise ServerError(f"the workflow failed in ComfyUI: {result.error}")
-        stages.end()
-        saved = result.outputs["7"]["images"][0]
-        job.video.write_bytes(client.view(saved["filename"], saved["subfolder"], saved["type"]))
-    run.notes += _texts(result)
+        client, stages = ComfyClient(server.url), _StageTimes(run)
+        picture = client.upload_image(job.picture)
+        for prompt, video in job.clips:
+            result = client.run(_workflow(job, picture, prompt), on_event=stages.hear)
+            if result.status != "success":
+                raise ServerError(f"the workflow failed in ComfyUI: {result.error}")
+            stages.end()
+            saved = result.outputs["7"]["images"][0]
+            video.write_bytes(client.view(saved["filename"], saved["subfolder"], saved["type"]))
+            run.notes += _texts(result)
     return run
 
 
-def _workflow(job: DemoJob, picture: str) -> dict[str, Any]:
+def _workflow(job: DemoJob, picture: str, prompt: str) -> dict[str, Any]:
     """The published API workflow with the demo's own values."""
     workflow = json.loads((PACK / "workflows" / "api" / "image_to_video.json").read_text("utf-8"))
     model = job.model
     values: Mapping[str, Mapping[str, Any]] = {
         "1": {"image": picture},
-        "2": {"checkpoint": model.folder.name},
+        "2": {"checkpoint": model.name},
         "4": {
-            "prompt": job.prompt,
-            "negative_prompt": NEGATIVE,
+            "prompt": prompt,
+            "negative_prompt": "",
             "width": model.side,
             "height": model.side,
             "num_frames": model.num_frames,
@@ -157,8 +169,8 @@ class _Clock:
 class _StageTimes:
     """Turns ComfyUI's `executing` messages into seconds by stage."""
 
-    def __init__(self, times: dict[str, float]) -> None:
-        self._times = times
+    def __init__(self, run: DemoRun) -> None:
+        self._run = run
         self._clock = _Clock()
         self._stage: str | None = None
 
@@ -170,7 +182,7 @@ class _StageTimes:
     def end(self) -> None:
         elapsed_s = self._clock.lap()
         if self._stage is not None:
-            self._times[self._stage] = self._times.get(self._stage, 0.0) + elapsed_s
+            self._run.add(self._stage, elapsed_s)
         self._stage = None
 
 

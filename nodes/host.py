@@ -30,6 +30,7 @@ from ..engine_builder.backends.base import Runner
 from ..engine_builder.backends.registry import choose_backend
 from ..engine_builder.errors import CheckpointError, I2VError, StorageError
 from ..engine_builder.store import EngineStore
+from ..jobs.demo_model import BUNDLED, BUNDLED_NAME
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.models.checkpoint import INDEX
 from .paths import check_name, inside
@@ -51,12 +52,17 @@ def register_folders() -> None:
 
 
 def checkpoints() -> dict[str, Path]:
-    """Every folder with a model_index.json below models/i2v and models/diffusers, by its relative name."""
+    """Every folder with a model_index.json below models/i2v and models/diffusers, by its relative name.
+
+    Last the model that the pack brings along, unless one of that name is there.
+    """
     found: dict[str, Path] = {}
     for root in _checkpoint_roots():
         for depth in range(1, _SEARCH_DEPTH + 1):
             for index in sorted(root.glob("/".join(["*"] * depth + [INDEX]))):
                 found.setdefault(index.parent.relative_to(root).as_posix(), index.parent)
+    if (BUNDLED / INDEX).is_file():
+        found.setdefault(BUNDLED_NAME, BUNDLED)
     return found
 
 

@@ -1,6 +1,7 @@
 """A clip at a glance: some of its frames, numbered, on one picture."""
 
 import math
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -9,7 +10,8 @@ from ..engine_builder.errors import InputError
 from .frames import evenly_chosen, make_clip, to_rgb8
 
 GAP, LABEL_HEIGHT, LABEL_SIZE = 8, 18, 12
-BACKGROUND, LABEL_COLOUR = (24, 24, 28), (200, 200, 205)
+CAPTION_HEIGHT, CAPTION_SIZE = 28, 15
+BACKGROUND, LABEL_COLOUR, CAPTION_COLOUR = (24, 24, 28), (200, 200, 205), (240, 240, 245)
 # Small frames are enlarged to this width, as far as the sheet has room.
 MIN_TILE_WIDTH = 192
 
@@ -48,6 +50,18 @@ def contact_sheet(
             middle = (left + width / 2, top + height + LABEL_HEIGHT / 2)
             draw.text(middle, str(index), LABEL_COLOUR, font, anchor="mm")
     return sheet
+
+
+def captioned(rows: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Sheets one below the other, each under its caption."""
+    height = sum(sheet.height + CAPTION_HEIGHT for _, sheet in rows)
+    whole = Image.new("RGB", (max(sheet.width for _, sheet in rows), height), BACKGROUND)
+    draw, font, top = ImageDraw.Draw(whole), ImageFont.load_default(CAPTION_SIZE), 0
+    for caption, sheet in rows:
+        draw.text((GAP, top + CAPTION_HEIGHT / 2 + GAP / 2), caption, CAPTION_COLOUR, font, anchor="lm")
+        whole.paste(sheet, (0, top + CAPTION_HEIGHT))
+        top += CAPTION_HEIGHT + sheet.height
+    return whole
 
 
 def _tile(frame: Tensor, width: int, height: int) -> Image.Image:

@@ -1,0 +1,60 @@
+"""`run.py demo`: what it asks for, what it leaves behind, and what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from i2v_tensorrt.jobs import demo
+from i2v_tensorrt.jobs.demo_model import BUNDLED, demo_model
+from i2v_tensorrt.jobs.demo_runs import DemoJob, run_here
+from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.video_reader import read_video
+
+
+def job_for(*arguments: str, out: Path) -> DemoJob:
+    options = demo.parser().parse_args(["--out", str(out), *arguments])
+    return demo._job(options, demo_model(out))
+
+
+def test_one_prompt_is_one_video(tmp_path: Path) -> None:
+    job = job_for("--prompt", "pan up", out=tmp_path)
+    assert job.clips == (("pan up", tmp_path / "demo.mp4"),)
+
+
+def test_four_prompts_are_four_videos_of_one_picture(tmp_path: Path) -> None:
+    job = job_for("--four", out=tmp_path)
+    assert len({prompt for prompt, _ in job.clips}) == len({video for _, video in job.clips}) == 4
+
+
+def test_the_bundled_model_is_taken_by_no_special_path() -> None:
+    model = open_model(BUNDLED)
+    assert set(model.engine_components) <= set(model.components)
+
+
+def test_a_picture_that_is_not_there_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--out", str(tmp_path), "--image", str(tmp_path / "none.png"), "--without-comfyui"]
+    assert demo.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "none.png" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_the_whole_job_without_comfyui(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Engines are built, then found; the video and the sheet are what was asked for."""
+    monkeypatch.setattr(demo, "CACHE", tmp_path / "cache")
+    assert demo.main(["--out", str(tmp_path), "--tiny", "--without-comfyui"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("engine built in") == 5
+    assert str(tmp_path / "demo.mp4") in said
+    assert read_video(tmp_path / "demo.mp4").shape == (8, 128, 128, 3)
+    with Image.open(tmp_path / "demo_contact_sheet.png") as sheet:
+        assert sheet.width > 128
+    options = demo.parser().parse_args(["--out", str(tmp_path), "--tiny"])
+    again = run_here(demo._job(options, demo_model(tmp_path / "cache", tiny=True)))
+    assert not any("built" in note for note in again.notes)
