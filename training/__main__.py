@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--states", type=Path, default=ROOT / "out" / "training", help="where runs keep their states")
     top.add_argument("--out", type=Path, default=ROOT / "out" / "evaluation")
     top.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    top.add_argument("--begin", type=Path, help="a checkpoint folder whose weights to start from")
     top.add_argument("--tiny", action="store_true", help="networks of a size for tests")
     top.add_argument("--pixels", type=int, default=128)
     top.add_argument("--frames", type=int, default=16)
@@ -55,7 +56,10 @@ def plan(options: argparse.Namespace) -> Plan:
 def fresh(options: argparse.Namespace) -> tuple[nets.Networks, nets.Sizes]:
     """Networks from the seed, with whatever the stages before have learnt."""
     sizes = nets.Sizes.tiny() if options.tiny else nets.Sizes()
-    networks = nets.build(sizes, SEED)
+    if options.begin:
+        networks = nets.load_folder(options.begin, torch.device("cpu"), torch.float32)
+    else:
+        networks = nets.build(sizes, SEED)
     for stage in ("vae", "motion"):
         meta = load_meta(options.states / stage)
         if meta is None or stage == options.command:
