@@ -16,6 +16,7 @@ PUBLISHED = Path(__file__).resolve().parents[2] / "workflows" / "api"
 CHECKPOINT = "tiny-random"
 # Node ids of workflows/api/image_to_video.json, which the prompts made here keep.
 PICTURE, LOADER, ENGINES, CONDITIONING, SAMPLER, DECODE, SAVE = "1234567"
+BUILDER = "8"
 SMALL = {
     LOADER: {"checkpoint": CHECKPOINT},
     CONDITIONING: {"width": 64, "height": 64, "num_frames": 4, "fps": 8},
@@ -60,6 +61,13 @@ def only(prompt: Prompt, *names: str) -> Prompt:
 def encoding(picture: str, *changes: Mapping[str, Mapping[str, Any]]) -> Prompt:
     """`clip` up to the conditioning."""
     return only(clip(picture, *changes), PICTURE, LOADER, CONDITIONING)
+
+
+def builder(**inputs: Any) -> dict[str, Any]:
+    """An Engine Builder behind the Model Loader, at the size of `SMALL`."""
+    settings = {"component": "image_encoder", "shape_policy": "exact", "width": 64, "height": 64, "num_frames": 4}
+    engine = {"precision": "auto", "backend": "auto", "force": False}
+    return node("I2VTRT_EngineBuilder", model=[LOADER, 0], **{**settings, **engine, **inputs})
 
 
 def save(picture: str, **inputs: Any) -> Prompt:

@@ -7,6 +7,7 @@ import pytest
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient, PromptRefusedError
 from i2v_tensorrt.tests.comfy.graphs import (
+    BUILDER,
     CONDITIONING,
     DECODE,
     ENGINES,
@@ -14,6 +15,7 @@ from i2v_tensorrt.tests.comfy.graphs import (
     PICTURE,
     SAMPLER,
     SAVE,
+    builder,
     clip,
     node,
     published,
@@ -21,7 +23,6 @@ from i2v_tensorrt.tests.comfy.graphs import (
 )
 
 NAN, INFINITY = float("nan"), float("inf")
-BUILDER = "8"
 
 VALUES = [
     (CONDITIONING, "width", 65, "Width is a multiple of 8, found 65: the nearest is 64."),
@@ -92,18 +93,7 @@ def test_a_value_is_refused_before_anything_runs(
         pytest.skip("this ComfyUI does not check V3 combos: a run does")
     prompt = clip(picture)
     prompt[ENGINES] = published("image_to_video")[ENGINES]
-    prompt[BUILDER] = node(
-        "I2VTRT_EngineBuilder",
-        model=[LOADER, 0],
-        component="all",
-        shape_policy="exact",
-        width=64,
-        height=64,
-        num_frames=4,
-        precision="auto",
-        backend="auto",
-        force=False,
-    )
+    prompt[BUILDER] = builder()
     prompt["9"] = node("PreviewAny", source=[ENGINES, 0])
     prompt[name]["inputs"][field] = value
     with pytest.raises(PromptRefusedError) as caught:

@@ -66,7 +66,7 @@ def test_a_missing_engine_runs_eager_with_a_warning(client: ComfyClient, picture
     result = client.run(with_loader(picture, on_missing="eager"))
     assert (result.status, result.error) == ("success", None)
     assert "core runs in eager PyTorch, which is slower." in text(result, SAMPLER)
-    assert "eager, fp32" in text(result, SAMPLER)
+    assert text(result, SAMPLER).splitlines()[1].startswith("eager, ")
     assert "vae_decoder runs in eager PyTorch, which is slower." in text(result, DECODE)
 
 
@@ -82,7 +82,8 @@ def test_a_missing_engine_stops_when_it_shall(client: ComfyClient, picture: str)
 def test_eager_as_a_backend_needs_no_engine(client: ComfyClient, picture: str) -> None:
     result = client.run(with_loader(picture, on_missing="stop", backend="eager"))
     assert result.error is None
-    assert text(result, ENGINES) == "eager, fp32 on cpu"
+    assert text(result, ENGINES).startswith("eager, ")
+    assert "slower" not in text(result, SAMPLER)
 
 
 def assert_one_sentence(error: str) -> None:

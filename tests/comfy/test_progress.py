@@ -12,12 +12,14 @@ from websockets.sync.client import connect
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient, Event, RunResult
 from i2v_tensorrt.tests.comfy.graphs import (
+    BUILDER,
     CONDITIONING,
     DECODE,
     LOADER,
     PICTURE,
     SAMPLER,
     SAVE,
+    builder,
     clip,
     file_names,
     node,
@@ -25,7 +27,6 @@ from i2v_tensorrt.tests.comfy.graphs import (
 )
 
 TEXT_MESSAGE = 3
-BUILDER = "8"
 
 
 @pytest.fixture(scope="module")
@@ -155,20 +156,7 @@ def test_an_interrupt_while_building_leaves_no_engine(
         return {name for name in names if not name.startswith((".locks", ".logs", ".secret"))}
 
     before = engines() | {".staging"}
-    prompt = only(clip(picture), LOADER) | {
-        BUILDER: node(
-            "I2VTRT_EngineBuilder",
-            model=[LOADER, 0],
-            component="image_encoder",
-            shape_policy="exact",
-            width=64,
-            height=64,
-            num_frames=4,
-            precision="auto",
-            backend="auto",
-            force=True,
-        )
-    }
+    prompt = only(clip(picture), LOADER) | {BUILDER: builder(force=True)}
     result = client.run(prompt, interrupt_at(client, BUILDER, percent))
     assert (result.status, result.error) == ("interrupted", f"node {BUILDER} (I2VTRT_EngineBuilder) was interrupted")
     assert result.progress[BUILDER][-1][0] < 95  # published

@@ -9,16 +9,20 @@ from typing import Any
 import av
 import pytest
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient
+from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
+from i2v_tensorrt.jobs.engines import MISS_POLICIES
 from i2v_tensorrt.tests.comfy.graphs import (
+    BUILDER,
     CONDITIONING,
     DECODE,
     ENGINES,
+    LOADER,
     PICTURE,
     SAMPLER,
     SAVE,
     SMALL,
     Prompt,
+    builder,
     changed,
     gradient,
     png,
@@ -59,28 +63,57 @@ def without_fingerprints(prompt: Prompt) -> Prompt:
     return {name: {key: value for key, value in node.items() if key != "is_changed"} for name, node in prompt.items()}
 
 
-@pytest.mark.slow
-def test_image_to_video_runs_through_engines_built_for_the_host(client: ComfyClient, base_directory: Path) -> None:
-    picture = client.upload_image(png(gradient(blue=99)), "never_encoded.png")
-    prompt = small("image_to_video", picture)
-    result = client.run(prompt)
+@pytest.fixture(scope="module")
+def fresh_picture(client: ComfyClient) -> str:
+    """A picture that no other test has encoded, so that every engine is needed."""
+    return client.upload_image(png(gradient(blue=99)), "fresh.png")
+
+
+@pytest.fixture(scope="module")
+def built(client: ComfyClient, fresh_picture: str) -> RunResult:
+    """The published graph, whose Engine Loader finds nothing and builds all five engines."""
+    result = client.run(small("image_to_video", fresh_picture))
     assert (result.status, result.error) == ("success", None)
-    assert "engines: 0 of 5" in text(result, ENGINES)
-    assert "built in" in text(result, CONDITIONING)
-    assert all("onnxruntime, fp32" in text(result, name) for name in (SAMPLER, DECODE))
-    assert len(list((base_directory / "models" / "i2v_engines").glob("*/manifest.json"))) == 5
+    return result
 
-    (described,) = result.outputs[SAVE]["images"]
-    video = saved(client, described)
-    assert "mp4" in video.container
-    assert (video.width, video.height, video.fps, video.num_frames) == (64, 64, 8, 4)
-    assert without_fingerprints(json.loads(video.metadata["prompt"])) == prompt
-    assert str(base_directory) not in video.metadata["prompt"]
 
-    again = client.run(changed(prompt, {SAMPLER: {"seed": 2}}))
-    assert again.status == "success"
-    assert "onnxruntime, fp32" in text(again, SAMPLER)
-    assert not any("built in" in text(again, name) for name in (SAMPLER, DECODE))
+@pytest.mark.slow
+class TestThroughEngines:
+    def test_they_are_built_for_the_host(self, built: RunResult, base_directory: Path) -> None:
+        assert "engines: 0 of 5" in text(built, ENGINES)
+        assert "built in" in text(built, CONDITIONING)
+        assert not any("eager" in text(built, name) for name in (CONDITIONING, SAMPLER, DECODE))
+        assert len(list((base_directory / "models" / "i2v_engines").glob("*/manifest.json"))) == 5
+
+    def test_the_clip_is_an_mp4_with_its_prompt_inside(
+        self, client: ComfyClient, built: RunResult, fresh_picture: str, base_directory: Path
+    ) -> None:
+        (described,) = built.outputs[SAVE]["images"]
+        video = saved(client, described)
+        assert "mp4" in video.container
+        assert (video.width, video.height, video.fps, video.num_frames) == (64, 64, 8, 4)
+        assert without_fingerprints(json.loads(video.metadata["prompt"])) == small("image_to_video", fresh_picture)
+        assert str(base_directory) not in video.metadata["prompt"]
+
+    @pytest.mark.usefixtures("built")
+    @pytest.mark.parametrize("policy", MISS_POLICIES)
+    def test_another_seed_takes_what_is_there(self, client: ComfyClient, fresh_picture: str, policy: str) -> None:
+        changes = {SAMPLER: {"seed": 2}, ENGINES: {"on_missing": policy}}
+        result = client.run(changed(small("image_to_video", fresh_picture), changes))
+        assert (result.status, result.error) == ("success", None)
+        assert not any(word in text(result, name) for name in (SAMPLER, DECODE) for word in ("built in", "eager"))
+
+    @pytest.mark.usefixtures("built")
+    def test_the_engine_builder_means_the_same_engines(self, client: ComfyClient, fresh_picture: str) -> None:
+        prompt = {
+            LOADER: small("image_to_video", fresh_picture)[LOADER],
+            BUILDER: builder(component="all", shape_policy="exact"),
+        }
+        result = client.run(prompt)
+        assert (result.status, result.error) == ("success", None)
+        lines = text(result, BUILDER).splitlines()
+        assert len(lines) == 5
+        assert all(": already there by " in line for line in lines)
 
 
 def test_with_core_nodes_ends_in_the_core_save_video(client: ComfyClient, picture: str) -> None:
