@@ -15,7 +15,7 @@ from i2v_tensorrt.engine_builder.store import EngineStore, Plan
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
 
-from .toys import CPU, InProcess
+from .toys import CPU, FILES, InProcess, publish, toy_spec
 
 Built = Callable[[str, str], Plan]
 """The ONNX Runtime engine of a component of the tiny checkpoint: fp32 for every size, other precisions for one."""
@@ -42,3 +42,13 @@ def built(model: VideoModel, tmp_path_factory: pytest.TempPathFactory) -> Built:
         return build_engine(request, store, InProcess()).plan
 
     return build
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EngineStore:
+    return EngineStore(tmp_path / "engines")
+
+
+@pytest.fixture
+def plan(store: EngineStore) -> Plan:
+    return publish(store, toy_spec(), FILES)

@@ -45,11 +45,6 @@ print(result.plan.manifest.key, result.reused, flush=True)
 """
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> EngineStore:
-    return EngineStore(tmp_path / "engines")
-
-
 def request(backend: ToyBackend, profile: ShapeProfile = LIMITS) -> BuildRequest:
     return BuildRequest(toy_spec(profile), ToySource(), backend, CPU)
 

@@ -183,3 +183,26 @@ class InProcess(BuildProcess):
 
     def compile(self, request: BuildRequest, folder: Path, log_path: Path, report: Report) -> Compiled:
         return compile_engine(request, folder, report)
+
+
+FILES = {"network.bin": b"weights " * 1000, "data/more.bin": b"more"}
+"""An engine that is never run."""
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in a folder; nothing where there is none."""
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def quarantined(store: EngineStore) -> list[str]:
+    """What the store has put aside."""
+    return names(store.root / ".quarantine")
+
+
+def fail(number: int) -> Callable[..., None]:
+    """Stands for a call that the system refuses."""
+
+    def raise_it(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return raise_it

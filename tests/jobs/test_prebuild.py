@@ -4,31 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.errors import EngineError, InputError
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs import prebuild as prebuild_module
-from i2v_tensorrt.jobs.engines import EnginePolicy, EngineSet
+from i2v_tensorrt.jobs.engines import EngineSet
 from i2v_tensorrt.jobs.prebuild import ALL, Prebuild, component_names, prebuild
 from i2v_tensorrt.pipeline.models.registry import FAMILIES
 
-from ..engine_builder.toys import CPU, InProcess, ToyBackend
-from .toy_model import ToyModel
+from ..engine_builder.toys import ToyBackend
+from .toy_model import MakeSet
 
 JOB = Prebuild(("core", "vae_decoder"), width=48, height=64, num_frames=4)
 
 
 @pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> ToyBackend:
-    backend = ToyBackend()
-    monkeypatch.setattr(registry, "BACKENDS", {"toy": backend})
-    monkeypatch.setattr(prebuild_module, "BuildProcess", InProcess)
-    return backend
-
-
-@pytest.fixture
-def engines(toy: ToyBackend, tmp_path: Path) -> EngineSet:
-    return EngineSet(ToyModel(), EngineStore(tmp_path / "engines"), EnginePolicy(), CPU)  # type: ignore[arg-type]
+def engines(make: MakeSet) -> EngineSet:
+    return make()
 
 
 def ignore(stage: str, done: float) -> None:

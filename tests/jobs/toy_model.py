@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from i2v_tensorrt.engine_builder.spec import DimRange, NetworkSpec, ShapeProfile, TensorSpec
+from i2v_tensorrt.engine_builder.export import example_inputs
+from i2v_tensorrt.engine_builder.spec import DimRange, EngineSpec, NetworkSpec, ShapeProfile, TensorSpec
+from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.jobs.engines import EngineSet
 from i2v_tensorrt.pipeline.models.base import Component
 
-from ..engine_builder.toys import LIMITS, ToyNetwork, ToySource, toy_network
+from ..engine_builder.toys import LIMITS, ToyBackend, ToyNetwork, ToySource, toy_network
+
+MakeSet = Callable[..., EngineSet]
+"""Makes an EngineSet; its keywords are a policy's."""
+SIZES = {"batch": 2, "frames": 4, "latent_height": 8, "latent_width": 6}
+ODD = {**SIZES, "latent_width": 7}
+INSTALL = "pip install toys"
 
 
 def chunked(network: NetworkSpec) -> NetworkSpec:
@@ -55,3 +64,26 @@ class ToyModel:
 
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
         return 1000 * sizes["frames"]
+
+
+def run(engines: EngineSet, sizes: dict[str, int] = SIZES, component: str = "core") -> str:
+    """Runs the component, checks the result, and says which backend ran."""
+    network = engines.model.components[component].spec
+    inputs = example_inputs(EngineSpec(network, ShapeProfile(), "fp32"), sizes)
+    found = engines.run(component, inputs)["prediction"]
+    assert torch.allclose(found, ToyNetwork()(**inputs), rtol=0, atol=1e-6)
+    return engines.describe(component).split(",")[0]
+
+
+def damage(store: EngineStore) -> list[str]:
+    """Flips a bit in every engine's weights, and gives their keys."""
+    plans = list(store.plans())
+    for plan in plans:
+        path = plan.folder / ToyBackend.FILE
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    return [plan.manifest.key for plan in plans]
+
+
+def keys(engines: EngineSet) -> list[str]:
+    """What is in the set's store."""
+    return [plan.manifest.key for plan in engines.store.plans()]

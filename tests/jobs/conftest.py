@@ -1,0 +1,36 @@
+"""Sets of engines over toys, for the tests of policies and of prebuilding."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from i2v_tensorrt.engine_builder.backends import registry
+from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.jobs import engines as engines_module
+from i2v_tensorrt.jobs import parallel, prebuild
+from i2v_tensorrt.jobs.engines import EnginePolicy, EngineSet
+
+from ..engine_builder.toys import CPU, InProcess, ToyBackend
+from .toy_model import MakeSet, ToyModel
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> ToyBackend:
+    """The toy as the one backend beside eager, compiling in this process."""
+    backend = ToyBackend()
+    monkeypatch.setattr(registry, "BACKENDS", {"toy": backend, "eager": registry.BACKENDS["eager"]})
+    monkeypatch.setattr(engines_module, "BACKENDS", registry.BACKENDS)
+    for module in (engines_module, parallel, prebuild):
+        monkeypatch.setattr(module, "BuildProcess", InProcess)
+    return backend
+
+
+@pytest.fixture
+def make(toy: ToyBackend, tmp_path: Path) -> MakeSet:
+    """Makes an EngineSet over one store and, unless given another, a model of its own."""
+
+    def make_set(model: Any = None, **policy: str) -> EngineSet:
+        return EngineSet(model or ToyModel(), EngineStore(tmp_path / "engines"), EnginePolicy(**policy), CPU)
+
+    return make_set
