@@ -182,6 +182,8 @@ class NetworkSpec:
     outputs: tuple[TensorSpec, ...]
     limits: ShapeProfile
     exportable: bool = True
+    code: str = ""
+    """Digest or versions of the code that makes the network, so that an engine is not older than its code."""
 
     def sizes_of(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """The size of each named dimension, read off the tensors.

@@ -29,7 +29,8 @@ MAX_SNR_DB = 200.0
 """Said of results without any noise, whose ratio would be infinite."""
 
 THRESHOLDS = {
-    "fp32": Threshold(0.999999, 80.0),
+    # A full-size decoder's own rounding leaves 85 dB; a layer that is off by 1e-2 leaves 42 dB at the most.
+    "fp32": Threshold(0.999999, 70.0),
     "fp16": Threshold(0.999, 30.0),
     "bf16": Threshold(0.999, 24.0),
 }

@@ -20,8 +20,10 @@ from ..engine_builder.errors import (
     BackendUnavailableError,
     DamagedEngineError,
     EngineError,
+    I2VError,
     InputError,
     MissingEngineError,
+    StorageError,
 )
 from ..engine_builder.spec import PRECISIONS, DimRange, EngineSpec, ShapeProfile
 from ..engine_builder.store import EngineStore, Plan
@@ -161,7 +163,12 @@ class EngineSet:
         # A GPU is built for by one at a time: it has the memory for one, and timings must not disturb each other.
         workers = BUILDERS_ON_CPU if self.device.type == "cpu" else 1
         if tasks:
+            self.make_room()
             build_in_parallel(tasks, workers, self.report)
+
+    def make_room(self) -> None:
+        """Frees the device for builds in other processes; called from the thread that uses it."""
+        self._residency.clear()
 
     def build(
         self,
@@ -183,7 +190,6 @@ class EngineSet:
         spec = self._spec(component, self._profile(limits, {n: s for n, s in sizes.items() if n in limits.ranges}))
         request = BuildRequest(spec, self.model.source(component, self.precision), backend, self.device, arch)
         tell = report or self.report
-        self._residency.clear()
         return build_engine(
             request, self.store, process, force=force, report=lambda stage, done: tell(f"{component}: {stage}", done)
         )
@@ -244,11 +250,11 @@ class EngineSet:
             return _Choice(ShapeProfile(), self._eager_runner(component))
         try:
             runner = self._compiled(component, sizes)
-        except (EngineError, InputError) as error:
+        except (EngineError, InputError, StorageError) as error:
             return self._fall_back(component, sizes, error)
         return _Choice(runner.spec.profile, runner)
 
-    def _fall_back(self, component: str, sizes: Mapping[str, int], error: EngineError | InputError) -> _Choice:
+    def _fall_back(self, component: str, sizes: Mapping[str, int], error: I2VError) -> _Choice:
         """The eager runner in place of an engine at these sizes alone, with a note why.
 
         Raises the error if the policy is to stop.
@@ -268,6 +274,8 @@ class EngineSet:
         return backend
 
     def _compiled(self, component: str, sizes: Mapping[str, int]) -> Runner:
+        if self._fitting(component, sizes) is None:
+            self.make_room()
         with BuildProcess() as process:
             plan = self._plan(component, sizes, process, self.report)
             try:
@@ -300,7 +308,7 @@ class EngineSet:
 
     def _task(self, component: str, sizes: Mapping[str, int]) -> Task:
         def task(process: BuildProcess, report: Report) -> None:
-            with suppress(EngineError, InputError):  # told when the component is asked for
+            with suppress(EngineError, InputError, StorageError):  # told when the component is asked for
                 self._plan(component, sizes, process, report)
 
         return task

@@ -46,6 +46,7 @@ def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
     count = len(job.components)
     sizes = clip_sizes(engines.model, job.width, job.height, job.num_frames)
     lines = []
+    engines.make_room()
     with BuildProcess() as process:
         for number, component in enumerate(job.components):
 

@@ -22,9 +22,10 @@ from ...engine_builder.errors import CheckpointError
 from ...engine_builder.spec import DimRange, Guidance, NetworkSpec, Scope, ShapeProfile, TensorSpec
 from ..decode import BYTES_PER_PIXEL
 from ..picture import cover, to_unit_tensor
+from . import parts
 from .base import ClipRequest, Component, Encoded, Run, Stage, VideoModel
 from .checkpoint import Checkpoint, open_checkpoint
-from .parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder, tokenize
+from .parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder, code_of, tokenize
 
 LAYOUT: dict[str, tuple[str, ...]] = {
     "unet": ("I2VGenXLUNet",),
@@ -279,6 +280,7 @@ class I2VGenXL(VideoModel):
             outputs=network.outputs,
             limits=_limits(name, network.ranges, side_multiple),
             exportable=network.exportable,
+            code=code_of(__name__, parts.__name__),
         )
         return Component(spec, lambda precision: self.load(name, precision))
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +66,17 @@ class VaeDecoder(torch.nn.Module):
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """From unscaled latents [frames, 4, h, w] to image [frames, 3, h*8, w*8] in -1..1."""
         return self.decoder(self.post_quant_conv(latents))
+
+
+@cache
+def code_of(*modules: str) -> str:
+    """A digest of the pack's modules that make a network, and of the libraries that they take it from."""
+    sha = hashlib.sha256()
+    for module in modules:
+        sha.update(Path(sys.modules[module].__file__ or "").read_bytes())
+    for library in ("diffusers", "transformers"):
+        sha.update(f"{library} {version(library)}".encode())
+    return sha.hexdigest()[:16]
 
 
 def load_part(part: Part, precision: str) -> Any:
