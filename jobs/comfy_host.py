@@ -105,10 +105,14 @@ def _find_python(directory: Path) -> Path:
 def link_pack(pack: Path, base_directory: Path, name: str = "I2V-TensorRT") -> Path:
     """Puts the folder or file `pack` among a base directory's custom nodes, and returns where.
 
-    It is a link, or a copy where links are refused.
+    It is a link, or a copy where links are refused; what stood there of an earlier call is replaced.
     """
     target = base_directory / "custom_nodes" / name
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink() or target.is_file():
+        target.unlink()
+    elif target.is_dir():
+        shutil.rmtree(target)
     try:
         target.symlink_to(pack.absolute(), target_is_directory=pack.is_dir())
     except (OSError, NotImplementedError):

@@ -68,6 +68,10 @@ def make_file(path: Path) -> Path:
     return path
 
 
+def refuse_links(*_: object, **__: object) -> None:
+    raise OSError("no privilege")
+
+
 def test_nothing_found_says_where_it_looked() -> None:
     assert find_comfyui() is None
     assert "COMFYUI_DIR" in not_found_reason()
@@ -132,19 +136,28 @@ def test_a_named_python_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPa
 def test_pack_is_put_among_the_custom_nodes(
     links: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("no privilege")
-
     pack = tmp_path / "pack"
     for name in ("__init__.py", "nodes/extension.py", ".git/HEAD", "nodes/__pycache__/extension.pyc"):
         make_file(pack / name)
     if not links:
-        monkeypatch.setattr(Path, "symlink_to", refuse)
+        monkeypatch.setattr(Path, "symlink_to", refuse_links)
     target = link_pack(pack, tmp_path / "base")
     assert target == tmp_path / "base" / "custom_nodes" / "I2V-TensorRT"
     assert target.is_symlink() == links
     assert (target / "nodes" / "extension.py").is_file()
     assert (target / ".git").exists() == links
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_base_directory_may_be_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    pack = make_file(tmp_path / "pack" / "first.py").parent
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", refuse_links)
+    link_pack(pack, tmp_path / "base")
+    (pack / "first.py").rename(pack / "second.py")
+    target = link_pack(pack, tmp_path / "base")
+    assert [path.name for path in target.iterdir()] == ["second.py"]
+    assert (pack / "second.py").is_file()
 
 
 def test_a_single_file_is_put_among_the_custom_nodes(tmp_path: Path) -> None:
