@@ -14,8 +14,8 @@ from .children import run_child
 from .environment import ROOT, Environment
 
 INSIDE = "--inside"
-IN_JOBS = {"demo": "..jobs.demo", "engine": "..jobs.engine_command"}
-"""Commands that a module of `jobs` owns, options and all."""
+ELSEWHERE = {"demo": "..jobs.demo", "engine": "..jobs.engine_command", "bench": "..benchmarks.command"}
+"""Commands that another room's module owns, options and all."""
 INTERRUPTED = 130  # 128 + SIGINT
 
 DESCRIPTION = """\
@@ -80,6 +80,18 @@ def parser() -> argparse.ArgumentParser:
     )
     engine.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
     engine.set_defaults(show=engine.print_help)
+    bench = commands.add_parser(
+        "bench",
+        help="measure speed and likeness on this machine",
+        description="Measure on this machine, and write the figures as JSON.",
+        epilog=LATER,
+        formatter_class=raw,
+        allow_abbrev=False,
+        add_help=False,
+        usage="run.py bench [-h] NAME ...",
+    )
+    bench.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
+    bench.set_defaults(show=bench.print_help)
     test = commands.add_parser(
         "test",
         help="check the code and run all tests",
@@ -105,7 +117,7 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
     if options.command is None:
         parser().print_help()
         return 2
-    if options.command in IN_JOBS and options.help and not environment.is_ready():
+    if options.command in ELSEWHERE and options.help and not environment.is_ready():
         options.show()
         return 0
     try:
@@ -122,8 +134,8 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
 def inside(command: str, arguments: Sequence[str]) -> int:
     """Do the job of `command` in this very process, which runs in the pack's own environment."""
     try:
-        if command in IN_JOBS:
-            return importlib.import_module(IN_JOBS[command], __package__).main(list(arguments))
+        if command in ELSEWHERE:
+            return importlib.import_module(ELSEWHERE[command], __package__).main(list(arguments))
         options, for_pytest = parser().parse_known_args([command, *arguments])
         return run_tests([argument for argument in for_pytest if argument != "--"], options.fast)
     except KeyboardInterrupt:

@@ -94,10 +94,11 @@ class LoadInPlace:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A runner, and the shapes that it was chosen for."""
+    """A runner, the shapes that it was chosen for, and a warning to give whenever it is used."""
 
     shapes: ShapeProfile
     runner: Runner
+    warning: str | None = None
 
 
 class EngineSet:
@@ -122,7 +123,7 @@ class EngineSet:
         self._choices: dict[str, list[_Choice]] = {}
         self._eager: dict[str, Runner] = {}
         self._last: dict[str, Runner] = {}
-        self._notes: dict[str, bool] = {}
+        self._notes: dict[str, None] = {}
         self._failures: dict[str, EngineError] = {}
 
     def run(self, component: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -150,6 +151,8 @@ class EngineSet:
             choices.append(choice)
             self._residency.hold(choice.runner, scratch_bytes)
         self._last[component] = choice.runner
+        if choice.warning is not None:
+            self._notes[choice.warning] = None
         return choice.runner
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
@@ -208,9 +211,8 @@ class EngineSet:
         return sorted(plans, key=lambda plan: plan.manifest.spec.profile.width)
 
     def take_notes(self) -> list[str]:
-        """Sentences for the user since the last call, each once in the life of the set."""
-        notes = [sentence for sentence, told in self._notes.items() if not told]
-        self._notes = dict.fromkeys(self._notes, True)
+        """Sentences for the user since the last call, each once; a warning comes again whenever it holds."""
+        notes, self._notes = list(self._notes), {}
         return notes
 
     def describe(self, component: str) -> str:
@@ -255,15 +257,16 @@ class EngineSet:
         return _Choice(runner.spec.profile, runner)
 
     def _fall_back(self, component: str, sizes: Mapping[str, int], error: I2VError) -> _Choice:
-        """The eager runner in place of an engine at these sizes alone, with a note why.
+        """The eager runner in place of an engine at these sizes alone, with a warning why.
 
         Raises the error if the policy is to stop.
         """
         if self.policy.on_missing == "stop":
             raise error
-        self._note(f"{component} runs in eager PyTorch, which is slower. {error}")
+        warning = f"{component} runs in eager PyTorch, which is slower. {error}"
+        log.warning("%s", warning)
         limits = self.model.components[component].spec.limits
-        return _Choice(limits.exact(sizes), self._eager_runner(component))
+        return _Choice(limits.exact(sizes), self._eager_runner(component), warning)
 
     def _backend(self) -> Backend:
         """The backend that the policy names; raises BackendUnavailableError when it does not serve the device."""
@@ -344,7 +347,7 @@ class EngineSet:
 
     def _note(self, sentence: str) -> None:
         log.info("%s", sentence)
-        self._notes.setdefault(sentence, False)
+        self._notes[sentence] = None
 
 
 def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, guided: bool = True) -> dict[str, int]:

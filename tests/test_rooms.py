@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("pipeline", "engine_builder", "jobs", "nodes", "bootstrap")
+ROOMS = ("pipeline", "engine_builder", "jobs", "nodes", "bootstrap", "benchmarks")
 LEAVES = {"engine_builder.spec", "engine_builder.errors", "engine_builder.source"}
 ALLOWED = {
     "engine_builder": {"engine_builder"},
     "pipeline": {"pipeline"},
     "jobs": {"jobs", "pipeline", "engine_builder"},
-    "bootstrap": {"bootstrap", "jobs"},
+    "benchmarks": {"benchmarks", "jobs", "pipeline", "engine_builder"},
+    "bootstrap": {"bootstrap", "jobs", "benchmarks"},
     "nodes": {"nodes", "jobs", "pipeline", "engine_builder"},
 }
 COMFY = {"comfy", "comfy_api", "folder_paths", "nodes", "server", "execution", "latent_preview", "comfy_execution"}

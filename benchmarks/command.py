@@ -1,0 +1,21 @@
+"""`run.py bench NAME`: the benchmarks by name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+BENCHMARKS = {"backends": "the bundled model's clip through every backend, against eager PyTorch in fp32"}
+USAGE = "usage: run.py bench NAME [options]\n\n" + "".join(
+    f"  {name:<10} {what}\n" for name, what in BENCHMARKS.items()
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the benchmark that `argv` names first; 2 after the usage when it names none."""
+    if not argv or argv[0] not in BENCHMARKS:
+        asked = bool(argv) and argv[0] in ("-h", "--help")
+        (sys.stdout if asked else sys.stderr).write(USAGE)
+        return 0 if asked else 2
+    return importlib.import_module(f".{argv[0]}", __package__).main(argv[1:])

@@ -1,0 +1,26 @@
+"""The bundled model's frames through an engine are those of eager PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from i2v_tensorrt.benchmarks.backends import measure
+from i2v_tensorrt.benchmarks.command import main
+from i2v_tensorrt.jobs.demo_model import demo_model
+
+
+@pytest.mark.slow
+def test_every_backend_gives_the_reference_frames(tmp_path: Path) -> None:
+    rows = list(measure(demo_model(tmp_path), 3, torch.device("cpu"), tmp_path))
+    assert [row.backend for row in rows] == ["eager", "onnxruntime"]
+    assert rows[0].psnr_mean_db is None, "the reference is equal to itself"
+    assert rows[1].psnr_worst_db is not None
+    assert rows[1].psnr_worst_db > 80
+
+
+def test_a_benchmark_that_is_not_there_is_told_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["none"]) == 2
+    assert "backends" in capsys.readouterr().err
