@@ -237,7 +237,7 @@ class EngineSet:
         if missing and self.policy.on_missing == "stop":
             raise MissingEngineError(_miss(missing[0], {}, [], self.store))
         count = len(self.model.engine_components)
-        then = ", the rest " + ("is built when needed" if self.policy.on_missing == "build" else "runs eager")
+        then = "\nthe rest " + ("is built when needed" if self.policy.on_missing == "build" else "runs eager")
         return f"{line}\nengines: {count - len(missing)} of {count}{then if missing else ''}"
 
     def unload(self) -> None:
