@@ -48,13 +48,14 @@ def build_engine(
 ) -> BuildResult:
     """The engine for the request, from the store or newly built; one builder a key across processes.
 
-    `report` may raise to cancel; nothing is then left behind. Raises EngineError when the network cannot
-    be compiled or its engine does not pass the gate, StorageError when the disk refuses.
+    Waits for a builder that was first. `report` may raise to cancel; nothing is then left behind. Raises
+    EngineError when the network cannot be compiled or its engine does not pass the gate, StorageError when
+    the disk refuses.
     """
     target = request.aimed_backend.target(request.device)
     key = engine_key(request.spec, target)
     store.sweep()
-    with store.lock(key):
+    with store.lock(key, lambda: report("another process builds it", 0.0)):
         found = None if force else store.find(key)
         if found is not None:
             return BuildResult(found, reused=True)

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 _STALE_S = 24 * 3600
+_LOCK_POLL_S = 0.2
 _SECRET_BYTES = 32
 
 
@@ -100,18 +101,22 @@ class EngineStore:
                 yield plan
 
     @contextmanager
-    def lock(self, key: str, timeout_s: float = -1) -> Iterator[None]:
-        """Holds the key against every other process; the operating system frees it when the holder dies."""
+    def lock(self, key: str, while_waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Holds the key against every other process; the operating system frees it when the holder dies.
+
+        `while_waiting` is called every 0.2 s for as long as another has it, and may raise to give up.
+        """
         from filelock import FileLock, Timeout
 
         self._make(self._locks)
         lock = FileLock(self._locks / f"{key}.lock")
-        try:
-            lock.acquire(timeout=timeout_s)
-        except Timeout as error:
-            raise EngineError(f"Engine {key[:12]} is still being built by another process.") from error
-        except OSError as error:
-            raise StorageError(f"Engine {key[:12]} cannot be locked: {error.strerror or error}.") from error
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=_LOCK_POLL_S)
+            except Timeout:
+                while_waiting()
+            except OSError as error:
+                raise StorageError(f"Engine {key[:12]} cannot be locked: {error.strerror or error}.") from error
         try:
             yield
         finally:

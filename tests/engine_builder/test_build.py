@@ -59,8 +59,20 @@ def assert_nothing_left(store: EngineStore) -> None:
     assert list(store.plans()) == []
     staging = store.root / ".staging"
     assert not staging.is_dir() or list(staging.iterdir()) == []
-    with store.lock(engine_key(toy_spec(), ToyBackend().target(CPU)), 0.1):
+    with store.lock(engine_key(toy_spec(), ToyBackend().target(CPU)), lambda: pytest.fail("the lock is held")):
         pass
+
+
+def test_waiting_for_another_builder_is_told_and_can_be_cancelled(store: EngineStore) -> None:
+    def cancel(stage: str, done: float) -> None:
+        raise KeyboardInterrupt(stage)
+
+    backend = ToyBackend()
+    with store.lock(engine_key(toy_spec(), backend.target(CPU))):
+        with pytest.raises(KeyboardInterrupt, match="another process builds it"):
+            build(store, backend, report=cancel)
+    assert backend.builds_done == []
+    assert_nothing_left(store)
 
 
 def test_a_build_is_published_with_its_verdict_and_found_the_next_time(store: EngineStore) -> None:
