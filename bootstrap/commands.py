@@ -26,7 +26,7 @@ the commands need, with pip's settings (index, proxy, cache) as they are on this
 start at once. To begin anew, delete that folder."""
 
 DEMO = """\
-Turn the bundled picture into a video, from nothing: makes a tiny checkpoint, builds the engines for
+Turn the bundled picture into a video, from nothing: builds the engines of the bundled model for
 this host, samples, decodes and saves; then prints where the video is, how long each stage took, and
 where a contact sheet of the frames lies. When a ComfyUI is found (COMFYUI_DIR, or comfy-cli's default
 workspace) the same job runs through it, and the demo says which of the two it did."""
@@ -49,49 +49,40 @@ All other arguments go to pytest, with paths counted from the folder of run.py:
   python run.py test tests/pipeline -x"""
 
 
+ELSEWHERE_HELP = {
+    "demo": ("[--out DIR] [--prompt TEXT] [more options]", "turn the bundled picture into a video", DEMO),
+    "engine": (
+        "{build,list,verify,prune,doctor} ...",
+        "build, list, check and remove compiled engines",
+        ENGINE,
+    ),
+    "bench": (
+        "NAME ...",
+        "measure speed and likeness on this machine",
+        "Measure on this machine, and write the figures as JSON.",
+    ),
+}
+"""By command: how it is called, a line for the list of commands, and the description, before anything is installed."""
+
+
 def parser() -> argparse.ArgumentParser:
-    """The command line of run.py; of the demo's options, which jobs/demo.py owns, only the foremost."""
+    """The command line of run.py; commands that another room owns have their options there."""
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("run.py", description=DESCRIPTION, formatter_class=raw, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    demo = commands.add_parser(
-        "demo",
-        help="turn the bundled picture into a video",
-        description=DEMO,
-        epilog=LATER,
-        formatter_class=raw,
-        allow_abbrev=False,
-        add_help=False,
-        usage="run.py demo [-h] [--out DIR] [--prompt TEXT] [more options]",
-    )
-    demo.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
-    demo.add_argument("--out", metavar="DIR", help="the folder for the video and the contact sheet")
-    demo.add_argument("--prompt", metavar="TEXT", help="what should happen in the video")
-    demo.set_defaults(show=demo.print_help)
-    engine = commands.add_parser(
-        "engine",
-        help="build, list, check and remove compiled engines",
-        description=ENGINE,
-        epilog=LATER,
-        formatter_class=raw,
-        allow_abbrev=False,
-        add_help=False,
-        usage="run.py engine [-h] {build,list,verify,prune,doctor} ...",
-    )
-    engine.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
-    engine.set_defaults(show=engine.print_help)
-    bench = commands.add_parser(
-        "bench",
-        help="measure speed and likeness on this machine",
-        description="Measure on this machine, and write the figures as JSON.",
-        epilog=LATER,
-        formatter_class=raw,
-        allow_abbrev=False,
-        add_help=False,
-        usage="run.py bench [-h] NAME ...",
-    )
-    bench.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
-    bench.set_defaults(show=bench.print_help)
+    for name, (usage, line, description) in ELSEWHERE_HELP.items():
+        command = commands.add_parser(
+            name,
+            help=line,
+            description=description,
+            epilog=LATER,
+            formatter_class=raw,
+            allow_abbrev=False,
+            add_help=False,
+            usage=f"run.py {name} [-h] {usage}",
+        )
+        command.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
+        command.set_defaults(show=command.print_help)
     test = commands.add_parser(
         "test",
         help="check the code and run all tests",
