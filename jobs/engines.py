@@ -162,7 +162,7 @@ class EngineSet:
         """
         if self.policy.on_missing != "build" or not self._can_build():
             return
-        tasks = [self._task(name, sizes) for name in self.model.build_order if self._fitting(name, sizes) is None]
+        tasks = [self._task(name, sizes) for name in self.model.build_order if self._is_due(name, sizes)]
         # A GPU is built for by one at a time: it has the memory for one, and timings must not disturb each other.
         workers = BUILDERS_ON_CPU if self.device.type == "cpu" else 1
         if tasks:
@@ -315,6 +315,11 @@ class EngineSet:
                 self._plan(component, sizes, process, report)
 
         return task
+
+    def _is_due(self, component: str, sizes: Mapping[str, int]) -> bool:
+        """Whether an engine for these sizes is missing, can be had, and has not failed before."""
+        limits = self.model.components[component].spec.limits
+        return component not in self._failures and limits.fits(sizes) and self._fitting(component, sizes) is None
 
     def _can_build(self) -> bool:
         try:

@@ -10,7 +10,7 @@ import torch
 from i2v_tensorrt.engine_builder.backends.base import Availability, Runner
 from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineError, InputError, MissingEngineError
 from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs.engines import MISS_POLICIES, EnginePolicy, EngineSet, clip_sizes
+from i2v_tensorrt.jobs.engines import MISS_POLICIES, EnginePolicy, EngineSet, LoadInPlace, clip_sizes
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend
 from .toy_model import INSTALL, ODD, SIZES, MakeSet, ToyModel, keys, run
@@ -331,6 +331,28 @@ def test_preparing_leaves_what_fails_for_later(make: MakeSet, toy: ToyBackend) -
     engines.prepare({**SIZES, "chunk": 2})
     assert run(engines) == "eager"
     assert engines.take_notes() == ["core runs in eager PyTorch, which is slower. The toy broke."]
+
+
+def test_what_cannot_be_built_makes_nobody_leave_the_device(toy: ToyBackend, tmp_path: Path) -> None:
+    """Room is made once for builds that fail, and not at all for sizes that no engine can serve."""
+
+    def fail(folder: Path) -> None:
+        raise EngineError("The toy broke.")
+
+    class Counting(LoadInPlace):
+        cleared = 0
+
+        def clear(self) -> None:
+            self.cleared += 1
+
+    residency = Counting()
+    engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(), CPU, residency)
+    engines.prepare({**ODD, "chunk": 10_000})
+    assert residency.cleared == 0
+    toy.while_building = fail
+    for _ in range(3):
+        engines.prepare({**SIZES, "chunk": 2})
+    assert residency.cleared == 1
 
 
 @pytest.mark.parametrize(("guided", "batch"), [(True, 2), (False, 1)])
