@@ -83,7 +83,9 @@ class TestThroughEngines:
         assert "engines: 0 of 5" in text(built, ENGINES)
         assert "built in" in text(built, CONDITIONING)
         assert not any("eager" in text(built, name) for name in (CONDITIONING, SAMPLER, DECODE))
-        assert len(list((base_directory / "models" / "i2v_engines").glob("*/manifest.json"))) == 5
+        manifests = (base_directory / "models" / "i2v_engines").glob("*/manifest.json")
+        targets = [json.loads(manifest.read_text("utf-8"))["body"]["target"]["device"] for manifest in manifests]
+        assert targets.count("cpu") == 5  # other tests build for other machines
 
     def test_the_clip_is_an_mp4_with_its_prompt_inside(
         self, client: ComfyClient, built: RunResult, fresh_picture: str, base_directory: Path
