@@ -24,7 +24,7 @@ from ..engine_builder.backends.registry import BACKENDS
 from ..engine_builder.store import EngineStore
 from ..jobs.clip import Denoising, decode_clip, encode_clip, sample_clip
 from ..jobs.demo_model import PICTURE, DemoModel, demo_model
-from ..jobs.engines import EnginePolicy, EngineSet, clip_sizes
+from ..jobs.engines import EnginePolicy, EngineSet, clip_sizes, default_device
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.metrics import psnr
 from ..pipeline.models.base import ClipRequest
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Runs every backend, prints a table and writes it as JSON."""
     options = parser().parse_args(argv)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = default_device()
     with tempfile.TemporaryDirectory() as folder:
         rows = list(measure(demo_model(Path(folder)), options.steps, device, Path(folder)))
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .backends.base import Backend, Report
-from .backends.base import NetworkSource as Network
+from .backends.base import Backend, LoadNetwork, Report
 from .backends.eager import EagerBackend
 from .backends.registry import BACKENDS
 from .errors import EngineError, StorageError
@@ -99,7 +98,7 @@ def _gate(request: BuildRequest, folder: Path, network: torch.nn.Module) -> Verd
     return check_plan(plan, request.backend, lambda: network, request.device)
 
 
-def check_plan(plan: Plan, backend: Backend, network: Network, device: torch.device) -> Verdict:
+def check_plan(plan: Plan, backend: Backend, network: LoadNetwork, device: torch.device) -> Verdict:
     """Compares an engine with eager PyTorch on the device; raises EngineError when it does not pass."""
     spec = plan.manifest.spec
     reference = EagerBackend().load(None, spec, network, device)

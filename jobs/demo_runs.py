@@ -19,7 +19,7 @@ from .clip import Denoising, decode_clip, encode_clip, sample_clip
 from .comfy_client import ComfyClient, Event, RunResult, ServerError
 from .comfy_host import ComfyHost, link_pack, start_server
 from .demo_model import BUNDLED_NAME, PACK, DemoModel
-from .engines import EnginePolicy, EngineSet, clip_sizes
+from .engines import EnginePolicy, EngineSet, clip_sizes, default_device
 
 ARGUMENTS = ("--disable-api-nodes", "--database-url", "sqlite:///:memory:")
 FREE_BYTES = 1 << 30
@@ -52,7 +52,6 @@ class DemoRun:
 
 def run_here(job: DemoJob) -> DemoRun:
     """Runs the job in this process, without ComfyUI."""
-    import torch
     from PIL import Image
 
     from ..pipeline.picture import rgb
@@ -61,7 +60,7 @@ def run_here(job: DemoJob) -> DemoRun:
 
     run, clock = DemoRun(), _Clock()
     picture = rgb(Image.open(job.picture))
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = default_device()
     store = EngineStore(job.cache / "engines")
     engines = EngineSet(open_model(job.model.folder), store, EnginePolicy(shapes="exact"), device)
     model, side, frames = job.model, job.model.side, job.model.num_frames

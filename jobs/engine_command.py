@@ -17,7 +17,7 @@ from ..engine_builder.store import EngineStore, Plan
 from ..pipeline.conditioning import check_fields
 from ..pipeline.models.registry import open_model
 from .demo_model import PACK
-from .engines import SHAPE_POLICIES, EnginePolicy, EngineSet
+from .engines import SHAPE_POLICIES, EnginePolicy, EngineSet, default_device
 from .prebuild import ALL, Prebuild, component_names, prebuild
 
 KEY_CHARS = 12
@@ -74,10 +74,9 @@ def _add_build(build: argparse.ArgumentParser) -> None:
 
 
 def _build(options: argparse.Namespace, store: EngineStore) -> list[dict[str, Any]]:
-    import torch
 
     check_fields({"width": options.width, "height": options.height, "num_frames": options.frames})
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = default_device()
     model, rows = open_model(options.model), []
     names = model.engine_components if options.component == ALL else (options.component,)
     for arch in options.target.split(",") if options.target else [None]:
@@ -154,7 +153,7 @@ def _chosen(keys: Sequence[str], store: EngineStore) -> list[Plan]:
 def _doctor(options: argparse.Namespace, store: EngineStore) -> list[dict[str, Any]]:
     import torch
 
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = default_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no CUDA GPU"
     rows: list[dict[str, Any]] = [{"device": str(device), "text": f"PyTorch {torch.__version__} on {device} ({name})"}]
     found = {backend.name: backend.availability(device) for backend in BACKENDS.values()}

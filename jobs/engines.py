@@ -277,7 +277,7 @@ class EngineSet:
         return backend
 
     def _compiled(self, component: str, sizes: Mapping[str, int]) -> Runner:
-        if self._fitting(component, sizes) is None:
+        if self.policy.on_missing == "build" and self._is_due(component, sizes):
             self.make_room()
         with BuildProcess() as process:
             plan = self._plan(component, sizes, process, self.report)
@@ -353,6 +353,11 @@ class EngineSet:
     def _note(self, sentence: str) -> None:
         log.info("%s", sentence)
         self._notes[sentence] = None
+
+
+def default_device() -> torch.device:
+    """What to compute on where no ComfyUI says so: the first CUDA GPU, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, guided: bool = True) -> dict[str, int]:

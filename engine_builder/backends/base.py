@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..store import Plan
 
-NetworkSource = Callable[[], "torch.nn.Module"]
+LoadNetwork = Callable[[], "torch.nn.Module"]
 """Gives the network in the engine's precision; only backends that need its weights call it."""
 
 Report = Callable[[str, float], None]
@@ -128,8 +128,18 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def load(self, plan: Plan | None, spec: EngineSpec, network: NetworkSource, device: torch.device) -> Runner:
+    def load(self, plan: Plan | None, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> Runner:
         """A runner for the plan (None for a backend that builds none), not yet loaded."""
+
+
+def cuda_arch(device: torch.device) -> str | None:
+    """The architecture of a CUDA device, such as `sm_89`; None for any other device."""
+    import torch
+
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import EngineError
 from ..spec import EngineSpec, Target
-from .base import Availability, Backend, NetworkSource, Report, Runner
+from .base import Availability, Backend, LoadNetwork, Report, Runner
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ class EagerRunner(Runner):
 
     backend: ClassVar[str] = "eager"
 
-    def __init__(self, spec: EngineSpec, network: NetworkSource, device: torch.device) -> None:
+    def __init__(self, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> None:
         super().__init__(spec, device)
         self._source = network
         self._network: torch.nn.Module | None = None
@@ -79,5 +79,5 @@ class EagerBackend(Backend):
     def build(self, network: torch.nn.Module, spec: EngineSpec, folder: Path, report: Report) -> dict[str, str]:
         raise EngineError("Eager PyTorch has nothing to build.")
 
-    def load(self, plan: Plan | None, spec: EngineSpec, network: NetworkSource, device: torch.device) -> Runner:
+    def load(self, plan: Plan | None, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> Runner:
         return EagerRunner(spec, network, device)

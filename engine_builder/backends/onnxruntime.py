@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..errors import BackendUnavailableError, EngineError
 from ..export import FILE_NAME, export_onnx, exporter_version
 from ..spec import EngineSpec, Target
-from .base import Availability, Backend, NetworkSource, Report, Runner
+from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,13 @@ class OnnxRuntimeBackend(Backend):
     def target(self, device: torch.device) -> Target:
         import onnxruntime
 
-        return Target(self.name, onnxruntime.__version__, device.type, _arch(device), exporter_version())
+        return Target(
+            self.name,
+            onnxruntime.__version__,
+            device.type,
+            cuda_arch(device) or platform.machine().lower(),
+            exporter_version(),
+        )
 
     def build(self, network: torch.nn.Module, spec: EngineSpec, folder: Path, report: Report) -> dict[str, str]:
         if spec.precision == "bf16":
@@ -126,7 +132,7 @@ class OnnxRuntimeBackend(Backend):
         export_onnx(network, spec, folder)
         return {"exporter": exporter_version()}
 
-    def load(self, plan: Plan | None, spec: EngineSpec, network: NetworkSource, device: torch.device) -> Runner:
+    def load(self, plan: Plan | None, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> Runner:
         if plan is None:
             raise EngineError("ONNX Runtime needs a built engine, found none.")
         return OnnxRuntimeRunner(plan, spec, device)
@@ -150,12 +156,3 @@ def _placement(tensor: torch.Tensor) -> dict[str, Any]:
         "element_type": np.dtype(name),
         "shape": tuple(tensor.shape),
     }
-
-
-def _arch(device: torch.device) -> str:
-    if device.type != "cuda":
-        return platform.machine().lower()
-    import torch
-
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..errors import BackendUnavailableError, EngineError
 from ..export import export_onnx, exporter_version
 from ..spec import EngineSpec, Target, TensorSpec
-from .base import Availability, Backend, NetworkSource, Report, Runner
+from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
 from .tensorrt_library import FULL, RTX, RTX_ARCHS, Library, aim, choose_library, load_library
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class TensorRTBackend(Backend):
         work.rmdir()
         return {"exporter": exporter_version(OPSET), "library": library.version}
 
-    def load(self, plan: Plan | None, spec: EngineSpec, network: NetworkSource, device: torch.device) -> Runner:
+    def load(self, plan: Plan | None, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> Runner:
         from .tensorrt_runner import TensorRTRunner
 
         if plan is None:
@@ -94,16 +94,6 @@ class TensorRTBackend(Backend):
         if name is None or not found.ok:
             raise BackendUnavailableError(found.sentence)
         return load_library(name)
-
-
-def cuda_arch(device: torch.device) -> str | None:
-    """The architecture of a CUDA device, such as `sm_89`; None for any other device."""
-    import torch
-
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
 
 
 def _library_availability(arch: str) -> Availability:

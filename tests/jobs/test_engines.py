@@ -355,6 +355,21 @@ def test_what_cannot_be_built_makes_nobody_leave_the_device(toy: ToyBackend, tmp
     assert residency.cleared == 1
 
 
+@pytest.mark.parametrize("on_missing", ["eager", "build"])
+def test_room_is_made_only_where_a_build_follows(toy: ToyBackend, tmp_path: Path, on_missing: str) -> None:
+    class Counting(LoadInPlace):
+        cleared = 0
+
+        def clear(self) -> None:
+            self.cleared += 1
+
+    residency = Counting()
+    engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(on_missing=on_missing), CPU, residency)
+    run(engines, ODD)
+    run(engines)
+    assert residency.cleared == len(toy.builds_done) == (on_missing == "build")
+
+
 @pytest.mark.parametrize(("guided", "batch"), [(True, 2), (False, 1)])
 def test_a_clips_sizes_are_in_latents(guided: bool, batch: int) -> None:
     sizes = clip_sizes(ToyModel(), 512, 320, 24, guided=guided)
