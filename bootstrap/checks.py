@@ -81,6 +81,12 @@ def run_tests(pytest_arguments: list[str], fast: bool) -> int:
     return int(any(status for status, _ in rows))
 
 
+def run_only(marker: str, pytest_arguments: list[str]) -> int:
+    """Run the tests of one marker and nothing else; pytest's own status."""
+    os.chdir(ROOT)
+    return run_pytest(["-q", "-m", marker, *pytest_arguments], LiveTests())
+
+
 def run_pytest(arguments: list[str], plugin: LiveTests) -> int:
     """Run pytest in this process, for `python -m pytest` would put the root on sys.path."""
     return int(importlib.import_module("pytest").main(arguments, plugins=[plugin]))

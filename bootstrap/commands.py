@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from ..engine_builder.errors import I2VError
-from .checks import run_tests
+from .checks import run_only, run_tests
 from .children import run_child
 from .environment import ROOT, Environment
 
@@ -90,9 +90,17 @@ def parser() -> argparse.ArgumentParser:
         epilog=PYTEST_ARGUMENTS,
         formatter_class=raw,
         allow_abbrev=False,
-        usage="run.py test [-h] [--fast] [pytest arguments]",
+        usage="run.py test [-h] [--fast | --torture] [pytest arguments]",
     )
-    test.add_argument("--fast", action="store_true", help="no slow tests, none that need a ComfyUI")
+    which = test.add_mutually_exclusive_group()
+    which.add_argument("--fast", action="store_true", help="no slow tests, none that need a ComfyUI")
+    which.add_argument(
+        "--torture",
+        dest="only",
+        action="store_const",
+        const="torture",
+        help="only kills, races, cancellations and mutations, in full count: about half an hour",
+    )
     return top
 
 
@@ -128,6 +136,7 @@ def inside(command: str, arguments: Sequence[str]) -> int:
         if command in ELSEWHERE:
             return importlib.import_module(ELSEWHERE[command], __package__).main(list(arguments))
         options, for_pytest = parser().parse_known_args([command, *arguments])
-        return run_tests([argument for argument in for_pytest if argument != "--"], options.fast)
+        rest = [argument for argument in for_pytest if argument != "--"]
+        return run_only(options.only, rest) if options.only else run_tests(rest, options.fast)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -7,7 +7,9 @@ import importlib
 import importlib.util
 import json
 import os
+import queue
 import sys
+import threading
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,13 +17,22 @@ ALIAS = "i2v_tensorrt"
 
 
 def main() -> None:
-    """Answers one request after another until its input ends."""
+    """Answers one request after another until its input ends, which is also how a dead host is noticed."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     _alias_pack()
-    for line in sys.stdin:
-        request = json.loads(line)
+    requests: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_hear, args=(requests,), daemon=True).start()
+    while True:
+        request = json.loads(requests.get())
         _log_to(request.pop("log"))
         _answer(request, answers)
+
+
+def _hear(requests: queue.Queue[str]) -> None:
+    """Takes requests in; at the end of the input nobody waits for an answer, whatever is being built."""
+    for line in sys.stdin:
+        requests.put(line)
+    os._exit(0)
 
 
 def _log_to(path: str) -> None:

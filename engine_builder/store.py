@@ -27,6 +27,7 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 _STALE_S = 24 * 3600
 _LOCK_POLL_S = 0.2
 _SECRET_BYTES = 32
+_REPLACED, _REMOVED = "replaced", "removed"
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class EngineStore:
             (staging / FILE_NAME).write_text(seal(manifest, self._secret()), "utf-8")
             for path in [*staging.rglob("*"), staging]:
                 _fsync(path)
-            with self._set_aside(folder):
+            with self._set_aside(folder, _REPLACED):
                 staging.rename(folder)
             _fsync(self.root)
         except OSError as error:
@@ -186,25 +187,36 @@ class EngineStore:
         if not _KEY.fullmatch(key) or not os.path.lexists(folder):
             return False
         try:
-            with self._set_aside(folder):
+            with self._set_aside(folder, _REMOVED):
                 pass
         except OSError as error:
             raise StorageError(f"Engine {key[:12]} could not be removed: {error.strerror or error}.") from error
         return True
 
     def sweep(self, now: float | None = None) -> int:
-        """Removes what dead builds left in staging for more than a day; returns how many."""
+        """Removes what dead builds left in staging for more than a day; returns how many.
+
+        An engine that a publisher had set aside when it was killed gets its name back at once.
+        """
+        self._restore()
         limit = (time.time() if now is None else now) - _STALE_S
         stale = [path for path in self._staging.glob("*") if _changed_before(path, limit)]
         for path in stale:
             _remove(path)
         return len(stale)
 
+    def _restore(self) -> None:
+        for old in self._staging.glob(f"{_REPLACED}-*"):
+            key = old.name.split("-")[1]
+            with suppress(_HeldError, OSError, StorageError), self.lock(key, _give_up):
+                if not os.path.lexists(self.root / key):
+                    old.rename(self.root / key)
+
     @contextmanager
-    def _set_aside(self, folder: Path) -> Iterator[None]:
+    def _set_aside(self, folder: Path, why: str) -> Iterator[None]:
         """Frees the folder's name while the body gives it to another; puts the old one back if that fails."""
         self._make(self._staging)
-        old = self._staging / f"replaced-{secrets.token_hex(8)}"
+        old = self._staging / f"{why}-{folder.name}-{secrets.token_hex(8)}"
         replaces = os.path.lexists(folder)
         if replaces:
             folder.rename(old)
@@ -248,6 +260,14 @@ class EngineStore:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"The folder {folder} cannot be made: {error.strerror or error}.") from error
+
+
+class _HeldError(Exception):
+    """Another process has the lock."""
+
+
+def _give_up() -> None:
+    raise _HeldError
 
 
 def _manifest_text(folder: Path) -> str:

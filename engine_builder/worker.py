@@ -59,9 +59,7 @@ class BuildProcess:
         """
         log_path.parent.mkdir(parents=True, exist_ok=True)
         log_path.write_text("", "utf-8")
-        if self._child is None:
-            self._child = _Child()
-        child = self._child
+        child = self._living()
         try:
             child.send({**request_to_dict(request, folder), "log": str(log_path)})
             answer = child.listen(report)
@@ -77,6 +75,13 @@ class BuildProcess:
             f"The build of {request.spec.network.component} {_cause(child.returncode)}; "
             f"its last words: {_tail(log_path)} (log: {log_path})"
         )
+
+    def _living(self) -> _Child:
+        """The child, or another one if it died while it had nothing to do."""
+        if self._child is None or not self._child.is_alive:
+            self._end()
+            self._child = _Child()
+        return self._child
 
     def _end(self) -> None:
         child, self._child = self._child, None
@@ -98,6 +103,11 @@ class _Child:
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._hear, daemon=True).start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended yet."""
+        return self._process.poll() is None
 
     @property
     def returncode(self) -> int:

@@ -5,7 +5,9 @@ The root on sys.path would shadow ComfyUI's own `nodes` module.
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +27,36 @@ def _alias_package() -> None:
 
 if "i2v_tensorrt" not in sys.modules:
     _alias_package()
+
+
+TORTURE = "torture"
+EVIDENCE = "evidence"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the full counts unless the command line names their marker."""
+    if TORTURE in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker(TORTURE)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture
+def evidence(record_property: Callable[[str, object], None]) -> Callable[[str, int, str], None]:
+    """Notes what a test with a count has found: its name, how many, and what came of them."""
+    return lambda name, count, found: record_property(EVIDENCE, (name, count, found))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Ends a run of the full counts with a row for each."""
+    if TORTURE not in config.option.markexpr:
+        return
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    terminalreporter.section("what was found")
+    for name, count, found in (value for report in reports for key, value in report.user_properties if key == EVIDENCE):
+        terminalreporter.write_line(f"{name:<44} {count:>6}  {found}")
 
 
 def pytest_collection_finish() -> None:

@@ -95,3 +95,38 @@ def test_fast_leaves_out_live_and_slow_tests(monkeypatch: pytest.MonkeyPatch, fa
     monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: seen.append(arguments) or 0)
     checks.run_tests(["-x"], fast)
     assert seen == [["-q", *selection, "-x"]]
+
+
+def test_one_marker_alone_runs_without_the_other_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(RUN.parent)
+    monkeypatch.setattr(checks, "run_child", lambda command: pytest.fail(f"{command} was run"))
+    seen: list[list[str]] = []
+    monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: seen.append(arguments) or 3)
+    assert checks.run_only("torture", ["-x"]) == 3
+    assert seen == [["-q", "-m", "torture", "-x"]]
+
+
+OUTER = """
+import pytest
+
+@pytest.mark.parametrize("count", [2, pytest.param(100, marks=pytest.mark.torture)])
+def test_kills(count, evidence):
+    evidence("kills", count, "all alive")
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "selected"),
+    [([], False, 1), (["-m", "torture"], True, 1), (["-m", "not slow"], False, 1)],
+)
+def test_full_counts_run_only_by_name_and_say_what_they_found(
+    tmp_path: Path, arguments: list[str], told: bool, selected: int
+) -> None:
+    (tmp_path / "conftest.py").write_text((RUN.parent / "tests" / "conftest.py").read_text("utf-8"))
+    (tmp_path / "test_counts.py").write_text(OUTER)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  torture: full counts\n  slow: slow\n")
+    command = [sys.executable, "-c", INNER, str(RUN), *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"{selected} passed, 1 deselected" in result.stdout
+    row = [line.split() for line in result.stdout.splitlines() if line.startswith("kills")]
+    assert row == ([["kills", "100", "all", "alive"]] if told else [])
