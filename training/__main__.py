@@ -10,6 +10,7 @@ import torch
 
 from . import networks as nets
 from .loop import Plan
+from .speed import prefer_channels_last
 from .state import load_meta, load_tensors
 from .vocabulary import captions
 
@@ -35,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seconds", type=float, default=math.inf, help="stop and save after this long")
     top.add_argument("--schedule-seconds", type=float, default=math.inf, help="training time over all calls")
     top.add_argument("--compile", action="store_true")
+    top.add_argument("--first-clip", type=int, default=0, help="leave out this many training clips that a run had")
+    top.add_argument("--profile", action="store_true", help="log where the time of a few steps goes")
     top.add_argument("--compact", type=Path, help="also leave a half-precision copy of the state here")
     top.add_argument("--count", type=int, default=400, help="camera clips of the evaluation")
     top.add_argument("--guidance", type=float, default=3.0)
@@ -50,6 +53,7 @@ def plan(options: argparse.Namespace) -> Plan:
         folder=options.states / options.command, steps=options.steps, batch=options.batch, rate=options.rate,
         seconds=options.seconds, schedule_seconds=options.schedule_seconds, compile=options.compile,
         compact=options.compact / options.command if options.compact else None,
+        first_clip=options.first_clip, profile=options.profile,
     )  # fmt: skip
 
 
@@ -76,7 +80,7 @@ def fresh(options: argparse.Namespace) -> tuple[nets.Networks, nets.Sizes]:
 
 
 def run_vae(options: argparse.Namespace) -> None:
-    """Trains the autoencoder, then measures its scaling factor."""
+    """Trains the autoencoder; the scaling factor is measured, or kept with the latents of the weights begun from."""
     from .clips import draw, held_out_seeds
     from .evaluate import first_frames
     from .measure import psnr
@@ -85,11 +89,12 @@ def run_vae(options: argparse.Namespace) -> None:
 
     device = torch.device(options.device)
     networks, _ = fresh(options)
-    run = train_vae(networks, plan(options), device, options.pixels)
+    run = train_vae(networks, plan(options), device, options.pixels, keep_latents=options.begin is not None)
     with torch.no_grad():
         for key, weight in run.trained.items():
             weight.copy_(run.ema[key])
-    scale = latent_scale(networks.vae.eval().requires_grad_(False), device, options.pixels)
+    vae = networks.vae.eval().requires_grad_(False)
+    scale = vae.config["scaling_factor"] if options.begin else latent_scale(vae, device, options.pixels)
     for folder in (run.plan.folder, run.plan.compact):
         if folder is not None:
             meta = {**(load_meta(folder) or {}), "scaling_factor": scale}
@@ -147,6 +152,8 @@ def main() -> None:
     options = parser().parse_args()
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
+    if options.compile:
+        prefer_channels_last()
     if options.command == "tokenizer":
         nets.save_tokenizer(nets.train_tokenizer(captions()), options.folder / "tokenizer")
     elif options.command == "vae":

@@ -1,23 +1,26 @@
 """Clips as a pure function of their seeds: what is seen, how it moves, what the caption says, the frames."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .hashing import integer, uniform
-from .motion import PIXEL, TRACK_FAR, TRACK_NEAR, camera_poses, content_origin, shape_poses
-from .pictures import REACH, STYLES, Brush, Named, background, foreground, grid
+from .hashing import Numbers, below, integer, uniform
+from .motion import PIXEL, TRACK_FAR, TRACK_NEAR, between, camera_poses, content_origin, shape_poses
+from .pictures import REACH, STREAMS, STYLES, Brush, Named, background, foreground, grid
 from .vocabulary import (
     ADVERB_SPEED,
     ADVERBS,
+    ANGULAR,
     CAMERA,
     COLOURS,
     FIRST_SHAPE,
     OPEN_WORDING,
     THINGS,
     TRACKS,
+    TURNS,
+    VIEWS,
     WEIGHTS,
     WORDINGS,
 )
@@ -26,6 +29,7 @@ PIXELS = 128
 FRAMES = 16
 SLOWEST_FPS, FASTEST_FPS = 8, 32
 OPEN_SHARE = 0.06
+TURNING_SHARE = 0.2
 HELD_OUT = 2**40  # training seeds lie below, held-out seeds from here on
 
 
@@ -70,23 +74,40 @@ def held_out_seeds(start: int, count: int, device: torch.device) -> Tensor:
 
 def draw(seeds: Tensor) -> Clips:
     """Chooses what each clip shows: int64 seeds (B,) -> Clips on the same device."""
-    u = uniform(seeds, 1, 12)
+    numbers = Numbers.of(seeds, {1: 12, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1})
+    u = numbers[1]
+
+    def choose(stream: int, limit: int) -> Tensor:
+        return below(numbers[stream][:, 0], limit)
+
     edges = torch.tensor(WEIGHTS, device=seeds.device).cumsum(0)
     motion = torch.bucketize(u[:, 0] * edges[-1], edges).clamp(max=len(WEIGHTS) - 1)
-    wording = torch.where(u[:, 1] < OPEN_SHARE, OPEN_WORDING, integer(seeds, 2, 2))
+    wording = torch.where(u[:, 1] < OPEN_SHARE, OPEN_WORDING, choose(2, 2))
     rate = SLOWEST_FPS * (FASTEST_FPS / SLOWEST_FPS) ** u[:, 2]
     return Clips(
         seeds=seeds,
         motion=motion,
-        adverb=integer(seeds, 3, len(ADVERBS)),
+        adverb=choose(3, len(ADVERBS)),
         wording=wording,
         fps=rate.round().long(),
-        colour=integer(seeds, 4, len(COLOURS)),
-        thing=integer(seeds, 5, len(THINGS)),
-        style=integer(seeds, 6, len(STYLES)),
+        colour=choose(4, len(COLOURS)),
+        thing=choose(5, len(THINGS)),
+        style=choose(6, len(STYLES)),
         centre=u[:, 3:5] * 0.7 - 0.35,
         radius=0.24 + 0.14 * u[:, 5],
     )
+
+
+def practise(seeds: Tensor) -> Clips:
+    """As `draw`, but a share of the clips turn a thing whose turning shows, which is hard to learn from a few."""
+    clips = draw(seeds)
+    numbers = Numbers.of(seeds, {10: 3})[10]
+    chosen = numbers[:, 0] < TURNING_SHARE
+    turns = torch.tensor(TURNS, device=seeds.device)[below(numbers[:, 1], len(TURNS))]
+    angular = torch.tensor(ANGULAR, device=seeds.device)[below(numbers[:, 2], len(ANGULAR))]
+    motion = torch.where(chosen, turns, clips.motion)
+    turning = (motion == TURNS[0]) | (motion == TURNS[1])
+    return replace(clips, motion=motion, thing=torch.where(turning, angular, clips.thing))
 
 
 def caption_rows(clips: Clips) -> Tensor:
@@ -124,9 +145,9 @@ def canvases(clips: Clips, brush: Brush) -> tuple[Tensor, Tensor]:
         ~clips.names_a_shape & (clips.seeds % 3 == 0)
     )
     avoid = torch.where(clips.names_a_shape, clips.colour, -1)
-    return background(brush, clips.seeds, clips.style, avoid), foreground(
-        brush, clips.seeds, clips.style, layered, named
-    )
+    numbers = Numbers.of(clips.seeds, STREAMS)
+    far = background(brush, numbers, clips.style, avoid)
+    return far, foreground(brush, numbers, clips.style, layered, named)
 
 
 def render(clips: Clips, indices: Tensor, pixels: int = PIXELS, brush: Brush | None = None) -> Tensor:
@@ -134,13 +155,34 @@ def render(clips: Clips, indices: Tensor, pixels: int = PIXELS, brush: Brush | N
 
     brush may bring a compiled way of drawing.
     """
-    far, near = canvases(clips, brush or Brush.on(clips.seeds.device))
     far_poses, near_poses = poses(clips, indices)
-    points = grid(pixels, 1.0, clips.seeds.device)
     about = torch.where(clips.names_a_shape[:, None], clips.centre, 0.0)
+    return _show(clips, far_poses, near_poses, about, pixels, brush)
+
+
+def _show(
+    clips: Clips, far_poses: Tensor, near_poses: Tensor, about: Tensor, pixels: int, brush: Brush | None
+) -> Tensor:
+    """Both layers at their poses (B, F, 4), the near one about a centre (B, 2): (B, F, 3, pixels, pixels)."""
+    far, near = canvases(clips, brush or Brush.on(clips.seeds.device))
+    points = grid(pixels, 1.0, clips.seeds.device)
     back = _look(far, content_origin(points, far_poses, torch.zeros_like(about)))
     front = _look(near, content_origin(points, near_poses, about))
     return (back * (1 - front[:, :, 3:]) + front[:, :, :3]).clamp(0, 1)
+
+
+def view_pairs(clips: Clips, pairs: int, pixels: int = PIXELS, brush: Brush | None = None) -> tuple[Tensor, Tensor]:
+    """Pairs of consecutive frames in which the whole view moves as one, whatever the captions say.
+
+    Returns frames (B, 2 * pairs, 3, pixels, pixels) in [0, 1], the two of a pair side by side, and the pose
+    about the picture's middle that carries each pair's first frame onto its second, (B, pairs, 4).
+    """
+    first = (uniform(clips.seeds, 7, pairs) * (FRAMES - 1)).floor()
+    indices = torch.stack([first, first + 1], dim=-1).flatten(1)
+    motion = torch.where(clips.motion < VIEWS, clips.motion, integer(clips.seeds, 8, VIEWS))
+    whole = camera_poses(motion, clips.speed_factor, indices / clips.fps[:, None])
+    frames = _show(clips, whole, whole, torch.zeros_like(clips.centre), pixels, brush)
+    return frames, between(whole[:, ::2], whole[:, 1::2])
 
 
 def frame_indices(count: int, frames: int, device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .speed import Watch
 from .state import load_meta, load_tensors, save_state
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ class Plan:
     decay: float = 0.01
     compile: bool = False
     compact: Path | None = None
+    first_clip: int = 0  # how many of the stage's training clips other runs have had
+    profile: bool = False
 
 
 @dataclass
@@ -131,7 +134,10 @@ class Run:
         """Trains until the last step or the time limit, and saves at intervals and at the end."""
         self.began = saved = time.monotonic()
         total = torch.zeros(())
+        watch = Watch(next(iter(self.trained.values())).device) if self.plan.profile else None
         while self.step < self.plan.steps:
+            if watch:
+                watch.tick()
             loss = loss_of(self.step)
             self.advance(loss)
             total = total.to(loss.device) + loss.detach()

@@ -60,7 +60,7 @@ def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
     return (wide[..., 1:-1, 2:] - wide[..., 1:-1, :-2]) * scale, (wide[..., 2:, 1:-1] - wide[..., :-2, 1:-1]) * scale
 
 
-def _destination(points: Tensor, pose: Tensor, centre: Tensor) -> Tensor:
+def destination(points: Tensor, pose: Tensor, centre: Tensor) -> Tensor:
     """Where content at points goes: pose (B, 4), centre (B, 2) -> (B, H, W, 2)."""
     offset = points - centre[:, None, None]
     grow = torch.exp(pose[:, 2])[:, None, None]
@@ -73,7 +73,7 @@ def _destination(points: Tensor, pose: Tensor, centre: Tensor) -> Tensor:
 def _refine(first: Tensor, second: Tensor, weight: Tensor, centre: Tensor, pose: Tensor) -> Tensor:
     """One Gauss-Newton step of the pose that carries `first` onto `second`."""
     points = grid(first.shape[-1], 1.0, first.device)
-    where = _destination(points, pose, centre)
+    where = destination(points, pose, centre)
     error = _sample(second, where) - first
     along, down = (_sample(part, where) for part in _gradients(second))
     arm = where - (centre + pose[:, :2])[:, None, None]
@@ -140,17 +140,24 @@ def bounces(steps: Tensor) -> bool:
     return bool(path[:, 1].min() < -3 and reach[1] > 1.5 * reach[0])
 
 
+def carried_back(first: Tensor, second: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+    """How far `second`, carried back along a pose (B, 4) of the view, is from `first` (B, 3, H, W).
+
+    Returns the difference (B, 3, H, W) and where both are seen (B, 1, H, W).
+    """
+    centre = torch.zeros(len(pose), 2, device=pose.device)
+    where = destination(grid(first.shape[-1], 1.0, first.device), pose, centre)
+    inside = (where.abs().amax(-1) < 1).float()
+    return _sample(second, where) - first, inside[:, None]
+
+
 def warping_error(frames: Tensor, steps: Tensor) -> Tensor:
     """Mean absolute difference between a frame and the next one carried back along the track, (B,)."""
-    count, length = frames.shape[:2]
-    points = grid(frames.shape[-1], 1.0, frames.device)
-    centre = torch.zeros(count, 2, device=frames.device)
     errors = []
-    for index in range(length - 1):
-        where = _destination(points, steps[:, index], centre)
-        inside = (where.abs().amax(-1) < 1).float()
-        gap = (_sample(frames[:, index + 1], where) - frames[:, index]).abs().mean(1)
-        errors.append((gap * inside).sum((1, 2)) / inside.sum((1, 2)).clamp_min(1))
+    for index in range(frames.shape[1] - 1):
+        gap, inside = carried_back(frames[:, index], frames[:, index + 1], steps[:, index])
+        inside = inside[:, 0]
+        errors.append((gap.abs().mean(1) * inside).sum((1, 2)) / inside.sum((1, 2)).clamp_min(1))
     return torch.stack(errors).mean(0)
 
 

@@ -71,3 +71,13 @@ def content_origin(points: Tensor, poses: Tensor, centre: Tensor) -> Tensor:
     x = (cos * offset[..., 0] + sin * offset[..., 1]) * shrink
     y = (cos * offset[..., 1] - sin * offset[..., 0]) * shrink
     return torch.stack([x, y], dim=-1) + about
+
+
+def between(first: Tensor, second: Tensor) -> Tensor:
+    """The pose, about the picture's middle, that carries what pose `first` shows to where `second` has it: (..., 4)."""
+    log_scale, angle = (second - first)[..., 2], (second - first)[..., 3]
+    grow = torch.exp(log_scale)
+    cos, sin = torch.cos(angle) * grow, torch.sin(angle) * grow
+    x = second[..., 0] - (cos * first[..., 0] - sin * first[..., 1])
+    y = second[..., 1] - (sin * first[..., 0] + cos * first[..., 1])
+    return torch.stack([x, y, log_scale, angle], dim=-1)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .glyphs import atlas, coverage
-from .hashing import integer, uniform
+from .hashing import Numbers, below
 from .motion import PIXEL
 from .vocabulary import COLOURS, THINGS
 
@@ -21,6 +21,18 @@ REACH = 2.0
 SCATTER = 9
 STYLES = ("gradient", "glow", "noise", "stripes", "checks", "landscape")
 LANDSCAPE = STYLES.index("landscape")
+
+# Which streams of random numbers a picture takes. Noises: lattice points along an edge, one stream an
+# octave from the first on; ridges: the same along a line; strewn: one stream a thing, six numbers each.
+NOISES = {30: (7, 13, 25), 40: (9, 17), 61: (6, 11, 21), 66: (9, 17, 33), 91: (11, 21, 37)}
+RIDGES, RIDGE_OCTAVES = (70, 74, 78, 95), ((6, 1.0), (13, 0.4), (29, 0.12))
+STREWN_FAR, STREWN_NEAR = 100, 120
+STREAMS = {
+    20: 8, 24: 8, 50: 1, 60: 24, 90: 8,
+    **{first + k: cells**2 for first, octaves in NOISES.items() for k, cells in enumerate(octaves)},
+    **{first + k: count for first in RIDGES for k, (count, _) in enumerate(RIDGE_OCTAVES)},
+    **{first + k: 6 for first in (STREWN_FAR, STREWN_NEAR) for k in range(SCATTER)},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,25 +58,25 @@ def palette(device: torch.device) -> Tensor:
     return torch.tensor(list(COLOURS.values()), dtype=torch.float32, device=device)
 
 
-def noise(seeds: Tensor, stream: int, cells: tuple[int, ...], roughness: float) -> Tensor:
-    """Smooth noise over the canvas, about [-1, 1]: seeds (B,) -> (B, CANVAS, CANVAS)."""
-    total, weight = torch.zeros((), device=seeds.device), 1.0
-    for octave, count in enumerate(cells):
-        lattice = uniform(seeds, stream + octave, count * count).view(-1, 1, count, count) * 2 - 1
+def noise(numbers: Numbers, first: int, roughness: float) -> Tensor:
+    """Smooth noise over the canvas, about [-1, 1], from the streams `first` on: (B, CANVAS, CANVAS)."""
+    total, weight = torch.zeros((), device=numbers.table.device), 1.0
+    for octave, count in enumerate(NOISES[first]):
+        lattice = numbers[first + octave].view(-1, 1, count, count) * 2 - 1
         total = total + weight * F.interpolate(lattice, size=(CANVAS, CANVAS), mode="bicubic", align_corners=True)
         weight *= roughness
     return total[:, 0]
 
 
-def ridge(seeds: Tensor, stream: int, level: float, height: float) -> Tensor:
-    """A line of hills as coverage below it: seeds (B,) -> (B, CANVAS, CANVAS); level and height in half-widths."""
-    line = torch.zeros((), device=seeds.device)
-    for octave, (count, weight) in enumerate(((6, 1.0), (13, 0.4), (29, 0.12))):
-        lattice = uniform(seeds, stream + octave, count).view(-1, 1, count) * 2 - 1
+def ridge(numbers: Numbers, first: int, level: float, height: float) -> Tensor:
+    """A line of hills as coverage below it, (B, CANVAS, CANVAS); level and height in half-widths."""
+    line = torch.zeros((), device=numbers.table.device)
+    for octave, (count, weight) in enumerate(RIDGE_OCTAVES):
+        lattice = numbers[first + octave].view(-1, 1, count) * 2 - 1
         line = line + weight * F.interpolate(lattice, size=CANVAS, mode="linear", align_corners=True)
     smooth = F.avg_pool1d(line, 7, stride=1, padding=3, count_include_pad=False)
     top = level - height * smooth
-    y = grid(CANVAS, REACH, seeds.device)[..., 1]
+    y = grid(CANVAS, REACH, line.device)[..., 1]
     return torch.sigmoid((y - top.view(-1, 1, CANVAS)) / PIXEL * 2)
 
 
@@ -74,9 +86,9 @@ def blend(base: Tensor, colour: Tensor, amount: Tensor) -> Tensor:
     return base + (colour - base) * amount[:, None]
 
 
-def dull_colours(seeds: Tensor, stream: int, count: int) -> Tensor:
-    """Muted colours (B, count, 3): named things stand out against them."""
-    values = uniform(seeds, stream, count * 4).view(-1, count, 4)
+def dull_colours(numbers: Tensor) -> Tensor:
+    """Muted colours (B, count, 3) from uniform numbers (B, 4 * count): named things stand out against them."""
+    values = numbers.unflatten(1, (-1, 4))
     grey = 0.18 + 0.67 * values[..., :1]
     return (grey + 0.42 * (values[..., 1:] - 0.5)).clamp(0.04, 0.96)
 
@@ -85,9 +97,9 @@ def _wave(phase: Tensor, softness: float) -> Tensor:
     return torch.sigmoid(torch.sin(phase) * softness)
 
 
-def _patterns(seeds: Tensor, points: Tensor) -> Tensor:
+def _patterns(numbers: Numbers, points: Tensor) -> Tensor:
     """Scalar fields in [0, 1] for every style but the landscape: (B, styles - 1, CANVAS, CANVAS)."""
-    u = uniform(seeds, 20, 8)[:, :, None, None]
+    u = numbers[20][:, :, None, None]
     x, y = points[None, ..., 0], points[None, ..., 1]
     angle = u[:, 0] * 2 * torch.pi
     along, across = x * torch.cos(angle) + y * torch.sin(angle), y * torch.cos(angle) - x * torch.sin(angle)
@@ -98,7 +110,7 @@ def _patterns(seeds: Tensor, points: Tensor) -> Tensor:
         [
             along / 4 + 0.5,
             glow,
-            noise(seeds, 30, (7, 13, 25), 0.5) / 2 + 0.5,
+            noise(numbers, 30, 0.5) / 2 + 0.5,
             _wave(along * frequency, 4),
             checks - 2 * (checks - 1).clamp_min(0) * 0.9,
         ],
@@ -106,26 +118,26 @@ def _patterns(seeds: Tensor, points: Tensor) -> Tensor:
     )
 
 
-def _landscape(seeds: Tensor, points: Tensor) -> Tensor:
+def _landscape(numbers: Numbers, points: Tensor) -> Tensor:
     """A made-up view: sky, clouds, sun, two far ranges and a lit plain, (B, 3, CANVAS, CANVAS)."""
-    u = uniform(seeds, 60, 24)
+    u = numbers[60]
     y = points[..., 1]
     zenith = torch.stack([0.15 + 0.25 * u[:, 0], 0.3 + 0.25 * u[:, 1], 0.55 + 0.35 * u[:, 2]], dim=1)
     horizon = torch.stack([0.75 + 0.2 * u[:, 3], 0.6 + 0.25 * u[:, 4], 0.5 + 0.35 * u[:, 5]], dim=1)
-    down = ((y + 2) / 2.2).clamp(0, 1).expand(len(seeds), -1, -1)
+    down = ((y + 2) / 2.2).clamp(0, 1).expand(len(u), -1, -1)
     sky = blend(zenith[:, :, None, None].expand(-1, -1, CANVAS, CANVAS), horizon, down)
-    clouds = (noise(seeds, 61, (6, 11, 21), 0.55) - 0.25).clamp(0, 1) * 0.8
+    clouds = (noise(numbers, 61, 0.55) - 0.25).clamp(0, 1) * 0.8
     sky = blend(sky, torch.ones_like(zenith), clouds)
     where = torch.stack([u[:, 6] * 2 - 1, u[:, 7] * 0.8 - 0.95], dim=1)
     distance = (points[None] - where[:, None, None]).norm(dim=-1)
     sun = torch.sigmoid((0.12 + 0.08 * u[:, 8, None, None] - distance) / PIXEL * 1.5)
-    sky = blend(sky, torch.tensor([1.0, 0.95, 0.75], device=seeds.device).expand_as(zenith), sun)
-    light = 0.8 + 0.35 * noise(seeds, 66, (9, 17, 33), 0.6)[:, None]
+    sky = blend(sky, zenith.new_tensor([1.0, 0.95, 0.75]).expand_as(zenith), sun)
+    light = 0.8 + 0.35 * noise(numbers, 66, 0.6)[:, None]
     far = (horizon * 0.55 + zenith * 0.3)[:, :, None, None] * (0.9 + 0.1 * light)
     ground = torch.stack([0.2 + 0.35 * u[:, 9], 0.32 + 0.3 * u[:, 10], 0.12 + 0.2 * u[:, 11]], dim=1)
-    scene = blend(sky, far, ridge(seeds, 70, 0.12, 0.28))
-    scene = blend(scene, far * 0.45 + ground[:, :, None, None] * light * 0.5, ridge(seeds, 74, 0.32, 0.2))
-    return blend(scene, ground[:, :, None, None] * light, ridge(seeds, 78, 0.62, 0.16))
+    scene = blend(sky, far, ridge(numbers, 70, 0.12, 0.28))
+    scene = blend(scene, far * 0.45 + ground[:, :, None, None] * light * 0.5, ridge(numbers, 74, 0.32, 0.2))
+    return blend(scene, ground[:, :, None, None] * light, ridge(numbers, 78, 0.62, 0.16))
 
 
 def draw_thing(
@@ -161,50 +173,53 @@ class Brush:
 
 
 def _scatter(
-    base: Tensor, brush: Brush, seeds: Tensor, stream: int, count: Tensor, avoid: Tensor, size: float
+    base: Tensor, brush: Brush, numbers: Numbers, first: int, count: Tensor, avoid: Tensor, size: float
 ) -> Tensor:
     """Strews up to SCATTER things over a canvas, none of the colour to avoid (-1: any)."""
     colours = palette(base.device)
+    u = torch.stack([numbers[first + k] for k in range(SCATTER)])
+    other = (avoid + 1 + below(u[..., 0], len(colours) - 1)) % len(colours)
+    thing, colour = below(u[..., 1], len(THINGS)), colours[other]
+    place = torch.stack([u[..., 2] * 3.6 - 1.8, u[..., 3] * 3.6 - 1.8, size * (0.6 + 0.8 * u[..., 4])], dim=-1)
+    turn = (u[..., 5] - 0.5) * 2
+    shown = (count > torch.arange(SCATTER, device=base.device)[:, None]).float()
     for k in range(SCATTER):
-        u = uniform(seeds, stream + k, 6)
-        other = (avoid + 1 + (u[:, 0] * (len(colours) - 1)).long()) % len(colours)
-        thing = (u[:, 1] * len(THINGS)).long()
-        place = torch.stack([u[:, 2] * 3.6 - 1.8, u[:, 3] * 3.6 - 1.8, size * (0.6 + 0.8 * u[:, 4])], dim=1)
-        base = brush.paint(base, brush.fields, thing, colours[other], place, (u[:, 5] - 0.5) * 2, (count > k).float())
+        base = brush.paint(base, brush.fields, thing[k], colour[k], place[k], turn[k], shown[k])
     return base
 
 
-def background(brush: Brush, seeds: Tensor, style: Tensor, avoid: Tensor) -> Tensor:
+def background(brush: Brush, numbers: Numbers, style: Tensor, avoid: Tensor) -> Tensor:
     """The far layer, (B, 3, CANVAS, CANVAS) in [0, 1]; named colours to avoid (B,), -1 for none."""
-    points = grid(CANVAS, REACH, seeds.device)
-    patterns = _patterns(seeds, points)
+    points = grid(CANVAS, REACH, style.device)
+    patterns = _patterns(numbers, points)
     chosen = patterns.gather(1, style.clamp(max=LANDSCAPE - 1).view(-1, 1, 1, 1).expand(-1, 1, CANVAS, CANVAS))[:, 0]
-    ends = dull_colours(seeds, 24, 2)
+    ends = dull_colours(numbers[24])
     base = blend(ends[:, 0, :, None, None].expand(-1, -1, CANVAS, CANVAS), ends[:, 1], chosen)
-    base = base * (1 + 0.22 * noise(seeds, 40, (9, 17), 0.6)[:, None])
+    base = base * (1 + 0.22 * noise(numbers, 40, 0.6)[:, None])
     quiet = avoid >= 0
-    count = torch.where(quiet, integer(seeds, 50, 5) - 1, 4 + integer(seeds, 50, 6))
-    base = _scatter(base, brush, seeds, 100, count, avoid, 0.26)
+    many = numbers[50][:, 0]
+    count = torch.where(quiet, below(many, 5) - 1, 4 + below(many, 6))
+    base = _scatter(base, brush, numbers, STREWN_FAR, count, avoid, 0.26)
     wild = (style == LANDSCAPE).view(-1, 1, 1, 1)
-    return torch.where(wild, _landscape(seeds, points), base).clamp(0, 1)
+    return torch.where(wild, _landscape(numbers, points), base).clamp(0, 1)
 
 
-def foreground(brush: Brush, seeds: Tensor, style: Tensor, layered: Tensor, named: Named) -> Tensor:
+def foreground(brush: Brush, numbers: Numbers, style: Tensor, layered: Tensor, named: Named) -> Tensor:
     """The near layer with its coverage, colour already multiplied by it: (B, 4, CANVAS, CANVAS).
 
     A named thing, or, where `layered`, near hills (landscape) or large things to pass by.
     """
-    empty = torch.zeros(len(seeds), 4, CANVAS, CANVAS, device=seeds.device)
-    u = uniform(seeds, 90, 8)
+    empty = torch.zeros(len(style), 4, CANVAS, CANVAS, device=style.device)
+    u = numbers[90]
     soil = torch.stack([0.1 + 0.25 * u[:, 0], 0.14 + 0.25 * u[:, 1], 0.06 + 0.14 * u[:, 2]], dim=1)
-    light = 0.85 + 0.4 * noise(seeds, 91, (11, 21, 37), 0.6)[:, None]
+    light = 0.85 + 0.4 * noise(numbers, 91, 0.6)[:, None]
     hill = torch.cat([soil[:, :, None, None] * light, torch.ones_like(light)], dim=1).clamp(0, 1)
     wild = style == LANDSCAPE
-    near = blend(empty, hill, ridge(seeds, 95, 0.85, 0.3) * (wild & layered)[:, None, None])
+    near = blend(empty, hill, ridge(numbers, 95, 0.85, 0.3) * (wild & layered)[:, None, None])
     count = torch.where(layered, torch.where(wild, 2, 5), 0)
-    near = _scatter(near, brush, seeds, 120, count, torch.full_like(count, -1), 0.34)
+    near = _scatter(near, brush, numbers, STREWN_NEAR, count, torch.full_like(count, -1), 0.34)
     place = torch.cat([named.centre, named.radius[:, None]], dim=1)
     turn = (u[:, 3] - 0.5) * 0.8
     return brush.paint(
-        near, brush.fields, named.thing, palette(seeds.device)[named.colour], place, turn, named.shown.float()
+        near, brush.fields, named.thing, palette(style.device)[named.colour], place, turn, named.shown.float()
     )

@@ -5,20 +5,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .clips import FRAMES, caption_rows, draw, frame_indices, render, training_seeds
+from .clips import FRAMES, caption_rows, frame_indices, practise, render, training_seeds
 from .conditioning import image_latents, image_states, text_states, token_table
 from .hashing import uniform
 from .loop import Plan, Run
 from .networks import Networks, build_scheduler
 from .pictures import Brush
+from .speed import flatten_time
 from .vocabulary import captions
 
 FIRST_SEED = 2**36  # apart from the autoencoder's
 NOTHING = 0.10  # share trained without text and picture embedding, as the unconditional branch is called
 REUSE = 2  # steps that share a batch of clips, each with its own noise and times
+SHIMMER = 0.5  # weight of errors that change from frame to frame
 NO_PICTURE = 0.10  # share trained with text alone, as the unconditional branch is with a negative prompt
 
 
@@ -62,7 +63,7 @@ def make_batch(
     frames: int,
 ) -> Batch:
     """Renders clips and encodes them; table holds the captions' tokens, the last row those of no text."""
-    clips = draw(seeds)
+    clips = practise(seeds)
     video = render(clips, frame_indices(len(seeds), frames, seeds.device), pixels, brush)
     latents = encode(video.flatten(0, 1) * 2 - 1) * scale
     latents = latents.view(len(seeds), frames, *latents.shape[1:]).transpose(1, 2)
@@ -72,14 +73,18 @@ def make_batch(
 
 
 def velocity_loss(model: MotionNetworks, batch: Batch, alphas: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of the predicted velocity at random times."""
+    """Mean squared error of the predicted velocity at random times, and of its change from frame to frame.
+
+    A clip's mean error hardly shows; one that comes and goes is seen as shimmer.
+    """
     count = len(batch.fps)
     times = torch.randint(0, len(alphas), (count,), generator=generator, device=alphas.device)
     noise = torch.randn(batch.latents.shape, generator=generator, device=alphas.device)
     alpha = alphas[times].view(-1, 1, 1, 1, 1)
     signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
     predicted = model(signal * batch.latents + spread * noise, times, batch)
-    return F.mse_loss(predicted.float(), signal * noise - spread * batch.latents)
+    error = predicted.float() - (signal * noise - spread * batch.latents)
+    return error.square().mean() + SHIMMER * error.diff(dim=2).square().mean()
 
 
 def without_dropout(module: nn.Module) -> None:
@@ -96,6 +101,7 @@ def train_motion(
     vae: Any = networks.vae.to(device).eval().requires_grad_(False)
     model = MotionNetworks(networks).to(device).train()
     without_dropout(model)
+    flatten_time(networks.unet)
     run = Run(plan, {"unet": networks.unet, "text_encoder": networks.text, "image_encoder": networks.vision},
               {"stage": "motion", "scaling_factor": vae.config["scaling_factor"]})  # fmt: skip
     table = token_table(tokenizer, [*captions(), ""]).to(device)
@@ -118,7 +124,7 @@ def train_motion(
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             if drawn not in held:
                 held.clear()
-                seeds = training_seeds(FIRST_SEED + drawn * plan.batch, plan.batch, device)
+                seeds = training_seeds(FIRST_SEED + plan.first_clip + drawn * plan.batch, plan.batch, device)
                 with torch.no_grad():
                     held[drawn] = make_batch(seeds, encode, scale, table, brush, pixels, frames)
             return velocity_loss(model, held[drawn], alphas, generator)

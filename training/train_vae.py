@@ -1,25 +1,42 @@
-"""Stage one: the autoencoder, on single frames of training clips."""
+"""Stage one: the autoencoder, on pairs of consecutive frames of training clips."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .clips import FRAMES, draw, render, training_seeds
-from .hashing import uniform
+from .clips import draw, training_seeds, view_pairs
 from .loop import Plan, Run
+from .measure import carried_back
 from .networks import Networks
 from .pictures import Brush
+from .speed import ExactConvolution
 
 FIRST_SEED = 0
-PER_CLIP = 8  # frames taken of each clip
+PAIRS = 4  # pairs of consecutive frames taken of each clip
+PER_CLIP = 2 * PAIRS
 KL_WEIGHT = 5e-5
-WARP_SHARE = 0.25  # share of each batch that is decoded from a latent moved as a picture would be
+MOVED_SHARE = 0.25  # share of each batch that is decoded from a latent moved as a picture would be
+SHIMMER = 1.0  # weight of what changes from frame to frame beside the motion
+ANCHOR = 0.1  # weight that keeps latents where a trained UNet expects them
 
 
-def frames_of(seeds: Tensor, pixels: int, brush: Brush | None = None) -> Tensor:
-    """PER_CLIP frames of each clip: (B * PER_CLIP, 3, pixels, pixels) in [-1, 1]."""
-    indices = (uniform(seeds, 7, PER_CLIP) * FRAMES).floor()
-    return render(draw(seeds), indices, pixels, brush).flatten(0, 1) * 2 - 1
+@dataclass
+class Views:
+    """A batch: frames (N, 3, H, W) in [-1, 1], pairs side by side, and the pose from first to second (N / 2, 4)."""
+
+    frames: Tensor
+    poses: Tensor
+
+
+def views_of(seeds: Tensor, pixels: int, brush: Brush | None = None) -> Views:
+    """PAIRS pairs of each clip."""
+    frames, poses = view_pairs(draw(seeds), PAIRS, pixels, brush)
+    return Views(frames.flatten(0, 1) * 2 - 1, poses.flatten(0, 1))
 
 
 def small_motion(count: int, generator: torch.Generator) -> Tensor:
@@ -37,26 +54,59 @@ def move(images: Tensor, transforms: Tensor) -> Tensor:
     return F.grid_sample(images, where, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def vae_loss(vae: torch.nn.Module, frames: Tensor, noise: Tensor, transforms: Tensor) -> Tensor:
-    """Squared and absolute error, a light pull towards a unit Gaussian, and latents that move as pictures do.
+def means_of(vae: Any, frames: Tensor) -> Tensor:
+    """Posterior means of frames, unscaled."""
+    return vae.quant_conv(vae.encoder(frames)).float()[:, :4]
 
-    The last makes a picture's motion a motion of its latents, which a small UNet learns far sooner.
+
+def shimmer(decoded: Tensor, poses: Tensor) -> Tensor:
+    """Mean absolute difference of decoded pairs once their motion is undone: what `measure.warping_error` judges."""
+    gap, inside = carried_back(decoded[::2], decoded[1::2], poses)
+    return (gap.abs() * inside).sum() / (3 * inside.sum()).clamp_min(1)
+
+
+def vae_loss(
+    vae: Any, frames: Tensor, poses: Tensor, noise: Tensor, transforms: Tensor, anchor: Tensor | None
+) -> Tensor:
+    """Squared and absolute error, shimmer, a light pull towards a unit Gaussian, and latents that move as pictures do.
+
+    The last makes a picture's motion a motion of its latents, which a small UNet learns far sooner. anchor
+    (N, 4, h, w) are latents to stay near to.
     """
-    moments = vae.quant_conv(vae.encoder(frames)).float()  # type: ignore[operator]
+    moments = vae.quant_conv(vae.encoder(frames)).float()
     mean, log_variance = moments.chunk(2, dim=1)
     log_variance = log_variance.clamp(-20, 10)
     latents = mean + noise * torch.exp(0.5 * log_variance)
     moved = len(transforms)
     latents = torch.cat([move(latents[:moved], transforms), latents[moved:]])
     target = torch.cat([move(frames[:moved], transforms), frames[moved:]])
-    error = vae.decoder(vae.post_quant_conv(latents)).float() - target  # type: ignore[operator]
+    decoded = vae.decoder(vae.post_quant_conv(latents)).float()
+    error = decoded - target
     kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-    return error.square().mean() + 0.1 * error.abs().mean() + KL_WEIGHT * kl
+    loss = error.square().mean() + 0.1 * error.abs().mean() + KL_WEIGHT * kl
+    loss = loss + SHIMMER * shimmer(decoded[moved:], poses[moved // 2 :])
+    return loss if anchor is None else loss + ANCHOR * (mean - anchor).square().mean()
 
 
-def train_vae(networks: Networks, plan: Plan, device: torch.device, pixels: int) -> Run:
-    """Trains the autoencoder and leaves its averaged weights and its scaling factor in the state folder."""
+def anchored(vae: Any, compiled: bool) -> Callable[[Tensor], Tensor]:
+    """The latents of the autoencoder as it is now, whatever it learns later."""
+    former = deepcopy(vae).eval().requires_grad_(False)
+
+    def encode(frames: Tensor) -> Tensor:
+        return means_of(former, frames)
+
+    return torch.compile(encode, dynamic=False) if compiled else encode
+
+
+def train_vae(networks: Networks, plan: Plan, device: torch.device, pixels: int, keep_latents: bool = False) -> Run:
+    """Trains the autoencoder and leaves its averaged weights in the state folder.
+
+    keep_latents holds the latents near those of the weights in `networks`, so that a UNet that knows them
+    stays of use.
+    """
     vae = networks.vae.to(device).train()
+    vae.decoder.conv_out.__class__ = ExactConvolution
+    former = anchored(vae, plan.compile) if keep_latents else None
     run = Run(plan, {"vae": vae}, {"stage": "vae"})
     loss_function = torch.compile(vae_loss, dynamic=False) if plan.compile else vae_loss
     brush = Brush.on(device, plan.compile)
@@ -66,20 +116,22 @@ def train_vae(networks: Networks, plan: Plan, device: torch.device, pixels: int)
 
     def loss_of(step: int) -> Tensor:
         generator.manual_seed(step)
-        with torch.no_grad():
-            frames = frames_of(training_seeds(FIRST_SEED + step * clips, clips, device), pixels, brush)
-            noise = torch.randn(latent_shape, generator=generator, device=device)
-            transforms = small_motion(int(plan.batch * WARP_SHARE), generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return loss_function(vae, frames, noise, transforms)
+            with torch.no_grad():
+                seeds = training_seeds(FIRST_SEED + plan.first_clip + step * clips, clips, device)
+                with torch.autocast(device.type, enabled=False):
+                    views = views_of(seeds, pixels, brush)
+                noise = torch.randn(latent_shape, generator=generator, device=device)
+                transforms = small_motion(int(PAIRS * clips * MOVED_SHARE) * 2, generator)
+                anchor = former(views.frames) if former else None
+            return loss_function(vae, views.frames, views.poses, noise, transforms, anchor)
 
     run.go(loss_of)
     return run
 
 
 @torch.no_grad()
-def latent_scale(vae: torch.nn.Module, device: torch.device, pixels: int) -> float:
+def latent_scale(vae: Any, device: torch.device, pixels: int) -> float:
     """One over the standard deviation of training latents: the published `scaling_factor`."""
-    frames = frames_of(training_seeds(FIRST_SEED, 64, device), pixels)
-    latents = vae.encode(frames).latent_dist.mean  # type: ignore[operator]
-    return round(float(1 / latents.std()), 5)
+    frames = views_of(training_seeds(FIRST_SEED, 64, device), pixels).frames
+    return round(float(1 / means_of(vae, frames).std()), 5)

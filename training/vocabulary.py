@@ -19,7 +19,9 @@ SHAPE = (
 MOTIONS = CAMERA + SHAPE
 STILL = MOTIONS.index("still")
 FIRST_SHAPE = len(CAMERA)
+VIEWS = CAMERA.index("track left")  # the motions before it carry the whole view as one
 TRACKS = (MOTIONS.index("track left"), MOTIONS.index("track right"))
+TURNS = (MOTIONS.index("turns clockwise"), MOTIONS.index("turns counterclockwise"))
 
 # How often each motion is drawn, in the order of MOTIONS.
 WEIGHTS = (7, 7, 7, 7, 7, 7, 7, 7, 4, 4, 6, 5, 5, 5, 5, 2.5, 2.5, 2, 2, 3)
@@ -35,6 +37,7 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart")
 LETTERS = "AEFHKLNTUXYZ"
 THINGS = SHAPES + tuple(f"letter {letter}" for letter in LETTERS)
+ANGULAR = tuple(row for row, name in enumerate(THINGS) if name not in ("circle", "ring"))
 
 # The last wording of a camera's motion leaves the direction open; training uses it rarely.
 _WORDINGS = {

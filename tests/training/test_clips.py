@@ -12,11 +12,14 @@ from i2v_tensorrt.training.clips import (
     draw,
     held_out_seeds,
     poses,
+    practise,
     render,
     training_seeds,
+    view_pairs,
 )
-from i2v_tensorrt.training.hashing import uniform
-from i2v_tensorrt.training.vocabulary import ADVERBS, COLOURS, MOTIONS, THINGS, captions
+from i2v_tensorrt.training.hashing import Numbers, uniform
+from i2v_tensorrt.training.measure import carried_back
+from i2v_tensorrt.training.vocabulary import ADVERBS, ANGULAR, COLOURS, MOTIONS, THINGS, TURNS, captions
 
 CPU = torch.device("cpu")
 
@@ -35,6 +38,32 @@ def test_uniform_numbers_fill_their_range_and_streams_differ() -> None:
     assert first.min() >= 0 and first.max() < 1
     assert torch.allclose(first.mean(0), torch.full((3,), 0.5), atol=0.03)
     assert torch.corrcoef(torch.cat([first, second], 1).T).fill_diagonal_(0).abs().max() < 0.08
+
+
+def test_streams_hashed_together_are_those_hashed_alone() -> None:
+    seeds = held_out_seeds(7, 5, CPU)
+    together = Numbers.of(seeds, {3: 4, 90: 2})
+    assert torch.equal(together[3], uniform(seeds, 3, 4))
+    assert torch.equal(together[90], uniform(seeds, 90, 2))
+
+
+def test_practice_turns_things_whose_turning_shows() -> None:
+    seeds = held_out_seeds(0, 2000, CPU)
+    drawn, practised = draw(seeds), practise(seeds)
+    turning = torch.isin(practised.motion, torch.tensor(TURNS))
+    assert turning.float().mean() > 3 * torch.isin(drawn.motion, torch.tensor(TURNS)).float().mean()
+    assert {THINGS[k] for k in practised.thing[turning].tolist()} == {THINGS[k] for k in ANGULAR}
+    assert torch.equal(practised.motion[~turning], drawn.motion[~turning])
+    assert torch.equal(practised.thing[~turning], drawn.thing[~turning])
+
+
+def test_the_pose_of_a_pair_undoes_its_motion() -> None:
+    frames, steps = view_pairs(draw(held_out_seeds(60, 6, CPU)), 2, 64)
+    first, second, pose = frames[:, ::2].flatten(0, 1), frames[:, 1::2].flatten(0, 1), steps.flatten(0, 1)
+    gap, inside = carried_back(first, second, pose)
+    unmoved, _ = carried_back(first, second, torch.zeros_like(pose))
+    assert inside.mean() > 0.8
+    assert ((gap.abs() * inside).mean((1, 2, 3)) < 0.7 * (unmoved.abs() * inside).mean((1, 2, 3))).all()
 
 
 @pytest.mark.parametrize(("start", "count"), [(-1, 1), (HELD_OUT - 1, 2), (HELD_OUT, 1)])

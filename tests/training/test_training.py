@@ -8,7 +8,7 @@ import torch
 from i2v_tensorrt.training import networks as nets
 from i2v_tensorrt.training.loop import Plan
 from i2v_tensorrt.training.train_motion import train_motion
-from i2v_tensorrt.training.train_vae import PER_CLIP, train_vae
+from i2v_tensorrt.training.train_vae import PER_CLIP, means_of, shimmer, train_vae, views_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CPU = torch.device("cpu")
@@ -47,3 +47,25 @@ def test_the_autoencoder_learns_and_its_folder_loads(tmp_path: Path, monkeypatch
     loaded = nets.load_folder(tmp_path / "folder", CPU, torch.float32)
     for one, other in zip(networks.vae.parameters(), loaded.vae.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-3)
+
+
+def test_an_autoencoder_that_keeps_its_latents_stays_near_them(tmp_path: Path) -> None:
+    drift = {}
+    frames = views_of(torch.arange(1), 32).frames
+    for keep in (False, True):
+        networks = nets.build(nets.Sizes.tiny(), 1)
+        with torch.no_grad():
+            before = means_of(networks.vae, frames)
+            plan = Plan(tmp_path / str(keep), 15, PER_CLIP, 3e-3, warmup=1)
+            with torch.enable_grad():
+                train_vae(networks, plan, CPU, pixels=32, keep_latents=keep)
+            drift[keep] = float((means_of(networks.vae, frames) - before).square().mean())
+    assert 0 < drift[True] < 0.5 * drift[False]
+
+
+def test_shimmer_is_what_comes_and_goes() -> None:
+    views = views_of(torch.arange(1), 128)
+    noise = 0.1 * torch.randn(views.frames.shape, generator=torch.Generator().manual_seed(0))
+    quiet = shimmer(views.frames, views.poses)
+    assert shimmer(views.frames + 0.1, views.poses) == pytest.approx(float(quiet), abs=1e-5)
+    assert shimmer(views.frames + noise, views.poses) > 3 * quiet
