@@ -23,6 +23,8 @@ PLAN = "engine.plan"
 OPSET = 22
 """The first opset in which bf16 convolutions exist."""
 PRECISIONS = ("fp16", "bf16", "fp32")
+BUILD_SPAN = (0.45, 0.8)
+"""The part of the whole progress that building takes, after export and parsing."""
 
 
 class TensorRTBackend(Backend):
@@ -66,6 +68,7 @@ class TensorRTBackend(Backend):
         graph = export_onnx(network, spec, work, OPSET)
         report("parse", 0.4)
         plan = _compile(library, graph, spec, arch, report)
+        report("serialize", BUILD_SPAN[1])
         (folder / PLAN).write_bytes(plan)
         for path in work.iterdir():
             path.unlink()
@@ -109,8 +112,8 @@ def _library_availability(arch: str) -> Availability:
     return Availability(True, f"{library.version} serves {arch}.")
 
 
-def _compile(library: Library, graph: Path, spec: EngineSpec, arch: str, report: Report) -> bytes:
-    """Parses the graph and builds it; returns the plan's bytes."""
+def _compile(library: Library, graph: Path, spec: EngineSpec, arch: str, report: Report) -> Any:
+    """Parses the graph and builds it; returns the plan in TensorRT's own memory, which reads as bytes."""
     trt = library.module
     logger = make_logger(library)
     builder = _made(trt.Builder(logger), "builder", logger)
@@ -125,9 +128,13 @@ def _compile(library: Library, graph: Path, spec: EngineSpec, arch: str, report:
         raise EngineError(f"{library.version} does not build for {arch}.")
     if config.add_optimization_profile(_profile(builder, network, spec)) < 0:
         raise EngineError(f"TensorRT refused the shape profile of {spec.network.component}: {logger.last_error}")
-    config.progress_monitor = _make_monitor(library, report)
+    report("build", BUILD_SPAN[0])
+    monitor = _make_monitor(library, report)
+    config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
-    return bytes(_made(plan, f"engine for {spec.network.component}", logger))
+    if monitor.raised is not None:
+        raise monitor.raised
+    return _made(plan, f"engine for {spec.network.component}", logger)
 
 
 def _profile(builder: Any, network: Any, spec: EngineSpec) -> Any:
@@ -169,13 +176,18 @@ def make_logger(library: Library) -> Any:
 
 
 def _make_monitor(library: Library, report: Report) -> Any:
-    """Turns TensorRT's phases into progress from 0.45 to 0.8; never raises, for that would end the process."""
+    """Turns TensorRT's phases into progress over BUILD_SPAN.
+
+    What `report` raises ends the build and is kept in `raised`, for it may not pass through TensorRT.
+    """
     trt = library.module
+    start, end = BUILD_SPAN
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._steps: dict[str, int] = {}
+            self.raised: BaseException | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:
@@ -185,9 +197,14 @@ def _make_monitor(library: Library, report: Report) -> Any:
             self._steps.pop(phase_name, None)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if phase_name in self._steps:
-                report("compile", 0.45 + 0.35 * min((step + 1) / self._steps[phase_name], 1.0))
-            return True
+            steps = self._steps.get(phase_name)
+            if steps is None:
+                return self.raised is None
+            try:
+                report("build", start + (end - start) * min((step + 1) / steps, 1.0))
+            except BaseException as error:
+                self.raised = error
+            return self.raised is None
 
     return Monitor()
 
