@@ -107,7 +107,8 @@ def train_vae(networks: Networks, plan: Plan, device: torch.device, pixels: int,
     vae = networks.vae.to(device).train()
     vae.decoder.conv_out.__class__ = ExactConvolution
     former = anchored(vae, plan.compile) if keep_latents else None
-    run = Run(plan, {"vae": vae}, {"stage": "vae"})
+    kept = {"scaling_factor": vae.config["scaling_factor"]} if keep_latents else {}
+    run = Run(plan, {"vae": vae}, {"stage": "vae", **kept})
     loss_function = torch.compile(vae_loss, dynamic=False) if plan.compile else vae_loss
     brush = Brush.on(device, plan.compile)
     generator = torch.Generator(device)
