@@ -43,15 +43,15 @@ class Plan:
         For formats that hold data only; a format that is native code must be checked over the very
         bytes that are handed to its runtime (see `read`).
         """
-        path = self.folder / name
         try:
-            found = file_digest(path) if path.is_file() else None
+            path = self._plain(name)
+            found = None if path is None else file_digest(path)
         except OSError as error:
             reason = error.strerror or error
             key = self.manifest.key[:12]
             raise DamagedEngineError(f"Engine {key}: the file {name} cannot be read: {reason}.") from error
         self._expect(name, found)
-        return path
+        return self.folder / name
 
     def verify(self) -> None:
         """Checks every file; raises DamagedEngineError on the first that is missing or differs."""
@@ -61,11 +61,17 @@ class Plan:
     def read(self, name: str) -> bytes:
         """The bytes of one of the plan's files, checked as they are: nothing can change between check and use."""
         try:
-            data = (self.folder / name).read_bytes()
+            path = self._plain(name)
+            data = None if path is None else path.read_bytes()
         except OSError:
             data = None
         self._expect(name, None if data is None else FileDigest(len(data), hashlib.sha256(data).hexdigest()))
         return data or b""
+
+    def _plain(self, name: str) -> Path | None:
+        """Where the file lies; None unless it is one itself: a link could lead elsewhere later, a pipe never ends."""
+        path = self.folder / name
+        return path if path.is_file() and path.resolve() == self.folder.resolve() / name else None
 
     def _expect(self, name: str, found: FileDigest | None) -> None:
         expected = self.manifest.files.get(name)

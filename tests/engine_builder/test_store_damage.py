@@ -44,6 +44,27 @@ def test_a_damaged_file_is_named(plan: Plan, name: str, damage: Callable[[Path],
         plan.verified(name)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs links")
+@pytest.mark.parametrize("name", ["network.bin", "data/more.bin", "data"])
+def test_a_link_in_the_place_of_a_file_or_its_folder_is_not_followed(plan: Plan, name: str) -> None:
+    """What it leads to may be right now and other bytes a moment later."""
+    elsewhere = plan.folder.parent / "elsewhere"
+    (plan.folder / name).rename(elsewhere)
+    (plan.folder / name).symlink_to(elsewhere)
+    with pytest.raises(DamagedEngineError, match="missing"):
+        plan.verify()
+    with pytest.raises(DamagedEngineError, match="missing"):
+        plan.read("data/more.bin" if name == "data" else name)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs pipes")
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(plan: Plan) -> None:
+    (plan.folder / "network.bin").unlink()
+    os.mkfifo(plan.folder / "network.bin")
+    with pytest.raises(DamagedEngineError, match="missing"):
+        plan.read("network.bin")
+
+
 def test_files_that_the_manifest_does_not_name_are_not_handed_out(plan: Plan) -> None:
     (plan.folder / "extra.bin").write_bytes(b"extra")
     with pytest.raises(EngineError, match="extra.bin"):
