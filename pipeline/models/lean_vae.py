@@ -1,0 +1,41 @@
+"""The picture VAE's decoder by the functions of `lean`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import lean
+from .parts import VaeDecoder
+
+REWRITES = ("channels_last", "channel_norm", "phase_upsample", "plain_attention")
+
+
+class LeanVaeDecoder(VaeDecoder):
+    """`VaeDecoder` with the given rewrites: the same result up to rounding."""
+
+    def __init__(self, vae: Any, rewrites: tuple[str, ...]) -> None:
+        super().__init__(vae)
+        self.on = frozenset(rewrites)
+        lean.to_channels_last(self)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """From unscaled latents [frames, 4, h, w] to image [frames, 3, h*8, w*8] in -1..1."""
+        x = self.post_quant_conv(latents).permute(0, 2, 3, 1).contiguous().unsqueeze(1)
+        x = self._middle(lean.conv2d(x, self.decoder.conv_in))
+        for block in self.decoder.up_blocks:
+            for resnet in block.resnets:
+                x = lean.resnet((x,), resnet, None, self.on)
+            for sampler in block.upsamplers or ():
+                x = lean.upsample(x, sampler, self.on)
+        x = lean.conv2d(lean.group_norm((x,), self.decoder.conv_norm_out, self.on), self.decoder.conv_out)
+        return x.squeeze(1).permute(0, 3, 1, 2)
+
+    def _middle(self, x: torch.Tensor) -> torch.Tensor:
+        first, *rest = self.decoder.mid_block.resnets
+        x = lean.resnet((x,), first, None, self.on)
+        for attention, resnet in zip(self.decoder.mid_block.attentions, rest, strict=True):
+            h = lean.group_norm((x,), attention.group_norm, self.on, silu=False)
+            x = lean.resnet((x + lean.attend_places(h, attention, self.on),), resnet, None, self.on)
+        return x
