@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import sys
 import tempfile
@@ -15,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -26,11 +24,11 @@ from ..jobs.clip import Denoising, decode_clip, encode_clip, sample_clip
 from ..jobs.demo_model import PICTURE, DemoModel, demo_model
 from ..jobs.engines import EnginePolicy, EngineSet, clip_sizes, default_device
 from ..pipeline.cache import ConditioningCache
-from ..pipeline.metrics import psnr
 from ..pipeline.models.base import ClipRequest
 from ..pipeline.models.registry import open_model
 from ..pipeline.picture import rgb
 from ..pipeline.sampling import SamplerSettings
+from .likeness import MAX_DB, frames_likeness
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -123,27 +121,18 @@ def _clip(engines: EngineSet, model: DemoModel, steps: int, seconds: dict[str, f
 
 
 def _compared(seconds: dict[str, float | str], reference: torch.Tensor, frames: torch.Tensor) -> Row:
-    decibels = [psnr(one, other) for one, other in zip(reference, frames, strict=True)]
-    likeness = [_ssim(one, other) for one, other in zip(reference, frames, strict=True)]
+    likeness = frames_likeness(reference, frames)
     values = {name: value if isinstance(value, str) else round(value, 3) for name, value in seconds.items()}
     return Row(
         **values,  # type: ignore[arg-type]
-        psnr_mean_db=_finite(sum(decibels) / len(decibels)),
-        psnr_worst_db=_finite(min(decibels)),
-        ssim_mean=round(sum(likeness) / len(likeness), 6),
+        psnr_mean_db=_finite(likeness["frames_psnr_mean_db"]),
+        psnr_worst_db=_finite(likeness["frames_psnr_worst_db"]),
+        ssim_mean=round(likeness["frames_ssim_mean"], 6),
     )
 
 
-def _ssim(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Structural similarity of two frames [height, width, 3] in 0..1."""
-    from skimage.metrics import structural_similarity
-
-    value: Any = structural_similarity(one.numpy(), other.numpy(), data_range=1.0, channel_axis=-1)
-    return float(value)
-
-
 def _finite(decibels: float) -> float | None:
-    return round(decibels, 2) if math.isfinite(decibels) else None
+    return round(decibels, 2) if decibels < MAX_DB else None
 
 
 def _report(rows: list[Row], steps: int, device: torch.device) -> dict[str, object]:

@@ -6,7 +6,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-BENCHMARKS = {"backends": "the bundled model's clip through every backend, against eager PyTorch in fp32"}
+BENCHMARKS = {
+    "backends": "the bundled model's clip through every backend, against eager PyTorch in fp32",
+    "ladder": "one clip in every way there is here, from diffusers in fp32 to the fastest engine",
+}
 USAGE = "usage: run.py bench NAME [options]\n\n" + "".join(
     f"  {name:<10} {what}\n" for name, what in BENCHMARKS.items()
 )

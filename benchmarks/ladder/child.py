@@ -1,0 +1,249 @@
+"""The process that one rung is measured in: it may crash, run out of memory or be ended, and the ladder goes on.
+
+What it has measured stands in files, one for each row, that the ladder reads when the process has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from ...engine_builder.errors import I2VError
+from ...pipeline.video import write_video
+from ...pipeline.video_format import VideoOptions
+from .engine_way import EngineWay
+from .job import Job
+from .measure import StageClock, count_kernels, free_memory, gpu_state, host_peaks, sample_ms, step_figures
+from .reference import against_reference, save_reference
+from .row import INCOMPLETE, MEASURED, MISSING, RowFile
+from .rungs import ENGINES, Rung
+from .stock_way import StockWay
+from .way import Clip, Way
+
+HOT_CLIPS = 3
+HOT_SECONDS = 12.0
+"""Hot clips are repeated until there are so many or they have taken so long; the median is kept."""
+MEMORY_STEPS = 2
+TRACE_CHARS = 2000
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process is to do: `kind` is `row`, `warm`, `sweep` or `checkpoint`. Times are `time.time()`."""
+
+    kind: str
+    job: Job
+    rung: Rung
+    rows: Path
+    """The folder that rows are written to."""
+    samples: int
+    started_at: float
+    """When the process was started."""
+    began_at: float
+    """When the ladder began, for the seconds that progress is told with."""
+
+    def to_json(self) -> str:
+        """As text for another process."""
+        return json.dumps({**asdict(self), "rows": str(self.rows)}, indent=1)
+
+
+def order_from_json(text: str) -> Order:
+    """The order that `Order.to_json` wrote."""
+    data = json.loads(text)
+    rung = data["rung"]
+    rewrites = rung["rewrites"]
+    rung = Rung(**{**rung, "rewrites": None if rewrites is None else tuple(rewrites)})
+    return Order(**{**data, "job": Job(**data["job"]), "rung": rung, "rows": Path(data["rows"])})
+
+
+def main(path: Path) -> int:
+    """Does what the file says; 0, or 1 when a row could not be finished, which then says why."""
+    logging.basicConfig(level=logging.INFO)
+    order = order_from_json(path.read_text("utf-8"))
+    if order.kind == "checkpoint":
+        from .full_size import write_full_checkpoint
+
+        write_full_checkpoint(Path(order.job.folder), order.job.torch_device, order.job.seed)
+        return 0
+    if order.kind == "sweep":
+        from .sweep import run_sweep
+
+        return run_sweep(order, lambda text: tell(order, text))
+    climb = _warm if order.kind == "warm" else _climb
+    return climb(order)
+
+
+def tell(order: Order, text: str) -> None:
+    """A line for whoever watches."""
+    sys.stdout.write(f"[{time.time() - order.began_at:6.1f} s]   {order.rung.name}: {text}\n")
+    sys.stdout.flush()
+
+
+def _climb(order: Order) -> int:
+    """Every row of the rung; a second row is the same in a CUDA graph."""
+    first, *graph = [RowFile(order.rows / f"{row.name}.json", row) for row in order.rung.rows]
+    way: list[Way] = []
+
+    def plain() -> None:
+        way.append(_way(order, cached=False))
+        _measure(order, way[0], first)
+
+    def captured() -> None:
+        tell(order, "capturing a CUDA graph")
+        assert isinstance(way[0], StockWay)  # noqa: S101 - only torch.compile has a second row
+        way[0].capture()
+        graph[0].add({}, f"Compiled by {first.row.name}, whose first clip is the cold one.")
+        _measure_hot(order, way[0], graph[0])
+
+    done = _guarded(order, first, plain)
+    for row in graph:
+        if done:
+            done = _guarded(order, row, captured)
+        else:
+            row.close(MISSING, f"{first.row.name} did not end well: {first.row.reason}")
+    return 0 if done else 1
+
+
+def _warm(order: Order) -> int:
+    """The first clip of a process that finds engines and caches on disk."""
+    file = RowFile(order.rows / f"{order.rung.name}.warm.json", order.rung.rows[0])
+
+    def run() -> None:
+        imported_at = time.time()
+        way = _way(order, cached=True)
+        load_s = way.load()
+        opened_at = time.time()
+        _, clock = _clip(order, way, order.job.steps, file)
+        file.add(
+            {
+                "clip_warm_start_s": time.time() - order.started_at,
+                "load_s": load_s if order.rung.way == ENGINES else None,
+                "warm_import_s": imported_at - order.started_at,
+                "warm_open_s": opened_at - imported_at,
+                **{f"warm_{stage}_s": elapsed_s for stage, elapsed_s in clock.seconds.items()},
+            }
+        )
+
+    return 0 if _guarded(order, file, run) else 1
+
+
+def _guarded(order: Order, file: RowFile, run: Callable[[], None]) -> bool:
+    """Whether it went well; if not, the row says why, and keeps what was measured before."""
+    try:
+        run()
+    except Exception as error:  # whatever it is, it is this row's affair
+        text = f"{type(error).__name__}: {str(error).strip() or 'no reason given'}".splitlines()[0][:400]
+        tell(order, f"failed: {text}")
+        file.close(INCOMPLETE if file.row.figures else MISSING, text, traceback.format_exc()[-TRACE_CHARS:])
+        logging.getLogger(__name__).exception("%s", order.rung.name)
+        return False
+    file.close(MEASURED)
+    return True
+
+
+def _way(order: Order, *, cached: bool) -> Way:
+    if order.rung.way != ENGINES:
+        return StockWay(order.job, order.rung)
+    stages: list[str] = []
+
+    def report(stage: str, _: float) -> None:
+        if stage not in stages:
+            stages.append(stage)
+            tell(order, stage)
+
+    return EngineWay(order.job, order.rung, report, cached=cached)
+
+
+def _measure(order: Order, way: Way, file: RowFile) -> None:
+    """A row from nothing: build, first clip, likeness, then everything that is measured hot."""
+    tell(order, "loading and building")
+    file.add({"build_s": way.build()}, *way.notes())
+    clip, clock = _clip(order, way, order.job.steps, file)
+    file.add({"clip_cold_s": time.time() - order.started_at, "encode_cold_s": clock.seconds["encode"]}, *way.notes())
+    tell(order, f"first clip after {file.row.figures['clip_cold_s']:.1f} s")
+    if order.rung.is_reference:
+        save_reference(order.job, clip)
+    else:
+        _compare(order.job, clip, file)
+    if isinstance(way, StockWay) and order.rung.is_reference and sum(clock.seconds.values()) > HOT_SECONDS:
+        _keep_only_clip(order, way, file, clock)
+    else:
+        _measure_hot(order, way, file, compared=True)
+
+
+def _keep_only_clip(order: Order, way: StockWay, file: RowFile, clock: StageClock) -> None:
+    """Row 0 is so slow that its one clip, after one step to warm up, is the hot one too."""
+    file.add({}, "Its one clip came after one step to warm up, and is its hot one too.")
+    file.add({**_hot_figures(order.job, [clock]), **_memory("resident", clock), **step_figures(way.step_ms())})
+    file.add(gpu_state(way.device))
+    _measure_rest(order, way, file)
+
+
+def _measure_hot(order: Order, way: Way, file: RowFile, *, compared: bool = False) -> None:
+    started = time.monotonic()
+    clip, clock = _clip(order, way, order.job.steps, file)
+    clocks = [clock]
+    while len(clocks) < HOT_CLIPS and time.monotonic() - started < HOT_SECONDS:
+        clocks.append(_clip(order, way, order.job.steps, file)[1])
+    file.add(_hot_figures(order.job, clocks), *way.notes())
+    if not compared:
+        _compare(order.job, clip, file)
+    count = order.samples
+    file.add(step_figures(sample_ms(way.step(), count, way.device)))
+    file.add(gpu_state(way.device))
+    tell(order, f"{file.row.figures['step_ms']:.2f} ms a step, {file.row.figures['clip_hot_s']:.2f} s a clip")
+    free_memory(way.device)
+    file.add(_memory("resident", _clip(order, way, MEMORY_STEPS, file)[1]))
+    _measure_rest(order, way, file)
+
+
+def _measure_rest(order: Order, way: Way, file: RowFile) -> None:
+    """What may disturb the rest, and so comes last."""
+    free_memory(way.device)
+    if way.device.type == "cuda":
+        file.add(_memory("offloaded", _clip(order, way, MEMORY_STEPS, file, offload=True)[1]))
+    file.add(host_peaks())
+    with suppress(RuntimeError):  # a profiler that this machine does not let work
+        file.add({"kernels_per_step": count_kernels(way.step(), way.device)})
+
+
+def _clip(order: Order, way: Way, steps: int, file: RowFile, *, offload: bool = False) -> tuple[Clip, StageClock]:
+    """A clip, written to a file, and its stages."""
+    clock = StageClock(way.device)
+    clip = way.clip(steps, clock.mark, offload=offload)
+    video = order.job.work_folder / "videos" / f"{file.row.name}.mp4"
+    video.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_video(clip.frames, video, VideoOptions("mp4-h264", float(order.job.fps)))
+        clock.mark("write")
+    except (I2VError, ImportError) as error:
+        file.add({}, f"No file was written, and a clip's seconds are without that: {error}")
+    return clip, clock
+
+
+def _compare(job: Job, clip: Clip, file: RowFile) -> None:
+    figures, notes = against_reference(job, clip)
+    file.add(figures, *notes)
+
+
+def _hot_figures(job: Job, clocks: list[StageClock]) -> dict[str, float]:
+    """Medians of the stages over some clips, and of the clips."""
+    stages = {f"{name}_s": median(clock.seconds[name] for clock in clocks) for name in clocks[0].seconds}
+    clip_s = median(sum(clock.seconds.values()) for clock in clocks)
+    return {**stages, "clip_hot_s": clip_s, "frames_per_s": job.num_frames / clip_s}
+
+
+def _memory(residency: str, clock: StageClock) -> dict[str, float | None]:
+    """The GPU's memory by stage; nothing on a CPU."""
+    stages = ("encode", "denoise", "decode") if residency == "resident" else ("denoise", "decode")
+    peaks: dict[str, float | None] = {f"gpu_{residency}_{stage}_gib": clock.peak_gib.get(stage) for stage in stages}
+    used = max((clock.used_gib[stage] for stage in stages if stage in clock.used_gib), default=None)
+    return {**peaks, f"gpu_{residency}_used_gib": used}

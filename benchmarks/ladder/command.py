@@ -1,0 +1,184 @@
+"""`run.py bench ladder`: the same clip in every way there is here, from diffusers in fp32 to the fastest engine.
+
+One run, one seed, one prompt. Each way runs in a process of its own; the figures stand on disk after each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...engine_builder.errors import I2VError, InputError
+from ...jobs.demo_model import PACK
+from ...jobs.engines import default_device
+from ...pipeline.models.checkpoint import INDEX
+from ...pipeline.models.registry import open_model
+from .child import main as run_child
+from .climb import Climb, Limits
+from .document import Document
+from .full_size import NAME
+from .job import Job
+from .machine import describe_commit, describe_machine, describe_versions, now
+from .row import Row
+from .rungs import EAGER, REFERENCE, REWRITES, STOCK, Rung, ladder, tasks
+from .subject import BUNDLED_NAME, PUBLISHED, TINY, Subject, choose_subject
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+WORK = PACK / ".cache" / "ladder"
+COMPILE_LIMIT_S = 420.0
+_SIZE = re.compile(r"(\d+)x(\d+)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The benchmark's options."""
+    top = argparse.ArgumentParser("run.py bench ladder", description=__doc__)
+    top.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    add = top.add_argument_group("what is measured").add_argument
+    add(
+        "--model",
+        help=f"{PUBLISHED}, {BUNDLED_NAME}, {TINY} or a checkpoint's folder; the first on a GPU, else the second",
+    )
+    add("--weights", metavar="random|DIR", help=f"for {PUBLISHED}: random ones of its size, or a checkpoint's folder")
+    add("--size", type=_size, metavar="WxH", help="pixels; what is usual for the model")
+    add("--frames", type=int, metavar="N", help="what is usual for the model")
+    add("--steps", type=int, metavar="N", help="what is usual for the model")
+    add("--guidance", type=float, metavar="G", help="what is usual for the model")
+    add("--seed", type=int, default=1, metavar="N")
+    add("--prompt", metavar="TEXT", help="what is usual for the model")
+    add("--chunk", type=int, default=4, metavar="N", help="frames decoded at once (%(default)s)")
+    add = top.add_argument_group("which rows").add_argument
+    add("--rows", type=_names, default=[], metavar="NAME,...", help="these alone; --list names them")
+    add("--list", action="store_true", help="say which rows there are here, and end")
+    add("--rewrites", choices=REWRITES, default="last", help="rewrites on AOTInductor: %(choices)s (%(default)s)")
+    add("--no-warm", action="store_true", help="leave the warm starts out, which take a process each")
+    add("--sweep", action="store_true", help="how cost grows with frames, size and steps, in place of the rows")
+    add("--sweep-row", default=EAGER, metavar="NAME", help="what the sweep runs (%(default)s)")
+    add = top.add_argument_group("how long and how often").add_argument
+    add("--minutes", type=float, default=math.inf, metavar="M", help="rows that no longer fit are left out, with why")
+    add("--compile-limit", type=float, default=COMPILE_LIMIT_S, metavar="S", help="for a row of torch.compile")
+    add("--step-samples", type=int, metavar="N", help="core calls of the main row (200 on a GPU, else 20)")
+    add = top.add_argument_group("where").add_argument
+    add("--out", type=Path, default=RESULTS, metavar="DIR", help="ladder.json, .md and .png go here (%(default)s)")
+    add("--work", type=Path, default=WORK, metavar="DIR", help="engines, caches, checkpoint, row 0's clip")
+    add("--resume", type=Path, metavar="FILE", help="go on from the JSON of an earlier run of the same job")
+    add("--commit", metavar="TEXT", help="what was measured, where this is no checkout")
+    return top
+
+
+def main(argv: Sequence[str]) -> int:
+    """Climbs the ladder; 0 when every row that was begun could be finished, else 1."""
+    options = parser().parse_args(argv)
+    if options.child is not None:
+        return run_child(options.child)
+    try:
+        return _climb(options)
+    except I2VError as error:
+        sys.stderr.write(f"run.py bench ladder: {error}\n")
+        return 1
+
+
+def _climb(options: argparse.Namespace) -> int:
+    began_at = time.time()
+    device = default_device()
+    work = options.work.expanduser().resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    subject = choose_subject(options.model, options.weights, device, work)
+    job = _job(options, subject, str(device), work)
+    document = Document(
+        job, describe_machine(device), describe_versions(), describe_commit(options.commit), now(), _told(options)
+    )
+    if options.resume is not None:
+        document.adopt(_read(options.resume))
+    samples = options.step_samples or (200 if device.type == "cuda" else 20)
+    limits = Limits(began_at, options.minutes * 60, options.compile_limit)
+    climb = Climb(document, limits, samples, subject.is_full_size, options.out.expanduser().resolve())
+    if subject.folder.name == NAME and not (subject.folder / INDEX).is_file():
+        climb.prepare_checkpoint(Rung(REFERENCE, "", STOCK, "fp16", 0))
+    rungs, missing = ladder(open_model(subject.folder), device, options.rewrites)
+    if options.list:
+        sys.stdout.write(_listing(rungs, missing))
+        return 0
+    return _run(options, climb, rungs, missing)
+
+
+def _run(options: argparse.Namespace, climb: Climb, rungs: list[Rung], missing: list[Row]) -> int:
+    document = climb.document
+    climb.tell(document.job.describes)
+    if options.sweep:
+        climb.sweep(_named(rungs, options.sweep_row))
+        return 0
+    rows = [row for rung in rungs for row in rung.rows] + missing
+    unknown = sorted(set(options.rows) - {row.name for row in rows})
+    if unknown:
+        raise InputError(f"The rows here are {', '.join(row.name for row in rows)}, found {', '.join(unknown)}.")
+    done = [name for name, row in document.rows.items() if row.figures.get("clip_hot_s")]
+    for row in rows:
+        document.rows.setdefault(row.name, row)
+    document.in_order([row.name for row in rows])
+    todo = [task for task in tasks(rungs, options.rows, done) if not (task.warm and options.no_warm)]
+    for task in todo:
+        climb.run(task)
+    climb.report()
+    failed = [row for task in todo for row in task.rung.rows if document.rows[row.name].trace]
+    return 1 if failed else 0
+
+
+def _job(options: argparse.Namespace, subject: Subject, device: str, work: Path) -> Job:
+    width, height = options.size or (subject.side, subject.side)
+    return Job(
+        model=subject.name,
+        folder=str(subject.folder),
+        width=width,
+        height=height,
+        num_frames=subject.num_frames if options.frames is None else options.frames,
+        fps=subject.fps,
+        steps=subject.steps if options.steps is None else options.steps,
+        guidance_scale=subject.guidance_scale if options.guidance is None else options.guidance,
+        seed=options.seed,
+        prompt=subject.prompt if options.prompt is None else options.prompt,
+        chunk=options.chunk,
+        device=device,
+        work=str(work),
+    )
+
+
+def _told(options: argparse.Namespace) -> dict[str, object]:
+    """The options that were given, without the places on this machine."""
+    given = {name: value for name, value in vars(options).items() if name not in ("out", "work", "resume", "child")}
+    return {name: str(value) if value == math.inf else value for name, value in given.items() if value is not None}
+
+
+def _listing(rungs: Sequence[Rung], missing: Sequence[Row]) -> str:
+    there = [f"{row.name:<28} {row.title}\n" for rung in rungs for row in rung.rows]
+    return "".join(there + [f"{row.name:<28} {row.title}: {row.reason}\n" for row in missing])
+
+
+def _named(rungs: Sequence[Rung], name: str) -> Rung:
+    found = next((rung for rung in rungs if rung.name == name and rung.way != STOCK), None)
+    if found is None:
+        names = ", ".join(rung.name for rung in rungs if rung.way != STOCK)
+        raise InputError(f"The sweep runs one of {names}, found {name}.")
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise InputError(f"Expected the JSON of an earlier run at {path}: {error.strerror or error}.") from error
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected a size such as 512x512, found {text!r}")
+    return int(found[1]), int(found[2])

@@ -1,0 +1,131 @@
+"""The pack's own loop over a set of engines, eager PyTorch among them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...engine_builder.backends.base import Report, Runner
+from ...engine_builder.backends.eager import EagerBackend
+from ...engine_builder.errors import EngineError
+from ...engine_builder.store import EngineStore
+from ...jobs.clip import Denoising, decode_clip, encode_clip, sample_clip
+from ...jobs.engines import EnginePolicy, EngineSet
+from ...pipeline.cache import ConditioningCache
+from ...pipeline.conditioning import Conditioning
+from ...pipeline.models.registry import open_model
+from ...pipeline.sampling import SamplerSettings
+from .job import Job
+from .measure import free_memory, synchronize
+from .rungs import INDUCTOR, Rung
+from .way import Clip, Mark, Way
+
+BINDS_WEIGHTS = (INDUCTOR,)
+"""Backends whose engines take the weights from the loaded checkpoint."""
+AFTER_CONDITIONING = ("vae_decoder",)
+"""What a clip needs beside the core once it is conditioned."""
+
+
+class EngineWay(Way):
+    """Engines under one policy; the first clip's conditioning is kept on disk for the warm start."""
+
+    def __init__(self, job: Job, rung: Rung, report: Report, *, cached: bool) -> None:
+        super().__init__(job)
+        self._rung = rung
+        self._model = open_model(Path(job.folder))
+        self._sizes = job.sizes(self._model)
+        store = EngineStore(job.work_folder / "engines")
+        self._engines = EngineSet(self._model, store, _policy(self._model, rung), self.device, report=report)
+        kept = job.work_folder / "conditioning" / rung.name
+        if not cached:  # an earlier run's would make a cold start warm
+            shutil.rmtree(kept, ignore_errors=True)
+        self._cache = ConditioningCache(kept)
+        self._conditioning: Conditioning | None = None
+        self._network: torch.nn.Module | None = None
+        self._notes: list[str] = []
+
+    def build(self) -> float | None:
+        if self._rung.backend == EagerBackend.name:
+            return None
+        self._note_what_is_there()
+        started = time.monotonic()
+        self._engines.prepare(self._sizes)
+        elapsed_s = time.monotonic() - started
+        self._core()
+        return elapsed_s
+
+    def load(self) -> float | None:
+        # Digests are taken of the weights, and those that an engine binds lie on the GPU, before the clock starts.
+        needs_weights = self._rung.backend in BINDS_WEIGHTS and bool(self._model.components)
+        if needs_weights:
+            self._network = self._model.load(self._model.core, self._engines.precision).to(self.device)
+        synchronize(self.device)
+        started = time.monotonic()
+        self._core()
+        synchronize(self.device)
+        return None if self._rung.backend == EagerBackend.name else time.monotonic() - started
+
+    def clip(self, steps: int, mark: Mark, *, offload: bool = False) -> Clip:
+        job, engines = self.job, self._engines
+        cache = self._cache if self._conditioning is None else ConditioningCache(None)
+        self._conditioning = encode_clip(engines, job.request(), cache, _ignore)
+        if offload:
+            self._offload()
+        mark("encode")
+        denoising = Denoising(job.seed, job.guidance_scale, SamplerSettings(steps))
+        latents = sample_clip(engines, self._conditioning, denoising, _ignore)
+        mark("denoise")
+        frames = decode_clip(engines, latents, job.chunk, _ignore)
+        mark("decode")
+        return Clip(latents, frames)
+
+    def step(self) -> Callable[[], object]:
+        if self._conditioning is None:
+            raise EngineError("A clip comes before its core call is repeated.")
+        tensors = {name: tensor.to(self.device) for name, tensor in self._conditioning.tensors.items()}
+        noise, t = self.job.noise(self._model).to(self.device), torch.tensor(500.0, device=self.device)
+        inputs = self._model.prepare_input(noise, t, tensors, self.job.guided)
+        runner = self._core()
+        return lambda: runner(inputs)
+
+    def notes(self) -> list[str]:
+        return [*self._notes, *(self._conditioning.notes if self._conditioning else ()), *self._engines.take_notes()]
+
+    def _note_what_is_there(self) -> None:
+        """What an earlier row built is not built again: what is called cold is then less than that."""
+        there = [
+            name for name in self._model.engine_components
+            if any(plan.manifest.spec.profile.fits(self._sizes) for plan in self._engines.stored(name))
+        ]  # fmt: skip
+        if there:
+            self._notes.append(f"Engines of {', '.join(there)} were there already, so that cold leaves them out.")
+
+    def _core(self) -> Runner:
+        """The core's runner; raises EngineError when another backend had to stand in."""
+        runner = self._engines.runner(self._model.core, self._sizes)
+        if runner.backend != self._rung.backend:
+            raise EngineError(" ".join(self._engines.take_notes()) or f"The core runs by {runner.backend}.")
+        return runner
+
+    def _offload(self) -> None:
+        needed = (self._model.core, *AFTER_CONDITIONING)
+        for name in (name for name in self._model.components if name not in needed):
+            self._engines.runner(name, self._sizes).unload()
+        free_memory(self.device)
+
+
+def _policy(model: Any, rung: Rung) -> EnginePolicy:
+    """The rung's engines for exactly the job's sizes. Rewrites of other components stay at their defaults."""
+    fields: dict[str, Any] = {"backend": rung.backend, "precision": rung.precision, "shapes": "exact"}
+    if rung.rewrites is not None:
+        fields["rewrites"] = rung.rewrites
+    return EnginePolicy(**fields)
+
+
+def _ignore(*_: object) -> None:
+    """Hears progress that nobody watches."""

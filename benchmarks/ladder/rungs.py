@@ -1,0 +1,162 @@
+"""The ladder's rungs: from diffusers as it is published to every engine and every rewrite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...engine_builder.backends.eager import EagerBackend
+from ...engine_builder.backends.registry import BACKENDS
+from ...pipeline.models.base import VideoModel
+from .row import MISSING, Row
+
+REFERENCE = "diffusers-fp32"
+EAGER = "eager"
+COMPILED = "compile-default"
+INDUCTOR = "inductor"
+STOCK, ENGINES = "stock", "engines"
+REWRITES = ("none", "last", "all")
+NOT_YET = "It has not been measured yet."
+_NAMES = {"inductor": "AOTInductor", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to make the clip.
+
+    `way` is diffusers' pipeline (`stock`) or the pack's own loop (`engines`). `rank` says how soon it is
+    measured: the ladder may end before the last. `captured` names a second row: the same in a CUDA graph.
+    """
+
+    name: str
+    title: str
+    way: str
+    precision: str
+    rank: float
+    backend: str = EAGER
+    rewrites: tuple[str, ...] | None = None
+    compile_mode: str = ""
+    captured: str = ""
+    headline: bool = False
+    """The way that the pack stands for: its steps are sampled more often."""
+    about_s: float = 0.0
+    """Seconds at the published size with 50 steps on an H200, by which it is decided whether there is time."""
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the others are compared with this one."""
+        return self.name == REFERENCE
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows that it gives, still empty."""
+        first = Row(self.name, self.title, MISSING, NOT_YET)
+        graph = Row(self.captured, f"{self.title}, CUDA graph", MISSING, first.reason)
+        return (first, graph) if self.captured else (first,)
+
+
+def ladder(model: VideoModel, device: torch.device, rewrites: str) -> tuple[list[Rung], list[Row]]:
+    """The rungs that can run here, in the order in which they are shown, and rows that say why others cannot."""
+    precision = "fp16" if device.type == "cuda" else "fp32"
+    rungs = [
+        Rung(REFERENCE, "diffusers, fp32", STOCK, "fp32", 0, about_s=110),
+        Rung(EAGER, f"eager PyTorch, {precision}", ENGINES, precision, 4, about_s=45),
+        *_compiled(device, precision),
+    ]
+    missing: list[Row] = []
+    for name, backend in BACKENDS.items():
+        if name == EagerBackend.name:
+            continue
+        found = backend.availability(device)
+        if not found.ok:
+            missing.append(Row(name, _NAMES.get(name, name), MISSING, found.sentence))
+        elif name == INDUCTOR:
+            rungs += _rewritten(model, precision, rewrites)
+        else:
+            rungs.append(Rung(name, f"{_NAMES.get(name, name)}, {precision}", ENGINES, precision, 6, name, about_s=240))
+    return _with_headline(rungs), missing
+
+
+def _with_headline(rungs: list[Rung]) -> list[Rung]:
+    """The rungs with one that the pack stands for: the last of its own where none is that yet."""
+    if any(rung.headline for rung in rungs):
+        return rungs
+    last = [rung for rung in rungs if rung.way == ENGINES][-1]
+    return [replace(rung, headline=rung is last) for rung in rungs]
+
+
+def _compiled(device: torch.device, precision: str) -> list[Rung]:
+    """torch.compile of diffusers' own networks: what a user has without this pack."""
+    graph = device.type == "cuda"
+    return [
+        Rung(
+            name, title, STOCK, precision, rank,
+            compile_mode=mode, captured=f"{name}-graph" if graph else "", about_s=about_s,
+        )
+        for name, title, mode, rank, about_s in (
+            (COMPILED, "torch.compile", "default", 2.0, 170.0),
+            ("compile-max", "torch.compile max-autotune", "max-autotune-no-cudagraphs", 9.0, 400.0),
+        )
+    ]  # fmt: skip
+
+
+def _rewritten(model: VideoModel, precision: str, rewrites: str) -> list[Rung]:
+    """The engine of the network as it is, and with the rewrites switched on one after the other."""
+    names = model.rewrites(model.core, INDUCTOR)  # type: ignore[attr-defined]
+    counts = {"none": [], "last": [len(names)], "all": list(range(1, len(names) + 1))}[rewrites] if names else []
+    rungs = [Rung(INDUCTOR, "AOTInductor", ENGINES, precision, 5, INDUCTOR, (), about_s=220)]
+    for count in counts:
+        last = count == len(names)
+        rungs.append(
+            Rung(
+                name=f"{INDUCTOR}+{names[count - 1]}",
+                title=f"AOTInductor, all {count} rewrites" if last and count > 1 else f"... + {names[count - 1]}",
+                way=ENGINES,
+                precision=precision,
+                rank=1 if last else 8 + count / 100,
+                backend=INDUCTOR,
+                rewrites=tuple(sorted(names[:count])),
+                headline=last,
+                about_s=300 if last else 200,
+            )
+        )
+    return rungs
+
+
+@dataclass(frozen=True)
+class Task:
+    """A rung to climb in a process of its own; `warm` is a second process that finds everything on disk."""
+
+    rung: Rung
+    warm: bool = False
+
+    @property
+    def rank(self) -> float:
+        """How soon it is done."""
+        return max(3.0 if self.rung.headline else 7.0, self.rung.rank + 0.5) if self.warm else self.rung.rank
+
+    @property
+    def about_s(self) -> float:
+        """The seconds it takes at the published size."""
+        return 50.0 if self.warm else self.rung.about_s
+
+    @property
+    def describes(self) -> str:
+        """The task in a word."""
+        return f"{self.rung.name}, warm start" if self.warm else self.rung.name
+
+
+def tasks(rungs: Sequence[Rung], wanted: Sequence[str], done: Sequence[str]) -> list[Task]:
+    """What is to be done, the most important first.
+
+    `wanted` are names of rows, all when empty; rows in `done` are left as they are unless they are wanted by
+    name. Row 0 takes longest, and its warm start would say nothing new.
+    """
+    chosen = [
+        rung for rung in rungs
+        if any(row.name in wanted if wanted else row.name not in done for row in rung.rows)
+    ]  # fmt: skip
+    found = [Task(rung) for rung in chosen] + [Task(rung, True) for rung in chosen if not rung.is_reference]
+    return sorted(found, key=lambda task: task.rank)

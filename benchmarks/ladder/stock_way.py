@@ -1,0 +1,249 @@
+"""diffusers' own pipeline, as published or with its networks under torch.compile: the reference and the rival."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...pipeline.models.base import VideoModel
+from ...pipeline.models.registry import open_model
+from .job import NEGATIVE_PROMPT, Job
+from .measure import CallWatch, free_memory, synchronize
+from .rungs import Rung
+from .way import Clip, Mark, Way
+
+ENCODERS = ("text_encoder", "image_encoder")
+
+
+class StockWay(Way):
+    """The published pipeline in one precision. Compiled, it decodes as many frames at once as the pack does."""
+
+    def __init__(self, job: Job, rung: Rung) -> None:
+        super().__init__(job)
+        self._rung = rung
+        self._model = open_model(Path(job.folder))
+        if rung.precision == "fp32":
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False
+        self._pipeline = published_pipeline(self._model, rung.precision, self.device)
+        self._unet = Watched(self._pipeline.unet, self.device)
+        self._pipeline.unet = self._unet
+        self._decode = _decoding(self._pipeline.vae)
+        self._mark: Mark = _ignore
+        self._final: torch.Tensor = torch.empty(0)
+        self._finish = self._pipeline.decode_latents
+        self._pipeline.decode_latents = self._keep_and_decode
+
+    def build(self) -> float | None:
+        """Compiling happens at the first call. Row 0 warms up with one step, which is no compiling."""
+        started = time.monotonic()
+        if self._rung.compile_mode:
+            self._unet.call = torch.compile(self._unet.network, mode=self._rung.compile_mode)
+            self._decode = torch.compile(self._decode, mode=self._rung.compile_mode)
+        self.clip(1, _ignore)
+        synchronize(self.device)
+        return time.monotonic() - started if self._rung.compile_mode else None
+
+    def load(self) -> float | None:
+        """Finds what was compiled on disk, and makes the first call."""
+        return self.build() if self._rung.compile_mode else None
+
+    def capture(self) -> None:
+        """Puts the compiled networks into CUDA graphs; they go on with the shapes of the last clip."""
+        self._unet.call = Captured(self._unet.call, *self._unet.last)
+        free_memory(self.device)
+        frames = torch.zeros_like(self._final[: self._chunk])
+        self._decode = Captured(self._decode, (frames,), {}, copies=True)
+
+    def clip(self, steps: int, mark: Mark, *, offload: bool = False) -> Clip:
+        job = self.job
+
+        def conditioned() -> None:
+            if offload:
+                self._move_encoders("cpu")
+            mark("encode")
+
+        self._unet.on_first, self._mark = conditioned, mark
+        self._move_encoders(self.device)
+        noise = job.noise(self._model).transpose(0, 1)[None].to(self.device, self._pipeline.unet.dtype)
+        with _posterior_mean():
+            video = self._pipeline(
+                prompt=job.prompt,
+                negative_prompt=NEGATIVE_PROMPT,
+                image=job.request().picture,
+                width=job.width,
+                height=job.height,
+                num_frames=job.num_frames,
+                target_fps=job.fps,
+                num_inference_steps=steps,
+                guidance_scale=job.guidance_scale,
+                decode_chunk_size=self._chunk,
+                latents=noise,
+                output_type="pt",
+            ).frames
+        frames = video[0].permute(0, 2, 3, 1).float().cpu().contiguous()
+        mark("decode")
+        latents = self._final.float().cpu()
+        return Clip(latents, frames)
+
+    def step(self) -> Callable[[], object]:
+        return self._unet.again
+
+    def step_ms(self) -> list[float]:
+        """Milliseconds of the core calls of the last clip."""
+        return self._unet.watch.milliseconds()
+
+    @property
+    def _chunk(self) -> int:
+        """As published one frame at a time."""
+        return self.job.chunk if self._rung.compile_mode else 1
+
+    def _keep_and_decode(self, latents: torch.Tensor, decode_chunk_size: int | None = None) -> torch.Tensor:
+        self._mark("denoise")
+        self._final = latents[0].transpose(0, 1) / self._model.latent_scale
+        vae = self._pipeline.vae
+        vae.decode = lambda z, **_: _Decoded(self._decode(z))
+        try:
+            return self._finish(latents, decode_chunk_size=decode_chunk_size)
+        finally:
+            del vae.decode
+
+    def _move_encoders(self, device: Any) -> None:
+        for name in ENCODERS:
+            getattr(self._pipeline, name).to(device)
+        for name in ("encoder", "quant_conv"):
+            getattr(self._pipeline.vae, name).to(device)
+        if str(device) == "cpu":
+            free_memory(self.device)
+
+
+class Watched:
+    """Stands in for the pipeline's UNet: times its calls, keeps the last one's arguments, and may call another."""
+
+    def __init__(self, network: Any, device: torch.device) -> None:
+        self.network = network
+        self.call: Callable[..., Any] = network
+        self.on_first: Callable[[], None] = _ignore
+        self.last: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self.watch = CallWatch(device)
+        self._device = device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        on_first, self.on_first = self.on_first, _ignore
+        if on_first is not _ignore:
+            on_first()
+            self.watch = CallWatch(self._device)
+        self.last = (args, kwargs)
+        return self.watch(lambda: self.call(*args, **kwargs))
+
+    def again(self) -> object:
+        """The last call once more."""
+        args, kwargs = self.last
+        with torch.no_grad():
+            return self.call(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+
+class Captured:
+    """A call in a CUDA graph: new arguments are copied to where the graph reads, and the graph is replayed.
+
+    The result is where the graph writes it, or with `copies` a copy of that.
+    """
+
+    def __init__(
+        self, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, copies: bool = False
+    ) -> None:
+        self._copies = copies
+        self._args, self._kwargs = [_own(each) for each in args], {name: _own(each) for name, each in kwargs.items()}
+        with torch.no_grad():
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    call(*self._args, **self._kwargs)
+            torch.cuda.current_stream().wait_stream(stream)
+            gc.collect()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._result = call(*self._args, **self._kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for own, given in zip(self._args, args, strict=True):
+            _take(own, given)
+        for name, own in self._kwargs.items():
+            _take(own, kwargs[name])
+        self._graph.replay()
+        return self._result.clone() if self._copies else self._result
+
+
+class _Decoded:
+    """What the pipeline expects of the VAE."""
+
+    def __init__(self, sample: torch.Tensor) -> None:
+        self.sample = sample
+
+
+def published_pipeline(model: VideoModel, precision: str, device: torch.device) -> Any:
+    """diffusers' I2VGenXLPipeline over the checkpoint, repaired where a newer transformers broke it."""
+    import transformers
+    from diffusers import DDIMScheduler, I2VGenXLPipeline
+
+    folder = model.checkpoint.folder
+    processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+    networks = {name: model.part(name, precision).to(device).eval() for name in ("unet", "vae", *ENCODERS)}
+    _give_text_model_back(networks["text_encoder"])
+    others: dict[str, Any] = {
+        "tokenizer": transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        "feature_extractor": processor.from_pretrained(folder / "feature_extractor"),
+        "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler"),
+    }
+    pipeline = I2VGenXLPipeline(**networks, **others)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _give_text_model_back(text_encoder: Any) -> None:
+    """Before transformers 5.6 the pipeline found the last norm under this name."""
+    if not hasattr(text_encoder, "text_model"):
+        # Past the module's own bookkeeping, which would find the encoder inside itself.
+        object.__setattr__(text_encoder, "text_model", text_encoder)
+
+
+@contextmanager
+def _posterior_mean() -> Iterator[None]:
+    """Makes the VAE give its posterior's mean: the pipeline would draw from the global random state."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as Posterior
+
+    drawn = Posterior.sample
+    Posterior.sample = lambda self, generator=None: self.mode()  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Posterior.sample = drawn  # type: ignore[method-assign]
+
+
+def _decoding(vae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The VAE's decoding as a function from tensor to tensor."""
+    decode = vae.decode
+    return lambda z: decode(z, return_dict=False)[0]
+
+
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _take(own: Any, given: Any) -> None:
+    if isinstance(own, torch.Tensor):
+        own.copy_(given)
+
+
+def _ignore(*_: object) -> None:
+    """Hears what nobody asked for."""
