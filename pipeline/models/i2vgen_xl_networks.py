@@ -134,40 +134,39 @@ class LeanCore(Core):
             sample, timestep, image_cond, fps_emb = (x[:1] for x in (sample, timestep, image_cond, fps_emb))
         emb = self.time_embedding(self.time_proj(timestep).to(sample.dtype)) + fps_emb
         x = torch.cat([sample, image_cond], dim=1).permute(0, 2, 3, 4, 1).contiguous()
-        x = lean.temporal_transformer(lean.conv2d(x, self.conv_in), self.transformer_in, self.on)
-        skips = [x]
+        at = lean.added(lean.conv2d(x, self.conv_in), None, self.conv_in.bias, self.on)
+        at = lean.temporal_transformer(at, self.transformer_in, self.on)
+        skips = [at]
         for block in self.down_blocks:
             for layer in range(len(block.resnets)):
-                x = self._layer(block, layer, (x,), emb, context)
-                skips.append(x)
+                at = self._layer(block, layer, at, emb, context)
+                skips.append(at)
             for sampler in block.downsamplers or ():
-                x = lean.conv2d(x, sampler.conv)
-                skips.append(x)
-        x = self._middle(x, emb, context)
+                at = lean.downsample(at, sampler, self.on)
+                skips.append(at)
+        at = self._middle(at, emb, context)
         for block in self.up_blocks:
             for layer in range(len(block.resnets)):
-                x = self._layer(block, layer, (x, skips.pop()), emb, context)
+                at = self._layer(block, layer, lean.joined(at, skips.pop()), emb, context)
             for sampler in block.upsamplers or ():
-                x = lean.upsample(x, sampler, self.on)
-        x = lean.conv2d(lean.group_norm((x,), self.conv_norm_out, self.on), self.conv_out)
+                at = lean.upsample(at, sampler, self.on)
+        x = lean.conv2d(lean.group_norm(at, self.conv_norm_out), self.conv_out) + self.conv_out.bias
         return x.permute(0, 4, 1, 2, 3)
 
-    def _layer(
-        self, block: Any, layer: int, parts: lean.Parts, emb: torch.Tensor, context: torch.Tensor
-    ) -> torch.Tensor:
-        x = lean.resnet(parts, block.resnets[layer], emb, self.on)
-        x = lean.temporal_conv(x, block.temp_convs[layer], self.on)
-        return self._attend(x, block, layer, context) if _attends(block) else x
+    def _layer(self, block: Any, layer: int, at: lean.Signal, emb: torch.Tensor, context: torch.Tensor) -> lean.Signal:
+        at = lean.resnet(at, block.resnets[layer], emb, self.on)
+        at = lean.temporal_conv(at, block.temp_convs[layer], self.on)
+        return self._attend(at, block, layer, context) if _attends(block) else at
 
-    def _attend(self, x: torch.Tensor, block: Any, layer: int, context: torch.Tensor) -> torch.Tensor:
-        x = lean.spatial_transformer(x, block.attentions[layer], context, self.on)
-        return lean.temporal_transformer(x, block.temp_attentions[layer], self.on)
+    def _attend(self, at: lean.Signal, block: Any, layer: int, context: torch.Tensor) -> lean.Signal:
+        at = lean.spatial_transformer(at, block.attentions[layer], context, self.on)
+        return lean.temporal_transformer(at, block.temp_attentions[layer], self.on)
 
-    def _middle(self, x: torch.Tensor, emb: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def _middle(self, at: lean.Signal, emb: torch.Tensor, context: torch.Tensor) -> lean.Signal:
         block = self.mid_block
         for layer in range(len(block.resnets)):
             if layer:
-                x = self._attend(x, block, layer - 1, context)
-            x = lean.resnet((x,), block.resnets[layer], emb, self.on)
-            x = lean.temporal_conv(x, block.temp_convs[layer], self.on)
-        return x
+                at = self._attend(at, block, layer - 1, context)
+            at = lean.resnet(at, block.resnets[layer], emb, self.on)
+            at = lean.temporal_conv(at, block.temp_convs[layer], self.on)
+        return at

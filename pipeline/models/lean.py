@@ -7,21 +7,21 @@ diffusers module whose weights it uses. `on` names the rewrites that are switche
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from .short_attention import attends_short, short_attention
+from ..kernels.norm import add_and_measure, channel_moments, scale_and_shift
+from ..kernels.short_attention import reference, short_attention
 
 REWRITES = {
-    "channels_last": "one memory layout from end to end, and temporal convolutions as two-dimensional ones",
+    "channels_last": "one memory layout from end to end",
     "fold_frames": "keys and values of the prompt once for all frames",
     "fused_qkv": "queries, keys and values of narrow layers in one product",
     "short_attention": "attention over frames by a kernel made for few tokens",
-    "channel_norm": "group norms from moments of whole channels, read in memory order",
-    "split_skips": "skip connections are normalised and projected where they lie, not copied together first",
+    "channel_norm": "group norms from moments of whole channels, with biases and sums taken on the way",
     "phase_upsample": "nearest upsampling and its convolution as four small kernels on the unscaled plane",
     "shared_prefix": "what both guidance branches have in common once for both",
     "plain_attention": "one wide head as two plain matrix products",
@@ -32,119 +32,157 @@ FUSED_QKV_WIDTH = 512
 """Wider products fill a GPU one by one, and gain nothing by being joined."""
 PLAIN_ATTENTION_WIDTH = 256
 """Heads wider than this have no fused attention kernel."""
+JOINED_PHASES_WIDTH = 640
+"""Phase kernels of wider layers run one by one: cuDNN takes a slow kernel for so many outputs at once."""
 
 On = frozenset[str]
-Parts = Sequence[torch.Tensor]
-"""An activation in pieces along its channels."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """An activation [batch, frames, height, width, channels], and its channels' moments where they are kept."""
+
+    x: torch.Tensor
+    moments: torch.Tensor | None = None
 
 
 def to_channels_last(network: torch.nn.Module) -> torch.nn.Module:
     """Stores convolution weights in the layout that the functions here compute in; values stay."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in network.parameters():
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
         if parameter.ndim in formats:
             parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
     return network
 
 
 def conv2d(x: torch.Tensor, conv: Any) -> torch.Tensor:
-    """A convolution in height and width, of [batch, frames, height, width, channels]."""
-    return _conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
+    """A convolution in height and width without its bias, of [batch, frames, height, width, channels]."""
+    return _conv2d(x, conv.weight, conv.stride, conv.padding)
 
 
-def _conv2d(x: torch.Tensor, weight: torch.Tensor, bias: Any, stride: Any, padding: Any) -> torch.Tensor:
-    y = functional.conv2d(x.flatten(0, 1).permute(0, 3, 1, 2), weight, bias, stride, padding)
+def _conv2d(x: torch.Tensor, weight: torch.Tensor, stride: Any, padding: Any) -> torch.Tensor:
+    y = functional.conv2d(x.flatten(0, 1).permute(0, 3, 1, 2), weight, None, stride, padding)
     return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
-def _conv_frames(x: torch.Tensor, conv: Any) -> torch.Tensor:
-    """A (3, 1, 1) convolution: frames and places are the two axes of a two-dimensional one."""
-    y = functional.conv2d(x.flatten(2, 3).permute(0, 3, 1, 2), conv.weight.squeeze(-1), conv.bias, 1, (1, 0))
-    return y.permute(0, 2, 3, 1).unflatten(2, x.shape[2:4])
+def _conv3d(x: torch.Tensor, conv: Any) -> torch.Tensor:
+    """A convolution in frames, height and width without its bias."""
+    return functional.conv3d(x.permute(0, 4, 1, 2, 3), conv.weight, None, conv.stride, conv.padding).permute(
+        0, 2, 3, 4, 1
+    )
 
 
-def group_norm(parts: Parts, norm: Any, on: On, *, over_frames: bool = False, silu: bool = True) -> torch.Tensor:
-    """GroupNorm, and SiLU, of an activation's pieces, joined; over a frame's plane or over all frames' planes."""
+def linear(x: torch.Tensor, layer: Any) -> torch.Tensor:
+    """A linear layer without its bias."""
+    return functional.linear(x, layer.weight)
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """[batch, frames, height, width, channels] as [batch * frames, height * width, channels]."""
+    return x.flatten(2, 3).flatten(0, 1)
+
+
+def measured(x: torch.Tensor, on: On) -> Signal:
+    """An activation with its moments, if norms use them."""
+    return Signal(x, channel_moments(_rows(x.contiguous())) if "channel_norm" in on else None)
+
+
+def added(x: torch.Tensor, other: torch.Tensor | None, bias: torch.Tensor, on: On) -> Signal:
+    """x + other + bias, measured."""
     if "channel_norm" not in on:
-        x = _joined(parts)
-        y = x.flatten(1, 3) if over_frames else x.flatten(2, 3).flatten(0, 1)
+        return Signal(x + bias if other is None else x + other + bias)
+    shape = x.shape if other is None else torch.broadcast_shapes(x.shape, other.shape)
+    parts = (None if part is None else _rows(part.expand(shape).contiguous()) for part in (x, other))
+    total, moments = add_and_measure(*parts, bias)
+    return Signal(total.reshape(shape), moments)
+
+
+def joined(one: Signal, two: Signal) -> Signal:
+    """Two signals side by side along their channels; a single batch item stands for all of the other's."""
+    batch = max(one.x.shape[0], two.x.shape[0])
+    x = torch.cat([part.x.expand(batch, *part.x.shape[1:]) for part in (one, two)], -1)
+    if one.moments is None or two.moments is None:
+        return Signal(x)
+    items = x.shape[0] * x.shape[1]
+    moments = [part.moments.repeat(items // part.moments.shape[0], 1, 1, 1) for part in (one, two)]  # type: ignore[union-attr]
+    return Signal(x, torch.cat(moments, -1))
+
+
+def group_norm(
+    signal: Signal, norm: Any, offset: torch.Tensor | None = None, *, over_frames: bool = False, silu: bool = True
+) -> torch.Tensor:
+    """GroupNorm, and SiLU, of a signal plus an offset [batch or 1, channels], over one frame's plane or all frames'."""
+    x = signal.x
+    if signal.moments is None:
+        x = x if offset is None else x + offset[:, None, None, None]
+        y = x.flatten(1, 3) if over_frames else _rows(x)
         y = functional.group_norm(y.transpose(1, 2), norm.num_groups, norm.weight, norm.bias, norm.eps)
         y = y.transpose(1, 2).reshape(x.shape)
         return functional.silu(y) if silu else y
-    scale, shift = _scale_and_shift(parts, norm, over_frames)
-    done, at = [], 0
-    for part in parts:
-        ahead = at + part.shape[-1]
-        y = part.float() * scale[..., at:ahead] + shift[..., at:ahead]
-        done.append((functional.silu(y) if silu else y).to(part.dtype))
-        at = ahead
-    return _joined(done)
+    batch, frames, height, width, channels = x.shape
+    together = frames if over_frames else 1
+    shape = (batch, frames // together, 1, 1, channels)
+    parts = scale_and_shift(signal.moments, height * width, together, offset, norm)
+    scale, shift = (part.reshape(shape) for part in parts)
+    y = x.float() * scale + shift
+    return (functional.silu(y) if silu else y).to(x.dtype)
 
 
-def _scale_and_shift(parts: Parts, norm: Any, over_frames: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """What GroupNorm multiplies each channel by and adds, float32 [batch, frames or 1, 1, 1, channels].
-
-    A group's moments follow exactly from its channels' own, and those are read in memory order.
-    """
-    dims = (1, 2, 3) if over_frames else (2, 3)
-    moments = [torch.var_mean(part.float(), dims, correction=0, keepdim=True) for part in parts]
-    var, mean = (_joined(each).unflatten(-1, (norm.num_groups, -1)) for each in zip(*moments, strict=True))
-    centre = mean.mean(-1, keepdim=True)
-    spread = (var + (mean - centre).square()).mean(-1, keepdim=True)
-    scale = (torch.rsqrt(spread + norm.eps).expand_as(mean)).flatten(-2) * norm.weight.float()
-    return scale, norm.bias.float() - centre.expand_as(mean).flatten(-2) * scale
-
-
-def _joined(parts: Parts) -> torch.Tensor:
-    if len(parts) == 1:
-        return parts[0]
-    batch = max(part.shape[0] for part in parts)
-    return torch.cat([part.expand(batch, *part.shape[1:]) for part in parts], -1)
-
-
-def resnet(parts: Parts, block: Any, emb: torch.Tensor | None, on: On) -> torch.Tensor:
+def resnet(signal: Signal, block: Any, emb: torch.Tensor | None, on: On) -> Signal:
     """ResnetBlock2D; `emb` is the time embedding, one for all frames, [batch, width]."""
-    parts = parts if "split_skips" in on else (_joined(parts),)
-    h = conv2d(group_norm(parts, block.norm1, on), block.conv1)
+    h = conv2d(group_norm(signal, block.norm1), block.conv1)
+    offset = block.conv1.bias[None]
     if emb is not None:
-        h = h + block.time_emb_proj(functional.silu(emb))[:, None, None, None]
-    h = conv2d(group_norm((h,), block.norm2, on), block.conv2)
-    return _shortcut(parts, block.conv_shortcut) + h
+        offset = offset + block.time_emb_proj(functional.silu(emb))
+    h = conv2d(group_norm(measured(h, on), block.norm2, offset), block.conv2)
+    if block.conv_shortcut is None:
+        return added(signal.x, h, block.conv2.bias, on)
+    shortcut = functional.linear(signal.x, block.conv_shortcut.weight.flatten(1))
+    return added(shortcut, h, block.conv2.bias + block.conv_shortcut.bias, on)
 
 
-def _shortcut(parts: Parts, conv: Any) -> torch.Tensor:
-    """The 1x1 convolution of the pieces as a sum of products; nothing where the block has none."""
-    if conv is None:
-        return _joined(parts)
-    weights = conv.weight.flatten(1).split([part.shape[-1] for part in parts], 1)
-    first, *rest = (functional.linear(part, weight) for part, weight in zip(parts, weights, strict=True))
-    return sum(rest, first + conv.bias)
-
-
-def temporal_conv(x: torch.Tensor, layer: Any, on: On) -> torch.Tensor:
+def temporal_conv(signal: Signal, layer: Any, on: On) -> Signal:
     """TemporalConvLayer: four times norm, SiLU and a convolution over frames, and the input added."""
-    h = x
-    for stage in (layer.conv1, layer.conv2, layer.conv3, layer.conv4):
-        h = _conv_frames(group_norm((h,), stage[0], on, over_frames=True), stage[-1])
-    return x + h
+    at, offset = signal, None
+    for stage in (layer.conv1, layer.conv2, layer.conv3):
+        at = measured(_conv3d(group_norm(at, stage[0], offset, over_frames=True), stage[-1]), on)
+        offset = stage[-1].bias[None]
+    last = layer.conv4
+    h = _conv3d(group_norm(at, last[0], offset, over_frames=True), last[-1])
+    return added(signal.x, h, last[-1].bias, on)
 
 
-def upsample(x: torch.Tensor, sampler: Any, on: On) -> torch.Tensor:
+def downsample(signal: Signal, sampler: Any, on: On) -> Signal:
+    """Downsample2D with its convolution."""
+    return added(conv2d(signal.x, sampler.conv), None, sampler.conv.bias, on)
+
+
+def upsample(signal: Signal, sampler: Any, on: On) -> Signal:
     """Upsample2D: twice the height and width by the nearest neighbour, then a 3x3 convolution."""
-    if "phase_upsample" not in on:
-        near = functional.interpolate(x.flatten(0, 1).permute(0, 3, 1, 2), scale_factor=2.0, mode="nearest")
-        return conv2d(near.permute(0, 2, 3, 1).unflatten(0, x.shape[:2]), sampler.conv)
-    height, width = x.shape[2:4]
-    y = _conv2d(x, _phase_kernels(sampler.conv.weight), None, 1, 1).unflatten(-1, (2, 2, -1)).contiguous()
+    conv, x = sampler.conv, signal.x
+    if "phase_upsample" in on:
+        return added(_phases(x, conv.weight), None, conv.bias, on)
+    near = functional.interpolate(x.flatten(0, 1).permute(0, 3, 1, 2), scale_factor=2.0, mode="nearest")
+    return added(conv2d(near.permute(0, 2, 3, 1).unflatten(0, x.shape[:2]), conv), None, conv.bias, on)
+
+
+def _phases(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The upsampled plane's convolution from 2x2 windows of the plane itself."""
+    kernels, height, width = _phase_kernels(weight), *x.shape[2:4]
+    if len(weight) <= JOINED_PHASES_WIDTH:
+        y = _conv2d(x, torch.cat(kernels), 1, 1)
+    else:
+        y = torch.cat([_conv2d(x, kernel, 1, 1) for kernel in kernels], -1)
+    y = y.unflatten(-1, (2, 2, -1)).contiguous()
     # Place (2i + p, 2j + q) is phase (p, q) of window (i + p, j + q): one step in p moves on in two axes of y.
     batch, frame, row, column, p, q, channel = y.stride()
-    phases = (*x.shape[:2], height, 2, width, 2, y.shape[-1])
-    y = y.as_strided(phases, (batch, frame, row, row + p, column, column + q, channel))
-    return y.reshape(*x.shape[:2], 2 * height, 2 * width, -1) + sampler.conv.bias
+    shape = (*x.shape[:2], height, 2, width, 2, y.shape[-1])
+    y = y.as_strided(shape, (batch, frame, row, row + p, column, column + q, channel))
+    return y.reshape(*x.shape[:2], 2 * height, 2 * width, -1)
 
 
-def _phase_kernels(weight: torch.Tensor) -> torch.Tensor:
-    """[out, in, 3, 3] as [4 * out, in, 2, 2]: a kernel for each place of the 2x2 that a place becomes.
+def _phase_kernels(weight: torch.Tensor) -> list[torch.Tensor]:
+    """[out, in, 3, 3] as four [out, in, 2, 2]: a kernel for each place of the 2x2 that a place becomes.
 
     Along one axis the upper place sees (w0, w1 + w2) of the place before and its own, the lower one
     (w0 + w1, w2) of its own and the place after.
@@ -155,7 +193,7 @@ def _phase_kernels(weight: torch.Tensor) -> torch.Tensor:
         return [torch.stack([one, two + three], axis), torch.stack([one + two, three], axis)]
 
     kernels = [kernel for rows in halves(weight.float(), 2) for kernel in halves(rows, 3)]
-    return torch.cat(kernels).to(weight.dtype).contiguous(memory_format=torch.channels_last)
+    return [kernel.to(weight.dtype).contiguous(memory_format=torch.channels_last) for kernel in kernels]
 
 
 def _heads(x: torch.Tensor, attention: Any) -> torch.Tensor:
@@ -189,14 +227,9 @@ def attend_places(x: torch.Tensor, attention: Any, on: On) -> torch.Tensor:
 
 def _attend_frames(x: torch.Tensor, attention: Any, on: On) -> torch.Tensor:
     """Self-attention among the frames at each place."""
-    batch, frames, height, width, _ = x.shape
     q, k, v = _queries_keys_values(x.flatten(2, 3), attention, on)
-    if "short_attention" in on and attends_short(q):
-        y = short_attention(q, k, v).flatten(-2)
-    else:
-        turned = (y.transpose(1, 2).reshape(batch * height * width, frames, *y.shape[3:]) for y in (q, k, v))
-        y = _attend(*turned).reshape(batch, height * width, frames, -1).transpose(1, 2)
-    return _out(y.reshape(batch, frames, height, width, -1), attention)
+    attend = short_attention if "short_attention" in on else reference
+    return _out(attend(q, k, v).flatten(-2).reshape(x.shape[:4] + (-1,)), attention)
 
 
 def _attend_context(x: torch.Tensor, attention: Any, context: torch.Tensor, on: On) -> torch.Tensor:
@@ -223,21 +256,21 @@ def _feed_forward(x: torch.Tensor, ff: Any) -> torch.Tensor:
     return ff.net[2](value * functional.gelu(gate))
 
 
-def spatial_transformer(x: torch.Tensor, model: Any, context: torch.Tensor, on: On) -> torch.Tensor:
+def spatial_transformer(signal: Signal, model: Any, context: torch.Tensor, on: On) -> Signal:
     """Transformer2DModel: among the places of each frame, then to the context."""
-    h = model.proj_in(group_norm((x,), model.norm, on, silu=False))
+    h = model.proj_in(group_norm(signal, model.norm, silu=False))
     for block in model.transformer_blocks:
         h = h + attend_places(block.norm1(h), block.attn1, on)
         h = h + _attend_context(block.norm2(h), block.attn2, context, on)
         h = h + _feed_forward(block.norm3(h), block.ff)
-    return x + model.proj_out(h)
+    return added(signal.x, linear(h, model.proj_out), model.proj_out.bias, on)
 
 
-def temporal_transformer(x: torch.Tensor, model: Any, on: On) -> torch.Tensor:
+def temporal_transformer(signal: Signal, model: Any, on: On) -> Signal:
     """TransformerTemporalModel: among the frames at each place, twice."""
-    h = model.proj_in(group_norm((x,), model.norm, on, over_frames=True, silu=False))
+    h = model.proj_in(group_norm(signal, model.norm, over_frames=True, silu=False))
     for block in model.transformer_blocks:
         h = h + _attend_frames(block.norm1(h), block.attn1, on)
         h = h + _attend_frames(block.norm2(h), block.attn2, on)
         h = h + _feed_forward(block.norm3(h), block.ff)
-    return x + model.proj_out(h)
+    return added(signal.x, linear(h, model.proj_out), model.proj_out.bias, on)

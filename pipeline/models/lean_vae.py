@@ -22,20 +22,22 @@ class LeanVaeDecoder(VaeDecoder):
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """From unscaled latents [frames, 4, h, w] to image [frames, 3, h*8, w*8] in -1..1."""
-        x = self.post_quant_conv(latents).permute(0, 2, 3, 1).contiguous().unsqueeze(1)
-        x = self._middle(lean.conv2d(x, self.decoder.conv_in))
+        x = self.post_quant_conv(latents).permute(0, 2, 3, 1).contiguous().unsqueeze(0)
+        conv_in, conv_out = self.decoder.conv_in, self.decoder.conv_out
+        at = self._middle(lean.added(lean.conv2d(x, conv_in), None, conv_in.bias, self.on))
         for block in self.decoder.up_blocks:
             for resnet in block.resnets:
-                x = lean.resnet((x,), resnet, None, self.on)
+                at = lean.resnet(at, resnet, None, self.on)
             for sampler in block.upsamplers or ():
-                x = lean.upsample(x, sampler, self.on)
-        x = lean.conv2d(lean.group_norm((x,), self.decoder.conv_norm_out, self.on), self.decoder.conv_out)
-        return x.squeeze(1).permute(0, 3, 1, 2)
+                at = lean.upsample(at, sampler, self.on)
+        x = lean.conv2d(lean.group_norm(at, self.decoder.conv_norm_out), conv_out) + conv_out.bias
+        return x.squeeze(0).permute(0, 3, 1, 2)
 
-    def _middle(self, x: torch.Tensor) -> torch.Tensor:
+    def _middle(self, at: lean.Signal) -> lean.Signal:
         first, *rest = self.decoder.mid_block.resnets
-        x = lean.resnet((x,), first, None, self.on)
+        at = lean.resnet(at, first, None, self.on)
         for attention, resnet in zip(self.decoder.mid_block.attentions, rest, strict=True):
-            h = lean.group_norm((x,), attention.group_norm, self.on, silu=False)
-            x = lean.resnet((x + lean.attend_places(h, attention, self.on),), resnet, None, self.on)
-        return x
+            h = lean.group_norm(at, attention.group_norm, silu=False)
+            at = lean.measured(at.x + lean.attend_places(h, attention, self.on), self.on)
+            at = lean.resnet(at, resnet, None, self.on)
+        return at

@@ -1,0 +1,31 @@
+"""Attention over a handful of tokens, such as a clip's frames.
+
+Flash attention is made for thousands of tokens; over 16 it moves data far below the memory's rate. The
+kernel here takes one place and one head a program, reads its few tokens where they lie, and keeps
+everything in registers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from .operators import operator, serves
+
+MAX_TOKENS = 64
+HEAD_WIDTHS = (16, 32, 64, 128)
+
+
+def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Softmax attention among the tokens of each place and head; all [batch, tokens, places, heads, width]."""
+    if serves(q) and q.shape[1] <= MAX_TOKENS and q.shape[-1] in HEAD_WIDTHS:
+        return operator("short_attention")(q, k, v)
+    return reference(q, k, v)
+
+
+def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The same by PyTorch's own attention, on any device."""
+    batch, tokens, places, heads, width = q.shape
+    turned = (x.permute(0, 2, 3, 1, 4).reshape(batch * places, heads, tokens, width) for x in (q, k, v))
+    y = functional.scaled_dot_product_attention(*turned)
+    return y.reshape(batch, places, heads, tokens, width).permute(0, 3, 1, 2, 4)

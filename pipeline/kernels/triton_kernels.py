@@ -1,0 +1,204 @@
+"""The Triton kernels, and the functions that launch them; imported only where Triton is.
+
+Every function here is registered as an operator by `operators`, under its own name. Sizes of blocks were
+chosen by measurement on one H200; see benchmarks/notes.md.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+LOG2_E = 1.4426950408889634
+MOMENT_CHANNELS = 64
+
+
+@triton.jit
+def _short_attention(
+    q_ptr, k_ptr, v_ptr, out_ptr, places, heads, tokens, scale,
+    q_batch, q_token, q_place, q_head,
+    k_batch, k_token, k_place, k_head,
+    v_batch, v_token, v_place, v_head,
+    TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """One head at one place of one batch item."""
+    index = tl.program_id(0).to(tl.int64)
+    head = index % heads
+    place = index // heads % places
+    batch = index // heads // places
+    token = tl.arange(0, TOKENS)
+    lane = tl.arange(0, WIDTH)
+    there = (token < tokens)[:, None]
+    q_at = q_ptr + batch * q_batch + place * q_place + head * q_head + token[:, None] * q_token + lane[None, :]
+    k_at = k_ptr + batch * k_batch + place * k_place + head * k_head + token[:, None] * k_token + lane[None, :]
+    v_at = v_ptr + batch * v_batch + place * v_place + head * v_head + token[:, None] * v_token + lane[None, :]
+    q = tl.load(q_at, mask=there, other=0.0)
+    k = tl.load(k_at, mask=there, other=0.0)
+    v = tl.load(v_at, mask=there, other=0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    scores = tl.where((token < tokens)[None, :], scores, float("-inf"))
+    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    mixed = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / tl.sum(weights, 1)[:, None]
+    row = ((batch * tokens + token[:, None]) * places + place) * heads + head
+    tl.store(out_ptr + row * WIDTH + lane[None, :], mixed.to(out_ptr.dtype.element_ty), mask=there)
+
+
+def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """See `short_attention.short_attention`."""
+    batch, tokens, places, heads, width = q.shape
+    out = torch.empty((batch, tokens, places, heads, width), dtype=q.dtype, device=q.device)
+    torch.library.wrap_triton(_short_attention)[(batch * places * heads,)](
+        q, k, v, out, places, heads, tokens, width**-0.5 * LOG2_E,
+        *q.stride()[:4], *k.stride()[:4], *v.stride()[:4],
+        TOKENS=max(16, triton.next_power_of_2(tokens)), WIDTH=width, num_warps=1,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _moments(
+    x_ptr, other_ptr, bias_ptr, sum_ptr, out_ptr, rows, channels, chunk_rows,
+    ADD: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Mean and sum of squared distances of each channel over one chunk of rows of one item.
+
+    Sums are taken about the chunk's first row, so that a mean far from zero costs no precision.
+    """
+    chunk = tl.program_id(0)
+    item = tl.program_id(1).to(tl.int64)
+    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < channels
+    first = chunk * chunk_rows
+    count = tl.minimum(chunk_rows, rows - first)
+    start = (item * rows + first) * channels + channel
+    bias = tl.zeros((CHANNELS,), tl.float32)
+    if BIAS:
+        bias = tl.load(bias_ptr + channel, mask=inside, other=0.0).to(tl.float32)
+    pivot = tl.load(x_ptr + start, mask=inside, other=0.0).to(tl.float32) + bias
+    if ADD:
+        pivot += tl.load(other_ptr + start, mask=inside, other=0.0).to(tl.float32)
+    one = tl.zeros((ROWS, CHANNELS), tl.float32)
+    two = tl.zeros((ROWS, CHANNELS), tl.float32)
+    row = tl.arange(0, ROWS)
+    for at in range(0, chunk_rows, ROWS):
+        there = (at + row < count)[:, None] & inside[None, :]
+        offset = start[None, :] + (at + row)[:, None].to(tl.int64) * channels
+        x = tl.load(x_ptr + offset, mask=there, other=0.0).to(tl.float32)
+        if ADD:
+            x += tl.load(other_ptr + offset, mask=there, other=0.0).to(tl.float32)
+        if ADD or BIAS:
+            x = (x + bias[None, :]).to(sum_ptr.dtype.element_ty)
+            tl.store(sum_ptr + offset, x, mask=there)
+        away = tl.where(there, x.to(tl.float32) - pivot[None, :], 0.0)
+        one += away
+        two += away * away
+    total = tl.sum(one, 0)
+    mean = total / count
+    chunks = tl.num_programs(0)
+    at = out_ptr + (item * chunks + chunk) * 2 * channels + channel
+    tl.store(at, pivot + mean, mask=inside)
+    tl.store(at + channels, tl.sum(two, 0) - total * mean, mask=inside)
+
+
+def _chunks(rows: int) -> tuple[int, int]:
+    """How many chunks an item's rows are measured in, and the rows of each: work for every multiprocessor."""
+    chunk_rows = 64
+    while rows > 64 * chunk_rows or (chunk_rows < 256 and rows >= 16 * chunk_rows):
+        chunk_rows *= 2
+    return -(-rows // chunk_rows), chunk_rows
+
+
+def _measure(
+    x: torch.Tensor, other: torch.Tensor | None, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    items, rows, channels = x.shape
+    chunks, chunk_rows = _chunks(rows)
+    moments = torch.empty((items, chunks, 2, channels), dtype=torch.float32, device=x.device)
+    total = x if other is None and bias is None else torch.empty_like(x)
+    width = min(MOMENT_CHANNELS, triton.next_power_of_2(channels))
+    torch.library.wrap_triton(_moments)[(chunks, items, triton.cdiv(channels, width))](
+        x, x if other is None else other, x if bias is None else bias, total, moments, rows, channels, chunk_rows,
+        ADD=other is not None, BIAS=bias is not None, ROWS=8 if total is x else 16, CHANNELS=width, num_warps=2,
+    )  # fmt: skip
+    return total, moments
+
+
+def channel_moments(x: torch.Tensor) -> torch.Tensor:
+    """See `norm.channel_moments`, for x [items, rows, channels]."""
+    return _measure(x, None, None)[1]
+
+
+def add_and_measure(
+    x: torch.Tensor, other: torch.Tensor | None, bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `norm.add_and_measure`, for x and other [items, rows, channels]."""
+    return _measure(x, other, bias)
+
+
+@triton.jit
+def _scale_and_shift(
+    moments_ptr, offset_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr,
+    rows, channels, chunks, chunk_rows, items, offset_batch, outs_per_batch, eps,
+    OFFSET: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """A group's mean and variance from its channels' moments over `items` items of `chunks` chunks each."""
+    group = tl.program_id(0)
+    out = tl.program_id(1).to(tl.int64)
+    lane = tl.arange(0, WIDTH)
+    inside = lane < GROUP
+    channel = group * GROUP + lane
+    offset = tl.zeros((WIDTH,), tl.float32)
+    if OFFSET:
+        batch = out // outs_per_batch
+        offset = tl.load(offset_ptr + batch * offset_batch + channel, mask=inside, other=0.0).to(tl.float32)
+    number = items * chunks
+    step = tl.arange(0, CHUNKS)
+    total = tl.zeros((CHUNKS, WIDTH), tl.float32)
+    for at in range(0, number, CHUNKS):
+        index = at + step
+        there = (index < number)[:, None] & inside[None, :]
+        count = tl.minimum(chunk_rows, rows - index % chunks * chunk_rows).to(tl.float32)[:, None]
+        place = moments_ptr + ((out * number + index) * 2 * channels)[:, None] + channel[None, :]
+        mean = tl.load(place, mask=there, other=0.0) + offset[None, :]
+        total += tl.where(there, count * mean, 0.0)
+    size = (items * rows * GROUP).to(tl.float32)
+    centre = tl.sum(tl.sum(total, 1), 0) / size
+    spread = tl.zeros((CHUNKS, WIDTH), tl.float32)
+    for at in range(0, number, CHUNKS):
+        index = at + step
+        there = (index < number)[:, None] & inside[None, :]
+        count = tl.minimum(chunk_rows, rows - index % chunks * chunk_rows).to(tl.float32)[:, None]
+        place = moments_ptr + ((out * number + index) * 2 * channels)[:, None] + channel[None, :]
+        away = tl.load(place, mask=there, other=0.0) + offset[None, :] - centre
+        inner = tl.load(place + channels, mask=there, other=0.0)
+        spread += tl.where(there, inner + count * away * away, 0.0)
+    variance = tl.sum(tl.sum(spread, 1), 0) / size
+    weight = tl.load(weight_ptr + channel, mask=inside, other=0.0).to(tl.float32)
+    scale = weight / tl.sqrt(variance + eps)
+    shift = tl.load(bias_ptr + channel, mask=inside, other=0.0).to(tl.float32) + (offset - centre) * scale
+    tl.store(scale_ptr + out * channels + channel, scale, mask=inside)
+    tl.store(shift_ptr + out * channels + channel, shift, mask=inside)
+
+
+def scale_and_shift(
+    moments: torch.Tensor,
+    rows: int,
+    items: int,
+    offset: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    groups: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `norm.scale_and_shift`; `items` in a row of moments [items, chunks, 2, channels] share their statistics."""
+    count, chunks, _, channels = moments.shape
+    outs = count // items
+    scale = torch.empty((outs, channels), dtype=torch.float32, device=moments.device)
+    shift = torch.empty_like(scale)
+    per_batch = 1 if offset is None else outs // offset.shape[0]
+    torch.library.wrap_triton(_scale_and_shift)[(groups, outs)](
+        moments, moments if offset is None else offset, weight, bias, scale, shift,
+        rows, channels, chunks, _chunks(rows)[1], items, 0 if offset is None else offset.stride(0), per_batch, eps,
+        OFFSET=offset is not None, GROUP=channels // groups, WIDTH=triton.next_power_of_2(channels // groups),
+        CHUNKS=32, num_warps=4,
+    )  # fmt: skip
+    return scale, shift
