@@ -10,8 +10,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -21,10 +20,19 @@ from ...pipeline.video import write_video
 from ...pipeline.video_format import VideoOptions
 from .engine_way import EngineWay
 from .job import Job
-from .measure import StageClock, count_kernels, free_memory, gpu_state, host_peaks, sample_ms, step_figures
+from .measure import (
+    StageClock,
+    count_kernels,
+    free_memory,
+    gpu_before,
+    gpu_state,
+    host_peaks,
+    sample_ms,
+    step_figures,
+)
 from .reference import against_reference, save_reference
 from .row import INCOMPLETE, MEASURED, MISSING, RowFile
-from .rungs import ENGINES, Rung
+from .rungs import EAGER, ENGINES, Rung
 from .stock_way import StockWay
 from .way import Clip, Way
 
@@ -93,6 +101,8 @@ def _climb(order: Order) -> int:
     way: list[Way] = []
 
     def plain() -> None:
+        first.add(gpu_before(order.job.torch_device))
+        tell(order, "loading and building")
         way.append(_way(order, cached=False))
         _measure(order, way[0], first)
 
@@ -140,7 +150,7 @@ def _guarded(order: Order, file: RowFile, run: Callable[[], None]) -> bool:
     try:
         run()
     except Exception as error:  # whatever it is, it is this row's affair
-        text = f"{type(error).__name__}: {str(error).strip() or 'no reason given'}".splitlines()[0][:400]
+        text = _sentence(error)
         tell(order, f"failed: {text}")
         file.close(INCOMPLETE if file.row.figures else MISSING, text, traceback.format_exc()[-TRACE_CHARS:])
         logging.getLogger(__name__).exception("%s", order.rung.name)
@@ -164,7 +174,6 @@ def _way(order: Order, *, cached: bool) -> Way:
 
 def _measure(order: Order, way: Way, file: RowFile) -> None:
     """A row from nothing: build, first clip, likeness, then everything that is measured hot."""
-    tell(order, "loading and building")
     file.add({"build_s": way.build()}, *way.notes())
     clip, clock = _clip(order, way, order.job.steps, file)
     file.add({"clip_cold_s": time.time() - order.started_at, "encode_cold_s": clock.seconds["encode"]}, *way.notes())
@@ -200,19 +209,36 @@ def _measure_hot(order: Order, way: Way, file: RowFile, *, compared: bool = Fals
     file.add(step_figures(sample_ms(way.step(), count, way.device)))
     file.add(gpu_state(way.device))
     tell(order, f"{file.row.figures['step_ms']:.2f} ms a step, {file.row.figures['clip_hot_s']:.2f} s a clip")
-    free_memory(way.device)
-    file.add(_memory("resident", _clip(order, way, MEMORY_STEPS, file)[1]))
+    if way.device.type == "cuda":
+        _optional(file, "Memory", lambda: _memory("resident", _memory_clip(order, way, file)))
     _measure_rest(order, way, file)
 
 
 def _measure_rest(order: Order, way: Way, file: RowFile) -> None:
     """What may disturb the rest, and so comes last."""
-    free_memory(way.device)
-    if way.device.type == "cuda":
-        file.add(_memory("offloaded", _clip(order, way, MEMORY_STEPS, file, offload=True)[1]))
     file.add(host_peaks())
-    with suppress(RuntimeError):  # a profiler that this machine does not let work
-        file.add({"kernels_per_step": count_kernels(way.step(), way.device)})
+    if isinstance(way, EngineWay) and order.rung.name == EAGER:
+        _optional(file, "Operations", lambda: {"core_tflop": way.core_tflop()})
+    _optional(file, "Kernels", lambda: {"kernels_per_step": count_kernels(way.step(), way.device)})
+    if way.device.type == "cuda":
+        _optional(file, "Memory", lambda: _memory("offloaded", _memory_clip(order, way, file, offload=True)))
+
+
+def _optional(file: RowFile, what: str, measure: Callable[[], Mapping[str, float | None]]) -> None:
+    """Adds what can be measured, or a note that it cannot: the row stands without it."""
+    try:
+        file.add(measure())
+    except Exception as error:  # whatever a profiler or a full memory leads to
+        file.add({}, f"{what} could not be measured: {_sentence(error)}")
+
+
+def _memory_clip(order: Order, way: Way, file: RowFile, *, offload: bool = False) -> StageClock:
+    free_memory(way.device)
+    return _clip(order, way, MEMORY_STEPS, file, offload=offload)[1]
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip() or 'no reason given'}".splitlines()[0][:400]
 
 
 def _clip(order: Order, way: Way, steps: int, file: RowFile, *, offload: bool = False) -> tuple[Clip, StageClock]:

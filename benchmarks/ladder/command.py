@@ -25,8 +25,9 @@ from .full_size import NAME
 from .job import Job
 from .machine import describe_commit, describe_machine, describe_versions, now
 from .row import Row
-from .rungs import EAGER, REFERENCE, REWRITES, STOCK, Rung, ladder, tasks
+from .rungs import EAGER, REWRITES, STOCK, Rung, ladder, tasks
 from .subject import BUNDLED_NAME, PUBLISHED, TINY, Subject, choose_subject
+from .table import markdown
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 WORK = PACK / ".cache" / "ladder"
@@ -98,7 +99,7 @@ def _climb(options: argparse.Namespace) -> int:
     limits = Limits(began_at, options.minutes * 60, options.compile_limit)
     climb = Climb(document, limits, samples, subject.is_full_size, options.out.expanduser().resolve())
     if subject.folder.name == NAME and not (subject.folder / INDEX).is_file():
-        climb.prepare_checkpoint(Rung(REFERENCE, "", STOCK, "fp16", 0))
+        climb.prepare_checkpoint(Rung("checkpoint", "", STOCK, "fp16", 0))
     rungs, missing = ladder(open_model(subject.folder), device, options.rewrites)
     if options.list:
         sys.stdout.write(_listing(rungs, missing))
@@ -116,14 +117,15 @@ def _run(options: argparse.Namespace, climb: Climb, rungs: list[Rung], missing: 
     unknown = sorted(set(options.rows) - {row.name for row in rows})
     if unknown:
         raise InputError(f"The rows here are {', '.join(row.name for row in rows)}, found {', '.join(unknown)}.")
-    done = [name for name, row in document.rows.items() if row.figures.get("clip_hot_s")]
+    found = tasks(rungs, options.rows, document.rows)
+    todo = [task for task in found if not (task.warm and options.no_warm)]
     for row in rows:
         document.rows.setdefault(row.name, row)
     document.in_order([row.name for row in rows])
-    todo = [task for task in tasks(rungs, options.rows, done) if not (task.warm and options.no_warm)]
     for task in todo:
         climb.run(task)
     climb.report()
+    sys.stdout.write("\n" + markdown(document))
     failed = [row for task in todo for row in task.rung.rows if document.rows[row.name].trace]
     return 1 if failed else 0
 

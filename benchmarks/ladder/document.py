@@ -55,6 +55,12 @@ class Document:
         others = {"reference": self.hot_s(REFERENCE), "compiled": self.best_compiled_s()}
         return {name: round(other / own, 3) for name, other in others.items() if own and other}
 
+    def tflop_per_s(self, row: Row) -> float | None:
+        """The rate that a row's core call comes to, by the operations of the network as it is published."""
+        work = next((each.figures["core_tflop"] for each in self.rows.values() if "core_tflop" in each.figures), None)
+        step_ms = row.figures.get("step_ms")
+        return 1000 * work / step_ms if work and step_ms else None
+
     def hot_s(self, name: str) -> float | None:
         """Seconds of a row's hot clip, if it has one."""
         return self.rows[name].figures.get("clip_hot_s") if name in self.rows else None

@@ -20,6 +20,7 @@ from ...pipeline.cache import ConditioningCache
 from ...pipeline.conditioning import Conditioning
 from ...pipeline.models.registry import open_model
 from ...pipeline.sampling import SamplerSettings
+from .flops import count_tflop
 from .job import Job
 from .measure import free_memory, synchronize
 from .rungs import INDUCTOR, Rung
@@ -92,6 +93,12 @@ class EngineWay(Way):
         inputs = self._model.prepare_input(noise, t, tensors, self.job.guided)
         runner = self._core()
         return lambda: runner(inputs)
+
+    def core_tflop(self) -> float:
+        """Floating-point operations of one core call, in 10^12."""
+        core = self._model.core
+        network = self._model.load(core, self._engines.precision)
+        return count_tflop(network, self._model.components[core].spec, self._sizes)
 
     def notes(self) -> list[str]:
         return [*self._notes, *(self._conditioning.notes if self._conditioning else ()), *self._engines.take_notes()]

@@ -79,7 +79,7 @@ def _write_network(folder: Path, changes: dict[str, Any], device: torch.device) 
     with torch.device(device):
         network = _maker(folder.name)(config)
     _wake(network)
-    network.half().save_pretrained(folder, variant="fp16")
+    network.half().cpu().save_pretrained(folder, variant="fp16")
     del network
 
 

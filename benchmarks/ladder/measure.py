@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
@@ -140,6 +141,14 @@ def gpu_state(device: torch.device) -> dict[str, float]:
         return dict(zip(("gpu_clock_mhz", "gpu_power_w"), map(float, values), strict=True))
     except ValueError:
         return {}
+
+
+def gpu_before(device: torch.device) -> dict[str, float]:
+    """What others hold of the GPU; to be asked before this process touches it."""
+    values = query_gpu("memory.used", device.index or 0) if device.type == "cuda" else []
+    with suppress(ValueError):
+        return {"gpu_before_gib": float(values[0]) * (1 << 20) / GIB} if values else {}
+    return {}
 
 
 def query_gpu(fields: str, index: int) -> list[str]:

@@ -44,6 +44,7 @@ FIGURES: dict[str, str] = {
     "gpu_offloaded_decode_gib": "the same while decoding",
     "gpu_resident_used_gib": "the GPU's own used memory, at its highest after a stage, all weights on the GPU",
     "gpu_offloaded_used_gib": "the same with the encoders off the GPU",
+    "gpu_before_gib": "the GPU's own used memory before the process took any",
     "host_peak_gib": "peak host memory of the process",
     "build_host_peak_gib": "peak host memory of the largest process that compiled for it",
     "latents_cosine": "final latents against row 0: cosine",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -148,15 +148,18 @@ class Task:
         return f"{self.rung.name}, warm start" if self.warm else self.rung.name
 
 
-def tasks(rungs: Sequence[Rung], wanted: Sequence[str], done: Sequence[str]) -> list[Task]:
+def tasks(rungs: Sequence[Rung], wanted: Sequence[str], rows: Mapping[str, Row]) -> list[Task]:
     """What is to be done, the most important first.
 
-    `wanted` are names of rows, all when empty; rows in `done` are left as they are unless they are wanted by
-    name. Row 0 takes longest, and its warm start would say nothing new.
+    `wanted` are names of rows: those are measured anew. When there are none, it is what `rows`, from an earlier
+    run, lack. Row 0 takes longest, and its warm start would say nothing new.
     """
-    chosen = [
-        rung for rung in rungs
-        if any(row.name in wanted if wanted else row.name not in done for row in rung.rows)
-    ]  # fmt: skip
-    found = [Task(rung) for rung in chosen] + [Task(rung, True) for rung in chosen if not rung.is_reference]
-    return sorted(found, key=lambda task: task.rank)
+
+    def lacks(names: Sequence[str], figure: str) -> bool:
+        if wanted:
+            return any(name in wanted for name in names)
+        return any(name not in rows or figure not in rows[name].figures for name in names)
+
+    found = [Task(rung) for rung in rungs if lacks([row.name for row in rung.rows], "clip_hot_s")]
+    warm = [rung for rung in rungs if not rung.is_reference and lacks([rung.name], "clip_warm_start_s")]
+    return sorted([*found, *(Task(rung, warm=True) for rung in warm)], key=lambda task: task.rank)

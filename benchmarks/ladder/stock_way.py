@@ -36,30 +36,29 @@ class StockWay(Way):
         self._pipeline.unet = self._unet
         self._decode = _decoding(self._pipeline.vae)
         self._mark: Mark = _ignore
-        self._final: torch.Tensor = torch.empty(0)
+        self._final = self._chunk_of_latents = torch.empty(0)
         self._finish = self._pipeline.decode_latents
         self._pipeline.decode_latents = self._keep_and_decode
 
     def build(self) -> float | None:
         """Compiling happens at the first call. Row 0 warms up with one step, which is no compiling."""
         started = time.monotonic()
-        if self._rung.compile_mode:
-            self._unet.call = torch.compile(self._unet.network, mode=self._rung.compile_mode)
-            self._decode = torch.compile(self._decode, mode=self._rung.compile_mode)
+        self.load()
         self.clip(1, _ignore)
         synchronize(self.device)
         return time.monotonic() - started if self._rung.compile_mode else None
 
     def load(self) -> float | None:
-        """Finds what was compiled on disk, and makes the first call."""
-        return self.build() if self._rung.compile_mode else None
+        """Leaves the finding of what was compiled to the first call."""
+        mode = self._rung.compile_mode
+        if mode:
+            self._unet.call = torch.compile(self._unet.network, mode=mode)
+            self._decode = torch.compile(self._decode, mode=mode)
 
     def capture(self) -> None:
         """Puts the compiled networks into CUDA graphs; they go on with the shapes of the last clip."""
         self._unet.call = Captured(self._unet.call, *self._unet.last)
-        free_memory(self.device)
-        frames = torch.zeros_like(self._final[: self._chunk])
-        self._decode = Captured(self._decode, (frames,), {}, copies=True)
+        self._decode = Captured(self._decode, (self._chunk_of_latents,), {}, copies=True)
 
     def clip(self, steps: int, mark: Mark, *, offload: bool = False) -> Clip:
         job = self.job
@@ -108,11 +107,16 @@ class StockWay(Way):
         self._mark("denoise")
         self._final = latents[0].transpose(0, 1) / self._model.latent_scale
         vae = self._pipeline.vae
-        vae.decode = lambda z, **_: _Decoded(self._decode(z))
+        vae.decode = self._decode_chunk
         try:
             return self._finish(latents, decode_chunk_size=decode_chunk_size)
         finally:
             del vae.decode
+
+    def _decode_chunk(self, latents: torch.Tensor) -> _Decoded:
+        if len(latents) == min(self._chunk, self.job.num_frames):
+            self._chunk_of_latents = latents
+        return _Decoded(self._decode(latents))
 
     def _move_encoders(self, device: Any) -> None:
         for name in ENCODERS:
@@ -155,12 +159,13 @@ class Watched:
 class Captured:
     """A call in a CUDA graph: new arguments are copied to where the graph reads, and the graph is replayed.
 
-    The result is where the graph writes it, or with `copies` a copy of that.
+    The result is where the graph writes it, or with `copies` a copy of that. Other shapes are called directly.
     """
 
     def __init__(
         self, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, copies: bool = False
     ) -> None:
+        self._call = call
         self._copies = copies
         self._args, self._kwargs = [_own(each) for each in args], {name: _own(each) for name, each in kwargs.items()}
         with torch.no_grad():
@@ -176,10 +181,13 @@ class Captured:
                 self._result = call(*self._args, **self._kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for own, given in zip(self._args, args, strict=True):
-            _take(own, given)
-        for name, own in self._kwargs.items():
-            _take(own, kwargs[name])
+        own = [*self._args, *self._kwargs.values()]
+        given = [*args, *(kwargs[name] for name in self._kwargs)]
+        pairs = [pair for pair in zip(own, given, strict=True) if isinstance(pair[0], torch.Tensor)]
+        if any(mine.shape != other.shape for mine, other in pairs):
+            return self._call(*args, **kwargs)
+        for mine, other in pairs:
+            mine.copy_(other)
         self._graph.replay()
         return self._result.clone() if self._copies else self._result
 
@@ -238,11 +246,6 @@ def _decoding(vae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def _own(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _take(own: Any, given: Any) -> None:
-    if isinstance(own, torch.Tensor):
-        own.copy_(given)
 
 
 def _ignore(*_: object) -> None:

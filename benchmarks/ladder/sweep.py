@@ -88,6 +88,7 @@ class Sweep:
         # Engines of one build serve every size, for a build a point would take hours.
         policy = EnginePolicy(rung.backend, rung.precision, "range", "build")
         self._backend = rung.backend
+        self._network = self._model.load(self._model.core, policy.precision)
         self._engines = EngineSet(self._model, EngineStore(job.work_folder / "engines"), policy, self._device)
 
     def point(self, place: Place) -> Point:
@@ -107,8 +108,7 @@ class Sweep:
         sizes = job.sizes(self._model)
         component = self._model.components[self._model.core]
         runner = self._engines.runner(self._model.core, sizes)
-        network = self._model.load(self._model.core, self._engines.precision)
-        tflop = count_tflop(network, component.spec, sizes)
+        tflop = count_tflop(self._network, component.spec, sizes)
         spec = EngineSpec(component.spec, component.spec.limits, self._engines.precision)
         inputs = {name: tensor.to(self._device) for name, tensor in example_inputs(spec, sizes, 0).items()}
         if self._device.type == "cuda":

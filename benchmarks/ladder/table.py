@@ -80,6 +80,7 @@ def _speed(document: Document) -> tuple[Column, ...]:
         Column("", lambda row: row.title),
         figure("ms a step", "step_ms", 1),
         figure("p95 / median", "step_p95_over_median", 3),
+        Column("TFLOP/s", lambda row: number(document.tflop_per_s(row), 0 if document.machine.get("gpu") else 3)),
         figure("kernels", "kernels_per_step", 0),
         figure("encode cold", "encode_cold_s", 2),
         figure("encode", "encode_s", 3),
