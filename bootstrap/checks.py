@@ -63,7 +63,7 @@ def run_tests(pytest_arguments: list[str], fast: bool) -> int:
     os.chdir(ROOT)
     os.environ.setdefault("PYRIGHT_PYTHON_IGNORE_WARNINGS", "1")  # or it asks the network for a newer one
     live = LiveTests()
-    selection = ["-m", "not comfy and not slow"] if fast else []
+    selection = ["-m", "not comfy and not gpu and not slow"] if fast else []
     steps = {
         "ruff": lambda: run_child([sys.executable, "-m", "ruff", "check", "."]),
         "pyright": lambda: run_child([sys.executable, "-m", "pyright", "--pythonpath", sys.executable]),

@@ -90,10 +90,17 @@ def parser() -> argparse.ArgumentParser:
         epilog=PYTEST_ARGUMENTS,
         formatter_class=raw,
         allow_abbrev=False,
-        usage="run.py test [-h] [--fast | --torture] [pytest arguments]",
+        usage="run.py test [-h] [--fast | --gpu | --torture] [pytest arguments]",
     )
     which = test.add_mutually_exclusive_group()
-    which.add_argument("--fast", action="store_true", help="no slow tests, none that need a ComfyUI")
+    which.add_argument("--fast", action="store_true", help="no slow tests, none that need a ComfyUI or a GPU")
+    which.add_argument(
+        "--gpu",
+        dest="only",
+        action="store_const",
+        const="gpu",
+        help="only every backend on the GPU at hand, with a report in out/ for bug reports",
+    )
     which.add_argument(
         "--torture",
         dest="only",

@@ -10,6 +10,7 @@ from ..errors import BackendUnavailableError, EngineError
 from ..export import FILE_NAME, export_onnx, exporter_version
 from ..spec import EngineSpec, Target
 from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
+from .memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -73,8 +74,13 @@ class OnnxRuntimeRunner(Runner):
         binding.synchronize_outputs()
         return outputs
 
-    def _refused(self, act: str, error: Exception) -> EngineError:
+    def _refused(self, act: str, error: Exception) -> Exception:
+        """What to raise for an error of the session: PyTorch's own where the GPU's memory ran out."""
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        if self.device.type == "cuda" and is_out_of_memory(reason):
+            import torch
+
+            return torch.cuda.OutOfMemoryError(f"ONNX Runtime cannot {act}: {reason}.")
         return EngineError(f"ONNX Runtime cannot {act} the {self.spec.network.component} engine: {reason}.")
 
     def _empty_outputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

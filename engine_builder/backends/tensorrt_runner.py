@@ -11,6 +11,7 @@ import torch
 from ..errors import EngineError
 from ..spec import EngineSpec
 from .base import Runner
+from .memory import is_out_of_memory
 from .tensorrt import PLAN, make_logger
 from .tensorrt_library import Library, make_context
 
@@ -130,6 +131,6 @@ class TensorRTRunner(Runner):
         if answer is not None:
             return answer
         reason = self._logger.last_error
-        if "memory" in reason.lower() and ("out of" in reason.lower() or "alloc" in reason.lower()):
+        if is_out_of_memory(reason):
             raise torch.cuda.OutOfMemoryError(f"TensorRT could not {what}: {reason}")
         raise EngineError(f"The TensorRT engine of {self.spec.network.component} could not {what}: {reason}")

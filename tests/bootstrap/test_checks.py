@@ -87,7 +87,7 @@ def test_one_failing_step_fails_the_run(
         assert any(line.startswith(name) and verdict in line for line in summary)
 
 
-@pytest.mark.parametrize(("fast", "selection"), [(True, ["-m", "not comfy and not slow"]), (False, [])])
+@pytest.mark.parametrize(("fast", "selection"), [(True, ["-m", "not comfy and not gpu and not slow"]), (False, [])])
 def test_fast_leaves_out_live_and_slow_tests(monkeypatch: pytest.MonkeyPatch, fast: bool, selection: list[str]) -> None:
     monkeypatch.chdir(RUN.parent)
     monkeypatch.setattr(checks, "run_child", lambda command: 0)

@@ -152,6 +152,30 @@ class BurntBranch(torch.nn.Module):
         return -scaled if sample.shape[0] == 1 else scaled
 
 
+@pytest.mark.parametrize(
+    ("device", "reason", "kind"),
+    [
+        ("cuda", "Failed to allocate memory for requested buffer of size 5", torch.cuda.OutOfMemoryError),
+        ("cuda", "CUDA failure 2: out of memory ; GPU=0", torch.cuda.OutOfMemoryError),
+        ("cuda", "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED", torch.cuda.OutOfMemoryError),
+        ("cuda", "Non-zero status code returned while running Conv node", EngineError),
+        ("cpu", "Failed to allocate memory for requested buffer of size 5", EngineError),
+    ],
+)
+def test_missing_gpu_memory_is_pytorchs_own_error(
+    toy_plan: Plan, monkeypatch: pytest.MonkeyPatch, device: str, reason: str, kind: type[Exception]
+) -> None:
+    import onnxruntime
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    runner = OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, torch.device(device))
+    with pytest.raises(kind, match=reason[:20]):
+        runner.load()
+
+
 @pytest.mark.parametrize("network", [BurntBatch, BurntBranch])
 def test_an_export_that_is_right_for_the_traced_size_alone_is_refused(
     network: Callable[[], torch.nn.Module], tmp_path: Path
