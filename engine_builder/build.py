@@ -14,6 +14,7 @@ from .compile import BuildRequest, Compiled
 from .errors import EngineError, StorageError
 from .key import engine_key
 from .manifest import Manifest
+from .remaining import Remaining, last_build_s
 from .store import EngineStore, Plan, describe_files
 from .worker import BuildProcess
 
@@ -61,7 +62,8 @@ def build_engine(
             return BuildResult(found, reused=True)
         with store.staging() as folder:
             check_room(request, store.root)
-            compiled, build_s = _compile(request, folder, store.log_path(key), process, report)
+            remaining = Remaining(last_build_s(request.spec, request.backend.name, store))
+            compiled, build_s = _compile(request, folder, store.log_path(key), process, remaining.over(report))
             report("publish", 0.95)
             manifest = Manifest(
                 spec=request.spec,

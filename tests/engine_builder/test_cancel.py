@@ -54,7 +54,7 @@ class Canceller:
         self.raised_s = 0.0
 
     def __call__(self, stage: str, done: float) -> None:
-        if stage != self._stage:
+        if stage.split(" (")[0] != self._stage:
             return
         now = time.monotonic()
         self._due_s = now + self._delay_s if self._due_s is None else self._due_s

@@ -76,9 +76,15 @@ def seconds(build: Callable[[], BuildResult]) -> float:
 def killed_build(request: BuildRequest, store: EngineStore, process: BuildProcess, delay_s: float) -> str | None:
     """Builds, with the child killed after the delay; the stage that this met, or None for a kill that came too late."""
     last = ["none"]
+
+    def note(stage: str, done: float) -> None:
+        last.append(stage.split(" (")[0])
+
     try:
         with killed_after(process, delay_s):
-            build_engine(request, store, process, force=True, report=lambda stage, done: last.append(stage))
+            build_engine(
+                request, store, process, force=True, report=lambda stage, done: last.append(stage.split(" (")[0])
+            )
     except EngineError as error:
         assert "was killed" in str(error)
         return last[-1]

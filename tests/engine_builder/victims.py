@@ -101,7 +101,7 @@ def host(store: Path, checkpoint: Path) -> None:
     with BuildProcess() as process:
 
         def report(stage: str, done: float) -> None:
-            if stage == "load network" and process._child is not None:
+            if stage.startswith("load network") and process._child is not None:
                 say(process._child._process.pid)
 
         request = export_request(checkpoint)
