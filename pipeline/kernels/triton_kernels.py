@@ -156,17 +156,17 @@ def _scale_and_shift(
     for at in range(0, number, CHUNKS):
         index = at + step
         there = (index < number)[:, None] & inside[None, :]
-        count = tl.minimum(chunk_rows, rows - index % chunks * chunk_rows).to(tl.float32)[:, None]
+        count = tl.minimum(chunk_rows, rows - index % chunks * chunk_rows)[:, None]
         place = moments_ptr + ((out * number + index) * 2 * channels)[:, None] + channel[None, :]
         mean = tl.load(place, mask=there, other=0.0) + offset[None, :]
         total += tl.where(there, count * mean, 0.0)
-    size = (items * rows * GROUP).to(tl.float32)
+    size = 1.0 * items * rows * GROUP
     centre = tl.sum(tl.sum(total, 1), 0) / size
     spread = tl.zeros((CHUNKS, WIDTH), tl.float32)
     for at in range(0, number, CHUNKS):
         index = at + step
         there = (index < number)[:, None] & inside[None, :]
-        count = tl.minimum(chunk_rows, rows - index % chunks * chunk_rows).to(tl.float32)[:, None]
+        count = tl.minimum(chunk_rows, rows - index % chunks * chunk_rows)[:, None]
         place = moments_ptr + ((out * number + index) * 2 * channels)[:, None] + channel[None, :]
         away = tl.load(place, mask=there, other=0.0) + offset[None, :] - centre
         inner = tl.load(place + channels, mask=there, other=0.0)

@@ -8,6 +8,8 @@ import torch
 
 from . import lean
 
+CORE_REWRITES = tuple(name for name in lean.REWRITES if name != "plain_attention")
+
 
 def _per_frame(x: torch.Tensor, frames: int) -> torch.Tensor:
     """[batch, ...] repeated to [batch * frames, ...]; expand and reshape export where repeat_interleave fails."""
