@@ -72,7 +72,7 @@ def build_engine(
                 verdict=compiled.verdict,
                 build_s=build_s,
                 created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                details=compiled.details,
+                details={**request.details, **compiled.details},
             )
             plan = store.publish(folder, manifest)
     log.info("built %s by %s in %.1f s", request.spec.network.component, request.backend.name, build_s)
@@ -99,10 +99,10 @@ def check_room(request: BuildRequest, root: Path) -> None:
             f"Building {component} needs about {needed / 2**30:.1f} GiB of memory, "
             f"found {available / 2**30:.1f} GiB free: close other programs and try again."
         )
-    free = shutil.disk_usage(root).free
-    if free < DISK_PER_WEIGHT * weights:
+    free, written = shutil.disk_usage(root).free, DISK_PER_WEIGHT * weights if request.backend.holds_weights else 0
+    if free < written:
         raise StorageError(
-            f"Building {component} needs about {DISK_PER_WEIGHT * weights / 2**30:.1f} GiB in {root}, "
+            f"Building {component} needs about {written / 2**30:.1f} GiB in {root}, "
             f"found {free / 2**30:.1f} GiB free."
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +42,15 @@ class BuildRequest:
     device: torch.device
     arch: str | None = None
     """Another architecture to build for than that of `device`."""
+    reference: NetworkSource | None = None
+    """What the engine is compared with, where that is not the network it is compiled from."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """Worth keeping beside what the backend has to say."""
 
     @property
     def aimed_backend(self) -> Backend:
-        """The backend, building for `arch` if one is named."""
-        return self.backend if self.arch is None else self.backend.aimed_at(self.arch)
+        """The backend, building for `device`, or for `arch` if one is named."""
+        return self.backend.on(self.device) if self.arch is None else self.backend.aimed_at(self.arch)
 
 
 def compile_engine(request: BuildRequest, folder: Path, report: Report) -> Compiled:
@@ -70,6 +74,7 @@ def request_to_dict(request: BuildRequest, folder: Path) -> dict[str, Any]:
     return {
         "spec": asdict(request.spec),
         "source": asdict(request.source),
+        "reference": request.reference and asdict(request.reference),
         "backend": request.backend.name,
         "device": str(request.device),
         "arch": request.arch,
@@ -87,6 +92,7 @@ def compile_from(data: Mapping[str, Any], report: Report) -> dict[str, Any]:
         backend=BACKENDS[data["backend"]],
         device=torch.device(data["device"]),
         arch=data["arch"],
+        reference=data["reference"] and NetworkSource(**data["reference"]),
     )
     return asdict(compile_engine(request, Path(data["folder"]), report))
 
@@ -95,13 +101,19 @@ def _gate(request: BuildRequest, folder: Path, network: torch.nn.Module) -> Verd
     """The gate for an engine that is not published yet."""
     target = request.backend.target(request.device)
     plan = Plan(folder, Manifest(request.spec, target, describe_files(folder), None, 0.0, ""))
-    return check_plan(plan, request.backend, lambda: network, request.device)
+    plain = None if request.reference is None else request.reference.load
+    return check_plan(plan, request.backend, lambda: network, request.device, plain)
 
 
-def check_plan(plan: Plan, backend: Backend, network: LoadNetwork, device: torch.device) -> Verdict:
-    """Compares an engine with eager PyTorch on the device; raises EngineError when it does not pass."""
+def check_plan(
+    plan: Plan, backend: Backend, network: LoadNetwork, device: torch.device, plain: LoadNetwork | None = None
+) -> Verdict:
+    """Compares an engine with eager PyTorch on the device; raises EngineError when it does not pass.
+
+    `network` gives the engine its weights where it holds none; `plain` is the reference where that is another.
+    """
     spec = plan.manifest.spec
-    reference = EagerBackend().load(None, spec, network, device)
+    reference = EagerBackend().load(None, spec, plain or network, device)
     candidate = backend.load(plan, spec, network, device)
     try:
         reference.load()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import EngineError
-from .spec import DimRange, EngineSpec, ShapeProfile, TensorSpec, split_dim
+from .spec import DimRange, EngineSpec, Guidance, ShapeProfile, TensorSpec, split_dim
 
 if TYPE_CHECKING:
     import torch
@@ -95,21 +95,29 @@ def _trace_size(limits: DimRange) -> int:
 
 
 def example_inputs(spec: EngineSpec, sizes: dict[str, int], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random inputs of the specification's dtypes at the given sizes, on the CPU, the same for one seed."""
+    """Random inputs of the specification's dtypes at the given sizes, on the CPU, the same for one seed.
+
+    For a rewritten network, what guidance shares is drawn once for the whole batch, as it is in use: such a
+    network may compute it once. Others are shown different values, which make mixed-up branches plain.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    return {tensor.name: _draw(tensor, spec.precision, sizes, generator) for tensor in spec.network.inputs}
+    return {tensor.name: _draw(tensor, spec, sizes, generator) for tensor in spec.network.inputs}
 
 
-def _draw(tensor: TensorSpec, precision: str, sizes: dict[str, int], generator: torch.Generator) -> torch.Tensor:
+def _draw(tensor: TensorSpec, spec: EngineSpec, sizes: dict[str, int], generator: torch.Generator) -> torch.Tensor:
     import torch
 
-    shape, dtype = tensor.shape_at(sizes), getattr(torch, tensor.dtype_at(precision))
+    shape, dtype = tensor.shape_at(sizes), getattr(torch, tensor.dtype_at(spec.precision))
+    shared = spec.rewrites and tensor.guidance is Guidance.SHARED and tensor.dims[:1] == ("batch",)
+    drawn = (1, *shape[1:]) if shared else shape
     if tensor.span is None:
-        return torch.randn(shape, generator=generator).to(dtype)
-    low, high = tensor.span
-    return (low + (high - low) * torch.rand(shape, generator=generator)).to(dtype)
+        values = torch.randn(drawn, generator=generator)
+    else:
+        low, high = tensor.span
+        values = low + (high - low) * torch.rand(drawn, generator=generator)
+    return values.to(dtype).expand(shape).contiguous()
 
 
 def dynamic_shapes(inputs: tuple[TensorSpec, ...], profile: ShapeProfile) -> dict[str, dict[int, Any]]:

@@ -25,4 +25,7 @@ def digest(value: Any) -> str:
 
 def engine_key(spec: EngineSpec, target: Target) -> str:
     """The name of an engine: 64 hexadecimal digits over specification, target and schema."""
-    return digest({"schema": SCHEMA, "spec": asdict(spec), "target": asdict(target)})
+    named = asdict(spec)
+    if not spec.rewrites:  # engines from before there were any keep their names
+        del named["rewrites"]
+    return digest({"schema": SCHEMA, "spec": named, "target": asdict(target)})

@@ -205,13 +205,18 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What an engine computes: a network, at these shapes, in this precision."""
+    """What an engine computes: a network, at these shapes, in this precision.
+
+    `rewrites` names, in alphabetical order, the other ways to the same result that the network was made with.
+    """
 
     network: NetworkSpec
     profile: ShapeProfile
     precision: str
+    rewrites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rewrites", tuple(sorted(set(self.rewrites))))
         if self.precision not in PRECISIONS:
             raise InputError(f"Precision is one of {', '.join(PRECISIONS)}, found {self.precision!r}.")
 
@@ -235,7 +240,7 @@ def spec_from_dict(data: dict[str, Any]) -> EngineSpec:
             network[side] = tuple(_tensor_from_dict(tensor) for tensor in network[side])
         network["limits"] = _profile_from_dict(network["limits"])
         profile = _profile_from_dict(data["profile"])
-        return EngineSpec(NetworkSpec(**network), profile, data["precision"])
+        return EngineSpec(NetworkSpec(**network), profile, data["precision"], tuple(data.get("rewrites", ())))
     except (LookupError, TypeError, ValueError, AttributeError, InputError) as error:
         raise EngineError(f"An engine specification is malformed: {error}.") from error
 

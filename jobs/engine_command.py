@@ -17,7 +17,8 @@ from ..engine_builder.store import EngineStore, Plan
 from ..pipeline.conditioning import check_fields
 from ..pipeline.models.registry import open_model
 from .demo_model import PACK
-from .engines import SHAPE_POLICIES, EnginePolicy, EngineSet, default_device
+from .engines import EngineSet, default_device
+from .policy import SHAPE_POLICIES, EnginePolicy
 from .prebuild import ALL, Prebuild, component_names, prebuild
 
 KEY_CHARS = 12

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
 from ..engine_builder.backends.base import Backend, Report, Runner
 from ..engine_builder.backends.eager import EagerBackend
-from ..engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
+from ..engine_builder.backends.registry import BACKENDS, choose_backend
 from ..engine_builder.backends.tensorrt import TensorRTBackend
 from ..engine_builder.build import BuildResult, build_engine, quiet
 from ..engine_builder.compile import BuildRequest, check_plan
@@ -25,51 +25,21 @@ from ..engine_builder.errors import (
     MissingEngineError,
     StorageError,
 )
-from ..engine_builder.spec import PRECISIONS, DimRange, EngineSpec, ShapeProfile
+from ..engine_builder.spec import DimRange, EngineSpec, ShapeProfile
 from ..engine_builder.store import EngineStore, Plan
 from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.base import VideoModel
 from .parallel import Task, build_in_parallel
+from .policy import EnginePolicy
 
 log = logging.getLogger(__name__)
 
-SHAPE_POLICIES = ("range", "exact")
-MISS_POLICIES = ("build", "eager", "stop")
 BUILDERS_ON_CPU = 2
 """Builds at a time on a machine without a GPU: each is one thread of Python."""
 TUNED_CHUNK = 8
 """Frames decoded at once that a decoder's engine is tuned for."""
 OPEN_DIMS = ("chunk",)
 """Dimensions that one clip needs at several sizes, so that even an exact engine takes their whole range."""
-
-
-@dataclass(frozen=True)
-class EnginePolicy:
-    """What the user wants of engines.
-
-    `shapes`: `range` serves every size the network takes, `exact` the requested one, faster. `on_missing`:
-    `build` it now, run `eager` with a warning, or `stop`.
-    """
-
-    backend: str = AUTO
-    precision: str = AUTO
-    shapes: str = "range"
-    on_missing: str = "build"
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("precision", self.precision, (AUTO, *PRECISIONS)),
-            ("shape policy", self.shapes, SHAPE_POLICIES),
-            ("miss policy", self.on_missing, MISS_POLICIES),
-        ):
-            if value not in known:
-                raise InputError(f"The {name} is one of {', '.join(known)}, found {value!r}.")
-
-    def precision_on(self, device: torch.device) -> str:
-        """The precision to run in: `auto` is fp16 on a CUDA GPU, where it is faster, and fp32 elsewhere."""
-        if self.precision != AUTO:
-            return self.precision
-        return "fp16" if device.type == "cuda" else "fp32"
 
 
 class Residency(Protocol):
@@ -125,6 +95,7 @@ class EngineSet:
         self._last: dict[str, Runner] = {}
         self._notes: dict[str, None] = {}
         self._failures: dict[str, EngineError] = {}
+        self._check_rewrites()
 
     def run(self, component: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Runs a component once; sizes are read off the inputs."""
@@ -151,8 +122,7 @@ class EngineSet:
             choices.append(choice)
             self._residency.hold(choice.runner, scratch_bytes)
         self._last[component] = choice.runner
-        if choice.warning is not None:
-            self._notes[choice.warning] = None
+        self._warn(choice.warning)
         return choice.runner
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
@@ -190,8 +160,8 @@ class EngineSet:
         """
         backend = self._backend() if arch is None else BACKENDS[TensorRTBackend.name]
         limits = self.model.components[component].spec.limits
-        spec = self._spec(component, self._profile(limits, {n: s for n, s in sizes.items() if n in limits.ranges}))
-        request = BuildRequest(spec, self.model.source(component, self.precision), backend, self.device, arch)
+        profile = self._profile(limits, {n: s for n, s in sizes.items() if n in limits.ranges})
+        request = self._request(component, profile, backend, arch)
         tell = report or self.report
         return build_engine(
             request, self.store, process, force=force, report=lambda stage, done: tell(f"{component}: {stage}", done)
@@ -199,19 +169,20 @@ class EngineSet:
 
     def stored(self, component: str) -> list[Plan]:
         """The engines in the store that serve this component here, the narrowest profile first."""
-        network = self.model.components[component].spec
-        target = self._backend().target(self.device)
+        backend = self._backend()
+        target = backend.target(self.device)
+        wanted = self._spec(component, ShapeProfile(), backend)
         plans = [
             plan
             for plan in self.store.plans()
-            if plan.manifest.target == target
-            and plan.manifest.spec.network == network
-            and plan.manifest.spec.precision == self.precision
+            if plan.manifest.target == target and replace(plan.manifest.spec, profile=wanted.profile) == wanted
         ]
         return sorted(plans, key=lambda plan: plan.manifest.spec.profile.width)
 
     def take_notes(self) -> list[str]:
         """Sentences for the user since the last call, each once; a warning comes again whenever it holds."""
+        for runner in self._last.values():
+            self._warn(runner.warning)
         notes, self._notes = list(self._notes), {}
         return notes
 
@@ -272,7 +243,8 @@ class EngineSet:
         """The backend that the policy names; raises BackendUnavailableError when it does not serve the device."""
         backend = choose_backend(self.policy.backend, self.device)
         if not backend.builds:
-            reasons = " ".join(each.availability(self.device).sentence for each in BACKENDS.values() if each.builds)
+            found = [each.availability(self.device) for each in BACKENDS.values() if each.builds]
+            reasons = " ".join(each.sentence for each in found if not each.ok)
             raise BackendUnavailableError(f"No engine backend serves {self.device.type} here. {reasons}")
         return backend
 
@@ -286,10 +258,15 @@ class EngineSet:
             except EngineError as error:
                 self.store.quarantine(plan.manifest.key, str(error))
                 plan = self._plan(component, sizes, process, self.report)
-        source = self.model.components[component].load
-        backend, network = self._backend(), lambda: source(self.precision)
+        source, backend = self.model.components[component].load, self._backend()
+        rewrites = self._rewrites(component, backend)
+
+        def network() -> torch.nn.Module:
+            return source(self.precision, rewrites)
+
         if plan.manifest.verdict is None:  # built elsewhere for this GPU: nobody has seen it run
-            plan = self.store.set_verdict(plan, check_plan(plan, backend, network, self.device))
+            verdict = check_plan(plan, backend, network, self.device, lambda: source(self.precision))
+            plan = self.store.set_verdict(plan, verdict)
         return backend.load(plan, plan.manifest.spec, network, self.device)
 
     def _plan(self, component: str, sizes: Mapping[str, int], process: BuildProcess, report: Report) -> Plan:
@@ -335,12 +312,37 @@ class EngineSet:
         """The one eager runner of a component, for every size that no engine serves."""
         if component not in self._eager:
             source = self.model.components[component].load
-            spec = self._spec(component, ShapeProfile())
+            spec = EngineSpec(self.model.components[component].spec, ShapeProfile(), self.precision)
             self._eager[component] = EagerBackend().load(None, spec, lambda: source(self.precision), self.device)
         return self._eager[component]
 
-    def _spec(self, component: str, profile: ShapeProfile) -> EngineSpec:
-        return EngineSpec(self.model.components[component].spec, profile, self.precision)
+    def _request(self, component: str, profile: ShapeProfile, backend: Backend, arch: str | None) -> BuildRequest:
+        rewrites, network = self._rewrites(component, backend), self.model.components[component].spec
+        return BuildRequest(
+            spec=self._spec(component, profile, backend),
+            source=self.model.source(component, self.precision, rewrites),
+            backend=backend,
+            device=self.device,
+            arch=arch,
+            reference=self.model.source(component, self.precision) if rewrites else None,
+            details={} if backend.holds_weights else {"gated_with": network.weights_sha256},
+        )
+
+    def _spec(self, component: str, profile: ShapeProfile, backend: Backend) -> EngineSpec:
+        network = backend.network_of(self.model.components[component].spec)
+        return EngineSpec(network, profile, self.precision, self._rewrites(component, backend))
+
+    def _rewrites(self, component: str, backend: Backend) -> tuple[str, ...]:
+        if self.policy.rewrites is None:
+            return self.model.rewrites(component, backend.name)
+        known = self.model.known_rewrites.get(component, ())
+        return tuple(name for name in known if name in self.policy.rewrites)
+
+    def _check_rewrites(self) -> None:
+        known = {name: None for names in self.model.known_rewrites.values() for name in names}
+        unknown = [name for name in self.policy.rewrites or () if name not in known]
+        if unknown:
+            raise InputError(f"The rewrites are {', '.join(known) or 'none'}, found {', '.join(unknown)}.")
 
     def _profile(self, limits: ShapeProfile, sizes: Mapping[str, int]) -> ShapeProfile:
         misfits = limits.misfits(sizes)
@@ -349,6 +351,10 @@ class EngineSet:
         if self.policy.shapes == "range":
             return _tuned_for(limits, sizes)
         return limits.exact({name: size for name, size in sizes.items() if name not in OPEN_DIMS})
+
+    def _warn(self, sentence: str | None) -> None:
+        if sentence is not None:
+            self._notes[sentence] = None
 
     def _note(self, sentence: str) -> None:
         log.info("%s", sentence)

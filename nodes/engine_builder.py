@@ -9,11 +9,12 @@ from comfy_api.latest import io
 from ..engine_builder.backends.registry import AUTO
 from ..engine_builder.backends.tensorrt import TensorRTBackend
 from ..engine_builder.backends.tensorrt_library import RTX_ARCHS
-from ..jobs.engines import SHAPE_POLICIES, EnginePolicy, EngineSet
+from ..jobs.engines import EngineSet
+from ..jobs.policy import SHAPE_POLICIES, EnginePolicy
 from ..jobs.prebuild import ALL, Prebuild, component_names, prebuild
 from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
 from . import host
-from .types import BACKEND_NAMES, CATEGORY, PRECISION_NAMES, Model, verdict
+from .types import BACKEND_NAMES, BACKEND_TOOLTIP, CATEGORY, PRECISION_NAMES, Model, verdict
 
 HERE = "this machine"
 
@@ -46,9 +47,7 @@ class EngineBuilder(io.ComfyNode):
                 io.Combo.Input(
                     "precision", options=PRECISION_NAMES, default="auto", tooltip="auto: fp16 on a CUDA GPU, else fp32."
                 ),
-                io.Combo.Input(
-                    "backend", options=BACKEND_NAMES, default="auto", tooltip="auto: the fastest that is installed."
-                ),
+                io.Combo.Input("backend", options=BACKEND_NAMES, default="auto", tooltip=BACKEND_TOOLTIP),
                 io.Boolean.Input("force", default=False, tooltip="Build again even if the engine is there."),
                 io.Combo.Input(
                     "target",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..jobs.engines import MISS_POLICIES, SHAPE_POLICIES, EnginePolicy, EngineSet
+from ..jobs.engines import EngineSet
+from ..jobs.policy import MISS_POLICIES, SHAPE_POLICIES, EnginePolicy
 from . import host
-from .types import BACKEND_NAMES, CATEGORY, PRECISION_NAMES, Model
+from .types import BACKEND_NAMES, BACKEND_TOOLTIP, CATEGORY, PRECISION_NAMES, Model
 
 
 class EngineLoader(io.ComfyNode):
@@ -37,9 +38,7 @@ class EngineLoader(io.ComfyNode):
                 io.Combo.Input(
                     "precision", options=PRECISION_NAMES, default="auto", tooltip="auto: fp16 on a CUDA GPU, else fp32."
                 ),
-                io.Combo.Input(
-                    "backend", options=BACKEND_NAMES, default="auto", tooltip="auto: the fastest that is installed."
-                ),
+                io.Combo.Input("backend", options=BACKEND_NAMES, default="auto", tooltip=BACKEND_TOOLTIP),
             ],
             outputs=[Model.Output(display_name="model", tooltip="The same model, through engines.")],
             hidden=[io.Hidden.unique_id],

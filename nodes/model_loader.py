@@ -8,7 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..engine_builder.backends.eager import EagerBackend
-from ..jobs.engines import EnginePolicy, EngineSet
+from ..jobs.engines import EngineSet
+from ..jobs.policy import EnginePolicy
 from ..pipeline.models.registry import open_model
 from . import host
 from .types import CATEGORY, PRECISION_NAMES, Model, verdict

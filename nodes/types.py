@@ -18,6 +18,10 @@ Conditioning = io.Custom("I2V_CONDITIONING")
 
 CATEGORY = "I2V TensorRT"
 BACKEND_NAMES = [AUTO, *BACKENDS]
+BACKEND_TOOLTIP = (
+    "auto: the fastest that is installed. tensorrt: NVIDIA GPUs. inductor: PyTorch's own compiler, for any CUDA GPU "
+    "or CPU, with a C++ compiler on the machine. onnxruntime: builds in seconds. eager: nothing to build, slower."
+)
 PRECISION_NAMES = [AUTO, *PRECISIONS]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import EngineError, InputError
-from ..spec import EngineSpec, Target
+from ..spec import EngineSpec, NetworkSpec, Target
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,8 @@ class Runner(ABC):
 
     backend: ClassVar[str]
     """The name of the backend that makes these runners."""
+    warning: str | None = None
+    """A sentence for the user while the runner works, but not as it should."""
 
     def __init__(self, spec: EngineSpec, device: torch.device) -> None:
         self.spec = spec
@@ -104,6 +106,8 @@ class Backend(ABC):
     name: ClassVar[str]
     builds: ClassVar[bool] = True
     """False for a backend whose runner needs no plan on disk."""
+    holds_weights: ClassVar[bool] = True
+    """False for a backend whose engines serve any weights of the same configuration."""
 
     def aimed_at(self, arch: str) -> Backend:
         """This backend, building for another architecture than the one at hand, such as `sm_89`.
@@ -111,6 +115,18 @@ class Backend(ABC):
         Raises EngineError where that cannot be done.
         """
         raise EngineError(f"The backend {self.name} builds for this machine only, found {arch!r}.")
+
+    def on(self, device: torch.device) -> Backend:
+        """This backend, building for that device; most find theirs by themselves."""
+        return self
+
+    def is_automatic(self, device: torch.device) -> bool:
+        """Whether `auto` may choose this backend for the device."""
+        return True
+
+    def network_of(self, network: NetworkSpec) -> NetworkSpec:
+        """The network as far as this backend's engines depend on it."""
+        return network if self.holds_weights else replace(network, weights_sha256="")
 
     @abstractmethod
     def availability(self, device: torch.device) -> Availability:

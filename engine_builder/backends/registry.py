@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import BackendUnavailableError, InputError
 from .base import Backend
 from .eager import EagerBackend
+from .inductor import InductorBackend
 from .onnxruntime import OnnxRuntimeBackend
 from .tensorrt import TensorRTBackend
 
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (TensorRTBackend(), OnnxRuntimeBackend(), EagerBackend())
+    backend.name: backend
+    for backend in (TensorRTBackend(), InductorBackend(), OnnxRuntimeBackend(), EagerBackend())
 }
-"""In the order in which `auto` tries them: the first that serves the device is taken."""
+"""In the order in which `auto` tries them: the first that serves the device, and may be chosen for it, is taken."""
 
 
 def choose_backend(name: str, device: torch.device) -> Backend:
@@ -27,7 +29,8 @@ def choose_backend(name: str, device: torch.device) -> Backend:
     when a named backend is not there.
     """
     if name == AUTO:
-        return next(backend for backend in BACKENDS.values() if backend.availability(device).ok)
+        candidates = (backend for backend in BACKENDS.values() if backend.is_automatic(device))
+        return next(backend for backend in candidates if backend.availability(device).ok)
     if name not in BACKENDS:
         raise InputError(f"The backend is one of {', '.join([AUTO, *BACKENDS])}, found {name!r}.")
     found = BACKENDS[name].availability(device)

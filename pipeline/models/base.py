@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from weakref import WeakValueDictionary
 
+from ...engine_builder.errors import InputError
 from ...engine_builder.source import NetworkSource
 from ...engine_builder.spec import NetworkSpec
 from .checkpoint import Checkpoint
@@ -51,12 +52,18 @@ class Encoded:
     notes: tuple[str, ...] = ()
 
 
+class LoadComponent(Protocol):
+    """Gives a network in a precision (`fp32`, `fp16`, `bf16`), made with these rewrites."""
+
+    def __call__(self, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module: ...
+
+
 @dataclass(frozen=True)
 class Component:
-    """One network of a model: what it is, and how to get it in a precision (`fp32`, `fp16`, `bf16`)."""
+    """One network of a model: what it is, and how to get it."""
 
     spec: NetworkSpec
-    load: Callable[[str], torch.nn.Module]
+    load: LoadComponent
 
 
 class VideoModel(ABC):
@@ -71,6 +78,8 @@ class VideoModel(ABC):
     """The components worth compiling, in the order in which a clip needs them."""
     build_order: ClassVar[tuple[str, ...]]
     """The same components, the longest build first, for builders that share the work."""
+    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Other ways to the same result that a component can be made with, in the order in which to switch them on."""
     latent_channels: ClassVar[int] = 4
     latent_factor: ClassVar[int] = 8
     """Pixels for one latent, in height and in width."""
@@ -79,9 +88,27 @@ class VideoModel(ABC):
         self.checkpoint = checkpoint
         self._parts: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()
 
-    def source(self, component: str, precision: str) -> NetworkSource:
+    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
+        """The rewrites that pay for a component on a backend, by its name: a part of the known ones."""
+        return ()
+
+    def check_rewrites(self, component: str, rewrites: tuple[str, ...]) -> None:
+        """Raises InputError when the component does not know one of them."""
+        known = self.known_rewrites.get(component, ())
+        unknown = [name for name in rewrites if name not in known]
+        if unknown:
+            raise InputError(
+                f"The rewrites of {component} are {', '.join(known) or 'none'}, found {', '.join(unknown)}."
+            )
+
+    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource:
         """How another process gets a component's network."""
-        arguments = {"folder": str(self.checkpoint.folder), "component": component, "precision": precision}
+        arguments = {
+            "folder": str(self.checkpoint.folder),
+            "component": component,
+            "precision": precision,
+            "rewrites": ",".join(rewrites),
+        }
         return NetworkSource("pipeline.models.registry", "load_network", arguments, self.size_bytes(component))
 
     @abstractmethod
@@ -89,8 +116,11 @@ class VideoModel(ABC):
         """The size of the weight files that a component is loaded from."""
 
     @abstractmethod
-    def load(self, component: str, precision: str) -> torch.nn.Module:
-        """A component's network on the CPU; takes no digest of the weights."""
+    def load(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
+        """A component's network on the CPU; takes no digest of the weights.
+
+        Raises InputError for a rewrite that the component does not know.
+        """
 
     def part(self, name: str, precision: str) -> Any:
         """A part's network by its library class, read from disk once for as long as anybody holds it."""

@@ -9,6 +9,7 @@ batches, its adaptive pooling for other sizes).
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,12 +21,14 @@ from PIL import Image
 
 from ...engine_builder.errors import CheckpointError
 from ...engine_builder.spec import DimRange, Guidance, NetworkSpec, Scope, ShapeProfile, TensorSpec
+from .. import kernels
 from ..decode import BYTES_PER_PIXEL
 from ..picture import cover, to_unit_tensor
-from . import i2vgen_xl_networks, parts
+from . import i2vgen_xl_networks, lean, lean_vae, parts
 from .base import ClipRequest, Component, Encoded, Run, Stage, VideoModel
 from .checkpoint import Checkpoint, open_checkpoint
-from .i2vgen_xl_networks import Conditioner, Core
+from .i2vgen_xl_networks import Conditioner, Core, LeanCore
+from .lean_vae import LeanVaeDecoder
 from .parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder, code_of, tokenize
 
 LAYOUT: dict[str, tuple[str, ...]] = {
@@ -37,6 +40,8 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "feature_extractor": ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast"),
     "scheduler": ("DDIMScheduler",),
 }
+CODE = (sys.modules[__name__], i2vgen_xl_networks, lean, lean_vae, parts, kernels)
+"""What makes the networks: engines are not older than any of it."""
 SETTINGS: dict[str, dict[str, type]] = {
     "unet": {"in_channels": int, "cross_attention_dim": int, "block_out_channels": list},
     "vae": {"scaling_factor": float},
@@ -45,6 +50,9 @@ SETTINGS: dict[str, dict[str, type]] = {
     "feature_extractor": {"image_mean": list, "image_std": list},
 }
 """What is read of the configurations here; the libraries read the rest."""
+CORE_REWRITES = tuple(name for name in lean.REWRITES if name != "plain_attention")
+REWRITING_BACKENDS = ("inductor",)
+"""Backends whose engines gain from the rewrites."""
 MAX_FRAMES = 64
 MIN_LATENT_SIDE = 8
 MAX_LATENT_SIDE = 256
@@ -67,6 +75,8 @@ class _Network:
     outputs: tuple[TensorSpec, ...]
     ranges: tuple[str, ...]
     exportable: bool = True
+    rewritten: Callable[[Any, tuple[str, ...]], torch.nn.Module] | None = None
+    """The module with rewrites, where there are any."""
 
 
 def _networks(checkpoint: Checkpoint) -> dict[str, _Network]:
@@ -108,8 +118,15 @@ def _networks(checkpoint: Checkpoint) -> dict[str, _Network]:
         "conditioner": _Network(
             "unet", Conditioner, conditioner_inputs, (image_cond, fps_emb, context_spec), (), exportable=False
         ),
-        "core": _Network("unet", Core, core_inputs, (TensorSpec("prediction", volume),), ("batch", "frames", *plane)),
-        "vae_decoder": _Network("vae", VaeDecoder, (latents,), (frames,), ("chunk", *plane)),
+        "core": _Network(
+            "unet",
+            Core,
+            core_inputs,
+            (TensorSpec("prediction", volume),),
+            ("batch", "frames", *plane),
+            rewritten=LeanCore,
+        ),
+        "vae_decoder": _Network("vae", VaeDecoder, (latents,), (frames,), ("chunk", *plane), rewritten=LeanVaeDecoder),
     }
 
 
@@ -147,6 +164,11 @@ class I2VGenXL(VideoModel):
         "image_encoder",
     )
 
+    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "core": CORE_REWRITES,
+        "vae_decoder": lean_vae.REWRITES,
+    }
+
     @classmethod
     def open(cls, folder: Path) -> I2VGenXL:
         return cls(open_checkpoint(folder, LAYOUT, SETTINGS))
@@ -180,17 +202,22 @@ class I2VGenXL(VideoModel):
             outputs=network.outputs,
             limits=_limits(name, network.ranges, side_multiple),
             exportable=network.exportable,
-            code=code_of(__name__, i2vgen_xl_networks.__name__, parts.__name__),
+            code=code_of(*(module.__name__ for module in CODE)),
         )
-        return Component(spec, lambda precision: self.load(name, precision))
+        return Component(spec, lambda precision, rewrites=(): self.load(name, precision, rewrites))
+
+    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
+        return self.known_rewrites.get(component, ()) if backend in REWRITING_BACKENDS else ()
 
     def size_bytes(self, component: str) -> int:
         return self.checkpoint.parts[_networks(self.checkpoint)[component].part].size_bytes
 
-    def load(self, component: str, precision: str) -> torch.nn.Module:
+    def load(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
+        self.check_rewrites(component, rewrites)
         network = _networks(self.checkpoint)[component]
         whole = self.part(network.part, precision)
-        module = network.module(whole).eval().requires_grad_(False)
+        made = network.rewritten(whole, rewrites) if network.rewritten and rewrites else network.module(whole)
+        module = made.eval().requires_grad_(False)
         # Keeps the whole part alive, so that its other components share it instead of reading it again.
         object.__setattr__(module, "whole", whole)
         return module

@@ -70,10 +70,15 @@ class VaeDecoder(torch.nn.Module):
 
 @cache
 def code_of(*modules: str) -> str:
-    """A digest of the pack's modules that make a network, and of the libraries that they take it from."""
+    """A digest of the pack's modules that make a network, and of the libraries that they take it from.
+
+    A package stands for every module in it, imported or not.
+    """
     sha = hashlib.sha256()
     for module in modules:
-        sha.update(Path(sys.modules[module].__file__ or "").read_bytes())
+        path = Path(sys.modules[module].__file__ or "")
+        for each in sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]:
+            sha.update(each.read_bytes())
     for library in ("diffusers", "transformers"):
         sha.update(f"{library} {version(library)}".encode())
     return sha.hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -14,9 +15,19 @@ from .i2vgen_xl import I2VGenXL
 FAMILIES: dict[str, type[VideoModel]] = {family.pipeline_class: family for family in (I2VGenXL,)}
 
 
-def load_network(folder: str, component: str, precision: str) -> torch.nn.Module:
-    """One component's network, for a process that builds its engine."""
-    return open_model(Path(folder)).load(component, precision)
+_MODELS: WeakValueDictionary[str, VideoModel] = WeakValueDictionary()
+
+
+def load_network(folder: str, component: str, precision: str, rewrites: str = "") -> torch.nn.Module:
+    """One component's network, for a process that builds its engine; `rewrites` are names between commas.
+
+    Networks of one folder that are held at the same time share their weights.
+    """
+    model = _MODELS.get(folder) or open_model(Path(folder))
+    _MODELS[folder] = model
+    network = model.load(component, precision, tuple(filter(None, rewrites.split(","))))
+    object.__setattr__(network, "origin", model)  # for as long as anybody holds the network
+    return network
 
 
 def open_model(folder: Path) -> VideoModel:

@@ -10,7 +10,7 @@ import av
 import pytest
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
-from i2v_tensorrt.jobs.engines import MISS_POLICIES
+from i2v_tensorrt.jobs.policy import MISS_POLICIES
 from i2v_tensorrt.tests.comfy.graphs import (
     BUILDER,
     CONDITIONING,

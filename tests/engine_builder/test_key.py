@@ -14,7 +14,7 @@ import pytest
 
 from i2v_tensorrt.engine_builder import key as key_module
 from i2v_tensorrt.engine_builder.key import canonical_json, digest, engine_key
-from i2v_tensorrt.engine_builder.spec import PRECISIONS, EngineSpec, ShapeProfile, Target
+from i2v_tensorrt.engine_builder.spec import PRECISIONS, ShapeProfile, Target
 
 from .toys import LIMITS, TARGET, toy_spec
 
@@ -63,7 +63,7 @@ def another(value: Any) -> Any:
     return f"{value}x" if isinstance(value, str) else value + 1
 
 
-SPEC = toy_spec()
+SPEC = replace(toy_spec(), rewrites=("joined",))
 SPEC_VARIANTS = dict(variants(SPEC))
 TARGET_VARIANTS = dict(variants(TARGET))
 
@@ -93,6 +93,14 @@ def test_all_variants_have_different_names() -> None:
     assert len(set(keys)) == len(keys)
 
 
+def test_rewrites_are_a_set_and_none_leave_the_name_as_it_was() -> None:
+    one, other = (replace(SPEC, rewrites=names) for names in (("a", "b"), ("b", "a", "b")))
+    assert engine_key(one, TARGET) == engine_key(other, TARGET) != engine_key(SPEC, TARGET)
+    plain = {name: value for name, value in asdict(toy_spec()).items() if name != "rewrites"}
+    body = {"schema": key_module.SCHEMA, "spec": plain, "target": asdict(TARGET)}
+    assert engine_key(toy_spec(), TARGET) == digest(body), "engines from before rewrites are found"
+
+
 def test_another_schema_is_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     before = engine_key(SPEC, TARGET)
     monkeypatch.setattr(key_module, "SCHEMA", key_module.SCHEMA + 1)
@@ -101,7 +109,7 @@ def test_another_schema_is_another_engine(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_order_of_ranges_does_not_matter() -> None:
     backwards = ShapeProfile(dict(reversed(LIMITS.ranges.items())))
-    assert engine_key(EngineSpec(SPEC.network, backwards, SPEC.precision), TARGET) == engine_key(SPEC, TARGET)
+    assert engine_key(replace(SPEC, profile=backwards), TARGET) == engine_key(SPEC, TARGET)
 
 
 def test_a_key_is_a_name_that_every_file_system_takes() -> None:

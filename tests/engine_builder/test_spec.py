@@ -186,7 +186,7 @@ def as_json(spec: EngineSpec) -> dict[str, Any]:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_specification_survives_json(precision: str) -> None:
-    spec = toy_spec(LIMITS.exact(SIZES), precision, exportable=False)
+    spec = replace(toy_spec(LIMITS.exact(SIZES), precision, exportable=False), rewrites=("b", "a"))
     assert spec_from_dict(as_json(spec)) == spec
 
 
@@ -196,6 +196,10 @@ def without(data: dict[str, Any], *path: str) -> dict[str, Any]:
         found = found[name]
     del found[path[-1]]
     return data
+
+
+def test_a_specification_from_before_rewrites_has_none() -> None:
+    assert spec_from_dict(without(as_json(toy_spec()), "rewrites")) == toy_spec()
 
 
 def with_value(data: dict[str, Any], value: Any, *path: str | int) -> dict[str, Any]:
@@ -218,6 +222,8 @@ def test_a_specification_that_lacks_something_is_malformed(path: tuple[str, ...]
     ("value", "path"),
     [
         ("int8", ("precision",)),
+        (7, ("rewrites",)),
+        (["a", 1], ("rewrites",)),
         (["fp32"], ("precision",)),
         (None, ("network",)),
         ([], ("profile",)),

@@ -9,7 +9,8 @@ from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.jobs import engines as engines_module
 from i2v_tensorrt.jobs import parallel, prebuild
-from i2v_tensorrt.jobs.engines import EnginePolicy, EngineSet
+from i2v_tensorrt.jobs.engines import EngineSet
+from i2v_tensorrt.jobs.policy import EnginePolicy
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend
 from .toy_model import MakeSet, ToyModel

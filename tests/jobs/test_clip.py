@@ -13,7 +13,8 @@ from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.errors import I2VError, InputError
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.jobs.clip import MAX_GUIDANCE, Denoising, decode_clip, encode_clip, sample_clip
-from i2v_tensorrt.jobs.engines import EnginePolicy, EngineSet
+from i2v_tensorrt.jobs.engines import EngineSet
+from i2v_tensorrt.jobs.policy import EnginePolicy
 from i2v_tensorrt.pipeline.cache import ConditioningCache
 from i2v_tensorrt.pipeline.conditioning import Conditioning
 from i2v_tensorrt.pipeline.models.base import ClipRequest

@@ -98,5 +98,5 @@ def test_what_cannot_be_done_is_one_sentence(
 def test_the_doctor_names_what_auto_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, rows = answer(capsys, "--store", str(tmp_path), "doctor")
     assert status == 0
-    assert {row["backend"] for row in rows if "backend" in row} == {"tensorrt", "onnxruntime", "eager"}
+    assert {row["backend"] for row in rows if "backend" in row} == {"tensorrt", "inductor", "onnxruntime", "eager"}
     assert sum("auto takes this" in row["text"] for row in rows) == 1

@@ -13,7 +13,8 @@ from i2v_tensorrt.engine_builder.export import example_inputs
 from i2v_tensorrt.engine_builder.spec import EngineSpec, ShapeProfile
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.engine_builder.verify import passes
-from i2v_tensorrt.jobs.engines import EnginePolicy, EngineSet
+from i2v_tensorrt.jobs.engines import EngineSet
+from i2v_tensorrt.jobs.policy import EnginePolicy
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend, ToyRunner, contents

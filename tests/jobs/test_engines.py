@@ -10,7 +10,8 @@ import torch
 from i2v_tensorrt.engine_builder.backends.base import Availability, Runner
 from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineError, InputError, MissingEngineError
 from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs.engines import MISS_POLICIES, EnginePolicy, EngineSet, LoadInPlace, clip_sizes
+from i2v_tensorrt.jobs.engines import EngineSet, LoadInPlace, clip_sizes
+from i2v_tensorrt.jobs.policy import MISS_POLICIES, EnginePolicy
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend
 from .toy_model import INSTALL, ODD, SIZES, MakeSet, ToyModel, keys, run

@@ -11,7 +11,8 @@ from PIL import Image
 
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.jobs.clip import Denoising, encode_clip, sample_clip
-from i2v_tensorrt.jobs.engines import EnginePolicy, EngineSet
+from i2v_tensorrt.jobs.engines import EngineSet
+from i2v_tensorrt.jobs.policy import EnginePolicy
 from i2v_tensorrt.pipeline.cache import ConditioningCache
 from i2v_tensorrt.pipeline.models.base import ClipRequest
 from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -42,9 +42,14 @@ class ToyModel:
     engine_components = ("core", "vae_decoder")
     build_order = ("core", "vae_decoder")
     latent_factor = 8
+    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "core": ("doubled", "halved"),
+        "vae_decoder": ("doubled",),
+    }
 
     def __init__(self) -> None:
         self.loads: list[tuple[str, str]] = []
+        self.sources: list[tuple[str, tuple[str, ...]]] = []
         networks = {
             "core": toy_network(limits=LIMITS),
             "vae_decoder": chunked(toy_network(component="vae_decoder")),
@@ -53,13 +58,17 @@ class ToyModel:
         self.components = {name: Component(spec, self._loader(name)) for name, spec in networks.items()}
 
     def _loader(self, component: str) -> Any:
-        def load(precision: str) -> torch.nn.Module:
+        def load(precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
             self.loads.append((component, precision))
             return ToyNetwork()
 
         return load
 
-    def source(self, component: str, precision: str) -> ToySource:
+    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
+        return ("doubled",) if (component, backend) == ("core", "rewriting toy") else ()
+
+    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> ToySource:
+        self.sources.append((component, rewrites))
         return ToySource()
 
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:

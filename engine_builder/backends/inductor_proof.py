@@ -1,0 +1,31 @@
+"""Proves a C++ compiler: compiles one layer with it and runs the result, in a process of its own.
+
+Run as a script with the compiler's path, a device and a folder to work in; a compiler whose output PyTorch
+cannot load ends this process, not the one that asked.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def main(compiler: str, device: str, folder: str) -> None:
+    """Raises whatever fails; ends without a word when all is well."""
+    import torch
+
+    layer = torch.nn.Linear(8, 8, device=device).requires_grad_(False)
+    x = torch.ones(4, 8, device=device)
+    program = torch.export.export(layer, (x,))
+    path = torch._inductor.aoti_compile_and_package(
+        program,
+        package_path=str(Path(folder) / "proof.pt2"),
+        inductor_configs={"cpp.cxx": compiler, "force_disable_caches": True},
+    )
+    found = torch._inductor.aoti_load_package(path)(x)
+    torch.testing.assert_close(found, layer(x), rtol=1e-2, atol=1e-2)
+
+
+if __name__ == "__main__":
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    main(*sys.argv[1:])

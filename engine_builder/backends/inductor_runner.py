@@ -1,0 +1,200 @@
+"""Runs Inductor's engines over a network's own weights; replays a step as a CUDA graph."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..errors import EngineError
+from ..spec import EngineSpec, Scope
+from .base import LoadNetwork, Runner
+from .inductor_graph import Replay
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..store import Plan
+
+FILE_NAME = "network.pt2"
+LAYOUT = "layout"
+"""The entry of the package's metadata that says how the weights must lie: shape, strides and dtype by name."""
+MAX_GRAPHS = 4
+"""Sizes of which one runner keeps a CUDA graph; further ones are called directly."""
+
+Layout = Mapping[str, tuple[list[int], list[int], str]]
+
+
+def tensors_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer, by each of its names."""
+    return {
+        **dict(network.named_parameters(remove_duplicate=False)),
+        **dict(network.named_buffers(remove_duplicate=False)),
+    }
+
+
+def layout_of(network: torch.nn.Module) -> dict[str, tuple[list[int], list[int], str]]:
+    """Shape, strides and dtype of every parameter and buffer."""
+    return {name: (list(x.shape), list(x.stride()), str(x.dtype)) for name, x in tensors_of(network).items()}
+
+
+class InductorRunner(Runner):
+    """An engine bound to a network's weights where they lie: what changes them in place changes its results."""
+
+    backend: ClassVar[str] = "inductor"
+
+    def __init__(self, plan: Plan, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> None:
+        super().__init__(spec, device)
+        self._plan = plan
+        self._source = network
+        self._network: torch.nn.Module | None = None
+        self._package: Any = None
+        self._owned: dict[str, torch.Tensor] = {}
+        """The network's tensors that the engine uses, and below what they held when they were bound."""
+        self._bound: dict[str, torch.Tensor] = {}
+        self._seen: set[tuple[Any, ...]] = set()
+        self._replays: dict[tuple[Any, ...], Replay] = {}
+        # What runs once a clip gains nothing from a graph, which would hold on to its scratch memory.
+        self._replays_steps = device.type == "cuda" and any(x.scope is Scope.STEP for x in spec.network.inputs)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Read off the weights, for another runner may share them and have moved them."""
+        return self._package is not None and all(
+            tensor.data_ptr() == self._bound[name].data_ptr() for name, tensor in self._owned.items()
+        )
+
+    @property
+    def memory_bytes(self) -> int:
+        weights = {tensor.data_ptr(): tensor.nbytes for tensor in tensors_of(self._module).values()}
+        return sum(weights.values()) + sum(replay.memory_bytes for replay in self._replays.values())
+
+    def load(self) -> None:
+        if self.is_loaded:
+            return
+        self._let_go()
+        package = self._open()
+        network = self._module.to(self.device)
+        owned = self._laid_out(network, package)
+        # Others may give a parameter another memory: the engine's own reference keeps what it was bound to.
+        bound = {name: tensor.detach() for name, tensor in owned.items()}
+        package.load_constants(bound, check_full_update=True, user_managed=True)
+        self._package, self._owned, self._bound = package, owned, bound
+
+    def unload(self) -> None:
+        self._let_go()
+        if self.device.type == "cpu":
+            self._network = None  # host memory is the device's memory: the source reads the weights again
+        elif self._network is not None:
+            self._network.to("cpu")
+
+    def _let_go(self) -> None:
+        self._seen.clear()
+        self._replays.clear()
+        self._package, self._owned, self._bound, self.warning = None, {}, {}, None
+
+    @property
+    def _module(self) -> torch.nn.Module:
+        if self._network is None:
+            self._network = self._source()
+        return self._network
+
+    def _open(self) -> Any:
+        """The engine's code, from a copy of the very bytes that were checked, which nobody else can write."""
+        import torch._inductor
+
+        data = self._plan.read(FILE_NAME)
+        index = (self.device.index or 0) if self.device.type == "cuda" else -1
+        with tempfile.TemporaryDirectory(prefix="i2v-engine-") as folder:
+            path = Path(folder) / FILE_NAME
+            path.write_bytes(data)
+            try:
+                return torch._inductor.aoti_load_package(str(path), run_single_threaded=True, device_index=index)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # PyTorch raises bare ones
+                raise self._refused("load", error) from error
+
+    def _laid_out(self, network: torch.nn.Module, package: Any) -> dict[str, torch.Tensor]:
+        """The tensors that the engine asks for, in the memory layout that it was compiled for."""
+        tensors, layout = tensors_of(network), json.loads(package.get_metadata()[LAYOUT])
+        used = {name: tensors.get(name) for name in package.get_constant_fqns()}
+        for name, tensor in used.items():
+            shape, stride, dtype = layout[name]
+            found = "none" if tensor is None else f"{list(tensor.shape)} in {tensor.dtype}"
+            if tensor is None or (list(tensor.shape), str(tensor.dtype)) != (shape, dtype):
+                raise EngineError(
+                    f"The {self.spec.network.component} engine expects {name} as {shape} in {dtype}, found {found}."
+                )
+            if list(tensor.stride()) != stride:
+                _lay_out(tensor, stride)
+        return {name: tensor for name, tensor in used.items() if tensor is not None}
+
+    def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        import torch
+
+        sizes = tuple(tuple(tensor.shape) for tensor in inputs.values())
+        with torch.no_grad():
+            replay = self._replay(sizes, inputs)
+            return self._direct(inputs) if replay is None else replay(inputs)
+
+    def _replay(self, sizes: tuple[Any, ...], inputs: dict[str, torch.Tensor]) -> Replay | None:
+        """The graph for these sizes, captured at the second call: the first is the warm-up. None to call directly."""
+        if sizes in self._replays or not self._replays_steps or self.warning is not None:
+            return self._replays.get(sizes)
+        if sizes not in self._seen or len(self._replays) >= MAX_GRAPHS:
+            self._seen.add(sizes)
+            return None
+        kept = frozenset(tensor.name for tensor in self.spec.network.inputs if tensor.scope is not Scope.STEP)
+        try:
+            self._replays[sizes] = Replay(self._direct, inputs, kept)
+        except Exception as error:  # a graph is never needed: whatever was raised, the direct call has worked
+            component = self.spec.network.component
+            self.warning = f"{component} runs without a CUDA graph, which is slower: {_line(error)}."
+        return self._replays.get(sizes)
+
+    def _direct(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        import torch
+
+        ready = {name: _ready(tensor) for name, tensor in inputs.items()}
+        before = self._failed_allocations()
+        try:
+            found = self._package(**ready)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if self._failed_allocations() > before:  # the compiled code says only that a call failed
+                raise torch.OutOfMemoryError(f"CUDA out of memory in {self.spec.network.component}.") from error
+            raise self._refused("run", error) from error
+        outputs = found if isinstance(found, tuple) else (found,)
+        return {tensor.name: value for tensor, value in zip(self.spec.network.outputs, outputs, strict=True)}
+
+    def _failed_allocations(self) -> int:
+        if self.device.type != "cuda":
+            return 0
+        import torch
+
+        return int(torch.cuda.memory_stats(self.device).get("num_ooms", 0))
+
+    def _refused(self, act: str, error: Exception) -> EngineError:
+        return EngineError(f"Inductor cannot {act} the {self.spec.network.component} engine: {_line(error)}.")
+
+
+def _lay_out(tensor: torch.Tensor, stride: list[int]) -> None:
+    """Gives a parameter the strides, in place, so that all who share it go on sharing it."""
+    import torch
+
+    values = tensor.data
+    tensor.data = torch.empty_strided(values.shape, stride, dtype=values.dtype, device=values.device).copy_(values)
+
+
+def _ready(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as the compiled code reads it without a check: contiguous, and on a boundary of 64 bytes."""
+    dense = tensor.contiguous()
+    return dense.clone() if dense.data_ptr() % 64 else dense
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".:") or type(error).__name__

@@ -1,0 +1,45 @@
+"""What the user wants of engines, in words that widgets and command lines share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..engine_builder.backends.registry import AUTO
+from ..engine_builder.errors import InputError
+from ..engine_builder.spec import PRECISIONS
+
+SHAPE_POLICIES = ("range", "exact")
+MISS_POLICIES = ("build", "eager", "stop")
+
+
+@dataclass(frozen=True)
+class EnginePolicy:
+    """What the user wants of engines.
+
+    `shapes`: `range` serves every size the network takes, `exact` the requested one, faster. `on_missing`:
+    `build` it now, run `eager` with a warning, or `stop`. `rewrites` are names of `VideoModel.known_rewrites`,
+    each used where a component knows it; None for those that pay on the backend.
+    """
+
+    backend: str = AUTO
+    precision: str = AUTO
+    shapes: str = "range"
+    on_missing: str = "build"
+    rewrites: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("precision", self.precision, (AUTO, *PRECISIONS)),
+            ("shape policy", self.shapes, SHAPE_POLICIES),
+            ("miss policy", self.on_missing, MISS_POLICIES),
+        ):
+            if value not in known:
+                raise InputError(f"The {name} is one of {', '.join(known)}, found {value!r}.")
+
+    def precision_on(self, device: torch.device) -> str:
+        """The precision to run in: `auto` is fp16 on a CUDA GPU, where it is faster, and fp32 elsewhere."""
+        if self.precision != AUTO:
+            return self.precision
+        return "fp16" if device.type == "cuda" else "fp32"
