@@ -33,6 +33,7 @@ trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for 
 
 CPU = torch.device("cpu")
 COMPONENTS = ("text_encoder", "image_encoder", "vae_encoder", "vae_decoder")
+SLOW_FOR_OTHERS = ("text_encoder", "vae_encoder", "vae_decoder", "core")
 SLOW_CORE = pytest.param("core", marks=pytest.mark.slow)
 
 
@@ -67,7 +68,9 @@ def built(
 
 @pytest.mark.parametrize("arch", ["sm_86", "sm_120"])
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("component", ["image_encoder"])
+@pytest.mark.parametrize(
+    "component", ["image_encoder", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_FOR_OTHERS)]
+)
 def test_builds_for_a_gpu_that_is_not_here(
     model: VideoModel, store: EngineStore, process: BuildProcess, component: str, precision: str, arch: str
 ) -> None:
