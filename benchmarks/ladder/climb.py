@@ -101,7 +101,7 @@ class Climb:
             save_plot(self.document, self._out / "ladder.png")
             if self.document.sweep:
                 save_sweep_plot(self.document, self._out / "sweep.png")
-        except (I2VError, OSError, ValueError, ArithmeticError) as error:
+        except Exception as error:  # whatever drawing leads to
             self.tell(f"no picture: {error}")
 
     def tell(self, text: str) -> None:

@@ -60,8 +60,9 @@ class Card:
             self._pen.rounded_rectangle((left, top, right - 1, bottom - 1), radius, colour)
 
     def line(self, points: list[tuple[float, float]], colour: Colour, width: float = 1.5) -> None:
-        """A line through points."""
-        self._pen.line([_up(point) for point in points], colour, round(width * _OVERSAMPLING), joint="curve")
+        """A line through points; one point is none."""
+        if len(points) > 1:
+            self._pen.line([_up(point) for point in points], colour, round(width * _OVERSAMPLING), joint="curve")
 
     def dot(self, place: tuple[float, float], radius: float, colour: Colour, fill: Colour | None = None) -> None:
         """A disc, or with `fill` a ring around another colour."""

@@ -15,8 +15,7 @@ from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.errors import EngineError
 from ...engine_builder.store import EngineStore
 from ...jobs.clip import Denoising, decode_clip, encode_clip, sample_clip
-from ...jobs.engines import EngineSet
-from ...jobs.policy import EnginePolicy
+from ...jobs.engines import EnginePolicy, EngineSet
 from ...pipeline.cache import ConditioningCache
 from ...pipeline.conditioning import Conditioning
 from ...pipeline.models.registry import open_model

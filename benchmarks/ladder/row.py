@@ -127,5 +127,5 @@ def read_row(path: Path) -> Row | None:
     """The row in a file that `RowFile` wrote; None where there is none."""
     try:
         return row_from_dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, InputError):
         return None

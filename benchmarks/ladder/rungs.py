@@ -155,11 +155,11 @@ def tasks(rungs: Sequence[Rung], wanted: Sequence[str], rows: Mapping[str, Row])
     run, lack. Row 0 takes longest, and its warm start would say nothing new.
     """
 
-    def lacks(names: Sequence[str], figure: str) -> bool:
+    def due(rung: Rung, names: Sequence[str], figure: str) -> bool:
         if wanted:
-            return any(name in wanted for name in names)
+            return any(row.name in wanted for row in rung.rows)
         return any(name not in rows or figure not in rows[name].figures for name in names)
 
-    found = [Task(rung) for rung in rungs if lacks([row.name for row in rung.rows], "clip_hot_s")]
-    warm = [rung for rung in rungs if not rung.is_reference and lacks([rung.name], "clip_warm_start_s")]
+    found = [Task(rung) for rung in rungs if due(rung, [row.name for row in rung.rows], "clip_hot_s")]
+    warm = [rung for rung in rungs if not rung.is_reference and due(rung, [rung.name], "clip_warm_start_s")]
     return sorted([*found, *(Task(rung, warm=True) for rung in warm)], key=lambda task: task.rank)
