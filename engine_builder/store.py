@@ -15,11 +15,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .errors import DamagedEngineError, EngineError, StorageError
 from .manifest import FILE_NAME, MAX_BYTES, FileDigest, Manifest, Verdict, file_digest, seal, unseal
+from .side_cache import SideCache
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,12 @@ class Plan:
 
     folder: Path
     manifest: Manifest
+    store: EngineStore | None = field(default=None, compare=False, repr=False)
+    """None for an engine that is not published yet."""
+
+    def side(self, name: str) -> SideCache | None:
+        """A file of that name beside the plan's own, for what saves time and is never required."""
+        return None if self.store is None else self.store.side_cache(self.folder / name)
 
     def verified(self, name: str) -> Path:
         """The path of one of the plan's files, after its size and digest were checked.
@@ -95,7 +102,7 @@ class EngineStore:
         if not _KEY.fullmatch(key) or not os.path.lexists(folder):
             return None
         try:
-            return Plan(folder, unseal(_manifest_text(folder), self._secret(), key))
+            return Plan(folder, unseal(_manifest_text(folder), self._secret(), key), self)
         except EngineError as error:
             self.quarantine(key, str(error))
             return None
@@ -152,7 +159,7 @@ class EngineStore:
             _fsync(self.root)
         except OSError as error:
             raise StorageError(f"The engine could not be saved to {self.root}: {error.strerror or error}.") from error
-        return Plan(folder, manifest)
+        return Plan(folder, manifest, self)
 
     def set_verdict(self, plan: Plan, verdict: Verdict) -> Plan:
         """Writes down the verdict on an engine that had none."""
@@ -166,7 +173,7 @@ class EngineStore:
         except OSError as error:
             reason = error.strerror or error
             raise StorageError(f"The verdict could not be saved in {plan.folder}: {reason}.") from error
-        return Plan(plan.folder, manifest)
+        return Plan(plan.folder, manifest, self)
 
     def quarantine(self, key: str, reason: str) -> None:
         """Moves an engine out of the way, so that it is built again; keeps it for inspection."""
@@ -179,6 +186,10 @@ class EngineStore:
             log.debug("another process was first")
         except OSError as error:
             raise StorageError(f"Engine {key[:12]} could not be put aside: {error.strerror or error}.") from error
+
+    def side_cache(self, path: Path) -> SideCache:
+        """See `Plan.side`."""
+        return SideCache(path, self._secret, self.staging)
 
     def log_path(self, key: str) -> Path:
         """Where the log of the key's last build lies."""

@@ -55,16 +55,31 @@ def aim(library: Library, config: Any, arch: str) -> bool:
 
 
 def make_context(library: Library, engine: Any, cache: bytes | None = None) -> tuple[Any, Any]:
-    """An execution context, and RTX's runtime cache (None elsewhere), filled from `cache` if it still fits."""
+    """An execution context (None if it failed), and RTX's runtime cache if it has one, filled from `cache`."""
     if not library.is_rtx:
         return engine.create_execution_context(), None
     trt = library.module
     config = engine.create_runtime_config()
+    if config is None:
+        return None, None
     # EAGER waits for the shape's own kernels instead of answering with slow ones at first.
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    runtime_cache = config.create_runtime_cache()
-    if cache is not None and not runtime_cache.deserialize(cache):
-        log.info("The runtime cache is of another GPU, driver or version: kernels are compiled again.")
-    config.set_runtime_cache(runtime_cache)
+    runtime_cache = _runtime_cache(config, cache)
     return engine.create_execution_context(config), runtime_cache
+
+
+def _runtime_cache(config: Any, cache: bytes | None) -> Any:
+    """A cache for the configuration, from what was kept if that still fits; None where the library refuses."""
+    runtime_cache = config.create_runtime_cache()
+    if runtime_cache is None:
+        return None
+    if cache is not None and not runtime_cache.deserialize(cache):
+        log.info("The kernels that were kept are of another GPU, driver or version: they are compiled again.")
+    return runtime_cache if config.set_runtime_cache(runtime_cache) else None
+
+
+def kernel_bytes(runtime_cache: Any) -> bytes | None:
+    """What RTX has compiled so far; None where there is no such cache, or it gives nothing."""
+    data = None if runtime_cache is None else runtime_cache.serialize()
+    return None if data is None else bytes(data) or None

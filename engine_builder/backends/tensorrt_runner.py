@@ -13,10 +13,13 @@ from ..spec import EngineSpec
 from .base import Runner
 from .memory import is_out_of_memory
 from .tensorrt import PLAN, make_logger
-from .tensorrt_library import Library, make_context
+from .tensorrt_library import Library, kernel_bytes, make_context
 
 if TYPE_CHECKING:
     from ..store import Plan
+
+KERNELS = "kernels.cache"
+"""What RTX compiled for this GPU when the engine first ran, beside the plan."""
 
 
 class OwnStream:
@@ -63,6 +66,9 @@ class TensorRTRunner(Runner):
         self._context: Any = None
         self._stream: OwnStream | None = None
         self._bound: dict[str, torch.Tensor] = {}
+        self._kernels: Any = None
+        self._side = plan.side(KERNELS)
+        self._is_first_run = False
 
     @property
     def is_loaded(self) -> bool:
@@ -81,13 +87,15 @@ class TensorRTRunner(Runner):
         with stream.active():
             runtime = self._checked(self._library.module.Runtime(self._logger), "start its runtime")
             engine = self._checked(runtime.deserialize_cuda_engine(data), "load the plan")
-            context = self._checked(make_context(self._library, engine)[0], "make an execution context")
-        self._engine, self._context, self._stream = engine, context, stream
+            known = None if self._side is None else self._side.read()
+            context, kernels = make_context(self._library, engine, known)
+            self._checked(context, "make an execution context")
+        self._engine, self._context, self._stream, self._kernels = engine, context, stream, kernels
 
     def unload(self) -> None:
         if self._stream is not None:
             self._stream.synchronize()
-        self._context = self._engine = self._stream = None
+        self._context = self._engine = self._stream = self._kernels = None
         self._bound = {}
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -101,7 +109,17 @@ class TensorRTRunner(Runner):
             found = {name: tensor.clone() for name, tensor in outputs.items()}
         for tensor in found.values():
             stream.hand_over(tensor)
+        if self._is_first_run:
+            stream.synchronize()
+            self._keep_kernels()
         return found
+
+    def _keep_kernels(self) -> None:
+        """Writes down what was compiled for these shapes, so that the next process need not."""
+        self._is_first_run = False
+        data = kernel_bytes(self._kernels)
+        if data is not None and self._side is not None and data != self._side.read():
+            self._side.write(data)
 
     def _bind(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Copies the inputs to their addresses, made anew when a shape changes; returns the output buffers."""
@@ -113,6 +131,7 @@ class TensorRTRunner(Runner):
         return {tensor.name: self._bound[tensor.name] for tensor in self.spec.network.outputs}
 
     def _rebind(self, inputs: dict[str, torch.Tensor]) -> None:
+        self._is_first_run = True
         sizes = self.spec.network.sizes_of(inputs)
         self._bound = {name: torch.empty_like(tensor, device=self.device) for name, tensor in inputs.items()}
         for tensor in self.spec.network.outputs:

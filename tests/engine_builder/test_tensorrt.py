@@ -179,11 +179,14 @@ class NoStream:
 @pytest.fixture
 def rig(
     monkeypatch: pytest.MonkeyPatch, model: VideoModel, store: EngineStore, process: BuildProcess
-) -> SimpleNamespace:
+) -> Iterator[SimpleNamespace]:
     """A runner over a real plan, with the library's real classes specified and none of them run."""
     plan = built(model, store, process, "image_encoder", "fp16", "sm_89").plan
     context = create_autospec(trt.IExecutionContext, instance=True)
     config = create_autospec(trt.IRuntimeConfig, instance=True)
+    kernels = create_autospec(trt.IRuntimeCache, instance=True)
+    kernels.serialize.return_value = memoryview(b"kernels of the first shape")
+    config.create_runtime_cache.return_value = kernels
     engine = create_autospec(trt.ICudaEngine, instance=True)
     runtime = create_autospec(trt.Runtime, instance=True)
     runtime.deserialize_cuda_engine.return_value = engine
@@ -195,7 +198,10 @@ def rig(
     monkeypatch.setattr(trt, "Runtime", lambda logger: runtime)
     monkeypatch.setattr(tensorrt_runner, "OwnStream", NoStream)
     runner = tensorrt_runner.TensorRTRunner(plan, plan.manifest.spec, CPU, load_library(RTX))
-    return SimpleNamespace(runner=runner, plan=plan, context=context, config=config, engine=engine, runtime=runtime)
+    yield SimpleNamespace(
+        runner=runner, plan=plan, context=context, config=config, engine=engine, runtime=runtime, kernels=kernels
+    )
+    (plan.folder / tensorrt_runner.KERNELS).unlink(missing_ok=True)
 
 
 def inputs() -> dict[str, torch.Tensor]:
@@ -234,6 +240,7 @@ def test_results_do_not_change_when_the_engine_runs_again(rig: SimpleNamespace) 
     ("fail", "words"),
     [
         (lambda rig: rig.runtime.deserialize_cuda_engine.configure_mock(return_value=None), "load the plan"),
+        (lambda rig: rig.engine.create_runtime_config.configure_mock(return_value=None), "execution context"),
         (lambda rig: rig.engine.create_execution_context.configure_mock(return_value=None), "execution context"),
         (lambda rig: rig.context.set_input_shape.configure_mock(return_value=False), "take pixel_values as"),
         (lambda rig: rig.context.set_tensor_address.configure_mock(return_value=False), "take the address"),
@@ -272,3 +279,52 @@ def test_a_damaged_plan_never_reaches_the_runtime(rig: SimpleNamespace, tmp_path
     with pytest.raises(EngineError, match="damaged"):
         rig.runner.load()
     rig.runtime.deserialize_cuda_engine.assert_not_called()
+
+
+def another_runner(rig: SimpleNamespace) -> tensorrt_runner.TensorRTRunner:
+    """As another process would make it."""
+    return tensorrt_runner.TensorRTRunner(rig.plan, rig.plan.manifest.spec, CPU, load_library(RTX))
+
+
+def test_kernels_compiled_at_the_first_run_are_there_for_the_next_process(rig: SimpleNamespace) -> None:
+    rig.runner.load()
+    rig.kernels.deserialize.assert_not_called()
+    rig.config.set_runtime_cache.assert_called_once_with(rig.kernels)
+    rig.runner(inputs())
+    rig.runner(inputs())
+    rig.kernels.serialize.assert_called_once_with()
+    another_runner(rig).load()
+    rig.kernels.deserialize.assert_called_once_with(b"kernels of the first shape")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: bytes([data[0] ^ 1]) + data[1:], lambda data: b""])
+def test_kernels_that_were_changed_are_not_taken(rig: SimpleNamespace, damage: Any) -> None:
+    rig.runner.load()
+    rig.runner(inputs())
+    kept = rig.plan.folder / tensorrt_runner.KERNELS
+    kept.write_bytes(damage(kept.read_bytes()))
+    runner = another_runner(rig)
+    runner.load()
+    rig.kernels.deserialize.assert_not_called()
+    runner(inputs())
+    another_runner(rig).load()
+    rig.kernels.deserialize.assert_called_once_with(b"kernels of the first shape")
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda rig: rig.kernels.deserialize.configure_mock(return_value=False),
+        lambda rig: rig.config.set_runtime_cache.configure_mock(return_value=False),
+        lambda rig: rig.kernels.serialize.configure_mock(return_value=None),
+        lambda rig: rig.kernels.serialize.configure_mock(return_value=memoryview(b"")),
+        lambda rig: rig.config.create_runtime_cache.configure_mock(return_value=None),
+    ],
+)
+def test_an_engine_runs_without_kept_kernels(rig: SimpleNamespace, fail: Any) -> None:
+    rig.runner.load()
+    rig.runner(inputs())
+    fail(rig)
+    runner = another_runner(rig)
+    runner.load()
+    assert runner(inputs())["image_embeds"].shape == (1, 64)

@@ -1,0 +1,60 @@
+"""A file beside an engine that saves time, such as kernels compiled at the first run; never required.
+
+What a library makes of such a file may be code, so it is sealed with this installation's secret as manifests
+are, and one that is in doubt is not read: what it held is then made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import StorageError
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 1 << 30
+_SEAL_BYTES = 32
+
+
+@dataclass(frozen=True)
+class SideCache:
+    """One file in an engine's folder. `secret` and `staging` are the store's."""
+
+    path: Path
+    secret: Callable[[], bytes]
+    staging: Callable[[], AbstractContextManager[Path]]
+
+    def read(self) -> bytes | None:
+        """What was written, or None when there is nothing that this installation wrote for this engine."""
+        try:
+            if self.path.is_symlink() or not self.path.is_file() or self.path.stat().st_size > MAX_BYTES:
+                return None
+            sealed = self.path.read_bytes()
+            data = sealed[_SEAL_BYTES:]
+            whole = bool(data) and hmac.compare_digest(sealed[:_SEAL_BYTES], self._seal(data))
+        except (OSError, StorageError) as error:
+            log.info("%s cannot be read and is made again: %s", self.path, error)
+            return None
+        return data if whole else None
+
+    def write(self, data: bytes) -> None:
+        """Keeps `data` in place of what was there; a disk that refuses is a line in the log."""
+        if len(data) > MAX_BYTES - _SEAL_BYTES:
+            return
+        try:
+            with self.staging() as folder:
+                staged = folder / self.path.name
+                staged.write_bytes(self._seal(data) + data)
+                staged.replace(self.path)
+        except (OSError, StorageError) as error:
+            log.info("%s cannot be kept: %s", self.path, error)
+
+    def _seal(self, data: bytes) -> bytes:
+        named = f"side cache\0{self.path.parent.name}\0{self.path.name}\0".encode()
+        return hmac.new(self.secret(), named + data, hashlib.sha256).digest()
