@@ -297,7 +297,9 @@ def test_kernels_compiled_at_the_first_run_are_there_for_the_next_process(rig: S
     rig.kernels.deserialize.assert_called_once_with(b"kernels of the first shape")
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: bytes([data[0] ^ 1]) + data[1:], lambda data: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: bytes([data[0] ^ 1]) + data[1:], lambda data: b""]
+)
 def test_kernels_that_were_changed_are_not_taken(rig: SimpleNamespace, damage: Any) -> None:
     rig.runner.load()
     rig.runner(inputs())
