@@ -55,7 +55,9 @@ def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoi
     runner = engines.runner(model.core, sizes)
 
     def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return model.combine(runner(model.prepare_input(x, t, tensors, guided)), denoising.guidance_scale)
+        # Without waiting: what was queued before must not be done first.
+        inputs = model.prepare_input(x, t.to(device, non_blocking=True), tensors, guided)
+        return model.combine(runner(inputs), denoising.guidance_scale)
 
     generator = torch.Generator().manual_seed(denoising.seed)
     noise = model.noise(conditioning.width, conditioning.height, conditioning.num_frames, generator)

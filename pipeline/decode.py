@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -36,20 +37,54 @@ def decode(latents: torch.Tensor, run: DecodeChunk, chunk: int, on_chunk: OnChun
         raise InputError(f"The chunk is a whole number of frames from 1, found {chunk}.")
     count, _, height, width = latents.shape
     frames = torch.empty(count, height * factor, width * factor, 3)
+    copies = _Copies(frames, lambda done: on_chunk(done, count))
     done = 0
     while done < count:
         part = latents[done : done + chunk]
         try:
-            image = run(part)
+            image = _to_unit(run(part))
         except torch.cuda.OutOfMemoryError:
             if chunk == 1:
                 raise
             chunk //= 2
             continue
-        frames[done : done + len(part)].copy_(_to_unit(image))
         done += len(part)
-        on_chunk(done, count)
+        copies.add(image, done)
+    copies.finish()
     return frames
+
+
+class _Copies:
+    """Brings decoded chunks to the CPU, each while the GPU decodes the next."""
+
+    def __init__(self, frames: torch.Tensor, on_copied: Callable[[int], None]) -> None:
+        self._frames = frames
+        self._on_copied = on_copied
+        self._waiting: tuple[torch.Tensor, Any, int] | None = None
+
+    def add(self, image: torch.Tensor, end: int) -> None:
+        """Starts to copy the chunk that ends at frame `end`, and finishes the one before."""
+        arrived = None
+        if image.is_cuda:
+            # Only from page-locked memory does the copy run beside the work that is queued after it.
+            host = torch.empty(image.shape, dtype=image.dtype, pin_memory=True)
+            image = host.copy_(image, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self.finish()
+        self._waiting = (image, arrived, end)
+        if arrived is None:
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for the chunk that is on its way, if there is one."""
+        if self._waiting is None:
+            return
+        (image, arrived, end), self._waiting = self._waiting, None
+        if arrived is not None:
+            arrived.synchronize()
+        self._frames[end - len(image) : end].copy_(image)
+        self._on_copied(end)
 
 
 def _to_unit(image: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from ..engine_builder.errors import CheckpointError, InputError
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From latents [frames, channels, height, width] and a scalar timestep to the prediction of that shape."""
+"""From latents [frames, channels, height, width] and a scalar timestep on the CPU to the prediction of that shape."""
 
 OnStep = Callable[[int, int, torch.Tensor], None]
 """Told the steps done, the steps in all, and the current estimate of the clean latents; may raise to stop."""
@@ -87,17 +87,36 @@ def sample(
     `noise` has unit variance; `generator` draws what a stochastic scheduler adds at its steps, on its own
     device. DDIM: Song et al. 2020, arXiv:2010.02502; the others as diffusers documents them.
     """
-    scheduler.set_timesteps(settings.steps, device=noise.device)
+    # Timesteps stay on the CPU, where the schedulers' tables are: on a GPU every look at them would wait for it.
+    scheduler.set_timesteps(settings.steps)
     known = inspect.signature(scheduler.step).parameters
     options: dict[str, Any] = {"eta": settings.eta} if "eta" in known else {}
     if "generator" in known:
         options["generator"] = generator
     x = noise * scheduler.init_noise_sigma
-    timesteps = scheduler.timesteps
+    timesteps, pace = scheduler.timesteps, _Pace(noise.device)
     for step, t in enumerate(timesteps, start=1):
         prediction = denoise(scheduler.scale_model_input(x, t), t)
         result = scheduler.step(prediction, t, x, **options)
         x = result.prev_sample
         clean = getattr(result, "pred_original_sample", None)
+        pace.keep()
         on_step(step, len(timesteps), x if clean is None else clean)
     return x
+
+
+class _Pace:
+    """Lets the CPU run one step ahead of a GPU: the GPU never waits, and progress and interruption stay honest."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last: Any = None
+
+    def keep(self) -> None:
+        """Called after each step: waits until the one before it is done."""
+        if self._device.type != "cuda":
+            return
+        last, self._last = self._last, torch.cuda.Event()
+        self._last.record(torch.cuda.current_stream(self._device))
+        if last is not None:
+            last.synchronize()

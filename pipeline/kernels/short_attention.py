@@ -26,6 +26,6 @@ def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
 def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """The same by PyTorch's own attention, on any device."""
     batch, tokens, places, heads, width = q.shape
-    turned = (x.permute(0, 2, 3, 1, 4).reshape(batch * places, heads, tokens, width) for x in (q, k, v))
-    y = functional.scaled_dot_product_attention(*turned)
+    q, k, v = (x.permute(0, 2, 3, 1, 4).reshape(batch * places, heads, tokens, width) for x in (q, k, v))
+    y = functional.scaled_dot_product_attention(q, k, v)
     return y.reshape(batch, places, heads, tokens, width).permute(0, 3, 1, 2, 4)

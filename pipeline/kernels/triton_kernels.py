@@ -5,8 +5,8 @@ chosen by measurement on one H200; see benchmarks/notes.md.
 """
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 LOG2_E = 1.4426950408889634
 MOMENT_CHANNELS = 64

@@ -92,8 +92,8 @@ def added(x: torch.Tensor, other: torch.Tensor | None, bias: torch.Tensor, on: O
     if "channel_norm" not in on:
         return Signal(x + bias if other is None else x + other + bias)
     shape = x.shape if other is None else torch.broadcast_shapes(x.shape, other.shape)
-    parts = (None if part is None else _rows(part.expand(shape).contiguous()) for part in (x, other))
-    total, moments = add_and_measure(*parts, bias)
+    more = None if other is None else _rows(other.expand(shape).contiguous())
+    total, moments = add_and_measure(_rows(x.expand(shape).contiguous()), more, bias)
     return Signal(total.reshape(shape), moments)
 
 
