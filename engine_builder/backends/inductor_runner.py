@@ -12,6 +12,7 @@ from ..errors import EngineError
 from ..spec import EngineSpec, Scope
 from .base import LoadNetwork, Runner
 from .inductor_graph import Replay
+from .memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -165,7 +166,8 @@ class InductorRunner(Runner):
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            if self._failed_allocations() > before:  # the compiled code says only that a call failed
+            # The compiled code mostly says no more than that a call failed.
+            if self._failed_allocations() > before or is_out_of_memory(str(error)):
                 raise torch.OutOfMemoryError(f"CUDA out of memory in {self.spec.network.component}.") from error
             raise self._refused("run", error) from error
         outputs = found if isinstance(found, tuple) else (found,)

@@ -31,7 +31,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> ToyBackend:
 def make(toy: ToyBackend, tmp_path: Path) -> MakeSet:
     """Makes an EngineSet over one store and, unless given another, a model of its own."""
 
-    def make_set(model: Any = None, **policy: str) -> EngineSet:
+    def make_set(model: Any = None, **policy: Any) -> EngineSet:
         return EngineSet(model or ToyModel(), EngineStore(tmp_path / "engines"), EnginePolicy(**policy), CPU)
 
     return make_set

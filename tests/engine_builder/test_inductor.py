@@ -1,0 +1,272 @@
+"""Inductor: engines without weights, bound to those of whichever network they are loaded with."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from i2v_tensorrt.engine_builder.backends import inductor, inductor_compiler
+from i2v_tensorrt.engine_builder.backends.base import Runner
+from i2v_tensorrt.engine_builder.backends.inductor import InductorBackend, hinted_sizes
+from i2v_tensorrt.engine_builder.backends.inductor_runner import FILE_NAME, InductorRunner
+from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
+from i2v_tensorrt.engine_builder.build import quiet
+from i2v_tensorrt.engine_builder.compile import BuildRequest, check_plan, compile_engine
+from i2v_tensorrt.engine_builder.errors import EngineError, InputError
+from i2v_tensorrt.engine_builder.export import example_inputs
+from i2v_tensorrt.engine_builder.spec import DimRange, ShapeProfile
+from i2v_tensorrt.engine_builder.store import EngineStore, Plan
+
+from .inductor_toys import Mixed, build, loaded, mixed_spec
+from .toys import CPU, FILES, ToySource, names, publish, toy_network, toy_spec
+
+CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
+ELSEWHERE = """
+import runpy, sys
+runpy.run_path(sys.argv[1])
+from pathlib import Path
+from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.engine_builder.export import example_inputs
+from i2v_tensorrt.tests.engine_builder.inductor_toys import loaded
+import torch
+(plan,) = EngineStore(Path(sys.argv[2])).plans()
+runner, network = loaded(plan, torch.device("cpu"))
+inputs = example_inputs(plan.manifest.spec, {"batch": 1, "frames": 2, "latent_height": 6, "latent_width": 10})
+print(float((runner(inputs)["prediction"] - network(**inputs)).abs().max()))
+"""
+SIZES = {"batch": 2, "frames": 4, "latent_height": 8, "latent_width": 6}
+RANGED = [
+    SIZES,
+    {"batch": 1, "frames": 1, "latent_height": 4, "latent_width": 4},
+    {"batch": 1, "frames": 16, "latent_height": 4, "latent_width": 32},
+    {"batch": 2, "frames": 3, "latent_height": 32, "latent_width": 6},
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trusted() -> Iterator[None]:
+    """The compiler is proved by the slow test alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inductor, "working_compiler", lambda device: inductor_compiler.compilers()[0])
+        yield
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return build(tmp_path_factory.mktemp("inductor"), CPU)
+
+
+def check(runner: Runner, network: torch.nn.Module, sizes: dict[str, int], seed: int = 0) -> None:
+    """The runner gives the network's result."""
+    inputs = example_inputs(runner.spec, sizes, seed)
+    (found,) = runner(inputs).values()
+    torch.testing.assert_close(found, network(**inputs), rtol=0, atol=1e-5)
+
+
+# Results.
+
+
+@pytest.mark.parametrize("sizes", RANGED)
+def test_the_engine_computes_what_the_network_computes_at_every_size(plan: Plan, sizes: dict[str, int]) -> None:
+    check(*loaded(plan, CPU), sizes)
+
+
+def test_inputs_of_any_layout_are_taken(plan: Plan) -> None:
+    runner, network = loaded(plan, CPU)
+    inputs = example_inputs(plan.manifest.spec, SIZES)
+    expected = network(**inputs)
+    sample = inputs["sample"]
+    shifted = torch.empty(sample.numel() + 1)[1:].copy_(sample.flatten()).reshape(sample.shape)
+    strided = sample.transpose(3, 4).contiguous().transpose(3, 4)
+    for given in (shifted, strided):
+        found = runner({**inputs, "sample": given})["prediction"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    first = {**inputs, "sample": sample[:1].expand_as(sample)}
+    torch.testing.assert_close(runner(first)["prediction"], network(**first), rtol=0, atol=1e-5)
+
+
+def test_another_process_runs_it_without_a_compiler(plan: Plan) -> None:
+    environment = {**os.environ, "PATH": "", "CXX": "", "TORCHINDUCTOR_CACHE_DIR": str(plan.folder.parent / "none")}
+    command = [sys.executable, "-c", ELSEWHERE, str(CONFTEST), str(plan.folder.parent)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= 1e-5
+
+
+# Weights.
+
+
+def test_the_engine_holds_no_weights_and_its_name_none_of_them(plan: Plan) -> None:
+    backend = InductorBackend()
+    one, other = (backend.network_of(toy_network(weights_sha256=digit * 64)) for digit in "12")
+    assert one == other != backend.network_of(toy_network(config_sha256="2" * 64))
+    assert BACKENDS["onnxruntime"].network_of(toy_network()) == toy_network()
+    assert names(plan.folder) == ["manifest.json", FILE_NAME]
+
+
+def test_another_networks_weights_give_its_own_result(plan: Plan) -> None:
+    """Of the small parameters too, which the compiler would gladly write into the code."""
+    (first, _), (second, network) = loaded(plan, CPU, 0), loaded(plan, CPU, 1)
+    check(second, network, SIZES)
+    inputs = example_inputs(plan.manifest.spec, SIZES)
+    assert float((first(inputs)["prediction"] - second(inputs)["prediction"]).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("name", ["conv.weight", "conv.bias", "linear.weight", "linear.bias", "offset"])
+def test_a_tensor_that_is_changed_in_place_changes_the_next_result(plan: Plan, name: str) -> None:
+    runner, network = loaded(plan, CPU)
+    tensor = dict([*network.named_parameters(), *network.named_buffers()])[name]
+    inputs = example_inputs(plan.manifest.spec, SIZES)
+    before = runner(inputs)["prediction"]
+    tensor.mul_(3)
+    assert runner.is_loaded
+    assert float((runner(inputs)["prediction"] - before).abs().max()) > 1e-3
+    check(runner, network, SIZES)
+
+
+def test_weights_that_have_moved_are_bound_again(plan: Plan) -> None:
+    runner, network = loaded(plan, CPU)
+    network.linear.weight.data = torch.ones(4, 4)
+    assert not runner.is_loaded
+    runner.load()
+    check(runner, network, SIZES)
+
+
+def test_weights_of_another_layout_are_laid_out_as_the_engine_reads_them(plan: Plan) -> None:
+    network = Mixed()
+    network.conv.weight.data = network.conv.weight.data.contiguous()
+    runner = InductorRunner(plan, plan.manifest.spec, lambda: network, CPU)
+    runner.load()
+    check(runner, network, SIZES)
+    bound = runner._bound["conv.weight"]
+    assert bound.data_ptr() == network.conv.weight.data_ptr(), "still one copy"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Mixed().half(), r"expects \S+ as \[.*\] in torch.float32, found \[.*\] in torch.float16"),
+        (lambda: torch.nn.Linear(4, 4), r"expects \S+ as .*, found none"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_named(plan: Plan, make: Callable[[], torch.nn.Module], words: str) -> None:
+    runner = InductorRunner(plan, plan.manifest.spec, make, CPU)
+    with pytest.raises(EngineError, match=words):
+        runner.load()
+    assert not runner.is_loaded
+
+
+# The runner's contract.
+
+
+def test_a_runner_is_unloaded_and_loaded_again(plan: Plan) -> None:
+    reads = []
+    runner = InductorRunner(plan, plan.manifest.spec, lambda: reads.append(1) or Mixed(), CPU)
+    for count in (1, 2):
+        runner.load()
+        runner.load()
+        assert (runner.is_loaded, len(reads)) == (True, count)
+        check(runner, Mixed(), SIZES)
+        runner.unload()
+        runner.unload()
+        assert not runner.is_loaded
+    with pytest.raises(EngineError, match="is not loaded"):
+        runner(example_inputs(plan.manifest.spec, SIZES))
+    assert runner.memory_bytes == sum(tensor.nbytes for tensor in Mixed().state_dict().values()) - 4 * 20 + 4 * 4
+
+
+def test_sizes_outside_the_profile_are_refused(plan: Plan) -> None:
+    runner, _ = loaded(plan, CPU)
+    with pytest.raises(InputError, match="^The inductor engine of core: frames is 17"):
+        runner(example_inputs(plan.manifest.spec, {**SIZES, "frames": 17}))
+
+
+def test_a_damaged_engine_never_reaches_the_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda *_, **__: pytest.fail("was handed over"))
+    plan = publish(EngineStore(tmp_path), mixed_spec(), {FILE_NAME: b"code"})
+    (plan.folder / FILE_NAME).write_bytes(b"Code")
+    with pytest.raises(EngineError, match="network.pt2 is damaged"):
+        InductorRunner(plan, mixed_spec(), Mixed, CPU).load()
+
+
+def test_what_the_loader_refuses_is_one_sentence(tmp_path: Path) -> None:
+    plan = publish(EngineStore(tmp_path), mixed_spec(), {**FILES, FILE_NAME: b"no code"})
+    with pytest.raises(EngineError, match="^Inductor cannot load the core engine: "):
+        InductorRunner(plan, mixed_spec(), Mixed, CPU).load()
+    with pytest.raises(EngineError, match="needs a built engine"):
+        InductorBackend().load(None, mixed_spec(), Mixed, CPU)
+
+
+def test_memory_that_ran_out_comes_through_as_it_is(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, _ = loaded(plan, CPU)
+
+    def fail(**_: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(runner, "_package", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        runner._run(example_inputs(plan.manifest.spec, SIZES))
+
+
+# Building.
+
+
+class Negated(Mixed):
+    """Wrong, with the right weights."""
+
+    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        return -super().forward(sample, strength)
+
+
+def test_the_gate_compares_with_the_plain_network(plan: Plan) -> None:
+    backend = InductorBackend()
+    assert check_plan(plan, backend, Mixed, CPU, Mixed).snr_db > 100
+    with pytest.raises(EngineError, match="does not give the reference's result"):
+        check_plan(plan, backend, Mixed, CPU, Negated)
+
+
+def test_a_wrong_rewrite_is_not_published(tmp_path: Path) -> None:
+    exact = mixed_spec(toy_spec(ShapeProfile(toy_spec().profile.exact(SIZES).ranges)))
+    spec = replace(exact, rewrites=("negated",))
+    request = BuildRequest(spec, ToySource(Negated), InductorBackend(), CPU, reference=ToySource(Mixed))  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="core: The fp32 engine does not give the reference's result"):
+        compile_engine(request, tmp_path, quiet)
+
+
+class Untraceable(Mixed):
+    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        return sample if float(strength.sum()) > 0 else -sample
+
+
+class OwnTensor(Mixed):
+    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        return super().forward(sample, strength) + torch.tensor([1.0, 2.0])[0]
+
+
+@pytest.mark.parametrize(("make", "words"), [(Untraceable, "cannot compile"), (OwnTensor, "makes 1 of its own")])
+def test_a_network_that_cannot_be_compiled_is_one_sentence(
+    make: Callable[[], torch.nn.Module], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError, match=words) as caught:
+        InductorBackend(CPU).build(make(), mixed_spec(), tmp_path, quiet)
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_an_engine_is_tuned_for_the_profiles_optimum_and_never_traced_at_one() -> None:
+    ranges = {"batch": DimRange(1, 2, 2), "frames": DimRange(1, 1, 16), "side": DimRange(1, 1, 1)}
+    assert hinted_sizes(ShapeProfile(ranges)) == {"batch": 2, "frames": 3, "side": 1}
+
+
+def test_the_packages_metadata_is_json(plan: Plan) -> None:
+    runner, network = loaded(plan, CPU)
+    layout = json.loads(runner._package.get_metadata()["layout"])
+    assert layout["conv.weight"] == [[4, 4, 3, 3], list(network.conv.weight.stride()), "torch.float32"]

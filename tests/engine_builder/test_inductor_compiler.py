@@ -1,0 +1,114 @@
+"""Which C++ compiler Inductor is given, and what is said where there is none that will do."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from i2v_tensorrt.engine_builder.backends import inductor, inductor_compiler
+from i2v_tensorrt.engine_builder.backends.inductor import InductorBackend
+from i2v_tensorrt.engine_builder.backends.registry import AUTO, choose_backend
+from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineError
+
+from .toys import CPU
+
+
+def test_cxx_comes_first_and_each_compiler_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, link = tmp_path / "own-g++", tmp_path / "g++"
+    for path in (own, tmp_path / "c++"):
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+    link.symlink_to(own)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", str(own))
+    monkeypatch.setattr(inductor_compiler, "SYSTEM", (str(link), "/nonexistent/g++"))
+    assert inductor_compiler.compilers() == [str(own), str(tmp_path / "c++")]
+    monkeypatch.delenv("CXX")
+    assert inductor_compiler.compilers() == [str(link), str(tmp_path / "c++")]
+
+
+def script(folder: Path, name: str, text: str) -> str:
+    """A program that stands for a compiler, or for the proof of one."""
+    path = folder / name
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
+
+
+PROOF = """
+import os, signal, sys
+if "crashing" in sys.argv[1]: os.kill(os.getpid(), signal.SIGSEGV)
+if "failing" in sys.argv[1]: sys.exit("RuntimeError: no such header.")
+"""
+
+
+@pytest.fixture
+def proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Puts compilers of these names in place of the system's; their names say how their proof ends."""
+    monkeypatch.setattr(inductor_compiler, "PROOF", Path(script(tmp_path, "proof.py", PROOF)))
+
+    def put(*kinds: str) -> list[str]:
+        paths = [script(tmp_path, kind, "#!/bin/sh\n") for kind in kinds]
+        monkeypatch.setattr(inductor_compiler, "compilers", lambda: paths)
+        return paths
+
+    return put
+
+
+def test_a_compiler_whose_output_crashes_is_passed_over(proof: Callable[..., list[str]]) -> None:
+    paths = proof("crashing-g++", "failing-c++", "good-g++")
+    assert inductor_compiler.working_compiler("cpu") == paths[-1]
+
+
+def test_without_a_working_compiler_each_reason_is_told_with_what_to_install(proof: Callable[..., list[str]]) -> None:
+    proof("crashing-g++", "failing-c++")
+    with pytest.raises(EngineError) as caught:
+        inductor_compiler.working_compiler("cpu")
+    text = str(caught.value)
+    assert "crashing-g++: loading its output ended with signal 11" in text
+    assert "failing-c++: RuntimeError: no such header" in text
+    assert text.endswith(f"To install one: {inductor_compiler.install_line()}")
+
+
+def test_no_compiler_at_all_makes_the_backend_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "compilers", list)
+    found = InductorBackend().availability(CPU)
+    assert (found.ok, found.reason) == (False, "Inductor needs a C++ compiler, found none.")
+    with pytest.raises(BackendUnavailableError, match="To install it: "):
+        choose_backend("inductor", CPU)
+
+
+@pytest.mark.parametrize(
+    ("device", "version", "words"),
+    [
+        ("cuda", torch.__version__, "Inductor needs the package triton on a GPU, which is missing."),
+        ("meta", torch.__version__, "Inductor serves cpu and cuda here, found meta."),
+        ("cpu", "2.7.1+cpu", "Inductor's engines need PyTorch 2.8 or later, found 2.7.1+cpu."),
+    ],
+)
+def test_what_the_backend_needs_is_named(
+    device: str, version: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch, "__version__", version)
+    assert InductorBackend().availability(torch.device(device)).reason == words
+
+
+def test_auto_takes_inductor_on_gpus_alone() -> None:
+    backend = InductorBackend()
+    assert backend.availability(CPU).ok
+    assert choose_backend(AUTO, CPU).name != "inductor"
+    assert backend.is_automatic(torch.device("cuda"))
+
+
+def test_the_target_names_pytorch_and_the_processor() -> None:
+    target = InductorBackend().target(CPU)
+    assert (target.backend, target.device, target.exporter) == ("inductor", "cpu", "")
+    assert torch.__version__ in target.backend_version
+    assert torch.backends.cpu.get_cpu_capability() in target.arch
+
+
+@pytest.mark.slow
+def test_this_machine_has_a_compiler_that_proves_itself() -> None:
+    assert inductor_compiler.working_compiler("cpu") in inductor_compiler.compilers()
