@@ -8,12 +8,16 @@ import platform
 import re
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "gpu-report"
+SKIPPED = "skipped"
+LAST_LINES = 30
+"""How much of a failure is told."""
 PACKAGES = (
     "torch",
     "triton",
@@ -59,7 +63,10 @@ class Report:
     def text(self) -> str:
         """The report for people."""
         facts = [f"{name:<20} {_told(value)}" for name, value in self.environment.items()]
-        rows = [f"{case.outcome:<8} {case.elapsed_s:7.1f} s  {case.name}{_details(case)}" for case in self.cases]
+        ran = [case for case in self.cases if case.outcome != SKIPPED]
+        rows = [f"{case.outcome:<8} {case.elapsed_s:7.1f} s  {case.name}{_details(case)}" for case in ran]
+        reasons = Counter(case.reason for case in self.cases if case.outcome == SKIPPED)
+        rows += [f"{SKIPPED:<8} {count:7} x  {reason}" for reason, count in reasons.items()]
         return "\n".join([*facts, "", *rows])
 
 
@@ -68,7 +75,7 @@ def _told(value: Any) -> str:
 
 
 def _details(case: Case) -> str:
-    lines = [f"{name}: {value}" for name, value in case.figures.items()] + ([case.reason] if case.reason else [])
+    lines = [f"{name}: {value}" for name, value in case.figures.items()] + case.reason.splitlines()[-LAST_LINES:]
     return "".join(f"\n{'':<20}{line}" for line in lines)
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -67,6 +67,16 @@ def needs_builds(engines: EngineSet) -> None:
         pytest.skip(f"The backend {engines.policy.backend} has nothing to build.")
 
 
+def runner_of(engines: EngineSet, component: str, sizes: dict[str, int]) -> Runner:
+    """The backend's own runner: built if no test has done so yet, and never eager PyTorch in its place."""
+    if BACKENDS[engines.policy.backend].builds and not engines.stored(component):
+        with BuildProcess() as process:
+            engines.build(component, sizes, process)
+    runner = engines.runner(component, sizes)
+    assert runner.backend == engines.policy.backend
+    return runner
+
+
 def flat(outputs: Tensors) -> torch.Tensor:
     return torch.cat([outputs[name].double().flatten().cpu() for name in sorted(outputs)])
 
@@ -108,7 +118,8 @@ def test_an_engine_gives_what_eager_pytorch_gives(
 ) -> None:
     """Against fp32, on inputs that the gate has not seen; the results stay as they are while it runs on."""
     drawn = [inputs(component, seed) for seed in (100, 101)]
-    found = [engines.run(component, each) for each in drawn]
+    runner = runner_of(engines, component, sizes)
+    found = [runner(each) for each in drawn]
     expected = [reference.run(component, each) for each in drawn]
     verdicts = [measure(flat(right), flat(mine), sizes) for right, mine in zip(expected, found, strict=True)]
     figures(cosine=min(each.cosine for each in verdicts), snr_db=min(each.snr_db for each in verdicts))
@@ -119,7 +130,7 @@ def test_an_engine_gives_what_eager_pytorch_gives(
 def test_unloading_gives_all_memory_back(
     engines: EngineSet, sizes: dict[str, int], inputs: Inputs, figures: Figures
 ) -> None:
-    runner, drawn = engines.runner(CORE, sizes), inputs(CORE, 0)
+    runner, drawn = runner_of(engines, CORE, sizes), inputs(CORE, 0)
     runner(drawn)
     runner.unload()
     before, held = free_bytes(), 0
@@ -139,7 +150,7 @@ def test_memory_that_is_not_there_is_pytorchs_own_error(
     engines: EngineSet, sizes: dict[str, int], inputs: Inputs
 ) -> None:
     """ComfyUI knows that error, frees what it can and says so; afterwards the engine runs again."""
-    runner, drawn = engines.runner(CORE, sizes), inputs(CORE, 0)
+    runner, drawn = runner_of(engines, CORE, sizes), inputs(CORE, 0)
     expected = flat(runner(drawn))
     runner.unload()
     free_bytes()
@@ -181,10 +192,9 @@ def test_how_long_a_call_takes(
 ) -> None:
     """Beside eager PyTorch in the same precision."""
     drawn = inputs(component, 0)
-    runner = engines.runner(component, sizes)
-    eager = EngineSet(
-        engines.model, engines.store, type(engines.policy)("eager", engines.precision), engines.device
-    ).runner(component, sizes)
+    runner = runner_of(engines, component, sizes)
+    policy = replace(engines.policy, backend="eager")
+    eager = EngineSet(engines.model, engines.store, policy, engines.device).runner(component, sizes)
     mine_ms, eager_ms = median_ms(runner, drawn), median_ms(eager, drawn)
     figures(median_ms=mine_ms, eager_median_ms=eager_ms, times_faster=round(eager_ms / mine_ms, 2))
     assert bool(torch.isfinite(flat(runner(drawn))).all())

@@ -15,6 +15,8 @@ REPORT = Report(
     [
         Case("test_speed[eager]", "passed", 1.25, figures={"median_ms": 3.5}),
         Case("test_speed[tensorrt]", "skipped", 0.0, "TensorRT is missing."),
+        Case("test_gate[tensorrt]", "skipped", 0.0, "TensorRT is missing."),
+        Case("test_gate[inductor]", "failed", 2.0, "line\n" * 100 + "the last word"),
     ],
 )
 
@@ -26,7 +28,10 @@ def test_both_files_hold_every_case(tmp_path: Path) -> None:
     lines = path.read_text("utf-8").splitlines()
     assert lines[0].split() == ["gpu", "Some", "GPU"]
     assert "torch 2.13.0, onnx 1.23.2" in lines[1]
-    assert [line.split()[0] for line in lines[3:]] == ["passed", "median_ms:", "skipped", "TensorRT"]
+    assert [line.split()[0] for line in lines[3:6]] == ["passed", "median_ms:", "failed"]
+    assert lines[-2].strip() == "the last word"
+    assert lines[-1].split() == ["skipped", "2", "x", "TensorRT", "is", "missing."]
+    assert len(lines) < 50
 
 
 def test_versions_are_those_that_are_installed() -> None:
