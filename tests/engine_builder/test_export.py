@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,16 @@ def test_a_dimension_may_be_a_multiple_of_another(tmp_path: Path) -> None:
         image = example_inputs(spec, {"latent_height": height, "latent_width": width})["image"]
         found = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
         assert torch.allclose(found, Shrink()(image), atol=1e-6)
+
+
+def test_a_rewritten_network_is_shown_what_guidance_shares_once_for_all() -> None:
+    sizes = {"batch": 2, "frames": 3, "latent_height": 4, "latent_width": 6}
+    plain = toy_spec()
+    for spec, same in ((plain, False), (replace(plain, rewrites=("joined",)), True)):
+        drawn = example_inputs(spec, sizes)
+        assert torch.equal(drawn["sample"][0], drawn["sample"][1]) == same
+        assert not torch.equal(drawn["strength"][0], drawn["strength"][1])
+        assert drawn["sample"].is_contiguous()
 
 
 class Branches(torch.nn.Module):
