@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 import traceback
@@ -41,6 +42,8 @@ HOT_SECONDS = 12.0
 """Hot clips are repeated until there are so many or they have taken so long; the median is kept."""
 MEMORY_STEPS = 2
 TRACE_CHARS = 2000
+_REMAINING = re.compile(r" \([^)]* left\)")
+"""What builds say of the time they will still take, which changes all the time."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,7 @@ def _way(order: Order, *, cached: bool) -> Way:
     stages: list[str] = []
 
     def report(stage: str, _: float) -> None:
+        stage = _REMAINING.sub("", stage)
         if stage not in stages:
             stages.append(stage)
             tell(order, stage)

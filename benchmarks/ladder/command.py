@@ -32,6 +32,10 @@ from .table import markdown
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 WORK = PACK / ".cache" / "ladder"
 COMPILE_LIMIT_S = 420.0
+REWRITES_HELP = (
+    "on AOTInductor. none: the engine as it is used; last: also of the network as it is published; all: and with "
+    "the rewrites switched on one after the other (%(default)s)"
+)
 _SIZE = re.compile(r"(\d+)x(\d+)")
 
 
@@ -55,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add = top.add_argument_group("which rows").add_argument
     add("--rows", type=_names, default=[], metavar="NAME,...", help="these alone; --list names them")
     add("--list", action="store_true", help="say which rows there are here, and end")
-    add("--rewrites", choices=REWRITES, default="last", help="rewrites on AOTInductor: %(choices)s (%(default)s)")
+    add("--rewrites", choices=REWRITES, default="last", help=REWRITES_HELP)
     add("--no-warm", action="store_true", help="leave the warm starts out, which take a process each")
     add("--sweep", action="store_true", help="how cost grows with frames, size and steps, in place of the rows")
     add("--sweep-row", default=EAGER, metavar="NAME", help="what the sweep runs (%(default)s)")

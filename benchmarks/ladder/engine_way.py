@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ...engine_builder.backends.base import Report, Runner
 from ...engine_builder.backends.eager import EagerBackend
+from ...engine_builder.backends.registry import BACKENDS
 from ...engine_builder.errors import EngineError
 from ...engine_builder.store import EngineStore
+from ...engine_builder.worker import BuildProcess
 from ...jobs.clip import Denoising, decode_clip, encode_clip, sample_clip
-from ...jobs.engines import EnginePolicy, EngineSet
+from ...jobs.engines import EngineSet
+from ...jobs.policy import EnginePolicy
 from ...pipeline.cache import ConditioningCache
 from ...pipeline.conditioning import Conditioning
 from ...pipeline.models.registry import open_model
@@ -23,25 +26,38 @@ from ...pipeline.sampling import SamplerSettings
 from .flops import count_tflop
 from .job import Job
 from .measure import free_memory, synchronize
-from .rungs import INDUCTOR, Rung
+from .rungs import Rung
 from .way import Clip, Mark, Way
 
-BINDS_WEIGHTS = (INDUCTOR,)
-"""Backends whose engines take the weights from the loaded checkpoint."""
 AFTER_CONDITIONING = ("vae_decoder",)
 """What a clip needs beside the core once it is conditioned."""
 
 
+class _Beside(EngineSet):
+    """The engines beside a core that another set has: its own core is not built ahead with them."""
+
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        """Leaves each build to the first use."""
+
+
 class EngineWay(Way):
-    """Engines under one policy; the first clip's conditioning is kept on disk for the warm start."""
+    """Engines under one policy; the first clip's conditioning is kept on disk for the warm start.
+
+    A rung that names rewrites means those of the core: everything beside it is as it is used.
+    """
 
     def __init__(self, job: Job, rung: Rung, report: Report, *, cached: bool) -> None:
         super().__init__(job)
         self._rung = rung
         self._model = open_model(Path(job.folder))
         self._sizes = job.sizes(self._model)
-        store = EngineStore(job.work_folder / "engines")
-        self._engines = EngineSet(self._model, store, _policy(self._model, rung), self.device, report=report)
+        store, policy = EngineStore(job.work_folder / "engines"), EnginePolicy(rung.backend, rung.precision, "exact")
+        others = EngineSet if rung.rewrites is None else _Beside
+        self._engines = others(self._model, store, policy, self.device, report=report)
+        self._cores = self._engines
+        if rung.rewrites is not None:
+            policy = replace(policy, rewrites=rung.rewrites)
+            self._cores = EngineSet(self._model, store, policy, self.device, report=report)
         kept = job.work_folder / "conditioning" / rung.name
         if not cached:  # an earlier run's would make a cold start warm
             shutil.rmtree(kept, ignore_errors=True)
@@ -55,16 +71,21 @@ class EngineWay(Way):
             return None
         self._note_what_is_there()
         started = time.monotonic()
-        self._engines.prepare(self._sizes)
+        if self._cores is self._engines:
+            self._engines.prepare(self._sizes)
+        else:
+            with BuildProcess() as process:
+                self._cores.build(self._model.core, self._sizes, process)
         elapsed_s = time.monotonic() - started
         self._core()
         return elapsed_s
 
     def load(self) -> float | None:
         # Digests are taken of the weights, and those that an engine binds lie on the GPU, before the clock starts.
-        needs_weights = self._rung.backend in BINDS_WEIGHTS and bool(self._model.components)
-        if needs_weights:
-            self._network = self._model.load(self._model.core, self._engines.precision).to(self.device)
+        core, model = self._model.core, self._model
+        if not BACKENDS[self._rung.backend].holds_weights and model.components:
+            rewrites = model.rewrites(core, self._rung.backend) if self._rung.rewrites is None else self._rung.rewrites
+            self._network = model.load(core, self._cores.precision, rewrites).to(self.device)
         synchronize(self.device)
         started = time.monotonic()
         self._core()
@@ -79,7 +100,7 @@ class EngineWay(Way):
             self._offload()
         mark("encode")
         denoising = Denoising(job.seed, job.guidance_scale, SamplerSettings(steps))
-        latents = sample_clip(engines, self._conditioning, denoising, _ignore)
+        latents = sample_clip(self._cores, self._conditioning, denoising, _ignore)
         mark("denoise")
         frames = decode_clip(engines, latents, job.chunk, _ignore)
         mark("decode")
@@ -101,37 +122,35 @@ class EngineWay(Way):
         return count_tflop(network, self._model.components[core].spec, self._sizes)
 
     def notes(self) -> list[str]:
-        return [*self._notes, *(self._conditioning.notes if self._conditioning else ()), *self._engines.take_notes()]
+        return [*self._notes, *(self._conditioning.notes if self._conditioning else ()), *self._take_notes()]
 
     def _note_what_is_there(self) -> None:
         """What an earlier row built is not built again: what is called cold is then less than that."""
         there = [
             name for name in self._model.engine_components
-            if any(plan.manifest.spec.profile.fits(self._sizes) for plan in self._engines.stored(name))
+            if any(plan.manifest.spec.profile.fits(self._sizes) for plan in self._set_of(name).stored(name))
         ]  # fmt: skip
         if there:
             self._notes.append(f"Engines of {', '.join(there)} were there already, so that cold leaves them out.")
 
     def _core(self) -> Runner:
         """The core's runner; raises EngineError when another backend had to stand in."""
-        runner = self._engines.runner(self._model.core, self._sizes)
+        runner = self._cores.runner(self._model.core, self._sizes)
         if runner.backend != self._rung.backend:
-            raise EngineError(" ".join(self._engines.take_notes()) or f"The core runs by {runner.backend}.")
+            raise EngineError(" ".join(self._take_notes()) or f"The core runs by {runner.backend}.")
         return runner
+
+    def _set_of(self, component: str) -> EngineSet:
+        return self._cores if component == self._model.core else self._engines
+
+    def _take_notes(self) -> list[str]:
+        return list(dict.fromkeys([*self._cores.take_notes(), *self._engines.take_notes()]))
 
     def _offload(self) -> None:
         needed = (self._model.core, *AFTER_CONDITIONING)
         for name in (name for name in self._model.components if name not in needed):
             self._engines.runner(name, self._sizes).unload()
         free_memory(self.device)
-
-
-def _policy(model: Any, rung: Rung) -> EnginePolicy:
-    """The rung's engines for exactly the job's sizes. Rewrites of other components stay at their defaults."""
-    fields: dict[str, Any] = {"backend": rung.backend, "precision": rung.precision, "shapes": "exact"}
-    if rung.rewrites is not None:
-        fields["rewrites"] = rung.rewrites
-    return EnginePolicy(**fields)
 
 
 def _ignore(*_: object) -> None:

@@ -16,7 +16,8 @@ from ...engine_builder.export import example_inputs
 from ...engine_builder.spec import EngineSpec
 from ...engine_builder.store import EngineStore
 from ...jobs.clip import Denoising, encode_clip, sample_clip
-from ...jobs.engines import EnginePolicy, EngineSet
+from ...jobs.engines import EngineSet
+from ...jobs.policy import EnginePolicy
 from ...pipeline.cache import ConditioningCache
 from ...pipeline.models.registry import open_model
 from ...pipeline.sampling import SamplerSettings

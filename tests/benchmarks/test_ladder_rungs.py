@@ -52,13 +52,13 @@ def test_the_ladder_on_a_gpu(model: Any) -> None:
     rungs, missing = ladder(model, GPU, "all")
     assert names(rungs) == [
         "diffusers-fp32", "eager", "compile-default", "compile-default-graph", "compile-max", "compile-max-graph",
-        "inductor", "inductor+one", "inductor+three", "inductor+two", "onnxruntime",
+        "inductor-plain", "inductor+one", "inductor+three", "inductor", "onnxruntime",
     ]  # fmt: skip
     assert [rung.rewrites for rung in rungs if rung.backend == "inductor"] == [
-        (), ("one",), ("one", "three"), ("one", "three", "two"),
+        (), ("one",), ("one", "three"), None,
     ]  # fmt: skip
     assert {rung.precision for rung in rungs if not rung.is_reference} == {"fp16"}
-    assert [rung.name for rung in rungs if rung.headline] == ["inductor+two"]
+    assert [rung.name for rung in rungs if rung.headline] == ["inductor"]
     assert missing == [Row("tensorrt", "TensorRT", reason="It is not here. To install it: pip install it")]
 
 
@@ -83,7 +83,7 @@ def test_the_last_of_the_packs_own_rows_stands_for_it_where_there_is_no_other(ti
 def test_what_matters_most_comes_first_and_each_warm_start_after_its_row(model: Any) -> None:
     order = [(task.rung.name, task.warm) for task in tasks(ladder(model, GPU, "all")[0], [], {})]
     assert order[:4] == [
-        (REFERENCE, False), ("inductor+two", False), ("compile-default", False), ("inductor+two", True),
+        (REFERENCE, False), ("inductor", False), ("compile-default", False), ("inductor", True),
     ]  # fmt: skip
     assert (REFERENCE, True) not in order
     assert all(order.index((name, False)) < order.index((name, True)) for name, warm in order if warm)
