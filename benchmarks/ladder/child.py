@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 
 from ...engine_builder.errors import I2VError
 from ...pipeline.video import write_video
@@ -39,7 +38,7 @@ from .way import Clip, Way
 
 HOT_CLIPS = 3
 HOT_SECONDS = 12.0
-"""Hot clips are repeated until there are so many or they have taken so long; the median is kept."""
+"""Hot clips are repeated until there are so many or they have taken so long; the median one is kept."""
 MEMORY_STEPS = 2
 TRACE_CHARS = 2000
 _REMAINING = re.compile(r" \([^)]* left\)")
@@ -186,7 +185,7 @@ def _measure(order: Order, way: Way, file: RowFile) -> None:
         save_reference(order.job, clip)
     else:
         _compare(order.job, clip, file)
-    if isinstance(way, StockWay) and order.rung.is_reference and sum(clock.seconds.values()) > HOT_SECONDS:
+    if isinstance(way, StockWay) and order.rung.is_reference and _seconds(clock) > HOT_SECONDS:
         _keep_only_clip(order, way, file, clock)
     else:
         _measure_hot(order, way, file, compared=True)
@@ -265,10 +264,14 @@ def _compare(job: Job, clip: Clip, file: RowFile) -> None:
 
 
 def _hot_figures(job: Job, clocks: list[StageClock]) -> dict[str, float]:
-    """Medians of the stages over some clips, and of the clips."""
-    stages = {f"{name}_s": median(clock.seconds[name] for clock in clocks) for name in clocks[0].seconds}
-    clip_s = median(sum(clock.seconds.values()) for clock in clocks)
-    return {**stages, "clip_hot_s": clip_s, "frames_per_s": job.num_frames / clip_s}
+    """The stages of the median clip."""
+    middle = sorted(clocks, key=_seconds)[len(clocks) // 2]
+    stages = {f"{name}_s": elapsed_s for name, elapsed_s in middle.seconds.items()}
+    return {**stages, "clip_hot_s": _seconds(middle), "frames_per_s": job.num_frames / _seconds(middle)}
+
+
+def _seconds(clock: StageClock) -> float:
+    return sum(clock.seconds.values())
 
 
 def _memory(residency: str, clock: StageClock) -> dict[str, float | None]:

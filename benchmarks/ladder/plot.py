@@ -145,4 +145,4 @@ def _legend(card: Card, middle: float, rows: Sequence[Row]) -> None:
             card.box((x, middle - 9, x + 18, middle + 9), colour, 4)
             card.text((x + 28, middle), label, 18, SOFT)
             x += 28 + card.text_width(label, 18) + 34
-    card.text((WIDTH - SIDE, middle), "hot: a later clip of the same process, medians", 18, SOFT, anchor="rm")
+    card.text((WIDTH - SIDE, middle), "a later clip of the same process", 18, SOFT, anchor="rm")
