@@ -104,7 +104,8 @@ class InductorRunner(Runner):
 
     def _open(self) -> Any:
         """The engine's code, from a copy of the very bytes that were checked, which nobody else can write."""
-        import torch._inductor
+        import torch
+        from torch.export.pt2_archive._package import AOTICompiledModel
 
         data = self._plan.read(FILE_NAME)
         index = (self.device.index or 0) if self.device.type == "cuda" else -1
@@ -112,7 +113,9 @@ class InductorRunner(Runner):
             path = Path(folder) / FILE_NAME
             path.write_bytes(data)
             try:
-                return torch._inductor.aoti_load_package(str(path), run_single_threaded=True, device_index=index)
+                # aoti_load_package would first compile probes to learn what this CPU can do, for half a minute
+                # in a new process; the engine's target has said it.
+                return AOTICompiledModel(torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index))
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # PyTorch raises bare ones

@@ -19,7 +19,7 @@ def channel_moments(x: torch.Tensor) -> torch.Tensor:
 
     Returns float32 [items, chunks, 2, channels]: each item's rows may be measured in several chunks.
     """
-    if serves(x):
+    if serves(x, 1, 2):
         return operator("channel_moments")(x)
     var, mean = torch.var_mean(x.float(), 1, correction=0)
     return torch.stack([mean, var * x.shape[1]], 1).unsqueeze(1)
@@ -29,7 +29,7 @@ def add_and_measure(
     x: torch.Tensor, other: torch.Tensor | None, bias: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x + other + bias and its channel moments in one pass; x and other [items, rows, channels], bias [channels]."""
-    if serves(x):
+    if serves(x, 1, 2):
         return operator("add_and_measure")(x, other, bias)
     total = x + bias if other is None else x + other + bias
     return total, channel_moments(total)
@@ -43,7 +43,7 @@ def scale_and_shift(
     Every `items` items in a row are normalised together. `offset` [batch, channels] waits to be added to the
     measured tensor and is contained in the shift. Returns two float32 [moments' items / items, channels].
     """
-    if serves(moments):
+    if serves(moments, 1, 3):
         return operator("scale_and_shift")(
             moments, rows, items, offset, norm.weight, norm.bias, norm.num_groups, norm.eps
         )

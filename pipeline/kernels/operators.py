@@ -11,9 +11,12 @@ import torch
 NAMESPACE = "i2v_tensorrt"
 
 
-def serves(x: torch.Tensor) -> bool:
-    """Whether the kernels take the tensor: on a CUDA device, with Triton at hand, of sizes known when traced."""
-    return x.is_cuda and all(isinstance(size, int) for size in x.shape) and _has_triton()
+def serves(x: torch.Tensor, *fixed: int) -> bool:
+    """Whether the kernels take the tensor: on a CUDA device, with Triton at hand.
+
+    `fixed` names the axes by whose sizes a kernel is made: those must be known when a network is traced.
+    """
+    return x.is_cuda and all(isinstance(x.shape[axis], int) for axis in fixed) and _has_triton()
 
 
 @cache

@@ -18,7 +18,7 @@ HEAD_WIDTHS = (16, 32, 64, 128)
 
 def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Softmax attention among the tokens of each place and head; all [batch, tokens, places, heads, width]."""
-    if serves(q) and q.shape[1] <= MAX_TOKENS and q.shape[-1] in HEAD_WIDTHS:
+    if serves(q, 1, 3, 4) and q.shape[1] <= MAX_TOKENS and q.shape[-1] in HEAD_WIDTHS:
         return operator("short_attention")(q, k, v)
     return reference(q, k, v)
 

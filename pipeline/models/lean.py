@@ -248,7 +248,8 @@ def _attend_context(x: torch.Tensor, attention: Any, context: torch.Tensor, on: 
 
 
 def _out(x: torch.Tensor, attention: Any) -> torch.Tensor:
-    return attention.to_out[0](x)
+    # A linear layer over anything else is exported as a product of batches, each with its copy of the weights.
+    return attention.to_out[0](x.contiguous())
 
 
 def _feed_forward(x: torch.Tensor, ff: Any) -> torch.Tensor:

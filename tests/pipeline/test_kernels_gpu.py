@@ -30,7 +30,7 @@ def needs_triton() -> None:
 @pytest.mark.parametrize("shape", [(2, 16, 100, 5, 64), (1, 7, 33, 3, 32), (2, 40, 9, 2, 16)], ids=str)
 def test_short_attention(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     q, k, v = drawn(*shape[:3], 3, *shape[3:], dtype=dtype).unbind(3)
-    assert operators.serves(q)
+    assert operators.serves(q, 1, 3, 4)
     found = short_attention.short_attention(q, k, v)
     expected = short_attention.reference(*(x.double() for x in (q, k, v)))
     assert distance(found, expected) < LIMIT[dtype]
