@@ -8,8 +8,10 @@ import importlib.util
 import json
 import os
 import queue
+import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,16 +24,22 @@ def main() -> None:
     _alias_pack()
     requests: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_hear, args=(requests,), daemon=True).start()
-    while True:
-        request = json.loads(requests.get())
-        _log_to(request.pop("log"))
-        _answer(request, answers)
+    try:
+        while True:
+            request = json.loads(requests.get())
+            _log_to(request.pop("log"))
+            _answer(request, answers)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # at once, for the thread that waits for requests would disturb an orderly end
 
 
 def _hear(requests: queue.Queue[str]) -> None:
     """Takes requests in; at the end of the input nobody waits for an answer, whatever is being built."""
     for line in sys.stdin:
         requests.put(line)
+    if os.name == "posix" and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)  # with the compilers that the build may have started
     os._exit(0)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import signal
 import subprocess
@@ -32,6 +33,8 @@ POLL_S = 0.2
 GRACE_S = 2.0
 """How long a cancelled child may take to end by itself."""
 
+_HAS_GROUPS = os.name == "posix"
+"""Whether a process and all that it starts can be ended at once."""
 _WINDOWS_ACCESS_VIOLATION = 0xC0000005
 
 
@@ -70,9 +73,10 @@ class BuildProcess:
             return Compiled(answer["result"]["details"], verdict_from_dict(answer["result"]["verdict"]))
         if "error" in answer:
             raise _error(answer)
+        returncode = child.wait()
         self._end()
         raise EngineError(
-            f"The build of {request.spec.network.component} {_cause(child.returncode)}; "
+            f"The build of {request.spec.network.component} {_cause(returncode)}; "
             f"its last words: {_tail(log_path)} (log: {log_path})"
         )
 
@@ -100,6 +104,7 @@ class _Child:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            start_new_session=_HAS_GROUPS,
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._hear, daemon=True).start()
@@ -109,9 +114,11 @@ class _Child:
         """Whether the process has not ended yet."""
         return self._process.poll() is None
 
-    @property
-    def returncode(self) -> int:
-        """The exit status; waits for the end."""
+    def wait(self) -> int:
+        """The exit status of a child that says no more; one that does not end by itself is made to."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE_S)
+        self.end()
         return self._process.wait()
 
     def send(self, request: dict[str, Any]) -> None:
@@ -139,12 +146,15 @@ class _Child:
             stage, done = message["stage"], message["done"]
 
     def end(self) -> None:
-        """Ends the process: asked first, then made to."""
+        """Ends the process, asked first, then made to; and the compilers that it may have started."""
         for stop in (self._process.terminate, self._process.kill):
             if self._process.poll() is None:
                 stop()
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(GRACE_S)
+        if _HAS_GROUPS:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         if self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()

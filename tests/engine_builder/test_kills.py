@@ -130,6 +130,15 @@ def test_a_child_that_died_between_builds_is_replaced(store: EngineStore, tiny_f
             process._child._process.wait()
 
 
+def test_a_child_that_ends_by_itself_is_heard_out(store: EngineStore, tiny_folder: Path) -> None:
+    """Its own exit status is told, and not the signal that would end it a moment later."""
+    source = NetworkSource("tests.engine_builder.victims", "broken_network", {})
+    with BuildProcess() as process, pytest.raises(EngineError) as caught:
+        build_engine(replace(export_request(tiny_folder), source=source), store, process)
+    assert "ended without an answer (exit status 1)" in str(caught.value)
+    assert "its last words: ZeroDivisionError: not foreseen" in str(caught.value)
+
+
 def die_before_the_second_rename(store: EngineStore, folder: Path) -> None:
     """A publisher whose process ends once the old engine has left its name and before the new one has it."""
     rename = Path.rename
@@ -190,17 +199,60 @@ def assert_ends(pid: int) -> None:
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
 
+def helper_of(store: EngineStore) -> int:
+    """The process that `helped_network` has started."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for path in (store.root / ".logs").glob("*.log"):
+            words = path.read_text().split()
+            if words and words[0].isdigit():
+                return int(words[0])
+        time.sleep(0.02)
+    raise AssertionError("no helper was started")
+
+
 @needs_proc
-def test_a_child_in_a_silent_stage_ends_with_its_host(store: EngineStore, tiny_folder: Path) -> None:
+@pytest.mark.parametrize("network", ["stuck_network", "helped_network"])
+def test_a_child_in_a_silent_stage_ends_with_its_host(store: EngineStore, tiny_folder: Path, network: str) -> None:
     with started("host", store.root, tiny_folder) as host:
         assert heard(host) == "ready"
-        tell(host, "stuck")
-        child = int(heard(host))
+        tell(host, network)
+        processes = [int(heard(host))]
+        processes += [helper_of(store)] if network == "helped_network" else []
     try:
-        assert_ends(child)
+        for pid in processes:
+            assert_ends(pid)
     finally:
+        end_all(processes)
+
+
+@needs_proc
+@pytest.mark.parametrize("end", ["cancelled", "killed"])
+def test_what_a_build_has_started_ends_with_it(store: EngineStore, tiny_folder: Path, end: str) -> None:
+    source = NetworkSource("tests.engine_builder.victims", "helped_network", {})
+    helpers: list[int] = []
+    with BuildProcess() as process:
+
+        def report(stage: str, done: float) -> None:
+            if stage == "load network" and not helpers:
+                helpers.append(helper_of(store))
+                if end == "cancelled":
+                    raise KeyboardInterrupt
+                assert process._child is not None
+                process._child._process.kill()
+
+        with pytest.raises((KeyboardInterrupt, EngineError)):
+            build_engine(replace(export_request(tiny_folder), source=source), store, process, report=report)
+    try:
+        assert_ends(*helpers)
+    finally:
+        end_all(helpers)
+
+
+def end_all(processes: list[int]) -> None:
+    for pid in processes:
         with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
 
 @needs_proc

@@ -95,9 +95,20 @@ def no_network() -> torch.nn.Module:
     raise CheckpointError("There is no such network.")
 
 
+def helped_network() -> torch.nn.Module:
+    """Stands for a stage that has a process of its own at work, such as a compiler; says its id in the log."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as helper:
+        say(helper.pid)
+    raise AssertionError("nobody ended the build")
+
+
+def broken_network() -> torch.nn.Module:
+    """Stands for what nobody has foreseen."""
+    raise ZeroDivisionError("not foreseen")
+
+
 def host(store: Path, checkpoint: Path) -> None:
-    """For every line (`export` or `stuck`) builds in a child, and says that one's process id once it has begun."""
-    stuck = NetworkSource("tests.engine_builder.victims", "stuck_network", {})
+    """For every line, `export` or a function here, builds in a child, and says its process id once it has begun."""
     with BuildProcess() as process:
 
         def report(stage: str, done: float) -> None:
@@ -107,7 +118,8 @@ def host(store: Path, checkpoint: Path) -> None:
         request = export_request(checkpoint)
         say("ready")
         for line in sys.stdin:
-            chosen = request if line.strip() == "export" else replace(request, source=stuck)
+            source = NetworkSource("tests.engine_builder.victims", line.strip(), {})
+            chosen = request if line.strip() == "export" else replace(request, source=source)
             build_engine(chosen, EngineStore(store), process, force=True, report=report)
 
 
