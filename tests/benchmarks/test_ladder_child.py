@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,9 @@ def test_a_compiled_engine(reference: Row, make_order: MakeOrder) -> None:
     again = climb(make_order, rung)
     assert any("were there already" in note for note in again.notes)
     assert again.figures["build_s"] < row.figures["build_s"]
+    beside = climb(make_order, replace(rung, name="beside", rewrites=()))
+    check_figures(beside, 3)
+    assert beside.figures["latents_snr_db"] == row.figures["latents_snr_db"], "no rewrites is what this backend has"
 
 
 def test_another_job_has_another_reference(job: Job, tmp_path: Path) -> None:
