@@ -49,6 +49,12 @@ class Document:
         }
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
+    @property
+    def where(self) -> str:
+        """What it ran on, in a few words."""
+        machine, threads = self.machine, self.machine.get("threads")
+        return machine.get("gpu") or f"{machine.get('processor')}, {threads} thread{'' if threads == 1 else 's'}"
+
     def ratios(self, row: Row) -> dict[str, float]:
         """How many times faster than row 0, and than the best row of torch.compile, a hot clip is."""
         own = row.figures.get("clip_hot_s")

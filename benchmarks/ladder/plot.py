@@ -30,6 +30,7 @@ STAGES: tuple[tuple[str, str, Colour], ...] = (
 )
 
 
+NOTHING = "-"
 Column = tuple[str, Callable[[Row], str]]
 
 
@@ -69,7 +70,8 @@ def _panels(document: Document, rows: Sequence[Row]) -> list[Panel]:
         ("against row 0", lambda row: _times(document.ratios(row).get("reference"))),
         ("against torch.compile", lambda row: _times(document.ratios(row).get("compiled"))),
     )
-    whole = Panel("Seconds for one clip, picture to video file; shorter is better", rows, ratios)
+    known = [column for column in ratios if any(column[1](row) != NOTHING for row in rows)]
+    whole = Panel("Seconds for one clip, picture to video file; shorter is better", rows, known)
     if not others or _seconds(slowest) < DWARFED * _seconds(others[0]):
         return [whole]
     shown = [row for row in rows if row is not slowest]
@@ -77,11 +79,11 @@ def _panels(document: Document, rows: Sequence[Row]) -> list[Panel]:
 
 
 def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}x"
+    return NOTHING if ratio is None else f"{ratio:.2f}x"
 
 
 def _figure(name: str, digits: int) -> Callable[[Row], str]:
-    return lambda row: f"{row.figures[name]:.{digits}f}" if name in row.figures else "-"
+    return lambda row: f"{row.figures[name]:.{digits}f}" if name in row.figures else NOTHING
 
 
 DETAILS: Sequence[Column] = (("ms a step", _figure("step_ms", 1)), ("frames/s", _figure("frames_per_s", 2)))
@@ -92,18 +94,17 @@ def _seconds(row: Row) -> float:
 
 
 def _head(card: Card, document: Document) -> None:
-    job, machine = document.job, document.machine
+    job = document.job
     card.text((SIDE, 58), f"{job.width}x{job.height}, {job.num_frames} frames, {job.steps} steps", 34, strong=True)
-    where = machine.get("gpu") or f"{machine.get('processor')}, {machine.get('threads')} threads"
     torch = (document.versions.get("torch") or "").partition("+")[0]
-    parts = [job.model, where, f"PyTorch {torch}", document.date[:10], f"commit {document.commit}"]
+    parts = [job.model, document.where, f"PyTorch {torch}", document.date[:10], f"commit {document.commit}"]
     card.text((SIDE, 104), "  ·  ".join(str(part) for part in parts), 20, SOFT)
 
 
 def _panel(card: Card, document: Document, panel: Panel, top: float) -> None:
     left, right = SIDE + LABELS, WIDTH - SIDE - RATIOS
     card.text((SIDE, top + 30), panel.title, 22, strong=True)
-    for place, (heading, _) in zip(COLUMNS, panel.columns, strict=True):
+    for place, (heading, _) in zip(COLUMNS, panel.columns, strict=False):
         card.text((right + place, top + 30), heading, 17, SOFT, anchor="mm")
     longest = max(_seconds(row) for row in panel.rows)
     scale = (right - left - 90) / longest
@@ -127,7 +128,7 @@ def _bar(card: Card, panel: Panel, row: Row, place: tuple[float, float], scale: 
         card.box((x, middle - BAR / 2, end, middle + BAR / 2), stage_colour)
         x = end
     card.text((x + 10, middle), f"{_seconds(row):.2f} s", 19, colour, strong=best)
-    for offset, (_, cell) in zip(COLUMNS, panel.columns, strict=True):
+    for offset, (_, cell) in zip(COLUMNS, panel.columns, strict=False):
         card.text((right + offset, middle), cell(row), 20, colour, anchor="mm", strong=best)
 
 

@@ -58,13 +58,12 @@ def _points(sweep: Sequence[Point], chart: Chart, axes: Sequence[str]) -> list[P
 
 
 def _head(card: Card, document: Document) -> None:
-    machine, job = document.machine, document.job
+    job = document.job
     backends = sorted({point["backend"] for point in document.sweep if "backend" in point})
     card.text((SIDE, 58), f"How cost grows: {job.model}, {', '.join(backends)}", 30, strong=True)
-    where = machine.get("gpu") or f"{machine.get('processor')}, {machine.get('threads')} threads"
     torch = (document.versions.get("torch") or "").partition("+")[0]
     middle = f"around {job.width}x{job.height}, {job.num_frames} frames, {job.steps} steps"
-    parts = [middle, where, f"PyTorch {torch}", document.date[:10], f"commit {document.commit}"]
+    parts = [middle, document.where, f"PyTorch {torch}", document.date[:10], f"commit {document.commit}"]
     card.text((SIDE, 104), "  ·  ".join(map(str, parts)), 19, SOFT)
 
 

@@ -132,10 +132,9 @@ def _table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 def _origin(document: Document) -> str:
     machine, versions = document.machine, document.versions
-    where = machine.get("gpu") or f"{machine.get('processor')}, {machine.get('threads')} threads"
     driver = f", driver {machine['driver']}" if machine.get("driver") else ""
     known = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
-    return f"{where}{driver}. {known}. Commit {document.commit}, {document.date}."
+    return f"{document.where}{driver}. {known}. Commit {document.commit}, {document.date}."
 
 
 def _notes(document: Document) -> str:
