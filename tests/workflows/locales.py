@@ -1,0 +1,51 @@
+"""What the page shows of a node, in ComfyUI's layout of translations, and what a locale of the pack has of it.
+
+ComfyUI reads `locales/LANGUAGE/nodeDefs.json`. The `options` are our own addition to its layout: its page
+translates no choices, so that `web/i2v_tensorrt.js` does.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from i2v_tensorrt.tests.workflows.object_info import OFFERED, inputs_of
+
+LOCALES = Path(__file__).resolve().parents[2] / "locales"
+LANGUAGES = sorted(path.name for path in LOCALES.iterdir())
+
+
+def node_defs(language: str) -> dict[str, Any]:
+    """The translations of the nodes."""
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8"))
+
+
+def slots(name: str, info: Mapping[str, Any]) -> set[tuple[str, ...]]:
+    """Where a node's translations must have a text, as paths; choices that are files have none."""
+    found: set[tuple[str, ...]] = {("display_name",), ("description",)}
+    for key, (kind, settings) in inputs_of(info).items():
+        found |= {("inputs", key, word) for word in ("name", "tooltip")}
+        if kind == "COMBO" and (name, key) not in OFFERED:
+            found |= {("inputs", key, "options", option) for option in settings["options"]}
+    return found | {("outputs", str(n), word) for n in range(len(info["output"])) for word in ("name", "tooltip")}
+
+
+def texts(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    """Every text of a node's translations by its path."""
+    found: dict[tuple[str, ...], str] = {}
+    for key, value in node.items():
+        found |= {(*path, key): value} if isinstance(value, str) else texts(value, (*path, key))
+    return found
+
+
+def english(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The English entry that a live node's own words make; names and choices are as programs write them."""
+    entry: dict[str, Any] = {"display_name": info["display_name"], "description": info["description"], "inputs": {}}
+    order = {group: names for group, names in info["input_order"].items() if group != "hidden"}
+    for key, (kind, settings) in inputs_of({**info, "input_order": order}).items():
+        entry["inputs"][key] = {"name": key, "tooltip": settings["tooltip"]}
+        if kind == "COMBO" and (name, key) not in OFFERED:
+            entry["inputs"][key]["options"] = {option: option for option in settings["options"]}
+    words = zip(info["output_name"], info["output_tooltips"], strict=True)
+    entry["outputs"] = {str(n): {"name": label, "tooltip": tooltip} for n, (label, tooltip) in enumerate(words)}
+    return entry
