@@ -1,0 +1,52 @@
+"""What a live ComfyUI serves of the pack's face: translations, help pages and the page's own script."""
+
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from i2v_tensorrt.jobs.comfy_client import ComfyClient
+from i2v_tensorrt.jobs.comfy_host import ComfyServer
+from i2v_tensorrt.tests.workflows.locales import LANGUAGES, LOCALES, english, node_defs
+from i2v_tensorrt.tests.workflows.object_info import PREFIX
+
+WEB = LOCALES.parent / "web"
+SERVED = sorted(path.relative_to(WEB).as_posix() for path in WEB.rglob("*.*"))
+
+
+@pytest.fixture(scope="module")
+def nodes(client: ComfyClient) -> dict[str, dict[str, Any]]:
+    """The pack's entries in /object_info."""
+    return {name: info for name, info in client.object_info().items() if name.startswith(PREFIX)}
+
+
+def get(server: ComfyServer, path: str) -> bytes:
+    """What the server answers; raises where that is an error."""
+    with urllib.request.urlopen(server.url + path) as response:  # noqa: S310 - our own server
+        return response.read()
+
+
+def test_the_english_words_are_the_nodes_own(nodes: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    live = {name: english(name, info) for name, info in sorted(nodes.items())}
+    fresh = tmp_path / "nodeDefs.json"
+    fresh.write_text(json.dumps(live, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    assert node_defs("en") == live, f"if the nodes are meant to have changed, copy {fresh} over {LOCALES / 'en'}"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_page_gets_every_translation(server: ComfyServer, language: str) -> None:
+    assert json.loads(get(server, "/i18n"))[language]["nodeDefs"] == node_defs(language)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_the_page_gets_every_file_of_ours(server: ComfyServer, nodes: dict[str, dict[str, Any]], name: str) -> None:
+    """Where the page looks for help: below the name of the folder that the nodes come from."""
+    (folder,) = {info["python_module"].split(".")[1] for info in nodes.values()}
+    assert get(server, f"/extensions/{folder}/{name}") == (WEB / name).read_bytes()
+
+
+def test_the_page_loads_our_script(server: ComfyServer) -> None:
+    scripts = [script for script in json.loads(get(server, "/extensions")) if "i2v_tensorrt" in script]
+    assert len(scripts) == 1
