@@ -5,91 +5,34 @@ Following one needs the `websockets` package (15 or newer); all else is the stan
 """
 
 import json
-import struct
 import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
+from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, urlencode
 
-from ..engine_builder.errors import I2VError, InputError
+from ..pipeline.atomic_file import atomic_file
+from .comfy_errors import PromptRefusedError, RunTimeoutError, ServerError, refusal
+from .comfy_messages import Event, Preview, RunResult, ServerFile, outcome, read_message
+from .comfy_socket import open_socket
 
 if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
     from websockets.sync.client import ClientConnection
 
+__all__ = ["ComfyClient", "Event", "Preview", "PromptRefusedError", "RunResult", "RunTimeoutError", "ServerError"]
+
+# No proxy: the socket goes past it too.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-_MEDIA_TYPES = {1: "image/jpeg", 2: "image/png"}
-_PREVIEW, _PREVIEW_WITH_METADATA = 1, 4
-
-Status = Literal["success", "error", "interrupted"]
-
-
-class ServerError(I2VError):
-    """The server cannot be reached, or answers with something else than asked; `status` is HTTP's, if any."""
-
-    def __init__(self, message: str, status: int | None = None, body: bytes = b"") -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = body
-
-
-class RunTimeoutError(ServerError):
-    """A prompt did not end in time; it has been cancelled."""
-
-
-class PromptRefusedError(InputError):
-    """ComfyUI found a prompt invalid, wholly or in part; `node_errors` is its own account, by node id."""
-
-    def __init__(self, message: str, node_errors: Mapping[str, Any]) -> None:
-        super().__init__(message)
-        self.node_errors = node_errors
-
-
-@dataclass(frozen=True)
-class Event:
-    """One message about the prompt, such as `executing`, `progress` or `executed`, with its data."""
-
-    kind: str
-    data: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Preview:
-    """An encoded picture that a node sent while it ran; old servers do not say which node."""
-
-    image: bytes
-    media_type: str
-    node_id: str | None
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a prompt ended; `outputs` holds by node id what its output nodes reported, as /history tells it."""
-
-    prompt_id: str
-    status: Status
-    error: str | None
-    outputs: Mapping[str, Mapping[str, Any]]
-    events: tuple[Event, ...]
-    previews: tuple[Preview, ...]
-
-    @property
-    def progress(self) -> dict[str, list[tuple[float, float]]]:
-        """By node id, each (value, maximum) that the node reported, in order."""
-        steps: dict[str, list[tuple[float, float]]] = {}
-        for event in self.of_kind("progress"):
-            steps.setdefault(event.data["node"], []).append((event.data["value"], event.data["max"]))
-        return steps
-
-    def of_kind(self, kind: str) -> list[Event]:
-        """The events of one kind, in order."""
-        return [event for event in self.events if event.kind == kind]
+BLOCK_BYTES = 1 << 20
 
 
 @dataclass
@@ -102,17 +45,13 @@ class _Record:
 
     def take(self, message: str | bytes) -> Event | None:
         """Keeps what concerns the prompt, and returns it if it is an event."""
-        if isinstance(message, bytes):
-            preview = _read_preview(message, self.prompt_id)
-            if preview:
-                self.previews.append(preview)
+        heard = read_message(message)
+        if isinstance(heard, Preview) and heard.prompt_id in (None, self.prompt_id):
+            self.previews.append(heard)
+        if not isinstance(heard, Event) or heard.prompt_id != self.prompt_id:
             return None
-        content = json.loads(message)
-        event = Event(content["type"], content.get("data") or {})
-        if event.data.get("prompt_id") != self.prompt_id:
-            return None
-        self.events.append(event)
-        return event
+        self.events.append(heard)
+        return heard
 
 
 class ComfyClient:
@@ -139,8 +78,14 @@ class ComfyClient:
         answer = self._json("/upload/image", body, f"multipart/form-data; boundary={boundary}")
         return f"{answer['subfolder']}/{answer['name']}" if answer.get("subfolder") else answer["name"]
 
-    def queue(self, prompt: Mapping[str, Any], client_id: str | None = None) -> str:
+    def queue(self, prompt: Mapping[str, Any], client_id: str | None = None, prompt_id: str | None = None) -> str:
         """Queues a prompt and returns its id; events go to the socket that bears `client_id`.
+
+        Args:
+            prompt: the graph.
+            client_id: whose socket hears of it.
+            prompt_id: the id to give it, a UUID as `str(uuid.uuid4())`, so that it can be looked for
+                even where the answer is lost; the server's choice by default.
 
         Raises:
             PromptRefusedError: the prompt is invalid. ComfyUI itself runs the valid outputs of a
@@ -148,15 +93,17 @@ class ComfyClient:
             ServerError: the server cannot be reached or fails.
         """
         request = {"prompt": prompt, "client_id": client_id or uuid.uuid4().hex}
+        if prompt_id:
+            request["prompt_id"] = prompt_id
         try:
             answer = self._json("/prompt", json.dumps(request).encode())
         except ServerError as error:
             if error.status != 400:
                 raise
-            raise _refusal(json.loads(error.body)) from None
+            raise _refusal(error) from None
         if answer.get("node_errors"):
             self.cancel(answer["prompt_id"])
-            raise _refusal(answer)
+            raise refusal(answer)
         return answer["prompt_id"]
 
     def run(
@@ -177,7 +124,7 @@ class ComfyClient:
         """
         deadline = time.monotonic() + timeout_s
         client_id = uuid.uuid4().hex
-        with self._listen(client_id) as connection:
+        with open_socket(self.url, client_id) as connection:
             record = _Record(self.queue(prompt, client_id))
             try:
                 self._follow(connection, record, on_event, deadline)
@@ -186,6 +133,19 @@ class ComfyClient:
                     self.cancel(record.prompt_id)
                 raise
         return _result(record, self.history(record.prompt_id))
+
+    def queued(self) -> tuple[set[str], set[str]]:
+        """The ids of the prompts that run, and of those that wait."""
+        answer = self._json("/queue")
+        running, waiting = ({entry[1] for entry in answer[key]} for key in ("queue_running", "queue_pending"))
+        return running, waiting
+
+    def cancel_all(self, prompt_ids: Iterable[str]) -> bool:
+        """Takes prompts out of the queue, all at once, and interrupts the one that runs; as `cancel` else."""
+        mine = list(prompt_ids)
+        self._request("/queue", json.dumps({"delete": mine}).encode())
+        running = self.queued()[0]
+        return all([self.cancel(prompt_id) for prompt_id in mine if prompt_id in running])
 
     def cancel(self, prompt_id: str, timeout_s: float = 5.0) -> bool:
         """Takes a prompt out of the queue, or interrupts it if it is running.
@@ -214,38 +174,48 @@ class ComfyClient:
 
     def history(self, prompt_id: str) -> dict[str, Any]:
         """The server's record of a prompt that has ended: `prompt`, `outputs`, `status`, `meta`."""
-        entries = self._json(f"/history/{quote(prompt_id)}")
-        if prompt_id not in entries:
+        entry = self.find_history(prompt_id)
+        if entry is None:
             raise ServerError(f"the server's history should hold prompt {prompt_id}, but does not")
-        return entries[prompt_id]
+        return entry
+
+    def find_history(self, prompt_id: str) -> dict[str, Any] | None:
+        """The same, or None for a prompt that has not ended or that the server does not know."""
+        return self._json(f"/history/{quote(prompt_id)}").get(prompt_id)
 
     def object_info(self) -> dict[str, dict[str, Any]]:
         """What each node of the server takes and gives, by node class."""
         return self._json("/object_info")
+
+    def node_info(self, class_type: str) -> dict[str, Any] | None:
+        """What one node class takes and gives; None where the server has no such class."""
+        return self._json(f"/object_info/{quote(class_type, safe='')}").get(class_type)
 
     def view(self, filename: str, subfolder: str = "", type: str = "output") -> bytes:
         """A file in the server's `output`, `input` or `temp` folder, named as in a run's outputs."""
         place = {"filename": filename, "subfolder": subfolder, "type": type}
         return self._request(f"/view?{urlencode(place)}")
 
-    @contextmanager
-    def _listen(self, client_id: str) -> Iterator["ClientConnection"]:
-        """A socket that the server already knows, and to which it names each preview's node."""
-        from websockets.exceptions import WebSocketException
-        from websockets.sync.client import connect
+    def download(self, file: ServerFile, path: Path) -> int:
+        """Fetches a file that a run has made; it stands at `path` whole or not at all. Returns its bytes.
 
-        address = f"ws{self.url.removeprefix('http')}/ws?clientId={client_id}"
-        with ExitStack() as stack:
-            try:
-                # No pings: a node that holds the interpreter's lock for long would pass for a dead server.
-                connection = stack.enter_context(
-                    connect(address, max_size=None, compression=None, ping_interval=None, proxy=None)
-                )
-            except (OSError, WebSocketException) as error:
-                raise ServerError(f"ComfyUI at {self.url} opened no socket: {error}") from error
-            flags = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
-            connection.send(json.dumps(flags))
-            yield connection
+        Raises:
+            ServerError: the server does not have it, fails, or breaks off in the middle.
+            StorageError: it could not be written.
+        """
+        query = urlencode({"filename": file.filename, "subfolder": file.subfolder, "type": file.type})
+        with self._open(f"/view?{query}") as response, atomic_file(path) as temporary:
+            with temporary.open("wb") as target:
+                self._copy(response, target)
+            size = temporary.stat().st_size
+            expected = response.headers.get("Content-Length")
+            if expected is not None and size != int(expected):
+                raise ServerError(f"{file.filename} should have {expected} bytes, but {size} came from {self.url}")
+        return size
+
+    def _copy(self, response: "HTTPResponse", target: BinaryIO) -> None:
+        while block := self._read(lambda: response.read(BLOCK_BYTES)):
+            target.write(block)
 
     def _follow(
         self,
@@ -268,12 +238,11 @@ class ComfyClient:
             event = record.take(message)
             if event and on_event:
                 on_event(event)
-            # `execution_success` comes earlier, but before the history is written.
-            if event and event.kind == "executing" and event.data["node"] is None:
+            if event and event.is_end:
                 return
 
     def _is_running(self, prompt_id: str) -> bool:
-        return any(entry[1] == prompt_id for entry in self._json("/queue")["queue_running"])
+        return prompt_id in self.queued()[0]
 
     def _json(self, path: str, body: bytes | None = None, content_type: str = "application/json") -> Any:
         answer = self._request(path, body, content_type)
@@ -284,15 +253,33 @@ class ComfyClient:
             raise ServerError(found) from error
 
     def _request(self, path: str, body: bytes | None = None, content_type: str = "application/json") -> bytes:
+        with self._open(path, body, content_type) as response:
+            return self._read(response.read)
+
+    @contextmanager
+    def _open(
+        self, path: str, body: bytes | None = None, content_type: str = "application/json"
+    ) -> Iterator["HTTPResponse"]:
         request = urllib.request.Request(self.url + path, body, {"Content-Type": content_type})  # noqa: S310
         try:
-            with _OPENER.open(request, timeout=self.timeout_s) as response:
-                return response.read()
+            response = _OPENER.open(request, timeout=self.timeout_s)
         except urllib.error.HTTPError as error:
-            found = f"{self.url}{path} answered {error.code} {error.reason}"
-            raise ServerError(found, error.code, error.read()) from error
-        except OSError as error:
-            raise ServerError(f"ComfyUI at {self.url} cannot be reached: {error}") from error
+            with error:
+                found = f"{self.url}{path} answered {error.code} {error.reason}"
+                raise ServerError(found, error.code, self._read(error.read)) from error
+        except (OSError, HTTPException) as error:
+            raise self._unreachable(error) from error
+        with response:
+            yield response
+
+    def _read(self, read: Callable[[], bytes]) -> bytes:
+        try:
+            return read()
+        except (OSError, HTTPException) as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> ServerError:
+        return ServerError(f"ComfyUI at {self.url} cannot be reached: {error or type(error).__name__}")
 
 
 def _header_text(name: str) -> str:
@@ -300,56 +287,14 @@ def _header_text(name: str) -> str:
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _read_preview(message: bytes, prompt_id: str) -> Preview | None:
-    """The preview in a binary message, if it is one and of this prompt.
-
-    Layout, big-endian (ComfyUI's server.py): type, then the format or the metadata's length, then
-    the metadata in JSON if it has any, then the image.
-    """
-    kind, number = struct.unpack_from(">II", message)
-    if kind == _PREVIEW:
-        return Preview(message[8:], _MEDIA_TYPES.get(number, "application/octet-stream"), None)
-    if kind != _PREVIEW_WITH_METADATA:
-        return None
-    metadata = json.loads(message[8 : 8 + number])
-    if metadata.get("prompt_id", prompt_id) != prompt_id:
-        return None
-    return Preview(message[8 + number :], metadata["image_type"], metadata.get("node_id"))
-
-
-def _refusal(answer: Mapping[str, Any]) -> PromptRefusedError:
-    """The server's account of an invalid prompt as one sentence."""
-    node_errors: Mapping[str, Any] = answer.get("node_errors") or {}
-    reasons = [
-        f"node {node_id} ({node['class_type']}): {_reason(error)}"
-        for node_id, node in node_errors.items()
-        for error in node["errors"]
-    ]
-    if not reasons:
-        reasons = [_reason(answer["error"]) if isinstance(answer["error"], Mapping) else str(answer["error"])]
-    return PromptRefusedError(f"ComfyUI refused the prompt: {'; '.join(reasons)}", node_errors)
-
-
-def _reason(error: Mapping[str, Any]) -> str:
-    message, details = (str(error.get(key, "")).strip().rstrip(".") for key in ("message", "details"))
-    return f"{message}: {details}" if details else message
+def _refusal(error: ServerError) -> PromptRefusedError:
+    try:
+        answer = json.loads(error.body)
+    except ValueError:
+        answer = None
+    return refusal(answer if isinstance(answer, dict) else {"error": str(error)})
 
 
 def _result(record: _Record, history: Mapping[str, Any]) -> RunResult:
-    status, error = _outcome(history["status"])
-    return RunResult(
-        record.prompt_id, status, error, history["outputs"], tuple(record.events), tuple(record.previews)
-    )
-
-
-def _outcome(status: Mapping[str, Any]) -> tuple[Status, str | None]:
-    """How a prompt ended by its history, with one sentence where it did not succeed."""
-    messages = dict(status["messages"])
-    if status["completed"]:
-        return "success", None
-    if "execution_interrupted" in messages:
-        place = messages["execution_interrupted"]
-        return "interrupted", f"node {place['node_id']} ({place['node_type']}) was interrupted"
-    failure = messages["execution_error"]
-    cause = f"{failure['exception_type']}: {str(failure['exception_message']).strip()}"
-    return "error", f"node {failure['node_id']} ({failure['node_type']}) failed with {cause}"
+    status, error = outcome(history)
+    return RunResult(record.prompt_id, status, error, history["outputs"], tuple(record.events), tuple(record.previews))
