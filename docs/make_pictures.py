@@ -46,19 +46,18 @@ def _imported(path: Path, module: ast.Module) -> Iterator[str]:
                 yield later[1]
 
 
-def _named(room: str, base: str, attribute: str) -> list[str]:
-    """The text that each class derived from `base` gives its attribute."""
-    found = []
-    for _, module in _modules(room):
-        for node in ast.walk(module):
-            if isinstance(node, ast.ClassDef) and base in {b.id for b in node.bases if isinstance(b, ast.Name)}:
-                found += [
-                    line.value.value
-                    for line in node.body
-                    if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-                    if line.target.id == attribute and isinstance(line.value, ast.Constant)
-                ]
-    return sorted(str(name) for name in found)
+def _named(folder: str, attribute: str) -> list[str]:
+    """The text that each class in a folder gives its attribute."""
+    found = [
+        line.value.value
+        for _, module in _modules(folder)
+        for node in ast.walk(module)
+        if isinstance(node, ast.ClassDef)
+        for line in node.body
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id == attribute
+        if isinstance(line.value, ast.Constant)
+    ]
+    return sorted(map(str, found))
 
 
 def _sentence(room: str) -> str:
@@ -77,8 +76,8 @@ def architecture() -> dict[str, Any]:
         "rooms": {room: _sentence(room) for room in rooms},
         "imports": [[a, b] for a, b in sorted(edges) if a != b and b in rooms],
         "leaves": sorted(leaves),
-        "backends": _named("engine_builder", "Backend", "name"),
-        "families": _named("pipeline", "VideoModel", "family"),
+        "backends": _named("engine_builder/backends", "name"),
+        "families": _named("pipeline/models", "family"),
         "nodes": sorted(nodes().values()),
     }
 
