@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("pipeline", "engine_builder", "jobs", "nodes", "bootstrap", "benchmarks")
+ROOMS = ("pipeline", "engine_builder", "jobs", "nodes", "bootstrap", "benchmarks", "training")
 LEAVES = {"engine_builder.spec", "engine_builder.errors", "engine_builder.source"}
 ALLOWED = {
     "engine_builder": {"engine_builder"},
@@ -15,6 +15,7 @@ ALLOWED = {
     "benchmarks": {"benchmarks", "jobs", "pipeline", "engine_builder"},
     "bootstrap": {"bootstrap", "jobs", "benchmarks"},
     "nodes": {"nodes", "jobs", "pipeline", "engine_builder"},
+    "training": {"training"},
 }
 COMFY = {"comfy", "comfy_api", "folder_paths", "nodes", "server", "execution", "latent_preview", "comfy_execution"}
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "av"}
