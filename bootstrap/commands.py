@@ -1,4 +1,4 @@
-"""The command line of run.py: `demo` and `test`, each in the pack's own environment.
+"""The command line of run.py: `demo`, `test` and others, each in the pack's own environment.
 
 Standard library only at module level, for `--help` and the set-up run before anything is installed.
 """
@@ -14,7 +14,12 @@ from .children import run_child
 from .environment import ROOT, Environment
 
 INSIDE = "--inside"
-ELSEWHERE = {"demo": "..jobs.demo", "engine": "..jobs.engine_command", "bench": "..benchmarks.command"}
+ELSEWHERE = {
+    "demo": "..jobs.demo",
+    "queue": "..jobs.queue_command",
+    "engine": "..jobs.engine_command",
+    "bench": "..benchmarks.command",
+}
 """Commands that another room's module owns, options and all."""
 INTERRUPTED = 130  # 128 + SIGINT
 
@@ -34,6 +39,10 @@ workspace) the same job runs through it, and the demo says which of the two it d
 LATER = """\
 The other options are shown once the environment is made."""
 
+QUEUE = """\
+Run a workflow in API format on any ComfyUI server, once or for each picture of a folder, and fetch what it
+makes. The same command goes on where an earlier one ended, even if client or server were killed."""
+
 ENGINE = """\
 Compile a checkpoint's networks ahead of time, for this machine or for other GPUs; list, check and remove
 what is there; and say which backends can run here and what to install (doctor)."""
@@ -51,6 +60,11 @@ All other arguments go to pytest, with paths counted from the folder of run.py:
 
 ELSEWHERE_HELP = {
     "demo": ("[--out DIR] [--prompt TEXT] [more options]", "turn the bundled picture into a video", DEMO),
+    "queue": (
+        "WORKFLOW --out DIR [--image FILE|FOLDER] [--set NODE.INPUT=VALUE] [more options]",
+        "run a workflow on a ComfyUI server, for a folder of pictures too",
+        QUEUE,
+    ),
     "engine": (
         "{build,list,verify,prune,doctor} ...",
         "build, list, check and remove compiled engines",

@@ -116,9 +116,9 @@ def _read_binary(message: bytes) -> Preview | StatusText | None:
 
 def outcome(history: Mapping[str, Any]) -> tuple[Status, str | None]:
     """How a prompt ended by its history, with one sentence where it did not succeed."""
-    status = history["status"]
-    messages = dict(status["messages"])
-    if status["completed"]:
+    status = history.get("status") or {}
+    messages = dict(status.get("messages", ()))
+    if status.get("completed"):
         return "success", None
     if "execution_interrupted" in messages:
         place = messages["execution_interrupted"]
@@ -132,7 +132,7 @@ def outcome(history: Mapping[str, Any]) -> tuple[Status, str | None]:
 
 def elapsed_s(history: Mapping[str, Any]) -> float | None:
     """Seconds from a prompt's start to its end by the server's clock, where its history tells."""
-    stamps = [data["timestamp"] for _, data in history["status"]["messages"] if "timestamp" in data]
+    stamps = [data["timestamp"] for _, data in history["status"].get("messages", ()) if "timestamp" in data]
     return (max(stamps) - min(stamps)) / 1000 if stamps else None
 
 

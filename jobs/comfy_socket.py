@@ -91,7 +91,7 @@ class EventSocket:
             return None
         try:
             return read_message(connection.recv(timeout=timeout_s))
-        except TimeoutError:
+        except (TimeoutError, KeyError, ValueError):  # nothing came, or nothing that can be read
             return None
         except ConnectionClosed:
             self.close()
