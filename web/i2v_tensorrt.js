@@ -1,4 +1,4 @@
-// What a node's schema cannot tell the page: a colour by the node's work, a first width, and the choices of its
+// What a node's schema cannot tell the page: a colour by the node's work, a first size, and the choices of its
 // lists in the user's language (the page itself translates names and tooltips, but no choices).
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -13,7 +13,7 @@ const FACES = {
   I2VTRT_ModelLoader: { ...BLUE, width: 300 },
   I2VTRT_EngineBuilder: { ...BLUE, width: 320 },
   I2VTRT_EngineLoader: { ...BLUE, width: 300 },
-  I2VTRT_Conditioning: { ...BROWN, width: 400 },
+  I2VTRT_Conditioning: { ...BROWN, width: 400, height: 420 },
   I2VTRT_DDIMSampler: { ...PURPLE, width: 300 },
   I2VTRT_VAEDecode: { ...GREEN, width: 260 },
   I2VTRT_SaveVideo: { ...GREEN, width: 340 },
@@ -39,7 +39,7 @@ app.registerExtension({
     if (!face) return;
     node.color = face.color;
     node.bgcolor = face.bgcolor;
-    node.setSize([Math.max(node.size[0], face.width), node.size[1]]);
+    node.setSize([Math.max(node.size[0], face.width), Math.max(node.size[1], face.height ?? 0)]);
     for (const widget of node.widgets ?? []) {
       if (widget.type !== "combo" || widget.options.getOptionLabel) continue;
       widget.options.getOptionLabel = (value) => choices(node.comfyClass, widget.name)?.[value] ?? value ?? "";
