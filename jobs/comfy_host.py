@@ -130,8 +130,9 @@ def start_server(
     extra_args: Sequence[str] = (),
     log_path: Path | None = None,
     timeout_s: float = 180.0,
+    port: int | None = None,
 ) -> Iterator[ComfyServer]:
-    """A server on a free port of 127.0.0.1, ready to answer; it and its children end with the block.
+    """A server on a port of 127.0.0.1, ready to answer; it and its children end with the block.
 
     Args:
         host: what to start.
@@ -139,6 +140,7 @@ def start_server(
         extra_args: further arguments of ComfyUI's main.py, such as `--cpu`.
         log_path: takes stdout and stderr; `comfyui.log` in the base directory by default.
         timeout_s: how long a start may take.
+        port: a free one by default.
 
     Raises:
         ServerStartError: it ended or stayed silent; the message ends with the log's tail.
@@ -147,7 +149,7 @@ def start_server(
     base_directory = base_directory.resolve()  # the server runs in ComfyUI's own folder
     (base_directory / "custom_nodes").mkdir(parents=True, exist_ok=True)
     log_path = log_path or base_directory / "comfyui.log"
-    port = _free_port()
+    port = port or free_port()
     arguments = ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base_directory)]
     command = [str(host.python), "main.py", "--disable-auto-launch", *arguments, *extra_args]
     with log_path.open("wb") as log:
@@ -167,7 +169,8 @@ def start_server(
         _stop(process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nothing listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
