@@ -3,20 +3,20 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const BLUE = { color: "#223", bgcolor: "#335" };
-const BROWN = { color: "#332922", bgcolor: "#593930" };
-const PURPLE = { color: "#323", bgcolor: "#535" };
-const GREEN = { color: "#232", bgcolor: "#353" };
+const BLUE = "#263759";
+const BROWN = "#54371f";
+const PURPLE = "#48305c";
+const GREEN = "#24492f";
 
-// Blue opens and compiles models, brown says what to make, purple makes it, green shows it.
+// Of the title: blue opens and compiles models, brown says what to make, purple makes it, green shows it.
 const FACES = {
-  I2VTRT_ModelLoader: { ...BLUE, width: 300 },
-  I2VTRT_EngineBuilder: { ...BLUE, width: 320 },
-  I2VTRT_EngineLoader: { ...BLUE, width: 300 },
-  I2VTRT_Conditioning: { ...BROWN, width: 400, height: 420 },
-  I2VTRT_DDIMSampler: { ...PURPLE, width: 300 },
-  I2VTRT_VAEDecode: { ...GREEN, width: 260 },
-  I2VTRT_SaveVideo: { ...GREEN, width: 340 },
+  I2VTRT_ModelLoader: { title: BLUE, width: 300 },
+  I2VTRT_EngineBuilder: { title: BLUE, width: 320 },
+  I2VTRT_EngineLoader: { title: BLUE, width: 300 },
+  I2VTRT_Conditioning: { title: BROWN, width: 400, height: 420 },
+  I2VTRT_DDIMSampler: { title: PURPLE, width: 300 },
+  I2VTRT_VAEDecode: { title: GREEN, width: 260 },
+  I2VTRT_SaveVideo: { title: GREEN, width: 340 },
 };
 
 let translations = {};
@@ -37,8 +37,7 @@ app.registerExtension({
   nodeCreated(node) {
     const face = FACES[node.comfyClass];
     if (!face) return;
-    node.color = face.color;
-    node.bgcolor = face.bgcolor;
+    node.color = face.title; // the title alone: a whole node in colour outshouts its pictures
     node.setSize([Math.max(node.size[0], face.width), Math.max(node.size[1], face.height ?? 0)]);
     for (const widget of node.widgets ?? []) {
       if (widget.type !== "combo" || widget.options.getOptionLabel) continue;

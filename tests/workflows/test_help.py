@@ -85,7 +85,7 @@ def test_the_languages_say_as_much(name: str) -> None:
 def test_every_node_has_its_colour_and_width() -> None:
     script = (WEB / "i2v_tensorrt.js").read_text("utf-8")
     assert set(
-        re.findall(r"^  (I2VTRT_\w+): \{ \.\.\.[A-Z]+, width: \d+(?:, height: \d+)? \},$", script, re.MULTILINE)
+        re.findall(r"^  (I2VTRT_\w+): \{ title: [A-Z]+, width: \d+(?:, height: \d+)? \},$", script, re.MULTILINE)
     ) == set(INFO)
 
 
