@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from i2v_tensorrt.jobs.comfy_client import ComfyClient
 from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, free_port, link_pack, start_server
 from i2v_tensorrt.jobs.queue_command import main
 from i2v_tensorrt.tests.comfy.conftest import PACK
-from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, PICTURE, SAVE, clip, gradient
+from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, PICTURE, SAVE, clip, gradient, node
 from i2v_tensorrt.tests.counts import Evidence, counted
 
 FRAMES, SIDE = 4, 64
@@ -103,6 +103,41 @@ def test_an_input_that_no_node_has_is_told_with_those_of_the_server(
     assert "has no input fsp; it has" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without signals")
+def test_ctrl_c_leaves_nothing_of_ours_on_the_server(server: ComfyServer, client: ComfyClient, here: Path) -> None:
+    probe = {
+        "1": node("LoadImage", image="x.png"),
+        "2": node("PreviewImage", images=["1", 0]),
+        "5": node("ProbeSteps", steps=1000, fails_at=-1),
+    }
+    (here / "clip.json").write_text(json.dumps(probe))
+    write_pictures(here / "in", 3)
+    with start_client(here, server.url) as process:
+        wait_until(lambda: [len(ids) for ids in client.queued()] == [1, 2], process)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from here" in (here / "client.log").read_text()
+    assert not any(client.queued())
+
+
+def start_client(folder: Path, url: str) -> subprocess.Popen[str]:
+    """The command in a process of its own, over the folder's pictures."""
+    command = [sys.executable, str(PACK / "run.py"), "--inside", "queue", "clip.json", "--image", "in"]
+    command += ["--out", "out", "--server", url, "--json"]
+    with (folder / "client.log").open("a") as log:
+        return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
+
+
+def wait_until(is_so: Callable[[], bool], client: subprocess.Popen[str]) -> None:
+    """Returns once it is so, as the client should bring about."""
+    deadline = time.monotonic() + 600
+    while not is_so():
+        assert client.poll() is None, "the client ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 class Fleet:
     """A server that can be killed and started anew on one port, and clients of it."""
 
@@ -125,13 +160,6 @@ class Fleet:
         self.server.process.wait(30)
         self.server = self.start()
 
-    def client(self, folder: Path) -> subprocess.Popen[str]:
-        """The command in a process of its own."""
-        command = [sys.executable, str(PACK / "run.py"), "--inside", "queue", "clip.json", "--image", "in"]
-        command += ["--out", "out", "--server", self.server.url, "--json"]
-        with (folder / "client.log").open("a") as log:
-            return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
-
 
 @pytest.fixture
 def fleet(host: ComfyHost, server_arguments: list[str], tmp_path: Path, tiny_folder: Path) -> Iterator[Fleet]:
@@ -143,30 +171,21 @@ def fleet(host: ComfyHost, server_arguments: list[str], tmp_path: Path, tiny_fol
         yield made
 
 
-def wait_for(client: subprocess.Popen[str], out: Path, count: int) -> None:
-    """Returns once there are so many videos."""
-    deadline = time.monotonic() + 600
-    while len(list(out.glob("*.mp4"))) < count:
-        assert client.poll() is None, "the client ended too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without signals")
 @counted(6, 50, slow=True)
 def test_killed_in_the_middle_each_picture_has_its_video_and_has_it_once(
     fleet: Fleet, here: Path, count: int, evidence: Evidence
 ) -> None:
     paths, out = write_pictures(here / "in", count), here / "out"
-    client = fleet.client(here)
+    client = start_client(here, fleet.server.url)
     # The server in the middle; then the client, and the server behind its back.
-    wait_for(client, out, count // 2)
+    wait_until(lambda: len(list(out.glob("*.mp4"))) >= count // 2, client)
     fleet.restart()
-    wait_for(client, out, 3 * count // 4)
+    wait_until(lambda: len(list(out.glob("*.mp4"))) >= 3 * count // 4, client)
     client.kill()
     before, _ = client.communicate()
     fleet.restart()
-    client = fleet.client(here)
+    client = start_client(here, fleet.server.url)
     after, _ = client.communicate(timeout=900)
     assert client.returncode == 0, (here / "client.log").read_text()
 
