@@ -1,6 +1,6 @@
 """The socket over which ComfyUI tells what it is doing, opened once or kept open.
 
-Needs the package `websockets` (13 or newer).
+Needs the package `websockets` (15 or newer).
 """
 
 from __future__ import annotations

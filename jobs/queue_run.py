@@ -35,6 +35,7 @@ class Patience:
         look_soon_s: the same while none come, or while something is due.
         lost_s: how long a prompt may be neither in the queue nor in the history before it counts as lost.
         retry_s, longest_retry_s: the first and the longest wait between attempts to reach the server.
+        answer_s: how long the socket's other end may take to show that it still hears.
         failures: how many requests for one and the same job may fail.
         crashes: how many times the server may vanish while it runs one and the same job.
         ahead: how many of our prompts are on the server at a time, so that it never waits for us.
@@ -46,6 +47,7 @@ class Patience:
     lost_s: float = 3.0
     retry_s: float = 0.5
     longest_retry_s: float = 10.0
+    answer_s: float = 5.0
     failures: int = 5
     crashes: int = 3
     ahead: int = 3
@@ -275,7 +277,11 @@ class QueueRun:
         flight.absent_since = flight.absent_since or now
         if now - flight.absent_since < self._patience.lost_s:
             return
-        if not flight.has_ended and flight.posted_on == self._socket.opened and self._socket.answers(5.0):
+        if (
+            not flight.has_ended
+            and flight.posted_on == self._socket.opened
+            and self._socket.answers(self._patience.answer_s)
+        ):
             self._end(flight, "interrupted", "somebody took it out of the server's queue")
         else:
             self._again(flight)

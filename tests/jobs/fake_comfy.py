@@ -52,11 +52,11 @@ class Life:
         for work in (self.work, lambda: self.server.serve_forever(0.01)):
             threading.Thread(target=work, daemon=True).start()
 
-    def end(self) -> None:
-        """As SIGKILL: every connection is cut, the queue and the history are gone."""
+    def end(self, tells: bool = True) -> None:
+        """As SIGKILL: the queue and the history are gone, and every connection is cut, unless nobody `tells` so."""
         self.alive = False
         self.server.socket.close()
-        for connection in tuple(self.connections):
+        for connection in tuple(self.connections) if tells else ():
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         with self.lock:
@@ -224,7 +224,7 @@ class Handler(BaseHTTPRequestHandler):
         self.life.sockets[client_id] = (protocol, self.request)
         self.life.fake.opened += 1
         with suppress(OSError):
-            while data := self.request.recv(4096):
+            while (data := self.request.recv(4096)) and self.life.alive:
                 protocol.receive_data(data)
                 self.request.sendall(b"".join(protocol.data_to_send()))
                 if protocol.close_expected():
@@ -272,14 +272,14 @@ class FakeComfy:
             with suppress(OSError):  # for a moment the old life still holds the port
                 self.life = Life(self, self._port)
 
-    def kill(self) -> None:
+    def kill(self, tells: bool = True) -> None:
         if self.life is not None:
-            self.life.end()
+            self.life.end(tells)
             self.life = None
 
-    def restart(self) -> None:
-        """Dies at once and comes back a little later."""
-        self.kill()
+    def restart(self, tells: bool = True) -> None:
+        """Dies at once and comes back a little later; as a machine without power where nobody `tells` so."""
+        self.kill(tells)
         threading.Timer(self.down_s, self.start).start()
 
     def cut_sockets(self) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ GRAPH = {
     "2": {"class_type": "Saver", "inputs": {"frames": ["1", 0]}, "_meta": {"title": "Save"}},
 }
 WORKFLOW = Workflow(GRAPH, Place("1", "image"))
-HASTE = Patience(gone_s=20, look_s=0.5, look_soon_s=0.02, lost_s=0.1, retry_s=0.01, longest_retry_s=0.05)
+HASTE = Patience(gone_s=20, look_s=0.5, look_soon_s=0.02, lost_s=0.1, retry_s=0.01, longest_retry_s=0.05, answer_s=2.0)
 
 
 @pytest.fixture
@@ -154,9 +155,8 @@ def test_messages_told_twice_count_once(fake: FakeComfy, tmp_path: Path) -> None
 
 def test_a_history_that_is_slow_is_waited_for(fake: FakeComfy, tmp_path: Path) -> None:
     fake.slow_history = 3
-    patience = Patience(look_s=0.5, look_soon_s=0.02, lost_s=2.0, retry_s=0.01)
     paths = write_pictures(tmp_path / "in", 3)
-    assert verdicts(queue(fake, tmp_path / "out", paths, patience)) == ["done"] * 3
+    assert verdicts(queue(fake, tmp_path / "out", paths, replace(HASTE, lost_s=2.0))) == ["done"] * 3
     assert len(fake.saved) == len(fake.posted) == 3
 
 
@@ -166,6 +166,14 @@ def test_a_socket_that_breaks_is_opened_again(fake: FakeComfy, tmp_path: Path) -
     assert sorted(verdicts(queue(fake, tmp_path / "out", paths))) == ["done"] * 5
     assert fake.opened > 1
     assert len(fake.saved) == len(fake.posted) == 5
+
+
+def test_a_socket_whose_other_end_has_gone_without_a_word_is_given_up(fake: FakeComfy, tmp_path: Path) -> None:
+    fake.on_moment = lambda name, count: fake.restart(tells=False) if (name, count) == ("middle", 3) else None
+    paths = write_pictures(tmp_path / "in", 5)
+    assert sorted(verdicts(queue(fake, tmp_path / "out", paths, replace(HASTE, answer_s=0.2)))) == ["done"] * 5
+    assert fake.opened == 2
+    check_whole(tmp_path / "out", paths, fake)
 
 
 def test_without_any_socket_the_history_is_enough(
@@ -188,9 +196,8 @@ def test_a_server_that_stays_away_is_given_up_and_gone_on_with_later(fake: FakeC
 
     fake.on_moment = leave_in_the_middle
     paths = write_pictures(tmp_path / "in", 5)
-    hasty = Patience(gone_s=0.3, look_soon_s=0.02, lost_s=0.1, retry_s=0.01)
     with pytest.raises(ServerError, match="goes on from here"):
-        queue(fake, tmp_path / "out", paths, hasty)
+        queue(fake, tmp_path / "out", paths, replace(HASTE, gone_s=0.3))
     fake.start()
     assert sorted(verdicts(queue(fake, tmp_path / "out", paths))) == ["done"] * 3 + ["skipped"] * 2
     check_whole(tmp_path / "out", paths, fake)
@@ -211,9 +218,7 @@ def test_a_request_that_always_fails_fails_its_job_alone(
     fake: FakeComfy, tmp_path: Path, fault: str, told: str
 ) -> None:
     paths = write_pictures(tmp_path / "in", 3)
-    lasting = Patience(
-        look_s=0.5, look_soon_s=0.02, lost_s=0.1, retry_s=0.01, longest_retry_s=0.05, failures=3, ahead=1
-    )
+    lasting = replace(HASTE, failures=3, ahead=1)
     fake.faults["POST /upload"].extend([fault] * (3 if fault == "500" else 1))
     results = queue(fake, tmp_path / "out", paths, lasting)
     assert sorted(verdicts(results)) == ["done", "done", "error"]
