@@ -105,8 +105,8 @@ def _compiled(device: torch.device, precision: str) -> list[Rung]:
 def _rewritten(model: VideoModel, precision: str, rewrites: str) -> list[Rung]:
     """The engine as it is used; by `rewrites` also that of the network as it is published (`last`), and all on
     the way from the one to the other (`all`)."""
-    names = model.rewrites(model.core, INDUCTOR)
-    counts = {"none": [], "last": [0], "all": list(range(len(names)))}[rewrites] if names else []
+    used, names = model.rewrites(model.core, INDUCTOR), model.known_rewrites.get(model.core, ())
+    counts = {"none": range(0), "last": range(1), "all": range(len(names) + 1)}[rewrites]
     partial = [
         Rung(
             name=f"{INDUCTOR}+{names[count - 1]}" if count else f"{INDUCTOR}-plain",
@@ -119,8 +119,9 @@ def _rewritten(model: VideoModel, precision: str, rewrites: str) -> list[Rung]:
             about_s=200,
         )
         for count in counts
+        if names[:count] != used
     ]
-    title = f"AOTInductor, {len(names)} rewrites" if names else "AOTInductor"
+    title = f"AOTInductor, {len(used)} rewrites" if used else "AOTInductor"
     return [*partial, Rung(INDUCTOR, title, ENGINES, precision, 1, INDUCTOR, headline=True, about_s=300)]
 
 

@@ -14,11 +14,11 @@ MOMENT_CHANNELS = 64
 
 @triton.jit
 def _short_attention(
-    q_ptr, k_ptr, v_ptr, out_ptr, places, heads, tokens, scale,
+    q_ptr, k_ptr, v_ptr, out_ptr, places, heads, tokens,
     q_batch, q_token, q_place, q_head,
     k_batch, k_token, k_place, k_head,
     v_batch, v_token, v_place, v_head,
-    TOKENS: tl.constexpr, WIDTH: tl.constexpr,
+    TOKENS: tl.constexpr, WIDTH: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
     """One head at one place of one batch item."""
     index = tl.program_id(0).to(tl.int64)
@@ -34,7 +34,7 @@ def _short_attention(
     q = tl.load(q_at, mask=there, other=0.0)
     k = tl.load(k_at, mask=there, other=0.0)
     v = tl.load(v_at, mask=there, other=0.0)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * SCALE
     scores = tl.where((token < tokens)[None, :], scores, float("-inf"))
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     mixed = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / tl.sum(weights, 1)[:, None]
@@ -47,9 +47,9 @@ def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
     batch, tokens, places, heads, width = q.shape
     out = torch.empty((batch, tokens, places, heads, width), dtype=q.dtype, device=q.device)
     torch.library.wrap_triton(_short_attention)[(batch * places * heads,)](
-        q, k, v, out, places, heads, tokens, width**-0.5 * LOG2_E,
+        q, k, v, out, places, heads, tokens,
         *q.stride()[:4], *k.stride()[:4], *v.stride()[:4],
-        TOKENS=max(16, triton.next_power_of_2(tokens)), WIDTH=width, num_warps=1,
+        TOKENS=max(16, triton.next_power_of_2(tokens)), WIDTH=width, SCALE=width**-0.5 * LOG2_E, num_warps=1,
     )  # fmt: skip
     return out
 
@@ -114,9 +114,12 @@ def _measure(
     chunks, chunk_rows = _chunks(rows)
     moments = torch.empty((items, chunks, 2, channels), dtype=torch.float32, device=x.device)
     total = x if other is None and bias is None else torch.empty_like(x)
+    # In the place of pointers that go unused. Not x again: a compiled graph would compute it once for each.
+    unused = torch.empty((1,), dtype=torch.float32, device=x.device)
     width = min(MOMENT_CHANNELS, triton.next_power_of_2(channels))
     torch.library.wrap_triton(_moments)[(chunks, items, triton.cdiv(channels, width))](
-        x, x if other is None else other, x if bias is None else bias, total, moments, rows, channels, chunk_rows,
+        x, unused if other is None else other, unused if bias is None else bias,
+        unused if total is x else total, moments, rows, channels, chunk_rows,
         ADD=other is not None, BIAS=bias is not None, ROWS=8 if total is x else 16, CHANNELS=width, num_warps=2,
     )  # fmt: skip
     return total, moments
@@ -137,8 +140,8 @@ def add_and_measure(
 @triton.jit
 def _scale_and_shift(
     moments_ptr, offset_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr,
-    rows, channels, chunks, chunk_rows, items, offset_batch, outs_per_batch, eps,
-    OFFSET: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr,
+    rows, channels, chunks, chunk_rows, items, offset_batch, outs_per_batch,
+    EPS: tl.constexpr, OFFSET: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """A group's mean and variance from its channels' moments over `items` items of `chunks` chunks each."""
     group = tl.program_id(0)
@@ -173,7 +176,7 @@ def _scale_and_shift(
         spread += tl.where(there, inner + count * away * away, 0.0)
     variance = tl.sum(tl.sum(spread, 1), 0) / size
     weight = tl.load(weight_ptr + channel, mask=inside, other=0.0).to(tl.float32)
-    scale = weight / tl.sqrt(variance + eps)
+    scale = weight / tl.sqrt(variance + EPS)
     shift = tl.load(bias_ptr + channel, mask=inside, other=0.0).to(tl.float32) + (offset - centre) * scale
     tl.store(scale_ptr + out * channels + channel, scale, mask=inside)
     tl.store(shift_ptr + out * channels + channel, shift, mask=inside)
@@ -197,8 +200,8 @@ def scale_and_shift(
     per_batch = 1 if offset is None else outs // offset.shape[0]
     torch.library.wrap_triton(_scale_and_shift)[(groups, outs)](
         moments, moments if offset is None else offset, weight, bias, scale, shift,
-        rows, channels, chunks, _chunks(rows)[1], items, 0 if offset is None else offset.stride(0), per_batch, eps,
-        OFFSET=offset is not None, GROUP=channels // groups, WIDTH=triton.next_power_of_2(channels // groups),
+        rows, channels, chunks, _chunks(rows)[1], items, 0 if offset is None else offset.stride(0), per_batch,
+        EPS=eps, OFFSET=offset is not None, GROUP=channels // groups, WIDTH=triton.next_power_of_2(channels // groups),
         CHUNKS=32, num_warps=4,
     )  # fmt: skip
     return scale, shift

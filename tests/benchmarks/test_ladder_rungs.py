@@ -31,6 +31,7 @@ class Model:
     """As much of a model as the ladder asks."""
 
     core = "core"
+    known_rewrites = {"core": ("one", "three", "two")}
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         assert (component, backend) == ("core", "inductor")
@@ -66,6 +67,16 @@ def test_the_ladder_on_a_gpu(model: Any) -> None:
 def test_how_many_rewrites(model: Any, rewrites: str, count: int) -> None:
     rungs, _ = ladder(model, GPU, rewrites)
     assert sum(rung.backend == "inductor" for rung in rungs) == count
+
+
+def test_rewrites_that_are_not_taken_unasked_are_measured_all_the_same(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "rewrites", lambda *_: ())
+    rungs, _ = ladder(model, GPU, "all")
+    assert [rung.name for rung in rungs if rung.backend == "inductor"] == [
+        "inductor+one", "inductor+three", "inductor+two", "inductor",
+    ]  # fmt: skip
 
 
 def test_a_cpu_has_no_graphs_and_no_half_precision(model: Any) -> None:
