@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Replay:
             before = torch.cuda.memory_reserved(device)
             self._graph = torch.cuda.CUDAGraph()
             # Other threads of the host may use the GPU meanwhile.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, stream=_side_stream(device), capture_error_mode="thread_local"):
                 self._outputs = call(self._inputs)
         self.memory_bytes = max(torch.cuda.memory_reserved(device) - before, 0)
         """Device memory that the graph holds for its intermediate results."""
@@ -43,10 +44,10 @@ class Replay:
         return {name: tensor.clone() for name, tensor in self._outputs.items()}
 
     def _warm_up(self, call: Call, device: torch.device) -> None:
-        """One call beside the capture's stream, where libraries make what they make on first use."""
+        """One call on the capture's stream, where libraries make what they make on first use."""
         import torch
 
-        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        current, side = torch.cuda.current_stream(device), _side_stream(device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             call(self._inputs)
@@ -61,6 +62,14 @@ class Replay:
             self._inputs[name].copy_(tensor, non_blocking=True)
             # Held, so that no other tensor can come to lie at its address.
             self._last[name] = (stamp, tensor)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream that graphs are captured on: cuBLAS keeps a workspace for every stream it has seen."""
+    import torch
+
+    return torch.cuda.Stream(device)
 
 
 def _stamp(tensor: torch.Tensor) -> tuple[Any, ...] | None:
