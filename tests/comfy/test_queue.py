@@ -69,9 +69,9 @@ def test_one_workflow_with_a_picture_and_settings(
     sampler = next(node["inputs"] for node in prompt.values() if node["class_type"] == "I2VTRT_DDIMSampler")
     assert (sampler["steps"], sampler["seed"]) == (3, 11)
     assert any(node["inputs"].get("prompt") == "a wave, that is = water" for node in prompt.values())
-    assert {"Picture", "Model", "Conditioning", "Sampler", "Decode", "Save"} == {
-        line.rsplit(": ", 1)[1] for line in shown.err.splitlines()
-    }
+    stages = {line.rsplit(": ", 1)[1] for line in shown.err.splitlines()}
+    assert {"Conditioning", "Sampler", "Decode", "Save"} <= stages  # the server may have kept the rest
+    assert stages <= {"Picture", "Model", "Conditioning", "Sampler", "Decode", "Save"}
     previews = list((here / "previews").rglob("*.jpg"))
     assert len(previews) >= 3
     assert all(Image.open(path).width > 0 for path in previews)
