@@ -95,7 +95,10 @@ class SaveVideo(io.ComfyNode):
         progress.say("\n".join(lines))
         played = frames[list(play_order(len(frames), pingpong=True))] if pingpong else frames
         components = Types.VideoComponents(images=played, frame_rate=Fraction(options.rate), audio=audio)
-        return io.NodeOutput(InputImpl.VideoFromComponents(components), ui=host.text_ui(lines, shown))
+        # `images` is for the page; programs fetch the file itself, which the page may have a stand-in for.
+        files = [{"filename": place.filename, "subfolder": place.subfolder, "type": "output"}]
+        ui = host.text_ui(lines, {**shown, "files": files})
+        return io.NodeOutput(InputImpl.VideoFromComponents(components), ui=ui)
 
 
 def _crf(value: Any) -> float | None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
+from i2v_tensorrt.jobs.comfy_messages import made_files
 from i2v_tensorrt.tests.comfy.graphs import PICTURE, SAVE, Prompt, node, save, text
 
 CONTAINERS = {
@@ -63,6 +64,15 @@ def test_a_video_of_every_kind_is_written(client: ComfyClient, output: Path, key
         middle = [frame.to_ndarray(format="rgb24")[24, 32].tolist() for frame in video.decode(stream)]
     assert [max(range(3), key=colour.__getitem__) for colour in middle] == [0, 1, 2]
     assert {"prompt"} <= {name.lower() for name in video.metadata}
+
+
+@pytest.mark.parametrize("key", ["mp4-h264", "mp4-h265", "mkv-ffv1", "gif"])
+def test_a_program_is_told_of_the_file_itself(client: ComfyClient, output: Path, key: str) -> None:
+    """Not of what the page plays in its place."""
+    result = run(client, three_colours(format=key, filename_prefix=f"told/{key}"))
+    (file,) = made_files(result.outputs)
+    assert output / file.subfolder / file.filename == written(result, output)
+    assert client.view(file.filename, file.subfolder, file.type) == written(result, output).read_bytes()
 
 
 @pytest.mark.parametrize("key", IMAGES)
