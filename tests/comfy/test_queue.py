@@ -24,6 +24,7 @@ from i2v_tensorrt.jobs.queue_command import main
 from i2v_tensorrt.tests.comfy.conftest import PACK
 from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, PICTURE, SAVE, clip, gradient, node
 from i2v_tensorrt.tests.counts import Evidence, counted
+from i2v_tensorrt.tests.interrupts import heed_interrupts
 
 FRAMES, SIDE = 4, 64
 
@@ -126,7 +127,14 @@ def start_client(folder: Path, url: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(PACK / "run.py"), "--inside", "queue", "clip.json", "--image", "in"]
     command += ["--out", "out", "--server", url, "--json"]
     with (folder / "client.log").open("a") as log:
-        return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            preexec_fn=None if sys.platform == "win32" else heed_interrupts,
+        )
 
 
 def wait_until(is_so: Callable[[], bool], client: subprocess.Popen[str]) -> None:

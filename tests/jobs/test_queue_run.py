@@ -22,6 +22,7 @@ from i2v_tensorrt.jobs.queue_ledger import LEDGER, Ledger
 from i2v_tensorrt.jobs.queue_report import JobResult, Report
 from i2v_tensorrt.jobs.queue_run import Patience, QueueRun
 from i2v_tensorrt.jobs.queue_workflow import Place, Workflow
+from i2v_tensorrt.tests.interrupts import heed_interrupts
 from i2v_tensorrt.tests.jobs.fake_comfy import FakeComfy, write_pictures
 
 GRAPH = {
@@ -283,7 +284,8 @@ class Client:
     def start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", CLIENT.format(run=str(RUN)), *self.arguments]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, cwd=self.folder, text=True, **pipes)
+        before = None if sys.platform == "win32" else heed_interrupts
+        return subprocess.Popen(command, cwd=self.folder, text=True, preexec_fn=before, **pipes)
 
     def finish(self) -> tuple[int, list[dict[str, Any]]]:
         with self.start() as process:
