@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -115,7 +116,8 @@ class InductorRunner(Runner):
             try:
                 # aoti_load_package would first compile probes to learn what this CPU can do, for half a minute
                 # in a new process; the engine's target has said it.
-                return AOTICompiledModel(torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index))
+                aoti: Any = import_module("torch._C._aoti")
+                return AOTICompiledModel(aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index))
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # PyTorch raises bare ones
