@@ -156,19 +156,21 @@ class LeanCore(Core):
         return x.permute(0, 4, 1, 2, 3)
 
     def _layer(self, block: Any, layer: int, at: lean.Signal, emb: torch.Tensor, context: torch.Tensor) -> lean.Signal:
-        at = lean.resnet(at, block.resnets[layer], emb, self.on)
-        at = lean.temporal_conv(at, block.temp_convs[layer], self.on)
+        at = self._convolve(at, block, layer, emb)
         return self._attend(at, block, layer, context) if _attends(block) else at
-
-    def _attend(self, at: lean.Signal, block: Any, layer: int, context: torch.Tensor) -> lean.Signal:
-        at = lean.spatial_transformer(at, block.attentions[layer], context, self.on)
-        return lean.temporal_transformer(at, block.temp_attentions[layer], self.on)
 
     def _middle(self, at: lean.Signal, emb: torch.Tensor, context: torch.Tensor) -> lean.Signal:
         block = self.mid_block
         for layer in range(len(block.resnets)):
             if layer:
                 at = self._attend(at, block, layer - 1, context)
-            at = lean.resnet(at, block.resnets[layer], emb, self.on)
-            at = lean.temporal_conv(at, block.temp_convs[layer], self.on)
+            at = self._convolve(at, block, layer, emb)
         return at
+
+    def _convolve(self, at: lean.Signal, block: Any, layer: int, emb: torch.Tensor) -> lean.Signal:
+        at = lean.resnet(at, block.resnets[layer], emb, self.on)
+        return lean.temporal_conv(at, block.temp_convs[layer], self.on)
+
+    def _attend(self, at: lean.Signal, block: Any, layer: int, context: torch.Tensor) -> lean.Signal:
+        at = lean.spatial_transformer(at, block.attentions[layer], context, self.on)
+        return lean.temporal_transformer(at, block.temp_attentions[layer], self.on)
