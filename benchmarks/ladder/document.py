@@ -17,6 +17,9 @@ from .rungs import COMPILED, REFERENCE
 SCHEMA = 1
 BENCHMARK = "ladder"
 
+Point = dict[str, Any]
+"""One point of the sweep: where it lies, and its figures or the reason why it has none."""
+
 
 @dataclass
 class Document:
@@ -29,7 +32,7 @@ class Document:
     date: str
     options: Mapping[str, Any]
     rows: dict[str, Row] = field(default_factory=dict)
-    sweep: list[dict[str, Any]] = field(default_factory=list)
+    sweep: list[Point] = field(default_factory=list)
 
     def to_json(self) -> str:
         """The document as text, with the meaning of every figure."""

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ from ...pipeline.cache import ConditioningCache
 from ...pipeline.models.registry import open_model
 from ...pipeline.sampling import SamplerSettings
 from .child import Order
-from .document import write_text
+from .document import Point, write_text
 from .flops import count_tflop
 from .job import Job
 from .measure import GIB, StageClock, free_memory, sample_ms
@@ -34,8 +33,6 @@ SIDES, USUAL_SIDE, SIDE_UNIT = (256, 384, 512, 640, 768, 896, 1024), 512, 64
 STEPS, USUAL_STEPS = (10, 20, 30, 40, 50), 50
 SAMPLES = 5
 AXES = ("frames", "size", "steps")
-
-Point = dict[str, Any]
 
 
 @dataclass(frozen=True)

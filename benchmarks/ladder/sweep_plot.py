@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .document import Document
+from .document import Document, Point
 from .draw import GRID, INK, SOFT, Card, Colour, ticks
 
 WIDTH, HEIGHT = 1600, 680
 SIDE, TOP, BOTTOM = 48, 200, 142
 GAP = 92
 SERIES: dict[str, Colour] = {"frames": (52, 104, 214), "size": (224, 116, 32), "steps": (22, 160, 133)}
-Point = dict[str, Any]
 
 
 @dataclass(frozen=True)
