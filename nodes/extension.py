@@ -19,4 +19,5 @@ class I2VExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         host.register_folders()
+        host.provide_picture()
         return [ModelLoader, EngineBuilder, EngineLoader, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from ..engine_builder.backends.base import Runner
 from ..engine_builder.backends.registry import choose_backend
 from ..engine_builder.errors import CheckpointError, I2VError, StorageError
 from ..engine_builder.store import EngineStore
-from ..jobs.demo_model import BUNDLED, BUNDLED_NAME
+from ..jobs.demo_model import BUNDLED, BUNDLED_NAME, PICTURE
+from ..pipeline.atomic_file import atomic_file
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.models.checkpoint import INDEX
 from .paths import check_name, inside
@@ -49,6 +51,21 @@ def register_folders() -> None:
     """Tells ComfyUI of models/i2v and models/i2v_engines, which extra_model_paths.yaml may move."""
     for key in (MODELS, ENGINES):
         folder_paths.add_model_folder_path(key, str(Path(folder_paths.models_dir) / key), is_default=True)
+
+
+def provide_picture() -> None:
+    """Puts the picture of the shipped workflows into ComfyUI's input folder, so that they run as they open.
+
+    One of that name that is there already stays, and a folder that may not be written is no reason to stop.
+    """
+    target = Path(folder_paths.get_input_directory()) / PICTURE.name
+    if target.exists():
+        return
+    try:
+        with atomic_file(target) as temporary:
+            shutil.copyfile(PICTURE, temporary)
+    except StorageError as error:
+        log.warning("The workflows' picture is not among the inputs: %s", error)
 
 
 def checkpoints() -> dict[str, Path]:

@@ -1,7 +1,10 @@
 """The pack in a live ComfyUI."""
 
+from pathlib import Path
+
 from i2v_tensorrt.jobs.comfy_client import ComfyClient
-from i2v_tensorrt.jobs.comfy_host import ComfyServer
+from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, link_pack, start_server
+from i2v_tensorrt.jobs.demo_model import PACK, PICTURE
 
 
 def test_no_import_failed(server: ComfyServer, client: ComfyClient) -> None:
@@ -17,3 +20,20 @@ def test_the_pack_brings_its_nodes(client: ComfyClient) -> None:
     ours = {name for name, node in client.object_info().items() if node["python_module"] == module}
     assert ours
     assert all(name.startswith("I2VTRT_") for name in ours)
+
+
+def test_the_picture_of_the_workflows_is_among_the_inputs(client: ComfyClient, base_directory: Path) -> None:
+    assert (base_directory / "input" / PICTURE.name).read_bytes() == PICTURE.read_bytes()
+    assert PICTURE.name in client.object_info()["LoadImage"]["input"]["required"]["image"][0]
+
+
+def test_a_picture_of_the_user_s_own_by_that_name_stays(
+    host: ComfyHost, server_arguments: list[str], tmp_path: Path
+) -> None:
+    link_pack(PACK, tmp_path)
+    place = tmp_path / "input" / PICTURE.name
+    place.parent.mkdir()
+    place.write_bytes(b"the user's own")
+    with start_server(host, tmp_path, server_arguments) as server:
+        assert any(name.startswith("I2VTRT_") for name in ComfyClient(server.url).object_info())
+    assert place.read_bytes() == b"the user's own"
