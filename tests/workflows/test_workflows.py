@@ -91,6 +91,11 @@ class TestWorkflow:
                 for axis, title in ((0, 0), (1, TITLE_HEIGHT))
             ), (one["type"], other["type"])
 
+    def test_values_by_name_are_those_by_place(self, name: str) -> None:
+        """The page stores both and may read either."""
+        for node in graph(name)["nodes"]:
+            assert list(node.get("widgets_values_named", {}).values()) in ([], node["widgets_values"])
+
     def test_a_picture_shows_it(self, name: str) -> None:
         path = WORKFLOWS / f"{name}.jpg"  # the format that the page's list of templates asks for
         with Image.open(path) as picture:
