@@ -11,7 +11,7 @@ from ..engine_builder.errors import InputError
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.conditioning import Conditioning, condition
 from ..pipeline.decode import OnChunk, decode
-from ..pipeline.models.base import ClipRequest, Stage
+from ..pipeline.models.base import ClipRequest, GuidanceScale, Stage, VideoModel
 from ..pipeline.sampling import OnStep, SamplerSettings, make_scheduler, sample
 from .engines import EngineSet, clip_sizes
 
@@ -20,15 +20,21 @@ MAX_GUIDANCE = 100.0
 
 @dataclass(frozen=True)
 class Denoising:
-    """How to sample a clip. A guidance scale of 1 or less runs the conditional branch alone, in half the time."""
+    """How to sample a clip. A guidance scale of 1 or less runs the conditional branch alone, in half the time.
+
+    With `min_guidance_scale` guidance goes evenly from that in the first frame to `guidance_scale` in the
+    last; None leaves it to the family.
+    """
 
     seed: int
     guidance_scale: float
     sampler: SamplerSettings
+    min_guidance_scale: float | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= MAX_GUIDANCE):
-            raise InputError(f"Guidance is a number from 0 to {MAX_GUIDANCE:g}, found {self.guidance_scale}.")
+        for scale in (self.guidance_scale, self.min_guidance_scale):
+            if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):
+                raise InputError(f"Guidance is a number from 0 to {MAX_GUIDANCE:g}, found {scale}.")
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 64:
             raise InputError(f"The seed is a whole number from 0 to {(1 << 64) - 1}, found {self.seed}.")
 
@@ -49,15 +55,19 @@ def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoi
     model, device = engines.model, engines.device
     if conditioning.family != model.family:
         raise InputError(f"Expected conditioning of {model.family}, found {conditioning.family}.")
+    if denoising.sampler.scheduler not in model.schedulers:
+        known, found = " or ".join(model.schedulers), denoising.sampler.scheduler
+        raise InputError(f"{model.title} is sampled by the scheduler {known}, found {found}.")
     guided = denoising.guidance_scale > 1
     tensors = {name: tensor.to(device) for name, tensor in conditioning.tensors.items()}
     sizes = clip_sizes(model, conditioning.width, conditioning.height, conditioning.num_frames, guided=guided)
     runner = engines.runner(model.core, sizes)
+    guidance = _guidance(model, denoising, conditioning.num_frames, device)
 
     def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         # Without waiting: what was queued before must not be done first.
         inputs = model.prepare_input(x, t.to(device, non_blocking=True), tensors, guided)
-        return model.combine(runner(inputs), denoising.guidance_scale)
+        return model.combine(runner(inputs), guidance)
 
     generator = torch.Generator().manual_seed(denoising.seed)
     noise = model.noise(conditioning.width, conditioning.height, conditioning.num_frames, generator)
@@ -66,6 +76,14 @@ def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoi
     if not bool(torch.isfinite(latents).all()):
         raise InputError(f"Sampling gave values that are not finite in {engines.precision}: choose bf16 or fp32.")
     return latents.cpu() / model.latent_scale
+
+
+def _guidance(model: VideoModel, denoising: Denoising, num_frames: int, device: torch.device) -> GuidanceScale:
+    first, last = denoising.min_guidance_scale, denoising.guidance_scale
+    first = model.min_guidance_scale if first is None else first
+    if first is None:
+        return last
+    return torch.linspace(first, last, num_frames).reshape(-1, 1, 1, 1).to(device)
 
 
 def decode_clip(engines: EngineSet, latents: torch.Tensor, chunk: int, on_chunk: OnChunk) -> torch.Tensor:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -21,14 +21,19 @@ MIN_SIDE, MAX_SIDE = 64, 2048
 MAX_FRAMES = 64
 MAX_FPS = 120
 MAX_PROMPT_CHARS = 100_000
+MAX_MOTION = 1023
+MAX_NOISE_AUG = 10.0
+MAX_SEED = (1 << 64) - 1
 
-_FIELDS = {
+_FIELDS: dict[str, tuple[str, int, int]] = {
     "prompt": ("The prompt", 0, MAX_PROMPT_CHARS),
     "negative_prompt": ("The negative prompt", 0, MAX_PROMPT_CHARS),
     "width": ("Width", MIN_SIDE, MAX_SIDE),
     "height": ("Height", MIN_SIDE, MAX_SIDE),
     "num_frames": ("The number of frames", 1, MAX_FRAMES),
     "fps": ("Fps", 1, MAX_FPS),
+    "motion_bucket_id": ("The motion bucket", 0, MAX_MOTION),
+    "noise_aug_seed": ("The noise augmentation's seed", 0, MAX_SEED),
 }
 """What a sentence calls each field of a request, and its least and greatest value or length."""
 
@@ -55,6 +60,11 @@ class Conditioning:
 def check_request(request: ClipRequest) -> None:
     """Raises InputError with one sentence for the first value that cannot be served."""
     check_fields({name: getattr(request, name) for name in _FIELDS})
+    strength = request.noise_aug_strength
+    if not 0 <= strength <= MAX_NOISE_AUG:
+        raise InputError(
+            f"The noise augmentation's strength is a number from 0 to {MAX_NOISE_AUG:g}, found {strength}."
+        )
     if request.picture.mode != "RGB":
         raise InputError(f"Expected a picture in RGB, found {request.picture.mode}.")
 
@@ -92,18 +102,23 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
 
 def conditioning_key(model: VideoModel, request: ClipRequest, precision: str) -> str:
     """The name of a request's conditioning: a digest of everything that goes into it."""
+    names = {field.name for field in fields(request)} - {"picture", *model.unused}
     content = {
         "schema": SCHEMA,
         "family": model.family,
         "model": model.encode_sha256,
         "precision": precision,
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
         "picture": hashlib.sha256(request.picture.tobytes()).hexdigest(),
         "picture_size": request.picture.size,
-        "size": [request.width, request.height, request.num_frames, request.fps],
+        "request": {name: getattr(request, name) for name in names},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def unused_notes(model: VideoModel, request: ClipRequest) -> tuple[str, ...]:
+    """A sentence for what was set though it means nothing to the family; what was left alone needs none."""
+    found = [told for name, told in model.unused.items() if getattr(request, name) != getattr(ClipRequest, name, "")]
+    return tuple(dict.fromkeys(found))
 
 
 def condition(
@@ -145,7 +160,7 @@ def _conditioning(
         num_frames=request.num_frames,
         fps=request.fps,
         tensors=encoded.tensors,
-        notes=encoded.notes,
+        notes=(*encoded.notes, *unused_notes(model, request)),
         place=place,
         encode_s=encode_s,
     )

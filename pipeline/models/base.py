@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Union
 from weakref import WeakValueDictionary
 
 from ...engine_builder.errors import InputError
 from ...engine_builder.source import NetworkSource
 from ...engine_builder.spec import NetworkSpec
+from ..sampling import SCHEDULERS
 from .checkpoint import Checkpoint
 from .parts import load_part
 
@@ -26,10 +27,17 @@ Run = Callable[[str, Mapping[str, "torch.Tensor"]], Mapping[str, "torch.Tensor"]
 Stage = Callable[[str, int, int], None]
 """Told the name of the stage, how many steps are done and how many there are; may raise to interrupt."""
 
+GuidanceScale = Union[float, "torch.Tensor"]
+"""How far to go from the unconditional to the conditional prediction: one number, or float32 [frames, 1, 1, 1]."""
+
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """What one clip is made from: a picture in RGB, width and height in pixels, `fps` in frames per second."""
+    """What one clip is made from: a picture in RGB, width and height in pixels, `fps` in frames per second.
+
+    What a family makes no use of is named in its `unused`. `noise_aug_strength` is the standard deviation of
+    the noise laid over the picture in -1..1, drawn from `noise_aug_seed`.
+    """
 
     picture: PIL.Image.Image
     prompt: str
@@ -38,6 +46,9 @@ class ClipRequest:
     height: int
     num_frames: int
     fps: int
+    motion_bucket_id: int = 127
+    noise_aug_strength: float = 0.02
+    noise_aug_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,8 +81,20 @@ class VideoModel(ABC):
     """A checkpoint of one family. Holds no weights: those are loaded by its components."""
 
     family: ClassVar[str]
+    title: ClassVar[str]
+    """What people call the family."""
     pipeline_class: ClassVar[str]
     """The class in model_index.json by which the family is recognised."""
+    hints: ClassVar[tuple[str, ...]] = ()
+    """What a user should know who comes from another family, a sentence each."""
+    unused: ClassVar[Mapping[str, str]] = {}
+    """Fields of a request that mean nothing to the family, and the sentence for who sets one."""
+    schedulers: ClassVar[tuple[str, ...]] = tuple(SCHEDULERS)
+    """The schedulers that the family's networks were trained for."""
+    min_guidance_scale: ClassVar[float | None] = None
+    """The first frame's guidance where it rises towards the last; None where all frames have the same."""
+    decodes_over_time: ClassVar[bool] = False
+    """Whether a decoded frame depends on the others of its chunk."""
     core: ClassVar[str] = "core"
     """The component that runs at every step."""
     engine_components: ClassVar[tuple[str, ...]]
@@ -174,5 +197,16 @@ class VideoModel(ABC):
         """The core's inputs for latents [frames, channels, height, width] at timestep `t` (a scalar)."""
 
     @abstractmethod
-    def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: float) -> torch.Tensor:
+    def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: GuidanceScale) -> torch.Tensor:
         """The guided prediction, float32 [frames, channels, height, width], from the core's outputs."""
+
+
+def guide(prediction: torch.Tensor, guidance_scale: GuidanceScale) -> torch.Tensor:
+    """Classifier-free guidance over [branches, frames, ...], float32 [frames, ...]; one branch stays as it is.
+
+    Ho and Salimans 2022, arXiv:2207.12598.
+    """
+    if len(prediction) == 1:
+        return prediction[0].float()
+    unconditional, conditional = prediction.float()
+    return unconditional + guidance_scale * (conditional - unconditional)

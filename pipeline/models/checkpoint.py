@@ -35,6 +35,8 @@ class Part:
     folder: Path
     config: Mapping[str, Any]
     weights: Mapping[str, tuple[Path, ...]]
+    class_name: str = ""
+    """The library class that model_index.json names."""
 
     @property
     def config_path(self) -> Path:
@@ -104,7 +106,7 @@ def open_checkpoint(
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
         if found not in classes:
             raise CheckpointError(f"{folder / INDEX}: expected {name} to be {' or '.join(classes)}, found {found}.")
-    parts = {name: _open_part(folder / name) for name in expected}
+    parts = {name: replace(_open_part(folder / name), class_name=index[name][1]) for name in expected}
     for name, kinds in settings.items():
         _check_settings(parts[name], kinds)
     return Checkpoint(folder, parts)

@@ -8,28 +8,25 @@ batches, its adaptive pooling for other sizes).
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from types import ModuleType
+from typing import ClassVar
 
 import torch
 from PIL import Image
 
 from ...engine_builder.errors import CheckpointError
-from ...engine_builder.spec import DimRange, Guidance, NetworkSpec, Scope, ShapeProfile, TensorSpec
+from ...engine_builder.spec import Guidance, Scope, TensorSpec
 from .. import kernels
-from ..decode import BYTES_PER_PIXEL
 from ..picture import cover, to_unit_tensor
 from . import i2vgen_xl_networks, lean, lean_vae, parts
-from .base import ClipRequest, Component, Encoded, Run, Stage, VideoModel
-from .checkpoint import Checkpoint, open_checkpoint
+from .base import ClipRequest, Encoded, GuidanceScale, Run, Stage, guide
+from .checkpoint import Checkpoint
+from .diffusers_family import DiffusersFamily, Network
 from .i2vgen_xl_networks import CORE_REWRITES, Conditioner, Core, LeanCore
 from .lean_vae import LeanVaeDecoder
-from .parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder, code_of, tokenize
+from .parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder, tokenize
 
 LAYOUT: dict[str, tuple[str, ...]] = {
     "unet": ("I2VGenXLUNet",),
@@ -41,7 +38,6 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "scheduler": ("DDIMScheduler",),
 }
 CODE = (sys.modules[__name__], i2vgen_xl_networks, lean, lean_vae, parts, kernels)
-"""What makes the networks: engines are not older than any of it."""
 SETTINGS: dict[str, dict[str, type]] = {
     "unet": {"in_channels": int, "cross_attention_dim": int, "block_out_channels": list},
     "vae": {"scaling_factor": float},
@@ -49,40 +45,17 @@ SETTINGS: dict[str, dict[str, type]] = {
     "image_encoder": {"image_size": int, "projection_dim": int},
     "feature_extractor": {"image_mean": list, "image_std": list},
 }
-"""What is read of the configurations here; the libraries read the rest."""
 REWRITTEN_UNASKED = {("vae_decoder", "inductor"): lean_vae.REWRITES}
-"""The rewrites that a backend's engine is built from unless the user says which.
-
-None for the core: rewritten it is right in eager PyTorch on a GPU and compiled for a CPU, but the engine that
+"""None for the core: rewritten it is right in eager PyTorch on a GPU and compiled for a CPU, but the engine that
 Inductor of PyTorch 2.11 compiled for an H200 was wrong, for a reason not found yet; the gate refuses it.
 """
-MAX_FRAMES = 64
-MIN_LATENT_SIDE = 8
-MAX_LATENT_SIDE = 256
 PICTURE_TOKENS = 64
 """What the conditioner makes of the picture's latents: 32x32 after pooling, halved twice, as tokens."""
 TRAIN_TIMESTEPS = 1000
-CORE_SCRATCH_BYTES = 20_000
-"""For each latent place of each frame and branch, in half precision: 2.5 GiB at 512x512, 16 frames, guided."""
-VAE_SCRATCH_BYTES = 64 * BYTES_PER_PIXEL
-SMALL_SCRATCH_BYTES = 64 << 20
+NO_MOTION = "I2VGen-XL is told to move by its prompt: motion bucket and noise augmentation are not used."
 
 
-@dataclass(frozen=True)
-class _Network:
-    """How a component is made: the checkpoint's part it comes from, its module, tensors, and shape limits."""
-
-    part: str
-    module: Callable[[Any], torch.nn.Module]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    ranges: tuple[str, ...]
-    exportable: bool = True
-    rewritten: Callable[[Any, tuple[str, ...]], torch.nn.Module] | None = None
-    """The module with rewrites, where there are any."""
-
-
-def _networks(checkpoint: Checkpoint) -> dict[str, _Network]:
+def _networks(checkpoint: Checkpoint) -> dict[str, Network]:
     """Every component of the family, with sizes read from the checkpoint's configurations."""
     unet, text, vision = (checkpoint.parts[name].config for name in ("unet", "text_encoder", "image_encoder"))
     tokens, width = text["max_position_embeddings"], unet["cross_attention_dim"]
@@ -115,13 +88,13 @@ def _networks(checkpoint: Checkpoint) -> dict[str, _Network]:
     picture, frames = (TensorSpec("image", (n, 3, *pixel_plane), scope=clip) for n in (1, "chunk"))
     first, latents = (TensorSpec("latents", (n, 4, *plane), scope=clip) for n in (1, "chunk"))
     return {
-        "text_encoder": _Network("text_encoder", TextEncoder, (ids,), (text_states,), ("batch",)),
-        "image_encoder": _Network("image_encoder", ImageEncoder, (pixels,), (image_embeds,), ()),
-        "vae_encoder": _Network("vae", VaeEncoder, (picture,), (first,), plane),
-        "conditioner": _Network(
+        "text_encoder": Network("text_encoder", TextEncoder, (ids,), (text_states,), ("batch",)),
+        "image_encoder": Network("image_encoder", ImageEncoder, (pixels,), (image_embeds,), ()),
+        "vae_encoder": Network("vae", VaeEncoder, (picture,), (first,), plane),
+        "conditioner": Network(
             "unet", Conditioner, conditioner_inputs, (image_cond, fps_emb, context_spec), (), exportable=False
         ),
-        "core": _Network(
+        "core": Network(
             "unet",
             Core,
             core_inputs,
@@ -129,28 +102,15 @@ def _networks(checkpoint: Checkpoint) -> dict[str, _Network]:
             ("batch", "frames", *plane),
             rewritten=LeanCore,
         ),
-        "vae_decoder": _Network("vae", VaeDecoder, (latents,), (frames,), ("chunk", *plane), rewritten=LeanVaeDecoder),
+        "vae_decoder": Network("vae", VaeDecoder, (latents,), (frames,), ("chunk", *plane), rewritten=LeanVaeDecoder),
     }
 
 
-def _limits(component: str, ranges: tuple[str, ...], side_multiple: int) -> ShapeProfile:
-    """The sizes that an engine of the component may serve; eager PyTorch takes others too."""
-    step = side_multiple if component == "core" else 1
-    side = DimRange(MIN_LATENT_SIDE, max(64, step), MAX_LATENT_SIDE, step)
-    known = {
-        "batch": DimRange(1, 2, 2),
-        "frames": DimRange(1, 16, MAX_FRAMES),
-        "chunk": DimRange(1, 8, MAX_FRAMES),
-        "latent_height": side,
-        "latent_width": side,
-    }
-    return ShapeProfile({name: known[name] for name in ranges})
-
-
-class I2VGenXL(VideoModel):
+class I2VGenXL(DiffusersFamily):
     """A checkpoint of the I2VGen-XL architecture."""
 
     family: ClassVar[str] = "i2vgen_xl"
+    title: ClassVar[str] = "I2VGen-XL"
     pipeline_class: ClassVar[str] = "I2VGenXLPipeline"
     engine_components: ClassVar[tuple[str, ...]] = (
         "text_encoder",
@@ -172,68 +132,18 @@ class I2VGenXL(VideoModel):
         "vae_decoder": lean_vae.REWRITES,
     }
 
-    @classmethod
-    def open(cls, folder: Path) -> I2VGenXL:
-        return cls(open_checkpoint(folder, LAYOUT, SETTINGS))
+    layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT
+    settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
+    made_by: ClassVar[tuple[ModuleType, ...]] = CODE
+    core_scratch_bytes: ClassVar[int] = 20_000
+    """2.5 GiB at 512x512, 16 frames, guided."""
+    rewritten_unasked: ClassVar[Mapping[tuple[str, str], tuple[str, ...]]] = REWRITTEN_UNASKED
+    unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("motion_bucket_id", "noise_aug_strength", "noise_aug_seed"), NO_MOTION
+    )
 
-    @property
-    def scheduler_config(self) -> Mapping[str, Any]:
-        return self._config("scheduler")
-
-    @property
-    def latent_scale(self) -> float:
-        return float(self._config("vae")["scaling_factor"])
-
-    @cached_property
-    def encode_sha256(self) -> str:
-        names = ("unet", "vae", "text_encoder", "image_encoder", "tokenizer", "feature_extractor")
-        return hashlib.sha256("".join(self.checkpoint.parts[name].sha256 for name in names).encode()).hexdigest()
-
-    @cached_property
-    def components(self) -> Mapping[str, Component]:
-        return {name: self._component(name, network) for name, network in _networks(self.checkpoint).items()}
-
-    def _component(self, name: str, network: _Network) -> Component:
-        part = self.checkpoint.parts[network.part]
-        side_multiple = 2 ** (len(self._config("unet")["block_out_channels"]) - 1)
-        spec = NetworkSpec(
-            family=self.family,
-            component=name,
-            config_sha256=part.config_sha256,
-            weights_sha256=part.sha256,
-            inputs=network.inputs,
-            outputs=network.outputs,
-            limits=_limits(name, network.ranges, side_multiple),
-            exportable=network.exportable,
-            code=code_of(*(module.__name__ for module in CODE)),
-        )
-        return Component(spec, lambda precision, rewrites=(): self.load(name, precision, rewrites))
-
-    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
-        return REWRITTEN_UNASKED.get((component, backend), ())
-
-    def size_bytes(self, component: str) -> int:
-        return self.checkpoint.parts[_networks(self.checkpoint)[component].part].size_bytes
-
-    def load(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
-        self.check_rewrites(component, rewrites)
-        network = _networks(self.checkpoint)[component]
-        whole = self.part(network.part, precision)
-        made = network.rewritten(whole, rewrites) if network.rewritten and rewrites else network.module(whole)
-        module = made.eval().requires_grad_(False)
-        # Keeps the whole part alive, so that its other components share it instead of reading it again.
-        object.__setattr__(module, "whole", whole)
-        return module
-
-    def _config(self, part: str) -> Mapping[str, Any]:
-        return self.checkpoint.parts[part].config
-
-    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
-        places = sizes.get("latent_height", 8) * sizes.get("latent_width", 8)
-        width = 2 if precision == "fp32" else 1
-        if component == "core":
-            return CORE_SCRATCH_BYTES * width * places * sizes["batch"] * sizes["frames"]
-        return SMALL_SCRATCH_BYTES + VAE_SCRATCH_BYTES * width * places * sizes.get("chunk", 1)
+    def networks(self) -> Mapping[str, Network]:
+        return _networks(self.checkpoint)
 
     def encode(self, request: ClipRequest, run: Run, stage: Stage) -> Encoded:
         """Text, picture and frame rate, each through its encoder, then together through the conditioner."""
@@ -266,18 +176,12 @@ class I2VGenXL(VideoModel):
             **{name: tensor.expand(batch, *tensor.shape[1:]) for name, tensor in clip.items()},
         }
 
-    def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: float) -> torch.Tensor:
-        prediction = outputs["prediction"].float()
-        if len(prediction) == 2:
-            unconditional, conditional = prediction
-            guided = unconditional + guidance_scale * (conditional - unconditional)
-        else:
-            guided = prediction[0]
-        return guided.transpose(0, 1)
+    def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: GuidanceScale) -> torch.Tensor:
+        return guide(outputs["prediction"].transpose(1, 2), guidance_scale)
 
     def _tokenize(self, request: ClipRequest) -> tuple[torch.Tensor, tuple[str, ...]]:
         """Token ids int64 [2, 77] of the negative and the positive prompt, and what was cut off."""
-        config, part = self._config("text_encoder"), self.checkpoint.parts["tokenizer"]
+        config, part = self.config("text_encoder"), self.checkpoint.parts["tokenizer"]
         limit = config["max_position_embeddings"]
         ids, counts = tokenize(part, (request.negative_prompt, request.prompt), limit)
         if int(ids.max()) >= config["vocab_size"]:
@@ -294,7 +198,7 @@ class I2VGenXL(VideoModel):
 
         As I2VGenXLPipeline: cropped to width x width first, whatever the height.
         """
-        extractor, side = self._config("feature_extractor"), self._config("image_encoder")["image_size"]
+        extractor, side = self.config("feature_extractor"), self.config("image_encoder")["image_size"]
         square = cover(request.picture, request.width, request.width).resize((side, side), Image.Resampling.BILINEAR)
         mean, std = (torch.tensor(extractor[name]).reshape(1, 3, 1, 1) for name in ("image_mean", "image_std"))
         return (to_unit_tensor(square) - mean) / std

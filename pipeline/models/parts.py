@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -163,10 +164,5 @@ def no_progress_bars() -> Iterator[None]:
 
 def _class_of(part: Part) -> Any:
     """The library class of a part; imported here, so that only those who load pay for it."""
-    if part.name in ("text_encoder", "image_encoder"):
-        from transformers import CLIPTextModel, CLIPVisionModelWithProjection
-
-        return CLIPTextModel if part.name == "text_encoder" else CLIPVisionModelWithProjection
-    from diffusers import AutoencoderKL, I2VGenXLUNet
-
-    return I2VGenXLUNet if part.name == "unet" else AutoencoderKL
+    library = import_module("transformers" if part.name.endswith("encoder") else "diffusers")
+    return getattr(library, part.class_name)

@@ -1,0 +1,139 @@
+"""What the families of diffusers' layout share: a table of networks over the checkpoint's parts."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from ...engine_builder.spec import DimRange, NetworkSpec, ShapeProfile, TensorSpec
+from ..decode import BYTES_PER_PIXEL
+from .base import Component, VideoModel
+from .checkpoint import open_checkpoint
+from .parts import code_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+MAX_FRAMES = 64
+MIN_LATENT_SIDE = 8
+MAX_LATENT_SIDE = 256
+VAE_SCRATCH_BYTES = 64 * BYTES_PER_PIXEL
+SMALL_SCRATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a component is made: the checkpoint's part it comes from, its module, tensors, and shape limits."""
+
+    part: str
+    module: Callable[[Any], torch.nn.Module]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ranges: tuple[str, ...]
+    exportable: bool = True
+    rewritten: Callable[[Any, tuple[str, ...]], torch.nn.Module] | None = None
+    """The module with rewrites, where there are any."""
+
+
+class DiffusersFamily(VideoModel):
+    """A family by its layout and its table of networks, whose core is a UNet that halves the sides at each level."""
+
+    layout: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Part names, and the classes in model_index.json that will do for each."""
+    settings: ClassVar[Mapping[str, Mapping[str, type]]]
+    """What is read of the configurations here; the libraries read the rest."""
+    made_by: ClassVar[tuple[ModuleType, ...]]
+    """What makes the networks: engines are not older than any of it."""
+    core_scratch_bytes: ClassVar[int]
+    """What the core needs for each latent place of each frame and branch, in half precision."""
+    rewritten_unasked: ClassVar[Mapping[tuple[str, str], tuple[str, ...]]] = {}
+    """The rewrites that a component's engine of a backend is built from unless the user says which."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        return cls(open_checkpoint(folder, cls.layout, cls.settings))
+
+    @abstractmethod
+    def networks(self) -> Mapping[str, Network]:
+        """Every component of the family, with sizes read from the checkpoint's configurations."""
+
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        return self.config("scheduler")
+
+    @property
+    def latent_scale(self) -> float:
+        return float(self.config("vae")["scaling_factor"])
+
+    @cached_property
+    def encode_sha256(self) -> str:
+        digests = [part.sha256 for name, part in self.checkpoint.parts.items() if name != "scheduler"]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    @cached_property
+    def components(self) -> Mapping[str, Component]:
+        return {name: self._component(name, network) for name, network in self.networks().items()}
+
+    def _component(self, name: str, network: Network) -> Component:
+        part = self.checkpoint.parts[network.part]
+        side_multiple = 2 ** (len(self.config("unet")["block_out_channels"]) - 1)
+        spec = NetworkSpec(
+            family=self.family,
+            component=name,
+            config_sha256=part.config_sha256,
+            weights_sha256=part.sha256,
+            inputs=network.inputs,
+            outputs=network.outputs,
+            limits=_limits(network.ranges, side_multiple if name == self.core else 1),
+            exportable=network.exportable,
+            code=code_of(__name__, *(module.__name__ for module in self.made_by)),
+        )
+        return Component(spec, lambda precision, rewrites=(): self.load(name, precision, rewrites))
+
+    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
+        return self.rewritten_unasked.get((component, backend), ())
+
+    def size_bytes(self, component: str) -> int:
+        return self.checkpoint.parts[self.networks()[component].part].size_bytes
+
+    def load(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
+        self.check_rewrites(component, rewrites)
+        network = self.networks()[component]
+        whole = self.part(network.part, precision)
+        made = network.rewritten(whole, rewrites) if network.rewritten and rewrites else network.module(whole)
+        module = made.eval().requires_grad_(False)
+        # Keeps the whole part alive, so that its other components share it instead of reading it again.
+        object.__setattr__(module, "whole", whole)
+        return module
+
+    def config(self, part: str) -> Mapping[str, Any]:
+        """The configuration of a part."""
+        return self.checkpoint.parts[part].config
+
+    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
+        places = sizes.get("latent_height", 8) * sizes.get("latent_width", 8)
+        width = 2 if precision == "fp32" else 1
+        if component == self.core:
+            return self.core_scratch_bytes * width * places * sizes["batch"] * sizes["frames"]
+        return SMALL_SCRATCH_BYTES + VAE_SCRATCH_BYTES * width * places * sizes.get("chunk", 1)
+
+
+def _limits(ranges: tuple[str, ...], side_multiple: int) -> ShapeProfile:
+    """The sizes that an engine may serve; eager PyTorch takes others too."""
+    side = DimRange(MIN_LATENT_SIDE, max(64, side_multiple), MAX_LATENT_SIDE, side_multiple)
+    known = {
+        "batch": DimRange(1, 2, 2),
+        "frames": DimRange(1, 16, MAX_FRAMES),
+        "chunk": DimRange(1, 8, MAX_FRAMES),
+        "latent_height": side,
+        "latent_width": side,
+    }
+    return ShapeProfile({name: known[name] for name in ranges})
