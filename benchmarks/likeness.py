@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from ..pipeline.metrics import cosine, max_abs_difference, psnr, snr_db
+from ..pipeline.metrics import SSIM_WINDOW, cosine, max_abs_difference, psnr, snr_db, ssim
 
 MAX_DB = 200.0
 """Said of two results without any difference, whose ratio would be infinite."""
@@ -24,7 +22,7 @@ def latents_likeness(reference: torch.Tensor, latents: torch.Tensor) -> dict[str
 def frames_likeness(reference: torch.Tensor, frames: torch.Tensor) -> dict[str, float]:
     """PSNR (dB), SSIM and greatest difference of two clips [frames, height, width, 3] in 0..1.
 
-    SSIM is left out where scikit-image is missing or the frames are smaller than its window.
+    SSIM is left out where the frames are smaller than its window.
     """
     pairs = list(zip(reference, frames, strict=True))
     decibels = [min(psnr(one, other), MAX_DB) for one, other in pairs]
@@ -33,18 +31,7 @@ def frames_likeness(reference: torch.Tensor, frames: torch.Tensor) -> dict[str, 
         "frames_psnr_worst_db": min(decibels),
         "frames_max_abs": max_abs_difference(reference, frames),
     }
+    if min(reference.shape[1:3]) < SSIM_WINDOW:
+        return found
     likeness = [ssim(one, other) for one, other in pairs]
-    known = [value for value in likeness if value is not None]
-    return {**found, "frames_ssim_mean": sum(known) / len(known)} if known else found
-
-
-def ssim(one: torch.Tensor, other: torch.Tensor) -> float | None:
-    """Structural similarity of two frames [height, width, 3] in 0..1; None where it cannot be had."""
-    try:
-        from skimage.metrics import structural_similarity
-    except ImportError:
-        return None
-    if min(one.shape[:2]) < 7:
-        return None
-    value: Any = structural_similarity(one.numpy(), other.numpy(), data_range=1.0, channel_axis=-1)
-    return float(value)
+    return {**found, "frames_ssim_mean": sum(likeness) / len(likeness)}

@@ -11,18 +11,17 @@ from typing import Any
 
 from ..engine_builder.backends.registry import AUTO, BACKENDS
 from ..engine_builder.backends.tensorrt_library import RTX_ARCHS
-from ..engine_builder.errors import EngineError, I2VError
+from ..engine_builder.errors import I2VError
 from ..engine_builder.spec import PRECISIONS
-from ..engine_builder.store import EngineStore, Plan
+from ..engine_builder.store import EngineStore
 from ..pipeline.conditioning import check_fields
 from ..pipeline.models.registry import open_model
 from .demo_model import PACK
+from .doctor import diagnose
+from .engine_list import KEY_CHARS, Checked, check, chosen, describe
 from .engines import EngineSet, default_device
 from .policy import SHAPE_POLICIES, EnginePolicy
 from .prebuild import ALL, Prebuild, component_names, prebuild
-
-KEY_CHARS = 12
-"""How much of a key is shown, and enough to name an engine by."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,79 +89,42 @@ def _build(options: argparse.Namespace, store: EngineStore) -> list[dict[str, An
 
 
 def _list(options: argparse.Namespace, store: EngineStore) -> list[dict[str, Any]]:
-    return [_row(plan) for plan in store.plans()]
-
-
-def _row(plan: Plan) -> dict[str, Any]:
-    manifest = plan.manifest
-    network, target = manifest.spec.network, manifest.target
-    sizes = ", ".join(
-        f"{name} {limits.min}" if limits.min == limits.max else f"{name} {limits.min}-{limits.max}"
-        for name, limits in manifest.spec.profile.ranges.items()
-    )
-    verdict = manifest.verdict
-    match = "unverified here" if verdict is None else f"cosine {verdict.cosine:.7f}"
-    return {
-        "key": manifest.key,
-        "family": network.family,
-        "component": network.component,
-        "precision": manifest.spec.precision,
-        "backend": target.backend,
-        "version": target.backend_version,
-        "arch": target.arch,
-        "profile": {name: [r.min, r.opt, r.max] for name, r in manifest.spec.profile.ranges.items()},
-        "size_bytes": manifest.size_bytes,
-        "build_s": manifest.build_s,
-        "created_at": manifest.created_at,
-        "cosine": None if verdict is None else verdict.cosine,
-        "text": f"{manifest.key[:KEY_CHARS]}  {network.component:<14} {manifest.spec.precision}  {target.backend} "
-        f"{target.arch}  {manifest.size_bytes / 1e6:8.1f} MB  {match}  {sizes}",
-    }
+    return [describe(plan) for plan in store.plans()]
 
 
 def _verify(options: argparse.Namespace, store: EngineStore) -> list[dict[str, Any]]:
-    return [_verdict(plan) for plan in _chosen(options.keys, store)]
+    return [_verdict(check(plan)) for plan in chosen(options.keys, store)]
 
 
-def _verdict(plan: Plan) -> dict[str, Any]:
-    key, component = plan.manifest.key, plan.manifest.spec.network.component
-    try:
-        plan.verify()
-    except EngineError as error:
-        return {"key": key, "ok": False, "text": f"{key[:KEY_CHARS]}  {component:<14} {error}"}
-    return {"key": key, "ok": True, "text": f"{key[:KEY_CHARS]}  {component:<14} whole"}
+def _verdict(checked: Checked) -> dict[str, Any]:
+    key, component = checked.plan.manifest.key, checked.plan.manifest.spec.network.component
+    text = f"{key[:KEY_CHARS]}  {component:<14} {checked.error or 'whole'}"
+    return {"key": key, "ok": not checked.error, "text": text}
 
 
 def _prune(options: argparse.Namespace, store: EngineStore) -> list[dict[str, Any]]:
-    plans = list(store.plans()) if options.all else _chosen(options.keys, store) if options.keys else []
+    plans = list(store.plans()) if options.all else chosen(options.keys, store) if options.keys else []
     for plan in plans:
         store.delete(plan.manifest.key)
     swept = store.sweep()
-    rows = [{"key": plan.manifest.key, "text": f"removed {_row(plan)['text']}"} for plan in plans]
+    rows = [{"key": plan.manifest.key, "text": f"removed {describe(plan)['text']}"} for plan in plans]
     return [*rows, {"swept": swept, "text": f"removed {swept} leftovers of dead builds"}]
 
 
-def _chosen(keys: Sequence[str], store: EngineStore) -> list[Plan]:
-    """The engines whose keys begin as given, all if none are; raises EngineError for one that names none."""
-    plans = list(store.plans())
-    for start in keys:
-        if not any(plan.manifest.key.startswith(start) for plan in plans):
-            raise EngineError(f"No engine in {store.root} has a key that begins with {start}.")
-    return [plan for plan in plans if not keys or plan.manifest.key.startswith(tuple(keys))]
-
-
 def _doctor(options: argparse.Namespace, store: EngineStore) -> list[dict[str, Any]]:
-    import torch
-
     device = default_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no CUDA GPU"
-    rows: list[dict[str, Any]] = [{"device": str(device), "text": f"PyTorch {torch.__version__} on {device} ({name})"}]
-    found = {backend.name: backend.availability(device) for backend in BACKENDS.values()}
-    chosen = next(name for name, state in found.items() if state.ok)
-    for name, state in found.items():
-        mark = "auto takes this" if name == chosen else "can run" if state.ok else "cannot run"
-        rows.append({"backend": name, "usable": state.ok, "text": f"{name:<12} {mark}: {state.sentence}"})
-    return rows
+    found = diagnose(device)
+    rows: list[dict[str, Any]] = [{"device": str(device), "text": found.device}, {"text": found.abilities}]
+    rows += [
+        {
+            "backend": state.name,
+            "usable": state.usable,
+            "text": f"{state.name:<12} {state.verdict}: {state.reason}"
+            + (f" To install it: {state.install}" if state.install else ""),
+        }
+        for state in found.backends
+    ]
+    return [*rows, {"why": found.why, "text": found.why}]
 
 
 class _Progress:

@@ -7,8 +7,13 @@ import itertools
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..engine_builder.errors import InputError
+
+SSIM_WINDOW = 7
+"""Pixels: the side of the square over which SSIM takes its local means, and the least side of a frame."""
+_K1, _K2 = 0.01, 0.03
 
 
 def psnr(a: Tensor, b: Tensor, *, data_range: float = 1.0) -> float:
@@ -38,6 +43,34 @@ def max_abs_difference(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
+def ssim(a: Tensor, b: Tensor, *, data_range: float = 1.0) -> float:
+    """Structural similarity (Wang et al. 2004) of two frames [height, width, channels], 1 if equal.
+
+    The mean over channels and over every whole 7x7 square, all its pixels of one weight, with the sample
+    covariance: as scikit-image has it by default.
+
+    Raises:
+        InputError: shapes that differ, or a side below 7 pixels.
+    """
+    a, b = _pair(a, b)
+    if a.ndim != 3 or min(a.shape[:2]) < SSIM_WINDOW:
+        raise InputError(
+            f"SSIM needs frames [height, width, channels] of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
+            f"but the shape is {list(a.shape)}."
+        )
+    x, y = a.movedim(-1, 0), b.movedim(-1, 0)
+    count = SSIM_WINDOW**2
+    mean_x, mean_y = _local_mean(x), _local_mean(y)
+    var_x, var_y, covariance = (
+        count / (count - 1) * (_local_mean(one * other) - mean)
+        for one, other, mean in ((x, x, mean_x * mean_x), (y, y, mean_y * mean_y), (x, y, mean_x * mean_y))
+    )
+    c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (var_x + var_y + c2)
+    return (luminance * structure).mean().item()
+
+
 def temporal_flicker(frames: Tensor) -> float:
     """Temporal flickering as VBench (arXiv 2311.17982) defines it: 1 is a still clip, less is more flicker.
 
@@ -52,6 +85,10 @@ def temporal_flicker(frames: Tensor) -> float:
     pairs = itertools.pairwise(frames.detach())
     differences = [(after.double() - before.double()).abs().mean() for before, after in pairs]
     return ((255 - 255 * torch.stack(differences).mean()) / 255).item()
+
+
+def _local_mean(planes: Tensor) -> Tensor:
+    return functional.avg_pool2d(planes, SSIM_WINDOW, stride=1)
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,18 +6,13 @@ import os
 import platform
 import subprocess
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from ...jobs.demo_model import PACK
+from ...jobs.doctor import installed_versions
 from .measure import query_gpu
-
-PACKAGES = (
-    "torch", "triton", "diffusers", "transformers", "safetensors", "numpy", "onnxruntime", "onnxruntime-gpu",
-    "tensorrt", "tensorrt-rtx", "av",
-)  # fmt: skip
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -38,13 +33,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 def describe_versions() -> dict[str, str | None]:
     """Versions of the libraries, those that are here."""
-    found: dict[str, str | None] = {"cuda": torch.version.cuda, "cudnn": _cudnn()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    return {"cuda": torch.version.cuda, "cudnn": _cudnn(), **dict(installed_versions())}
 
 
 def describe_commit(told: str | None) -> str:

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.pipeline.metrics import cosine, max_abs_difference, psnr, snr_db, temporal_flicker
+from i2v_tensorrt.pipeline.metrics import cosine, max_abs_difference, psnr, snr_db, ssim, temporal_flicker
 
 PAIRED = [psnr, snr_db, cosine, max_abs_difference]
 
@@ -75,6 +75,21 @@ def test_nan_passes_no_threshold(metric) -> None:
 def test_shapes_must_agree(metric, shapes) -> None:
     with pytest.raises(InputError, match="one shape"):
         metric(*(torch.zeros(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("data_range", [1.0, 255.0])
+@pytest.mark.parametrize("shape", [(7, 7, 3), (16, 23, 3), (9, 8, 1)])
+def test_ssim(data_range: float, shape: tuple[int, ...]) -> None:
+    a, b = (data_range * tensor.double() for tensor in pair(5, shape=shape))
+    expected = structural_similarity(a.numpy(), b.numpy(), data_range=data_range, channel_axis=-1)
+    assert ssim(a, b, data_range=data_range) == pytest.approx(expected, abs=1e-9)
+    assert ssim(a, a, data_range=data_range) == 1.0
+
+
+@pytest.mark.parametrize("shape", [(6, 16, 3), (16, 6, 3), (16, 16)])
+def test_ssim_needs_room_for_its_window(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="at least 7x7"):
+        ssim(torch.zeros(shape), torch.zeros(shape))
 
 
 def test_flicker_is_that_of_vbench() -> None:
