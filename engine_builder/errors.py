@@ -28,6 +28,10 @@ class DamagedEngineError(EngineError):
     """A file of an engine is missing, unreadable or not what its manifest says."""
 
 
+class OtherVersionError(EngineError):
+    """An engine was written here by another version of the pack, which may come back."""
+
+
 class MissingEngineError(EngineError):
     """No engine fits the request, and the policy forbids another way."""
 

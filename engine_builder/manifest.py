@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import EngineError
+from .errors import EngineError, OtherVersionError
 from .key import SCHEMA, canonical_json, engine_key
 from .spec import EngineSpec, Target, spec_from_dict
 
@@ -73,19 +73,21 @@ def seal(manifest: Manifest, secret: bytes) -> str:
 def unseal(text: str, secret: bytes, name: str) -> Manifest:
     """The manifest in `text`; `name` is the folder that it should describe.
 
-    Raises EngineError when it is malformed, was written by another installation or version, or names
-    another engine.
+    Raises OtherVersionError when another version of the pack wrote it here, EngineError when it is malformed,
+    was written by another installation, or names another engine.
     """
     try:
         sealed = json.loads(text, object_pairs_hook=_without_duplicates)
         body, mac = sealed["body"], sealed["hmac"]
         if not (isinstance(mac, str) and hmac.compare_digest(mac, _mac(body, secret))):
             raise EngineError(f"Engine {name[:12]} was not written by this installation, or its manifest was changed.")
+        if body["schema"] != SCHEMA:
+            raise OtherVersionError(f"Engine {name[:12]} is of schema {body['schema']!r}, expected {SCHEMA}.")
         manifest = _from_body(body)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EngineError(f"Engine {name[:12]} has a malformed manifest ({error}).") from error
-    if body.get("schema") != SCHEMA or manifest.key != name:
-        raise EngineError(f"Engine {name[:12]} has the manifest of another engine or of another schema.")
+    if manifest.key != name:
+        raise EngineError(f"Engine {name[:12]} has the manifest of another engine.")
     return manifest
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .errors import DamagedEngineError, EngineError, StorageError
+from .errors import DamagedEngineError, EngineError, OtherVersionError, StorageError
 from .manifest import FILE_NAME, MAX_BYTES, FileDigest, Manifest, Verdict, file_digest, seal, unseal
 from .side_cache import SideCache
 
@@ -97,15 +97,24 @@ class EngineStore:
         self._quarantine = root / ".quarantine"
 
     def find(self, key: str) -> Plan | None:
-        """The engine of that key, or None when there is none that can be trusted."""
+        """The engine of that key, or None when there is none that can be trusted.
+
+        One that cannot be trusted is put aside where the disk allows it; one of another version of the pack is
+        left for that version.
+        """
         folder = self.root / key
         if not _KEY.fullmatch(key) or not os.path.lexists(folder):
             return None
         try:
             return Plan(folder, unseal(_manifest_text(folder), self._secret(), key), self)
+        except OtherVersionError as error:
+            log.debug("%s", error)
         except EngineError as error:
-            self.quarantine(key, str(error))
-            return None
+            try:
+                self.quarantine(key, str(error))
+            except StorageError as refused:
+                log.warning("%s", refused)
+        return None
 
     def plans(self) -> Iterator[Plan]:
         """Every engine that can be trusted, in the order of their keys."""
@@ -129,8 +138,9 @@ class EngineStore:
                 lock.acquire(timeout=_LOCK_POLL_S)
             except Timeout:
                 while_waiting()
-            except OSError as error:
-                raise StorageError(f"Engine {key[:12]} cannot be locked: {error.strerror or error}.") from error
+            except (OSError, NotImplementedError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise StorageError(f"Engine {key[:12]} cannot be locked: {reason}.") from error
         try:
             yield
         finally:
@@ -213,11 +223,12 @@ class EngineStore:
     def sweep(self, now: float | None = None) -> int:
         """Removes what dead builds left in staging for more than a day; returns how many.
 
-        An engine that a publisher had set aside when it was killed gets its name back at once.
+        What belongs to a living process stays, whatever the clock says. An engine that a publisher had set
+        aside when it was killed gets its name back at once.
         """
         self._restore()
-        limit = (time.time() if now is None else now) - _STALE_S
-        stale = [path for path in self._staging.glob("*") if _changed_before(path, limit)]
+        now = time.time() if now is None else now
+        stale = [path for path in self._staging.glob("*") if _is_stale(path, now) and not _is_alive(path)]
         for path in stale:
             _remove(path)
         return len(stale)
@@ -319,12 +330,22 @@ def _place_once(staged: Path, path: Path) -> None:
     staged.unlink(missing_ok=True)
 
 
-def _changed_before(path: Path, limit: float) -> bool:
-    """False too for what another process removes meanwhile."""
+def _is_stale(path: Path, now: float) -> bool:
+    """Whether it lies a day back, or ahead where the clock was wrong; False for what vanishes meanwhile."""
     try:
-        return path.lstat().st_mtime < limit
+        return abs(now - path.lstat().st_mtime) > _STALE_S
     except OSError:
         return False
+
+
+def _is_alive(staging: Path) -> bool:
+    """Whether the process that a staging folder is named by still runs, as far as this machine knows."""
+    pid = staging.name.partition("-")[0]
+    try:
+        import psutil
+    except ImportError:  # ComfyUI brings it; without it the clock alone decides
+        return False
+    return pid.isdecimal() and len(pid) < 10 and psutil.pid_exists(int(pid))
 
 
 def _remove(path: Path) -> None:

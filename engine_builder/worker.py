@@ -22,7 +22,7 @@ from typing import Any
 from . import errors
 from .backends.base import Report
 from .compile import BuildRequest, Compiled, request_to_dict
-from .errors import EngineError
+from .errors import EngineError, StorageError
 from .manifest import verdict_from_dict
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,7 @@ class BuildProcess:
         then ended before the exception goes on. Raises the child's own error, or EngineError that says how
         it died.
         """
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        log_path.write_text("", "utf-8")
+        _begin(log_path)
         child = self._living()
         try:
             child.send({**request_to_dict(request, folder), "log": str(log_path)})
@@ -183,7 +182,16 @@ def _cause(returncode: int) -> str:
     return f"ended without an answer (exit status {returncode})"
 
 
+def _begin(log_path: Path) -> None:
+    try:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        log_path.write_text("", "utf-8")
+    except OSError as error:
+        raise StorageError(f"The log {log_path} cannot be written: {error.strerror or error}.") from error
+
+
 def _tail(log_path: Path) -> str:
-    with log_path.open(encoding="utf-8", errors="replace") as stream:
-        last = deque((line.strip() for line in stream if line.strip()), maxlen=1)
+    last: deque[str] = deque(maxlen=1)
+    with suppress(OSError), log_path.open(encoding="utf-8", errors="replace") as stream:
+        last.extend(line.strip() for line in stream if line.strip())
     return last[0][:300] if last else "none"

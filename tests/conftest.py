@@ -72,3 +72,11 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from i2v_tensorrt.pipeline.models.tiny import write_tiny_checkpoint
 
     return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-random")
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library by which system calls of a child process fail; skips where there is none."""
+    from i2v_tensorrt.tests.faults import compiled
+
+    return compiled(tmp_path_factory.mktemp("faults"))
