@@ -11,7 +11,7 @@ import logging
 import platform
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,13 +109,14 @@ def _export(network: torch.nn.Module, spec: EngineSpec, device: torch.device) ->
     import torch
 
     inputs = example_inputs(spec, hinted_sizes(spec.profile))
-    program = torch.export.export(
-        network,
-        (),
-        {name: tensor.to(device) for name, tensor in inputs.items()},
-        dynamic_shapes=dynamic_shapes(spec.network.inputs, spec.profile),
-        strict=False,
-    )
+    with _layouts_as_run():
+        program = torch.export.export(
+            network,
+            (),
+            {name: tensor.to(device) for name, tensor in inputs.items()},
+            dynamic_shapes=dynamic_shapes(spec.network.inputs, spec.profile),
+            strict=False,
+        )
     strange = sorted(set(program.constants) - set(layout_of(network)))
     if strange:
         raise EngineError(
@@ -144,6 +145,28 @@ def _compile(program: Any, network: torch.nn.Module, path: Path, compiler: str) 
             "aot_inductor.metadata": {LAYOUT: json.dumps(layout_of(network))},
         },
     )
+
+
+@contextmanager
+def _layouts_as_run() -> Iterator[None]:
+    """Tracing sees convolutions with the memory layouts that they have when they run.
+
+    torch.export switches cuDNN off while it traces, and records results in layouts that cuDNN does not give.
+    Fake tensors remember what was recorded, the compiler asks them, and the engine would read shuffled values.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.export import _trace
+
+    switches = "_ignore_backend_decomps"
+    kept = getattr(_trace, switches, None)
+    FakeTensorMode.cache_clear()  # others may have exported before
+    if kept is not None:
+        setattr(_trace, switches, nullcontext)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            setattr(_trace, switches, kept)
 
 
 @contextmanager

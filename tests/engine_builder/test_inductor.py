@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,6 +260,22 @@ def test_a_network_that_cannot_be_compiled_is_one_sentence(
         InductorBackend(CPU).build(make(), mixed_spec(), tmp_path, quiet)
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == []
+
+
+class Switched(Mixed):
+    """Remembers what it was traced with."""
+
+    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        object.__setattr__(self, "cudnn", torch.backends.cudnn.enabled)
+        return super().forward(sample, strength)
+
+
+def test_layouts_are_traced_as_they_are_when_the_engine_runs() -> None:
+    """An engine that was traced without cuDNN read its convolutions' results in an order that cuDNN does not give."""
+    network = Switched()
+    inductor._export(network, mixed_spec(), CPU)
+    assert network.cudnn is True
+    assert getattr(torch.export._trace, "_ignore_backend_decomps") is not nullcontext  # noqa: B009
 
 
 def test_an_engine_is_tuned_for_the_profiles_optimum_and_never_traced_at_one() -> None:

@@ -10,6 +10,7 @@ import torch
 from i2v_tensorrt.engine_builder.backends import inductor_runner
 from i2v_tensorrt.engine_builder.backends.inductor_runner import InductorRunner
 from i2v_tensorrt.engine_builder.export import example_inputs
+from i2v_tensorrt.engine_builder.spec import ShapeProfile
 from i2v_tensorrt.engine_builder.store import EngineStore, Plan
 from i2v_tensorrt.engine_builder.verify import passes
 from i2v_tensorrt.engine_builder.worker import BuildProcess
@@ -164,6 +165,22 @@ def test_unloading_frees_what_loading_and_running_took(plan: Plan) -> None:
     for _ in range(3):
         once()
     assert allocated() <= before
+
+
+class Unbiased(Mixed):
+    """A convolution over channels that lie last, without its bias."""
+
+    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        x = sample.permute(0, 2, 3, 4, 1).contiguous().flatten(0, 1).permute(0, 3, 1, 2)
+        x = torch.nn.functional.conv2d(x, self.conv.weight, None, 1, 1).permute(0, 2, 3, 1)
+        return torch.tanh(x).unflatten(0, sample.shape[::2][:2]).permute(0, 4, 1, 2, 3)
+
+
+def test_convolutions_results_are_read_in_the_order_in_which_they_lie(tmp_path: Path) -> None:
+    exact = toy_spec(ShapeProfile(toy_spec().profile.exact(SIZES).ranges), "fp16")
+    found = build(tmp_path, CUDA, exact, lambda: Unbiased().half()).manifest.verdict
+    assert found is not None
+    passes(found, "fp16")
 
 
 @pytest.mark.slow
