@@ -63,6 +63,35 @@ def cover(picture: Image.Image, width: int, height: int) -> Image.Image:
     return scaled.crop((left, top, left + width, top + height))
 
 
+def crop_to_aspect(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """The largest part in the middle that has the aspect ratio of width x height, in the picture's own pixels."""
+    scale = min(picture.width / width, picture.height / height)
+    part_width, part_height = (max(1, round(side * scale)) for side in (width, height))
+    left, top = (picture.width - part_width) // 2, (picture.height - part_height) // 2
+    return picture.crop((left, top, left + part_width, top + part_height))
+
+
+def antialiased(image: torch.Tensor, side: int) -> torch.Tensor:
+    """An image [1, channels, height, width] scaled to side x side: blurred by what it shrinks, then bicubic.
+
+    Kernel and sampling as StableVideoDiffusionPipeline's before its CLIP.
+    """
+    for axis in (-1, -2):
+        image = _blurred(image, axis, max((image.shape[axis] / side - 1) / 2, 0.001))
+    return torch.nn.functional.interpolate(image, (side, side), mode="bicubic", align_corners=True)
+
+
+def _blurred(image: torch.Tensor, axis: int, sigma: float) -> torch.Tensor:
+    """A Gaussian of `sigma` pixels along one axis, cut off at twice that on either side."""
+    radius = max(int(4 * sigma), 3) // 2
+    kernel = torch.exp(-((torch.arange(-radius, radius + 1) / sigma) ** 2) / 2)
+    shape = (1, 1, -1, 1) if axis == -2 else (1, 1, 1, -1)
+    border = (0, 0, radius, radius) if axis == -2 else (radius, radius, 0, 0)
+    mode = "reflect" if image.shape[axis] > radius else "replicate"
+    padded = torch.nn.functional.pad(image.transpose(0, 1), border, mode=mode)
+    return torch.nn.functional.conv2d(padded, (kernel / kernel.sum()).reshape(shape)).transpose(0, 1)
+
+
 def to_unit_tensor(picture: Image.Image) -> torch.Tensor:
     """Float32 [1, 3, height, width] in 0..1."""
     flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)

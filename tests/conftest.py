@@ -80,3 +80,11 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from i2v_tensorrt.tests.faults import compiled
 
     return compiled(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="session")
+def tiny_svd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Video Diffusion of random weights; read it, never change it."""
+    from i2v_tensorrt.pipeline.models.tiny_svd import write_tiny_svd
+
+    return write_tiny_svd(tmp_path_factory.mktemp("checkpoints") / "tiny-svd")

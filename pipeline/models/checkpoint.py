@@ -20,6 +20,7 @@ INDEX = "model_index.json"
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 _MAX_JSON_BYTES = 64 << 20
 _VOCABULARY = ("vocab.json", "merges.txt")
+_KINDS = {int: "a whole number above 0", float: "a number above 0", list: "a list of numbers", str: "a list of texts"}
 _CONFIG_NAMES = {
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
@@ -98,7 +99,7 @@ def open_checkpoint(
     """Checks every part of the folder against `expected`: part name to the class names that will do.
 
     `settings` are those that a part's configuration cannot do without, each a positive number (`int`,
-    `float`) or numbers (`list`). Raises CheckpointError.
+    `float`), numbers (`list`) or texts (`str`). Raises CheckpointError.
     """
     index = _read_json(folder / INDEX)
     for name, classes in expected.items():
@@ -136,13 +137,15 @@ def _check_vocabulary(folder: Path) -> None:
 def _check_settings(part: Part, kinds: Mapping[str, type]) -> None:
     for name, kind in kinds.items():
         found: Any = part.config.get(name)
-        if kind is list:
-            fits = isinstance(found, list) and bool(found) and all(type(value) in (int, float) for value in found)
+        if kind in (list, str):
+            items = (int, float) if kind is list else (str,)
+            fits = isinstance(found, list) and bool(found) and all(type(value) in items for value in found)
         else:
             fits = type(found) in (int, kind) and found > 0
         if not fits:
-            wanted = {int: "a whole number above 0", float: "a number above 0", list: "a list of numbers"}[kind]
-            raise CheckpointError(f"{part.config_path}: expected {name} to be {wanted}, found {repr(found)[:80]}.")
+            raise CheckpointError(
+                f"{part.config_path}: expected {name} to be {_KINDS[kind]}, found {repr(found)[:80]}."
+            )
 
 
 def _check_is_file(path: Path) -> None:

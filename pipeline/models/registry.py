@@ -11,8 +11,9 @@ from ...engine_builder.errors import CheckpointError
 from .base import VideoModel
 from .checkpoint import INDEX, pipeline_class
 from .i2vgen_xl import I2VGenXL
+from .svd import StableVideoDiffusion
 
-FAMILIES: dict[str, type[VideoModel]] = {family.pipeline_class: family for family in (I2VGenXL,)}
+FAMILIES: dict[str, type[VideoModel]] = {family.pipeline_class: family for family in (I2VGenXL, StableVideoDiffusion)}
 
 
 _MODELS: WeakValueDictionary[str, VideoModel] = WeakValueDictionary()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ SCHEDULER = {
     "timestep_spacing": "leading",
 }
 TOKENS = 77
+MODEL_INDEX = {
+    "_class_name": "I2VGenXLPipeline",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "I2VGenXLUNet"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -52,17 +63,33 @@ def write_tiny_checkpoint(folder: Path, sizes: TinySizes | None = None, seed: in
 
     Raises StorageError when the disk refuses; a folder made here goes again.
     """
+    chosen = sizes or TinySizes()
+
+    def write(into: Path) -> None:
+        _write_diffusion(into, chosen)
+        _write_text(into, chosen)
+        write_vision(into, chosen.width, chosen.picture, chosen.patch)
+        write_byte_tokenizer(into / "tokenizer")
+        write_feature_extractor(into, chosen.picture)
+
+    return write_checkpoint(folder, write, MODEL_INDEX, seed)
+
+
+def write_checkpoint(folder: Path, write: Callable[[Path], None], index: Mapping[str, Any], seed: int) -> Path:
+    """A folder of what `write` makes under this seed, its index last, so that half a checkpoint is none.
+
+    Raises StorageError when the disk refuses; a folder made here goes again.
+    """
     import torch
     from safetensors import SafetensorError
 
-    sizes, made = sizes or TinySizes(), not folder.exists()
+    made = not folder.exists()
     with torch.random.fork_rng(devices=[]), no_progress_bars():
         torch.manual_seed(seed)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_diffusion(folder, sizes)
-            _write_clip(folder, sizes)
-            _write_json(folder / INDEX, _index())
+            write(folder)
+            _write_json(folder / INDEX, index)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise StorageError(f"The tiny checkpoint could not be written to {folder}: {reason}.") from error
@@ -114,37 +141,37 @@ def _wake_temporal_convolutions(unet: Any) -> None:
             torch.nn.init.normal_(module[-1].bias, std=0.02)
 
 
-def _write_clip(folder: Path, sizes: TinySizes) -> None:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+def _write_text(folder: Path, sizes: TinySizes) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     vocabulary = byte_vocabulary()
-    layers: dict[str, Any] = {
-        "num_hidden_layers": 2,
-        "num_attention_heads": max(sizes.width // 16, 1),
-        "hidden_size": sizes.width,
-    }
     text = CLIPTextConfig(
-        **layers,
-        intermediate_size=2 * sizes.width,
+        **_clip_layers(sizes.width),
         vocab_size=len(vocabulary),
         max_position_embeddings=TOKENS,
         bos_token_id=len(vocabulary) - 2,
         eos_token_id=len(vocabulary) - 1,
         pad_token_id=len(vocabulary) - 1,
-        projection_dim=sizes.width,
     )
     CLIPTextModel(text).eval().save_pretrained(folder / "text_encoder")
-    vision = CLIPVisionConfig(
-        **layers,
-        intermediate_size=2 * sizes.width,
-        image_size=sizes.picture,
-        patch_size=sizes.patch,
-        projection_dim=sizes.width,
-    )
+
+
+def write_vision(folder: Path, width: int, picture: int, patch: int) -> None:
+    """CLIP's vision model for pictures of `picture` pixels a side in patches, both of this width."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    vision = CLIPVisionConfig(**_clip_layers(width), image_size=picture, patch_size=patch)
     CLIPVisionModelWithProjection(vision).eval().save_pretrained(folder / "image_encoder")
-    write_byte_tokenizer(folder / "tokenizer")
-    (folder / "feature_extractor").mkdir(exist_ok=True)
-    _write_json(folder / "feature_extractor" / "preprocessor_config.json", _extractor(sizes.picture))
+
+
+def _clip_layers(width: int) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": 2,
+        "num_attention_heads": max(width // 16, 1),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "projection_dim": width,
+    }
 
 
 def byte_vocabulary() -> dict[str, int]:
@@ -172,8 +199,9 @@ def write_byte_tokenizer(folder: Path) -> None:
     _write_json(folder / "tokenizer_config.json", settings)
 
 
-def _extractor(side: int) -> dict[str, Any]:
-    return {
+def write_feature_extractor(folder: Path, side: int) -> None:
+    """What makes a picture CLIP's, for pictures of `side` pixels."""
+    settings = {
         "image_processor_type": "CLIPImageProcessor",
         "crop_size": {"height": side, "width": side},
         "size": {"shortest_edge": side},
@@ -187,19 +215,8 @@ def _extractor(side: int) -> dict[str, Any]:
         "do_convert_rgb": True,
         "resample": 3,
     }
-
-
-def _index() -> dict[str, Any]:
-    return {
-        "_class_name": "I2VGenXLPipeline",
-        "feature_extractor": ["transformers", "CLIPImageProcessor"],
-        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "I2VGenXLUNet"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
+    (folder / "feature_extractor").mkdir(exist_ok=True)
+    _write_json(folder / "feature_extractor" / "preprocessor_config.json", settings)
 
 
 def _write_json(path: Path, data: Any) -> None:

@@ -78,7 +78,7 @@ def test_a_full_disk_is_told_and_nothing_stays(
 
 
 def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny, "_write_clip", interrupt)
+    monkeypatch.setattr(tiny, "write_vision", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_tiny_checkpoint(tmp_path / "tiny")
     assert list(tmp_path.iterdir()) == []
