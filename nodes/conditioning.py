@@ -9,7 +9,16 @@ from comfy_api.latest import io
 
 from ..jobs.clip import encode_clip
 from ..jobs.engines import EngineSet
-from ..pipeline.conditioning import MAX_FPS, MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
+from ..pipeline.conditioning import (
+    MAX_FPS,
+    MAX_FRAMES,
+    MAX_MOTION,
+    MAX_NOISE_AUG,
+    MAX_SEED,
+    MAX_SIDE,
+    MIN_SIDE,
+    check_fields,
+)
 from ..pipeline.conditioning import Conditioning as Encoded
 from ..pipeline.models.base import ClipRequest
 from ..pipeline.picture import picture_from_tensor
@@ -53,6 +62,31 @@ class I2VConditioning(io.ComfyNode):
                     max=MAX_FPS,
                     tooltip="The frame rate that the model is told to animate for.",
                 ),
+                io.Int.Input(
+                    "motion_bucket_id",
+                    default=ClipRequest.motion_bucket_id,
+                    min=0,
+                    max=MAX_MOTION,
+                    optional=True,
+                    tooltip="Stable Video Diffusion: how much should move.",
+                ),
+                io.Float.Input(
+                    "noise_aug_strength",
+                    default=ClipRequest.noise_aug_strength,
+                    min=0.0,
+                    max=MAX_NOISE_AUG,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Stable Video Diffusion: noise laid over the picture. More frees the clip from it.",
+                ),
+                io.Int.Input(
+                    "noise_aug_seed",
+                    default=ClipRequest.noise_aug_seed,
+                    min=0,
+                    max=MAX_SEED,
+                    optional=True,
+                    tooltip="Stable Video Diffusion: what that noise is drawn from.",
+                ),
             ],
             outputs=[
                 Conditioning.Output(display_name="conditioning", tooltip="For the DDIM Sampler."),
@@ -79,6 +113,9 @@ class I2VConditioning(io.ComfyNode):
         height: int,
         num_frames: int,
         fps: int,
+        motion_bucket_id: int = ClipRequest.motion_bucket_id,
+        noise_aug_strength: float = ClipRequest.noise_aug_strength,
+        noise_aug_seed: int = ClipRequest.noise_aug_seed,
     ) -> io.NodeOutput:
         progress = host.Progress(cls.hidden.unique_id, 4)
 
@@ -88,7 +125,8 @@ class I2VConditioning(io.ComfyNode):
 
         with host.sentences():
             picture = picture_from_tensor(image)
-            request = ClipRequest(picture, prompt, negative_prompt, width, height, num_frames, fps)
+            clip = (picture, prompt, negative_prompt, width, height, num_frames, fps)
+            request = ClipRequest(*clip, motion_bucket_id, noise_aug_strength, noise_aug_seed)
             found = encode_clip(model, request, host.conditioning_cache(), stage)
         progress.step(4, 4)
         lines = [_origin(found), *found.notes, *model.take_notes()]

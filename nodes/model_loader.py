@@ -26,7 +26,7 @@ class ModelLoader(io.ComfyNode):
             category=CATEGORY,
             description="Opens a picture-to-video checkpoint (diffusers layout, safetensors) from models/i2v or "
             "models/diffusers. Without an Engine Loader behind it, the model runs in eager PyTorch.",
-            search_aliases=["i2vgen-xl", "image to video", "load video model", "diffusers loader"],
+            search_aliases=["i2vgen-xl", "stable video diffusion", "svd", "image to video", "load video model"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
@@ -66,6 +66,6 @@ class ModelLoader(io.ComfyNode):
             model = open_model(host.checkpoint_folder(checkpoint))
             policy = EnginePolicy(backend=EagerBackend.name, precision=precision, on_missing="eager")
             engines = EngineSet(model, host.engine_store(), policy, host.device(), host.HostResidency())
-        line = f"{model.family}, {engines.precision} on {engines.device}"
-        host.say(cls.hidden.unique_id, line)
-        return io.NodeOutput(engines, ui=host.text_ui([line]))
+        lines = [f"{model.family}, {engines.precision} on {engines.device}", *model.hints]
+        host.say(cls.hidden.unique_id, "\n".join(lines))
+        return io.NodeOutput(engines, ui=host.text_ui(lines))

@@ -15,6 +15,8 @@ from ..pipeline.sampling import MAX_STEPS, SCHEDULERS, SamplerSettings
 from . import host
 from .types import CATEGORY, Conditioning, Model, verdict
 
+FAMILYS_OWN = -1.0
+
 
 class DDIMSampler(io.ComfyNode):
     @classmethod
@@ -53,7 +55,18 @@ class DDIMSampler(io.ComfyNode):
                     options=list(SCHEDULERS),
                     default="ddim",
                     optional=True,
-                    tooltip="ddim is the published one; eta counts for it alone.",
+                    tooltip="I2VGen-XL was published with ddim, for which alone eta counts; "
+                    "Stable Video Diffusion takes euler.",
+                ),
+                io.Float.Input(
+                    "min_guidance_scale",
+                    default=FAMILYS_OWN,
+                    min=FAMILYS_OWN,
+                    max=MAX_GUIDANCE,
+                    step=0.1,
+                    optional=True,
+                    tooltip="The first frame's guidance, which rises to guidance_scale in the last. "
+                    "-1 takes the model's own: 1 for Stable Video Diffusion, no rise for I2VGen-XL.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="latents", tooltip="One item a frame, for any VAE Decode.")],
@@ -61,11 +74,11 @@ class DDIMSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, guidance_scale: Any = None, eta: Any = None) -> bool | str:
+    def validate_inputs(cls, guidance_scale: Any = None, eta: Any = None, min_guidance_scale: Any = None) -> bool | str:
         # ComfyUI checks the limits of inputs that are not named here, but lets NaN through.
         def check() -> Denoising:
             settings = SamplerSettings(steps=1, eta=0.0 if eta is None else eta)
-            return Denoising(0, 1.0 if guidance_scale is None else guidance_scale, settings)
+            return Denoising(0, 1.0 if guidance_scale is None else guidance_scale, settings, _first(min_guidance_scale))
 
         return verdict(check)
 
@@ -79,6 +92,7 @@ class DDIMSampler(io.ComfyNode):
         guidance_scale: float,
         eta: float,
         scheduler: str = "ddim",
+        min_guidance_scale: float = FAMILYS_OWN,
     ) -> io.NodeOutput:
         progress, preview = host.Progress(cls.hidden.unique_id, steps), host.previewer()
         started = time.monotonic()
@@ -89,8 +103,13 @@ class DDIMSampler(io.ComfyNode):
 
         with host.sentences():
             progress.say("denoise: loading")
-            denoising = Denoising(seed, guidance_scale, SamplerSettings(steps, scheduler, eta))
+            settings = SamplerSettings(steps, scheduler, eta)
+            denoising = Denoising(seed, guidance_scale, settings, _first(min_guidance_scale))
             latents = sample_clip(model, conditioning, denoising, on_step)
         lines = [f"denoised in {time.monotonic() - started:.2f} s", model.describe("core"), *model.take_notes()]
         progress.say("\n".join(lines))
         return io.NodeOutput({"samples": latents}, ui=host.text_ui(lines))
+
+
+def _first(min_guidance_scale: float | None) -> float | None:
+    return None if min_guidance_scale == FAMILYS_OWN else min_guidance_scale

@@ -52,7 +52,10 @@ class VAEDecode(io.ComfyNode):
             factor = model.model.latent_factor
             progress, started = host.Progress(cls.hidden.unique_id, count), time.monotonic()
 
+            ends: list[int] = []
+
             def on_chunk(done: int, total: int) -> None:
+                ends.append(done)
                 progress.step(done, total)
                 progress.say(f"decode: frame {done} of {total}")
 
@@ -64,5 +67,7 @@ class VAEDecode(io.ComfyNode):
             model.describe("vae_decoder"),
             *model.take_notes(),
         ]
+        if model.model.decodes_over_time and len(ends) > 1:
+            lines.append(f"Decoded in {len(ends)} parts, between which colours may jump: set chunk to {count} if it fits.")
         progress.say("\n".join(lines))
         return io.NodeOutput(frames, ui=host.text_ui(lines))

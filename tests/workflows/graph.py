@@ -68,11 +68,13 @@ def _linked(node: Mapping[str, Any], links: Mapping[int, list[Any]]) -> dict[str
 
 
 def _values(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
-    """By position, which is how every version of the page reads them."""
+    """By position, which is how every version of the page reads them; inputs younger than the file have none."""
     values, found = list(node["widgets_values"]), {}
     for name, (kind, settings) in inputs_of(info).items():
         if kind not in WIDGETS or settings.get("forceInput"):
             continue
+        if not values and settings["optional"]:
+            break
         found[name] = values.pop(0)
         if settings.get("control_after_generate") or settings.get("image_upload"):
             del values[:UNSENT]
