@@ -68,6 +68,6 @@ class VAEDecode(io.ComfyNode):
             *model.take_notes(),
         ]
         if model.model.decodes_over_time and len(ends) > 1:
-            lines.append(f"Decoded in {len(ends)} parts, between which colours may jump: set chunk to {count} if it fits.")
+            lines.append(f"Decoded in {len(ends)} parts, between which colours may jump: try a chunk of {count}.")
         progress.say("\n".join(lines))
         return io.NodeOutput(frames, ui=host.text_ui(lines))
