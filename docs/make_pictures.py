@@ -12,7 +12,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +217,9 @@ def _between(start: Box, end: Box) -> tuple[tuple[float, float], tuple[float, fl
         if start.left < end.left:
             return (start.left + start.width, y), (end.left, y)
         return (start.left, y), (end.left + end.width, y)
+    if start.top > end.top:
+        there, back = _between(end, start)
+        return back, there
     left, right = max(start.left, end.left), min(start.left + start.width, end.left + end.width)
     x = (left + right) / 2
     return (x, start.top + start.height), (x, end.top)
@@ -224,6 +227,8 @@ def _between(start: Box, end: Box) -> tuple[tuple[float, float], tuple[float, fl
 
 FEEDS = {"I2VTRT_EngineBuilder": "I2VTRT_EngineLoader"}
 """Nodes outside the chain, and the one that they work for."""
+FED = {"I2VTRT_Benchmark": "I2VTRT_ModelLoader", "I2VTRT_CompareVideos": "I2VTRT_VAEDecode"}
+"""Nodes outside the chain, and the one that they take something from."""
 COLUMNS, CELL = 3, Box(14, 14, 112, 50)
 
 
@@ -236,8 +241,6 @@ def cell(row: int, column: int) -> Box:
 def draw_place(names: dict[str, str], chained: list[str], current: str) -> Image.Image:
     """The chain of nodes with one of them lit, in rows of three to and fro: the page's side panel is narrow."""
     rows = -(-len(chained) // COLUMNS) + 1
-    corner = cell(rows, COLUMNS)
-    canvas = Canvas(corner.left - 6, corner.top - 6, "#202226")
     places: dict[str, Box] = {}
     for n, name in enumerate(chained):
         row, column = divmod(n, COLUMNS)
@@ -245,8 +248,15 @@ def draw_place(names: dict[str, str], chained: list[str], current: str) -> Image
     for name in names:
         if name in FEEDS:
             places[name] = Box(places[FEEDS[name]].left, CELL.top, CELL.width, CELL.height)
+    if current in FED:
+        source = places[FED[current]]
+        below = source.top > cell(1, 0).top
+        places[current] = replace(source, top=cell(rows if below else 0, 0).top)
     places.setdefault(current, cell(0, 0))
+    corner = cell(rows + (places[current].top == cell(rows, 0).top), COLUMNS)
+    canvas = Canvas(corner.left - 6, corner.top - 6, "#202226")
     arrows = [*zip(chained, chained[1:], strict=False), *(pair for pair in FEEDS.items() if pair[0] in places)]
+    arrows += [(FED[current], current)] if current in FED else []
     for one, other in arrows:
         canvas.arrow(*_between(places[one], places[other]), "#9aa4b0")
     for name, box in places.items():
@@ -256,7 +266,7 @@ def draw_place(names: dict[str, str], chained: list[str], current: str) -> Image
 
 def _draw_node(canvas: Canvas, box: Box, name: str, lit: bool) -> None:
     canvas.box(box, "#f5c542" if lit else "#3a3f47", "#ffe49a" if lit else "#5a616b", 8)
-    lines = textwrap.wrap(name, 15)
+    lines = textwrap.wrap(name, 13)
     for n, line in enumerate(lines):
         y = box.top + box.height / 2 + (n - (len(lines) - 1) / 2) * 17
         canvas.text(box.left + box.width / 2, y, line, 15, "#1b1b1b" if lit else "#e3e6ea", "mm")

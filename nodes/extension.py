@@ -5,9 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import host
+from .benchmark import Benchmark
+from .compare_videos import CompareVideos
 from .conditioning import I2VConditioning
 from .engine_builder import EngineBuilder
+from .engine_doctor import EngineDoctor
 from .engine_loader import EngineLoader
+from .engine_manager import EngineManager
 from .model_loader import ModelLoader
 from .sampler import DDIMSampler
 from .save_video import SaveVideo
@@ -15,9 +19,10 @@ from .vae_decode import VAEDecode
 
 
 class I2VExtension(ComfyExtension):
-    """The pack's nodes, in the order of a graph."""
+    """The pack's nodes, in the order of a graph, then the tools."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         host.register_folders()
         host.provide_picture()
-        return [ModelLoader, EngineBuilder, EngineLoader, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo]
+        tools = [EngineDoctor, EngineManager, CompareVideos, Benchmark]
+        return [ModelLoader, EngineBuilder, EngineLoader, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo, *tools]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from ..engine_builder.backends.registry import choose_backend
 from ..engine_builder.errors import CheckpointError, I2VError, StorageError
 from ..engine_builder.store import EngineStore
 from ..jobs.demo_model import BUNDLED, BUNDLED_NAME, PICTURE
+from ..jobs.table import Table
 from ..pipeline.atomic_file import atomic_file
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.models.checkpoint import INDEX
@@ -140,6 +142,19 @@ def save_place(prefix: object, suffix: str, width: int, height: int, *, temporar
     return SavePlace(inside(Path(folder) / filename, root), filename, subfolder)
 
 
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """A fresh folder below ComfyUI's temp folder, removed at the end."""
+    root = Path(folder_paths.get_temp_directory())
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix=f"{name}_", dir=root, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StorageError(f"No folder can be made in {root}: {error.strerror or error}.") from error
+    with made as folder:
+        yield Path(folder)
+
+
 def metadata(hidden: Any) -> dict[str, Any]:
     """The prompt and the workflow to embed in a file; nothing when ComfyUI was started without metadata."""
     if args.disable_metadata or hidden is None:
@@ -204,6 +219,12 @@ class HostResidency:
         """Unloads every model on a GPU, where the child that builds needs the room."""
         if device().type != "cpu":
             memory.unload_all_models()
+
+
+def free_models() -> None:
+    """Takes every model off the device, ComfyUI's own too, for a measurement that wants it free."""
+    memory.unload_all_models()
+    memory.soft_empty_cache()
 
 
 def device() -> torch.device:
@@ -289,3 +310,8 @@ def schema(**fields: Any) -> io.Schema:
 def text_ui(lines: list[str], more: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a node hands to the page when it is done: its lines of text, and what else it shows."""
     return {"text": ("\n".join(lines),), **(more or {})}
+
+
+def table_ui(table: Table, lines: list[str]) -> dict[str, Any]:
+    """As `text_ui`, with a table that the page shows on the node."""
+    return text_ui(lines, {"table": table.cells})

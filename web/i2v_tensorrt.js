@@ -1,5 +1,5 @@
-// What a node's schema cannot tell the page: a colour by the node's work, a first size, and the choices of its
-// lists in the user's language (the page itself translates names and tooltips, but no choices).
+// What a node's schema cannot tell the page: a colour by the node's work, a first size, the choices of its lists in
+// the user's language (the page itself translates names and tooltips, but no choices), and tables that nodes answer.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
@@ -17,13 +17,51 @@ const FACES = {
   I2VTRT_DDIMSampler: { title: PURPLE, width: 300 },
   I2VTRT_VAEDecode: { title: GREEN, width: 260 },
   I2VTRT_SaveVideo: { title: GREEN, width: 340 },
+  I2VTRT_EngineDoctor: { title: BLUE, width: 480 },
+  I2VTRT_EngineManager: { title: BLUE, width: 480 },
+  I2VTRT_CompareVideos: { title: GREEN, width: 400 },
+  I2VTRT_Benchmark: { title: GREEN, width: 480 },
 };
+
+const BOX = "overflow:auto;height:100%;user-select:text;font-size:11px;border-radius:4px;";
+const CELL = "padding:2px 6px;text-align:left;vertical-align:top;border-bottom:1px solid var(--border-color,#555);";
+const TABLE_HEIGHT = 200;
 
 let translations = {};
 
 function choices(nodeName, inputName) {
   const locale = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
   return translations[locale]?.nodeDefs?.[nodeName]?.inputs?.[inputName]?.options;
+}
+
+// The first row is the heading. Text alone is written: it comes from a server, which need not be this one.
+function tableOf(rows) {
+  const table = document.createElement("table");
+  table.style.cssText = "border-collapse:collapse;width:100%;color:var(--input-text,#ddd);";
+  rows.forEach((cells, number) => {
+    const row = table.insertRow();
+    for (const text of cells) {
+      const cell = document.createElement(number ? "td" : "th");
+      cell.style.cssText = CELL;
+      cell.textContent = text;
+      row.append(cell);
+    }
+  });
+  return table;
+}
+
+function showTable(node, rows) {
+  let widget = node.widgets?.find((each) => each.name === "i2v_table");
+  if (!widget) {
+    const box = document.createElement("div");
+    box.style.cssText = BOX;
+    widget = node.addDOMWidget("i2v_table", "i2v_table", box, { serialize: false, getMinHeight: () => TABLE_HEIGHT });
+    widget.serialize = false; // neither a workflow nor a program is told of it
+    const least = node.computeSize();
+    node.setSize([Math.max(node.size[0], least[0]), Math.max(node.size[1], least[1])]);
+  }
+  widget.element.replaceChildren(tableOf(rows));
+  node.setDirtyCanvas?.(true, true);
 }
 
 app.registerExtension({
@@ -39,6 +77,11 @@ app.registerExtension({
     if (!face) return;
     node.color = face.title; // the title alone: a whole node in colour outshouts its pictures
     node.setSize([Math.max(node.size[0], face.width), Math.max(node.size[1], face.height ?? 0)]);
+    const { onExecuted } = node;
+    node.onExecuted = function (output, ...rest) {
+      onExecuted?.call(this, output, ...rest);
+      if (output?.table) showTable(this, output.table);
+    };
     for (const widget of node.widgets ?? []) {
       if (widget.type !== "combo" || widget.options.getOptionLabel) continue;
       widget.options.getOptionLabel = (value) => choices(node.comfyClass, widget.name)?.[value] ?? value ?? "";

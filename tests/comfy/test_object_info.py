@@ -12,10 +12,14 @@ from i2v_tensorrt.tests.workflows.object_info import PREFIX, STORED, contract, s
 
 MODULE = "custom_nodes.I2V-TensorRT"
 NODES = {
+    "I2VTRT_Benchmark",
+    "I2VTRT_CompareVideos",
     "I2VTRT_Conditioning",
     "I2VTRT_DDIMSampler",
     "I2VTRT_EngineBuilder",
+    "I2VTRT_EngineDoctor",
     "I2VTRT_EngineLoader",
+    "I2VTRT_EngineManager",
     "I2VTRT_ModelLoader",
     "I2VTRT_SaveVideo",
     "I2VTRT_VAEDecode",

@@ -1,0 +1,79 @@
+"""I2V Benchmark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..jobs.benchmark import CHOICES, MAX_MINUTES, MIN_MINUTES, QUICK, BenchmarkOrder, run_benchmark
+from ..jobs.engines import EngineSet
+from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
+from ..pipeline.sampling import MAX_STEPS
+from . import host
+from .types import CATEGORY, Model, verdict
+
+
+class Benchmark(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="I2VTRT_Benchmark",
+            display_name="I2V Benchmark",
+            category=CATEGORY,
+            description="Makes one small clip in each way that this machine has, from diffusers in fp32 to the "
+            "fastest engine, and says how long each takes and how like the first its result is.",
+            search_aliases=["speed test", "measure", "fps", "compare backends", "ladder", "how fast"],
+            inputs=[
+                Model.Input("model", tooltip="From the I2V Model Loader."),
+                io.Combo.Input(
+                    "rows",
+                    options=list(CHOICES),
+                    default=QUICK,
+                    tooltip="quick: diffusers, eager PyTorch and what auto takes. backends: every backend that can "
+                    "run. everything: torch.compile too, which takes minutes.",
+                ),
+                io.Int.Input("width", default=128, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels."),
+                io.Int.Input("height", default=128, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels."),
+                io.Int.Input("num_frames", default=8, min=1, max=MAX_FRAMES, tooltip="Frames in a clip."),
+                io.Int.Input("steps", default=4, min=1, max=MAX_STEPS, tooltip="Steps of the sampler."),
+                io.Int.Input(
+                    "minutes",
+                    default=5,
+                    min=MIN_MINUTES,
+                    max=MAX_MINUTES,
+                    tooltip="How long it may take; rows that no longer fit are left out, with why.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="plot", tooltip="Seconds for a clip by row and stage."),
+                io.String.Output(display_name="report", tooltip="Every figure, as Markdown tables."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, width: Any = None, height: Any = None) -> bool | str:
+        sides = {"width": width, "height": height}
+        return verdict(lambda: check_fields({name: value for name, value in sides.items() if value is not None}))
+
+    @classmethod
+    def execute(
+        cls, model: EngineSet, rows: str, width: int, height: int, num_frames: int, steps: int, minutes: int
+    ) -> io.NodeOutput:
+        progress = host.Progress(cls.hidden.unique_id, 100)
+
+        def report(stage: str, done: float) -> None:
+            progress.step(round(100 * done), 100)
+            progress.say(stage)
+
+        with host.sentences():
+            check_fields({"width": width, "height": height, "num_frames": num_frames})
+            order = BenchmarkOrder(model.model.checkpoint.folder, rows, width, height, num_frames, steps, minutes)
+            host.free_models()
+            model.unload()
+            with host.scratch_folder("i2v_benchmark") as work:
+                found = run_benchmark(order, host.device(), work, report)
+        progress.say(found.line)
+        return io.NodeOutput(found.plot, found.markdown, ui=host.table_ui(found.table, [found.line]))

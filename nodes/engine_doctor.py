@@ -1,0 +1,44 @@
+"""I2V Engine Doctor."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..jobs.doctor import diagnose
+from . import host
+from .types import CATEGORY
+
+
+class EngineDoctor(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="I2VTRT_EngineDoctor",
+            display_name="I2V Engine Doctor",
+            category=CATEGORY,
+            description="Says what this machine can run: its GPU, the installed libraries, each backend, which one "
+            "auto takes and why, and the line that installs a faster one.",
+            search_aliases=["tensorrt", "diagnose", "which backend", "system info", "what to install"],
+            inputs=[],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="The table on the node, as Markdown."),
+                io.String.Output(display_name="install", tooltip="The line to run; empty if nothing is faster here."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls) -> Any:
+        """Another at every run: what is installed may have changed."""
+        return str(time.time_ns())
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        with host.sentences():
+            found = diagnose(host.device())
+        host.say(cls.hidden.unique_id, found.why)
+        return io.NodeOutput(found.table.markdown(), found.install, ui=host.table_ui(found.table, [found.why]))
