@@ -38,11 +38,11 @@ from ..pipeline.atomic_file import atomic_file
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.models.checkpoint import INDEX
 from .paths import check_name, inside
+from .sheet import Sheet
 
 log = logging.getLogger(__name__)
 
 MODELS, ENGINES, DIFFUSERS = "i2v", "i2v_engines", "diffusers"
-PREVIEW_FRAMES = 4
 _SEARCH_DEPTH = 2
 
 
@@ -276,17 +276,21 @@ def say(node_id: str | None, text: str) -> None:
         PromptServer.instance.send_progress_text(text, node_id)
 
 
-def previewer() -> Callable[[torch.Tensor], Any]:
-    """Makes a preview of latents [frames, 4, h, w]: some frames side by side, by the user's preview method."""
+def previewer(num_frames: int, fps: float) -> Callable[[torch.Tensor], Any]:
+    """Makes a preview of latents [frames, 4, h, w] by the user's preview method: some frames on one sheet.
+
+    The page is told once how the sheet is divided and how long the clip plays, so that it can show it moving;
+    one that does not understand shows the sheet as it is.
+    """
     made = latent_preview.get_previewer(device(), comfy.latent_formats.SD15())
+    sheet = Sheet.of_clip(num_frames, fps)
+    context, server = get_executing_context(), PromptServer.instance
+    if made is not None and context is not None:
+        told = {"prompt_id": context.prompt_id, "node": context.node_id, **dataclasses.asdict(sheet)}
+        server.send_sync("i2v_tensorrt.sheet", told, server.client_id)
 
     def preview(latents: torch.Tensor) -> Any:
-        if made is None:
-            return None
-        count = min(PREVIEW_FRAMES, len(latents))
-        chosen = [round(n * (len(latents) - 1) / max(count - 1, 1)) for n in range(count)]
-        strip = torch.cat([latents[n] for n in chosen], dim=-1)[None]
-        return made.decode_latent_to_preview_image("JPEG", strip)
+        return None if made is None else made.decode_latent_to_preview_image("JPEG", sheet.lay(latents))
 
     return preview
 

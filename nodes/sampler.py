@@ -94,7 +94,8 @@ class DDIMSampler(io.ComfyNode):
         scheduler: str = "ddim",
         min_guidance_scale: float = FAMILYS_OWN,
     ) -> io.NodeOutput:
-        progress, preview = host.Progress(cls.hidden.unique_id, steps), host.previewer()
+        progress = host.Progress(cls.hidden.unique_id, steps)
+        preview = host.previewer(conditioning.num_frames, conditioning.fps)
         started = time.monotonic()
 
         def on_step(done: int, total: int, latents: torch.Tensor) -> None:

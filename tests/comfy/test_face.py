@@ -47,6 +47,7 @@ def test_the_page_gets_every_file_of_ours(server: ComfyServer, nodes: dict[str, 
     assert get(server, f"/extensions/{folder}/{name}") == (WEB / name).read_bytes()
 
 
-def test_the_page_loads_our_script(server: ComfyServer) -> None:
-    scripts = [script for script in json.loads(get(server, "/extensions")) if "i2v_tensorrt" in script]
-    assert len(scripts) == 1
+def test_the_page_loads_our_scripts(server: ComfyServer) -> None:
+    """And no help page as one."""
+    ours = [script for script in json.loads(get(server, "/extensions")) if "I2V-TensorRT" in script]
+    assert sorted(Path(script).name for script in ours) == sorted(path.name for path in WEB.glob("*.js"))

@@ -67,11 +67,17 @@ def test_previews_come_from_the_sampler_alone(watched: RunResult) -> None:
     assert len(watched.previews) == 5
 
 
-def test_a_preview_shows_four_frames_side_by_side(watched: RunResult) -> None:
+def test_a_preview_shows_four_frames_on_one_sheet(watched: RunResult) -> None:
     previews = [Image.open(io.BytesIO(preview.image)) for preview in watched.previews]
-    assert all(image.width == 4 * image.height for image in previews)
+    assert all(image.width == image.height for image in previews)  # two rows of two square frames
     assert all(image.entropy() > 4 for image in previews)  # bits a pixel: not one colour
     assert previews[0].tobytes() != previews[-1].tobytes()
+
+
+def test_the_page_is_told_how_the_sheet_is_divided(watched: RunResult) -> None:
+    (event,) = watched.of_kind("i2v_tensorrt.sheet")
+    told = {"prompt_id": watched.prompt_id, "node": SAMPLER, "columns": 2, "rows": 2, "frames": 4, "seconds": 4 / 8}
+    assert event.data == told
 
 
 def test_each_stage_says_its_name_on_its_node(client: ComfyClient, picture: str) -> None:

@@ -1,0 +1,37 @@
+"""Frames of a clip on one picture: ComfyUI previews pictures only, and the page's script plays them from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+MOST_FRAMES = 9
+"""Each is decoded at every step."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Frames in rows, from the upper left; `seconds` is how long the clip plays."""
+
+    columns: int
+    rows: int
+    frames: int
+    seconds: float
+
+    @classmethod
+    def of_clip(cls, num_frames: int, fps: float) -> Sheet:
+        """As square as the count allows."""
+        count = min(MOST_FRAMES, num_frames)
+        columns = math.ceil(math.sqrt(count))
+        return cls(columns, math.ceil(count / columns), count, num_frames / fps)
+
+    def lay(self, latents: torch.Tensor) -> torch.Tensor:
+        """Evenly chosen ones of the latents [frames, 4, h, w] as [1, 4, rows * h, columns * w]; the rest is zero."""
+        chosen = [round(n * (len(latents) - 1) / max(self.frames - 1, 1)) for n in range(self.frames)]
+        channels, height, width = latents.shape[1:]
+        places = latents.new_zeros(self.rows * self.columns, channels, height, width)
+        places[: self.frames] = latents[chosen]
+        grid = places.reshape(self.rows, self.columns, channels, height, width).permute(2, 0, 3, 1, 4)
+        return grid.reshape(1, channels, self.rows * height, self.columns * width)
