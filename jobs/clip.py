@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from ..engine_builder.errors import InputError
 from ..pipeline.cache import ConditioningCache
+from ..pipeline.checks import check_number
 from ..pipeline.conditioning import Conditioning, condition
 from ..pipeline.decode import OnChunk, decode
 from ..pipeline.models.base import ClipRequest, GuidanceScale, Stage, VideoModel
@@ -32,9 +32,9 @@ class Denoising:
     min_guidance_scale: float | None = None
 
     def __post_init__(self) -> None:
-        for scale in (self.guidance_scale, self.min_guidance_scale):
-            if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):
-                raise InputError(f"Guidance is a number from 0 to {MAX_GUIDANCE:g}, found {scale}.")
+        least = self.guidance_scale if self.min_guidance_scale is None else self.min_guidance_scale
+        for scale in (self.guidance_scale, least):
+            check_number("Guidance", scale, 0, MAX_GUIDANCE)
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 64:
             raise InputError(f"The seed is a whole number from 0 to {(1 << 64) - 1}, found {self.seed}.")
 

@@ -10,8 +10,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from ..jobs.table import Table
 from ..pipeline.atomic_file import atomic_file
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.models.checkpoint import INDEX
-from .paths import check_name, inside
+from .places import SavePlace, free_place
 from .sheet import Sheet
 
 log = logging.getLogger(__name__)
@@ -117,29 +116,12 @@ def conditioning_cache() -> ConditioningCache:
     return ConditioningCache(Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "conditioning")
 
 
-@dataclass(frozen=True)
-class SavePlace:
-    """Where a file goes: its path, and its name and subfolder as the page asks for them."""
-
-    path: Path
-    filename: str
-    subfolder: str
-
-
-def save_place(prefix: object, suffix: str, width: int, height: int, *, temporary: bool = False) -> SavePlace:
-    """A free name in ComfyUI's output (or temp) folder from a prefix.
-
-    Raises InputError for one that leads out, StorageError when its folder cannot be made.
-    """
-    root = Path(folder_paths.get_temp_directory() if temporary else folder_paths.get_output_directory())
-    name = check_name(prefix)
-    try:
-        inside(root / name, root)  # before folders are made there
-        folder, filename, counter, subfolder, _ = folder_paths.get_save_image_path(name, str(root), width, height)
-    except OSError as error:
-        raise StorageError(f"The folder of {name[:80]!r} could not be made: {error.strerror or error}.") from error
-    filename = check_name(f"{filename}_{counter:05}_{suffix}")
-    return SavePlace(inside(Path(folder) / filename, root), filename, subfolder)
+def save_place(
+    prefix: object, suffix: str, width: int, height: int, *, temporary: bool = False
+) -> AbstractContextManager[SavePlace]:
+    """A free name in ComfyUI's output (or temp) folder from a prefix; see `places.free_place`."""
+    root = folder_paths.get_temp_directory() if temporary else folder_paths.get_output_directory()
+    return free_place(Path(root), prefix, suffix, width, height)
 
 
 @contextmanager
@@ -160,7 +142,8 @@ def metadata(hidden: Any) -> dict[str, Any]:
     if args.disable_metadata or hidden is None:
         return {}
     prompt = {} if hidden.prompt is None else {"prompt": hidden.prompt}
-    return {**prompt, **(hidden.extra_pnginfo or {})}
+    more = hidden.extra_pnginfo  # whatever the request said
+    return {**prompt, **(more if isinstance(more, Mapping) else {})}
 
 
 # Memory

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..engine_builder.errors import InputError
 
 _MAX_BYTES = 255
+_MAX_NAME_BYTES = 1000
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³]) *(\..*)?", re.IGNORECASE)
 
@@ -16,7 +17,7 @@ def check_name(name: object) -> str:
     """A relative name such as `video/clip`, fit for every platform; raises InputError for any other.
 
     Refused: absolute names, `..`, control characters, backslash, colon and the like, names that Windows
-    reserves, parts over 255 bytes, parts that end in a dot or a space.
+    reserves, parts over 255 bytes, over 1000 bytes in all, parts that end in a dot or a space.
     """
     if not isinstance(name, str) or not name:
         raise InputError(f"A file name is a text such as video/clip, found {name!r}.")
@@ -31,6 +32,8 @@ def check_name(name: object) -> str:
             )
         if len(_utf8(part)) > _MAX_BYTES - 32:  # room for the counter, the suffix and a temporary name
             raise InputError(f"A part of a file name has at most {_MAX_BYTES - 32} bytes, found {len(_utf8(part))}.")
+    if len(_utf8(name)) > _MAX_NAME_BYTES:
+        raise InputError(f"A file name has at most {_MAX_NAME_BYTES} bytes in all, found {len(_utf8(name))}.")
     return name
 
 

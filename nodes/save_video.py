@@ -13,6 +13,7 @@ from ..pipeline.video import write_video
 from ..pipeline.video_format import FORMATS, Audio, VideoInfo, VideoOptions
 from . import host
 from .paths import check_name
+from .places import SavePlace
 from .types import CATEGORY, verdict
 
 AUTO_CRF = -1.0
@@ -86,10 +87,10 @@ class SaveVideo(io.ComfyNode):
             progress = host.Progress(cls.hidden.unique_id, len(frames))
             sound = None if audio is None else Audio(audio["waveform"][0], int(audio["sample_rate"]))
             size = (frames.shape[2], frames.shape[1]) if frames.ndim == 4 else (0, 0)
-            place = host.save_place(filename_prefix, options.spec.suffix, *size)
-            info = write_video(
-                frames, place.path, options, metadata=host.metadata(cls.hidden), audio=sound, on_frame=progress.step
-            )
+            with host.save_place(filename_prefix, options.spec.suffix, *size) as place:
+                info = write_video(
+                    frames, place.path, options, metadata=host.metadata(cls.hidden), audio=sound, on_frame=progress.step
+                )
             shown = _shown(frames, options, place, sound, progress)
         lines = [*_describe(info, place), *info.notes]
         progress.say("\n".join(lines))
@@ -105,24 +106,24 @@ def _crf(value: Any) -> float | None:
     return None if value is None or value == AUTO_CRF else value
 
 
-def _describe(info: VideoInfo, place: host.SavePlace) -> list[str]:
+def _describe(info: VideoInfo, place: SavePlace) -> list[str]:
     name = f"{place.subfolder}/{place.filename}" if place.subfolder else place.filename
     size = f"{info.size_bytes / 1e6:.2f} MB"
     return [name, f"{info.width}x{info.height}, {info.num_frames} frames, {info.fps:g} fps, {size}"]
 
 
 def _shown(
-    frames: torch.Tensor, options: VideoOptions, place: host.SavePlace, sound: Audio | None, progress: host.Progress
+    frames: torch.Tensor, options: VideoOptions, place: SavePlace, sound: Audio | None, progress: host.Progress
 ) -> dict[str, Any]:
     """What the page plays: the file, or a temporary one in its place that browsers can play."""
     folder = "output"
     if options.format in UNPLAYABLE:
         playable = VideoOptions(PAGE_FORMAT, options.fps, None, options.pingpong)
-        place = host.save_place("i2v_preview", playable.spec.suffix, 0, 0, temporary=True)
-        # The bar has reached its end with the file itself: this only lets an interruption through.
-        write_video(
-            frames, place.path, playable, audio=sound, on_frame=lambda *_: progress.say("save: what the page plays")
-        )
+        with host.save_place("i2v_preview", playable.spec.suffix, 0, 0, temporary=True) as place:
+            # The bar has reached its end with the file itself: this only lets an interruption through.
+            write_video(
+                frames, place.path, playable, audio=sound, on_frame=lambda *_: progress.say("save: what the page plays")
+            )
         folder = "temp"
     result = {"filename": place.filename, "subfolder": place.subfolder, "type": folder}
     # An animated gif or webp is an <img> to the page; `animated` would make it a <video>, which plays neither.

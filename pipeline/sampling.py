@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..engine_builder.errors import CheckpointError, InputError
+from .checks import check_number
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From latents [frames, channels, height, width] and a scalar timestep on the CPU to the prediction of that shape."""
@@ -49,8 +50,7 @@ class SamplerSettings:
             raise InputError(f"Steps are a whole number from 1 to {MAX_STEPS}, found {self.steps}.")
         if self.scheduler not in SCHEDULERS:
             raise InputError(f"The scheduler is one of {', '.join(SCHEDULERS)}, found {self.scheduler!r}.")
-        if not 0.0 <= self.eta <= 1.0:
-            raise InputError(f"Eta is a number from 0 to 1, found {self.eta}.")
+        check_number("Eta", self.eta, 0, 1)
 
 
 def make_scheduler(settings: SamplerSettings, config: Mapping[str, Any]) -> Any:

@@ -147,9 +147,7 @@ def test_a_link_out_of_the_output_folder_is_not_followed(
     assert file_names(tmp_path) == set()
 
 
-@pytest.mark.parametrize(
-    "prefix", ["a-file/clip", "a-file/below/clip", "/".join(["long"] * 2000)], ids=["file", "below a file", "long path"]
-)
+@pytest.mark.parametrize("prefix", ["a-file/clip", "a-file/below/clip"], ids=["file", "below a file"])
 def test_a_place_that_cannot_be_made_is_told(client: ComfyClient, picture: str, output: Path, prefix: str) -> None:
     (output / "a-file").write_bytes(b"")
     assert "could not be" in refused(client, save(picture, filename_prefix=prefix), SAVE)

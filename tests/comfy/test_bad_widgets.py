@@ -76,6 +76,9 @@ VALUES = [
     (SAVE, "filename_prefix", "NUL", "A file name has no empty, dotted or reserved parts, found 'NUL' in 'NUL'."),
     (SAVE, "filename_prefix", "\ud800", "A file name is valid Unicode, found '\\ud800'."),
     (SAVE, "filename_prefix", "x" * 300, "A part of a file name has at most 223 bytes, found 300."),
+    (SAVE, "filename_prefix", "/".join(["long"] * 2000), "A file name has at most 1000 bytes in all, found 9999."),
+    (SAMPLER, "guidance_scale", "high", "Failed to convert an input value to a FLOAT value"),
+    (SAMPLER, "eta", {"a": 1}, "Failed to convert an input value to a FLOAT value"),
 ]
 
 

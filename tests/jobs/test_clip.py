@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # 
 REQUEST = ClipRequest(Image.new("RGB", (70, 50), "teal"), "a boat", "blurry", 64, 72, 3, 8)
 GUIDED = Denoising(seed=5, guidance_scale=9.0, sampler=SamplerSettings(3))
 NAN, INF = float("nan"), float("inf")
+NO_GUIDANCE = (NAN, INF, -INF, -0.1, 100.1, "9", "\n", None, [9], True, 10**400)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def components(calls: list[tuple[str, int]]) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        *(({"guidance_scale": value}, f"to {MAX_GUIDANCE:g}, found") for value in (NAN, INF, -INF, -0.1, 100.1)),
+        *(({"guidance_scale": value}, f"to {MAX_GUIDANCE:g}, found") for value in NO_GUIDANCE),
         *(({"seed": value}, "seed is a whole number") for value in (-1, 1 << 64, 1.5, NAN, True)),
     ],
     ids=str,

@@ -70,6 +70,12 @@ def test_length_is_counted_in_bytes_of_each_part(part: str, room: bool) -> None:
             check_name(f"video/{part}")
 
 
+def test_a_name_of_many_parts_has_an_end() -> None:
+    assert check_name("/".join(["long"] * 200))
+    with pytest.raises(InputError, match="at most 1000 bytes in all, found 1004"):
+        check_name("/".join(["long"] * 201))
+
+
 @given(names)
 def test_what_is_accepted_lies_below_the_root(name: str) -> None:
     try:

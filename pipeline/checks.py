@@ -1,0 +1,21 @@
+"""Numbers from a workflow, where any JSON may stand in a widget."""
+
+from __future__ import annotations
+
+import math
+
+from ..engine_builder.errors import InputError
+
+
+def check_number(name: str, value: object, least: float, most: float) -> None:
+    """Raises InputError unless `value` is a finite number (no bool) from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _lies_within(value, least, most):
+        raise InputError(f"{name} is a number from {least:g} to {most:g}, found {_shown(value)}.")
+
+
+def _lies_within(value: float, least: float, most: float) -> bool:
+    return least <= value <= most and math.isfinite(value)
+
+
+def _shown(value: object) -> str:
+    return (str if isinstance(value, int | float) else repr)(value)[:80]

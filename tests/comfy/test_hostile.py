@@ -1,0 +1,305 @@
+"""A live ComfyUI attacked through its API, with every file that it touches watched by an audit hook."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from i2v_tensorrt.jobs.comfy_client import ComfyClient, PromptRefusedError
+from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, link_pack, start_server
+from i2v_tensorrt.jobs.comfy_messages import outcome
+from i2v_tensorrt.tests.comfy.conftest import PACK
+from i2v_tensorrt.tests.comfy.graphs import (
+    CHECKPOINT,
+    LOADER,
+    Prompt,
+    clip,
+    encoding,
+    file_names,
+    gradient,
+    node,
+    png,
+    save,
+)
+from i2v_tensorrt.tests.comfy.hostile import (
+    LEADS_OUT,
+    any_json,
+    generated_graph,
+    hostile_name,
+    malformed_request,
+)
+from i2v_tensorrt.tests.counts import Evidence, counted
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="paths are watched on Linux")
+
+HERE = Path(__file__).resolve().parent
+FREE_BYTES = 400 << 20
+"""What the server believes to be free."""
+BATCH = 40
+OURS = re.compile(r"node \S+ \(I2VTRT_\w+\) failed with i2v_tensorrt\.\w+Error: [^\n]*\.", re.DOTALL)
+CORES = re.compile(r"node \S+ \((?!I2VTRT_)\w+\) failed with ", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A server, what lies beside its folders, and what it should not have done."""
+
+    server: ComfyServer
+    client: ComfyClient
+    outside: Path
+    log: Path
+    picture: str
+
+    @property
+    def output(self) -> Path:
+        return self.server.base_directory / "output"
+
+    def offences(self) -> list[str]:
+        """Lines of the audit hook since the last call."""
+        lines = self.log.read_text().splitlines()
+        self.log.write_text("")
+        return lines
+
+    def peak_bytes(self) -> int:
+        """The most memory that the server has ever held."""
+        status = Path(f"/proc/{self.server.process.pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) << 10
+
+
+@pytest.fixture(scope="module")
+def attacked(
+    host: ComfyHost, tiny_folder: Path, server_arguments: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Attacked]:
+    top = tmp_path_factory.mktemp("attacked")
+    base, outside, log = top / "base", top / "outside", top / "offences.log"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("secret")
+    (outside / "model_index.json").write_text('{"_class_name": "I2VGenXLPipeline"}')
+    link_pack(PACK, base)
+    link_pack(HERE / "audit_probe.py", base, "audit_probe.py")
+    shutil.copytree(tiny_folder, base / "models" / "i2v" / CHECKPOINT)
+    folders = ("output", "temp", "user", "input", "models/i2v_engines")
+    for name in folders:
+        (base / name).mkdir(parents=True, exist_ok=True)
+    (base / "output" / LEADS_OUT).symlink_to(outside, target_is_directory=True)
+    rules = {
+        "log": str(log),
+        "writable": [str(base / name) for name in folders],
+        "watched": [str(outside)],
+        "free_bytes": FREE_BYTES,
+    }
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("I2V_AUDIT", json.dumps(rules))
+        environment.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        with start_server(host, base, server_arguments) as server:
+            client = ComfyClient(server.url)
+            yield Attacked(server, client, outside, log, client.upload_image(png(gradient()), "gradient.png"))
+
+
+@contextmanager
+def unharmed(attacked: Attacked) -> Iterator[None]:
+    """Nothing that was outside is touched in the block, and a good workflow runs after it."""
+    attacked.offences()
+    before = {path: path.read_bytes() for path in attacked.outside.iterdir()}
+    yield
+    assert attacked.client.run(clip(attacked.picture)).status == "success"
+    assert attacked.offences() == []
+    assert {path: path.read_bytes() for path in attacked.outside.iterdir()} == before
+
+
+def faults_of(answer: Mapping[str, Any]) -> list[str]:
+    """What in a refusal is not a sentence of the pack or of ComfyUI."""
+    wrong = []
+    for error in (error for entry in answer.values() for error in entry["errors"]):
+        raised = str(error["extra_info"].get("traceback", ""))
+        if "I2V-TensorRT" in raised or str(PACK) in raised:
+            wrong.append(f"{error['details']}: {raised}")
+        if error["type"] == "custom_validation_failed" and not is_a_sentence(error["details"]):
+            wrong.append(error["details"])
+    return wrong
+
+
+def is_a_sentence(text: str) -> bool:
+    """One line that can be shown anywhere; it may end with a command line."""
+    return text.isprintable() and len(text) < 1000 and text[-1] in '."'
+
+
+def run_all(client: ComfyClient, prompts: Sequence[Prompt], extra: Mapping[str, Any] | None = None) -> Counter[str]:
+    """Posts prompts and waits for their ends; how many were refused, failed in a sentence, and ran.
+
+    Any other end is an error, told with the prompt.
+    """
+    waiting, ends = {}, Counter[str]()
+    for prompt in prompts:
+        try:
+            waiting[client.queue(prompt)] = prompt
+        except PromptRefusedError as refused:
+            assert faults_of(refused.node_errors) == [], json.dumps(prompt)
+            ends["refused"] += 1
+    while any(client.queued()):
+        time.sleep(0.01)
+    for prompt_id, prompt in waiting.items():
+        status, error = outcome(client.history(prompt_id))
+        if status == "success":
+            ends["run"] += 1
+        elif OURS.fullmatch(error or ""):
+            ends["failed in a sentence"] += 1
+        else:
+            assert CORES.match(error or ""), f"{error}\n{json.dumps(prompt)}"
+            ends["failed in a core node"] += 1
+    return ends
+
+
+def told(ends: Counter[str]) -> str:
+    return ", ".join(f"{number} {end}" for end, number in sorted(ends.items()))
+
+
+def test_the_hook_sees_what_it_should(attacked: Attacked) -> None:
+    for path, mode in ((attacked.outside / "secret.txt", "r"), (attacked.server.base_directory / "new", "w")):
+        attacked.client.run({"1": node("ProbeOffence", path=str(path), mode=mode)})
+        (line,) = attacked.offences()
+        assert json.loads(line)["what"] == str(path)
+        (attacked.server.base_directory / "new").unlink(missing_ok=True)
+
+
+@counted(60, 5000)
+def test_names_lead_nowhere_else(attacked: Attacked, count: int, evidence: Evidence) -> None:
+    """In every input that becomes a path, as a widget and over a link."""
+    draw, ends = random.Random(count), Counter[str]()
+    with unharmed(attacked):
+        for start in range(0, count, BATCH):
+            names = [hostile_name(draw, attacked.outside) for _ in range(min(BATCH, count - start))]
+            ends += run_all(attacked.client, [named(attacked.picture, name, draw) for name in names])
+    assert sum(ends.values()) == count
+    assert ends["refused"] > count / 4
+    evidence("hostile strings in what becomes a path", count, f"{told(ends)}; nothing outside read or written")
+
+
+def named(picture: str, name: str, draw: random.Random) -> Prompt:
+    """A quick prompt with the name in one of the inputs that could lead to a file."""
+    kind = draw.random()
+    if kind < 0.5:
+        return save(picture, filename_prefix=name)
+    if kind < 0.8:
+        prompt = save(picture, filename_prefix=["20", 0])
+        return {**prompt, "20": node("PrimitiveString", value=name)}
+    return encoding(picture, {LOADER: {draw.choice(["checkpoint", "checkpoint", "precision"]): name}})
+
+
+@counted(10, 50)
+def test_a_folder_that_becomes_a_link_leads_nowhere_else(attacked: Attacked, count: int, evidence: Evidence) -> None:
+    """Checked while it was a folder, run when it is a link; and swapped to and fro while files are written."""
+    folder, aside, link = (attacked.output / name for name in ("swapped", "swapped-folder", "swapped-link"))
+    folder.mkdir()
+    link.symlink_to(attacked.outside, target_is_directory=True)
+    stop, swaps = threading.Event(), Counter[str]()
+
+    def swap() -> None:
+        while not stop.is_set():
+            folder.rename(aside)
+            link.rename(folder)
+            folder.rename(link)
+            aside.rename(folder)
+            swaps["done"] += 1
+
+    ends, swapper = Counter[str](), threading.Thread(target=swap)
+    with unharmed(attacked):
+        swapper.start()
+        try:
+            for number in range(count):
+                prompt = save(attacked.picture, filename_prefix=f"swapped/clip{number % 7}", crf=number % 50)
+                ends += run_all(attacked.client, [prompt])
+        finally:
+            stop.set()
+            swapper.join()
+    assert file_names(attacked.outside) == {"secret.txt", "model_index.json"}
+    shutil.rmtree(folder)
+    link.unlink()
+    evidence("folders swapped for links while saving", count, f"{told(ends)}; {swaps['done']} swaps, nothing outside")
+
+
+@counted(80, 20_000, slow=False)
+def test_any_graph_ends_in_a_result_or_a_sentence(attacked: Attacked, count: int, evidence: Evidence) -> None:
+    draw, ends = random.Random(count), Counter[str]()
+    with unharmed(attacked):
+        before = attacked.peak_bytes()
+        for start in range(0, count, BATCH):
+            graphs = [generated_graph(attacked.picture, draw) for _ in range(min(BATCH, count - start))]
+            ends += run_all(attacked.client, graphs)
+            clear(attacked.output)
+        growth = attacked.peak_bytes() - before
+    assert sum(ends.values()) == count
+    assert growth < FREE_BYTES
+    evidence("generated graphs", count, f"{told(ends)}; the server's peak grew by {growth >> 20} MiB")
+
+
+def clear(folder: Path) -> None:
+    """Removes what was saved, which would fill the disk."""
+    for path in folder.rglob("*.*"):
+        if path.is_file() and not path.is_symlink():
+            path.unlink()
+
+
+@counted(60, 1000)
+def test_malformed_requests_leave_the_server_up(attacked: Attacked, count: int, evidence: Evidence) -> None:
+    draw, statuses = random.Random(count), Counter[int]()
+    with unharmed(attacked):
+        for _ in range(count):
+            statuses[posted(attacked.server.url, malformed_request(attacked.picture, draw))] += 1
+        while any(attacked.client.queued()):
+            time.sleep(0.01)
+    assert set(statuses) <= {200, 400, 500}
+    answers = ", ".join(f"{number} x {status}" for status, number in sorted(statuses.items()))
+    evidence("malformed requests", count, f"{answers}; server up, a good workflow passes")
+
+
+def posted(url: str, body: bytes) -> int:
+    """The status with which the server answers."""
+    request = urllib.request.Request(f"{url}/prompt", body, {"Content-Type": "application/json"})  # noqa: S310
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=60) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+@counted(20, 300)
+def test_what_the_page_sends_along_is_any_json(attacked: Attacked, count: int, evidence: Evidence) -> None:
+    """The workflow that is embedded in files is whatever the request says."""
+    draw, ends = random.Random(count), Counter[str]()
+    with unharmed(attacked):
+        for number in range(count):
+            key = draw.choice(["mp4-h264", "webp", "gif"])
+            prompt = save(attacked.picture, format=key, filename_prefix=f"along/{number}")
+            extra = {"extra_pnginfo": any_json(draw) if number % 2 else {"workflow": any_json(draw)}}
+            body = json.dumps({"prompt": prompt, "extra_data": extra}).encode()
+            assert posted(attacked.server.url, body) == 200
+        while any(attacked.client.queued()):
+            time.sleep(0.01)
+    for status, error in map(outcome, json_of(attacked, f"history?max_items={count}").values()):
+        ends["run" if status == "success" else "failed in a sentence"] += 1
+        assert status == "success" or OURS.fullmatch(error or ""), error
+    evidence("any JSON in the place of the workflow", count, told(ends))
+
+
+def json_of(attacked: Attacked, path: str) -> Any:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"{attacked.server.url}/{path}", timeout=60) as response:
+        return json.load(response)

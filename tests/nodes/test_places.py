@@ -1,0 +1,86 @@
+"""A free name below a root, in a folder that stays the one that was checked."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from i2v_tensorrt.engine_builder.errors import InputError, StorageError
+from i2v_tensorrt.nodes.places import free_place
+from i2v_tensorrt.pipeline.atomic_file import atomic_file
+
+
+def saved(root: Path, prefix: str, suffix: str = ".mp4") -> str:
+    """Writes a file and says where it is, as the page asks for it."""
+    with free_place(root, prefix, suffix, 64, 48) as place, atomic_file(place.path) as temporary:
+        temporary.write_bytes(b"x")
+    assert (root / place.subfolder / place.filename).read_bytes() == b"x"
+    return f"{place.subfolder}/{place.filename}".strip("/")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "output"
+
+
+def test_files_are_counted_by_their_stem_and_folder(root: Path) -> None:
+    names = [saved(root, prefix) for prefix in ("clip", "clip", "a/b/clip", "clip.x", "Clip")]
+    assert names == [
+        "clip_00001_.mp4",
+        "clip_00002_.mp4",
+        "a/b/clip_00001_.mp4",
+        "clip.x_00001_.mp4",
+        "Clip_00003_.mp4",
+    ]
+
+
+@pytest.mark.parametrize(
+    "other", ["clip_x_.mp4", "clip_-7_.mp4", "clip_99999999999_.mp4", "clip_5", "clipping_00009_.mp4"]
+)
+def test_what_is_no_number_of_ours_does_not_count(root: Path, other: str) -> None:
+    root.mkdir()
+    (root / other).write_bytes(b"")
+    assert saved(root, "clip") == "clip_00001_.mp4"
+
+
+def test_words_for_time_and_size_are_filled_in(root: Path) -> None:
+    year = time.strftime("%Y")
+    assert saved(root, "%year%/%width%x%height%%other%") == f"{year}/64x48%other%_00001_.mp4"
+
+
+@pytest.mark.parametrize("prefix", ["../x", "/x", "a/../../x", "nul", "%\0%", "", "x" * 300])
+def test_what_leads_out_is_refused_before_anything_is_made(root: Path, prefix: str) -> None:
+    with pytest.raises(InputError), free_place(root, prefix, ".mp4", 1, 1):
+        pass
+    assert not root.exists()
+
+
+def test_a_failure_is_told_by_the_folders_own_name(root: Path) -> None:
+    with (
+        pytest.raises(StorageError, match=r"output/video/clip_00001_\.mp4 could not be written: No space left"),
+        free_place(root, "video/clip", ".mp4", 1, 1) as place,
+        atomic_file(place.path),
+    ):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="an open folder has a path of its own on Linux")
+def test_a_folder_that_becomes_a_link_while_it_is_written_to_leads_nowhere(root: Path, tmp_path: Path) -> None:
+    outside, aside = tmp_path / "outside", tmp_path / "aside"
+    outside.mkdir()
+    with free_place(root, "video/clip", ".mp4", 1, 1) as place, atomic_file(place.path) as temporary:
+        (root / "video").rename(aside)
+        (root / "video").symlink_to(outside, target_is_directory=True)
+        temporary.write_bytes(b"x")
+    assert [path.name for path in aside.iterdir()] == ["clip_00001_.mp4"]
+    assert list(outside.iterdir()) == []
+    with pytest.raises(InputError, match="leads out of it"), free_place(root, "video/clip", ".mp4", 1, 1):
+        pass
+
+
+def test_links_that_stay_inside_are_followed(root: Path) -> None:
+    (root / "below").mkdir(parents=True)
+    (root / "in").symlink_to(root / "below", target_is_directory=True)
+    assert saved(root, "in/clip") == "in/clip_00001_.mp4"
+    assert (root / "below" / "clip_00001_.mp4").is_file()
