@@ -34,7 +34,7 @@ class Denoising:
     def __post_init__(self) -> None:
         least = self.guidance_scale if self.min_guidance_scale is None else self.min_guidance_scale
         for scale in (self.guidance_scale, least):
-            check_number("Guidance", scale, 0, MAX_GUIDANCE)
+            check_number("Guidance is", scale, 0, MAX_GUIDANCE)
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 64:
             raise InputError(f"The seed is a whole number from 0 to {(1 << 64) - 1}, found {self.seed}.")
 

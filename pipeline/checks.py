@@ -7,10 +7,10 @@ import math
 from ..engine_builder.errors import InputError
 
 
-def check_number(name: str, value: object, least: float, most: float) -> None:
-    """Raises InputError unless `value` is a finite number (no bool) from `least` to `most`."""
+def check_number(subject: str, value: object, least: float, most: float) -> None:
+    """Raises InputError unless `value` is a finite number (no bool) from `least` to `most`; `subject` as `Eta is`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not _lies_within(value, least, most):
-        raise InputError(f"{name} is a number from {least:g} to {most:g}, found {_shown(value)}.")
+        raise InputError(f"{subject} a number from {least:g} to {most:g}, found {_shown(value)}.")
 
 
 def _lies_within(value: float, least: float, most: float) -> bool:

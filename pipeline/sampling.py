@@ -50,7 +50,7 @@ class SamplerSettings:
             raise InputError(f"Steps are a whole number from 1 to {MAX_STEPS}, found {self.steps}.")
         if self.scheduler not in SCHEDULERS:
             raise InputError(f"The scheduler is one of {', '.join(SCHEDULERS)}, found {self.scheduler!r}.")
-        check_number("Eta", self.eta, 0, 1)
+        check_number("Eta is", self.eta, 0, 1)
 
 
 def make_scheduler(settings: SamplerSettings, config: Mapping[str, Any]) -> Any:
