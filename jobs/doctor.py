@@ -54,6 +54,12 @@ class Diagnosis:
     install: str
 
     @property
+    def line(self) -> str:
+        """What matters most, in a few words."""
+        chosen = next(state.name for state in self.backends if state.chosen)
+        return f"auto takes {chosen}" + ("; a faster one can be installed" if self.install else "")
+
+    @property
     def table(self) -> Table:
         """The findings, a row each."""
         rows = [("device", "", self.device), ("it can", "", self.abilities)]

@@ -40,5 +40,5 @@ class EngineDoctor(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         with host.sentences():
             found = diagnose(host.device())
-        host.say(cls.hidden.unique_id, found.why)
-        return io.NodeOutput(found.table.markdown(), found.install, ui=host.table_ui(found.table, [found.why]))
+        host.say(cls.hidden.unique_id, found.line)
+        return io.NodeOutput(found.table.markdown(), found.install, ui=host.table_ui(found.table, [found.line]))

@@ -52,7 +52,8 @@ class TestEngineDoctor:
         result = run(client, with_report(node("I2VTRT_EngineDoctor")))
         rows = {row[0]: row[1:] for row in table(result)}
         (chosen,) = [name.removeprefix("backend ") for name, (state, _) in rows.items() if state == "auto takes this"]
-        assert f"takes the first that can run: {chosen}" in text(result, TOOL)
+        assert text(result, TOOL).startswith(f"auto takes {chosen}")
+        assert f"takes the first that can run: {chosen}" in rows["why"][1]
         assert ("backend eager" in rows) and ("device" in rows)
         lines = markdown(result).splitlines()
         assert lines[:2] == ["| what | state | found |", "| --- | --- | --- |"]

@@ -59,6 +59,7 @@ def test_a_faster_backend_that_is_missing_has_the_line_for_this_python(put) -> N
     put(Stub("never", NEVER), Stub("fast", GONE), Stub("slow", OK))
     found = diagnose(CPU)
     assert found.install == f'"{sys.executable}" -m pip install fast'
+    assert found.line == "auto takes slow; a faster one can be installed"
     assert [state.verdict for state in found.backends] == ["cannot run", "cannot run", "auto takes this", "can run"]
     assert found.why.endswith("first that can run: slow; never cannot run, fast cannot run")
     assert ("to install", "", found.install) in found.table.rows
@@ -67,7 +68,7 @@ def test_a_faster_backend_that_is_missing_has_the_line_for_this_python(put) -> N
 def test_what_would_come_after_the_chosen_one_is_not_urged(put) -> None:
     put(Stub("fast", OK), Stub("slow", GONE))
     found = diagnose(CPU)
-    assert found.install == ""
+    assert (found.install, found.line) == ("", "auto takes fast")
     assert ("to install", "", "nothing: none is faster here") in found.table.rows
 
 
