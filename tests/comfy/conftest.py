@@ -10,7 +10,7 @@ import pytest
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient
 from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
-from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, gradient, png
+from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, SVD, gradient, png
 
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parent.parent
@@ -44,12 +44,15 @@ def host() -> ComfyHost:
 
 
 @pytest.fixture(scope="session")
-def base_directory(host: ComfyHost, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+def base_directory(
+    host: ComfyHost, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_svd_folder: Path
+) -> Path:
     """Models, custom nodes, input and output of the servers under test."""
     base_directory = tmp_path_factory.mktemp("comfyui")
     link_pack(PACK, base_directory)
     link_pack(HERE / "probe_nodes.py", base_directory, "probe_nodes.py")
-    shutil.copytree(tiny_folder, base_directory / "models" / "i2v" / CHECKPOINT)
+    for name, folder in ((CHECKPOINT, tiny_folder), (SVD, tiny_svd_folder)):
+        shutil.copytree(folder, base_directory / "models" / "i2v" / name)
     return base_directory
 
 

@@ -14,6 +14,7 @@ Prompt = dict[str, dict[str, Any]]
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "workflows" / "api"
 CHECKPOINT = "tiny-random"
+SVD = "tiny-svd"
 # Node ids of workflows/api/image_to_video.json, which the prompts made here keep.
 PICTURE, LOADER, ENGINES, CONDITIONING, SAMPLER, DECODE, SAVE = "1234567"
 BUILDER = "8"

@@ -13,7 +13,8 @@ STORED = Path(__file__).with_name("object_info.json")
 PREFIX = "I2VTRT_"
 KEPT = ("input", "input_order", "output", "output_name", "output_node")
 """Words for people and what only some hosts know are left out."""
-OFFERED = {("I2VTRT_ModelLoader", "checkpoint"): ["i2v-demo", "i2vgen-xl"], ("LoadImage", "image"): ["lake.png"]}
+CHECKPOINTS = ["i2v-demo", "i2vgen-xl", "stable-video-diffusion-img2vid-xt"]
+OFFERED = {("I2VTRT_ModelLoader", "checkpoint"): CHECKPOINTS, ("LoadImage", "image"): ["lake.png"]}
 """Choices that depend on the files at hand, with what a user of the shipped workflows has."""
 
 
