@@ -30,14 +30,14 @@ if "i2v_tensorrt" not in sys.modules:
 
 
 TORTURE = "torture"
+BY_NAME = (TORTURE, "browser")
 EVIDENCE = "evidence"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the full counts unless the command line names their marker."""
-    if TORTURE in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker(TORTURE)]
+    """Leaves out the full counts and the browser unless the command line names their marker."""
+    unnamed = [marker for marker in BY_NAME if marker not in config.option.markexpr]
+    left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in unnamed)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

@@ -1,0 +1,119 @@
+"""A browser and a live ComfyUI for the tests of this folder; skipped where either is missing."""
+
+import json
+import os
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
+from i2v_tensorrt.jobs.demo_model import PACK
+from i2v_tensorrt.tests.browser.screen import VIEWPORTS, Console, Screen, set_settings
+from i2v_tensorrt.tests.comfy.conftest import ARGUMENTS, device_arguments
+
+HERE = Path(__file__).resolve().parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
+# No outside host is asked for anything by the browser itself.
+QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-gpu")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks everything in this folder, before `-m` selects."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("browser")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """The system's browser without a window; CHROMIUM may name it."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    names = (os.environ.get("CHROMIUM"), *BROWSERS)
+    found = next((path for path in (shutil.which(name) for name in names if name) if path), None)
+    if found is None:
+        pytest.skip(f"no browser found: CHROMIUM is not set and there is none of {', '.join(BROWSERS)}")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=list(QUIET))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def host() -> ComfyHost:
+    """The ComfyUI of this machine."""
+    found = find_comfyui()
+    if found is None:
+        pytest.skip(not_found_reason())
+    return found
+
+
+StartClean = Callable[[Path], Any]
+
+
+@pytest.fixture(scope="session")
+def start_clean(host: ComfyHost) -> StartClean:
+    """Starts a ComfyUI that has the pack and nothing else, in a base directory of its own."""
+
+    @contextmanager
+    def start(base_directory: Path) -> Iterator[ComfyServer]:
+        link_pack(PACK, base_directory)
+        arguments = [*ARGUMENTS, "--preview-method", "latent2rgb", *device_arguments()]
+        with start_server(host, base_directory, arguments) as running:
+            yield running
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(chromium: Any, start_clean: StartClean, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """The server that the tests share; its engines are built once."""
+    with start_clean(tmp_path_factory.mktemp("comfyui")) as running:
+        set_settings(running.url, {"Comfy.TutorialCompleted": True})
+        yield running
+
+
+OpenScreen = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def open_screen(chromium: Any) -> OpenScreen:
+    """Opens a page in a profile of its own."""
+
+    @contextmanager
+    def opened(url: str, hosts_own: frozenset[str] = frozenset(), **settings: Any) -> Iterator[Screen]:
+        if settings:
+            set_settings(url, {f"Comfy.{name}": value for name, value in settings.items()})
+        width, height = VIEWPORTS[0]
+        context = chromium.new_context(viewport={"width": width, "height": height})
+        screen = Screen(context.new_page(), url, Console(hosts_own))
+        screen.console.watch(screen.page)
+        screen.open()
+        yield screen
+        context.close()
+
+    return opened
+
+
+@pytest.fixture(scope="session")
+def hosts_own(server: ComfyServer, open_screen: OpenScreen) -> frozenset[str]:
+    """What the page complains of before anything of ours is on it."""
+    with open_screen(server.url, Locale="en") as screen:
+        screen.page.locator(".templates-tab-button").click()
+        screen.settle()
+        return frozenset(screen.console.said)
+
+
+@pytest.fixture(scope="session")
+def pictures(server: ComfyServer) -> Path:
+    """Where the pictures of this run go, by ComfyUI's version."""
+    with urllib.request.urlopen(f"{server.url}/system_stats") as response:  # noqa: S310 - our own server
+        version = json.load(response)["system"]["comfyui_version"]
+    folder = PACK / "out" / "browser" / version
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,122 @@
+"""ComfyUI's page as a person meets it: open a template, press Run, look."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PACK = "I2V-TensorRT"
+VIEWPORTS = ((1280, 800), (1920, 1080))
+LOAD_MS, RUN_MS = 60_000, 900_000
+PROBES = (HERE / "probes.js").read_text("utf-8")
+RUN_ENDED = """() => {
+  window.i2vEnded = null;
+  for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+    app.api.addEventListener(kind, ({detail}) => window.i2vEnded = {kind, detail: detail ?? null});
+}"""
+MOVING = """async () => {
+  const videos = [...document.querySelectorAll("video")];
+  const times = videos.map((video) => video.currentTime);
+  await new Promise((resolve) => setTimeout(resolve, 250));
+  return videos.length > 0 && videos.every((v, n) => v.readyState >= 2 && !v.paused && v.currentTime !== times[n]);
+}"""
+
+
+@dataclass
+class Console:
+    """What the page complained of, and what the host's page complains of without us."""
+
+    hosts_own: frozenset[str] = frozenset()
+    said: list[str] = field(default_factory=list)
+
+    def watch(self, page: Any) -> None:
+        """Listens from now on; the page reports a fault in an extension's listener as a warning."""
+        page.on("console", lambda message: self._note(message.type, message.text, message.location.get("url", "")))
+        page.on("pageerror", lambda error: self._note("error", f"{error}\n{error.stack}", ""))
+
+    def faults(self) -> list[str]:
+        """Errors that the host does not make by itself, and all that names the pack."""
+        return [line for line in self.said if line not in self.hosts_own or names_us(line)]
+
+    def _note(self, kind: str, text: str, url: str) -> None:
+        line = re.sub(r"\d+(\.\d+)?", "#", f"{kind}: {text} {url}")
+        if kind == "error" or (kind == "warning" and names_us(line)):
+            self.said.append(line)
+
+
+def names_us(line: str) -> bool:
+    """Whether a complaint names the pack, one of its nodes or one of its files."""
+    return re.search(r"i#?vtrt_|i#?v[-_]?tensorrt|moving\.js", line, re.IGNORECASE) is not None
+
+
+@dataclass
+class Screen:
+    """One page of a browser on a server."""
+
+    page: Any
+    url: str
+    console: Console
+
+    def open(self) -> None:
+        """Loads the page and waits until a graph could be worked on."""
+        self.page.goto(self.url, wait_until="domcontentloaded")
+        self.page.wait_for_function("() => window.app?.graph && window.app.extensionManager", timeout=LOAD_MS)
+        self.page.locator(".templates-tab-button").wait_for(timeout=LOAD_MS)
+        self.settle()
+
+    def settle(self, milliseconds: int = 1500) -> None:
+        """Waits for what the page does on its own: pictures that load, the view that moves."""
+        self.page.wait_for_timeout(milliseconds)
+
+    def open_template(self, name: str) -> None:
+        """By the templates browser, as a person would."""
+        self.page.locator(".templates-tab-button").click()
+        self.choose_template(name)
+
+    def choose_template(self, name: str) -> None:
+        """In the templates browser, which is open."""
+        self.page.get_by_text(PACK, exact=True).first.click()
+        self.page.get_by_test_id(f"template-workflow-{name}").click()
+        self.page.wait_for_function("() => app.graph.nodes.some((node) => node.comfyClass?.startsWith('I2VTRT_'))")
+        self.settle()
+
+    def show(self, viewport: tuple[int, int]) -> None:
+        """Gives the window a size and fits the graph into it, as the key for that does."""
+        self.page.set_viewport_size({"width": viewport[0], "height": viewport[1]})
+        self.settle(500)
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.settle()
+
+    def press_run(self) -> None:
+        """And nothing else."""
+        self.page.evaluate(RUN_ENDED)
+        self.page.get_by_test_id("queue-button").click()
+
+    def wait_until_run(self) -> dict[str, Any]:
+        """How the run ended; the page shows what it refuses to queue in an overlay, which counts as an end."""
+        overlay = "document.querySelector('[data-testid=error-overlay-messages]')?.innerText"
+        self.page.wait_for_function(f"() => window.i2vEnded || {overlay}", timeout=RUN_MS)
+        return self.page.evaluate(f"() => window.i2vEnded ?? {{kind: 'refused', detail: {overlay}}}")
+
+    def wait_until_videos_move(self, timeout_ms: int = 20_000) -> None:
+        """Every video that is shown."""
+        self.page.wait_for_function(MOVING, timeout=timeout_ms)
+
+    def faults(self) -> list[str]:
+        """What a person would see wrong with the graph, in sentences, and what the console says of it."""
+        shown = self.page.evaluate(f"({PROBES.strip().removesuffix(';').split(chr(10), 1)[1]})()")
+        refused = self.page.locator("[data-testid=error-overlay-messages]").all_inner_texts()
+        return [*shown, *refused, *self.console.faults()]
+
+
+def set_settings(url: str, settings: dict[str, Any]) -> None:
+    """Settings of the page, which the server keeps."""
+    request = urllib.request.Request(  # noqa: S310 - our own server
+        f"{url}/settings", json.dumps(settings).encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(request).close()  # noqa: S310 - our own server

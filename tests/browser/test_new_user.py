@@ -1,0 +1,44 @@
+"""As somebody who has just installed the pack: from a clean ComfyUI to a moving video."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from i2v_tensorrt.jobs.demo_model import PACK
+from i2v_tensorrt.tests.browser.screen import RUN_MS, VIEWPORTS
+
+QUICK_START = "image_to_video"
+COUNT_CLICKS = "addEventListener('pointerdown', () => window.i2vClicks = (window.i2vClicks ?? 0) + 1, true)"
+
+
+def test_four_clicks_from_a_clean_comfyui_to_a_moving_video(
+    chromium: Any, start_clean: Any, open_screen: Any, tmp_path: Path
+) -> None:
+    out = PACK / "out" / "browser" / "new-user"
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with start_clean(tmp_path) as server, open_screen(server.url) as screen:
+        loaded_s = time.monotonic() - started
+        page = screen.page
+        page.evaluate(COUNT_CLICKS)
+        page.screenshot(path=out / "1-first-page.png")
+        if not page.get_by_text("I2V-TensorRT", exact=True).first.is_visible():
+            page.locator(".templates-tab-button").click()
+        screen.choose_template(QUICK_START)
+        page.screenshot(path=out / "2-opened.png")
+        pressed = time.monotonic()
+        screen.press_run()
+        screen.wait_until_videos_move(RUN_MS)
+        moving_s = time.monotonic() - pressed
+        clicks = page.evaluate("() => window.i2vClicks")
+        for viewport in VIEWPORTS:
+            screen.show(viewport)
+            page.screenshot(path=out / f"3-moving-{viewport[0]}x{viewport[1]}.png")
+        found = {
+            "clicks": clicks,
+            "start_of_comfyui_and_page_s": round(loaded_s, 1),
+            "run_to_moving_video_s": round(moving_s, 1),
+        }
+        (out / "figures.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+        assert 1 < clicks <= 4

@@ -1,0 +1,55 @@
+"""Every node in the page: fresh from the library it shows all its words, and its help opens, in each language."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from i2v_tensorrt.jobs.comfy_host import ComfyServer
+from i2v_tensorrt.tests.browser.screen import Screen
+from i2v_tensorrt.tests.workflows.locales import LANGUAGES, LOCALES, node_defs
+
+WEB = LOCALES.parent / "web"
+NODES = sorted(node_defs("en"))
+ADD = """(type) => {
+  app.graph.clear();
+  const node = LiteGraph.createNode(type);
+  node.pos = [300, 200];
+  app.graph.add(node);
+  app.canvas.ds.scale = 1;
+  app.canvas.ds.offset = [0, 0];
+  app.canvas.setDirty(true, true);
+  const canvas = app.canvas.canvas.getBoundingClientRect();
+  return [canvas.left + node.pos[0] + 60, canvas.top + node.pos[1] - 15];
+}"""
+HELP_BUTTON = "[data-testid=info-button], .selection-toolbox button:has(.pi-question-circle)"
+HELP = ".node-help-content"
+
+
+@pytest.fixture(scope="module", params=LANGUAGES)
+def screen(
+    request: pytest.FixtureRequest, server: ComfyServer, open_screen: Any, hosts_own: frozenset[str]
+) -> Iterator[Screen]:
+    """A page in each language for all nodes."""
+    with open_screen(server.url, hosts_own, Locale=request.param) as screen:
+        screen.language = request.param
+        yield screen
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_a_fresh_one_shows_all_its_words_and_its_help(node: str, screen: Screen, pictures: Path) -> None:
+    title = screen.page.evaluate(ADD, node)
+    screen.settle(700)
+    faults = screen.faults()
+    screen.page.mouse.click(*title)
+    screen.page.locator(HELP_BUTTON).first.click()
+    heading = (WEB / "docs" / node / f"{screen.language}.md").read_text("utf-8").splitlines()[0].removeprefix("# ")
+    screen.page.locator(HELP).get_by_text(heading, exact=True).first.wait_for(timeout=10_000)
+    screen.settle(700)
+    picture = screen.page.locator(f"{HELP} img").first
+    assert picture.evaluate("(image) => image.complete && image.naturalWidth > 0")
+    wide = screen.page.locator(HELP).evaluate("(help) => help.scrollWidth - help.clientWidth")
+    assert wide <= 0, "the help has to be scrolled sideways"
+    screen.page.screenshot(path=pictures / f"{node}-{screen.language}.png")
+    assert [*faults, *screen.console.faults()] == []
