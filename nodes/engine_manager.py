@@ -37,6 +37,11 @@ class EngineManager(io.ComfyNode):
                     tooltip="The first digits of a key, as the table shows it; at least 8 to delete. Empty lists or "
                     "verifies all.",
                 ),
+                io.AnyType.Input(
+                    "after",
+                    optional=True,
+                    tooltip="Whatever is to be done first, such as the report of an Engine Builder.",
+                ),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="The table on the node, as Markdown.")],
             hidden=[io.Hidden.unique_id],
@@ -48,12 +53,12 @@ class EngineManager(io.ComfyNode):
         return True if engine is None else verdict(lambda: check_start(str(engine)))
 
     @classmethod
-    def fingerprint_inputs(cls, action: str, engine: str) -> Any:
+    def fingerprint_inputs(cls, **inputs: Any) -> Any:
         """Another at every run: the store may have changed."""
         return str(time.time_ns())
 
     @classmethod
-    def execute(cls, action: str, engine: str) -> io.NodeOutput:
+    def execute(cls, action: str, engine: str, after: Any = None) -> io.NodeOutput:
         progress = host.Progress(cls.hidden.unique_id, 1)
         with host.sentences():
             done = manage(action, engine, host.engine_store(), host.device(), progress.step)

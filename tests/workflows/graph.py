@@ -11,6 +11,8 @@ Prompt = dict[str, dict[str, Any]]
 ObjectInfo = Mapping[str, Mapping[str, Any]]
 
 NOTES = ("Note", "MarkdownNote")
+ANY = "*"
+"""The kind of an input that takes whatever another node gives."""
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 UNSENT = 1
 """How many values of its own the page keeps behind one: what to do with a seed, the upload button of a picture."""
@@ -44,9 +46,13 @@ def faults(prompt: Prompt, object_info: ObjectInfo) -> list[str]:
         found += [
             f"{number}: {name} cannot be {given[name]!r}"
             for name, (kind, settings) in known.items()
-            if name in given and kind not in _kinds(given[name], settings, prompt, object_info)
+            if name in given and not _takes(kind, _kinds(given[name], settings, prompt, object_info))
         ]
     return found
+
+
+def _takes(kind: str, found: set[str]) -> bool:
+    return kind in found or (kind == ANY and bool(found))
 
 
 def _kinds(value: Any, settings: Mapping[str, Any], prompt: Prompt, object_info: ObjectInfo) -> set[str]:
