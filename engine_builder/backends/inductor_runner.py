@@ -95,7 +95,11 @@ class InductorRunner(Runner):
     def _let_go(self) -> None:
         self._seen.clear()
         self._replays.clear()
-        self._package, self._owned, self._bound, self.warning = None, {}, {}, None
+        self._package, self._owned, self.warning = None, {}, None
+        for tensor in self._bound.values():
+            # PyTorch never lets go of tensors that a package was given: only the memory can be taken from them.
+            tensor.data = tensor.new_empty(0)
+        self._bound = {}
 
     @property
     def _module(self) -> torch.nn.Module:

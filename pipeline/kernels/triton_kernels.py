@@ -4,12 +4,14 @@ Every function here is registered as an operator by `operators`, under its own n
 chosen by measurement on one H200; see benchmarks/notes.md.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 LOG2_E = 1.4426950408889634
-MOMENT_CHANNELS = 64
+SCALE_TILE = 4096
 
 
 @triton.jit
@@ -56,16 +58,19 @@ def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
 
 @triton.jit
 def _moments(
-    x_ptr, other_ptr, bias_ptr, sum_ptr, out_ptr, rows, channels, chunk_rows,
-    ADD: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x_ptr, other_ptr, bias_ptr, sum_ptr, out_ptr, rows, channels, chunks, chunk_rows,
+    ADD: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared distances of each channel over one chunk of rows of one item.
 
-    Sums are taken about the chunk's first row, so that a mean far from zero costs no precision.
+    Sums are taken about the chunk's first row, so that a mean far from zero costs no precision. Programs
+    that run side by side read what lies side by side: channels first, then chunks, then items.
     """
-    chunk = tl.program_id(0)
-    item = tl.program_id(1).to(tl.int64)
-    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    index = tl.program_id(0)
+    tiles = tl.cdiv(channels, CHANNELS)
+    channel = index % tiles * CHANNELS + tl.arange(0, CHANNELS)
+    chunk = index // tiles % chunks
+    item = (index // tiles // chunks).to(tl.int64)
     inside = channel < channels
     first = chunk * chunk_rows
     count = tl.minimum(chunk_rows, rows - first)
@@ -79,7 +84,7 @@ def _moments(
     one = tl.zeros((ROWS, CHANNELS), tl.float32)
     two = tl.zeros((ROWS, CHANNELS), tl.float32)
     row = tl.arange(0, ROWS)
-    for at in range(0, chunk_rows, ROWS):
+    for at in tl.range(0, chunk_rows, ROWS, num_stages=STAGES):
         there = (at + row < count)[:, None] & inside[None, :]
         offset = start[None, :] + (at + row)[:, None].to(tl.int64) * channels
         x = tl.load(x_ptr + offset, mask=there, other=0.0).to(tl.float32)
@@ -93,7 +98,6 @@ def _moments(
         two += away * away
     total = tl.sum(one, 0)
     mean = total / count
-    chunks = tl.num_programs(0)
     at = out_ptr + (item * chunks + chunk) * 2 * channels + channel
     tl.store(at, pivot + mean, mask=inside)
     tl.store(at + channels, tl.sum(two, 0) - total * mean, mask=inside)
@@ -107,6 +111,22 @@ def _chunks(rows: int) -> tuple[int, int]:
     return -(-rows // chunk_rows), chunk_rows
 
 
+@dataclass(frozen=True)
+class _MomentTile:
+    """How one program of `_moments` is laid out."""
+
+    channels: int
+    warps: int
+    stages: int
+
+    @classmethod
+    def of(cls, channels: int, *, writes: bool) -> "_MomentTile":
+        """The fastest measured: what only reads gains by reading ahead, what writes too by wider rows."""
+        if writes and channels % 128 == 0:
+            return cls(128, 4, 1)
+        return cls(min(64, triton.next_power_of_2(channels)), 1 if writes else 2, 1 if writes else 3)
+
+
 def _measure(
     x: torch.Tensor, other: torch.Tensor | None, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,11 +136,12 @@ def _measure(
     total = x if other is None and bias is None else torch.empty_like(x)
     # In the place of pointers that go unused. Not x again: a compiled graph would compute it once for each.
     unused = torch.empty((1,), dtype=torch.float32, device=x.device)
-    width = min(MOMENT_CHANNELS, triton.next_power_of_2(channels))
-    torch.library.wrap_triton(_moments)[(chunks, items, triton.cdiv(channels, width))](
+    tile = _MomentTile.of(channels, writes=total is not x)
+    torch.library.wrap_triton(_moments)[(items * chunks * triton.cdiv(channels, tile.channels),)](
         x, unused if other is None else other, unused if bias is None else bias,
-        unused if total is x else total, moments, rows, channels, chunk_rows,
-        ADD=other is not None, BIAS=bias is not None, ROWS=8 if total is x else 16, CHANNELS=width, num_warps=2,
+        unused if total is x else total, moments, rows, channels, chunks, chunk_rows,
+        ADD=other is not None, BIAS=bias is not None,
+        ROWS=8, CHANNELS=tile.channels, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
     return total, moments
 
@@ -143,38 +164,39 @@ def _scale_and_shift(
     rows, channels, chunks, chunk_rows, items, offset_batch, outs_per_batch,
     EPS: tl.constexpr, OFFSET: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """A group's mean and variance from its channels' moments over `items` items of `chunks` chunks each."""
+    """A group's mean and variance from its channels' moments over `items` items of `chunks` chunks each.
+
+    In one pass, about the mean of the group's first channel: as one of the group's own it is never so far
+    from the others, in units of their deviation, that the difference of sums loses precision.
+    """
     group = tl.program_id(0)
     out = tl.program_id(1).to(tl.int64)
     lane = tl.arange(0, WIDTH)
     inside = lane < GROUP
     channel = group * GROUP + lane
     offset = tl.zeros((WIDTH,), tl.float32)
-    if OFFSET:
-        batch = out // outs_per_batch
-        offset = tl.load(offset_ptr + batch * offset_batch + channel, mask=inside, other=0.0).to(tl.float32)
     number = items * chunks
+    pivot = tl.load(moments_ptr + out * number * 2 * channels + group * GROUP)
+    if OFFSET:
+        waiting = offset_ptr + out // outs_per_batch * offset_batch
+        offset = tl.load(waiting + channel, mask=inside, other=0.0).to(tl.float32)
+        pivot += tl.load(waiting + group * GROUP).to(tl.float32)
     step = tl.arange(0, CHUNKS)
     total = tl.zeros((CHUNKS, WIDTH), tl.float32)
-    for at in range(0, number, CHUNKS):
-        index = at + step
-        there = (index < number)[:, None] & inside[None, :]
-        count = tl.minimum(chunk_rows, rows - index % chunks * chunk_rows)[:, None]
-        place = moments_ptr + ((out * number + index) * 2 * channels)[:, None] + channel[None, :]
-        mean = tl.load(place, mask=there, other=0.0) + offset[None, :]
-        total += tl.where(there, count * mean, 0.0)
-    size = 1.0 * items * rows * GROUP
-    centre = tl.sum(tl.sum(total, 1), 0) / size
     spread = tl.zeros((CHUNKS, WIDTH), tl.float32)
     for at in range(0, number, CHUNKS):
         index = at + step
         there = (index < number)[:, None] & inside[None, :]
         count = tl.minimum(chunk_rows, rows - index % chunks * chunk_rows)[:, None]
         place = moments_ptr + ((out * number + index) * 2 * channels)[:, None] + channel[None, :]
-        away = tl.load(place, mask=there, other=0.0) + offset[None, :] - centre
+        away = tl.load(place, mask=there, other=0.0) + offset[None, :] - pivot
         inner = tl.load(place + channels, mask=there, other=0.0)
+        total += tl.where(there, count * away, 0.0)
         spread += tl.where(there, inner + count * away * away, 0.0)
-    variance = tl.sum(tl.sum(spread, 1), 0) / size
+    size = 1.0 * items * rows * GROUP
+    drift = tl.sum(tl.sum(total, 1), 0) / size
+    centre = pivot + drift
+    variance = tl.maximum(tl.sum(tl.sum(spread, 1), 0) / size - drift * drift, 0.0)
     weight = tl.load(weight_ptr + channel, mask=inside, other=0.0).to(tl.float32)
     scale = weight / tl.sqrt(variance + EPS)
     shift = tl.load(bias_ptr + channel, mask=inside, other=0.0).to(tl.float32) + (offset - centre) * scale
@@ -198,10 +220,11 @@ def scale_and_shift(
     scale = torch.empty((outs, channels), dtype=torch.float32, device=moments.device)
     shift = torch.empty_like(scale)
     per_batch = 1 if offset is None else outs // offset.shape[0]
+    width = triton.next_power_of_2(channels // groups)
     torch.library.wrap_triton(_scale_and_shift)[(groups, outs)](
         moments, moments if offset is None else offset, weight, bias, scale, shift,
         rows, channels, chunks, _chunks(rows)[1], items, 0 if offset is None else offset.stride(0), per_batch,
-        EPS=eps, OFFSET=offset is not None, GROUP=channels // groups, WIDTH=triton.next_power_of_2(channels // groups),
-        CHUNKS=32, num_warps=4,
+        EPS=eps, OFFSET=offset is not None, GROUP=channels // groups, WIDTH=width,
+        CHUNKS=max(16, SCALE_TILE // width), num_warps=4,
     )  # fmt: skip
     return scale, shift

@@ -18,7 +18,8 @@ from ..kernels.short_attention import reference, short_attention
 
 REWRITES = {
     "channels_last": "one memory layout from end to end",
-    "fold_frames": "keys and values of the prompt once for all frames",
+    "fold_frames": "keys and values of the prompt once for all frames, and of all layers in one product",
+    "joined_embeddings": "what the time embedding adds to all layers in one product",
     "fused_qkv": "queries, keys and values of narrow layers in one product",
     "short_attention": "attention over frames by a kernel made for few tokens",
     "channel_norm": "group norms from moments of whole channels, with biases and sums taken on the way",
@@ -35,7 +36,12 @@ PLAIN_ATTENTION_WIDTH = 256
 JOINED_PHASES_WIDTH = 640
 """Phase kernels of wider layers run one by one: cuDNN takes a slow kernel for so many outputs at once."""
 
+PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
+"""The places, down and right, of the 2x2 that a place becomes."""
+
 On = frozenset[str]
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+Folded = dict[torch.nn.Module, KeysValues | None]
 
 
 @dataclass(frozen=True)
@@ -128,12 +134,20 @@ def group_norm(
     return (functional.silu(y) if silu else y).to(x.dtype)
 
 
-def resnet(signal: Signal, block: Any, emb: torch.Tensor | None, on: On) -> Signal:
-    """ResnetBlock2D; `emb` is the time embedding, one for all frames, [batch, width]."""
+def time_offsets(emb: torch.Tensor, blocks: list[Any], on: On) -> list[torch.Tensor]:
+    """What each ResnetBlock2D adds to its first convolution: from the embedding [batch, width], [batch, channels]."""
+    emb = functional.silu(emb)
+    if "joined_embeddings" not in on:
+        return [block.time_emb_proj(emb) + block.conv1.bias for block in blocks]
+    weight = torch.cat([block.time_emb_proj.weight for block in blocks])
+    bias = torch.cat([block.time_emb_proj.bias + block.conv1.bias for block in blocks])
+    return list(functional.linear(emb, weight, bias).split([len(block.conv1.bias) for block in blocks], -1))
+
+
+def resnet(signal: Signal, block: Any, offset: torch.Tensor | None, on: On) -> Signal:
+    """ResnetBlock2D; `offset` is from `time_offsets`, None for a block that knows no time."""
     h = conv2d(group_norm(signal, block.norm1), block.conv1)
-    offset = block.conv1.bias[None]
-    if emb is not None:
-        offset = offset + block.time_emb_proj(functional.silu(emb))
+    offset = block.conv1.bias[None] if offset is None else offset
     h = conv2d(group_norm(measured(h, on), block.norm2, offset), block.conv2)
     if block.conv_shortcut is None:
         return added(signal.x, h, block.conv2.bias, on)
@@ -161,7 +175,7 @@ def upsample(signal: Signal, sampler: Any, on: On) -> Signal:
     """Upsample2D: twice the height and width by the nearest neighbour, then a 3x3 convolution."""
     conv, x = sampler.conv, signal.x
     if "phase_upsample" in on:
-        return added(_phases(x, conv.weight), None, conv.bias, on)
+        return measured(_phases(x, conv.weight) + conv.bias, on)
     near = functional.interpolate(x.flatten(0, 1).permute(0, 3, 1, 2), scale_factor=2.0, mode="nearest")
     return added(conv2d(near.permute(0, 2, 3, 1).unflatten(0, x.shape[:2]), conv), None, conv.bias, on)
 
@@ -170,15 +184,13 @@ def _phases(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The upsampled plane's convolution from 2x2 windows of the plane itself."""
     kernels, height, width = _phase_kernels(weight), *x.shape[2:4]
     if len(weight) <= JOINED_PHASES_WIDTH:
-        y = _conv2d(x, torch.cat(kernels), 1, 1)
+        windows = _conv2d(x, torch.cat(kernels), 1, 1).chunk(4, -1)
     else:
-        y = torch.cat([_conv2d(x, kernel, 1, 1) for kernel in kernels], -1)
-    y = y.unflatten(-1, (2, 2, -1)).contiguous()
-    # Place (2i + p, 2j + q) is phase (p, q) of window (i + p, j + q): one step in p moves on in two axes of y.
-    batch, frame, row, column, p, q, channel = y.stride()
-    shape = (*x.shape[:2], height, 2, width, 2, y.shape[-1])
-    y = y.as_strided(shape, (batch, frame, row, row + p, column, column + q, channel))
-    return y.reshape(*x.shape[:2], 2 * height, 2 * width, -1)
+        windows = [_conv2d(x, kernel, 1, 1) for kernel in kernels]
+    # Place (2i + p, 2j + q) is phase (p, q) of window (i + p, j + q).
+    places = [y[:, :, p : p + height, q : q + width] for y, (p, q) in zip(windows, PHASES, strict=True)]
+    rows = [torch.stack(places[:2], 4), torch.stack(places[2:], 4)]
+    return torch.stack(rows, 3).reshape(*x.shape[:2], 2 * height, 2 * width, -1)
 
 
 def _phase_kernels(weight: torch.Tensor) -> list[torch.Tensor]:
@@ -232,18 +244,30 @@ def _attend_frames(x: torch.Tensor, attention: Any, on: On) -> torch.Tensor:
     return _out(attend(q, k, v).flatten(-2).reshape(x.shape[:4] + (-1,)), attention)
 
 
-def _attend_context(x: torch.Tensor, attention: Any, context: torch.Tensor, on: On) -> torch.Tensor:
+def context_keys_values(context: torch.Tensor, attentions: list[Any], on: On) -> list[KeysValues | None]:
+    """Each cross-attention's keys and values of the context, [branches, tokens, width]; None without `fold_frames`."""
+    if "fold_frames" not in on:
+        return [None] * len(attentions)
+    layers = [layer for attention in attentions for layer in (attention.to_k, attention.to_v)]
+    together = functional.linear(context, torch.cat([layer.weight for layer in layers]))
+    parts = together.split([len(layer.weight) for layer in layers], -1)
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _attend_context(x: torch.Tensor, attention: Any, context: torch.Tensor, folded: KeysValues | None) -> torch.Tensor:
     """Attention of every place of every frame to the context [branches, tokens, width].
 
-    `x` may have one batch item where the context has several: what both branches share so far.
+    `x` may have one batch item where the context has several: what both branches share so far. `folded` is
+    from `context_keys_values`.
     """
     batch, (_, frames, height, width, _) = context.shape[0], x.shape
     q = _heads(attention.to_q(x.flatten(1, 3)), attention)
     q = q.expand(batch, *q.shape[1:])
-    if "fold_frames" not in on:
+    if folded is None:
         q = q.reshape(batch * frames, height * width, *q.shape[2:])
         context = context.unsqueeze(1).expand(-1, frames, -1, -1).reshape(batch * frames, *context.shape[1:])
-    k, v = (_heads(layer(context), attention) for layer in (attention.to_k, attention.to_v))
+        folded = attention.to_k(context), attention.to_v(context)
+    k, v = (_heads(part, attention) for part in folded)
     return _out(_attend(q, k, v).reshape(batch, frames, height, width, -1), attention)
 
 
@@ -257,12 +281,12 @@ def _feed_forward(x: torch.Tensor, ff: Any) -> torch.Tensor:
     return ff.net[2](value * functional.gelu(gate))
 
 
-def spatial_transformer(signal: Signal, model: Any, context: torch.Tensor, on: On) -> Signal:
-    """Transformer2DModel: among the places of each frame, then to the context."""
+def spatial_transformer(signal: Signal, model: Any, context: torch.Tensor, folded: Folded, on: On) -> Signal:
+    """Transformer2DModel: among the places of each frame, then to the context; `folded` by its attentions."""
     h = model.proj_in(group_norm(signal, model.norm, silu=False))
     for block in model.transformer_blocks:
         h = h + attend_places(block.norm1(h), block.attn1, on)
-        h = h + _attend_context(block.norm2(h), block.attn2, context, on)
+        h = h + _attend_context(block.norm2(h), block.attn2, context, folded[block.attn2])
         h = h + _feed_forward(block.norm3(h), block.ff)
     return added(signal.x, linear(h, model.proj_out), model.proj_out.bias, on)
 

@@ -182,6 +182,20 @@ def test_a_runner_is_unloaded_and_loaded_again(plan: Plan) -> None:
     assert runner.memory_bytes == sum(tensor.nbytes for tensor in Mixed().state_dict().values()) - 4 * 20 + 4 * 4
 
 
+def holders(network: torch.nn.Module) -> list[int]:
+    """How many tensors share the memory of each weight."""
+    count = torch._C._storage_Use_Count  # pyright: ignore[reportAttributeAccessIssue]
+    return [count(tensor.untyped_storage()._cdata) for tensor in network.parameters()]
+
+
+def test_an_unloaded_engine_holds_no_weights(plan: Plan) -> None:
+    before = holders(Mixed())
+    runner, network = loaded(plan, CPU)
+    assert holders(network) != before
+    runner.unload()
+    assert holders(network) == before
+
+
 def test_sizes_outside_the_profile_are_refused(plan: Plan) -> None:
     runner, _ = loaded(plan, CPU)
     with pytest.raises(InputError, match="^The inductor engine of core: frames is 17"):
