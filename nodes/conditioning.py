@@ -23,7 +23,7 @@ from ..pipeline.conditioning import Conditioning as Encoded
 from ..pipeline.models.base import ClipRequest
 from ..pipeline.picture import picture_from_tensor
 from . import host
-from .types import CATEGORY, Conditioning, Model, verdict
+from .types import CATEGORY, Conditioning, Model, sockets, verdict
 
 
 class I2VConditioning(io.ComfyNode):
@@ -103,6 +103,7 @@ class I2VConditioning(io.ComfyNode):
         return verdict(lambda: check_fields({name: value for name, value in sides.items() if value is not None}))
 
     @classmethod
+    @sockets(model=EngineSet, image=torch.Tensor)
     def execute(
         cls,
         model: EngineSet,

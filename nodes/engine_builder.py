@@ -14,7 +14,7 @@ from ..jobs.policy import SHAPE_POLICIES, EnginePolicy
 from ..jobs.prebuild import ALL, Prebuild, component_names, prebuild
 from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
 from . import host
-from .types import BACKEND_NAMES, BACKEND_TOOLTIP, CATEGORY, PRECISION_NAMES, Model, verdict
+from .types import BACKEND_NAMES, BACKEND_TOOLTIP, CATEGORY, PRECISION_NAMES, Model, sockets, verdict
 
 HERE = "this machine"
 
@@ -86,6 +86,7 @@ class EngineBuilder(io.ComfyNode):
         return verdict(check)
 
     @classmethod
+    @sockets(model=EngineSet)
     def execute(
         cls,
         model: EngineSet,

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..jobs.engines import EngineSet
 from ..jobs.policy import MISS_POLICIES, SHAPE_POLICIES, EnginePolicy
 from . import host
-from .types import BACKEND_NAMES, BACKEND_TOOLTIP, CATEGORY, PRECISION_NAMES, Model
+from .types import BACKEND_NAMES, BACKEND_TOOLTIP, CATEGORY, PRECISION_NAMES, Model, sockets
 
 
 class EngineLoader(io.ComfyNode):
@@ -45,6 +45,7 @@ class EngineLoader(io.ComfyNode):
         )
 
     @classmethod
+    @sockets(model=EngineSet)
     def execute(
         cls, model: EngineSet, on_missing: str, shape_policy: str, precision: str, backend: str
     ) -> io.NodeOutput:

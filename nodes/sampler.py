@@ -13,7 +13,7 @@ from ..jobs.engines import EngineSet
 from ..pipeline.conditioning import Conditioning as Encoded
 from ..pipeline.sampling import MAX_STEPS, SCHEDULERS, SamplerSettings
 from . import host
-from .types import CATEGORY, Conditioning, Model, verdict
+from .types import CATEGORY, Conditioning, Model, sockets, verdict
 
 FAMILYS_OWN = -1.0
 
@@ -83,6 +83,7 @@ class DDIMSampler(io.ComfyNode):
         return verdict(check)
 
     @classmethod
+    @sockets(model=EngineSet, conditioning=Encoded)
     def execute(
         cls,
         model: EngineSet,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 import torch
 from comfy_api.latest import InputImpl, Types, io
 
+from ..engine_builder.errors import InputError
 from ..pipeline.frames import play_order
 from ..pipeline.video import write_video
 from ..pipeline.video_format import FORMATS, Audio, VideoInfo, VideoOptions
 from . import host
 from .paths import check_name
 from .places import SavePlace
-from .types import CATEGORY, verdict
+from .types import CATEGORY, sockets, verdict
 
 AUTO_CRF = -1.0
 PAGE_FORMAT = "mp4-h264"
@@ -72,6 +74,7 @@ class SaveVideo(io.ComfyNode):
         return verdict(check)
 
     @classmethod
+    @sockets(frames=torch.Tensor, audio=(Mapping, type(None)))
     def execute(
         cls,
         frames: torch.Tensor,
@@ -85,7 +88,7 @@ class SaveVideo(io.ComfyNode):
         with host.sentences():
             options = VideoOptions(format, fps, _crf(crf), pingpong)
             progress = host.Progress(cls.hidden.unique_id, len(frames))
-            sound = None if audio is None else Audio(audio["waveform"][0], int(audio["sample_rate"]))
+            sound = None if audio is None else _sound(audio)
             size = (frames.shape[2], frames.shape[1]) if frames.ndim == 4 else (0, 0)
             with host.save_place(filename_prefix, options.spec.suffix, *size) as place:
                 info = write_video(
@@ -104,6 +107,16 @@ class SaveVideo(io.ComfyNode):
 
 def _crf(value: Any) -> float | None:
     return None if value is None or value == AUTO_CRF else value
+
+
+def _sound(audio: Mapping[str, Any]) -> Audio:
+    waveform = audio.get("waveform")
+    if not isinstance(waveform, torch.Tensor) or waveform.ndim != 3 or len(waveform) == 0:
+        raise InputError("Expected audio with a waveform as [batch, channels, samples], found another kind.")
+    try:
+        return Audio(waveform[0], int(audio["sample_rate"]))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError("Expected audio with a sample rate in hertz, found another kind.") from error
 
 
 def _describe(info: VideoInfo, place: SavePlace) -> list[str]:

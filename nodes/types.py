@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 from comfy_api.latest import io
 
 from ..engine_builder.backends.registry import AUTO, BACKENDS
-from ..engine_builder.errors import I2VError
+from ..engine_builder.errors import I2VError, InputError
 from ..engine_builder.spec import PRECISIONS
 
 Model = io.Custom("I2V_MODEL")
@@ -23,6 +25,27 @@ BACKEND_TOOLTIP = (
     "or CPU, with a C++ compiler on the machine. onnxruntime: builds in seconds. eager: nothing to build, slower."
 )
 PRECISION_NAMES = [AUTO, *PRECISIONS]
+
+
+Execute = Callable[..., io.NodeOutput]
+
+
+def sockets(**kinds: type | tuple[type, ...]) -> Callable[[Execute], Execute]:
+    """For `execute`: checks what comes in by those names, since ComfyUI lets any JSON stand in place of a link."""
+
+    def decorate(execute: Execute) -> Execute:
+        @wraps(execute)
+        def checked(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
+            for name, kind in kinds.items():
+                value = inputs.get(name)
+                if not isinstance(value, kind):
+                    found = repr(value)[:60] if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+                    raise InputError(f"Expected {name} over a link from a node that gives it, found {found}.")
+            return execute(cls, **inputs)
+
+        return checked
+
+    return decorate
 
 
 def verdict(check: Callable[[], object]) -> bool | str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from ..engine_builder.errors import InputError
@@ -12,7 +13,7 @@ from ..jobs.clip import decode_clip
 from ..jobs.engines import EngineSet
 from ..pipeline.decode import chunk_size
 from . import host
-from .types import CATEGORY, Model
+from .types import CATEGORY, Model, sockets
 
 MAX_CHUNK = 64
 
@@ -43,10 +44,11 @@ class VAEDecode(io.ComfyNode):
         )
 
     @classmethod
+    @sockets(model=EngineSet, latents=dict)
     def execute(cls, model: EngineSet, latents: Any, chunk: int = 0) -> io.NodeOutput:
         with host.sentences():
-            samples = latents.get("samples") if isinstance(latents, dict) else None
-            if samples is None or samples.ndim != 4:
+            samples = latents.get("samples")
+            if not isinstance(samples, torch.Tensor) or samples.ndim != 4:
                 raise InputError("Expected latents as [frames, channels, height, width], found another kind.")
             count, _, height, width = samples.shape
             factor = model.model.latent_factor

@@ -303,7 +303,8 @@ def _cycle(body: dict[str, Any], draw: random.Random) -> None:
 
 
 def _beside(body: dict[str, Any], draw: random.Random) -> None:
-    name = draw.choice(["prompt_id", "partial_execution_targets", "number", "front", "client_id"])
+    # Not client_id: ComfyUI itself ends where that is an object or a list.
+    name = draw.choice(["prompt_id", "partial_execution_targets", "number", "front", "extra_data"])
     body[name] = any_json(draw)
 
 

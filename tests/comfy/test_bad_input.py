@@ -124,6 +124,27 @@ def test_latents_of_another_family_are_refused(
     assert told in refused(client, prompt, DECODE)
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value", "told"),
+    [
+        (CONDITIONING, "model", 5, "found 5."),
+        (CONDITIONING, "image", "x\ny", r"found 'x\ny'."),
+        (SAMPLER, "conditioning", {"a": 1}, "found a dict."),
+        (DECODE, "model", None, "found a NoneType."),
+        (DECODE, "latents", {"samples": "x"}, "found another kind."),
+        (SAVE, "frames", True, "found True."),
+        (SAVE, "audio", {"waveform": [1]}, "found another kind."),
+    ],
+)
+def test_a_value_in_the_place_of_a_link_is_refused(
+    client: ComfyClient, picture: str, name: str, field: str, value: object, told: str
+) -> None:
+    """ComfyUI checks what is linked to a socket, and lets anything else pass."""
+    prompt = clip(picture)
+    prompt[name]["inputs"][field] = value
+    assert refused(client, prompt, name).endswith(told)
+
+
 def test_a_size_over_a_link_is_checked_when_it_is_known(client: ComfyClient, picture: str) -> None:
     prompt = encoding(picture, {CONDITIONING: {"width": ["20", 0]}})
     prompt["20"] = node("PrimitiveInt", value=65)
