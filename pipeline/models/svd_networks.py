@@ -42,6 +42,12 @@ def _resnet(x: torch.Tensor, block: Any, emb: torch.Tensor | None, frames: int) 
     return _to_frames(_mixed(block.time_mixer, spatial, temporal))
 
 
+def _doubled(x: torch.Tensor, sampler: Any, size: torch.Size | None = None) -> torch.Tensor:
+    """An Upsample2D to twice the sides or to `size`; its own forward asks how many frames there are."""
+    scale = 2.0 if size is None else None
+    return sampler.conv(torch.nn.functional.interpolate(x, size, scale, mode="nearest"))
+
+
 def transformers(unet: Any) -> list[Any]:
     """The spatio-temporal transformers in the order in which the signal meets them."""
     blocks = (*unet.down_blocks, unet.mid_block, *unet.up_blocks)
@@ -202,7 +208,7 @@ class Core(Module):
                 x = block.layer(number, torch.cat([x, skips.pop()], dim=1), **given)
             for sampler in block.samplers:
                 # Sides that do not halve evenly come up one short: the next skip connection says the size.
-                x = sampler(x, skips[-1].shape[2:] if odd else None)
+                x = _doubled(x, sampler, skips[-1].shape[2:] if odd else None)
         x = self.conv_out(self.act_out(self.norm_out(x)))
         return x.reshape(-1, frames, *x.shape[1:])
 
@@ -231,6 +237,6 @@ class TemporalVaeDecoder(Module):
             for resnet in block.resnets:
                 x = _resnet(x, resnet, None, frames)
             for sampler in block.upsamplers or ():
-                x = sampler(x)
+                x = _doubled(x, sampler)
         x = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
         return _to_frames(decoder.time_conv_out(_to_volume(x, frames)))
