@@ -8,6 +8,9 @@ from pathlib import Path
 
 from ..engine_builder.errors import StorageError
 
+TEMPORARY_NAMES = ".[0-9a-f]*.part"
+"""A pattern for what a process that was killed leaves behind."""
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:

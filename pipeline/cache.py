@@ -1,4 +1,4 @@
-"""Conditioning kept by its content: in memory, and on disk across restarts, both with a bound.
+"""Tensors kept by the content that they are made from: in memory, and on disk across restarts, both with a bound.
 
 A file's name holds its key and the digest of its bytes, so that a damaged or half-copied entry is seen
 and made again, never trusted.
@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
+import stat
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,12 +21,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..engine_builder.errors import StorageError
-from .atomic_file import atomic_file
+from .atomic_file import TEMPORARY_NAMES, atomic_file
 from .models.base import Encoded
 
 log = logging.getLogger(__name__)
 
 _DIGEST_CHARS = 32
+_MAX_NOTES = 100
+_STALE_S = 24 * 3600
 _NAME = re.compile(rf"([0-9a-f]{{64}})-([0-9a-f]{{{_DIGEST_CHARS}}})\.safetensors")
 
 
@@ -45,11 +50,12 @@ class Hit:
 
 
 class ConditioningCache:
-    """A bounded cache from a key (64 hexadecimal digits) to encoded conditioning; the least used goes first."""
+    """A bounded cache from a key (64 hexadecimal digits) to tensors with notes; the least used goes first."""
 
-    def __init__(self, folder: Path | None, limits: CacheLimits | None = None) -> None:
-        """`folder` is where entries outlive the process; None keeps them in memory alone."""
+    def __init__(self, folder: Path | None, limits: CacheLimits | None = None, what: str = "conditioning") -> None:
+        """`folder` is where entries outlive the process; None keeps them in memory alone. `what` is for warnings."""
         self._folder = folder
+        self._what = what
         self._limits = limits or CacheLimits()
         self._memory: OrderedDict[str, Hit] = OrderedDict()
 
@@ -72,7 +78,7 @@ class ConditioningCache:
             self._write(self._folder, key, encoded, encode_s)
             self._prune(self._folder)
         except (OSError, StorageError) as error:
-            log.warning("The conditioning was not kept on disk: %s", error)
+            log.warning("The %s was not kept on disk: %s", self._what, error)
 
     def clear_memory(self) -> None:
         """Forgets what is in memory; the disk keeps its entries."""
@@ -87,11 +93,10 @@ class ConditioningCache:
     def _read(self, key: str) -> Hit | None:
         for path in self._files_of(key):
             try:
-                found = _parse(path, key)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                log.warning("A damaged conditioning entry is made again (%s: %s).", path.name[:16], error)
-                with suppress(OSError):
-                    path.unlink()
+                found = _parse(path, key, self._limits.disk_bytes)
+            except (OSError, ValueError, LookupError, TypeError, RecursionError, MemoryError) as error:
+                log.warning("A damaged %s entry is made again (%s: %s).", self._what, path.name[:16], error)
+                _remove(path)
                 continue
             with suppress(OSError):  # a folder that may only be read serves, and does not learn what was used
                 os.utime(path)
@@ -117,7 +122,14 @@ class ConditioningCache:
             yield from sorted(self._folder.glob(f"{key}-*.safetensors"))
 
     def _prune(self, folder: Path) -> None:
-        """Removes the least recently used files until the rest fits; another process may remove them first."""
+        """Removes the least recently used files until the rest fits; another process may remove them first.
+
+        What a process was writing when it was killed goes after a day.
+        """
+        for left in folder.glob(TEMPORARY_NAMES):
+            with suppress(OSError):
+                if abs(time.time() - left.lstat().st_mtime) > _STALE_S:
+                    left.unlink()
         entries = sorted(_stats(folder), reverse=True)
         total = 0
         for _, size_bytes, path in entries:
@@ -126,13 +138,13 @@ class ConditioningCache:
                 path.unlink(missing_ok=True)
 
 
-def _parse(path: Path, key: str) -> Hit:
-    """Reads and checks one file; raises ValueError when it is not what its name says."""
+def _parse(path: Path, key: str, most_bytes: int) -> Hit:
+    """Reads and checks one file; raises ValueError, or what a forged one leads to, when it is not what it says."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     match = _NAME.fullmatch(path.name)
-    data = path.read_bytes()
+    data = _read_plain(path, most_bytes)
     if match is None or match[2] != _digest(data):
         raise ValueError("its bytes do not have the digest in its name")
     try:
@@ -142,8 +154,26 @@ def _parse(path: Path, key: str) -> Hit:
         raise ValueError(str(error)) from error
     if metadata["key"] != key:
         raise ValueError("it belongs to another key")
-    encoded = Encoded(tensors, tuple(json.loads(metadata["notes"])))
-    return Hit(encoded, "disk", float(metadata["encode_s"]))
+    notes, encode_s = json.loads(metadata["notes"]), float(metadata["encode_s"])
+    if not isinstance(notes, list) or len(notes) > _MAX_NOTES or not all(isinstance(note, str) for note in notes):
+        raise ValueError("its notes are no texts")
+    if not math.isfinite(encode_s) or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ValueError("its values are not finite")
+    return Hit(Encoded(tensors, tuple(notes)), "disk", encode_s)
+
+
+def _read_plain(path: Path, most_bytes: int) -> bytes:
+    """The bytes of a plain file: a pipe would never end, and a link could lead anywhere."""
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > most_bytes:
+        raise ValueError(f"it is no plain file of at most {most_bytes} bytes")
+    return path.read_bytes()
+
+
+def _remove(path: Path) -> None:
+    """What cannot be removed is in the way of nothing: a new entry has another name, or takes its place."""
+    with suppress(OSError):
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _digest(data: bytes) -> str:

@@ -1,6 +1,8 @@
 """What was kept comes back whole or not at all, within bounds, and a disk that refuses costs a warning."""
 
 import errno
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -250,3 +252,89 @@ def test_an_interrupted_write_leaves_nothing_and_gets_through(tmp_path: Path, mo
     with pytest.raises(KeyboardInterrupt):
         ConditioningCache(tmp_path).put(KEY, entry(), 1.0)
     assert list(tmp_path.iterdir()) == []
+
+
+# Files that somebody else has put there, each with the digest that is right for it.
+
+
+def forged(folder: Path, metadata: object, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+    """A file whose name and bytes agree, with that metadata; the header is written as it is given."""
+    from safetensors.torch import save
+
+    data = save(tensors or {"context": torch.zeros(2, 10)})
+    end = 8 + int.from_bytes(data[:8], "little")
+    if isinstance(metadata, str):
+        header = metadata.encode()
+    else:
+        header = json.dumps({**json.loads(data[8:end]), "__metadata__": metadata}).encode()
+    whole = len(header).to_bytes(8, "little") + header + data[end:]
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{KEY}-{hashlib.sha256(whole).hexdigest()[:32]}.safetensors"
+    path.write_bytes(whole)
+    return path
+
+
+GOOD = {"key": KEY, "encode_s": "1.0", "notes": "[]"}
+FORGED: dict[str, object] = {
+    "no_metadata": {},
+    "of_another": {**GOOD, "key": OTHER},
+    "notes_no_list": {**GOOD, "notes": '"text"'},
+    "notes_no_texts": {**GOOD, "notes": "[1, null]"},
+    "notes_many": {**GOOD, "notes": json.dumps(["x"] * 10_000)},
+    "notes_no_json": {**GOOD, "notes": "["},
+    "notes_deep": {**GOOD, "notes": "[" * 100_000},
+    "no_number": {**GOOD, "encode_s": "soon"},
+    "not_a_number": {**GOOD, "encode_s": "nan"},
+    "deep_header": "[" * 100_000,
+    "list_header": "[]",
+}
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_forged_file_is_made_again(tmp_path: Path, kind: str) -> None:
+    forged(tmp_path / "cache", FORGED[kind])
+    assert_made_again(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_made_again(tmp_path: Path, value: float) -> None:
+    forged(tmp_path / "cache", GOOD, {"context": torch.tensor([0.0, value])})
+    assert_made_again(tmp_path / "cache")
+
+
+def test_a_forged_file_that_says_the_truth_is_an_entry(tmp_path: Path) -> None:
+    forged(tmp_path / "cache", GOOD)
+    assert ConditioningCache(tmp_path / "cache").get(KEY) is not None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links and pipes")
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder", "endless"])
+def test_what_is_no_plain_file_is_not_read(tmp_path: Path, kind: str) -> None:
+    path = kept(tmp_path / "cache")
+    elsewhere = tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(elsewhere)
+    else:
+        path.touch()
+        os.truncate(path, 1 << 40)  # sparse: takes no room, and no memory could hold it
+    cache = ConditioningCache(tmp_path / "cache")
+    assert cache.get(KEY) is None
+    cache.put(KEY, entry(5), 1.0)
+    hit = ConditioningCache(tmp_path / "cache").get(KEY)
+    assert hit is not None and same(hit.encoded, entry(5))
+    assert elsewhere.is_file()
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    left, young = tmp_path / ".0123456789abcdef.part", tmp_path / ".fedcba9876543210.part"
+    for path in (left, young):
+        path.write_bytes(b"half")
+    os.utime(left, (1000, 1000))
+    ConditioningCache(tmp_path).put(KEY, entry(), 1.0)
+    assert not left.exists()
+    assert young.exists(), "another process may be at work on it"
