@@ -89,7 +89,8 @@ def test_every_input_of_its_own_counts(client: ComfyClient, picture: str) -> Non
 
 def test_what_is_left_out_is_the_published_default(client: ComfyClient, picture: str) -> None:
     client.run(eager(picture))
-    left_out = dict.fromkeys(("motion_bucket_id", "noise_aug_strength", "noise_aug_seed"))
+    names = ("motion_bucket_id", "noise_aug_strength", "noise_aug_seed")
+    left_out: dict[str, Any] = dict.fromkeys(names)
     result = client.run(eager(picture, {CONDITIONING: left_out}, {SAMPLER: {"min_guidance_scale": None, "seed": 9}}))
     assert result.error is None
     assert text(result, CONDITIONING).startswith("cache hit")
