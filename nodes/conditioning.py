@@ -96,11 +96,13 @@ class I2VConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: Any = None, height: Any = None) -> bool | str:
+    def validate_inputs(
+        cls, width: Any = None, height: Any = None, noise_aug_strength: Any = None
+    ) -> bool | str:
         # ComfyUI itself checks the limits of inputs that are not named here; what comes over a link is not
         # known yet, and `execute` checks it.
-        sides = {"width": width, "height": height}
-        return verdict(lambda: check_fields({name: value for name, value in sides.items() if value is not None}))
+        given = {"width": width, "height": height, "noise_aug_strength": noise_aug_strength}
+        return verdict(lambda: check_fields({name: value for name, value in given.items() if value is not None}))
 
     @classmethod
     @sockets(model=EngineSet, image=torch.Tensor)

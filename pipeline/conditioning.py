@@ -12,6 +12,7 @@ import torch
 
 from ..engine_builder.errors import InputError
 from .cache import ConditioningCache
+from .checks import check_number
 from .models.base import ClipRequest, Encoded, Run, Stage, VideoModel
 
 SCHEMA = 1
@@ -25,7 +26,7 @@ MAX_MOTION = 1023
 MAX_NOISE_AUG = 10.0
 MAX_SEED = (1 << 64) - 1
 
-_FIELDS: dict[str, tuple[str, int, int]] = {
+_FIELDS: dict[str, tuple[str, int, int] | tuple[str, int, float]] = {
     "prompt": ("The prompt", 0, MAX_PROMPT_CHARS),
     "negative_prompt": ("The negative prompt", 0, MAX_PROMPT_CHARS),
     "width": ("Width", MIN_SIDE, MAX_SIDE),
@@ -33,6 +34,7 @@ _FIELDS: dict[str, tuple[str, int, int]] = {
     "num_frames": ("The number of frames", 1, MAX_FRAMES),
     "fps": ("Fps", 1, MAX_FPS),
     "motion_bucket_id": ("The motion bucket", 0, MAX_MOTION),
+    "noise_aug_strength": ("The noise augmentation's strength", 0, MAX_NOISE_AUG),
     "noise_aug_seed": ("The noise augmentation's seed", 0, MAX_SEED),
 }
 """What a sentence calls each field of a request, and its least and greatest value or length."""
@@ -60,11 +62,6 @@ class Conditioning:
 def check_request(request: ClipRequest) -> None:
     """Raises InputError with one sentence for the first value that cannot be served."""
     check_fields({name: getattr(request, name) for name in _FIELDS})
-    strength = request.noise_aug_strength
-    if not 0 <= strength <= MAX_NOISE_AUG:
-        raise InputError(
-            f"The noise augmentation's strength is a number from 0 to {MAX_NOISE_AUG:g}, found {strength}."
-        )
     if request.picture.mode != "RGB":
         raise InputError(f"Expected a picture in RGB, found {request.picture.mode}.")
 
@@ -74,7 +71,9 @@ def check_fields(fields: Mapping[str, object]) -> None:
     for name, value in fields.items():
         label, least, most = _FIELDS[name]
         if name.endswith("prompt"):
-            _check_text(label, value, most)
+            _check_text(label, value, int(most))
+        elif isinstance(most, float):
+            check_number(f"{label} is", value, least, most)
         else:
             check_whole(label, value, least, most)
         if name in ("width", "height") and isinstance(value, int) and value % 8:
