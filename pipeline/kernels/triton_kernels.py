@@ -12,6 +12,8 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 LOG2_E = 1.4426950408889634
 SCALE_TILE = 4096
+LONG_COLUMN = 4096
+GELU_BLOCK = 2048
 
 
 @triton.jit
@@ -120,9 +122,9 @@ class _MomentTile:
     stages: int
 
     @classmethod
-    def of(cls, channels: int, *, writes: bool) -> "_MomentTile":
-        """The fastest measured: what only reads gains by reading ahead, what writes too by wider rows."""
-        if writes and channels % 128 == 0:
+    def of(cls, rows: int, channels: int, *, writes: bool) -> "_MomentTile":
+        """The fastest measured: what only reads gains by reading ahead, long columns by wider rows."""
+        if writes and channels % 128 == 0 and rows > LONG_COLUMN:
             return cls(128, 4, 1)
         return cls(min(64, triton.next_power_of_2(channels)), 1 if writes else 2, 1 if writes else 3)
 
@@ -136,7 +138,7 @@ def _measure(
     total = x if other is None and bias is None else torch.empty_like(x)
     # In the place of pointers that go unused. Not x again: a compiled graph would compute it once for each.
     unused = torch.empty((1,), dtype=torch.float32, device=x.device)
-    tile = _MomentTile.of(channels, writes=total is not x)
+    tile = _MomentTile.of(rows, channels, writes=total is not x)
     torch.library.wrap_triton(_moments)[(items * chunks * triton.cdiv(channels, tile.channels),)](
         x, unused if other is None else other, unused if bias is None else bias,
         unused if total is x else total, moments, rows, channels, chunks, chunk_rows,
@@ -228,3 +230,46 @@ def scale_and_shift(
         CHUNKS=max(16, SCALE_TILE // width), num_warps=4,
     )  # fmt: skip
     return scale, shift
+
+
+@triton.jit
+def _gelu(x):
+    """x times the share of a normal distribution below x.
+
+    By Numerical Recipes' approximation of erfc (section 6.2), which is within 1.2e-7 of it, relative, everywhere:
+    fewer instructions than the library's erf, and right where 1 + erf(x) has no digits left.
+    """
+    z = tl.abs(x) * 0.7071067811865476
+    t = 1.0 / (1.0 + 0.5 * z)
+    p = 0.17087277
+    p = p * t - 0.82215223
+    p = p * t + 1.48851587
+    p = p * t - 1.13520398
+    p = p * t + 0.27886807
+    p = p * t - 0.18628806
+    p = p * t + 0.09678418
+    p = p * t + 0.37409196
+    p = p * t + 1.00002368
+    below = 0.5 * t * tl.exp2((p * t - z * z - 1.26551223) * 1.4426950408889634)
+    return x * tl.where(x > 0, 1.0 - below, below)
+
+
+@triton.jit
+def _gated_gelu(x_ptr, out_ptr, size, width, BLOCK: tl.constexpr):
+    """Each row of x is `width` values, then their gates."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = at < size
+    place = at + at // width * width
+    value = tl.load(x_ptr + place, mask=there, other=0.0).to(tl.float32)
+    gate = tl.load(x_ptr + place + width, mask=there, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, (value * _gelu(gate)).to(out_ptr.dtype.element_ty), mask=there)
+
+
+def gated_gelu(x: torch.Tensor) -> torch.Tensor:
+    """See `gelu.gated_gelu`, for x [rows, 2 * width]."""
+    rows, width = x.shape[0], x.shape[1] // 2
+    out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    torch.library.wrap_triton(_gated_gelu)[(triton.cdiv(rows * width, GELU_BLOCK),)](
+        x, out, rows * width, width, BLOCK=GELU_BLOCK, num_warps=4
+    )
+    return out

@@ -45,10 +45,7 @@ SETTINGS: dict[str, dict[str, type]] = {
     "image_encoder": {"image_size": int, "projection_dim": int},
     "feature_extractor": {"image_mean": list, "image_std": list},
 }
-REWRITTEN_UNASKED = {("vae_decoder", "inductor"): lean_vae.REWRITES}
-"""None for the core: rewritten it is right in eager PyTorch on a GPU and compiled for a CPU, but the engine that
-Inductor of PyTorch 2.11 compiled for an H200 was wrong, for a reason not found yet; the gate refuses it.
-"""
+REWRITTEN_UNASKED = {("core", "inductor"): CORE_REWRITES, ("vae_decoder", "inductor"): lean_vae.REWRITES}
 PICTURE_TOKENS = 64
 """What the conditioner makes of the picture's latents: 32x32 after pooling, halved twice, as tokens."""
 TRAIN_TIMESTEPS = 1000

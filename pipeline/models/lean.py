@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ..kernels.gelu import gated_gelu
 from ..kernels.norm import add_and_measure, channel_moments, scale_and_shift
 from ..kernels.short_attention import reference, short_attention
 
@@ -20,7 +21,8 @@ REWRITES = {
     "channels_last": "one memory layout from end to end",
     "fold_frames": "keys and values of the prompt once for all frames, and of all layers in one product",
     "joined_embeddings": "what the time embedding adds to all layers in one product",
-    "fused_qkv": "queries, keys and values of narrow layers in one product",
+    "fused_qkv": "queries, keys and values in one product",
+    "gated_gelu": "the feed-forward's gate by a kernel of few instructions",
     "short_attention": "attention over frames by a kernel made for few tokens",
     "channel_norm": "group norms from moments of whole channels, with biases and sums taken on the way",
     "phase_upsample": "nearest upsampling and its convolution as four small kernels on the unscaled plane",
@@ -29,8 +31,6 @@ REWRITES = {
 }
 """The rewrites by name, in the order in which benchmarks switch them on. `channels_last` comes with any other."""
 
-FUSED_QKV_WIDTH = 512
-"""Wider products fill a GPU one by one, and gain nothing by being joined."""
 PLAIN_ATTENTION_WIDTH = 256
 """Heads wider than this have no fused attention kernel."""
 JOINED_PHASES_WIDTH = 640
@@ -215,7 +215,7 @@ def _heads(x: torch.Tensor, attention: Any) -> torch.Tensor:
 def _queries_keys_values(x: torch.Tensor, attention: Any, on: On) -> list[torch.Tensor]:
     """Each [..., heads, head width]."""
     layers = (attention.to_q, attention.to_k, attention.to_v)
-    if "fused_qkv" in on and x.shape[-1] <= FUSED_QKV_WIDTH and layers[0].bias is None:
+    if "fused_qkv" in on and layers[0].bias is None:
         together = functional.linear(x, torch.cat([layer.weight for layer in layers])).chunk(3, -1)
         return [_heads(y, attention) for y in together]
     return [_heads(layer(x), attention) for layer in layers]
@@ -276,8 +276,11 @@ def _out(x: torch.Tensor, attention: Any) -> torch.Tensor:
     return attention.to_out[0](x.contiguous())
 
 
-def _feed_forward(x: torch.Tensor, ff: Any) -> torch.Tensor:
-    value, gate = ff.net[0].proj(x).chunk(2, -1)
+def _feed_forward(x: torch.Tensor, ff: Any, on: On) -> torch.Tensor:
+    both = ff.net[0].proj(x)
+    if "gated_gelu" in on:
+        return ff.net[2](gated_gelu(both))
+    value, gate = both.chunk(2, -1)
     return ff.net[2](value * functional.gelu(gate))
 
 
@@ -287,7 +290,7 @@ def spatial_transformer(signal: Signal, model: Any, context: torch.Tensor, folde
     for block in model.transformer_blocks:
         h = h + attend_places(block.norm1(h), block.attn1, on)
         h = h + _attend_context(block.norm2(h), block.attn2, context, folded[block.attn2])
-        h = h + _feed_forward(block.norm3(h), block.ff)
+        h = h + _feed_forward(block.norm3(h), block.ff, on)
     return added(signal.x, linear(h, model.proj_out), model.proj_out.bias, on)
 
 
@@ -297,5 +300,5 @@ def temporal_transformer(signal: Signal, model: Any, on: On) -> Signal:
     for block in model.transformer_blocks:
         h = h + _attend_frames(block.norm1(h), block.attn1, on)
         h = h + _attend_frames(block.norm2(h), block.attn2, on)
-        h = h + _feed_forward(block.norm3(h), block.ff)
+        h = h + _feed_forward(block.norm3(h), block.ff, on)
     return added(signal.x, linear(h, model.proj_out), model.proj_out.bias, on)

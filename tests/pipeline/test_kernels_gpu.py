@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.kernels import norm, operators, short_attention
+from i2v_tensorrt.pipeline.kernels import gelu, norm, operators, short_attention
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")]
 
@@ -66,3 +66,19 @@ def test_add_and_measure(other: bool, dtype: torch.dtype) -> None:
         scale, shift = norm.scale_and_shift(moments, 777, 3, None, group)
         wanted = group(total.float().flatten(0, 1).T[None])[0].T
     assert distance(total.float().flatten(0, 1) * scale + shift, wanted) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 7, 2560), (5, 24), (1, 4096, 10)], ids=str)
+def test_gated_gelu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = drawn(*shape, dtype=dtype)
+    value, gate = x.double().chunk(2, -1)
+    assert distance(gelu.gated_gelu(x), value * torch.nn.functional.gelu(gate)) < LIMIT[dtype]
+
+
+def test_gelu_is_right_far_below_zero() -> None:
+    """Where 1 + erf(x) of float32 is 0 or noise."""
+    gate = torch.linspace(-5, 9, 10_001, device="cuda")
+    found = gelu.gated_gelu(torch.stack([torch.ones_like(gate), gate], 1))[:, 0].double()
+    expected = gate.double() * torch.special.ndtr(gate.double())
+    assert float(((found - expected) / expected.abs().clamp(min=1e-9)).abs().max()) < 1e-5
