@@ -36,7 +36,7 @@ class EnginePolicy:
             ("miss policy", self.on_missing, MISS_POLICIES),
         ):
             if value not in known:
-                raise InputError(f"The {name} is one of {', '.join(known)}, found {value!r}.")
+                raise InputError(f"The {name} is one of {', '.join(known)}, found {value!r:.80}.")
 
     def precision_on(self, device: torch.device) -> str:
         """The precision to run in: `auto` is fp16 on a CUDA GPU, where it is faster, and fp32 elsewhere."""

@@ -42,7 +42,7 @@ def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
     """
     for component in set(job.components) - set(engines.model.engine_components):
         known = ", ".join(engines.model.engine_components)
-        raise InputError(f"The networks to compile are {known}, found {component!r}.")
+        raise InputError(f"The networks to compile are {known}, found {component!r:.80}.")
     count = len(job.components)
     sizes = clip_sizes(engines.model, job.width, job.height, job.num_frames)
     lines = []

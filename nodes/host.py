@@ -31,6 +31,7 @@ from ..engine_builder.backends.base import Runner
 from ..engine_builder.backends.registry import choose_backend
 from ..engine_builder.errors import CheckpointError, I2VError, StorageError
 from ..engine_builder.store import EngineStore
+from ..jobs import results
 from ..jobs.demo_model import BUNDLED, BUNDLED_NAME, PICTURE
 from ..jobs.table import Table
 from ..pipeline.atomic_file import atomic_file
@@ -122,6 +123,13 @@ def save_place(
     """A free name in ComfyUI's output (or temp) folder from a prefix; see `places.free_place`."""
     root = folder_paths.get_temp_directory() if temporary else folder_paths.get_output_directory()
     return free_place(Path(root), prefix, suffix, width, height)
+
+
+@lru_cache(maxsize=1)
+def result_cache() -> ConditioningCache:
+    """The server's one cache of sampled latents; see `jobs.results`."""
+    folder = Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "results"
+    return ConditioningCache(folder, results.LIMITS, "result")
 
 
 @contextmanager

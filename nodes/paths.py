@@ -20,7 +20,7 @@ def check_name(name: object) -> str:
     reserves, parts over 255 bytes, over 1000 bytes in all, parts that end in a dot or a space.
     """
     if not isinstance(name, str) or not name:
-        raise InputError(f"A file name is a text such as video/clip, found {name!r}.")
+        raise InputError(f"A file name is a text such as video/clip, found {name!r:.80}.")
     if _FORBIDDEN.search(name):
         raise InputError(f'A file name has no control characters and none of \\ : * ? " < > |, found {name[:80]!r}.')
     if name.startswith("/"):

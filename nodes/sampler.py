@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
-from ..jobs.clip import MAX_GUIDANCE, Denoising, sample_clip
+from ..jobs.clip import MAX_GUIDANCE, Denoising
 from ..jobs.engines import EngineSet
+from ..jobs.results import Sampled, sample_or_recall
 from ..pipeline.conditioning import Conditioning as Encoded
 from ..pipeline.sampling import MAX_STEPS, SCHEDULERS, SamplerSettings
 from . import host
@@ -68,6 +68,13 @@ class DDIMSampler(io.ComfyNode):
                     tooltip="The first frame's guidance, which rises to guidance_scale in the last. "
                     "-1 takes the model's own: 1 for Stable Video Diffusion, no rise for I2VGen-XL.",
                 ),
+                io.Boolean.Input(
+                    "reuse_result",
+                    default=False,
+                    optional=True,
+                    tooltip="Keeps the latents, and gives them at once when every input is the same again, "
+                    "seed included.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latents", tooltip="One item a frame, for any VAE Decode.")],
             hidden=[io.Hidden.unique_id],
@@ -94,10 +101,10 @@ class DDIMSampler(io.ComfyNode):
         eta: float,
         scheduler: str = "ddim",
         min_guidance_scale: float = FAMILYS_OWN,
+        reuse_result: bool = False,
     ) -> io.NodeOutput:
         progress = host.Progress(cls.hidden.unique_id, steps)
         preview = host.previewer(conditioning.num_frames, conditioning.fps)
-        started = time.monotonic()
 
         def on_step(done: int, total: int, latents: torch.Tensor) -> None:
             progress.step(done, total, preview(latents))
@@ -107,11 +114,20 @@ class DDIMSampler(io.ComfyNode):
             progress.say("denoise: loading")
             settings = SamplerSettings(steps, scheduler, eta)
             denoising = Denoising(seed, guidance_scale, settings, _first(min_guidance_scale))
-            latents = sample_clip(model, conditioning, denoising, on_step)
-        lines = [f"denoised in {time.monotonic() - started:.2f} s", model.describe("core"), *model.take_notes()]
+            results = host.result_cache() if reuse_result else None
+            found = sample_or_recall(model, conditioning, denoising, on_step, results)
+            if found.place != "sampled":
+                progress.step(steps, steps)
+        lines = _lines(found, model)
         progress.say("\n".join(lines))
-        return io.NodeOutput({"samples": latents}, ui=host.text_ui(lines))
+        return io.NodeOutput({"samples": found.latents}, ui=host.text_ui(lines))
 
 
 def _first(min_guidance_scale: float | None) -> float | None:
     return None if min_guidance_scale == FAMILYS_OWN else min_guidance_scale
+
+
+def _lines(found: Sampled, model: EngineSet) -> list[str]:
+    if found.place != "sampled":
+        return [f"result cache hit ({found.place}): {found.elapsed_s:.2f} s saved"]
+    return [f"denoised in {found.elapsed_s:.2f} s", model.describe("core"), *model.take_notes()]

@@ -12,7 +12,7 @@ import torch
 
 from ..engine_builder.errors import InputError
 from .cache import ConditioningCache
-from .checks import check_number
+from .checks import check_number, shown
 from .models.base import ClipRequest, Encoded, Run, Stage, VideoModel
 
 SCHEMA = 1
@@ -82,7 +82,7 @@ def check_fields(fields: Mapping[str, object]) -> None:
 
 def _check_text(label: str, value: object, most: int) -> None:
     if not isinstance(value, str):
-        raise InputError(f"{label} is a text, found {value!r}.")
+        raise InputError(f"{label} is a text, found {shown(value)}.")
     if len(value) > most:
         raise InputError(f"{label} has at most {most} characters, found {len(value)}.")
     try:
@@ -96,7 +96,7 @@ def _check_text(label: str, value: object, most: int) -> None:
 def check_whole(name: str, value: object, least: int, most: int) -> None:
     """Raises InputError unless `value` is an int (no bool) from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InputError(f"{name} is a whole number from {least} to {most}, found {value!r}.")
+        raise InputError(f"{name} is a whole number from {least} to {most}, found {shown(value)}.")
 
 
 def conditioning_key(model: VideoModel, request: ClipRequest, precision: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..engine_builder.errors import BackendUnavailableError, InputError
+from .checks import shown
 
 NTSC_RATES = {base: Fraction(base * 1000, 1001) for base in (24, 30, 48, 60, 120)}
 MIN_FPS, MAX_FPS = 0.01, 1000.0
@@ -118,13 +119,13 @@ class VideoOptions:
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
-            raise InputError(f"The format must be one of {', '.join(FORMATS)}, but it is {self.format!r}.")
+            raise InputError(f"The format must be one of {', '.join(FORMATS)}, but it is {shown(self.format)}.")
         if not (_is_finite(self.fps) and MIN_FPS <= self.fps <= MAX_FPS):
-            raise InputError(f"fps must be a number from {MIN_FPS:g} to {MAX_FPS:g}, but it is {self.fps!r}.")
+            raise InputError(f"fps must be a number from {MIN_FPS:g} to {MAX_FPS:g}, but it is {shown(self.fps)}.")
         low, high = self.spec.crf_range or (-math.inf, math.inf)
         if self.crf is not None and not (_is_finite(self.crf) and low <= self.crf <= high):
             raise InputError(
-                f"crf must be a number from {low:g} to {high:g} for {self.format}, but it is {self.crf!r}."
+                f"crf must be a number from {low:g} to {high:g} for {self.format}, but it is {shown(self.crf)}."
             )
 
     @property

@@ -32,7 +32,7 @@ def choose_backend(name: str, device: torch.device) -> Backend:
         candidates = (backend for backend in BACKENDS.values() if backend.is_automatic(device))
         return next(backend for backend in candidates if backend.availability(device).ok)
     if name not in BACKENDS:
-        raise InputError(f"The backend is one of {', '.join([AUTO, *BACKENDS])}, found {name!r}.")
+        raise InputError(f"The backend is one of {', '.join([AUTO, *BACKENDS])}, found {name!r:.80}.")
     found = BACKENDS[name].availability(device)
     if not found.ok:
         raise BackendUnavailableError(found.sentence)

@@ -38,7 +38,7 @@ class TensorRTBackend(Backend):
     def aimed_at(self, arch: str) -> TensorRTBackend:
         """A backend that builds for that architecture; only RTX can, without such a GPU."""
         if arch not in RTX_ARCHS:
-            raise EngineError(f"TensorRT-RTX builds for {', '.join(RTX_ARCHS)}, found {arch!r}.")
+            raise EngineError(f"TensorRT-RTX builds for {', '.join(RTX_ARCHS)}, found {arch!r:.80}.")
         return TensorRTBackend(arch)
 
     def require_library(self) -> None:

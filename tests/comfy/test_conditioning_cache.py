@@ -9,12 +9,15 @@ from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
 from i2v_tensorrt.jobs.comfy_host import ComfyHost, start_server
 from i2v_tensorrt.tests.comfy.graphs import (
     CONDITIONING,
+    DECODE,
     LOADER,
     SAMPLER,
     Prompt,
+    changed,
     clip,
     encoding,
     gradient,
+    node,
     png,
     ran,
     text,
@@ -101,9 +104,26 @@ def test_what_was_cut_off_is_told_by_a_hit_too(client: ComfyClient, picture: str
 def test_after_a_restart_it_comes_from_the_disk(
     client: ComfyClient, picture: str, host: ComfyHost, base_directory: Path, server_arguments: list[str]
 ) -> None:
-    prompt = encoding(picture, about("restart"))
+    prompt = clip(picture, about("restart"), {SAMPLER: {"reuse_result": True}})
     first = run(client, prompt)
     with start_server(host, base_directory, server_arguments, base_directory / "restarted.log") as restarted:
         second = run(ComfyClient(restarted.url), prompt)
+        again = run(ComfyClient(restarted.url), changed(prompt, {SAMPLER: {"reuse_result": False}}))
     seconds = text(first, CONDITIONING).removeprefix("cache miss: encoded in ")
     assert text(second, CONDITIONING) == f"cache hit (disk): {seconds} saved"
+    seconds = text(first, SAMPLER).splitlines()[0].removeprefix("denoised in ")
+    assert text(second, SAMPLER) == f"result cache hit (disk): {seconds} saved"
+    assert text(again, SAMPLER).startswith("denoised in "), "nothing is taken from it unless that is asked for"
+
+
+def test_a_kept_result_is_what_was_sampled(client: ComfyClient, picture: str) -> None:
+    """The frames of a second run, with a node between that makes the server run the sampler again."""
+    prompt = clip(picture, about("kept"), {SAMPLER: {"reuse_result": True}})
+    others = {"15": changed(prompt, {SAMPLER: {"model": ["12", 0]}})[SAMPLER]}
+    others["12"] = changed(prompt, {LOADER: {"precision": "fp32"}})[LOADER]
+    others["16"] = changed(prompt, {DECODE: {"latents": ["15", 0]}})[DECODE]
+    probe = {"17": node("ProbeDifference", a=[DECODE, 0], b=["16", 0])}
+    assert text(run(client, prompt), SAMPLER).startswith("denoised in ")
+    result = run(client, {**prompt, **others, **probe})
+    assert text(result, "15").startswith("result cache hit (memory): ")
+    assert result.outputs["17"]["difference"] == [0.0]

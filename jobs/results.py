@@ -1,0 +1,110 @@
+"""Sampled clips kept by all that they are made from, so that the same request is answered at once."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from ..engine_builder.backends.registry import choose_backend
+from ..engine_builder.errors import BackendUnavailableError
+from ..engine_builder.key import digest
+from ..pipeline.cache import CacheLimits, ConditioningCache
+from ..pipeline.conditioning import Conditioning
+from ..pipeline.models.base import Encoded
+from ..pipeline.sampling import OnStep
+from .clip import Denoising, sample_clip
+from .engines import EngineSet
+
+SCHEMA = 1
+"""Raised when the meaning of a kept result changes."""
+LIMITS = CacheLimits(memory_bytes=64 << 20, disk_bytes=2 << 30)
+_LATENTS = "latents"
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Latents as `sample_clip` gives them, where they came from (`sampled`, `memory`, `disk`), and how long they took.
+
+    `elapsed_s` is what sampling took, now or then.
+    """
+
+    latents: torch.Tensor
+    place: str
+    elapsed_s: float
+
+
+def sample_or_recall(
+    engines: EngineSet,
+    conditioning: Conditioning,
+    denoising: Denoising,
+    on_step: OnStep,
+    results: ConditioningCache | None,
+) -> Sampled:
+    """The request's latents, from `results` if they are there, else sampled now and kept; None keeps none.
+
+    What ran otherwise than the policy says, such as eager in place of an engine that failed, is not kept.
+    """
+    name = None if results is None else result_key(engines, conditioning, denoising)
+    if results is not None and name is not None:
+        hit = results.get(name)
+        if hit is not None and (found := _fitting(hit.encoded, engines, conditioning)) is not None:
+            return Sampled(found, hit.place, hit.encode_s)
+    started = time.monotonic()
+    latents = sample_clip(engines, conditioning, denoising, on_step)
+    elapsed_s = time.monotonic() - started
+    if results is not None and name is not None and _ran_as_asked(engines):
+        results.put(name, Encoded({_LATENTS: latents.clone()}), elapsed_s)
+    return Sampled(latents, "sampled", elapsed_s)
+
+
+def result_key(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> str | None:
+    """The name of a request's result: a digest of model, conditioning, settings, policy and backend.
+
+    None where the policy's backend does not serve the device, for then something else runs.
+    """
+    model = engines.model
+    try:
+        target = choose_backend(engines.policy.backend, engines.device).target(engines.device)
+    except BackendUnavailableError:
+        return None
+    return digest(
+        {
+            "schema": SCHEMA,
+            "network": asdict(model.components[model.core].spec),
+            "scheduler": repr(sorted(model.scheduler_config.items())),
+            "latent_scale": model.latent_scale,
+            "policy": asdict(replace(engines.policy, precision=engines.precision)),
+            "target": asdict(target),
+            "size": [conditioning.width, conditioning.height, conditioning.num_frames, conditioning.fps],
+            "conditioning": _content(conditioning.tensors),
+            "denoising": asdict(denoising),
+        }
+    )
+
+
+def _content(tensors: Mapping[str, torch.Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        sha.update(f"{name} {plain.dtype} {list(plain.shape)}\0".encode())
+        sha.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _fitting(encoded: Encoded, engines: EngineSet, conditioning: Conditioning) -> torch.Tensor | None:
+    """A copy of the kept latents, whose user may change them; None for what is no result of this size."""
+    latents, model = encoded.tensors.get(_LATENTS), engines.model
+    height, width = conditioning.height // model.latent_factor, conditioning.width // model.latent_factor
+    wanted = (conditioning.num_frames, model.latent_channels, height, width)
+    if latents is None or tuple(latents.shape) != wanted or latents.dtype != torch.float32:
+        return None
+    return latents.clone()
+
+
+def _ran_as_asked(engines: EngineSet) -> bool:
+    asked = choose_backend(engines.policy.backend, engines.device).name
+    return engines.describe(engines.model.core).split(",")[0] == asked
