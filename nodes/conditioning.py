@@ -96,9 +96,7 @@ class I2VConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, width: Any = None, height: Any = None, noise_aug_strength: Any = None
-    ) -> bool | str:
+    def validate_inputs(cls, width: Any = None, height: Any = None, noise_aug_strength: Any = None) -> bool | str:
         # ComfyUI itself checks the limits of inputs that are not named here; what comes over a link is not
         # known yet, and `execute` checks it.
         given = {"width": width, "height": height, "noise_aug_strength": noise_aug_strength}
