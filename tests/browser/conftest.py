@@ -13,7 +13,7 @@ import pytest
 
 from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
 from i2v_tensorrt.jobs.demo_model import PACK
-from i2v_tensorrt.tests.browser.screen import VIEWPORTS, Console, Screen, set_settings
+from i2v_tensorrt.tests.browser.screen import VIEWPORTS, Console, Screen, kind, set_settings
 from i2v_tensorrt.tests.comfy.conftest import ARGUMENTS, device_arguments
 
 HERE = Path(__file__).resolve().parent
@@ -106,7 +106,7 @@ def hosts_own(server: ComfyServer, open_screen: OpenScreen) -> frozenset[str]:
     with open_screen(server.url, Locale="en") as screen:
         screen.page.locator(".templates-tab-button").click()
         screen.settle()
-        return frozenset(screen.console.said)
+        return frozenset(kind(line) for line in screen.console.said)
 
 
 @pytest.fixture(scope="session")

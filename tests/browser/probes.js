@@ -43,14 +43,14 @@ async () => {
   CanvasRenderingContext2D.prototype.fillText = fillText;
   if (!drawn.length && nodes.length) faults.push("no words are drawn at all");
   for (const text of new Set(drawn)) if (/…$|\.\.\.$/.test(text)) faults.push(`cut off: ${text}`);
-  for (const node of nodes) {
+  for (const node of scale * LiteGraph.NODE_TEXT_SIZE < least ? [] : nodes) {
     if (!drawn.includes(node.getTitle())) faults.push(`the title of ${name(node)} is not drawn whole`);
   }
 
   // What lies over the canvas as HTML would have to be scrolled.
   const hides = (element) => /auto|scroll|hidden|clip/.test(getComputedStyle(element).overflowY);
   for (const element of document.querySelectorAll(".dom-widget, .dom-widget *")) {
-    if (!element.offsetParent || element.tagName === "VIDEO") continue;
+    if (!element.offsetParent || element.matches("video, .comfy-markdown textarea")) continue; // the note's editor
     const more = [element.scrollHeight - element.clientHeight, element.scrollWidth - element.clientWidth];
     if (hides(element) && Math.max(...more) > 2) {
       const text = (element.value ?? element.innerText).trim().slice(0, 60);

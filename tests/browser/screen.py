@@ -19,6 +19,16 @@ RUN_ENDED = """() => {
   for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
     app.api.addEventListener(kind, ({detail}) => window.i2vEnded = {kind, detail: detail ?? null});
 }"""
+GRAPH = """() => {
+  const boxes = [...app.graph.nodes, ...app.graph._groups].map((each) => each.getBounding?.() ?? each._bounding);
+  const {scale, offset} = app.canvas.ds;
+  const canvas = app.canvas.canvas.getBoundingClientRect();
+  const low = [0, 1].map((n) => Math.min(...boxes.map((box) => box[n])));
+  const high = [0, 1].map((n) => Math.max(...boxes.map((box) => box[n] + box[n + 2])));
+  const [x, y] = low.map((value, n) => (value + offset[n]) * scale + [canvas.left, canvas.top][n] - 8);
+  return {x, y, width: (high[0] - low[0]) * scale + 16, height: (high[1] - low[1]) * scale + 16};
+}"""
+HIDE_FURNITURE = ".litegraph-minimap, .p-toast, .side-tool-bar-container, .actionbar { visibility: hidden !important }"
 MOVING = """async () => {
   const videos = [...document.querySelectorAll("video")];
   const times = videos.map((video) => video.currentTime);
@@ -40,18 +50,32 @@ class Console:
         page.on("pageerror", lambda error: self._note("error", f"{error}\n{error.stack}", ""))
 
     def faults(self) -> list[str]:
-        """Errors that the host does not make by itself, and all that names the pack."""
-        return [line for line in self.said if line not in self.hosts_own or names_us(line)]
+        """What has come since the last call: all that names the pack, and errors that the host does not make alone.
 
-    def _note(self, kind: str, text: str, url: str) -> None:
-        line = re.sub(r"\d+(\.\d+)?", "#", f"{kind}: {text} {url}")
-        if kind == "error" or (kind == "warning" and names_us(line)):
+        A file that the server lacks is a fault of ours where it is one that a graph or a node has asked for.
+        """
+        return [
+            line for line in self.said if NAMES_US.search(line) or not (kind(line) in self.hosts_own or lacks(line))
+        ]
+
+    def _note(self, level: str, text: str, url: str) -> None:
+        line = f"{level}: {text} {url}"
+        if level == "error" or (level == "warning" and NAMES_US.search(line)):
             self.said.append(line)
 
 
-def names_us(line: str) -> bool:
-    """Whether a complaint names the pack, one of its nodes or one of its files."""
-    return re.search(r"i#?vtrt_|i#?v[-_]?tensorrt|moving\.js", line, re.IGNORECASE) is not None
+NAMES_US = re.compile(r"I2VTRT_|i2v[-_]?tensorrt|moving\.js|/view\?", re.IGNORECASE)
+"""The pack, one of its nodes or scripts, or a file of a graph."""
+
+
+def lacks(line: str) -> bool:
+    """Whether the server has answered that it lacks a file."""
+    return "Failed to load resource" in line and "404" in line
+
+
+def kind(line: str) -> str:
+    """A complaint without what differs from time to time: numbers, and the stack behind it."""
+    return re.sub(r"\d+(\.\d+)?", "#", line.splitlines()[0])
 
 
 @dataclass
@@ -91,6 +115,10 @@ class Screen:
         self.settle(500)
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.settle()
+
+    def picture_of_graph(self, path: Path) -> None:
+        """The graph alone, as documents show it."""
+        self.page.screenshot(path=path, clip=self.page.evaluate(GRAPH), style=HIDE_FURNITURE)
 
     def press_run(self) -> None:
         """And nothing else."""
