@@ -4,10 +4,12 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
@@ -54,6 +56,45 @@ def test_the_page_s_folder_is_named_once() -> None:
 def test_the_changelog_begins_with_this_version() -> None:
     versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     assert versions[0] in (entry("version"), "Unreleased")
+
+
+PUBLISH = yaml.safe_load((ROOT / ".github" / "workflows" / "publish.yml").read_text("utf-8"))
+STEPS = PUBLISH["jobs"]["publish"]["steps"]
+
+
+def run_step(number: int, folder: Path, tag: str) -> int:
+    """The exit status of a step of the publishing workflow, in a copy of what it reads and as GitHub runs it."""
+    for name in ("pyproject.toml", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, folder)
+    known = {"GITHUB_REF_NAME": tag, "GITHUB_REPOSITORY": "someone/pack", "GITHUB_SERVER_URL": "https://github.com"}
+    script = next(step["run"] for step in STEPS[number:] if "run" in step)
+    command = ["bash", "-eo", "pipefail", "-c", script]
+    return subprocess.run(command, cwd=folder, env={**os.environ, **known}, check=False).returncode
+
+
+def test_a_tag_publishes() -> None:
+    (tags,) = PUBLISH[True]["push"].values()  # `on` is a truth to YAML 1.1
+    assert tags == ["v[0-9]+.[0-9]+.[0-9]+"]
+    assert STEPS[-1]["uses"].startswith("Comfy-Org/publish-node-action@")
+    assert STEPS[-1]["with"] == {"personal_access_token": "${{ secrets.REGISTRY_ACCESS_TOKEN }}"}
+    assert any("run.py test" in step.get("run", "") for step in STEPS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the workflow runs on Linux")
+class TestPublishing:
+    @pytest.mark.parametrize(("change", "published"), [("{}", True), ("{}1", False), ("1{}", False), ("0{}.0", False)])
+    def test_only_a_tag_that_is_the_version_goes_on(self, change: str, published: bool, tmp_path: Path) -> None:
+        tag = "v" + change.format(entry("version"))
+        assert (run_step(0, tmp_path, tag) == 0) is published
+
+    def test_the_registry_is_told_where_the_repository_lies(self, tmp_path: Path) -> None:
+        tomllib = pytest.importorskip("tomllib", reason="newer than Python 3.10")
+        places = [number for number, step in enumerate(STEPS) if "project.urls" in step.get("run", "")]
+        assert run_step(places[0], tmp_path, "v1.2.3") == 0
+        told = tomllib.loads((tmp_path / "pyproject.toml").read_text("utf-8"))
+        raw = "https://raw.githubusercontent.com/someone/pack/v1.2.3/docs"
+        assert [told["tool"]["comfy"][name] for name in ("Icon", "Banner")] == [f"{raw}/icon.png", f"{raw}/banner.png"]
+        assert told["project"]["urls"] == {"Repository": "https://github.com/someone/pack"}
 
 
 @pytest.fixture(scope="module")
