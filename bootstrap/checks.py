@@ -4,15 +4,18 @@ Standard library only at module level; pytest is imported where it is run.
 """
 
 import importlib
+import importlib.util
 import os
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .children import run_child
-from .environment import ROOT, say
+from .environment import ROOT, EnvironmentSetupError, Installer, say
 
 NOT_REACHED = "not reached"
 
@@ -84,6 +87,9 @@ def run_tests(pytest_arguments: list[str], fast: bool) -> int:
 def run_only(marker: str, pytest_arguments: list[str]) -> int:
     """Run the tests of one marker and nothing else; pytest's own status."""
     os.chdir(ROOT)
+    if marker == "browser" and importlib.util.find_spec("playwright") is None:
+        with suppress(EnvironmentSetupError):  # the tests then say what they lack
+            Installer().install(Path(sys.executable), [ROOT / "tests" / "browser" / "requirements.txt"])
     return run_pytest(["-q", "-m", marker, *pytest_arguments], LiveTests())
 
 

@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=PYTEST_ARGUMENTS,
         formatter_class=raw,
         allow_abbrev=False,
-        usage="run.py test [-h] [--fast | --gpu | --torture] [pytest arguments]",
+        usage="run.py test [-h] [--fast | --gpu | --torture | --browser] [pytest arguments]",
     )
     which = test.add_mutually_exclusive_group()
     which.add_argument("--fast", action="store_true", help="no slow tests, none that need a ComfyUI or a GPU")
@@ -121,6 +121,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_const",
         const="torture",
         help="only kills, races, cancellations and mutations, in full count: about half an hour",
+    )
+    which.add_argument(
+        "--browser",
+        dest="only",
+        action="store_const",
+        const="browser",
+        help="only ComfyUI's page in a browser: every workflow and node, pictures in out/browser (installs Playwright)",
     )
     return top
 

@@ -106,6 +106,22 @@ def test_one_marker_alone_runs_without_the_other_steps(monkeypatch: pytest.Monke
     assert seen == [["-q", "-m", "torture", "-x"]]
 
 
+@pytest.mark.parametrize(("there", "installed"), [(True, []), (False, ["tests/browser/requirements.txt"])])
+def test_the_browser_s_library_is_installed_when_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, there: bool, installed: list[str]
+) -> None:
+    monkeypatch.chdir(RUN.parent)
+    monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: 0)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object() if there else None)
+    seen: list[Path] = []
+    monkeypatch.setattr(checks.Installer, "install", lambda self, python, files: seen.extend(files))
+    checks.run_only("torture", [])
+    assert seen == []
+    assert checks.run_only("browser", []) == 0
+    assert [path.relative_to(RUN.parent).as_posix() for path in seen] == installed
+    assert all(path.is_file() for path in seen)
+
+
 OUTER = """
 import pytest
 

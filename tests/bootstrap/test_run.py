@@ -187,7 +187,7 @@ def test_a_test_run_hands_the_rest_to_pytest(monkeypatch: pytest.MonkeyPatch) ->
     assert seen == [(["tests/pipeline", "-k", "a or b"], True)]
 
 
-@pytest.mark.parametrize("only", ["gpu", "torture"])
+@pytest.mark.parametrize("only", ["gpu", "torture", "browser"])
 def test_a_test_run_can_be_one_marker_alone(monkeypatch: pytest.MonkeyPatch, only: str) -> None:
     seen: list[tuple[str, list[str]]] = []
     monkeypatch.setattr(commands, "run_only", lambda marker, rest: seen.append((marker, rest)) or 0)
