@@ -11,7 +11,7 @@ import logging
 import platform
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..export import dynamic_shapes, example_inputs, trace_sizes
 from ..spec import EngineSpec, ShapeProfile, Target
 from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
 from .inductor_compiler import compilers, install_line, working_compiler
+from .inductor_repairs import arrays_declared, layouts_as_run
 from .inductor_runner import FILE_NAME, LAYOUT, InductorRunner, layout_of
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _export(network: torch.nn.Module, spec: EngineSpec, device: torch.device) ->
     import torch
 
     inputs = example_inputs(spec, hinted_sizes(spec.profile))
-    with _layouts_as_run():
+    with layouts_as_run():
         program = torch.export.export(
             network,
             (),
@@ -135,38 +136,17 @@ def hinted_sizes(profile: ShapeProfile) -> dict[str, int]:
 def _compile(program: Any, network: torch.nn.Module, path: Path, compiler: str) -> None:
     import torch._inductor
 
-    torch._inductor.aoti_compile_and_package(
-        program,
-        package_path=str(path),
-        inductor_configs={
-            "cpp.cxx": compiler,
-            "aot_inductor.package_constants_in_so": False,
-            "always_keep_tensor_constants": True,  # or parameters of up to 8 elements are written into the code
-            "aot_inductor.metadata": {LAYOUT: json.dumps(layout_of(network))},
-        },
-    )
-
-
-@contextmanager
-def _layouts_as_run() -> Iterator[None]:
-    """Tracing sees convolutions with the memory layouts that they have when they run.
-
-    torch.export switches cuDNN off while it traces, and records results in layouts that cuDNN does not give.
-    Fake tensors remember what was recorded, the compiler asks them, and the engine would read shuffled values.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.export import _trace
-
-    switches = "_ignore_backend_decomps"
-    kept = getattr(_trace, switches, None)
-    FakeTensorMode.cache_clear()  # others may have exported before
-    if kept is not None:
-        setattr(_trace, switches, nullcontext)
-    try:
-        yield
-    finally:
-        if kept is not None:
-            setattr(_trace, switches, kept)
+    with arrays_declared():
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(path),
+            inductor_configs={
+                "cpp.cxx": compiler,
+                "aot_inductor.package_constants_in_so": False,
+                "always_keep_tensor_constants": True,  # or parameters of up to 8 elements are written into the code
+                "aot_inductor.metadata": {LAYOUT: json.dumps(layout_of(network))},
+            },
+        )
 
 
 @contextmanager

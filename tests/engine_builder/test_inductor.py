@@ -1,5 +1,6 @@
 """Inductor: engines without weights, bound to those of whichever network they are loaded with."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -7,12 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._ordered_set import OrderedSet
 
-from i2v_tensorrt.engine_builder.backends import inductor, inductor_compiler
+from i2v_tensorrt.engine_builder.backends import inductor, inductor_compiler, inductor_repairs
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.inductor import InductorBackend, hinted_sizes
 from i2v_tensorrt.engine_builder.backends.inductor_runner import FILE_NAME, InductorRunner
@@ -31,6 +34,7 @@ CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
 ELSEWHERE = """
 import runpy, sys
 runpy.run_path(sys.argv[1])
+from importlib import import_module
 from pathlib import Path
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.engine_builder.export import example_inputs
@@ -289,7 +293,25 @@ def test_layouts_are_traced_as_they_are_when_the_engine_runs() -> None:
     network = Switched()
     inductor._export(network, mixed_spec(), CPU)
     assert network.cudnn is True
-    assert getattr(torch.export._trace, "_ignore_backend_decomps") is not nullcontext  # noqa: B009
+    assert import_module("torch.export._trace")._ignore_backend_decomps is not nullcontext
+
+
+def test_every_array_is_declared_both_times_that_code_is_written() -> None:
+    """The writer of the second time lies where that of the first one was: its declaration went missing."""
+    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+    from torch._inductor.utils import IndentedBuffer
+
+    wrapper = CppWrapperCpu.__new__(CppWrapperCpu)
+    wrapper.codegen_int_array_var_cache = {}
+    wrapper.declared_int_array_vars = OrderedSet()
+    wrapper.int_array_id = itertools.count()
+    texts = [IndentedBuffer(), IndentedBuffer()]
+    with inductor_repairs.arrays_declared():
+        names = [wrapper.codegen_int_array_var("{4L, 2L}", text.writeline, True) for text in texts]
+        again = [wrapper.codegen_int_array_var("{4L, 2L}", text.writeline, True) for text in texts]
+    assert again == names
+    for name, text in zip(names, texts, strict=True):
+        assert text.getvalue().count(f"{name}[] = {{4L, 2L}}") == 1
 
 
 def test_an_engine_is_tuned_for_the_profiles_optimum_and_never_traced_at_one() -> None:
