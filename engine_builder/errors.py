@@ -40,5 +40,9 @@ class BackendUnavailableError(EngineError):
     """A backend's library is missing or does not serve this device."""
 
 
+class BudgetError(I2VError):
+    """A clip needs more memory than there is; the sentence says what would fit."""
+
+
 class StorageError(I2VError):
     """A file could not be written or read; nothing half-written was left."""

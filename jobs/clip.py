@@ -9,10 +9,12 @@ import torch
 from ..engine_builder.errors import InputError
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.checks import check_number
-from ..pipeline.conditioning import Conditioning, condition
+from ..pipeline.conditioning import Conditioning, check_request, condition
 from ..pipeline.decode import OnChunk, decode
 from ..pipeline.models.base import ClipRequest, GuidanceScale, Stage, VideoModel
 from ..pipeline.sampling import OnStep, SamplerSettings, make_scheduler, sample
+from . import budget
+from .budget import ClipSize
 from .engines import EngineSet, clip_sizes
 
 MAX_GUIDANCE = 100.0
@@ -41,10 +43,16 @@ class Denoising:
 
 def encode_clip(engines: EngineSet, request: ClipRequest, cache: ConditioningCache, stage: Stage) -> Conditioning:
     """The clip's conditioning; see `pipeline.conditioning.condition`."""
+    check_request(request)
     sizes = clip_sizes(engines.model, request.width, request.height, request.num_frames)
-    return condition(
-        engines.model, request, engines.precision, engines.run, cache, stage, lambda: engines.prepare(sizes)
-    )
+    size = ClipSize(request.width, request.height, request.num_frames)
+    budgets = [budget.denoising(engines, guided=False), *budget.decoding(engines)]
+    for each in budgets:  # the whole clip's, before anything is encoded for nothing
+        each.check(size)
+    with budget.explained(budgets[0], size):
+        return condition(
+            engines.model, request, engines.precision, engines.run, cache, stage, lambda: engines.prepare(sizes)
+        )
 
 
 def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoising, on_step: OnStep) -> torch.Tensor:
@@ -52,13 +60,24 @@ def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoi
 
     Raises InputError when the conditioning is of another family, or the result is not finite.
     """
-    model, device = engines.model, engines.device
+    model = engines.model
     if conditioning.family != model.family:
         raise InputError(f"Expected conditioning of {model.family}, found {conditioning.family}.")
     if denoising.sampler.scheduler not in model.schedulers:
         known, found = " or ".join(model.schedulers), denoising.sampler.scheduler
         raise InputError(f"{model.title} is sampled by the scheduler {known}, found {found}.")
     guided = denoising.guidance_scale > 1
+    size = ClipSize(conditioning.width, conditioning.height, conditioning.num_frames)
+    need = budget.denoising(engines, guided=guided)
+    need.check(size)
+    with budget.explained(need, size):
+        return _sample(engines, conditioning, denoising, guided, on_step)
+
+
+def _sample(
+    engines: EngineSet, conditioning: Conditioning, denoising: Denoising, guided: bool, on_step: OnStep
+) -> torch.Tensor:
+    model, device = engines.model, engines.device
     tensors = {name: tensor.to(device) for name, tensor in conditioning.tensors.items()}
     sizes = clip_sizes(model, conditioning.width, conditioning.height, conditioning.num_frames, guided=guided)
     runner = engines.runner(model.core, sizes)
@@ -92,7 +111,15 @@ def decode_clip(engines: EngineSet, latents: torch.Tensor, chunk: int, on_chunk:
     if latents.ndim != 4 or latents.shape[1] != channels:
         raise InputError(f"Expected latents as [frames, {channels}, height, width], found {list(latents.shape)}.")
 
+    factor = engines.model.latent_factor
+    count, _, height, width = latents.shape
+    size = ClipSize(width * factor, height * factor, count)
+    budgets = budget.decoding(engines)
+    for each in budgets:
+        each.check(size)
+
     def run(part: torch.Tensor) -> torch.Tensor:
         return engines.run("vae_decoder", {"latents": part})["image"]
 
-    return decode(latents, run, chunk, on_chunk, factor=engines.model.latent_factor)
+    with budget.explained(budgets[0], size):
+        return decode(latents, run, chunk, on_chunk, factor=factor)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 
@@ -31,6 +30,7 @@ from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.base import VideoModel
 from .parallel import Task, build_in_parallel
 from .policy import EnginePolicy
+from .residency import LoadInPlace, Residency
 
 log = logging.getLogger(__name__)
 
@@ -40,26 +40,6 @@ TUNED_CHUNK = 8
 """Frames decoded at once that a decoder's engine is tuned for."""
 OPEN_DIMS = ("chunk",)
 """Dimensions that one clip needs at several sizes, so that even an exact engine takes their whole range."""
-
-
-class Residency(Protocol):
-    """Whoever owns the device's memory: asked before a runner is used."""
-
-    def hold(self, runner: Runner, scratch_bytes: int) -> None:
-        """Loads the runner, after making room for it and for its scratch memory."""
-
-    def clear(self) -> None:
-        """Frees the device for a build in another process."""
-
-
-class LoadInPlace:
-    """Residency without a host: loads and never evicts."""
-
-    def hold(self, runner: Runner, scratch_bytes: int) -> None:
-        runner.load()
-
-    def clear(self) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -89,7 +69,7 @@ class EngineSet:
         self.device = device
         self.precision = policy.precision_on(device)
         self.report = report
-        self._residency = residency or LoadInPlace()
+        self.residency = residency or LoadInPlace()
         self._choices: dict[str, list[_Choice]] = {}
         self._eager: dict[str, Runner] = {}
         self._last: dict[str, Runner] = {}
@@ -114,13 +94,14 @@ class EngineSet:
             choices.append(choice)
         scratch_bytes = self.model.scratch_bytes(component, sizes, self.precision)
         try:
-            self._residency.hold(choice.runner, scratch_bytes)
+            made_room = self.residency.hold(choice.runner, scratch_bytes)
         except EngineError as error:
             choices.remove(choice)
             damaged = isinstance(error, DamagedEngineError)
             choice = self._resolve(component, sizes) if damaged else self._fall_back(component, sizes, error)
             choices.append(choice)
-            self._residency.hold(choice.runner, scratch_bytes)
+            made_room = self.residency.hold(choice.runner, scratch_bytes)
+        self._warn(made_room)
         self._last[component] = choice.runner
         self._warn(choice.warning)
         return choice.runner
@@ -141,7 +122,7 @@ class EngineSet:
 
     def make_room(self) -> None:
         """Frees the device for builds in other processes; called from the thread that uses it."""
-        self._residency.clear()
+        self.residency.clear()
 
     def build(
         self,

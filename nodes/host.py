@@ -197,14 +197,29 @@ class HostResidency:
     def __init__(self) -> None:
         self._patchers: dict[int, RunnerPatcher] = {}
 
-    def hold(self, runner: Runner, scratch_bytes: int) -> None:
+    def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
         """Makes room for the runner and its scratch memory, evicting what ComfyUI can spare, and loads it."""
+        there = self._loaded()
         patcher = self._patchers.get(id(runner))
         if patcher is None:
             patcher = self._patchers[id(runner)] = RunnerPatcher(runner)
         memory.load_models_gpu([patcher], memory_required=scratch_bytes)
         if not runner.is_loaded:  # its weights were moved by a runner that shares them
             runner.load()
+        gone = [name for name in there if name not in self._loaded()]
+        return f"Made room for {runner.spec.network.component}: {', '.join(gone)} left the device." if gone else None
+
+    def room_bytes(self) -> int | None:
+        """What is free, and what the models take that ComfyUI could unload."""
+        held = [entry.model for entry in memory.current_loaded_models if entry.model is not None]
+        return free_bytes() + sum(patcher.loaded_size() for patcher in held if patcher.load_device == device())
+
+    def host_bytes(self) -> int | None:
+        return int(memory.get_free_memory(torch.device("cpu")))
+
+    def _loaded(self) -> list[str]:
+        runners = [patcher.model.runner for patcher in self._patchers.values()]
+        return [runner.spec.network.component for runner in runners if runner.is_loaded]
 
     def clear(self) -> None:
         """Unloads every model on a GPU, where the child that builds needs the room."""

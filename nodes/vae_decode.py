@@ -71,5 +71,7 @@ class VAEDecode(io.ComfyNode):
         ]
         if model.model.decodes_over_time and len(ends) > 1:
             lines.append(f"Decoded in {len(ends)} parts, between which colours may jump: try a chunk of {count}.")
+        if not chunk and size < count:
+            lines.insert(1, f"{size} of {count} frames at once, for the memory that is free")
         progress.say("\n".join(lines))
         return io.NodeOutput(frames, ui=host.text_ui(lines))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..engine_builder.errors import InputError
+from .memory import is_out_of_memory
 
 BYTES_PER_PIXEL = 2600
 """Scratch memory of the published VAE's decoder, fp16, for each pixel of each frame decoded at once.
@@ -43,8 +44,8 @@ def decode(latents: torch.Tensor, run: DecodeChunk, chunk: int, on_chunk: OnChun
         part = latents[done : done + chunk]
         try:
             image = _to_unit(run(part))
-        except torch.cuda.OutOfMemoryError:
-            if chunk == 1:
+        except (RuntimeError, MemoryError) as error:
+            if chunk == 1 or not is_out_of_memory(error):
                 raise
             chunk //= 2
             continue

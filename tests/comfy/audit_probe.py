@@ -24,6 +24,7 @@ CHANGES = {
     "os.mkfifo": (0,),
 }
 """Audit events by the places of their paths."""
+HANDLES = "/proc/self/fd/"
 LOOKS = {"open", "os.listdir", "os.scandir", "os.chdir"}
 RUNS = {"os.system", "os.exec", "os.posix_spawn", "pickle.find_class", "marshal.load", "marshal.loads"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -73,13 +74,20 @@ class Audit:
         if not isinstance(path, str | bytes | os.PathLike):
             return
         text = os.fsdecode(path)
-        # The last part is not followed: a link itself is what is renamed or removed.
-        real = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(text))), os.path.basename(text))
-        places = {real, os.path.realpath(text)}
+        places = self._places(text)
         if any(self._lies_in(place, self._watched) for place in places):
             self._tell(event, text)
-        elif writes and real != os.devnull and not all(self._lies_in(place, self._writable) for place in places):
+        elif writes and text != os.devnull and not all(self._lies_in(place, self._writable) for place in places):
             self._tell(event, text)
+
+    @staticmethod
+    def _places(text):
+        """Where a path leads, and where its last part itself lies, which is what is renamed or removed."""
+        if text.startswith(HANDLES):  # the open folder, whatever has its name by now
+            handle, _, name = text[len(HANDLES) :].partition("/")
+            return {os.path.join(os.readlink(HANDLES + handle), name)}
+        folder, name = os.path.split(os.path.abspath(text))
+        return {os.path.join(os.path.realpath(folder), name), os.path.realpath(text)}
 
     @staticmethod
     def _lies_in(place, roots):

@@ -249,6 +249,12 @@ def _other_class(prompt: Prompt, draw: random.Random) -> None:
     _ours(prompt, draw)["class_type"] = draw.choice(sorted(each["class_type"] for each in prompt.values()))
 
 
+def _large(prompt: Prompt, draw: random.Random) -> None:
+    """A size that the node takes, and that the machine may not hold."""
+    sizes = {name: draw.choice([512, 1024, 2048]) for name in ("width", "height")}
+    prompt[CONDITIONING]["inputs"].update(sizes, num_frames=draw.choice([16, 64]))
+
+
 def _format(prompt: Prompt, draw: random.Random) -> None:
     prompt[SAVE]["inputs"]["format"] = draw.choice(["mkv-ffv1", "webp", "gif", "webm-vp9", "mp4-h265"])
     prompt[SAVE]["inputs"]["crf"] = draw.choice([-1, 0, 30, 51, 63, 100])
@@ -265,6 +271,7 @@ CHANGES = (
     _leave_out,
     _add,
     _other_class,
+    _large,
     _format,
 )
 

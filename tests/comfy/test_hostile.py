@@ -51,7 +51,7 @@ HERE = Path(__file__).resolve().parent
 FREE_BYTES = 400 << 20
 """What the server believes to be free."""
 BATCH = 40
-OURS = re.compile(r"node \S+ \(I2VTRT_\w+\) failed with i2v_tensorrt\.\w+Error: [^\n]*\.", re.DOTALL)
+OURS = re.compile(r'node \S+ \(I2VTRT_\w+\) failed with i2v_tensorrt\.\w+Error: [^\n]*[."]', re.DOTALL)
 CORES = re.compile(r"node \S+ \((?!I2VTRT_)\w+\) failed with ", re.DOTALL)
 
 

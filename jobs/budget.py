@@ -1,0 +1,117 @@
+"""What a clip needs of memory, computed before anything is allocated, and what would fit in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from ..engine_builder.errors import BudgetError
+from ..pipeline.conditioning import MIN_SIDE
+from ..pipeline.memory import is_out_of_memory
+from .engines import EngineSet, clip_sizes
+
+TOLERANCE = 1.5
+"""How far an estimate may lie above the memory at hand before a clip is refused: estimates err upwards."""
+_FRAME_CHANNELS, _FLOAT_BYTES = 3, 4
+
+
+@dataclass(frozen=True)
+class ClipSize:
+    """Width and height in pixels, and the number of frames."""
+
+    width: int
+    height: int
+    num_frames: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height} with {self.num_frames} {'frame' if self.num_frames == 1 else 'frames'}"
+
+
+Cost = Callable[[ClipSize], int]
+"""Bytes that a clip of a size takes."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One stage's need of a memory with `room` bytes (None: not known). `stage` begins a sentence."""
+
+    stage: str
+    cost: Cost
+    room: int | None
+
+    def check(self, size: ClipSize) -> None:
+        """Raises BudgetError, with what would fit, when the clip needs far more than there is."""
+        if self.room is not None and self.cost(size) > self.room * TOLERANCE:
+            raise BudgetError(self.sentence(size))
+
+    def sentence(self, size: ClipSize) -> str:
+        """What the clip needs, what there is, and what would fit."""
+        found = "" if self.room is None else f", found {_gib(self.room)}"
+        return f"{self.stage} {size} needs about {_gib(self.cost(size))} of memory{found}: {self._advice(size)}."
+
+    def _advice(self, size: ClipSize) -> str:
+        room = self.cost(size) * 3 // 4 if self.room is None else self.room
+        fewer = next((n for n in range(size.num_frames - 1, 0, -1) if self._fits(replace(size, num_frames=n), room)), 0)
+        smaller = next((each for each in _smaller(size) if self._fits(each, room)), None)
+        found = [f"{fewer} of these frames"] if fewer else []
+        found += [str(smaller)] if smaller else []
+        return f"{' or '.join(found)} would fit" if found else "close other programs, or choose less"
+
+    def _fits(self, size: ClipSize, room: int) -> bool:
+        return self.cost(size) <= room
+
+
+def denoising(engines: EngineSet, *, guided: bool) -> Budget:
+    """The core at every step."""
+    return Budget("Denoising", _cost(engines, engines.model.core, guided=guided), engines.residency.room_bytes())
+
+
+def decoding(engines: EngineSet) -> list[Budget]:
+    """One frame at a time on the device, and all of them on the host."""
+    host = Budget("Holding the frames of", _frames_bytes, engines.residency.host_bytes())
+    one = _cost(engines, "vae_decoder", chunk=1)
+    return [Budget("Decoding", one, engines.residency.room_bytes()), host]
+
+
+@contextmanager
+def explained(budget: Budget, size: ClipSize) -> Iterator[None]:
+    """Adds to an error of missing memory what would fit; on a GPU its type stays, by which ComfyUI knows it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sentence = budget.sentence(size)
+        if type(error) is RuntimeError or isinstance(error, MemoryError):
+            raise BudgetError(sentence) from error
+        error.args = (f"{sentence} {error}",)
+        raise
+
+
+def _cost(engines: EngineSet, component: str, *, guided: bool = False, chunk: int | None = None) -> Cost:
+    model, precision = engines.model, engines.precision
+    # Files of full precision are half as large in memory, and it is better to ask for too little.
+    weights_bytes = model.size_bytes(component) // (1 if precision == "fp32" else 2)
+
+    def cost(size: ClipSize) -> int:
+        sizes = clip_sizes(model, size.width, size.height, size.num_frames, guided=guided)
+        sizes["chunk"] = sizes["chunk"] if chunk is None else chunk
+        return weights_bytes + model.scratch_bytes(component, sizes, precision)
+
+    return cost
+
+
+def _frames_bytes(size: ClipSize) -> int:
+    return size.num_frames * size.width * size.height * _FRAME_CHANNELS * _FLOAT_BYTES
+
+
+def _smaller(size: ClipSize) -> Iterator[ClipSize]:
+    """Sizes of about the same shape, the largest first, in multiples of 8 pixels."""
+    for width in range(size.width - 8, MIN_SIDE - 1, -8):
+        height = max(round(size.height * width / size.width / 8) * 8, MIN_SIDE)
+        yield ClipSize(width, height, size.num_frames)
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.2f} GiB"

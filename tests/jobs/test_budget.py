@@ -1,0 +1,167 @@
+"""What a clip needs is known before it is made; what does not fit is refused with what would."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from i2v_tensorrt.engine_builder.backends.base import Runner
+from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
+from i2v_tensorrt.engine_builder.errors import BudgetError
+from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.jobs import budget
+from i2v_tensorrt.jobs.budget import TOLERANCE, Budget, ClipSize
+from i2v_tensorrt.jobs.clip import Denoising, decode_clip, encode_clip, sample_clip
+from i2v_tensorrt.jobs.engines import EngineSet
+from i2v_tensorrt.jobs.policy import EnginePolicy
+from i2v_tensorrt.jobs.residency import LoadInPlace
+from i2v_tensorrt.pipeline.cache import ConditioningCache
+from i2v_tensorrt.pipeline.models.base import ClipRequest
+from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.sampling import SamplerSettings
+
+MIB = 1 << 20
+REQUEST = ClipRequest(Image.new("RGB", (70, 50), "teal"), "a boat", "", 64, 64, 2, 8)
+DENOISING = Denoising(5, 9.0, SamplerSettings(1))
+
+
+class Machine(LoadInPlace):
+    """A host with so much memory."""
+
+    def __init__(self, device_bytes: int, host_bytes: int) -> None:
+        self.device_bytes, self.free_on_host_bytes = device_bytes, host_bytes
+
+    def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
+        runner.load()
+        return None
+
+    def room_bytes(self) -> int:
+        return self.device_bytes
+
+    def host_bytes(self) -> int:
+        return self.free_on_host_bytes
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine(1 << 40, 1 << 40)
+
+
+@pytest.fixture
+def engines(tiny_folder: Path, tmp_path: Path, machine: Machine) -> EngineSet:
+    policy = EnginePolicy("eager", "fp32")
+    return EngineSet(open_model(tiny_folder), EngineStore(tmp_path), policy, torch.device("cpu"), machine)
+
+
+def quiet(*_: object) -> None:
+    """Watches no progress."""
+
+
+def encoded(engines: EngineSet, request: ClipRequest = REQUEST):
+    return encode_clip(engines, request, ConditioningCache(None), quiet)
+
+
+@pytest.mark.parametrize("stage", ["encode", "sample", "decode"])
+def test_what_does_not_fit_is_refused_before_anything_runs(
+    engines: EngineSet, machine: Machine, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    conditioning = encoded(engines)
+    size = replace(conditioning, width=1024, height=512, num_frames=16)
+    monkeypatch.setattr(EagerRunner, "_run", lambda *_: pytest.fail("a network ran"))
+    machine.device_bytes = 300 * MIB
+    with pytest.raises(BudgetError) as caught:
+        if stage == "encode":
+            encoded(engines, replace(REQUEST, width=1024, height=512, num_frames=16))
+        elif stage == "sample":
+            sample_clip(engines, size, DENOISING, quiet)
+        else:
+            decode_clip(engines, torch.zeros(16, 4, 64, 128), 1, quiet)
+    told = str(caught.value)
+    assert told.startswith(("Denoising 1024x512 with 16 frames needs about ", "Decoding 1024x512 with 16 frames needs"))
+    assert ", found 0.29 GiB: " in told
+    assert told.endswith(" would fit.")
+    assert "\n" not in told
+
+
+def test_frames_that_the_host_cannot_hold_are_refused(engines: EngineSet, machine: Machine) -> None:
+    machine.free_on_host_bytes = 10 * MIB
+    with pytest.raises(BudgetError, match="Holding the frames of 512x512 with 16 frames needs about 0.05 GiB"):
+        decode_clip(engines, torch.zeros(16, 4, 64, 64), 1, quiet)
+
+
+def test_the_least_that_a_clip_needs_is_asked_for(engines: EngineSet, machine: Machine) -> None:
+    """Encoding does not know yet whether guidance will double the batch, and how many frames are decoded at once."""
+    size = ClipSize(REQUEST.width, REQUEST.height, REQUEST.num_frames)
+    needs = [budget.denoising(engines, guided=False), *budget.decoding(engines)[:1]]
+    machine.device_bytes = int(max(need.cost(size) for need in needs) / TOLERANCE) + 1
+    conditioning = encoded(engines)
+    decode_clip(engines, torch.zeros(2, 4, 8, 8), 2, quiet)
+    machine.device_bytes -= 10
+    with pytest.raises(BudgetError):
+        encoded(engines)
+    machine.device_bytes = int(budget.denoising(engines, guided=True).cost(size) / TOLERANCE) - 1
+    with pytest.raises(BudgetError, match="Denoising"):
+        sample_clip(engines, conditioning, DENOISING, quiet)
+
+
+def test_where_nobody_knows_the_memory_nothing_is_refused() -> None:
+    Budget("Denoising", lambda size: 1 << 60, None).check(ClipSize(2048, 2048, 64))
+
+
+LINEAR = Budget("Denoising", lambda size: 1000 + size.width * size.height * size.num_frames, 0)
+
+
+@pytest.mark.parametrize("room", [64 * 64, 100_000, 1_000_000, 5_000_000, 11_000_000])
+def test_the_advice_is_the_largest_that_fits(room: int) -> None:
+    size = ClipSize(1024, 768, 16)
+    told = replace(LINEAR, room=room).sentence(size)
+    cost = LINEAR.cost
+    frames = [n for n in range(1, 16) if cost(replace(size, num_frames=n)) <= room]
+    assert (f": {frames[-1]} of these frames" in told) if frames else ("of these frames" not in told)
+    sides = [w for w in range(64, 1024, 8) if cost(ClipSize(w, max(round(768 * w / 1024 / 8) * 8, 64), 16)) <= room]
+    assert (f"{sides[-1]}x" in told) if sides else told.endswith(": close other programs, or choose less.")
+
+
+def test_what_is_advised_is_a_size_that_a_request_may_have() -> None:
+    for width, height in itertools.product((64, 72, 512, 2048), (64, 520, 2040)):
+        for room in (100_000, 10_000_000):
+            told = replace(LINEAR, room=room).sentence(ClipSize(width, height, 8)).split(": ")[1]
+            sides = [int(side) for part in told.split() if "x" in part for side in part.split("x") if side.isdigit()]
+            assert all(64 <= side <= 2048 and side % 8 == 0 for side in sides)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: no"), MemoryError()],
+    ids=["gpu", "cpu", "python"],
+)
+def test_memory_that_runs_out_in_the_middle_is_explained(engines: EngineSet, error: Exception) -> None:
+    def run_out(done: int, total: int, latents: torch.Tensor) -> None:
+        raise error
+
+    with pytest.raises((BudgetError, torch.cuda.OutOfMemoryError)) as caught:
+        sample_clip(engines, encoded(engines), DENOISING, run_out)
+    assert str(caught.value).startswith("Denoising 64x64 with 2 frames needs about ")
+    assert isinstance(caught.value, torch.cuda.OutOfMemoryError) == isinstance(error, torch.cuda.OutOfMemoryError)
+
+
+def test_other_errors_are_not_explained_away(engines: EngineSet) -> None:
+    def fail(done: int, total: int, latents: torch.Tensor) -> None:
+        raise RuntimeError("another")
+
+    with pytest.raises(RuntimeError, match="^another$"):
+        sample_clip(engines, encoded(engines), DENOISING, fail)
+
+
+def test_who_had_to_go_is_told(engines: EngineSet, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold = Machine.hold
+    monkeypatch.setattr(machine, "hold", lambda runner, scratch: hold(machine, runner, scratch) or "Made room.")
+    conditioning = encoded(engines)
+    engines.take_notes()
+    sample_clip(engines, conditioning, DENOISING, quiet)
+    assert engines.take_notes() == ["Made room."]
