@@ -25,8 +25,8 @@ struct page {
 
 static struct page *page;
 
-#define NEXT(name) ((name##_t)dlsym(RTLD_NEXT, #name))
-#define REAL(result, name, ...) typedef result (*name##_t)(__VA_ARGS__)
+#define NEXT(name) ((name##_t)(name##_next ? name##_next : (name##_next = dlsym(RTLD_NEXT, #name))))
+#define REAL(result, name, ...) typedef result (*name##_t)(__VA_ARGS__); static void *name##_next
 
 REAL(int, open, const char *, int, ...);
 REAL(int, open64, const char *, int, ...);

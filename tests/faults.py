@@ -109,7 +109,19 @@ def compiled(folder: Path) -> Path:
     if sys.platform != "linux" or compiler is None:
         pytest.skip("system calls are made to fail on Linux, with a C compiler")
     library = folder / "faults.so"
-    command = [compiler, "-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(library), str(SOURCE), "-ldl"]
+    command = [
+        compiler,
+        "-O1",
+        "-shared",
+        "-fPIC",
+        "-Wall",
+        "-Wno-sequence-point",
+        "-Werror",
+        "-o",
+        str(library),
+        str(SOURCE),
+        "-ldl",
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return library
 
