@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 PACK = "I2V-TensorRT"
 VIEWPORTS = ((1280, 800), (1920, 1080))
-LOAD_MS, RUN_MS = 60_000, 900_000
+LOAD_MS = 60_000
+RUN_S = 900
 PROBES = (HERE / "probes.js").read_text("utf-8")
 RUN_ENDED = """() => {
   window.i2vEnded = null;
@@ -105,9 +107,13 @@ class Screen:
         self.page.locator(".templates-tab-button").click()
         self.choose_template(name)
 
-    def choose_template(self, name: str) -> None:
-        """In the templates browser, which is open."""
+    def choose_template(self, name: str, picture: Path | None = None) -> None:
+        """In the templates browser, which is open; `picture` takes what it shows of the pack."""
         self.page.get_by_text(PACK, exact=True).first.click()
+        self.page.get_by_test_id(f"template-workflow-{name}").wait_for()
+        if picture:
+            self.settle()
+            self.page.screenshot(path=picture)
         self.page.get_by_test_id(f"template-workflow-{name}").click()
         self.page.wait_for_function("() => app.graph.nodes.some((node) => node.comfyClass?.startsWith('I2VTRT_'))")
         self.settle()
@@ -131,12 +137,18 @@ class Screen:
     def wait_until_run(self) -> dict[str, Any]:
         """How the run ended; the page shows what it refuses to queue in an overlay, which counts as an end."""
         overlay = "document.querySelector('[data-testid=error-overlay-messages]')?.innerText"
-        self.page.wait_for_function(f"() => window.i2vEnded || {overlay}", timeout=RUN_MS)
+        self.page.wait_for_function(f"() => window.i2vEnded || {overlay}", timeout=RUN_S * 1000)
         return self.page.evaluate(f"() => window.i2vEnded ?? {{kind: 'refused', detail: {overlay}}}")
 
-    def wait_until_videos_move(self, timeout_ms: int = 20_000) -> None:
-        """Every video that is shown."""
-        self.page.wait_for_function(MOVING, timeout=timeout_ms)
+    def videos_move(self) -> bool:
+        """Whether every video that is shown plays, and there is one."""
+        return self.page.evaluate(MOVING)
+
+    def wait_until_videos_move(self, timeout_s: float = 20) -> None:
+        """Asks again and again: the page's own waiting takes a promise for an answer."""
+        deadline = time.monotonic() + timeout_s
+        while not self.videos_move():
+            assert time.monotonic() < deadline, "no video plays"
 
     def faults(self) -> list[str]:
         """What a person would see wrong with the graph, in sentences, and what the console says of it."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from i2v_tensorrt.jobs.demo_model import PACK
-from i2v_tensorrt.tests.browser.screen import RUN_MS, VIEWPORTS
+from i2v_tensorrt.tests.browser.screen import VIEWPORTS
 
 QUICK_START = "image_to_video"
 COUNT_CLICKS = "addEventListener('pointerdown', () => window.i2vClicks = (window.i2vClicks ?? 0) + 1, true)"
@@ -25,16 +25,19 @@ def test_four_clicks_from_a_clean_comfyui_to_a_moving_video(
         page.screenshot(path=out / "1-first-page.png")
         if not page.get_by_text("I2V-TensorRT", exact=True).first.is_visible():
             page.locator(".templates-tab-button").click()
-        screen.choose_template(QUICK_START)
-        page.screenshot(path=out / "2-opened.png")
+        screen.choose_template(QUICK_START, out / "2-templates.png")
+        page.screenshot(path=out / "3-opened.png")
+        assert not screen.videos_move()
         pressed = time.monotonic()
         screen.press_run()
-        screen.wait_until_videos_move(RUN_MS)
+        ended = screen.wait_until_run()
+        assert ended["kind"] == "execution_success", ended
+        screen.wait_until_videos_move()
         moving_s = time.monotonic() - pressed
         clicks = page.evaluate("() => window.i2vClicks")
         for viewport in VIEWPORTS:
             screen.show(viewport)
-            page.screenshot(path=out / f"3-moving-{viewport[0]}x{viewport[1]}.png")
+            page.screenshot(path=out / f"4-moving-{viewport[0]}x{viewport[1]}.png")
         found = {
             "clicks": clicks,
             "start_of_comfyui_and_page_s": round(loaded_s, 1),
