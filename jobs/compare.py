@@ -47,27 +47,27 @@ def compare_clips(one: Tensor, other: Tensor, labels: tuple[str, str], brightest
 
 def _table(figures: Comparison, labels: tuple[str, str], brightest: float) -> Table:
     worst = min(range(figures.num_frames), key=figures.psnr_db.__getitem__)
-    where = f"frame {figures.frame}, pixel ({figures.x}, {figures.y})" if figures.greatest else ""
+    where = f"frame {figures.frame}, at {figures.x}, {figures.y}" if figures.greatest else ""
     first, second = (label.strip() or default for label, default in zip(labels, ("first", "second"), strict=True))
     return Table(
         ("figure", "value", "where"),
         (
             ("clip", f"{figures.num_frames} frames of {figures.width}x{figures.height}", ""),
-            ("PSNR", _decibel(figures.whole_psnr_db), "all frames as one"),
+            ("PSNR", _decibel(figures.whole_psnr_db), ""),
             ("PSNR, worst", _decibel(figures.psnr_db[worst]), f"frame {worst}"),
-            ("SSIM, mean", _figure(_mean(figures.ssim)), "all frames"),
+            ("SSIM, mean", _figure(_mean(figures.ssim)), ""),
             ("SSIM, worst", _figure(min(figures.ssim, default=None)), ""),
-            ("greatest difference", f"{figures.greatest:.4f} of 1", where),
-            (f"flicker, {first}", _figure(figures.flicker[0]), "1 is a still clip"),
-            (f"flicker, {second}", _figure(figures.flicker[1]), "1 is a still clip"),
-            ("heat map", f"brightest from {brightest:.4f} of 1 on", ""),
+            ("greatest difference", _difference(figures.greatest), where),
+            (f"flicker, {first}", _figure(figures.flicker[0]), ""),
+            (f"flicker, {second}", _figure(figures.flicker[1]), ""),
+            ("heat map", f"brightest from {_difference(brightest)}", ""),
         ),
     )
 
 
 def _line(figures: Comparison) -> str:
     likeness = f", SSIM {_figure(_mean(figures.ssim))}" if figures.ssim else ""
-    return f"PSNR {_decibel(figures.whole_psnr_db)}{likeness}, greatest difference {figures.greatest:.4f}"
+    return f"PSNR {_decibel(figures.whole_psnr_db)}{likeness}, greatest difference {_difference(figures.greatest)}"
 
 
 def _mean(values: tuple[float, ...]) -> float | None:
@@ -76,6 +76,11 @@ def _mean(values: tuple[float, ...]) -> float | None:
 
 def _decibel(value: float) -> str:
     return "equal" if value == math.inf else f"{value:.2f} dB"
+
+
+def _difference(value: float) -> str:
+    """A share of 1, which may be very small."""
+    return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
 
 
 def _figure(value: float | None) -> str:

@@ -65,7 +65,7 @@ class Diagnosis:
         rows = [("device", "", self.device), ("it can", "", self.abilities)]
         rows += [(f"backend {state.name}", state.verdict, state.reason) for state in self.backends]
         rows += [("why", "", self.why), ("to install", "", self.install or "nothing: none is faster here")]
-        rows += [("package", name, number) for name, number in self.versions]
+        rows.append(("packages", "", ", ".join(f"{name} {number}" for name, number in self.versions)))
         return Table(("what", "state", "found"), tuple(rows))
 
 

@@ -106,8 +106,7 @@ def engine_table(checked: Sequence[Checked], state: str) -> Table:
         (
             each.plan.manifest.key[:KEY_CHARS],
             each.plan.manifest.spec.network.component,
-            each.plan.manifest.spec.precision,
-            f"{each.plan.manifest.target.backend} {each.plan.manifest.target.arch}",
+            f"{each.plan.manifest.target.backend} {each.plan.manifest.target.arch} {each.plan.manifest.spec.precision}",
             f"{each.plan.manifest.size_bytes / 1e6:.1f} MB",
             _match(each.plan),
             _sizes(each.plan),
@@ -115,7 +114,7 @@ def engine_table(checked: Sequence[Checked], state: str) -> Table:
         )
         for each in checked
     ]
-    return Table(("key", "network", "precision", "for", "size", "match", "shapes", "state"), tuple(rows))
+    return Table(("key", "network", "built for", "size", "match", "shapes", "state"), tuple(rows))
 
 
 def _is_stale(target: Target, here: Target | None) -> bool:

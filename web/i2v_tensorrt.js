@@ -25,7 +25,8 @@ const FACES = {
 
 const BOX = "overflow:auto;height:100%;user-select:text;font-size:11px;border-radius:4px;";
 const CELL = "padding:2px 6px;text-align:left;vertical-align:top;border-bottom:1px solid var(--border-color,#555);";
-const TABLE_HEIGHT = 200;
+const MOST_HEIGHT = 900;
+const MARGIN = 40;
 
 let translations = {};
 
@@ -50,17 +51,31 @@ function tableOf(rows) {
   return table;
 }
 
+// As high as it needs at this width, so that nothing has to be scrolled unless it is very long.
+function heightOf(table, width) {
+  const box = document.createElement("div");
+  box.style.cssText = `position:absolute;visibility:hidden;font-size:11px;width:${width}px;`;
+  box.append(table);
+  document.body.append(box);
+  const height = box.offsetHeight;
+  box.remove();
+  return Math.min(height + 8, MOST_HEIGHT);
+}
+
 function showTable(node, rows) {
   let widget = node.widgets?.find((each) => each.name === "i2v_table");
   if (!widget) {
     const box = document.createElement("div");
     box.style.cssText = BOX;
-    widget = node.addDOMWidget("i2v_table", "i2v_table", box, { serialize: false, getMinHeight: () => TABLE_HEIGHT });
+    const getMinHeight = () => widget?.leastHeight ?? 0;
+    widget = node.addDOMWidget("i2v_table", "i2v_table", box, { serialize: false, getMinHeight });
     widget.serialize = false; // neither a workflow nor a program is told of it
-    const least = node.computeSize();
-    node.setSize([Math.max(node.size[0], least[0]), Math.max(node.size[1], least[1])]);
   }
-  widget.element.replaceChildren(tableOf(rows));
+  const table = tableOf(rows);
+  widget.leastHeight = heightOf(table, node.size[0] - MARGIN);
+  widget.element.replaceChildren(table);
+  const least = node.computeSize();
+  node.setSize([Math.max(node.size[0], least[0]), Math.max(node.size[1], least[1])]);
   node.setDirtyCanvas?.(true, true);
 }
 

@@ -23,7 +23,7 @@ from i2v_tensorrt.tests.comfy.graphs import (
 )
 
 TOOL, SHOWN = "30", "31"
-COLUMNS = ["key", "network", "precision", "for", "size", "match", "shapes", "state"]
+COLUMNS = ["key", "network", "built for", "size", "match", "shapes", "state"]
 
 
 def run(client: ComfyClient, prompt: Prompt) -> RunResult:
@@ -74,7 +74,7 @@ def key(client: ComfyClient, picture: str) -> str:
     """The first digits of an engine that no other test uses: one in half precision."""
     run(client, only(clip(picture), LOADER) | {BUILDER: builder(precision="fp16")})
     rows = table(run(client, {TOOL: manager()}))[1:]
-    (found,) = [row[0] for row in rows if row[1:3] == ["image_encoder", "fp16"]]
+    (found,) = [row[0] for row in rows if row[1] == "image_encoder" and row[2].endswith(" fp16")]
     return found
 
 
@@ -90,7 +90,7 @@ class TestEngineManager:
         assert table(result)[0] == COLUMNS
         ((found, *_, state),) = table(result)[1:]
         assert (found, state) == (key, "whole")
-        assert f"| {key} | image_encoder | fp16 |" in markdown(result)
+        assert f"| {key} | image_encoder | " in markdown(result)
 
         largest = max(folder.rglob("*"), key=lambda path: path.stat().st_size)
         content = bytearray(largest.read_bytes())
@@ -155,7 +155,7 @@ class TestCompareVideos:
         rows = {row[0]: row[1] for row in table(result)}
         assert rows["clip"] == "3 frames of 64x48"
         assert rows["PSNR"] == rows["PSNR, worst"] == "13.98 dB"  # 20 log10(255 / 51)
-        assert rows["greatest difference"] == "0.2000 of 1"
+        assert rows["greatest difference"] == "0.2000"
         assert rows["flicker, first"] == rows["flicker, second"] == "1.0000"
         assert "| PSNR | 13.98 dB |" in markdown(result)
         both, heat = pictures(client, result, "both"), pictures(client, result, "heat")
