@@ -1,0 +1,20 @@
+"""Workflows of older versions run on a live ComfyUI."""
+
+import json
+
+import pytest
+
+from i2v_tensorrt.jobs.comfy_client import ComfyClient
+from i2v_tensorrt.tests.comfy.graphs import PICTURE, SMALL, changed
+from i2v_tensorrt.tests.workflows.test_released import RELEASED, WORKFLOWS
+
+
+@pytest.mark.parametrize(("version", "name"), WORKFLOWS)
+def test_a_workflow_of_then_runs_now(client: ComfyClient, picture: str, version: str, name: str) -> None:
+    prompt = json.loads((RELEASED / version / "api" / f"{name}.json").read_text("utf-8"))
+    eager = {
+        name: {"on_missing": "eager"} for name, each in prompt.items() if each["class_type"] == "I2VTRT_EngineLoader"
+    }
+    result = client.run(changed(prompt, SMALL, {PICTURE: {"image": picture}}, eager))
+    assert (result.status, result.error) == ("success", None)
+    assert any("images" in output for output in result.outputs.values())
