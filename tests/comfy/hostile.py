@@ -116,8 +116,25 @@ def hostile_name(draw: random.Random, outside: Path) -> str:
     return "".join(piece + draw.choice(GLUE) for piece in pieces)[: draw.choice([-1, 10_000])]
 
 
-def any_json(draw: random.Random, depth: int = 0) -> Any:
-    """A JSON value of any kind, NaN and infinities too."""
+def any_json(draw: random.Random) -> Any:
+    """A JSON value of any kind, NaN and infinities too.
+
+    None that ComfyUI itself takes for a link, for one to a node that is not there ends its only worker.
+    """
+    while looks_like_a_link(found := _any_json(draw)):
+        pass
+    return found
+
+
+def looks_like_a_link(value: Any) -> bool:
+    if isinstance(value, dict) and "__value__" in value:
+        return looks_like_a_link(value["__value__"])
+    return (
+        isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float)
+    )
+
+
+def _any_json(draw: random.Random, depth: int = 0) -> Any:
     makers: list[Callable[[], Any]] = [
         lambda: draw.choice([None, True, False]),
         lambda: draw.choice(NUMBERS),
@@ -128,9 +145,9 @@ def any_json(draw: random.Random, depth: int = 0) -> Any:
     ]
     if depth < 3:
         makers += [
-            lambda: [any_json(draw, depth + 1) for _ in range(draw.randint(0, 3))],
-            lambda: {draw.choice(WORDS): any_json(draw, depth + 1) for _ in range(draw.randint(0, 3))},
-            lambda: {"__value__": any_json(draw, depth + 1)},
+            lambda: [_any_json(draw, depth + 1) for _ in range(draw.randint(0, 3))],
+            lambda: {draw.choice(WORDS): _any_json(draw, depth + 1) for _ in range(draw.randint(0, 3))},
+            lambda: {"__value__": _any_json(draw, depth + 1)},
         ]
     return draw.choice(makers)()
 
