@@ -79,6 +79,7 @@ def components(calls: list[tuple[str, int]]) -> list[str]:
     ("changes", "words"),
     [
         *(({"guidance_scale": value}, f"to {MAX_GUIDANCE:g}, found") for value in NO_GUIDANCE),
+        *(({"min_guidance_scale": value}, f"to {MAX_GUIDANCE:g}, found") for value in (NAN, -0.1, 100.1)),
         *(({"seed": value}, "seed is a whole number") for value in (-1, 1 << 64, 1.5, NAN, True)),
     ],
     ids=str,
@@ -106,6 +107,13 @@ def test_guidance_of_one_or_less_listens_to_the_prompt_alone(engines: EngineSet)
     assert torch.equal(sampled(engines, encoded(engines, replace(REQUEST, negative_prompt="sharp")), alone), base)
     assert not torch.equal(sampled(engines, encoded(engines, replace(REQUEST, prompt="a train")), alone), base)
     assert torch.equal(sampled(engines, encoded(engines), replace(alone, guidance_scale=0.0)), base)
+
+
+def test_guidance_may_rise_over_the_frames(engines: EngineSet, conditioning: Conditioning) -> None:
+    flat = sampled(engines, conditioning)
+    assert torch.allclose(sampled(engines, conditioning, replace(GUIDED, min_guidance_scale=9.0)), flat, atol=1e-5)
+    rising = sampled(engines, conditioning, replace(GUIDED, min_guidance_scale=1.0))
+    assert bool(((rising - flat).abs().amax((1, 2, 3)) > 1e-3).all())
 
 
 def test_the_same_seed_gives_the_same_clip_and_another_another(engines: EngineSet, conditioning: Conditioning) -> None:
