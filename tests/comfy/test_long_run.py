@@ -132,9 +132,8 @@ def test_a_queue_without_end_leaves_nothing(server: ComfyServer, count: int, evi
     told = ", ".join(f"{number} {end}" for end, number in sorted(ends.items()))
     first, last = (sum(part) / len(part) / EVERY for part in halves(figures.elapsed_s))
     held = [f"{values[warm]} -> {values[-1]}" for values in (figures.handles, figures.threads)]
-    told += (
-        f"; {slope / 1024:.0f} KiB a prompt, files {held[0]}, threads {held[1]}, {first:.2f} -> {last:.2f} s a prompt"
-    )
+    told += f"; {slope / 1024:.0f} KiB a prompt, files {held[0]}, threads {held[1]}"
+    told += f", {first:.2f} -> {last:.2f} s a prompt"
     evidence("prompts queued without end", count, told)
 
 
