@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient, PromptRefusedError
 from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, link_pack, start_server
@@ -287,6 +288,30 @@ def posted(url: str, body: bytes) -> int:
     except urllib.error.HTTPError as error:
         with error:
             return error.code
+
+
+PICTURES: dict[str, bytes] = {
+    "text.png": b"not a picture",
+    "empty.png": b"",
+    "cut.png": png(gradient())[:60],
+    "other.jpg": png(gradient()),
+    "page.svg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+    "bomb.png": png(Image.new("1", (20_000, 20_000))),
+    "pickle.png": b"\x80\x04cposix\nsystem\n(X\x02\x00\x00\x00idtR.",
+    "link.gif": b"GIF89a" + b"\xff" * 200,
+}
+
+
+def test_pictures_that_are_not_what_they_say(attacked: Attacked) -> None:
+    """The core opens them; whatever it makes of them, nothing else comes of it."""
+    with unharmed(attacked):
+        for name, content in PICTURES.items():
+            uploaded = attacked.client.upload_image(content, name)
+            try:
+                result = attacked.client.run(clip(uploaded))
+            except PromptRefusedError:
+                continue
+            assert result.status == "success" or CORES.match(result.error or ""), (name, result.error)
 
 
 @counted(20, 300)

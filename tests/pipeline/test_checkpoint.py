@@ -335,3 +335,39 @@ def test_every_file_that_may_be_loaded_is_checked_and_in_the_digest(folder: Path
     cut(shard, 0.5)(folder)
     with pytest.raises(CheckpointError, match="complete"):
         open_model(folder)
+
+
+def at_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def at_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def at_another_file(path: Path) -> None:
+    path.symlink_to("/etc/passwd")
+
+
+def at_nothing(path: Path) -> None:
+    path.symlink_to("/nowhere/at/all")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links and pipes")
+@pytest.mark.parametrize("name", ["unet/config.json", WEIGHTS["vae"]])
+@pytest.mark.parametrize("put", [at_device, at_itself, at_another_file, at_nothing, os.mkfifo, Path.mkdir])
+def test_what_stands_in_the_place_of_a_file_is_refused(folder: Path, name: str, put: Callable[[Path], object]) -> None:
+    """Links may lead anywhere, as those of a download's cache do; what they lead to must be a model's file."""
+    (folder / name).unlink()
+    put(folder / name)
+    with pytest.raises(CheckpointError) as caught:
+        open_model(folder)
+    told = str(caught.value)
+    assert "\n" not in told and "root" not in told.replace(str(folder), "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links")
+def test_a_part_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+    (folder / "unet").rename(tmp_path / "elsewhere")
+    (folder / "unet").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert open_model(folder).size_bytes("core") > 0
