@@ -21,17 +21,17 @@ function steps({ columns, rows, frames }) {
   }));
 }
 
-// The page itself would show the whole sheet as one picture: on its canvas, and where nodes are drawn as HTML.
+// The page itself would show the whole sheet as one picture on its canvas.
 function hideSheet(node) {
   node.onDrawBackground = () => {};
-  node.hideOutputImages = true;
 }
 
 function addLoop(node) {
   const frame = document.createElement("div");
   frame.className = "i2v-loop";
   const holder = document.createElement("div");
-  holder.style.cssText = "width: 100%; height: 100%; container-type: size; display: flex; pointer-events: none";
+  holder.style.cssText =
+    "width: 100%; height: 100%; min-height: 200px; container-type: size; display: flex; pointer-events: none";
   holder.append(frame);
   const widget = node.addDOMWidget("i2v-loop", "i2v-loop", holder, { serialize: false, hideOnZoom: false });
   widget.serialize = false;
@@ -56,12 +56,15 @@ async function show(node, sheet, blob) {
   frame.animate([...last, { ...last.at(-1), offset: 1 }], { duration: 1000 * sheet.seconds, iterations: Infinity });
 }
 
-function play(node) {
-  const video = node.videoContainer?.querySelector("video");
-  if (!video || video.dataset.i2vStarted) return;
-  video.dataset.i2vStarted = "yes";
-  video.muted = true; // or the browser may refuse
-  video.play().catch(() => {}); // the controls are there
+// The page makes the player some time after it has the file's name.
+function play(node, patience = 50) {
+  const place = node.videoContainer ?? document.querySelector(`[data-node-id="${node.id}"]`);
+  const video = place?.querySelector("video");
+  if (video?.readyState >= 2 && video.i2vPlayed !== video.currentSrc) {
+    video.i2vPlayed = video.currentSrc;
+    video.muted = true; // or the browser may refuse
+    video.play().catch(() => {}); // the controls are there
+  } else if (patience) setTimeout(play, 200, node, patience - 1);
 }
 
 app.registerExtension({
@@ -70,7 +73,8 @@ app.registerExtension({
   init() {
     api.addEventListener("i2v_tensorrt.sheet", ({ detail }) => {
       const node = find(detail.node);
-      if (!node?.addDOMWidget) return;
+      // Where nodes are drawn as HTML the page shows the sheet and cannot be kept from it.
+      if (!node?.addDOMWidget || window.LiteGraph?.vueNodesMode) return;
       hideSheet(node);
       sheets.set(node, detail);
     });
@@ -82,9 +86,9 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (STILL || node.comfyClass !== "I2VTRT_SaveVideo") return;
-    const draw = node.onDrawForeground;
-    node.onDrawForeground = function (...given) {
-      draw?.apply(this, given);
+    const { onExecuted } = node;
+    node.onExecuted = function (...given) {
+      onExecuted?.apply(this, given);
       play(this);
     };
   },

@@ -11,6 +11,8 @@ from i2v_tensorrt.tests.browser.screen import VIEWPORTS
 QUICK_START = "image_to_video"
 COUNT_CLICKS = "addEventListener('pointerdown', () => window.i2vClicks = (window.i2vClicks ?? 0) + 1, true)"
 
+SAMPLER_S_STILLS = "() => app.graph.nodes.find((node) => node.type === 'I2VTRT_DDIMSampler').imgs?.length ?? 0"
+
 
 def test_four_clicks_from_a_clean_comfyui_to_a_moving_video(
     chromium: Any, start_clean: Any, open_screen: Any, tmp_path: Path
@@ -34,6 +36,10 @@ def test_four_clicks_from_a_clean_comfyui_to_a_moving_video(
         assert ended["kind"] == "execution_success", ended
         screen.wait_until_videos_move()
         moving_s = time.monotonic() - pressed
+        # The sampler's preview plays too, in place of the page's own still one.
+        playing = page.locator(".i2v-loop").evaluate("(loop) => loop.getAnimations().map((each) => each.playState)")
+        assert playing == ["running"]
+        assert page.evaluate(SAMPLER_S_STILLS) == 0
         clicks = page.evaluate("() => window.i2vClicks")
         for viewport in VIEWPORTS:
             screen.show(viewport)
