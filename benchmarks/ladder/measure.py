@@ -53,6 +53,7 @@ class StageClock:
 
     def _begin(self) -> None:
         if self.device.type == "cuda":
+            torch.cuda.init()  # a clock may begin before anything has touched the GPU
             torch.cuda.reset_peak_memory_stats(self.device)
         self._started = time.monotonic()
 

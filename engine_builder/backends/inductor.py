@@ -90,7 +90,7 @@ class InductorBackend(Backend):
                 report("export", 0.1)
                 program = _export(network.to(device), spec, device)
                 report("compile", 0.2)
-                _compile(program, network, folder / FILE_NAME, compiler)
+                _compile(program, network, folder / FILE_NAME, compiler, device)
         except (OSError, EngineError):
             raise
         except torch.OutOfMemoryError as error:
@@ -133,7 +133,7 @@ def hinted_sizes(profile: ShapeProfile) -> dict[str, int]:
     return {name: limits.opt if limits.opt > 1 else traced[name] for name, limits in profile.ranges.items()}
 
 
-def _compile(program: Any, network: torch.nn.Module, path: Path, compiler: str) -> None:
+def _compile(program: Any, network: torch.nn.Module, path: Path, compiler: str, device: torch.device) -> None:
     import torch._inductor
 
     with arrays_declared():
@@ -142,6 +142,8 @@ def _compile(program: Any, network: torch.nn.Module, path: Path, compiler: str) 
             package_path=str(path),
             inductor_configs={
                 "cpp.cxx": compiler,
+                # For a GPU the C++ only launches kernels: no need to try out the CPU's vector instructions.
+                **({"cpp.vec_isa_ok": True} if device.type == "cuda" else {}),
                 "aot_inductor.package_constants_in_so": False,
                 "always_keep_tensor_constants": True,  # or parameters of up to 8 elements are written into the code
                 "aot_inductor.metadata": {LAYOUT: json.dumps(layout_of(network))},
