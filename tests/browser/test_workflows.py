@@ -10,7 +10,7 @@ import pytest
 from i2v_tensorrt.jobs.comfy_client import ComfyClient
 from i2v_tensorrt.jobs.comfy_host import ComfyServer
 from i2v_tensorrt.jobs.demo_model import PACK
-from i2v_tensorrt.tests.browser.screen import VIEWPORTS, Screen
+from i2v_tensorrt.tests.browser.screen import LOAD_MS, VIEWPORTS, Screen
 from i2v_tensorrt.tests.workflows.locales import LANGUAGES
 
 NAMES = sorted(path.stem for path in (PACK / "workflows").glob("*.json"))
@@ -67,10 +67,8 @@ def test_it_runs_and_its_video_plays(name: str, screen: Screen, offered: list[st
     screen.press_run()
     ended = screen.wait_until_run()
     assert ended["kind"] == "execution_success", ended
-    screen.settle()
-    videos = screen.page.locator("video")
     savers = screen.page.evaluate("() => app.graph.nodes.filter((node) => /SaveVideo$/.test(node.type)).length")
-    assert videos.count() == savers
+    screen.page.wait_for_function(f"() => document.querySelectorAll('video').length === {savers}", timeout=LOAD_MS)
     if savers:
         # Ours begin by themselves; the core's wait for a click.
         screen.page.evaluate(
