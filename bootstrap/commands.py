@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
         dest="only",
         action="store_const",
         const="torture",
-        help="only kills, races, cancellations and mutations, in full count: about half an hour",
+        help="only kills, races, faults, mutations and hostile requests, in full count: hours",
     )
     which.add_argument(
         "--browser",

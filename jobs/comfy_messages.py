@@ -4,6 +4,7 @@ The layouts are those of ComfyUI's server.py and execution.py.
 """
 
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -81,6 +82,9 @@ class RunResult:
         return [event for event in self.events if event.kind == kind]
 
 
+_SUFFIX = re.compile(r".*(\.\w{1,10})", re.ASCII)
+
+
 @dataclass(frozen=True)
 class ServerFile:
     """A file that a node has made, as `/view` finds it; `type` is the folder: output, temp or input."""
@@ -88,6 +92,12 @@ class ServerFile:
     filename: str
     subfolder: str
     type: str
+
+    @property
+    def suffix(self) -> str:
+        """The name's ending, such as `.mp4`; empty where it is none that a file here should bear."""
+        found = _SUFFIX.fullmatch(self.filename.rpartition("/")[2])
+        return found[1] if found else ""
 
 
 def read_message(message: str | bytes) -> Message | None:
@@ -148,4 +158,6 @@ def _described(outputs: Mapping[str, Mapping[str, Any]]) -> Iterator[ServerFile]
         for entries in node.values():
             for entry in entries if isinstance(entries, list | tuple) else ():
                 if isinstance(entry, Mapping) and entry.get("filename"):
-                    yield ServerFile(entry["filename"], entry.get("subfolder", ""), entry.get("type", "output"))
+                    told = (entry["filename"], entry.get("subfolder", ""), entry.get("type", "output"))
+                    if all(isinstance(text, str) and (not text or text.isprintable()) for text in told):
+                        yield ServerFile(*told)

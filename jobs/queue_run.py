@@ -317,7 +317,7 @@ class QueueRun:
         made = []
         for number, file in enumerate(made_files(history["outputs"]), start=1):
             count = f"-{number}" if number > 1 else ""
-            name = f"{job.file_stem}{count}{Path(file.filename).suffix}"
+            name = f"{job.file_stem}{count}{file.suffix}"
             made.append(MadeFile(name, self._client.download(file, self._folder / name)))
         return tuple(made)
 

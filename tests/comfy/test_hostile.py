@@ -188,7 +188,7 @@ def test_the_hook_sees_what_it_should(attacked: Attacked) -> None:
         (attacked.server.base_directory / "new").unlink(missing_ok=True)
 
 
-@counted(60, 5000)
+@counted(40, 5000)
 def test_names_lead_nowhere_else(attacked: Attacked, count: int, evidence: Evidence) -> None:
     """In every input that becomes a path, as a widget and over a link."""
     draw, ends = random.Random(count), Counter[str]()
@@ -244,7 +244,7 @@ def test_a_folder_that_becomes_a_link_leads_nowhere_else(attacked: Attacked, cou
     evidence("folders swapped for links while saving", count, f"{told(ends)}; {swaps['done']} swaps, nothing outside")
 
 
-@counted(80, 20_000)
+@counted(40, 20_000)
 def test_any_graph_ends_in_a_result_or_a_sentence(attacked: Attacked, count: int, evidence: Evidence) -> None:
     draw, ends = random.Random(count), Counter[str]()
     with unharmed(attacked):
@@ -266,7 +266,7 @@ def clear(folder: Path) -> None:
             path.unlink()
 
 
-@counted(60, 1000)
+@counted(30, 1000)
 def test_malformed_requests_leave_the_server_up(attacked: Attacked, count: int, evidence: Evidence) -> None:
     draw, statuses = random.Random(count), Counter[int]()
     with unharmed(attacked):
@@ -314,7 +314,7 @@ def test_pictures_that_are_not_what_they_say(attacked: Attacked) -> None:
             assert result.status == "success" or CORES.match(result.error or ""), (name, result.error)
 
 
-@counted(20, 300)
+@counted(10, 300)
 def test_what_the_page_sends_along_is_any_json(attacked: Attacked, count: int, evidence: Evidence) -> None:
     """The workflow that is embedded in files is whatever the request says."""
     draw, ends = random.Random(count), Counter[str]()
