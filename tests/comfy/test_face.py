@@ -1,6 +1,7 @@
 """What a live ComfyUI serves of the pack's face: translations, help pages and the page's own script."""
 
 import json
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -51,3 +52,15 @@ def test_the_page_loads_our_scripts(server: ComfyServer) -> None:
     """And no help page as one."""
     ours = [script for script in json.loads(get(server, "/extensions")) if "I2V-TensorRT" in script]
     assert sorted(Path(script).name for script in ours) == sorted(path.name for path in WEB.glob("*.js"))
+
+
+def test_the_page_is_offered_the_blueprint(server: ComfyServer) -> None:
+    """In its library of nodes; older hosts have no place for those of packs."""
+    try:
+        offered = json.loads(get(server, "/global_subgraphs"))
+    except urllib.error.HTTPError as error:
+        pytest.skip(f"this ComfyUI offers no blueprints: {error}")
+    ((key, entry),) = [pair for pair in offered.items() if pair[1]["info"]["node_pack"] == "custom_nodes.I2V-TensorRT"]
+    (file,) = (WEB.parent / "subgraphs").glob("*.json")
+    assert entry["name"] == file.stem
+    assert json.loads(get(server, f"/global_subgraphs/{key}"))["data"] == file.read_text("utf-8")
