@@ -110,7 +110,7 @@ def _export(network: torch.nn.Module, spec: EngineSpec, device: torch.device) ->
     import torch
 
     inputs = example_inputs(spec, hinted_sizes(spec.profile))
-    with layouts_as_run():
+    with layouts_as_run(device):
         program = torch.export.export(
             network,
             (),

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextmanager
-def layouts_as_run() -> Iterator[None]:
-    """Tracing sees convolutions with the memory layouts that they have when they run.
+def layouts_as_run(device: torch.device) -> Iterator[None]:
+    """Tracing for a GPU sees convolutions with the memory layouts that they have when they run.
 
     torch.export switches cuDNN off while it traces, and records results in layouts that cuDNN does not give.
     Fake tensors remember what was recorded, the compiler asks them, and the engine would read shuffled values.
     """
+    if device.type != "cuda":
+        yield
+        return
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.export import _trace
 

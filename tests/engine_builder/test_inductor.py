@@ -291,7 +291,9 @@ class Switched(Mixed):
 def test_layouts_are_traced_as_they_are_when_the_engine_runs() -> None:
     """An engine that was traced without cuDNN read its convolutions' results in an order that cuDNN does not give."""
     network = Switched()
-    inductor._export(network, mixed_spec(), CPU)
+    inputs = example_inputs(mixed_spec(), SIZES)
+    with inductor_repairs.layouts_as_run(torch.device("cuda")):
+        torch.export.export(network, (), inputs)
     assert network.cudnn is True
     assert import_module("torch.export._trace")._ignore_backend_decomps is not nullcontext
 

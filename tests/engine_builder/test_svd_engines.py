@@ -104,18 +104,7 @@ def test_every_input_of_the_cores_engine_moves_its_output_in_its_branch_alone(pa
 
 @pytest.mark.torture
 @pytest.mark.parametrize("shapes", ["exact", "range"])
-@pytest.mark.parametrize(
-    "component",
-    [
-        "core",
-        pytest.param(
-            "vae_decoder",
-            marks=pytest.mark.xfail(
-                reason="traced with oneDNN on, whose choice for convolutions of one clip bounds its frames", strict=True
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("component", ["core", "vae_decoder"])
 def test_aotinductor_gives_eager_pytorchs_result(
     model: VideoModel, tmp_path: Path, component: str, shapes: str
 ) -> None:
