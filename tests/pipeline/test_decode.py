@@ -121,3 +121,27 @@ def test_chunk_size_is_the_most_that_fits(free_bytes: int, height: int, width: i
     assert chunk == 1 or chunk * frame_bytes <= free_bytes
     assert chunk == frames or (chunk + 1) * frame_bytes > free_bytes
     assert chunk_size(free_bytes + more * frame_bytes, height, width, frames) >= chunk
+
+
+SHORTAGES = (
+    torch.cuda.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+)
+
+
+@given(st.integers(1, 9), st.integers(1, 12), st.lists(st.integers(1, 12), max_size=6), st.sampled_from(SHORTAGES))
+def test_any_chunks_under_any_shortage_equal_the_whole(
+    count: int, chunk: int, room: list[int], shortage: Exception
+) -> None:
+    """`room` is how many frames fit in call after call, and all of them once it is used up."""
+    scales, left = torch.arange(1, count + 1).reshape(-1, 1, 1, 1), [*room]
+    given_latents = latents()[:1] * scales
+
+    def run(part: torch.Tensor) -> torch.Tensor:
+        if left and len(part) > left.pop(0):
+            raise shortage
+        return paint(part)
+
+    whole = decode(given_latents, paint, count, quiet)
+    assert torch.equal(decode(given_latents, run, chunk, quiet), whole)
