@@ -12,7 +12,7 @@ from ..jobs.engines import EngineSet
 from ..jobs.policy import EnginePolicy
 from ..pipeline.models.registry import open_model
 from . import host
-from .types import CATEGORY, PRECISION_NAMES, Model, verdict
+from .types import CATEGORY, PRECISION_NAMES, Model, sockets, verdict
 
 NONE = "put a checkpoint into models/i2v"
 
@@ -61,6 +61,7 @@ class ModelLoader(io.ComfyNode):
         return hashlib.sha256(repr((precision, content)).encode()).hexdigest()
 
     @classmethod
+    @sockets()
     def execute(cls, checkpoint: str, precision: str = "auto") -> io.NodeOutput:
         with host.sentences():
             model = open_model(host.checkpoint_folder(checkpoint))

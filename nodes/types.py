@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 from comfy_api.latest import io
@@ -31,11 +32,19 @@ Execute = Callable[..., io.NodeOutput]
 
 
 def sockets(**kinds: type | tuple[type, ...]) -> Callable[[Execute], Execute]:
-    """For `execute`: checks what comes in by those names, since ComfyUI lets any JSON stand in place of a link."""
+    """For `execute`: checks what comes in by those names, since ComfyUI lets any JSON stand in place of a link.
+
+    It also hands over links to inputs that a node does not have, which are refused.
+    """
 
     def decorate(execute: Execute) -> Execute:
+        known = [name for name in signature(execute).parameters if name != "cls"]
+
         @wraps(execute)
         def checked(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
+            for name in inputs:
+                if name not in known:
+                    raise InputError(f"Expected inputs among {', '.join(known)}, found {name!r:.60}.")
             for name, kind in kinds.items():
                 value = inputs.get(name)
                 if not isinstance(value, kind):

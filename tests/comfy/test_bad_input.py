@@ -145,6 +145,15 @@ def test_a_value_in_the_place_of_a_link_is_refused(
     assert refused(client, prompt, name).endswith(told)
 
 
+@pytest.mark.parametrize("name", [LOADER, CONDITIONING, SAMPLER, DECODE, SAVE])
+def test_a_link_to_an_input_that_no_node_has_is_refused(client: ComfyClient, picture: str, name: str) -> None:
+    prompt = clip(picture, {name: {"engine": ["20", 0]}})
+    prompt["20"] = node("PrimitiveBoolean", value=True)
+    told = refused(client, prompt, name)
+    assert told.startswith("Expected inputs among ")
+    assert told.endswith(", found 'engine'.")
+
+
 def test_a_size_over_a_link_is_checked_when_it_is_known(client: ComfyClient, picture: str) -> None:
     prompt = encoding(picture, {CONDITIONING: {"width": ["20", 0]}})
     prompt["20"] = node("PrimitiveInt", value=65)
