@@ -54,8 +54,8 @@ class DiffusersFamily(VideoModel):
     """What makes the networks: engines are not older than any of it."""
     core_scratch_bytes: ClassVar[int]
     """What the core needs for each latent place of each frame and branch, in half precision."""
-    rewritten_unasked: ClassVar[Mapping[tuple[str, str], tuple[str, ...]]] = {}
-    """The rewrites that a component's engine of a backend is built from unless the user says which."""
+    rewriting_backends: ClassVar[frozenset[str]] = frozenset()
+    """Whose engines are built with every rewrite there is, unless the user names some."""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -99,7 +99,7 @@ class DiffusersFamily(VideoModel):
         return Component(spec, lambda precision, rewrites=(): self.load(name, precision, rewrites))
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
-        return self.rewritten_unasked.get((component, backend), ())
+        return self.known_rewrites.get(component, ()) if backend in self.rewriting_backends else ()
 
     def size_bytes(self, component: str) -> int:
         return self.checkpoint.parts[self.networks()[component].part].size_bytes

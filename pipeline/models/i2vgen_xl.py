@@ -45,7 +45,6 @@ SETTINGS: dict[str, dict[str, type]] = {
     "image_encoder": {"image_size": int, "projection_dim": int},
     "feature_extractor": {"image_mean": list, "image_std": list},
 }
-REWRITTEN_UNASKED = {("core", "inductor"): CORE_REWRITES, ("vae_decoder", "inductor"): lean_vae.REWRITES}
 PICTURE_TOKENS = 64
 """What the conditioner makes of the picture's latents: 32x32 after pooling, halved twice, as tokens."""
 TRAIN_TIMESTEPS = 1000
@@ -134,7 +133,7 @@ class I2VGenXL(DiffusersFamily):
     made_by: ClassVar[tuple[ModuleType, ...]] = CODE
     core_scratch_bytes: ClassVar[int] = 20_000
     """2.5 GiB at 512x512, 16 frames, guided."""
-    rewritten_unasked: ClassVar[Mapping[tuple[str, str], tuple[str, ...]]] = REWRITTEN_UNASKED
+    rewriting_backends: ClassVar[frozenset[str]] = frozenset({"inductor"})
     unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("motion_bucket_id", "noise_aug_strength", "noise_aug_seed"), NO_MOTION
     )
