@@ -71,7 +71,7 @@ def fresh_picture(client: ComfyClient) -> str:
 
 @pytest.fixture(scope="module")
 def built(client: ComfyClient, fresh_picture: str) -> RunResult:
-    """The published graph, whose Engine Loader finds nothing and builds all five engines."""
+    """The published graph, whose Engine Loader builds the engines that no test before it has built."""
     result = client.run(small("image_to_video", fresh_picture))
     assert (result.status, result.error) == ("success", None)
     return result
@@ -80,12 +80,15 @@ def built(client: ComfyClient, fresh_picture: str) -> RunResult:
 @pytest.mark.slow
 class TestThroughEngines:
     def test_they_are_built_for_the_host(self, built: RunResult, base_directory: Path) -> None:
-        assert "engines: 0 of 5" in text(built, ENGINES)
+        assert "of 5\nthe rest is built when needed" in text(built, ENGINES)
         assert "built in" in text(built, CONDITIONING)
         assert not any("eager" in text(built, name) for name in (CONDITIONING, SAMPLER, DECODE))
         manifests = (base_directory / "models" / "i2v_engines").glob("*/manifest.json")
-        targets = [json.loads(manifest.read_text("utf-8"))["body"]["target"]["device"] for manifest in manifests]
-        assert targets.count("cpu") == 5  # other tests build for other machines
+        bodies = [json.loads(manifest.read_text("utf-8"))["body"] for manifest in manifests]
+        networks = [body["spec"]["network"] for body in bodies if body["target"]["device"] == "cpu"]
+        assert {network["component"] for network in networks if network["family"] == "i2vgen_xl"} == {
+            "core", "text_encoder", "image_encoder", "vae_encoder", "vae_decoder",
+        }  # fmt: skip
 
     def test_the_clip_is_an_mp4_with_its_prompt_inside(
         self, client: ComfyClient, built: RunResult, fresh_picture: str, base_directory: Path

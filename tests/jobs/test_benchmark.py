@@ -20,9 +20,9 @@ CPU = torch.device("cpu")
 WAITING = """
 import subprocess, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-print("[   0.1 s] first ...", flush=True)
-print(f"[   0.2 s]   first: {child.pid}", flush=True)
 try:
+    print("[   0.1 s] first ...", flush=True)
+    print(f"[   0.2 s]   first: {child.pid}", flush=True)
     time.sleep(600)
 finally:
     child.kill()

@@ -140,6 +140,7 @@ def test_clips_again_and_again_leave_nothing(clips: Clips, count: int, evidence:
     import psutil
 
     own = psutil.Process()
+    others = own.children(recursive=True)  # a server that tests share, say
     memory, handles, threads = [], [], []
     for _ in range(count):
         clips.make()
@@ -152,7 +153,7 @@ def test_clips_again_and_again_leave_nothing(clips: Clips, count: int, evidence:
     assert slope * (count - warm) < SETTLING_BYTES + SLOPE_LIMIT_BYTES * count
     assert handles[-1] <= handles[warm]
     assert threads[-1] <= threads[warm]
-    assert own.children(recursive=True) == []
+    assert set(own.children(recursive=True)) <= set(others)
     assert list(tmp_path.rglob("*.*")) == []
     figures = f"{slope / 1024:.1f} KiB a cycle, {handles[-1]} files and {threads[-1]} threads as after the first"
     evidence("clips loaded, run and unloaded", count, figures)
