@@ -223,11 +223,8 @@ def test_a_folder_that_becomes_a_link_leads_nowhere_else(attacked: Attacked, cou
     def swap() -> None:
         while not stop.is_set():
             folder.rename(aside)
-            try:
-                link.rename(folder)
-                folder.rename(link)
-            except OSError:  # the server has just made the folder that was not there
-                shutil.rmtree(folder, ignore_errors=True)
+            link.rename(folder)
+            folder.rename(link)
             aside.rename(folder)
             swaps["done"] += 1
 
