@@ -76,7 +76,7 @@ class BuildProcess:
         self._end()
         raise EngineError(
             f"The build of {request.spec.network.component} {_cause(returncode)}; "
-            f"its last words: {_tail(log_path)} (log: {log_path})"
+            f"its last words: {last_line(log_path)} (log: {log_path})"
         )
 
     def _living(self) -> _Child:
@@ -190,7 +190,8 @@ def _begin(log_path: Path) -> None:
         raise StorageError(f"The log {log_path} cannot be written: {error.strerror or error}.") from error
 
 
-def _tail(log_path: Path) -> str:
+def last_line(log_path: Path) -> str:
+    """The last words of a process: its log's last line that says something, at most 300 characters, or `none`."""
     last: deque[str] = deque(maxlen=1)
     with suppress(OSError), log_path.open(encoding="utf-8", errors="replace") as stream:
         last.extend(line.strip() for line in stream if line.strip())

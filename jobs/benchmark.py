@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from ..engine_builder.backends.base import Report
 from ..engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
 from ..engine_builder.errors import EngineError, InputError
+from ..engine_builder.worker import last_line
+from ..pipeline.picture import to_unit_tensor
 from .demo_model import BUNDLED, BUNDLED_NAME, PACK
 from .table import Table
 
@@ -88,7 +89,7 @@ def run_benchmark(order: BenchmarkOrder, device: torch.device, work: Path, repor
     names, out, log = row_names(order.rows, device), work / "out", work / "benchmark.log"
     with log.open("w", encoding="utf-8") as errors:
         status = _listen(_start(order, names, device, work, errors), len(names), report)
-    return _result(out, names, f"ended with status {status}; its last words: {_last_line(log)}")
+    return _result(out, names, f"ended with status {status}; its last words: {last_line(log)}")
 
 
 def _start(
@@ -197,9 +198,4 @@ def _picture(path: Path) -> torch.Tensor:
         card = drawn.convert("RGBA")
     plot = Image.new("RGB", card.size, (255, 255, 255))
     plot.paste(card, mask=card)
-    return torch.from_numpy(np.asarray(plot).copy()).float()[None] / 255
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "none"
+    return to_unit_tensor(plot).movedim(1, -1)

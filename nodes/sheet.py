@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..pipeline.frames import evenly_chosen
+
 MOST_FRAMES = 9
 """Each is decoded at every step."""
 
@@ -29,9 +31,8 @@ class Sheet:
 
     def lay(self, latents: torch.Tensor) -> torch.Tensor:
         """Evenly chosen ones of the latents [frames, 4, h, w] as [1, 4, rows * h, columns * w]; the rest is zero."""
-        chosen = [round(n * (len(latents) - 1) / max(self.frames - 1, 1)) for n in range(self.frames)]
         channels, height, width = latents.shape[1:]
         places = latents.new_zeros(self.rows * self.columns, channels, height, width)
-        places[: self.frames] = latents[chosen]
+        places[: self.frames] = latents[evenly_chosen(len(latents), self.frames)]
         grid = places.reshape(self.rows, self.columns, channels, height, width).permute(2, 0, 3, 1, 4)
         return grid.reshape(1, channels, self.rows * height, self.columns * width)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..engine_builder.errors import InputError
 from .frames import Clip, make_clip
 from .metrics import SSIM_WINDOW, psnr, ssim, temporal_flicker
+from .picture import to_unit_tensor
 
 GAP = 8
 """Pixels between two frames side by side; even, as most video formats want sides to be."""
@@ -130,7 +130,7 @@ def _strip(labels: tuple[str, str], width: int, height: int) -> Tensor:
     for label, left in zip(labels, (0, width + GAP), strict=True):
         text = _fitting(" ".join(label.split()), width - 2 * GAP, font.getlength)
         draw.text((left + GAP, tall / 2), text, LABEL_COLOUR, font, anchor="lm")
-    return torch.from_numpy(np.asarray(image).copy()).float() / 255
+    return to_unit_tensor(image)[0].movedim(0, -1)
 
 
 def _fitting(text: str, width: float, length: Callable[[str], float]) -> str:

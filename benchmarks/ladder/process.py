@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from ...engine_builder.worker import last_line
 from ...jobs.demo_model import PACK
 
 GRACE_S = 3.0
@@ -39,7 +39,7 @@ def run_order(path: Path, log: Path, timeout_s: float | None, environment: Mappi
             return f"It was ended after {timeout_s:.0f} s, which was all the time there was for it."
         finally:
             _end(process)
-    return "" if status == 0 else f"Its process {_cause(status)}; its last words: {_tail(log)}"
+    return "" if status == 0 else f"Its process {_cause(status)}; its last words: {last_line(log)}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -60,9 +60,3 @@ def _cause(status: int) -> str:
     if status == -getattr(signal, "SIGKILL", 9):
         return "was killed, most often because memory ran out"
     return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-
-
-def _tail(log: Path) -> str:
-    with log.open(encoding="utf-8", errors="replace") as stream:
-        last = deque((line.strip() for line in stream if line.strip()), maxlen=1)
-    return last[0][:300] if last else "none"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ..kernels.gelu import gated_gelu
+from ..kernels import gelu
 from ..kernels.norm import add_and_measure, channel_moments, scale_and_shift
 from ..kernels.short_attention import reference, short_attention
 
@@ -277,11 +277,8 @@ def _out(x: torch.Tensor, attention: Any) -> torch.Tensor:
 
 
 def _feed_forward(x: torch.Tensor, ff: Any, on: On) -> torch.Tensor:
-    both = ff.net[0].proj(x)
-    if "gated_gelu" in on:
-        return ff.net[2](gated_gelu(both))
-    value, gate = both.chunk(2, -1)
-    return ff.net[2](value * functional.gelu(gate))
+    gated = gelu.gated_gelu if "gated_gelu" in on else gelu.reference
+    return ff.net[2](gated(ff.net[0].proj(x)))
 
 
 def spatial_transformer(signal: Signal, model: Any, context: torch.Tensor, folded: Folded, on: On) -> Signal:

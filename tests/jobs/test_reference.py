@@ -1,38 +1,23 @@
 """Our clip is the one that diffusers' I2VGenXLPipeline makes, and what should differ does."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs.clip import Denoising, encode_clip, sample_clip
+from i2v_tensorrt.jobs.clip import Denoising
 from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.policy import EnginePolicy
-from i2v_tensorrt.pipeline.cache import ConditioningCache
 from i2v_tensorrt.pipeline.models.base import ClipRequest
 from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
-from i2v_tensorrt.pipeline.picture import picture_from_tensor
 from i2v_tensorrt.pipeline.sampling import SamplerSettings
+
+from .reference_clip import Clip, eager_engines, ours, painted
 
 GATE = 1e-5
 """The greatest difference of final latents that is still the same clip."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """All that decides a clip."""
-
-    request: ClipRequest
-    denoising: Denoising
-
-
-def painted(width: int, height: int) -> Image.Image:
-    return picture_from_tensor(torch.rand(height, width, 3, generator=torch.Generator().manual_seed(width)))
 
 
 def clip(
@@ -76,14 +61,7 @@ def reference(tiny_folder: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def engines(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineSet:
-    store = EngineStore(tmp_path_factory.mktemp("store"))
-    return EngineSet(I2VGenXL.open(tiny_folder), store, EnginePolicy("eager", "fp32"), torch.device("cpu"))
-
-
-def ours(engines: EngineSet, wanted: Clip) -> torch.Tensor:
-    """Final latents [frames, 4, h, w] in the sampler's scale."""
-    conditioning = encode_clip(engines, wanted.request, ConditioningCache(None), lambda *_: None)
-    return sample_clip(engines, conditioning, wanted.denoising, lambda *_: None) * engines.model.latent_scale
+    return eager_engines(tiny_folder, tmp_path_factory.mktemp("store"))
 
 
 def theirs(reference: Any, wanted: Clip) -> torch.Tensor:

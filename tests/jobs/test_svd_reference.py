@@ -1,25 +1,23 @@
 """Our clip is the one that diffusers' StableVideoDiffusionPipeline makes, and what should differ does."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs.clip import Denoising, decode_clip, encode_clip, sample_clip
+from i2v_tensorrt.jobs.clip import Denoising, decode_clip, encode_clip
 from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.policy import EnginePolicy
 from i2v_tensorrt.pipeline.cache import ConditioningCache
 from i2v_tensorrt.pipeline.models.base import ClipRequest
-from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.svd import StableVideoDiffusion
-from i2v_tensorrt.pipeline.picture import crop_to_aspect, picture_from_tensor
+from i2v_tensorrt.pipeline.picture import crop_to_aspect
 from i2v_tensorrt.pipeline.sampling import SCHEDULERS, SamplerSettings
+
+from .reference_clip import Clip, eager_engines, ours, painted
 
 GATE = 1e-5
 """The greatest difference, as a part of the greatest latent, that is still the same clip."""
@@ -27,18 +25,6 @@ SEED = 7
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy
-
-
-@dataclass(frozen=True)
-class Clip:
-    """All that decides a clip."""
-
-    request: ClipRequest
-    denoising: Denoising
-
-
-def painted(width: int, height: int) -> Image.Image:
-    return picture_from_tensor(torch.rand(height, width, 3, generator=torch.Generator().manual_seed(width)))
 
 
 def clip(
@@ -73,14 +59,7 @@ def reference(tiny_svd_folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def engines(tiny_svd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineSet:
-    store = EngineStore(tmp_path_factory.mktemp("store"))
-    return EngineSet(open_model(tiny_svd_folder), store, EnginePolicy("eager", "fp32"), torch.device("cpu"))
-
-
-def ours(engines: EngineSet, wanted: Clip) -> torch.Tensor:
-    """Final latents [frames, 4, h, w] in the sampler's scale."""
-    conditioning = encode_clip(engines, wanted.request, ConditioningCache(None), lambda *_: None)
-    return sample_clip(engines, conditioning, wanted.denoising, lambda *_: None) * engines.model.latent_scale
+    return eager_engines(tiny_svd_folder, tmp_path_factory.mktemp("store"))
 
 
 def theirs(reference: Any, wanted: Clip, output_type: str = "latent", chunk: int | None = None) -> torch.Tensor:

@@ -1,0 +1,40 @@
+"""A clip that is made by us and by diffusers' pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.jobs.clip import Denoising, encode_clip, sample_clip
+from i2v_tensorrt.jobs.engines import EngineSet
+from i2v_tensorrt.jobs.policy import EnginePolicy
+from i2v_tensorrt.pipeline.cache import ConditioningCache
+from i2v_tensorrt.pipeline.models.base import ClipRequest
+from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.picture import picture_from_tensor
+
+
+@dataclass(frozen=True)
+class Clip:
+    """All that decides a clip."""
+
+    request: ClipRequest
+    denoising: Denoising
+
+
+def painted(width: int, height: int) -> Image.Image:
+    return picture_from_tensor(torch.rand(height, width, 3, generator=torch.Generator().manual_seed(width)))
+
+
+def eager_engines(checkpoint: Path, store: Path) -> EngineSet:
+    return EngineSet(open_model(checkpoint), EngineStore(store), EnginePolicy("eager", "fp32"), torch.device("cpu"))
+
+
+def ours(engines: EngineSet, wanted: Clip) -> torch.Tensor:
+    """Final latents [frames, 4, h, w] in the sampler's scale."""
+    conditioning = encode_clip(engines, wanted.request, ConditioningCache(None), lambda *_: None)
+    return sample_clip(engines, conditioning, wanted.denoising, lambda *_: None) * engines.model.latent_scale
