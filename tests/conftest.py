@@ -43,6 +43,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
+@pytest.fixture(scope="session")
+def host() -> Any:
+    """The ComfyUI of this machine, a `ComfyHost`."""
+    from i2v_tensorrt.jobs.comfy_host import find_comfyui, not_found_reason
+
+    found = find_comfyui()
+    if found is None:
+        pytest.skip(not_found_reason())
+    return found
+
+
 @pytest.fixture
 def evidence(record_property: Callable[[str, object], None]) -> Callable[[str, int, str], None]:
     """Notes what a test with a count has found: its name, how many, and what came of them."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
+from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, link_pack, start_server
 from i2v_tensorrt.jobs.demo_model import PACK
 from i2v_tensorrt.tests.browser.screen import VIEWPORTS, Console, Screen, kind, set_settings
 from i2v_tensorrt.tests.comfy.conftest import ARGUMENTS, device_arguments
@@ -42,15 +42,6 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=found, args=list(QUIET))
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="session")
-def host() -> ComfyHost:
-    """The ComfyUI of this machine."""
-    found = find_comfyui()
-    if found is None:
-        pytest.skip(not_found_reason())
-    return found
 
 
 StartClean = Callable[[Path], Any]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient
-from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
+from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, link_pack, start_server
 from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, SVD, gradient, png
 
 HERE = Path(__file__).resolve().parent
@@ -32,15 +32,6 @@ def one_thread() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OMP_NUM_THREADS", "1")
         yield
-
-
-@pytest.fixture(scope="session")
-def host() -> ComfyHost:
-    """The ComfyUI of this machine."""
-    found = find_comfyui()
-    if found is None:
-        pytest.skip(not_found_reason())
-    return found
 
 
 @pytest.fixture(scope="session")
