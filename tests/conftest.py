@@ -6,6 +6,7 @@ The root on sys.path would shadow ComfyUI's own `nodes` module.
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,11 @@ def tiny_svd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from i2v_tensorrt.pipeline.models.tiny_svd import write_tiny_svd
 
     return write_tiny_svd(tmp_path_factory.mktemp("checkpoints") / "tiny-svd")
+
+
+@pytest.fixture(scope="session")
+def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives a tiny Wan of random weights of one of `tiny_wan.KINDS`; read it, never change it."""
+    from i2v_tensorrt.pipeline.models.tiny_wan import write_tiny_wan
+
+    return cache(lambda kind: write_tiny_wan(tmp_path_factory.mktemp("checkpoints") / f"tiny-{kind}", kind))

@@ -156,12 +156,13 @@ def _write_text(folder: Path, sizes: TinySizes) -> None:
     CLIPTextModel(text).eval().save_pretrained(folder / "text_encoder")
 
 
-def write_vision(folder: Path, width: int, picture: int, patch: int) -> None:
+def write_vision(folder: Path, width: int, picture: int, patch: int, *, projection: bool = True) -> None:
     """CLIP's vision model for pictures of `picture` pixels a side in patches, both of this width."""
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
     vision = CLIPVisionConfig(**_clip_layers(width), image_size=picture, patch_size=patch)
-    CLIPVisionModelWithProjection(vision).eval().save_pretrained(folder / "image_encoder")
+    made = CLIPVisionModelWithProjection(vision) if projection else CLIPVisionModel(vision)
+    made.eval().save_pretrained(folder / "image_encoder")
 
 
 def _clip_layers(width: int) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def write_byte_tokenizer(folder: Path) -> None:
     _write_json(folder / "tokenizer_config.json", settings)
 
 
-def write_feature_extractor(folder: Path, side: int) -> None:
+def write_feature_extractor(folder: Path, side: int, part: str = "feature_extractor") -> None:
     """What makes a picture CLIP's, for pictures of `side` pixels."""
     settings = {
         "image_processor_type": "CLIPImageProcessor",
@@ -215,8 +216,8 @@ def write_feature_extractor(folder: Path, side: int) -> None:
         "do_convert_rgb": True,
         "resample": 3,
     }
-    (folder / "feature_extractor").mkdir(exist_ok=True)
-    _write_json(folder / "feature_extractor" / "preprocessor_config.json", settings)
+    (folder / part).mkdir(exist_ok=True)
+    _write_json(folder / part / "preprocessor_config.json", settings)
 
 
 def _write_json(path: Path, data: Any) -> None:

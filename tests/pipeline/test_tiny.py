@@ -1,6 +1,7 @@
 """The tiny checkpoint is one of the published layout, the same for the same seed, whole or refused."""
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from i2v_tensorrt.engine_builder.errors import StorageError
 from i2v_tensorrt.pipeline.models import tiny
 from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
 from i2v_tensorrt.pipeline.models.tiny import TinySizes, byte_vocabulary, write_tiny_checkpoint
+from i2v_tensorrt.pipeline.models.tiny_wan import KINDS, write_tiny_wan
 
 
 def interrupt(*_: object) -> None:
@@ -96,3 +98,15 @@ def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="could not be written"):
         write_tiny_checkpoint(tmp_path / "file")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tiny_wan_is_the_same_for_the_same_seed_and_no_norm_sleeps(
+    tiny_wan: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    from safetensors.torch import load_file
+
+    assert contents(write_tiny_wan(tmp_path / "again", kind)) == contents(tiny_wan(kind))
+    for path in tiny_wan(kind).rglob("*.safetensors"):
+        asleep = [name for name, value in load_file(path).items() if value.numel() > 1 and value.min() == value.max()]
+        assert path.parent.name == "image_encoder" or asleep == []
