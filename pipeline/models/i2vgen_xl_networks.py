@@ -118,8 +118,7 @@ class Given:
     """What every layer of `LeanCore` is given beside its activation."""
 
     context: torch.Tensor
-    offsets: dict[torch.nn.Module, torch.Tensor]
-    """By residual block, from the time embedding."""
+    offsets: lean.Offsets
     folded: lean.Folded
     """By cross-attention, from the context."""
 

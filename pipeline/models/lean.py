@@ -42,6 +42,8 @@ PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 On = frozenset[str]
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 Folded = dict[torch.nn.Module, KeysValues | None]
+Offsets = dict[torch.nn.Module, torch.Tensor]
+"""By residual block, what the time embedding adds to its first convolution, bias included."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,10 @@ def _conv2d(x: torch.Tensor, weight: torch.Tensor, stride: Any, padding: Any) ->
     return y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
-def _conv3d(x: torch.Tensor, conv: Any) -> torch.Tensor:
-    """A convolution in frames, height and width without its bias."""
-    return functional.conv3d(x.permute(0, 4, 1, 2, 3), conv.weight, None, conv.stride, conv.padding).permute(
-        0, 2, 3, 4, 1
-    )
+def conv3d(x: torch.Tensor, conv: Any, factor: torch.Tensor | None = None) -> torch.Tensor:
+    """A convolution in frames, height and width without its bias, times a factor if there is one."""
+    weight = conv.weight if factor is None else conv.weight * factor
+    return functional.conv3d(x.permute(0, 4, 1, 2, 3), weight, None, conv.stride, conv.padding).permute(0, 2, 3, 4, 1)
 
 
 def linear(x: torch.Tensor, layer: Any) -> torch.Tensor:
@@ -159,11 +160,30 @@ def temporal_conv(signal: Signal, layer: Any, on: On) -> Signal:
     """TemporalConvLayer: four times norm, SiLU and a convolution over frames, and the input added."""
     at, offset = signal, None
     for stage in (layer.conv1, layer.conv2, layer.conv3):
-        at = measured(_conv3d(group_norm(at, stage[0], offset, over_frames=True), stage[-1]), on)
+        at = measured(conv3d(group_norm(at, stage[0], offset, over_frames=True), stage[-1]), on)
         offset = stage[-1].bias[None]
     last = layer.conv4
-    h = _conv3d(group_norm(at, last[0], offset, over_frames=True), last[-1])
+    h = conv3d(group_norm(at, last[0], offset, over_frames=True), last[-1])
     return added(signal.x, h, last[-1].bias, on)
+
+
+def temporal_share(mixer: Any) -> torch.Tensor:
+    """What AlphaBlender takes of the temporal signal; it takes the rest of the spatial one."""
+    share = torch.sigmoid(mixer.mix_factor)
+    return share if mixer.switch_spatial_to_temporal_mix else 1 - share
+
+
+def spatio_temporal_resnet(signal: Signal, block: Any, offsets: Offsets, on: On) -> Signal:
+    """SpatioTemporalResBlock: a residual block in space, one over frames, and a mixture of both.
+
+    What the second adds to the first is scaled in its last weights: the mixture needs no pass of its own.
+    """
+    at = resnet(signal, block.spatial_res_block, offsets.get(block.spatial_res_block), on)
+    temporal, share = block.temporal_res_block, temporal_share(block.time_mixer)
+    offset = offsets.get(temporal, temporal.conv1.bias[None])
+    h = measured(conv3d(group_norm(at, temporal.norm1, over_frames=True), temporal.conv1), on)
+    h = conv3d(group_norm(h, temporal.norm2, offset, over_frames=True), temporal.conv2, share)
+    return added(at.x, h, share * temporal.conv2.bias, on)
 
 
 def downsample(signal: Signal, sampler: Any, on: On) -> Signal:
@@ -237,7 +257,7 @@ def attend_places(x: torch.Tensor, attention: Any, on: On) -> torch.Tensor:
     return _out(_attend(q, k, v, on).reshape(batch, frames, height, width, -1), attention)
 
 
-def _attend_frames(x: torch.Tensor, attention: Any, on: On) -> torch.Tensor:
+def attend_frames(x: torch.Tensor, attention: Any, on: On) -> torch.Tensor:
     """Self-attention among the frames at each place."""
     q, k, v = _queries_keys_values(x.flatten(2, 3), attention, on)
     attend = short_attention if "short_attention" in on else reference
@@ -276,7 +296,7 @@ def _out(x: torch.Tensor, attention: Any) -> torch.Tensor:
     return attention.to_out[0](x.contiguous())
 
 
-def _feed_forward(x: torch.Tensor, ff: Any, on: On) -> torch.Tensor:
+def feed_forward(x: torch.Tensor, ff: Any, on: On) -> torch.Tensor:
     gated = gelu.gated_gelu if "gated_gelu" in on else gelu.reference
     return ff.net[2](gated(ff.net[0].proj(x)))
 
@@ -287,7 +307,7 @@ def spatial_transformer(signal: Signal, model: Any, context: torch.Tensor, folde
     for block in model.transformer_blocks:
         h = h + attend_places(block.norm1(h), block.attn1, on)
         h = h + _attend_context(block.norm2(h), block.attn2, context, folded[block.attn2])
-        h = h + _feed_forward(block.norm3(h), block.ff, on)
+        h = h + feed_forward(block.norm3(h), block.ff, on)
     return added(signal.x, linear(h, model.proj_out), model.proj_out.bias, on)
 
 
@@ -295,7 +315,7 @@ def temporal_transformer(signal: Signal, model: Any, on: On) -> Signal:
     """TransformerTemporalModel: among the frames at each place, twice."""
     h = model.proj_in(group_norm(signal, model.norm, over_frames=True, silu=False))
     for block in model.transformer_blocks:
-        h = h + _attend_frames(block.norm1(h), block.attn1, on)
-        h = h + _attend_frames(block.norm2(h), block.attn2, on)
-        h = h + _feed_forward(block.norm3(h), block.ff, on)
+        h = h + attend_frames(block.norm1(h), block.attn1, on)
+        h = h + attend_frames(block.norm2(h), block.attn2, on)
+        h = h + feed_forward(block.norm3(h), block.ff, on)
     return added(signal.x, linear(h, model.proj_out), model.proj_out.bias, on)

@@ -12,6 +12,12 @@ from .parts import VaeDecoder
 REWRITES = ("channels_last", "channel_norm", "phase_upsample", "plain_attention")
 
 
+def attend(at: lean.Signal, attention: Any, on: lean.On) -> lean.Signal:
+    """The attention in a VAE's middle: norm, one head among the places of each frame, and the input added."""
+    h = lean.group_norm(at, attention.group_norm, silu=False)
+    return lean.measured(at.x + lean.attend_places(h, attention, on), on)
+
+
 class LeanVaeDecoder(VaeDecoder):
     """`VaeDecoder` with the given rewrites: the same result up to rounding."""
 
@@ -37,7 +43,5 @@ class LeanVaeDecoder(VaeDecoder):
         first, *rest = self.decoder.mid_block.resnets
         at = lean.resnet(at, first, None, self.on)
         for attention, resnet in zip(self.decoder.mid_block.attentions, rest, strict=True):
-            h = lean.group_norm(at, attention.group_norm, silu=False)
-            at = lean.measured(at.x + lean.attend_places(h, attention, self.on), self.on)
-            at = lean.resnet(at, resnet, None, self.on)
+            at = lean.resnet(attend(at, attention, self.on), resnet, None, self.on)
         return at

@@ -18,11 +18,13 @@ from PIL import Image
 
 from ...engine_builder.spec import Guidance, Scope, TensorSpec
 from ..picture import antialiased, crop_to_aspect, to_unit_tensor
-from . import parts, svd_networks
+from .. import kernels
+from . import lean, lean_vae, parts, svd_lean, svd_networks
 from .base import ClipRequest, Encoded, GuidanceScale, Run, Stage, guide
 from .checkpoint import Checkpoint
 from .diffusers_family import DiffusersFamily, Network
 from .parts import ImageEncoder, VaeEncoder
+from .svd_lean import CORE_REWRITES, DECODER_REWRITES, LeanCore, LeanTemporalVaeDecoder
 from .svd_networks import Conditioner, Core, TemporalVaeDecoder
 
 LAYOUT: dict[str, tuple[str, ...]] = {
@@ -32,7 +34,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "feature_extractor": ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast"),
     "scheduler": ("EulerDiscreteScheduler",),
 }
-CODE = (sys.modules[__name__], svd_networks, parts)
+CODE = (sys.modules[__name__], svd_networks, svd_lean, lean, lean_vae, parts, kernels)
 SETTINGS: dict[str, dict[str, type]] = {
     "unet": {
         "in_channels": int,
@@ -85,8 +87,17 @@ def _networks(checkpoint: Checkpoint) -> dict[str, Network]:
         "conditioner": Network(
             "unet", Conditioner, conditioner_inputs, (clip_emb, frame_emb, attended_spec), (), exportable=False
         ),
-        "core": Network("unet", Core, core_inputs, (TensorSpec("prediction", volume),), ("batch", "frames", *plane)),
-        "vae_decoder": Network("vae", TemporalVaeDecoder, (latents,), (frames,), ("chunk", *plane)),
+        "core": Network(
+            "unet",
+            Core,
+            core_inputs,
+            (TensorSpec("prediction", volume),),
+            ("batch", "frames", *plane),
+            rewritten=LeanCore,
+        ),
+        "vae_decoder": Network(
+            "vae", TemporalVaeDecoder, (latents,), (frames,), ("chunk", *plane), rewritten=LeanTemporalVaeDecoder
+        ),
     }
 
 
@@ -119,6 +130,11 @@ class StableVideoDiffusion(DiffusersFamily):
     engine_components: ClassVar[tuple[str, ...]] = ("image_encoder", "vae_encoder", "core", "vae_decoder")
     build_order: ClassVar[tuple[str, ...]] = ("core", "vae_decoder", "vae_encoder", "image_encoder")
 
+    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "core": CORE_REWRITES,
+        "vae_decoder": DECODER_REWRITES,
+    }
+    rewriting_backends: ClassVar[frozenset[str]] = frozenset({"inductor"})
     layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT
     settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
     made_by: ClassVar[tuple[ModuleType, ...]] = CODE
