@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from ...engine_builder.spec import Guidance, Scope, TensorSpec
-from ..picture import antialiased, crop_to_aspect, to_unit_tensor
 from .. import kernels
+from ..picture import antialiased, crop_to_aspect, to_unit_tensor
 from . import lean, lean_vae, parts, svd_lean, svd_networks
 from .base import ClipRequest, Encoded, GuidanceScale, Run, Stage, guide
 from .checkpoint import Checkpoint
