@@ -17,7 +17,7 @@ Its widest activations are 512 channels at half and 256 at full height and width
 """
 
 DecodeChunk = Callable[[torch.Tensor], torch.Tensor]
-"""From unscaled latents [frames, 4, h, w] to images [frames, 3, h*8, w*8] in -1..1."""
+"""From latents [n, channels, h, w] to images [frames, 3, height, width] in -1..1."""
 
 OnChunk = Callable[[int, int], None]
 """Told how many frames are decoded and how many there are; may raise to stop."""
@@ -28,29 +28,34 @@ def chunk_size(free_bytes: int, height: int, width: int, frames: int) -> int:
     return max(1, min(frames, free_bytes // (BYTES_PER_PIXEL * height * width)))
 
 
-def decode(latents: torch.Tensor, run: DecodeChunk, chunk: int, on_chunk: OnChunk, *, factor: int = 8) -> torch.Tensor:
-    """Frames [frames, height, width, 3], float32 in 0..1 on the CPU, from unscaled latents [frames, 4, h, w].
+def decode(
+    latents: torch.Tensor, run: DecodeChunk, chunk: int, on_chunk: OnChunk, *, factor: int = 8, time_factor: int = 1
+) -> torch.Tensor:
+    """Frames [frames, height, width, 3], float32 in 0..1 on the CPU, from latents [n, channels, h, w].
 
-    Out of memory halves the chunk and goes on from there; with one frame left it is raised. Raises
-    InputError for a chunk of no frames.
+    A latent frame gives `time_factor` frames, and where that is more than one the first, decoded alone, gives
+    one. Out of memory halves the chunk (in latent frames) and goes on from there; with one left it is raised.
+    Raises InputError for a chunk of no frames.
     """
     if chunk < 1:
         raise InputError(f"The chunk is a whole number of frames from 1, found {chunk}.")
     count, _, height, width = latents.shape
-    frames = torch.empty(count, height * factor, width * factor, 3)
-    copies = _Copies(frames, lambda done: on_chunk(done, count))
-    done = 0
+    total = 1 + (count - 1) * time_factor
+    frames = torch.empty(total, height * factor, width * factor, 3)
+    copies = _Copies(frames, lambda made: on_chunk(made, total))
+    done = made = 0
     while done < count:
-        part = latents[done : done + chunk]
+        part = latents[done : done + (1 if done == 0 and time_factor > 1 else chunk)]
         try:
             image = _to_unit(run(part))
         except (RuntimeError, MemoryError) as error:
-            if chunk == 1 or not is_out_of_memory(error):
+            if len(part) == 1 or not is_out_of_memory(error):
                 raise
-            chunk //= 2
+            chunk = max(1, chunk // 2)
             continue
         done += len(part)
-        copies.add(image, done)
+        made += len(image)
+        copies.add(image, made)
     copies.finish()
     return frames
 

@@ -145,3 +145,18 @@ def test_any_chunks_under_any_shortage_equal_the_whole(
 
     whole = decode(given_latents, paint, count, quiet)
     assert torch.equal(decode(given_latents, run, chunk, quiet), whole)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 100])
+def test_a_causal_decoder_is_given_the_first_latent_frame_alone(chunk: int) -> None:
+    sizes, told = list[int](), list[tuple[int, int]]()
+
+    def run(part: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(part))
+        return paint(part).repeat_interleave(1 if len(sizes) == 1 else 4, dim=0)
+
+    frames = decode(latents(), run, chunk, lambda *step: told.append(step), time_factor=4)
+    assert sizes[0] == 1 and sum(sizes) == FRAMES and set(sizes[1:-1]) <= {chunk}
+    whole = (paint(latents()) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+    assert torch.equal(frames, torch.cat([whole[:1], whole[1:].repeat_interleave(4, dim=0)]))
+    assert told[0] == (1, 1 + 6 * 4) and told[-1] == (1 + 6 * 4, 1 + 6 * 4)
