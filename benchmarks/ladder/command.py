@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ...engine_builder.errors import I2VError, InputError
 from ...jobs.demo_model import PACK
@@ -21,7 +22,6 @@ from ...pipeline.models.registry import open_model
 from .child import main as run_child
 from .climb import Climb, Limits
 from .document import Document
-from .full_size import NAME
 from .job import Job
 from .machine import describe_commit, describe_machine, describe_versions, now
 from .row import Row
@@ -46,16 +46,18 @@ def parser() -> argparse.ArgumentParser:
     add = top.add_argument_group("what is measured").add_argument
     add(
         "--model",
-        help=f"{PUBLISHED}, {BUNDLED_NAME}, {TINY} or a checkpoint's folder; the first on a GPU, else the second",
+        help=f"{', '.join(PUBLISHED)}, {BUNDLED_NAME}, {TINY} or a checkpoint's folder; the first on a GPU, else "
+        f"{BUNDLED_NAME}",
     )
-    add("--weights", metavar="random|DIR", help=f"for {PUBLISHED}: random ones of its size, or a checkpoint's folder")
+    add("--weights", metavar="random|DIR", help="for a published model: random ones of its size, or a folder")
+    add("--precision", choices=("fp16", "bf16"), help="of a GPU's rows but row 0; what is usual for the model")
     add("--size", type=_size, metavar="WxH", help="pixels; what is usual for the model")
     add("--frames", type=int, metavar="N", help="what is usual for the model")
     add("--steps", type=int, metavar="N", help="what is usual for the model")
     add("--guidance", type=float, metavar="G", help="what is usual for the model")
     add("--seed", type=int, default=1, metavar="N")
     add("--prompt", metavar="TEXT", help="what is usual for the model")
-    add("--chunk", type=int, default=4, metavar="N", help="frames decoded at once (%(default)s)")
+    add("--chunk", type=int, metavar="N", help="frames decoded at once; what is usual for the model")
     add = top.add_argument_group("which rows").add_argument
     add("--rows", type=_names, default=[], metavar="NAME,...", help="these alone; --list names them")
     add("--list", action="store_true", help="say which rows there are here, and end")
@@ -102,9 +104,10 @@ def _climb(options: argparse.Namespace) -> int:
     samples = options.step_samples or (200 if device.type == "cuda" else 20)
     limits = Limits(began_at, options.minutes * 60, options.compile_limit)
     climb = Climb(document, limits, samples, subject.is_full_size, options.out.expanduser().resolve())
-    if subject.folder.name == NAME and not (subject.folder / INDEX).is_file():
+    if subject.is_random and not (subject.folder / INDEX).is_file():
         climb.prepare_checkpoint(Rung("checkpoint", "", STOCK, "fp16", 0))
-    rungs, missing = ladder(open_model(subject.folder), device, options.rewrites)
+    precision = (options.precision or subject.usual.precision) if device.type == "cuda" else "fp32"
+    rungs, missing = ladder(open_model(subject.folder), device, options.rewrites, precision)
     if options.list:
         sys.stdout.write(_listing(rungs, missing))
         return 0
@@ -135,19 +138,24 @@ def _run(options: argparse.Namespace, climb: Climb, rungs: list[Rung], missing: 
 
 
 def _job(options: argparse.Namespace, subject: Subject, device: str, work: Path) -> Job:
-    width, height = options.size or (subject.side, subject.side)
+    usual = subject.usual
+
+    def chosen(given: Any, otherwise: Any) -> Any:
+        return otherwise if given is None else given
+
+    width, height = chosen(options.size, usual.size)
     return Job(
         model=subject.name,
         folder=str(subject.folder),
         width=width,
         height=height,
-        num_frames=subject.num_frames if options.frames is None else options.frames,
-        fps=subject.fps,
-        steps=subject.steps if options.steps is None else options.steps,
-        guidance_scale=subject.guidance_scale if options.guidance is None else options.guidance,
+        num_frames=chosen(options.frames, usual.num_frames),
+        fps=usual.fps,
+        steps=chosen(options.steps, usual.steps),
+        guidance_scale=chosen(options.guidance, usual.guidance_scale),
         seed=options.seed,
-        prompt=subject.prompt if options.prompt is None else options.prompt,
-        chunk=options.chunk,
+        prompt=chosen(options.prompt, usual.prompt),
+        chunk=chosen(options.chunk, usual.chunk),
         device=device,
         work=str(work),
     )

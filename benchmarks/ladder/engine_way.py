@@ -99,7 +99,7 @@ class EngineWay(Way):
         if offload:
             self._offload()
         mark("encode")
-        denoising = Denoising(job.seed, job.guidance_scale, SamplerSettings(steps))
+        denoising = Denoising(job.seed, job.guidance_scale, SamplerSettings(steps, self._model.schedulers[0]))
         latents = sample_clip(self._cores, self._conditioning, denoising, _ignore)
         mark("denoise")
         frames = decode_clip(engines, latents, job.chunk, _ignore)

@@ -12,7 +12,7 @@ from ...engine_builder.backends.registry import BACKENDS
 from ...pipeline.models.base import VideoModel
 from .row import MISSING, Row
 
-REFERENCE = "diffusers-fp32"
+REFERENCE, STOCK_EAGER = "diffusers-fp32", "diffusers-half"
 EAGER = "eager"
 COMPILED = "compile-default"
 INDUCTOR = "inductor"
@@ -57,11 +57,17 @@ class Rung:
         return (first, graph) if self.captured else (first,)
 
 
-def ladder(model: VideoModel, device: torch.device, rewrites: str) -> tuple[list[Rung], list[Row]]:
-    """The rungs that can run here, in the order in which they are shown, and rows that say why others cannot."""
-    precision = "fp16" if device.type == "cuda" else "fp32"
+def ladder(
+    model: VideoModel, device: torch.device, rewrites: str, precision: str
+) -> tuple[list[Rung], list[Row]]:
+    """The rungs that can run here, in the order in which they are shown, and rows that say why others cannot.
+
+    `precision` is that of all but row 0.
+    """
+    half = [Rung(STOCK_EAGER, f"diffusers, {precision}", STOCK, precision, 3.5, about_s=60)]
     rungs = [
         Rung(REFERENCE, "diffusers, fp32", STOCK, "fp32", 0, about_s=110),
+        *(half if precision != "fp32" else []),
         Rung(EAGER, f"eager PyTorch, {precision}", ENGINES, precision, 4, about_s=45),
         *_compiled(device, precision),
     ]

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...pipeline.models.base import VideoModel
 from ...pipeline.models.registry import open_model
-from .job import NEGATIVE_PROMPT, Job
+from .job import Job
 from .measure import CallWatch, free_memory, synchronize
+from .published import PUBLISHED
 from .rungs import Rung
 from .way import Clip, Mark, Way
-
-ENCODERS = ("text_encoder", "image_encoder")
 
 
 class StockWay(Way):
@@ -31,10 +28,11 @@ class StockWay(Way):
         if rung.precision == "fp32":
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
-        self._pipeline = published_pipeline(self._model, rung.precision, self.device)
+        self._published = PUBLISHED[self._model.family](self._model, rung.precision, self.device)
+        self._pipeline = self._published.pipeline
         self._unet = Watched(self._pipeline.unet, self.device)
         self._pipeline.unet = self._unet
-        self._decode = _decoding(self._pipeline.vae)
+        self._decode = self._published.decoding()
         self._mark: Mark = _ignore
         self._final = self._chunk_of_latents = torch.empty(0)
         self._finish = self._pipeline.decode_latents
@@ -70,23 +68,9 @@ class StockWay(Way):
 
         self._unet.on_first, self._mark = conditioned, mark
         self._move_encoders(self.device)
-        noise = job.noise(self._model).transpose(0, 1)[None].to(self.device, self._pipeline.unet.dtype)
-        with _posterior_mean():
-            video = self._pipeline(
-                prompt=job.prompt,
-                negative_prompt=NEGATIVE_PROMPT,
-                image=job.request().picture,
-                width=job.width,
-                height=job.height,
-                num_frames=job.num_frames,
-                target_fps=job.fps,
-                num_inference_steps=steps,
-                guidance_scale=job.guidance_scale,
-                decode_chunk_size=self._chunk,
-                latents=noise,
-                output_type="pt",
-            ).frames
-        frames = video[0].permute(0, 2, 3, 1).float().cpu().contiguous()
+        noise = job.noise(self._model)
+        video = self._published.frames(job, steps, self._chunk, noise)
+        frames = video.permute(0, 2, 3, 1).float().cpu().contiguous()
         mark("decode")
         latents = self._final.float().cpu()
         return Clip(latents, frames)
@@ -100,26 +84,26 @@ class StockWay(Way):
 
     @property
     def _chunk(self) -> int:
-        """As published one frame at a time."""
-        return self.job.chunk if self._rung.compile_mode else 1
+        """As published one frame at a time, where it makes no difference to the frames."""
+        return self.job.chunk if self._rung.compile_mode or self._model.decodes_over_time else 1
 
-    def _keep_and_decode(self, latents: torch.Tensor, decode_chunk_size: int | None = None) -> torch.Tensor:
+    def _keep_and_decode(self, latents: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._mark("denoise")
-        self._final = latents[0].transpose(0, 1) / self._model.latent_scale
+        self._final = self._published.frame_major(latents) / self._model.latent_scale
         vae = self._pipeline.vae
         vae.decode = self._decode_chunk
         try:
-            return self._finish(latents, decode_chunk_size=decode_chunk_size)
+            return self._finish(latents, *args, **kwargs)
         finally:
             del vae.decode
 
-    def _decode_chunk(self, latents: torch.Tensor) -> _Decoded:
+    def _decode_chunk(self, latents: torch.Tensor, **_: Any) -> _Decoded:
         if len(latents) == min(self._chunk, self.job.num_frames):
             self._chunk_of_latents = latents
         return _Decoded(self._decode(latents))
 
     def _move_encoders(self, device: Any) -> None:
-        for name in ENCODERS:
+        for name in self._published.encoders:
             getattr(self._pipeline, name).to(device)
         for name in ("encoder", "quant_conv"):
             getattr(self._pipeline.vae, name).to(device)
@@ -197,51 +181,6 @@ class _Decoded:
 
     def __init__(self, sample: torch.Tensor) -> None:
         self.sample = sample
-
-
-def published_pipeline(model: VideoModel, precision: str, device: torch.device) -> Any:
-    """diffusers' I2VGenXLPipeline over the checkpoint, repaired where a newer transformers broke it."""
-    import transformers
-    from diffusers import DDIMScheduler, I2VGenXLPipeline
-
-    folder = model.checkpoint.folder
-    processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
-    networks = {name: model.part(name, precision).to(device).eval() for name in ("unet", "vae", *ENCODERS)}
-    _give_text_model_back(networks["text_encoder"])
-    others: dict[str, Any] = {
-        "tokenizer": transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        "feature_extractor": processor.from_pretrained(folder / "feature_extractor"),
-        "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler"),
-    }
-    pipeline = I2VGenXLPipeline(**networks, **others)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _give_text_model_back(text_encoder: Any) -> None:
-    """Before transformers 5.6 the pipeline found the last norm under this name."""
-    if not hasattr(text_encoder, "text_model"):
-        # Past the module's own bookkeeping, which would find the encoder inside itself.
-        object.__setattr__(text_encoder, "text_model", text_encoder)
-
-
-@contextmanager
-def _posterior_mean() -> Iterator[None]:
-    """Makes the VAE give its posterior's mean: the pipeline would draw from the global random state."""
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as Posterior
-
-    drawn = Posterior.sample
-    Posterior.sample = lambda self, generator=None: self.mode()  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Posterior.sample = drawn  # type: ignore[method-assign]
-
-
-def _decoding(vae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The VAE's decoding as a function from tensor to tensor."""
-    decode = vae.decode
-    return lambda z: decode(z, return_dict=False)[0]
 
 
 def _own(value: Any) -> Any:

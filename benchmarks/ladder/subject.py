@@ -10,56 +10,86 @@ import torch
 from ...engine_builder.errors import InputError
 from ...jobs.demo_model import BUNDLED_NAME, DemoModel, demo_model
 from ...pipeline.models.checkpoint import INDEX
-from .full_size import NAME
+from ...pipeline.models.registry import open_model
 
-PUBLISHED = "i2vgen-xl"
 TINY = "tiny"
 RANDOM = "random"
-PROMPT = "a red boat drifts to the right on a calm lake"
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A checkpoint's folder, whether it has still to be written, and the job that is usual for it."""
+class Usual:
+    """What is asked of a model unless told otherwise; `precision` is that of the rows in half precision."""
 
-    name: str
-    folder: Path
-    side: int
+    family: str
+    size: tuple[int, int]
     num_frames: int
     steps: int
     guidance_scale: float
     fps: int
     prompt: str
-    is_full_size: bool
-    """Whether times known of the published size tell how long a rung takes."""
+    chunk: int
+    """Frames decoded at once: all of them where they depend on each other."""
+    precision: str
+
+
+PUBLISHED: dict[str, Usual] = {
+    "i2vgen-xl": Usual(
+        "i2vgen_xl", (512, 512), 16, 50, 9.0, 16, "a red boat drifts to the right on a calm lake", 4, "fp16"
+    ),
+    "svd-xt": Usual("svd", (1024, 576), 25, 25, 3.0, 7, "", 25, "bf16"),
+}
+"""The published models by name, the first the one that is measured on a GPU."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint's folder, and the job that is usual for it."""
+
+    name: str
+    folder: Path
+    usual: Usual
+    is_full_size: bool = False
+    """Whether times known of the first published size tell how long a rung takes."""
+    is_random: bool = False
+    """Whether it is written by the ladder, if it is not there yet."""
 
 
 def choose_subject(model: str | None, weights: str | None, device: torch.device, work: Path) -> Subject:
-    """The checkpoint for `--model` and `--weights`; by default the published size with random weights on a GPU,
-    and the bundled model elsewhere.
+    """The checkpoint for `--model` and `--weights`; by default the first published size with random weights on a
+    GPU, and the bundled model elsewhere.
 
     Raises InputError when the two do not go together, or there is no checkpoint.
     """
-    model = model or (PUBLISHED if weights or device.type == "cuda" else BUNDLED_NAME)
-    if weights and model != PUBLISHED:
-        raise InputError(f"Weights are chosen for the model {PUBLISHED} alone, found the model {model}.")
+    first = next(iter(PUBLISHED))
+    model = model or (first if weights or device.type == "cuda" else BUNDLED_NAME)
+    if weights and model not in PUBLISHED:
+        raise InputError(f"Weights are chosen for {' or '.join(PUBLISHED)} alone, found the model {model}.")
     if model in (BUNDLED_NAME, TINY):
         return _small(demo_model(work, tiny=model == TINY))
-    if model == PUBLISHED and weights in (None, RANDOM):
-        return _published(f"{PUBLISHED}, random weights", work / "checkpoints" / NAME, device)
+    on_gpu = model == first and device.type == "cuda"
+    if model in PUBLISHED and weights in (None, RANDOM):
+        folder = work / "checkpoints" / f"{model}-random"
+        return Subject(f"{model}, random weights", folder, PUBLISHED[model], on_gpu, is_random=True)
     folder = Path(weights or model).expanduser().resolve()
     if not (folder / INDEX).is_file():
-        known = f"{PUBLISHED}, {BUNDLED_NAME}, {TINY}"
+        known = ", ".join((*PUBLISHED, BUNDLED_NAME, TINY))
         raise InputError(f"Expected {known}, or a checkpoint's folder, found no {INDEX} in {folder}.")
-    return _published(folder.name, folder, device)
+    return Subject(folder.name, folder, _usual(folder), on_gpu)
 
 
-def _published(name: str, folder: Path, device: torch.device) -> Subject:
-    return Subject(name, folder, 512, 16, 50, 9.0, 16, PROMPT, device.type == "cuda")
+def _usual(folder: Path) -> Usual:
+    """What is usual for a checkpoint's family; raises InputError for one that the ladder does not know."""
+    family = open_model(folder).family
+    found = next((usual for usual in PUBLISHED.values() if usual.family == family), None)
+    if found is None:
+        known = ", ".join(usual.family for usual in PUBLISHED.values())
+        raise InputError(f"The ladder measures checkpoints of {known}, found one of {family} in {folder}.")
+    return found
 
 
 def _small(model: DemoModel) -> Subject:
-    return Subject(
-        model.name, model.folder, model.side, model.num_frames, model.steps, model.guidance_scale, model.fps,
-        model.prompts[0], False,
+    usual = Usual(
+        "i2vgen_xl", (model.side, model.side), model.num_frames, model.steps, model.guidance_scale, model.fps,
+        model.prompts[0], 4, "fp16",
     )  # fmt: skip
+    return Subject(model.name, model.folder, usual)

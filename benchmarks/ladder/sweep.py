@@ -127,7 +127,8 @@ class Sweep:
         """All steps of a clip."""
         conditioning = encode_clip(self._engines, job.request(), ConditioningCache(None), _ignore)
         clock = StageClock(self._device)
-        denoising = Denoising(job.seed, job.guidance_scale, SamplerSettings(job.steps))
+        sampler = SamplerSettings(job.steps, self._engines.model.schedulers[0])
+        denoising = Denoising(job.seed, job.guidance_scale, sampler)
         sample_clip(self._engines, conditioning, denoising, _ignore)
         clock.mark("denoise")
         return {"steps": job.steps, "denoise_s": round(clock.seconds["denoise"], 4), "backend": self._backend}
