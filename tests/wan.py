@@ -57,3 +57,31 @@ class VaeRun:
         found = self.modules[component](**inputs)
         outputs = found if isinstance(found, tuple) else (found,)
         return {tensor.name: value for tensor, value in zip(network.outputs, outputs, strict=True)}
+
+
+VOCABULARY = 300
+
+
+@cache
+def tiny_text_encoder() -> Any:
+    """A UMT5EncoderModel of random weights, in which places, layers and norms can be told apart; never change it."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = UMT5Config(
+            vocab_size=VOCABULARY,
+            d_model=32,
+            d_kv=16,
+            d_ff=64,
+            num_heads=2,
+            num_layers=3,
+            feed_forward_proj="gated-gelu",
+        )
+        model = UMT5EncoderModel(config)
+        for name, parameter in model.named_parameters():
+            if "layer_norm" in name:
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+            else:
+                torch.nn.init.normal_(parameter, std=0.2 if parameter.shape[0] < VOCABULARY else 1)
+    return model.eval().requires_grad_(False)
