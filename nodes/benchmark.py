@@ -11,7 +11,7 @@ from ..jobs.engines import EngineSet
 from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
 from ..pipeline.sampling import MAX_STEPS
 from . import host
-from .types import CATEGORY, Model, verdict
+from .types import CATEGORY, Model, sockets, verdict
 
 
 class Benchmark(io.ComfyNode):
@@ -59,6 +59,7 @@ class Benchmark(io.ComfyNode):
         return verdict(lambda: check_fields({name: value for name, value in sides.items() if value is not None}))
 
     @classmethod
+    @sockets(model=EngineSet)
     def execute(
         cls, model: EngineSet, rows: str, width: int, height: int, num_frames: int, steps: int, minutes: int
     ) -> io.NodeOutput:

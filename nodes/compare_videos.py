@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..jobs.compare import compare_clips
 from . import host
-from .types import CATEGORY
+from .types import CATEGORY, sockets
 
 
 class CompareVideos(io.ComfyNode):
@@ -55,6 +55,7 @@ class CompareVideos(io.ComfyNode):
         )
 
     @classmethod
+    @sockets(frames_a=torch.Tensor, frames_b=torch.Tensor)
     def execute(
         cls,
         frames_a: torch.Tensor,

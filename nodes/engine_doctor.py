@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..jobs.doctor import diagnose
 from . import host
-from .types import CATEGORY
+from .types import CATEGORY, sockets
 
 
 class EngineDoctor(io.ComfyNode):
@@ -37,6 +37,7 @@ class EngineDoctor(io.ComfyNode):
         return str(time.time_ns())
 
     @classmethod
+    @sockets()
     def execute(cls) -> io.NodeOutput:
         with host.sentences():
             found = diagnose(host.device())

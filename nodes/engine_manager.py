@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..jobs.engine_list import check_start
 from ..jobs.engine_manager import ACTIONS, LIST, manage
 from . import host
-from .types import CATEGORY, verdict
+from .types import CATEGORY, sockets, verdict
 
 
 class EngineManager(io.ComfyNode):
@@ -58,6 +58,7 @@ class EngineManager(io.ComfyNode):
         return str(time.time_ns())
 
     @classmethod
+    @sockets()
     def execute(cls, action: str, engine: str, after: Any = None) -> io.NodeOutput:
         progress = host.Progress(cls.hidden.unique_id, 1)
         with host.sentences():

@@ -44,7 +44,8 @@ def sockets(**kinds: type | tuple[type, ...]) -> Callable[[Execute], Execute]:
         def checked(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
             for name in inputs:
                 if name not in known:
-                    raise InputError(f"Expected inputs among {', '.join(known)}, found {name!r:.60}.")
+                    wanted = f"inputs among {', '.join(known)}" if known else "no inputs"
+                    raise InputError(f"Expected {wanted}, found {name!r:.60}.")
             for name, kind in kinds.items():
                 value = inputs.get(name)
                 if not isinstance(value, kind):
