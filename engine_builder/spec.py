@@ -7,7 +7,7 @@ A leaf that every room may import; it imports nothing of the pack but the errors
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +144,11 @@ class ShapeProfile:
             for name, limits in self.ranges.items()
         }
         return ShapeProfile(fixed)
+
+    def tuned_for(self, sizes: Mapping[str, int]) -> ShapeProfile:
+        """This profile with `sizes` as its optimum."""
+        tuned = {name: replace(limits, opt=sizes.get(name, limits.opt)) for name, limits in self.ranges.items()}
+        return ShapeProfile(tuned)
 
     @property
     def optimum(self) -> dict[str, int]:

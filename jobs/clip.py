@@ -40,6 +40,17 @@ class Denoising:
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 64:
             raise InputError(f"The seed is a whole number from 0 to {(1 << 64) - 1}, found {self.seed}.")
 
+    @property
+    def guided(self) -> bool:
+        """Whether both branches run."""
+        return self.guidance_scale > 1
+
+
+def core_sizes(model: VideoModel, conditioning: Conditioning, denoising: Denoising) -> dict[str, int]:
+    """The sizes at which sampling calls the core."""
+    width, height, count = conditioning.width, conditioning.height, conditioning.num_frames
+    return clip_sizes(model, width, height, count, guided=denoising.guided)
+
 
 def encode_clip(engines: EngineSet, request: ClipRequest, cache: ConditioningCache, stage: Stage) -> Conditioning:
     """The clip's conditioning; see `pipeline.conditioning.condition`."""
@@ -66,26 +77,24 @@ def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoi
     if denoising.sampler.scheduler not in model.schedulers:
         known, found = " or ".join(model.schedulers), denoising.sampler.scheduler
         raise InputError(f"{model.title} is sampled by the scheduler {known}, found {found}.")
-    guided = denoising.guidance_scale > 1
     size = ClipSize(conditioning.width, conditioning.height, conditioning.num_frames)
-    need = budget.denoising(engines, guided=guided)
+    need = budget.denoising(engines, guided=denoising.guided)
     need.check(size)
     with budget.explained(need, size):
-        return _sample(engines, conditioning, denoising, guided, on_step)
+        return _sample(engines, conditioning, denoising, on_step)
 
 
 def _sample(
-    engines: EngineSet, conditioning: Conditioning, denoising: Denoising, guided: bool, on_step: OnStep
+    engines: EngineSet, conditioning: Conditioning, denoising: Denoising, on_step: OnStep
 ) -> torch.Tensor:
     model, device = engines.model, engines.device
     tensors = {name: tensor.to(device) for name, tensor in conditioning.tensors.items()}
-    sizes = clip_sizes(model, conditioning.width, conditioning.height, conditioning.num_frames, guided=guided)
-    runner = engines.runner(model.core, sizes)
+    runner = engines.runner(model.core, core_sizes(model, conditioning, denoising))
     guidance = _guidance(model, denoising, conditioning.num_frames, device)
 
     def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         # Without waiting: what was queued before must not be done first.
-        inputs = model.prepare_input(x, t.to(device, non_blocking=True), tensors, guided)
+        inputs = model.prepare_input(x, t.to(device, non_blocking=True), tensors, denoising.guided)
         return model.combine(runner(inputs), guidance)
 
     generator = torch.Generator().manual_seed(denoising.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import torch
 
 from ..engine_builder.backends.base import Backend, Report, Runner
 from ..engine_builder.backends.eager import EagerBackend
-from ..engine_builder.backends.registry import BACKENDS, choose_backend
+from ..engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
 from ..engine_builder.backends.tensorrt import TensorRTBackend
 from ..engine_builder.build import BuildResult, build_engine, quiet
 from ..engine_builder.compile import BuildRequest, check_plan
@@ -24,10 +25,12 @@ from ..engine_builder.errors import (
     MissingEngineError,
     StorageError,
 )
-from ..engine_builder.spec import DimRange, EngineSpec, ShapeProfile
+from ..engine_builder.manifest import Manifest
+from ..engine_builder.spec import EngineSpec, ShapeProfile
 from ..engine_builder.store import EngineStore, Plan
 from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.base import VideoModel
+from . import engine_words
 from .parallel import Task, build_in_parallel
 from .policy import EnginePolicy
 from .residency import LoadInPlace, Residency
@@ -68,12 +71,14 @@ class EngineSet:
         self.policy = policy
         self.device = device
         self.precision = policy.precision_on(device)
+        self.on_missing = policy.on_missing_on(device)
         self.report = report
         self.residency = residency or LoadInPlace()
         self._choices: dict[str, list[_Choice]] = {}
         self._eager: dict[str, Runner] = {}
         self._last: dict[str, Runner] = {}
         self._notes: dict[str, None] = {}
+        self._built: list[Manifest] = []
         self._failures: dict[str, EngineError] = {}
         self._check_rewrites()
 
@@ -111,14 +116,16 @@ class EngineSet:
 
         All in one go, so that the user waits once. A component whose build fails runs eager, with a note.
         """
-        if self.policy.on_missing != "build" or not self._can_build():
+        if self.on_missing != "build" or not self._can_build():
             return
         tasks = [self._task(name, sizes) for name in self.model.build_order if self._is_due(name, sizes)]
         # A GPU is built for by one at a time: it has the memory for one, and timings must not disturb each other.
         workers = BUILDERS_ON_CPU if self.device.type == "cpu" else 1
         if tasks:
             self.make_room()
+            started = time.monotonic()
             build_in_parallel(tasks, workers, self.report)
+            self._note_built(started)
 
     def make_room(self) -> None:
         """Frees the device for builds in other processes; called from the thread that uses it."""
@@ -167,6 +174,15 @@ class EngineSet:
         notes, self._notes = list(self._notes), {}
         return notes
 
+    def expected(self, component: str, sizes: Mapping[str, int]) -> Backend:
+        """The backend that serves the component at these sizes unless something fails.
+
+        Raises BackendUnavailableError when the policy's does not serve the device.
+        """
+        if self._is_eager_fine and self._fitting(component, sizes) is None:
+            return BACKENDS[EagerBackend.name]
+        return choose_backend(self.policy.backend, self.device)
+
     def describe(self, component: str) -> str:
         """How the component last ran: backend, precision, device."""
         last = self._last.get(component)
@@ -177,20 +193,23 @@ class EngineSet:
 
         Raises MissingEngineError when the policy is to stop and a component has none.
         """
+        here = f"{self.precision} on {self.device}"
         if self.policy.backend == EagerBackend.name:
-            return f"eager, {self.precision} on {self.device}"
+            return f"eager, {here}"
         try:
-            line = f"{self._backend().name}, {self.precision} on {self.device}"
+            name = self._backend().name
         except BackendUnavailableError as error:
-            if self.policy.on_missing == "stop":
+            if self.on_missing == "stop":
                 raise
-            return f"eager, {self.precision} on {self.device}: {error}"
+            return f"eager, {here}: {error}"
         missing = [name for name in self.model.engine_components if not self.stored(name)]
-        if missing and self.policy.on_missing == "stop":
-            raise MissingEngineError(_miss(missing[0], {}, [], self.store))
+        if missing and self.on_missing == "stop":
+            raise MissingEngineError(engine_words.missing(missing[0], {}, [], self.store.root))
         count = len(self.model.engine_components)
-        then = "\nthe rest " + ("is built when needed" if self.policy.on_missing == "build" else "runs eager")
-        return f"{line}\nengines: {count - len(missing)} of {count}{then if missing else ''}"
+        if self._is_eager_fine and len(missing) == count:
+            return f"eager, {here}\n{engine_words.NOT_BUILT}"
+        then = "\nthe rest " + ("is built when needed" if self.on_missing == "build" else "runs eager")
+        return f"{name}, {here}\nengines: {count - len(missing)} of {count}{then if missing else ''}"
 
     def unload(self) -> None:
         """Gives back the device memory of every runner."""
@@ -209,16 +228,23 @@ class EngineSet:
         return _Choice(runner.spec.profile, runner)
 
     def _fall_back(self, component: str, sizes: Mapping[str, int], error: I2VError) -> _Choice:
-        """The eager runner in place of an engine at these sizes alone, with a warning why.
+        """The eager runner in place of an engine at these sizes alone, with a warning why unless that is as well.
 
         Raises the error if the policy is to stop.
         """
-        if self.policy.on_missing == "stop":
+        if self.on_missing == "stop":
             raise error
+        limits = self.model.components[component].spec.limits
+        if self._is_eager_fine and isinstance(error, MissingEngineError | BackendUnavailableError):
+            return _Choice(limits.exact(sizes), self._eager_runner(component))
         warning = f"{component} runs in eager PyTorch, which is slower. {error}"
         log.warning("%s", warning)
-        limits = self.model.components[component].spec.limits
         return _Choice(limits.exact(sizes), self._eager_runner(component), warning)
+
+    @property
+    def _is_eager_fine(self) -> bool:
+        """Whether a missing engine is no loss here, by the policy's own judgement."""
+        return self.policy.on_missing == AUTO and self.on_missing == "eager"
 
     def _backend(self) -> Backend:
         """The backend that the policy names; raises BackendUnavailableError when it does not serve the device."""
@@ -230,8 +256,9 @@ class EngineSet:
         return backend
 
     def _compiled(self, component: str, sizes: Mapping[str, int]) -> Runner:
-        if self.policy.on_missing == "build" and self._is_due(component, sizes):
+        if self.on_missing == "build" and self._is_due(component, sizes):
             self.make_room()
+        started = time.monotonic()
         with BuildProcess() as process:
             plan = self._plan(component, sizes, process, self.report)
             try:
@@ -239,6 +266,7 @@ class EngineSet:
             except EngineError as error:
                 self.store.quarantine(plan.manifest.key, str(error))
                 plan = self._plan(component, sizes, process, self.report)
+        self._note_built(started)
         source, backend = self.model.components[component].load, self._backend()
         rewrites = self._rewrites(component, backend)
 
@@ -257,14 +285,14 @@ class EngineSet:
             return plan
         if component in self._failures:
             raise self._failures[component]
-        if self.policy.on_missing != "build":
-            raise MissingEngineError(_miss(component, sizes, self.stored(component), self.store))
+        if self.on_missing != "build":
+            raise MissingEngineError(engine_words.missing(component, sizes, self.stored(component), self.store.root))
         try:
             plan = self.build(component, sizes, process, report=report).plan
         except EngineError as error:
             self._failures[component] = error
             raise
-        self._note(f"{component}: {plan.manifest.target.backend} engine built in {plan.manifest.build_s:.1f} s.")
+        self._built.append(plan.manifest)
         return plan
 
     def _task(self, component: str, sizes: Mapping[str, int]) -> Task:
@@ -330,16 +358,20 @@ class EngineSet:
         if misfits:
             raise InputError(f"No engine can serve this size: {'; '.join(misfits)} (a latent is 8 pixels).")
         if self.policy.shapes == "range":
-            return _tuned_for(limits, sizes)
+            return limits.tuned_for(sizes)
         return limits.exact({name: size for name, size in sizes.items() if name not in OPEN_DIMS})
 
     def _warn(self, sentence: str | None) -> None:
         if sentence is not None:
             self._notes[sentence] = None
 
-    def _note(self, sentence: str) -> None:
-        log.info("%s", sentence)
-        self._notes[sentence] = None
+    def _note_built(self, started: float) -> None:
+        """Tells in one sentence what has been built since that reading of the monotonic clock."""
+        if self._built:
+            sentence = engine_words.built(self._built, time.monotonic() - started)
+            log.info("%s", sentence)
+            self._notes[sentence] = None
+            self._built = []
 
 
 def default_device() -> torch.device:
@@ -356,24 +388,3 @@ def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, g
         "latent_width": width // model.latent_factor,
         "chunk": min(num_frames, TUNED_CHUNK),
     }
-
-
-def _tuned_for(limits: ShapeProfile, sizes: Mapping[str, int]) -> ShapeProfile:
-    """The whole range, tuned for `sizes`."""
-    return ShapeProfile(
-        {
-            name: DimRange(limit.min, sizes.get(name, limit.opt), limit.max, limit.multiple)
-            for name, limit in limits.ranges.items()
-        }
-    )
-
-
-def _miss(component: str, sizes: Mapping[str, int], stored: list[Plan], store: EngineStore) -> str:
-    """Which dimension of the nearest engine does not fit, and by how much."""
-    if not stored:
-        return f"There is no engine for {component} in {store.root}: build one with the Engine Builder."
-    nearest = min((plan.manifest.spec.profile for plan in stored), key=lambda profile: profile.distance(sizes))
-    misfits = nearest.misfits(sizes)
-    return (
-        f"No engine of {len(stored)} for {component} fits: in the nearest, {'; '.join(misfits)} (a latent is 8 pixels)."
-    )

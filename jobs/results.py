@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from ..engine_builder.backends.registry import choose_backend
+from ..engine_builder.backends.base import Backend
 from ..engine_builder.errors import BackendUnavailableError
 from ..engine_builder.key import digest
 from ..pipeline.cache import CacheLimits, ConditioningCache
 from ..pipeline.conditioning import Conditioning
 from ..pipeline.models.base import Encoded
 from ..pipeline.sampling import OnStep
-from .clip import Denoising, sample_clip
+from .clip import Denoising, core_sizes, sample_clip
 from .engines import EngineSet
 
 SCHEMA = 1
@@ -56,7 +56,7 @@ def sample_or_recall(
     started = time.monotonic()
     latents = sample_clip(engines, conditioning, denoising, on_step)
     elapsed_s = time.monotonic() - started
-    if results is not None and name is not None and _ran_as_asked(engines):
+    if results is not None and name is not None and _ran_as_asked(engines, conditioning, denoising):
         results.put(name, Encoded({_LATENTS: latents.clone()}), elapsed_s)
     return Sampled(latents, "sampled", elapsed_s)
 
@@ -68,7 +68,7 @@ def result_key(engines: EngineSet, conditioning: Conditioning, denoising: Denois
     """
     model = engines.model
     try:
-        target = choose_backend(engines.policy.backend, engines.device).target(engines.device)
+        target = _backend(engines, conditioning, denoising).target(engines.device)
     except BackendUnavailableError:
         return None
     return digest(
@@ -105,6 +105,11 @@ def _fitting(encoded: Encoded, engines: EngineSet, conditioning: Conditioning) -
     return latents.clone()
 
 
-def _ran_as_asked(engines: EngineSet) -> bool:
-    asked = choose_backend(engines.policy.backend, engines.device).name
+def _ran_as_asked(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> bool:
+    asked = _backend(engines, conditioning, denoising).name
     return engines.describe(engines.model.core).split(",")[0] == asked
+
+
+def _backend(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> Backend:
+    """What the core should run on at the request's size."""
+    return engines.expected(engines.model.core, core_sizes(engines.model, conditioning, denoising))

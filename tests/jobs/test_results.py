@@ -158,6 +158,12 @@ def test_eager_in_the_place_of_an_engine_is_not_kept(
     assert not (tmp_path / "results").exists()
 
 
+def test_eager_as_a_matter_of_course_is_kept(conditioning: Conditioning, tiny_folder: Path, tmp_path: Path) -> None:
+    on_cpu = engines_of(tiny_folder, tmp_path / "store", backend="onnxruntime", on_missing="auto")
+    results = ConditioningCache(tmp_path / "results")
+    assert [asked((on_cpu, conditioning, DENOISING), results).place for _ in range(2)] == ["sampled", "memory"]
+
+
 def test_a_backend_that_is_not_here_has_no_results(
     conditioning: Conditioning, tiny_folder: Path, tmp_path: Path
 ) -> None:

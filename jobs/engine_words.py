@@ -1,0 +1,31 @@
+"""What the user is told of engines: how many were built, which are missing, and why some are not built at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..engine_builder.manifest import Manifest
+from ..engine_builder.store import Plan
+
+NOT_BUILT = "No engine is built on a CPU, where it saves little: to have them, set on_missing to build."
+
+
+def built(manifests: Sequence[Manifest], elapsed_s: float) -> str:
+    """One sentence on engines that were built in one go, with the least likeness to eager PyTorch of them all."""
+    backend, one = manifests[0].target.backend, len(manifests) == 1
+    what = f"{manifests[0].spec.network.component}: {backend} engine" if one else f"{len(manifests)} {backend} engines"
+    cosines = [each.verdict.cosine for each in manifests if each.verdict is not None]
+    match = f", cosine {min(cosines):.6f}{'' if one else ' or better'}" if cosines else ""
+    return f"{what} built in {elapsed_s:.1f} s{match}."
+
+
+def missing(component: str, sizes: Mapping[str, int], stored: Sequence[Plan], store: Path) -> str:
+    """Which dimension of the nearest engine does not fit, and by how much."""
+    if not stored:
+        return f"There is no engine for {component} in {store}: build one with the Engine Builder."
+    nearest = min((plan.manifest.spec.profile for plan in stored), key=lambda profile: profile.distance(sizes))
+    misfits = nearest.misfits(sizes)
+    return (
+        f"No engine of {len(stored)} for {component} fits: in the nearest, {'; '.join(misfits)} (a latent is 8 pixels)."
+    )
