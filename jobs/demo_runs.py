@@ -117,6 +117,7 @@ def _workflow(job: DemoJob, picture: str, prompt: str) -> dict[str, Any]:
     values: Mapping[str, Mapping[str, Any]] = {
         "1": {"image": picture},
         "2": {"checkpoint": model.name},
+        "3": {"on_missing": "build"},
         "4": {
             "prompt": prompt,
             "negative_prompt": "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..engine_builder.backends.registry import AUTO
 from ..jobs.engines import EngineSet
 from ..jobs.policy import MISS_POLICIES, SHAPE_POLICIES, EnginePolicy
 from . import host
@@ -18,15 +19,16 @@ class EngineLoader(io.ComfyNode):
             display_name="I2V Engine Loader",
             category=CATEGORY,
             description="Lets a model run through engines compiled for this machine. Each is looked up when a size "
-            "is asked for; a missing one is built, replaced by eager PyTorch with a warning, or an error.",
+            "is asked for; a missing one is built, replaced by eager PyTorch, or an error.",
             search_aliases=["tensorrt", "load engine", "accelerate", "compile", "onnxruntime"],
             inputs=[
                 Model.Input("model", tooltip="From the I2V Model Loader."),
                 io.Combo.Input(
                     "on_missing",
                     options=list(MISS_POLICIES),
-                    default="build",
-                    tooltip="No engine fits: build one now, run eager PyTorch with a warning, or stop.",
+                    default=AUTO,
+                    tooltip="No engine fits. auto: build one on a GPU; on a CPU, where it saves little, run eager "
+                    "PyTorch. build: one now. eager: PyTorch with a warning. stop: an error.",
                 ),
                 io.Combo.Input(
                     "shape_policy",
