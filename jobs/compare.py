@@ -67,7 +67,7 @@ def _table(figures: Comparison, labels: tuple[str, str], brightest: float) -> Ta
 
 def _line(figures: Comparison) -> str:
     likeness = f", SSIM {_figure(_mean(figures.ssim))}" if figures.ssim else ""
-    return f"PSNR {_decibel(figures.whole_psnr_db)}{likeness}, greatest difference {_difference(figures.greatest)}"
+    return f"PSNR {_decibel(figures.whole_psnr_db)}{likeness}"
 
 
 def _mean(values: tuple[float, ...]) -> float | None:

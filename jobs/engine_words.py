@@ -8,7 +8,7 @@ from pathlib import Path
 from ..engine_builder.manifest import Manifest
 from ..engine_builder.store import Plan
 
-NOT_BUILT = "No engine is built on a CPU, where it saves little: to have them, set on_missing to build."
+NOT_BUILT = "On a CPU engines save little; to have them, set on_missing to build."
 
 
 def built(manifests: Sequence[Manifest], elapsed_s: float) -> str:

@@ -1,5 +1,6 @@
 // What a node's schema cannot tell the page: a colour by the node's work, a first size, the choices of its lists in
-// the user's language (the page itself translates names and tooltips, but no choices), and tables that nodes answer.
+// the user's language (the page itself translates names and tooltips, but no choices), and what nodes answer: tables,
+// and texts in whole.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
@@ -28,6 +29,13 @@ const CELL = "padding:2px 6px;text-align:left;vertical-align:top;border-bottom:1
 const MOST_HEIGHT = 900;
 const MARGIN = 40;
 
+// What a node says while it works stands in a widget of the page's own, which has one height and cuts words anywhere.
+const TEXT = "$$node-text-preview";
+const TEXT_STYLE = "box-sizing:border-box;padding:8px 16px;font-size:12px;line-height:16px;word-break:break-all;"
+  + "white-space:pre-wrap;";
+const MOST_TEXT = 200;
+const WIDGET_MARGIN = 10;
+
 let translations = {};
 
 function choices(nodeName, inputName) {
@@ -52,14 +60,14 @@ function tableOf(rows) {
 }
 
 // As high as it needs at this width, so that nothing has to be scrolled unless it is very long.
-function heightOf(table, width) {
+function heightOf(content, width, style) {
   const box = document.createElement("div");
-  box.style.cssText = `position:absolute;visibility:hidden;font-size:11px;width:${width}px;`;
-  box.append(table);
+  box.style.cssText = `${style}position:absolute;visibility:hidden;width:${width}px;`;
+  box.append(content);
   document.body.append(box);
   const height = box.offsetHeight;
   box.remove();
-  return Math.min(height + 8, MOST_HEIGHT);
+  return height;
 }
 
 function showTable(node, rows) {
@@ -72,11 +80,27 @@ function showTable(node, rows) {
     widget.serialize = false; // neither a workflow nor a program is told of it
   }
   const table = tableOf(rows);
-  widget.leastHeight = heightOf(table, node.size[0] - MARGIN);
+  widget.leastHeight = Math.min(heightOf(table, node.size[0] - MARGIN, "font-size:11px;") + 8, MOST_HEIGHT);
   widget.element.replaceChildren(table);
   const least = node.computeSize();
   node.setSize([Math.max(node.size[0], least[0]), Math.max(node.size[1], least[1])]);
   node.setDirtyCanvas?.(true, true);
+}
+
+// Whole, and also where the server answers from its cache, which says nothing while it works.
+function showText(node, text) {
+  if (window.LiteGraph?.vueNodesMode || node.graph !== app.canvas?.graph) return;
+  api.dispatchCustomEvent?.("progress_text", { nodeId: String(node.id), text });
+  const widget = node.widgets?.find((each) => each.name === TEXT);
+  if (!widget?.options) return;
+  const needed = heightOf(text, node.size[0] - 2 * WIDGET_MARGIN, TEXT_STYLE);
+  const height = Math.min(needed, MOST_TEXT) + 2 * WIDGET_MARGIN;
+  widget.options.getMinHeight = () => height;
+  requestAnimationFrame(() => {
+    const lack = height - (widget.computedHeight ?? height);
+    if (lack > 0) node.setSize([node.size[0], node.size[1] + lack]);
+    node.setDirtyCanvas?.(true, true);
+  });
 }
 
 app.registerExtension({
@@ -96,6 +120,7 @@ app.registerExtension({
     node.onExecuted = function (output, ...rest) {
       onExecuted?.call(this, output, ...rest);
       if (output?.table) showTable(this, output.table);
+      if (output?.text) showText(this, output.text.join("\n"));
     };
     for (const widget of node.widgets ?? []) {
       if (widget.type !== "combo" || widget.options.getOptionLabel) continue;

@@ -63,10 +63,15 @@ def start_clean(host: ComfyHost) -> StartClean:
 
 @pytest.fixture(scope="session")
 def server(chromium: Any, start_clean: StartClean, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """The server that the tests share; its engines are built once."""
-    with start_clean(tmp_path_factory.mktemp("comfyui")) as running:
-        set_settings(running.url, {"Comfy.TutorialCompleted": True})
-        yield running
+    """The server that the tests share; its engines are built once.
+
+    On one thread: those that wait for each other only slow a machine down that the browser keeps busy too.
+    """
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        with start_clean(tmp_path_factory.mktemp("comfyui")) as running:
+            set_settings(running.url, {"Comfy.TutorialCompleted": True})
+            yield running
 
 
 OpenScreen = Callable[..., Any]
