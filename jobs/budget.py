@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..engine_builder.errors import BudgetError
 from ..pipeline.conditioning import MIN_SIDE
 from ..pipeline.memory import is_out_of_memory
+from ..pipeline.models.latent_space import LatentSpace
 from .engines import EngineSet, clip_sizes
 
 TOLERANCE = 1.5
@@ -34,11 +35,15 @@ Cost = Callable[[ClipSize], int]
 
 @dataclass(frozen=True)
 class Budget:
-    """One stage's need of a memory with `room` bytes (None: not known). `stage` begins a sentence."""
+    """One stage's need of a memory with `room` bytes (None: not known). `stage` begins a sentence.
+
+    What would fit is looked for among the clips of a `space`.
+    """
 
     stage: str
     cost: Cost
     room: int | None
+    space: LatentSpace = field(default_factory=LatentSpace)
 
     def check(self, size: ClipSize) -> None:
         """Raises BudgetError, with what would fit, when the clip needs far more than there is."""
@@ -52,8 +57,9 @@ class Budget:
 
     def _advice(self, size: ClipSize) -> str:
         room = self.cost(size) * 3 // 4 if self.room is None else self.room
-        fewer = next((n for n in range(size.num_frames - 1, 0, -1) if self._fits(replace(size, num_frames=n), room)), 0)
-        smaller = next((each for each in _smaller(size) if self._fits(each, room)), None)
+        counts = map(self.space.num_frames, range(self.space.frames(size.num_frames) - 1, 0, -1))
+        fewer = next((count for count in counts if self._fits(replace(size, num_frames=count), room)), 0)
+        smaller = next((each for each in _smaller(size, self.space.side_multiple) if self._fits(each, room)), None)
         found = [f"{fewer} of these frames"] if fewer else []
         found += [str(smaller)] if smaller else []
         return f"{' or '.join(found)} would fit" if found else "close other programs, or choose less"
@@ -64,14 +70,16 @@ class Budget:
 
 def denoising(engines: EngineSet, *, guided: bool) -> Budget:
     """The core at every step."""
-    return Budget("Denoising", _cost(engines, engines.model.core, guided=guided), engines.residency.room_bytes())
+    cost, room = _cost(engines, engines.model.core, guided=guided), engines.residency.room_bytes()
+    return Budget("Denoising", cost, room, engines.model.latent)
 
 
 def decoding(engines: EngineSet) -> list[Budget]:
     """One frame at a time on the device, and all of them on the host."""
-    host = Budget("Holding the frames of", _frames_bytes, engines.residency.host_bytes())
-    one = _cost(engines, "vae_decoder", chunk=1)
-    return [Budget("Decoding", one, engines.residency.room_bytes()), host]
+    space = engines.model.latent
+    host = Budget("Holding the frames of", _frames_bytes, engines.residency.host_bytes(), space)
+    one = _cost(engines, engines.model.decoder_component, chunk=1)
+    return [Budget("Decoding", one, engines.residency.room_bytes(), space), host]
 
 
 @contextmanager
@@ -106,10 +114,10 @@ def _frames_bytes(size: ClipSize) -> int:
     return size.num_frames * size.width * size.height * _FRAME_CHANNELS * _FLOAT_BYTES
 
 
-def _smaller(size: ClipSize) -> Iterator[ClipSize]:
-    """Sizes of about the same shape, the largest first, in multiples of 8 pixels."""
-    for width in range(size.width - 8, MIN_SIDE - 1, -8):
-        height = max(round(size.height * width / size.width / 8) * 8, MIN_SIDE)
+def _smaller(size: ClipSize, multiple: int) -> Iterator[ClipSize]:
+    """Sizes of about the same shape, the largest first, in multiples of so many pixels."""
+    for width in range(size.width - multiple, MIN_SIDE - 1, -multiple):
+        height = max(round(size.height * width / size.width / multiple) * multiple, MIN_SIDE)
         yield ClipSize(width, height, size.num_frames)
 
 

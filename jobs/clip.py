@@ -25,31 +25,33 @@ class Denoising:
     """How to sample a clip. A guidance scale of 1 or less runs the conditional branch alone, in half the time.
 
     With `min_guidance_scale` guidance goes evenly from that in the first frame to `guidance_scale` in the
-    last; None leaves it to the family.
+    last; None leaves it to the family. `late_guidance_scale` is that of a second core, which ends the clip;
+    None gives it the first one's.
     """
 
     seed: int
     guidance_scale: float
     sampler: SamplerSettings
     min_guidance_scale: float | None = None
+    late_guidance_scale: float | None = None
 
     def __post_init__(self) -> None:
-        least = self.guidance_scale if self.min_guidance_scale is None else self.min_guidance_scale
-        for scale in (self.guidance_scale, least):
+        others = (scale for scale in (self.min_guidance_scale, self.late_guidance_scale) if scale is not None)
+        for scale in (self.guidance_scale, *others):
             check_number("Guidance is", scale, 0, MAX_GUIDANCE)
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 64:
             raise InputError(f"The seed is a whole number from 0 to {(1 << 64) - 1}, found {self.seed}.")
 
-    @property
-    def guided(self) -> bool:
-        """Whether both branches run."""
-        return self.guidance_scale > 1
+    def scale_of(self, core: str, model: VideoModel) -> float:
+        """The guidance scale of one of a model's cores."""
+        late = self.late_guidance_scale
+        return self.guidance_scale if late is None or core == model.core else late
 
 
-def core_sizes(model: VideoModel, conditioning: Conditioning, denoising: Denoising) -> dict[str, int]:
-    """The sizes at which sampling calls the core."""
+def core_sizes(core: str, model: VideoModel, conditioning: Conditioning, denoising: Denoising) -> dict[str, int]:
+    """The sizes at which sampling calls one of a model's cores."""
     width, height, count = conditioning.width, conditioning.height, conditioning.num_frames
-    return clip_sizes(model, width, height, count, guided=denoising.guided)
+    return clip_sizes(model, width, height, count, guided=denoising.scale_of(core, model) > 1)
 
 
 def encode_clip(engines: EngineSet, request: ClipRequest, cache: ConditioningCache, stage: Stage) -> Conditioning:
@@ -67,7 +69,7 @@ def encode_clip(engines: EngineSet, request: ClipRequest, cache: ConditioningCac
 
 
 def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoising, on_step: OnStep) -> torch.Tensor:
-    """Unscaled latents, float32 [frames, 4, height/8, width/8] on the CPU, as ComfyUI's LATENT holds them.
+    """Unscaled latents, float32 on the CPU, as ComfyUI's LATENT holds the family's.
 
     Raises InputError when the conditioning is of another family, or the result is not finite.
     """
@@ -78,57 +80,79 @@ def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoi
         known, found = " or ".join(model.schedulers), denoising.sampler.scheduler
         raise InputError(f"{model.title} is sampled by the scheduler {known}, found {found}.")
     size = ClipSize(conditioning.width, conditioning.height, conditioning.num_frames)
-    need = budget.denoising(engines, guided=denoising.guided)
+    need = budget.denoising(engines, guided=any(denoising.scale_of(core, model) > 1 for core in model.cores))
     need.check(size)
     with budget.explained(need, size):
         return _sample(engines, conditioning, denoising, on_step)
 
 
-def _sample(
-    engines: EngineSet, conditioning: Conditioning, denoising: Denoising, on_step: OnStep
-) -> torch.Tensor:
+def _sample(engines: EngineSet, conditioning: Conditioning, denoising: Denoising, on_step: OnStep) -> torch.Tensor:
     model, device = engines.model, engines.device
-    tensors = {name: tensor.to(device) for name, tensor in conditioning.tensors.items()}
-    runner = engines.runner(model.core, core_sizes(model, conditioning, denoising))
-    guidance = _guidance(model, denoising, conditioning.num_frames, device)
-
-    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        # Without waiting: what was queued before must not be done first.
-        inputs = model.prepare_input(x, t.to(device, non_blocking=True), tensors, denoising.guided)
-        return model.combine(runner(inputs), guidance)
-
+    scheduler = make_scheduler(denoising.sampler, model.scheduler_config)
+    denoise = _Denoiser(engines, conditioning, denoising)
     generator = torch.Generator().manual_seed(denoising.seed)
     noise = model.noise(conditioning.width, conditioning.height, conditioning.num_frames, generator)
-    scheduler = make_scheduler(denoising.sampler, model.scheduler_config)
     latents = sample(denoise, scheduler, noise.to(device), denoising.sampler, generator, on_step)
     if not bool(torch.isfinite(latents).all()):
         raise InputError(f"Sampling gave values that are not finite in {engines.precision}: choose bf16 or fp32.")
-    return latents.cpu() / model.latent_scale
+    return model.to_latent(model.finish(latents, denoise.tensors).cpu())
 
 
-def _guidance(model: VideoModel, denoising: Denoising, num_frames: int, device: torch.device) -> GuidanceScale:
-    first, last = denoising.min_guidance_scale, denoising.guidance_scale
-    first = model.min_guidance_scale if first is None else first
-    if first is None:
-        return last
-    return torch.linspace(first, last, num_frames).reshape(-1, 1, 1, 1).to(device)
+class _Denoiser:
+    """`denoise(x, t)` over a clip's conditioning, by the core that each timestep is for."""
+
+    def __init__(self, engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> None:
+        self._engines, self._conditioning, self._denoising = engines, conditioning, denoising
+        self.tensors = {name: tensor.to(engines.device) for name, tensor in conditioning.tensors.items()}
+        self._take(engines.model.core)
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        model, core = self._engines.model, self._engines.model.select_core(float(t))
+        if core != self._core:
+            self._take(core)
+        # Without waiting: what was queued before must not be done first.
+        there = t.to(self._engines.device, non_blocking=True)
+        inputs = model.prepare_input(x, there, self.tensors, self._guided)
+        return model.combine(self._runner(inputs), self._guidance)
+
+    def _take(self, core: str) -> None:
+        """Has the core on the device, in the other's place where there is no room for both."""
+        model, scale = self._engines.model, self._denoising.scale_of(core, self._engines.model)
+        self._core, self._guided = core, scale > 1
+        self._runner = self._engines.runner(core, core_sizes(core, model, self._conditioning, self._denoising))
+        self._guidance = self._rising(scale)
+
+    def _rising(self, last: float) -> GuidanceScale:
+        """The guidance of all frames, or of each where it rises towards the last."""
+        first = self._denoising.min_guidance_scale
+        first = self._engines.model.min_guidance_scale if first is None else first
+        if first is None:
+            return last
+        frames = self._engines.model.latent.frames(self._conditioning.num_frames)
+        return torch.linspace(first, last, frames).reshape(-1, 1, 1, 1).to(self._engines.device)
 
 
 def decode_clip(engines: EngineSet, latents: torch.Tensor, chunk: int, on_chunk: OnChunk) -> torch.Tensor:
-    """Frames, float32 [frames, height, width, 3] in 0..1 on the CPU, from unscaled latents [frames, 4, h, w]."""
-    channels = engines.model.latent_channels
-    if latents.ndim != 4 or latents.shape[1] != channels:
-        raise InputError(f"Expected latents as [frames, {channels}, height, width], found {list(latents.shape)}.")
+    """Frames, float32 [frames, height, width, 3] in 0..1 on the CPU, from a LATENT of the family.
 
-    factor = engines.model.latent_factor
-    count, _, height, width = latents.shape
-    size = ClipSize(width * factor, height * factor, count)
+    `chunk` frames are decoded at once, or those of one frame of latents where that is more; no more than an engine
+    of the decoder serves. Raises InputError for latents of another family.
+    """
+    model = engines.model
+    x, factor = model.from_latent(latents), model.latent.factor
+    count, _, height, width = x.shape
+    size = ClipSize(width * factor, height * factor, model.latent.num_frames(count))
     budgets = budget.decoding(engines)
     for each in budgets:
         each.check(size)
-
-    def run(part: torch.Tensor) -> torch.Tensor:
-        return engines.run("vae_decoder", {"latents": part})["image"]
-
     with budget.explained(budgets[0], size):
-        return decode(latents, run, chunk, on_chunk, factor=factor)
+        run, time_factor = model.decoder(engines.run), model.latent.time_factor
+        return decode(x, run, _at_once(model, chunk), on_chunk, factor=factor, time_factor=time_factor)
+
+
+def _at_once(model: VideoModel, chunk: int) -> int:
+    """A chunk of frames in frames of latents."""
+    if chunk < 1 or model.latent.time_factor == 1:
+        return chunk
+    most = model.components[model.decoder_component].spec.limits.ranges["chunk"].max
+    return min(max(chunk // model.latent.time_factor, 1), most)

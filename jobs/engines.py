@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -187,6 +187,10 @@ class EngineSet:
         """How the component last ran: backend, precision, device."""
         last = self._last.get(component)
         return f"{last.backend if last else 'not run yet'}, {self.precision} on {self.device}"
+
+    def last_backends(self, components: Iterable[str]) -> dict[str, str]:
+        """By which backend those of the components that have run did so last."""
+        return {name: self._last[name].backend for name in components if name in self._last}
 
     def summary(self) -> str:
         """What the policy comes to on this host: the backend, and which components have engines in the store.
@@ -380,11 +384,17 @@ def default_device() -> torch.device:
 
 
 def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, guided: bool = True) -> dict[str, int]:
-    """The sizes of every named dimension for a clip of width x height (pixels)."""
+    """The sizes of every named dimension for a clip of width x height (pixels).
+
+    Raises InputError, with the nearest, for a size that the family does not make.
+    """
+    misfit = model.latent.misfit(model.title, width, height, num_frames)
+    if misfit is not None:
+        raise InputError(misfit)
     return {
         "batch": 2 if guided else 1,
-        "frames": num_frames,
-        "latent_height": height // model.latent_factor,
-        "latent_width": width // model.latent_factor,
-        "chunk": min(num_frames, TUNED_CHUNK),
+        "frames": model.latent.frames(num_frames),
+        "latent_height": height // model.latent.factor,
+        "latent_width": width // model.latent.factor,
+        "chunk": min(model.latent.frames(num_frames), TUNED_CHUNK),
     }

@@ -31,7 +31,7 @@ class Prebuild:
 
 def component_names() -> list[str]:
     """The components that any family can compile."""
-    return list(dict.fromkeys(name for family in FAMILIES.values() for name in family.engine_components))
+    return list(dict.fromkeys(name for family in FAMILIES for name in family.engine_components))
 
 
 def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:

@@ -68,17 +68,18 @@ def result_key(engines: EngineSet, conditioning: Conditioning, denoising: Denois
     """
     model = engines.model
     try:
-        target = _backend(engines, conditioning, denoising).target(engines.device)
+        backends = _backends(engines, conditioning, denoising)
+        targets = [asdict(backend.target(engines.device)) for backend in backends.values()]
     except BackendUnavailableError:
         return None
     return digest(
         {
             "schema": SCHEMA,
-            "network": asdict(model.components[model.core].spec),
+            "networks": [asdict(model.components[name].spec) for name in model.cores],
             "scheduler": repr(sorted(model.scheduler_config.items())),
             "latent_scale": model.latent_scale,
             "policy": asdict(replace(engines.policy, precision=engines.precision)),
-            "target": asdict(target),
+            "targets": targets,
             "size": [conditioning.width, conditioning.height, conditioning.num_frames, conditioning.fps],
             "conditioning": _content(conditioning.tensors),
             "denoising": asdict(denoising),
@@ -98,18 +99,21 @@ def _content(tensors: Mapping[str, torch.Tensor]) -> str:
 def _fitting(encoded: Encoded, engines: EngineSet, conditioning: Conditioning) -> torch.Tensor | None:
     """A copy of the kept latents, whose user may change them; None for what is no result of this size."""
     latents, model = encoded.tensors.get(_LATENTS), engines.model
-    height, width = conditioning.height // model.latent_factor, conditioning.width // model.latent_factor
-    wanted = (conditioning.num_frames, model.latent_channels, height, width)
-    if latents is None or tuple(latents.shape) != wanted or latents.dtype != torch.float32:
+    shape = model.latent.shape(conditioning.width, conditioning.height, conditioning.num_frames)
+    wanted = model.latent.pack(torch.empty(shape, device="meta")).shape
+    if latents is None or latents.shape != wanted or latents.dtype != torch.float32:
         return None
     return latents.clone()
 
 
 def _ran_as_asked(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> bool:
-    asked = _backend(engines, conditioning, denoising).name
-    return engines.describe(engines.model.core).split(",")[0] == asked
+    asked = {core: backend.name for core, backend in _backends(engines, conditioning, denoising).items()}
+    return engines.last_backends(asked).items() <= asked.items()
 
 
-def _backend(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> Backend:
-    """What the core should run on at the request's size."""
-    return engines.expected(engines.model.core, core_sizes(engines.model, conditioning, denoising))
+def _backends(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> dict[str, Backend]:
+    """What each core should run on at the request's size."""
+    model = engines.model
+    return {
+        core: engines.expected(core, core_sizes(core, model, conditioning, denoising)) for core in model.cores
+    }

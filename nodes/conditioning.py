@@ -54,7 +54,13 @@ class I2VConditioning(io.ComfyNode):
                 io.Int.Input(
                     "height", default=512, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels, a multiple of 8."
                 ),
-                io.Int.Input("num_frames", default=16, min=1, max=MAX_FRAMES, tooltip="Frames in the clip."),
+                io.Int.Input(
+                    "num_frames",
+                    default=16,
+                    min=1,
+                    max=MAX_FRAMES,
+                    tooltip="Frames in the clip. Wan makes one and then 4 at a time: 81, or 121 for TI2V.",
+                ),
                 io.Int.Input(
                     "fps",
                     default=16,

@@ -37,6 +37,7 @@ from ..jobs.table import Table
 from ..pipeline.atomic_file import atomic_file
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.models.checkpoint import INDEX
+from ..pipeline.models.latent_space import LatentSpace
 from .places import SavePlace, free_place
 from .sheet import Sheet
 
@@ -282,21 +283,25 @@ def say(node_id: str | None, text: str) -> None:
         PromptServer.instance.send_progress_text(text, node_id)
 
 
-def previewer(num_frames: int, fps: float) -> Callable[[torch.Tensor], Any]:
-    """Makes a preview of latents [frames, 4, h, w] by the user's preview method: some frames on one sheet.
+def previewer(space: LatentSpace, num_frames: int, fps: float) -> Callable[[torch.Tensor], Any]:
+    """Makes a preview of latents [frames, channels, h, w] by the user's preview method: some frames on one sheet.
 
     The page is told once how the sheet is divided and how long the clip plays, so that it can show it moving;
     one that does not understand shows the sheet as it is.
     """
-    made = latent_preview.get_previewer(device(), comfy.latent_formats.SD15())
-    sheet = Sheet.of_clip(num_frames, fps)
+    known = getattr(comfy.latent_formats, space.format, None)  # an older host may not know the space
+    made = None if known is None else latent_preview.get_previewer(device(), known())
+    sheet = Sheet.of_clip(space.frames(num_frames), num_frames / fps)
     context, server = get_executing_context(), PromptServer.instance
     if made is not None and context is not None:
         told = {"prompt_id": context.prompt_id, "node": context.node_id, **dataclasses.asdict(sheet)}
         server.send_sync("i2v_tensorrt.sheet", told, server.client_id)
 
     def preview(latents: torch.Tensor) -> Any:
-        return None if made is None else made.decode_latent_to_preview_image("JPEG", sheet.lay(latents))
+        if made is None:
+            return None
+        laid = sheet.lay(latents)
+        return made.decode_latent_to_preview_image("JPEG", laid[:, :, None] if space.video else laid)
 
     return preview
 

@@ -26,7 +26,7 @@ class ModelLoader(io.ComfyNode):
             category=CATEGORY,
             description="Opens a picture-to-video checkpoint (diffusers layout, safetensors) from models/i2v or "
             "models/diffusers. Without an Engine Loader behind it, the model runs in eager PyTorch.",
-            search_aliases=["i2vgen-xl", "stable video diffusion", "svd", "image to video", "load video model"],
+            search_aliases=["i2vgen-xl", "stable video diffusion", "svd", "wan", "image to video", "load video model"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",

@@ -11,11 +11,12 @@ from ..jobs.clip import MAX_GUIDANCE, Denoising
 from ..jobs.engines import EngineSet
 from ..jobs.results import Sampled, sample_or_recall
 from ..pipeline.conditioning import Conditioning as Encoded
-from ..pipeline.sampling import MAX_STEPS, SCHEDULERS, SamplerSettings
+from ..pipeline.sampling import MAX_STEPS, SCHEDULERS, SHIFTS, SamplerSettings
 from . import host
 from .types import CATEGORY, Conditioning, Model, sockets, verdict
 
 FAMILYS_OWN = -1.0
+MODELS_SHIFT = 0.0
 
 
 class DDIMSampler(io.ComfyNode):
@@ -56,7 +57,7 @@ class DDIMSampler(io.ComfyNode):
                     default="ddim",
                     optional=True,
                     tooltip="I2VGen-XL was published with ddim, for which alone eta counts; "
-                    "Stable Video Diffusion takes euler.",
+                    "Stable Video Diffusion takes euler; Wan takes unipc, euler or dpmpp_2m.",
                 ),
                 io.Float.Input(
                     "min_guidance_scale",
@@ -66,7 +67,7 @@ class DDIMSampler(io.ComfyNode):
                     step=0.1,
                     optional=True,
                     tooltip="The first frame's guidance, which rises to guidance_scale in the last. "
-                    "-1 takes the model's own: 1 for Stable Video Diffusion, no rise for I2VGen-XL.",
+                    "-1 takes the model's own: 1 for Stable Video Diffusion, no rise for the others.",
                 ),
                 io.Boolean.Input(
                     "reuse_result",
@@ -75,17 +76,45 @@ class DDIMSampler(io.ComfyNode):
                     tooltip="Keeps the latents, and gives them at once when every input is the same again, "
                     "seed included.",
                 ),
+                io.Float.Input(
+                    "shift",
+                    default=MODELS_SHIFT,
+                    min=MODELS_SHIFT,
+                    max=SHIFTS[1],
+                    step=0.1,
+                    optional=True,
+                    tooltip="Wan: more spends more of the steps on the noise. 0 takes the model's own.",
+                ),
+                io.Float.Input(
+                    "late_guidance_scale",
+                    default=FAMILYS_OWN,
+                    min=FAMILYS_OWN,
+                    max=MAX_GUIDANCE,
+                    step=0.1,
+                    optional=True,
+                    tooltip="Wan 2.2 A14B: the guidance of the second expert. -1 takes guidance_scale.",
+                ),
             ],
-            outputs=[io.Latent.Output(display_name="latents", tooltip="One item a frame, for any VAE Decode.")],
+            outputs=[
+                io.Latent.Output(display_name="latents", tooltip="For I2V VAE Decode, or the core's with the same VAE.")
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, guidance_scale: Any = None, eta: Any = None, min_guidance_scale: Any = None) -> bool | str:
+    def validate_inputs(
+        cls,
+        guidance_scale: Any = None,
+        eta: Any = None,
+        min_guidance_scale: Any = None,
+        shift: Any = None,
+        late_guidance_scale: Any = None,
+    ) -> bool | str:
         # ComfyUI checks the limits of inputs that are not named here, but lets NaN through.
         def check() -> Denoising:
-            settings = SamplerSettings(steps=1, eta=0.0 if eta is None else eta)
-            return Denoising(0, 1.0 if guidance_scale is None else guidance_scale, settings, _first(min_guidance_scale))
+            settings = SamplerSettings(1, eta=0.0 if eta is None else eta, shift=_shift(shift))
+            scale = 1.0 if guidance_scale is None else guidance_scale
+            return Denoising(0, scale, settings, _scale(min_guidance_scale), _scale(late_guidance_scale))
 
         return verdict(check)
 
@@ -102,9 +131,11 @@ class DDIMSampler(io.ComfyNode):
         scheduler: str = "ddim",
         min_guidance_scale: float = FAMILYS_OWN,
         reuse_result: bool = False,
+        shift: float = MODELS_SHIFT,
+        late_guidance_scale: float = FAMILYS_OWN,
     ) -> io.NodeOutput:
         progress = host.Progress(cls.hidden.unique_id, steps)
-        preview = host.previewer(conditioning.num_frames, conditioning.fps)
+        preview = host.previewer(model.model.latent, conditioning.num_frames, conditioning.fps)
 
         def on_step(done: int, total: int, latents: torch.Tensor) -> None:
             progress.step(done, total, preview(latents))
@@ -112,8 +143,9 @@ class DDIMSampler(io.ComfyNode):
 
         with host.sentences():
             progress.say("denoise: loading")
-            settings = SamplerSettings(steps, scheduler, eta)
-            denoising = Denoising(seed, guidance_scale, settings, _first(min_guidance_scale))
+            settings = SamplerSettings(steps, scheduler, eta, _shift(shift))
+            scales = (guidance_scale, settings, _scale(min_guidance_scale), _scale(late_guidance_scale))
+            denoising = Denoising(seed, *scales)
             results = host.result_cache() if reuse_result else None
             found = sample_or_recall(model, conditioning, denoising, on_step, results)
             if found.place != "sampled":
@@ -123,11 +155,22 @@ class DDIMSampler(io.ComfyNode):
         return io.NodeOutput({"samples": found.latents}, ui=host.text_ui(lines))
 
 
-def _first(min_guidance_scale: float | None) -> float | None:
-    return None if min_guidance_scale == FAMILYS_OWN else min_guidance_scale
+def _scale(widget: float | None) -> float | None:
+    return None if widget == FAMILYS_OWN else widget
+
+
+def _shift(widget: float | None) -> float | None:
+    return None if widget == MODELS_SHIFT else widget
 
 
 def _lines(found: Sampled, model: EngineSet) -> list[str]:
     if found.place != "sampled":
         return [f"result cache hit ({found.place}): {found.elapsed_s:.2f} s saved"]
-    return [f"denoised in {found.elapsed_s:.2f} s", model.describe("core"), *model.take_notes()]
+    return [f"denoised in {found.elapsed_s:.2f} s", *_ran(model), *model.take_notes()]
+
+
+def _ran(model: EngineSet) -> list[str]:
+    """By what the model's core ran; where there are two, by what each."""
+    if len(model.model.cores) == 1:
+        return [model.describe(model.model.core)]
+    return [f"{name}: {model.describe(name)}" for name in model.model.cores]

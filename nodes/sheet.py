@@ -23,14 +23,17 @@ class Sheet:
     seconds: float
 
     @classmethod
-    def of_clip(cls, num_frames: int, fps: float) -> Sheet:
-        """As square as the count allows."""
-        count = min(MOST_FRAMES, num_frames)
+    def of_clip(cls, frames: int, seconds: float) -> Sheet:
+        """For so many frames of latents, as square as the count allows."""
+        count = min(MOST_FRAMES, frames)
         columns = math.ceil(math.sqrt(count))
-        return cls(columns, math.ceil(count / columns), count, num_frames / fps)
+        return cls(columns, math.ceil(count / columns), count, seconds)
 
     def lay(self, latents: torch.Tensor) -> torch.Tensor:
-        """Evenly chosen ones of the latents [frames, 4, h, w] as [1, 4, rows * h, columns * w]; the rest is zero."""
+        """Evenly chosen ones of the latents [frames, channels, h, w] as [1, channels, rows * h, columns * w].
+
+        What is left over is zero.
+        """
         channels, height, width = latents.shape[1:]
         places = latents.new_zeros(self.rows * self.columns, channels, height, width)
         places[: self.frames] = latents[evenly_chosen(len(latents), self.frames)]

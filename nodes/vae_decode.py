@@ -29,7 +29,7 @@ class VAEDecode(io.ComfyNode):
             search_aliases=["vae decode", "latent to image", "decode frames"],
             inputs=[
                 Model.Input("model", tooltip="From the Model Loader or the Engine Loader."),
-                io.Latent.Input("latents", tooltip="From the I2V DDIM Sampler, one item a frame."),
+                io.Latent.Input("latents", tooltip="From the I2V DDIM Sampler."),
                 io.Int.Input(
                     "chunk",
                     default=0,
@@ -47,11 +47,11 @@ class VAEDecode(io.ComfyNode):
     @sockets(model=EngineSet, latents=dict)
     def execute(cls, model: EngineSet, latents: Any, chunk: int = 0) -> io.NodeOutput:
         with host.sentences():
-            samples = latents.get("samples")
-            if not isinstance(samples, torch.Tensor) or samples.ndim != 4:
-                raise InputError("Expected latents as [frames, channels, height, width], found another kind.")
-            count, _, height, width = samples.shape
-            factor = model.model.latent_factor
+            samples, space = latents.get("samples"), model.model.latent
+            if not isinstance(samples, torch.Tensor):
+                raise InputError(f"Expected latents as a tensor, found {type(samples).__name__}.")
+            frames_of_latents, _, height, width = space.unpack(samples).shape
+            count = space.num_frames(frames_of_latents)
             progress, started = host.Progress(cls.hidden.unique_id, count), time.monotonic()
 
             ends: list[int] = []
@@ -61,17 +61,18 @@ class VAEDecode(io.ComfyNode):
                 progress.step(done, total)
                 progress.say(f"decode: frame {done} of {total}")
 
-            size = min(chunk or chunk_size(host.free_bytes(), height * factor, width * factor, count), MAX_CHUNK)
+            sides = (height * space.factor, width * space.factor)
+            size = min(chunk or chunk_size(host.free_bytes(), *sides, count), MAX_CHUNK)
             progress.say("decode: loading")
             frames = decode_clip(model, samples, size, on_chunk)
         lines = [
             f"decoded in {time.monotonic() - started:.2f} s",
-            model.describe("vae_decoder"),
+            model.describe(model.model.decoder_component),
             *model.take_notes(),
         ]
         if model.model.decodes_over_time and len(ends) > 1:
             lines.append(f"Decoded in {len(ends)} parts, between which colours may jump: try a chunk of {count}.")
-        if not chunk and size < count:
+        if not chunk and size < count and space.time_factor == 1:
             lines.insert(1, f"{size} of {count} frames at once, for the memory that is free")
         progress.say("\n".join(lines))
         return io.NodeOutput(frames, ui=host.text_ui(lines))

@@ -19,7 +19,8 @@ SCHEMA = 1
 """Raised when the meaning of a cached entry changes."""
 
 MIN_SIDE, MAX_SIDE = 64, 2048
-MAX_FRAMES = 64
+MAX_FRAMES = 161
+"""The most that any family makes."""
 MAX_FPS = 120
 MAX_PROMPT_CHARS = 100_000
 MAX_MOTION = 1023
@@ -101,7 +102,7 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
 
 def conditioning_key(model: VideoModel, request: ClipRequest, precision: str) -> str:
     """The name of a request's conditioning: a digest of everything that goes into it."""
-    names = {field.name for field in fields(request)} - {"picture", *model.unused}
+    names = {field.name for field in fields(request)} - {"picture", *model.unused, *model.silent}
     content = {
         "schema": SCHEMA,
         "family": model.family,

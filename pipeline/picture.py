@@ -71,6 +71,14 @@ def crop_to_aspect(picture: Image.Image, width: int, height: int) -> Image.Image
     return picture.crop((left, top, left + part_width, top + part_height))
 
 
+def middle_square(picture: Image.Image, side: int) -> Image.Image:
+    """The picture scaled until its shorter side has `side` pixels, cropped to the middle, as CLIP's processor does."""
+    scale = side / min(picture.size)
+    width, height = (side if each == min(picture.size) else int(each * scale) for each in picture.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    return picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+
+
 def antialiased(image: torch.Tensor, side: int) -> torch.Tensor:
     """An image [1, channels, height, width] scaled to side x side: blurred by what it shrinks, then bicubic.
 

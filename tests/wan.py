@@ -1,33 +1,28 @@
-"""Wan's VAEs, in both published forms, and its text encoder, all in small, and ways to run their networks."""
+"""Wan's VAEs in small, in both published forms, and a way to run their networks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from i2v_tensorrt.pipeline.models.diffusers_family import Network
 
 FORMS = ("wan21", "residual")
 """Wan 2.1's VAE, and the one of Wan 2.2's TI2V-5B."""
 
-TEXT = "umt5"
-VOCABULARY = 300
+_SMALL = {"base_dim": 8, "num_res_blocks": 1}
 
 
 @cache
-def tiny_vae(form: str, channels: int = 8) -> Any:
+def tiny_vae(form: str) -> Any:
     """An AutoencoderKLWan of random weights, in which no two channels are scaled alike; never change it."""
     from diffusers import AutoencoderKLWan
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         residual = {
-            "decoder_base_dim": 2 * channels,
+            "decoder_base_dim": 12,
             "z_dim": 48,
             "latents_mean": torch.randn(48).tolist(),
             "latents_std": (torch.rand(48) + 0.5).tolist(),
@@ -37,8 +32,7 @@ def tiny_vae(form: str, channels: int = 8) -> Any:
             "patch_size": 2,
             "scale_factor_spatial": 16,
         }
-        small: dict[str, Any] = {"base_dim": channels, "num_res_blocks": 1}
-        settings = small if form == "wan21" else {**small, **residual}
+        settings: dict[str, Any] = _SMALL if form == "wan21" else {**_SMALL, **residual}
         vae = AutoencoderKLWan(**settings)
         for name, parameter in vae.named_parameters():
             if name.endswith("gamma"):
@@ -65,8 +59,11 @@ class VaeRun:
         return {tensor.name: value for tensor, value in zip(network.outputs, outputs, strict=True)}
 
 
+VOCABULARY = 300
+
+
 @cache
-def tiny_text_encoder(head: int = 16) -> Any:
+def tiny_text_encoder() -> Any:
     """A UMT5EncoderModel of random weights, in which places, layers and norms can be told apart; never change it."""
     from transformers import UMT5Config, UMT5EncoderModel
 
@@ -75,7 +72,7 @@ def tiny_text_encoder(head: int = 16) -> Any:
         config = UMT5Config(
             vocab_size=VOCABULARY,
             d_model=32,
-            d_kv=head,
+            d_kv=16,
             d_ff=64,
             num_heads=2,
             num_layers=3,
@@ -88,25 +85,3 @@ def tiny_text_encoder(head: int = 16) -> Any:
             else:
                 torch.nn.init.normal_(parameter, std=0.2 if parameter.shape[0] < VOCABULARY else 1)
     return model.eval().requires_grad_(False)
-
-
-def networks(form: str, wide: bool = False) -> dict[str, Network]:
-    """The rows for one of `FORMS`, or for `TEXT`; with heads that TensorRT has kernels for where `wide`."""
-    from i2v_tensorrt.pipeline.models.wan_text import text_network
-    from i2v_tensorrt.pipeline.models.wan_vae import vae_networks
-
-    config = _model(form, wide).config
-    return {"text_encoder": text_network(config.to_dict())} if form == TEXT else vae_networks(config)
-
-
-def load_network(form: str, component: str, precision: str, wide: str = "") -> torch.nn.Module:
-    """A network in a precision; the function that another process finds by its name."""
-    model = deepcopy(_model(form, bool(wide)))
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    return networks(form, bool(wide))[component].module(model.to(dtype)).eval().requires_grad_(False)
-
-
-def _model(form: str, wide: bool) -> Any:
-    if form == TEXT:
-        return tiny_text_encoder(64 if wide else 16)
-    return tiny_vae(form, 16 if wide else 8)

@@ -15,11 +15,14 @@ from ...engine_builder.source import NetworkSource
 from ...engine_builder.spec import NetworkSpec
 from ..sampling import SCHEDULERS
 from .checkpoint import Checkpoint
+from .latent_space import LatentSpace
 from .parts import load_part
 
 if TYPE_CHECKING:
     import PIL.Image
     import torch
+
+    from ..decode import DecodeChunk
 
 Run = Callable[[str, Mapping[str, "torch.Tensor"]], Mapping[str, "torch.Tensor"]]
 """Runs a component by name on named tensors; whoever calls the pipeline decides by which engine."""
@@ -91,21 +94,26 @@ class VideoModel(ABC):
     """Fields of a request that mean nothing to the family, and the sentence for who sets one."""
     schedulers: ClassVar[tuple[str, ...]] = tuple(SCHEDULERS)
     """The schedulers that the family's networks were trained for."""
+    silent: ClassVar[frozenset[str]] = frozenset()
+    """Fields of a request that its networks make no use of, and of which nobody needs to be told."""
     min_guidance_scale: ClassVar[float | None] = None
     """The first frame's guidance where it rises towards the last; None where all frames have the same."""
     decodes_over_time: ClassVar[bool] = False
     """Whether a decoded frame depends on the others of its chunk."""
     core: ClassVar[str] = "core"
-    """The component that runs at every step."""
+    """The component that runs at every step, or at the first ones."""
+    cores: ClassVar[tuple[str, ...]] = ("core",)
+    """The components of which one runs at every step, in the order in which a clip needs them."""
+    decoder_component: ClassVar[str] = "vae_decoder"
+    """The component that decodes, or decodes most."""
     engine_components: ClassVar[tuple[str, ...]]
     """The components worth compiling, in the order in which a clip needs them."""
     build_order: ClassVar[tuple[str, ...]]
     """The same components, the longest build first, for builders that share the work."""
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Other ways to the same result that a component can be made with, in the order in which to switch them on."""
-    latent_channels: ClassVar[int] = 4
-    latent_factor: ClassVar[int] = 8
-    """Pixels for one latent, in height and in width."""
+    latent: ClassVar[LatentSpace] = LatentSpace()
+    """What its latents stand for."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -178,6 +186,14 @@ class VideoModel(ABC):
     def latent_scale(self) -> float:
         """The sampler's latents divided by this are what the VAE decodes."""
 
+    def to_latent(self, x: torch.Tensor) -> torch.Tensor:
+        """The sampler's latents [frames, channels, height, width] as ComfyUI's LATENT holds the family's."""
+        return self.latent.pack(x / self.latent_scale)
+
+    def from_latent(self, latents: torch.Tensor) -> torch.Tensor:
+        """A LATENT as the decoder takes it, [frames, channels, height, width]; raises InputError for another's."""
+        return self.latent.unpack(latents)
+
     @abstractmethod
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
         """Estimate of the device memory that a call needs beside the weights."""
@@ -199,6 +215,18 @@ class VideoModel(ABC):
     @abstractmethod
     def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: GuidanceScale) -> torch.Tensor:
         """The guided prediction, float32 [frames, channels, height, width], from the core's outputs."""
+
+    def select_core(self, t: float) -> str:
+        """The component that predicts at timestep `t`: one of `cores`."""
+        return self.core
+
+    def finish(self, x: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The clip's latents [frames, channels, height, width], once they are sampled."""
+        return x
+
+    def decoder(self, run: Run) -> DecodeChunk:
+        """What decodes one clip, a chunk of latent frames after another, in their order."""
+        return lambda latents: run("vae_decoder", {"latents": latents})["image"]
 
 
 def guide(prediction: torch.Tensor, guidance_scale: GuidanceScale) -> torch.Tensor:

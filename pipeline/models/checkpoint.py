@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ _CONFIG_NAMES = {
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
     "feature_extractor": "preprocessor_config.json",
+    "image_processor": "preprocessor_config.json",
 }
 
 
@@ -78,6 +79,15 @@ class Checkpoint:
 
     folder: Path
     parts: Mapping[str, Part]
+    index: Mapping[str, Any] = field(default_factory=dict)
+    """What model_index.json says."""
+
+
+def read_index(folder: Path) -> Mapping[str, Any]:
+    """What the folder's model_index.json says; raises CheckpointError when there is none, or it is no JSON object."""
+    if not folder.is_dir():
+        raise CheckpointError(f"Expected a model folder at {folder}, found nothing there.")
+    return _read_json(folder / INDEX)
 
 
 def pipeline_class(folder: Path) -> str:
@@ -85,9 +95,7 @@ def pipeline_class(folder: Path) -> str:
 
     Raises CheckpointError when there is no such file, or nothing sensible in it.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"Expected a model folder at {folder}, found nothing there.")
-    name = _read_json(folder / INDEX).get("_class_name")
+    name = read_index(folder).get("_class_name")
     if not isinstance(name, str):
         raise CheckpointError(f"{folder / INDEX} names no pipeline class, expected a text under _class_name.")
     return name
@@ -110,7 +118,7 @@ def open_checkpoint(
     parts = {name: replace(_open_part(folder / name), class_name=index[name][1]) for name in expected}
     for name, kinds in settings.items():
         _check_settings(parts[name], kinds)
-    return Checkpoint(folder, parts)
+    return Checkpoint(folder, parts, index)
 
 
 def _open_part(folder: Path) -> Part:

@@ -22,9 +22,8 @@ from .parts import code_of
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-MAX_FRAMES = 64
-MIN_LATENT_SIDE = 8
 MAX_LATENT_SIDE = 256
+MAX_TOKENS = 512
 VAE_SCRATCH_BYTES = 64 * BYTES_PER_PIXEL
 SMALL_SCRATCH_BYTES = 64 << 20
 
@@ -44,7 +43,7 @@ class Network:
 
 
 class DiffusersFamily(VideoModel):
-    """A family by its layout and its table of networks, whose core is a UNet that halves the sides at each level."""
+    """A family by its layout and its table of networks."""
 
     layout: ClassVar[Mapping[str, tuple[str, ...]]]
     """Part names, and the classes in model_index.json that will do for each."""
@@ -53,7 +52,8 @@ class DiffusersFamily(VideoModel):
     made_by: ClassVar[tuple[ModuleType, ...]]
     """What makes the networks: engines are not older than any of it."""
     core_scratch_bytes: ClassVar[int]
-    """What the core needs for each latent place of each frame and branch, in half precision."""
+    """What a UNet needs for each latent place of each frame and branch, in half precision."""
+    min_latent_side: ClassVar[int] = 8
     rewriting_backends: ClassVar[frozenset[str]] = frozenset()
     """Whose engines are built with every rewrite there is, unless the user names some."""
 
@@ -84,7 +84,7 @@ class DiffusersFamily(VideoModel):
 
     def _component(self, name: str, network: Network) -> Component:
         part = self.checkpoint.parts[network.part]
-        side_multiple = 2 ** (len(self.config("unet")["block_out_channels"]) - 1)
+        side_multiple = self.core_side_multiple if name in self.cores else 1
         spec = NetworkSpec(
             family=self.family,
             component=name,
@@ -92,11 +92,30 @@ class DiffusersFamily(VideoModel):
             weights_sha256=part.sha256,
             inputs=network.inputs,
             outputs=network.outputs,
-            limits=_limits(network.ranges, side_multiple if name == self.core else 1),
+            limits=self._limits(network.ranges, side_multiple),
             exportable=network.exportable,
             code=code_of(__name__, *(module.__name__ for module in self.made_by)),
         )
         return Component(spec, lambda precision, rewrites=(): self.load(name, precision, rewrites))
+
+    @property
+    def core_side_multiple(self) -> int:
+        """Of what the core's sides in latents are multiples: a UNet halves them at each level."""
+        return 2 ** (len(self.config("unet")["block_out_channels"]) - 1)
+
+    def _limits(self, ranges: tuple[str, ...], side_multiple: int) -> ShapeProfile:
+        """The sizes that an engine may serve; eager PyTorch takes others too."""
+        side = DimRange(self.min_latent_side, max(64, side_multiple), MAX_LATENT_SIDE, side_multiple)
+        most = self.latent.frames(self.latent.max_frames)
+        known = {
+            "batch": DimRange(1, 2, 2),
+            "frames": DimRange(1, 16, most),
+            "chunk": DimRange(1, 8, most),
+            "tokens": DimRange(1, 32, MAX_TOKENS),
+            "latent_height": side,
+            "latent_width": side,
+        }
+        return ShapeProfile({name: known[name] for name in ranges})
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         return self.known_rewrites.get(component, ()) if backend in self.rewriting_backends else ()
@@ -124,16 +143,3 @@ class DiffusersFamily(VideoModel):
         if component == self.core:
             return self.core_scratch_bytes * width * places * sizes["batch"] * sizes["frames"]
         return SMALL_SCRATCH_BYTES + VAE_SCRATCH_BYTES * width * places * sizes.get("chunk", 1)
-
-
-def _limits(ranges: tuple[str, ...], side_multiple: int) -> ShapeProfile:
-    """The sizes that an engine may serve; eager PyTorch takes others too."""
-    side = DimRange(MIN_LATENT_SIDE, max(64, side_multiple), MAX_LATENT_SIDE, side_multiple)
-    known = {
-        "batch": DimRange(1, 2, 2),
-        "frames": DimRange(1, 16, MAX_FRAMES),
-        "chunk": DimRange(1, 8, MAX_FRAMES),
-        "latent_height": side,
-        "latent_width": side,
-    }
-    return ShapeProfile({name: known[name] for name in ranges})

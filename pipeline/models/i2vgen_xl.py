@@ -157,8 +157,8 @@ class I2VGenXL(DiffusersFamily):
         return Encoded({**shared, "context": tensors["context"].float().cpu()}, notes)
 
     def noise(self, width: int, height: int, num_frames: int, generator: torch.Generator) -> torch.Tensor:
-        shape = (self.latent_channels, num_frames, height // self.latent_factor, width // self.latent_factor)
-        return torch.randn(shape, generator=generator).transpose(0, 1)
+        frames, channels, *plane = self.latent.shape(width, height, num_frames)
+        return torch.randn(channels, frames, *plane, generator=generator).transpose(0, 1)
 
     def prepare_input(
         self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor], guided: bool

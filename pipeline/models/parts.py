@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,8 @@ def load_part(part: Part, precision: str) -> Any:
 
     Raises CheckpointError when the weights do not fit the configuration.
     """
+    if part.name.startswith("transformer"):
+        return _assembled(part, precision)
     try:
         with no_progress_bars():
             network, report = _class_of(part).from_pretrained(
@@ -110,6 +113,32 @@ def load_part(part: Part, precision: str) -> Any:
     except Exception as error:  # the libraries raise whatever a senseless configuration leads to
         raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {_reason(error)}.") from error
     _check_fit(part, report)
+    return network
+
+
+def _assembled(part: Part, precision: str) -> Any:
+    """The network of a part with its tensors put in one by one, so that it is never there twice.
+
+    Diffusers' own loading of parts that keep some weights in full precision needs the package accelerate.
+    """
+    from safetensors import safe_open
+
+    kind, dtype = _class_of(part), getattr(torch, PRECISIONS[precision])
+    kept = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    state: dict[str, torch.Tensor] = {}
+    try:
+        with torch.device("meta"):
+            network = kind.from_config(part.config)
+        for path in part.weights[part.variant_for(precision) or ""]:
+            with safe_open(path, framework="pt") as stream:
+                for name in stream.keys():  # noqa: SIM118 - no mapping
+                    state[name] = stream.get_tensor(name).to(torch.float32 if kept & set(name.split(".")) else dtype)
+        found = network.load_state_dict(state, strict=False, assign=True)
+    except Exception as error:  # the libraries raise whatever a senseless configuration leads to
+        raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {_reason(error)}.") from error
+    ignored = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
+    unexpected = [key for key in found.unexpected_keys if not any(re.search(each, key) for each in ignored)]
+    _check_fit(part, {"missing_keys": found.missing_keys, "mismatched_keys": [], "unexpected_keys": unexpected})
     return network
 
 
@@ -138,6 +167,26 @@ def tokenize(part: Part, texts: Sequence[str], limit: int) -> tuple[torch.Tensor
     except Exception as error:  # the library raises bare ones
         raise CheckpointError(f"Expected a CLIP tokenizer in {part.folder}, found: {_reason(error)}.") from error
     return cut.input_ids.long(), tuple(map(len, whole))
+
+
+def tokenize_padded(part: Part, texts: Sequence[str], limit: int) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """T5's token ids int64 [texts, limit], each text's end kept, padded with 0 or cut; and each text's count uncut.
+
+    Raises CheckpointError when the tokenizer's file cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    path = part.folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        counts = tuple(len(found.ids) for found in tokenizer.encode_batch(list(texts)))
+        tokenizer.enable_truncation(limit)
+        rows = [found.ids for found in tokenizer.encode_batch(list(texts))]
+    except Exception as error:  # the library raises bare ones
+        raise CheckpointError(f"Expected a tokenizer in {path}, found: {_reason(error)}.") from error
+    return torch.tensor([row + [0] * (limit - len(row)) for row in rows]), counts
 
 
 def _reason(error: Exception) -> str:

@@ -12,9 +12,10 @@ from .base import VideoModel
 from .checkpoint import INDEX, pipeline_class
 from .i2vgen_xl import I2VGenXL
 from .svd import StableVideoDiffusion
+from .wan import Wan21, WanA14B, WanTI2V
 
-FAMILIES: dict[str, type[VideoModel]] = {family.pipeline_class: family for family in (I2VGenXL, StableVideoDiffusion)}
-
+FAMILIES: tuple[type[VideoModel], ...] = (I2VGenXL, StableVideoDiffusion, Wan21, WanA14B, WanTI2V)
+_BY_CLASS = {family.pipeline_class: family for family in FAMILIES}
 
 _MODELS: WeakValueDictionary[str, VideoModel] = WeakValueDictionary()
 
@@ -37,6 +38,6 @@ def open_model(folder: Path) -> VideoModel:
     Raises CheckpointError, naming the file, when the folder is missing, foreign or damaged.
     """
     found = pipeline_class(folder)
-    if found not in FAMILIES:
-        raise CheckpointError(f"{folder / INDEX}: expected {' or '.join(FAMILIES)}, found {found}.")
-    return FAMILIES[found].open(folder)
+    if found not in _BY_CLASS:
+        raise CheckpointError(f"{folder / INDEX}: expected {' or '.join(_BY_CLASS)}, found {found}.")
+    return _BY_CLASS[found].open(folder)

@@ -162,8 +162,7 @@ class StableVideoDiffusion(DiffusersFamily):
 
     def noise(self, width: int, height: int, num_frames: int, generator: torch.Generator) -> torch.Tensor:
         torch.randn(1, 3, height, width, generator=generator)  # the published pipeline has drawn the picture's by now
-        shape = (num_frames, self.latent_channels, height // self.latent_factor, width // self.latent_factor)
-        return torch.randn(shape, generator=generator)
+        return torch.randn(self.latent.shape(width, height, num_frames), generator=generator)
 
     def prepare_input(
         self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor], guided: bool

@@ -3,14 +3,14 @@
 import json
 import shutil
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient
 from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, link_pack, start_server
-from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, SVD, gradient, png
+from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, SVD, WANS, gradient, png
 
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parent.parent
@@ -36,13 +36,18 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def base_directory(
-    host: ComfyHost, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_svd_folder: Path
+    host: ComfyHost,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_folder: Path,
+    tiny_svd_folder: Path,
+    tiny_wan: Callable[[str], Path],
 ) -> Path:
     """Models, custom nodes, input and output of the servers under test."""
     base_directory = tmp_path_factory.mktemp("comfyui")
     link_pack(PACK, base_directory)
     link_pack(HERE / "probe_nodes.py", base_directory, "probe_nodes.py")
-    for name, folder in ((CHECKPOINT, tiny_folder), (SVD, tiny_svd_folder)):
+    wans = ((name, tiny_wan(kind)) for kind, name in WANS.items())
+    for name, folder in ((CHECKPOINT, tiny_folder), (SVD, tiny_svd_folder), *wans):
         shutil.copytree(folder, base_directory / "models" / "i2v" / name)
     return base_directory
 

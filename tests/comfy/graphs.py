@@ -15,6 +15,8 @@ Prompt = dict[str, dict[str, Any]]
 PUBLISHED = Path(__file__).resolve().parents[2] / "workflows" / "api"
 CHECKPOINT = "tiny-random"
 SVD = "tiny-svd"
+WANS = {"wan21": "tiny-wan21", "a14b": "tiny-wan22", "ti2v": "tiny-ti2v"}
+"""The tiny Wans by their kind."""
 # Node ids of workflows/api/image_to_video.json, which the prompts made here keep.
 PICTURE, LOADER, ENGINES, CONDITIONING, SAMPLER, DECODE, SAVE = "1234567"
 BUILDER = "8"

@@ -35,6 +35,7 @@ def eager_engines(checkpoint: Path, store: Path) -> EngineSet:
 
 
 def ours(engines: EngineSet, wanted: Clip) -> torch.Tensor:
-    """Final latents [frames, 4, h, w] in the sampler's scale."""
+    """Final latents [frames, channels, h, w] in the sampler's scale."""
     conditioning = encode_clip(engines, wanted.request, ConditioningCache(None), lambda *_: None)
-    return sample_clip(engines, conditioning, wanted.denoising, lambda *_: None) * engines.model.latent_scale
+    latents = sample_clip(engines, conditioning, wanted.denoising, lambda *_: None)
+    return engines.model.from_latent(latents) * engines.model.latent_scale

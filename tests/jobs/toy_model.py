@@ -13,6 +13,7 @@ from i2v_tensorrt.engine_builder.spec import DimRange, EngineSpec, NetworkSpec, 
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.jobs.engines import EngineSet
 from i2v_tensorrt.pipeline.models.base import Component
+from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
 
 from ..engine_builder.toys import LIMITS, ToyBackend, ToyNetwork, ToySource, toy_network
 
@@ -41,7 +42,8 @@ class ToyModel:
 
     engine_components = ("core", "vae_decoder")
     build_order = ("core", "vae_decoder")
-    latent_factor = 8
+    title = "A toy"
+    latent = LatentSpace()
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "core": ("doubled", "halved"),
         "vae_decoder": ("doubled",),

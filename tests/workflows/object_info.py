@@ -13,7 +13,14 @@ STORED = Path(__file__).with_name("object_info.json")
 PREFIX = "I2VTRT_"
 KEPT = ("input", "input_order", "output", "output_name", "output_node")
 """Words for people and what only some hosts know are left out."""
-CHECKPOINTS = ["i2v-demo", "i2vgen-xl", "stable-video-diffusion-img2vid-xt"]
+CHECKPOINTS = [
+    "Wan2.1-I2V-14B-480P-Diffusers",
+    "Wan2.2-I2V-A14B-Diffusers",
+    "Wan2.2-TI2V-5B-Diffusers",
+    "i2v-demo",
+    "i2vgen-xl",
+    "stable-video-diffusion-img2vid-xt",
+]
 OFFERED = {("I2VTRT_ModelLoader", "checkpoint"): CHECKPOINTS, ("LoadImage", "image"): ["lake.png"]}
 """Choices that depend on the files at hand, with what a user of the shipped workflows has."""
 

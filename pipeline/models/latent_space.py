@@ -1,0 +1,73 @@
+"""How a family's latents lie: their channels, what of a clip each stands for, and how ComfyUI holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...engine_builder.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """Latents of `channels`, each for `factor` pixels in height and in width.
+
+    The first frame of latents is a frame of the clip, each later one is `time_factor` frames. Clips have sides
+    that are multiples of `side_multiple` pixels, and at most `max_frames` frames. `format` is ComfyUI's name for
+    the space; as a `video` its LATENT is [1, channels, frames, h, w], else [frames, channels, h, w].
+    """
+
+    channels: int = 4
+    factor: int = 8
+    time_factor: int = 1
+    side_multiple: int = 8
+    max_frames: int = 64
+    format: str = "SD15"
+    video: bool = False
+
+    def frames(self, num_frames: int) -> int:
+        """How many frames of latents a clip of `num_frames` has."""
+        return (num_frames - 1) // self.time_factor + 1
+
+    def num_frames(self, frames: int) -> int:
+        """How many frames a clip of so many frames of latents has."""
+        return (frames - 1) * self.time_factor + 1
+
+    def shape(self, width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
+        """[frames, channels, h, w] of a clip of width x height (pixels)."""
+        return (self.frames(num_frames), self.channels, height // self.factor, width // self.factor)
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """Latents [frames, channels, h, w] as a LATENT holds them."""
+        return x.transpose(0, 1)[None] if self.video else x
+
+    def unpack(self, latents: torch.Tensor) -> torch.Tensor:
+        """A LATENT's tensor as [frames, channels, h, w]; raises InputError for one of another space."""
+        shape = list(latents.shape)
+        if self.video and len(shape) == 5 and shape[:2] == [1, self.channels]:
+            return latents[0].transpose(0, 1)
+        if not self.video and len(shape) == 4 and shape[1] == self.channels:
+            return latents
+        expected = f"1, {self.channels}, frames" if self.video else f"frames, {self.channels}"
+        raise InputError(f"Expected latents as [{expected}, height, width], found {shape}.")
+
+    def misfit(self, title: str, width: int, height: int, num_frames: int) -> str | None:
+        """A sentence on the first size that a clip of this space does not have, with the nearest that it has.
+
+        Width and height in pixels; `title` is what people call the family.
+        """
+        for name, side in (("Width", width), ("Height", height)):
+            if side % self.side_multiple:
+                near = max(round(side / self.side_multiple), 1) * self.side_multiple
+                return f"{name} is a multiple of {self.side_multiple} for {title}, found {side}: the nearest is {near}."
+        if num_frames > self.max_frames:
+            return f"{title} makes at most {self.max_frames} frames, found {num_frames}."
+        below = self.num_frames(self.frames(num_frames))
+        if below != num_frames:
+            near = [below, below + self.time_factor]
+            told = " and ".join(str(count) for count in near if count <= self.max_frames)
+            return f"{title} makes a frame and then {self.time_factor} at a time, found {num_frames}: near are {told}."
+        return None
