@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 from .backends.base import Runner
@@ -25,6 +25,8 @@ class Threshold:
     snr_db: float
 
 
+BLOCK = 1 << 24
+"""Numbers compared at once, which bounds what the comparison takes of the host's memory."""
 MAX_SNR_DB = 200.0
 """Said of results without any noise, whose ratio would be infinite."""
 
@@ -66,33 +68,34 @@ def worst(verdicts: list[Verdict]) -> Verdict:
 
 
 def _compare(reference: Runner, candidate: Runner, spec: EngineSpec, sizes: dict[str, int], seed: int) -> Verdict:
+    """The worst of all outputs: what is large, such as a cache, must not hide what is small.
 
+    Raises EngineError for an output of an undeclared shape.
+    """
     inputs = example_inputs(spec, sizes, seed)
-    expected, found = (_flat(runner(inputs), spec, sizes) for runner in (reference, candidate))
-    return measure(expected, found, sizes)
-
-
-def _flat(outputs: Mapping[str, torch.Tensor], spec: EngineSpec, sizes: dict[str, int]) -> torch.Tensor:
-    """All outputs as one float64 vector on the CPU; raises EngineError for one of an undeclared shape."""
-    import torch
-
-    for tensor in spec.network.outputs:
-        found, expected = list(outputs[tensor.name].shape), list(tensor.shape_at(sizes))
-        if found != expected:
-            raise EngineError(f"{spec.network.component} gives {tensor.name} as {found}, expected {expected}.")
-    return torch.cat([outputs[tensor.name].double().flatten().cpu() for tensor in spec.network.outputs])
+    expected, found = reference(inputs), candidate(inputs)
+    for tensor, outputs in product(spec.network.outputs, (expected, found)):
+        shape, declared = list(outputs[tensor.name].shape), list(tensor.shape_at(sizes))
+        if shape != declared:
+            raise EngineError(f"{spec.network.component} gives {tensor.name} as {shape}, expected {declared}.")
+    names = [tensor.name for tensor in spec.network.outputs]
+    return replace(worst([measure(expected[name], found[name], sizes) for name in names]), shapes=(sizes,))
 
 
 def measure(expected: torch.Tensor, found: torch.Tensor, sizes: dict[str, int]) -> Verdict:
-    """The verdict on two flat float64 tensors."""
-    import torch
-
-    if not bool(torch.isfinite(found).all() and torch.isfinite(expected).all()):
+    """The verdict on two tensors of one shape, block by block in float64 on the CPU."""
+    sums, max_abs = [0.0] * 4, 0.0
+    for blocks in zip(expected.flatten().split(BLOCK), found.flatten().split(BLOCK), strict=True):
+        one, other = (block.cpu().double() for block in blocks)
+        noise = other - one
+        terms = (one @ one, other @ other, noise @ noise, one @ other)
+        sums = [total + float(term) for total, term in zip(sums, terms, strict=True)]
+        max_abs = max(max_abs, float(noise.abs().max()))
+    if not all(map(math.isfinite, sums)):
         return Verdict(0.0, 0.0, 0.0, False, (sizes,))
-    signal, power, noise = (float(vector.norm()) for vector in (expected, found, found - expected))
-    cosine = float(expected @ found) / (signal * power) if signal and power else float(noise == 0)
-    max_abs = float((found - expected).abs().max())
-    return Verdict(min(cosine, 1.0), _decibels(signal, noise), max_abs, True, (sizes,))
+    signal, power, noise_norm = map(math.sqrt, sums[:3])
+    cosine = sums[3] / (signal * power) if signal and power else float(noise_norm == 0)
+    return Verdict(min(cosine, 1.0), _decibels(signal, noise_norm), max_abs, True, (sizes,))
 
 
 def _decibels(signal: float, noise: float) -> float:

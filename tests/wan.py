@@ -1,38 +1,35 @@
-"""Wan's VAEs in small, in both published forms, and a way to run their networks."""
+"""Wan's VAEs, in both published forms, and its text encoder, all in small, and ways to run their networks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-FORMS = ("wan21", "residual")
+if TYPE_CHECKING:
+    from i2v_tensorrt.pipeline.models.diffusers_family import Network
+
+FORMS = ("wan21", "ti2v")
 """Wan 2.1's VAE, and the one of Wan 2.2's TI2V-5B."""
 
-_SMALL = {"base_dim": 8, "num_res_blocks": 1}
+TEXT = "umt5"
+VOCABULARY = 300
 
 
 @cache
-def tiny_vae(form: str) -> Any:
+def tiny_vae(form: str, channels: int = 8) -> Any:
     """An AutoencoderKLWan of random weights, in which no two channels are scaled alike; never change it."""
     from diffusers import AutoencoderKLWan
 
+    from i2v_tensorrt.pipeline.models.tiny_wan import TinyWanSizes, vae_settings
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        residual = {
-            "decoder_base_dim": 12,
-            "z_dim": 48,
-            "latents_mean": torch.randn(48).tolist(),
-            "latents_std": (torch.rand(48) + 0.5).tolist(),
-            "is_residual": True,
-            "in_channels": 12,
-            "out_channels": 12,
-            "patch_size": 2,
-            "scale_factor_spatial": 16,
-        }
-        settings: dict[str, Any] = _SMALL if form == "wan21" else {**_SMALL, **residual}
+        # Channels in the published proportions, which tell a block's input from its output.
+        settings = {**vae_settings(form, TinyWanSizes(vae_channels=channels)), "dim_mult": [1, 2, 4, 4]}
         vae = AutoencoderKLWan(**settings)
         for name, parameter in vae.named_parameters():
             if name.endswith("gamma"):
@@ -59,11 +56,8 @@ class VaeRun:
         return {tensor.name: value for tensor, value in zip(network.outputs, outputs, strict=True)}
 
 
-VOCABULARY = 300
-
-
 @cache
-def tiny_text_encoder() -> Any:
+def tiny_text_encoder(head: int = 16) -> Any:
     """A UMT5EncoderModel of random weights, in which places, layers and norms can be told apart; never change it."""
     from transformers import UMT5Config, UMT5EncoderModel
 
@@ -72,7 +66,7 @@ def tiny_text_encoder() -> Any:
         config = UMT5Config(
             vocab_size=VOCABULARY,
             d_model=32,
-            d_kv=16,
+            d_kv=head,
             d_ff=64,
             num_heads=2,
             num_layers=3,
@@ -85,3 +79,25 @@ def tiny_text_encoder() -> Any:
             else:
                 torch.nn.init.normal_(parameter, std=0.2 if parameter.shape[0] < VOCABULARY else 1)
     return model.eval().requires_grad_(False)
+
+
+def networks(form: str, wide: bool = False) -> dict[str, Network]:
+    """The rows for one of `FORMS`, or for `TEXT`; with heads that TensorRT has kernels for where `wide`."""
+    from i2v_tensorrt.pipeline.models.wan_text import text_network
+    from i2v_tensorrt.pipeline.models.wan_vae import vae_networks
+
+    config = _model(form, wide).config
+    return {"text_encoder": text_network(config.to_dict())} if form == TEXT else vae_networks(config)
+
+
+def load_network(form: str, component: str, precision: str, wide: str = "") -> torch.nn.Module:
+    """A network in a precision; the function that another process finds by its name."""
+    model = deepcopy(_model(form, bool(wide)))
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    return networks(form, bool(wide))[component].module(model.to(dtype)).eval().requires_grad_(False)
+
+
+def _model(form: str, wide: bool) -> Any:
+    if form == TEXT:
+        return tiny_text_encoder(64 if wide else 16)
+    return tiny_vae(form, 16 if wide else 8)

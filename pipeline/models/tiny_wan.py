@@ -89,7 +89,7 @@ def _write_diffusion(folder: Path, kind: str, sizes: TinyWanSizes) -> None:
         network = WanTransformer3DModel(**_transformer(kind, sizes))
         tell_constants_apart(network)
         network.save_pretrained(folder / name)
-    vae = AutoencoderKLWan(**_vae(kind, sizes))
+    vae = AutoencoderKLWan(**vae_settings(kind, sizes))
     tell_constants_apart(vae)
     vae.save_pretrained(folder / "vae")
     UniPCMultistepScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
@@ -112,7 +112,7 @@ def _transformer(kind: str, sizes: TinyWanSizes) -> dict[str, Any]:
     }
 
 
-def _vae(kind: str, sizes: TinyWanSizes) -> dict[str, Any]:
+def vae_settings(kind: str, sizes: TinyWanSizes) -> dict[str, Any]:
     """Both published forms in small; the second's latents are 16 pixels a side."""
     import torch
 

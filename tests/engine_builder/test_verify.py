@@ -1,12 +1,14 @@
 """The gate: it lets pass what computes the same, and nothing else."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from i2v_tensorrt.engine_builder import verify
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.errors import EngineError
 from i2v_tensorrt.engine_builder.export import example_inputs
@@ -90,6 +92,36 @@ def test_an_output_of_another_shape_is_told() -> None:
     spec = toy_spec()
     with pytest.raises(EngineError, match=r"core gives prediction as \[1, 4, 1, 4, 3\], expected \[1, 4, 1, 4, 4\]"):
         verdict_on(spec, ToyNetwork(), Changed(ToyNetwork(), lambda x: x[..., 1:]))
+
+
+class Twice(torch.nn.Module):
+    """Gives the prediction, much louder than a second output, which may be wrong."""
+
+    def __init__(self, change: Change) -> None:
+        super().__init__()
+        self.network, self.change = ToyNetwork(), change
+
+    def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        prediction = self.network(**inputs)
+        return prediction * 1e4, self.change(prediction)
+
+
+def test_a_large_output_does_not_hide_a_small_one() -> None:
+    quiet = replace(toy_spec().network.outputs[0], name="quiet")
+    spec = toy_spec(outputs=(*toy_spec().network.outputs, quiet))
+    right = verdict_on(spec, Twice(lambda x: x), Twice(lambda x: x))
+    passes(right, "fp32")
+    assert right.shapes == tuple(LIMITS.corners)
+    assert_refused(verdict_on(spec, Twice(lambda x: x), Twice(lambda x: x * 1.1)), "fp32")
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 24])
+def test_blocks_give_the_figures_of_the_whole(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "BLOCK", block)
+    verdict = measure(torch.arange(10.0), torch.arange(10.0) + 0.5, {})
+    assert verdict.snr_db == pytest.approx(10 * math.log10(285 / 2.5))
+    assert verdict.cosine == pytest.approx(307.5 / math.sqrt(285 * 332.5))
+    assert verdict.max_abs == 0.5
 
 
 # The core of the published architecture, at the tiny checkpoint.
