@@ -24,7 +24,7 @@ from ..carried import TIME_FACTOR, decode_causal, encode_picture
 from ..decode import BYTES_PER_PIXEL, DecodeChunk
 from ..picture import crop_to_aspect, middle_square, to_unit_tensor
 from ..sampling import FLOW_SCHEDULERS
-from . import parts, wan_networks, wan_text, wan_vae
+from . import parts, wan_networks, wan_text, wan_vae, wan_vae_layers
 from .base import ClipRequest, Encoded, GuidanceScale, Run, Stage, guide
 from .checkpoint import INDEX, open_checkpoint, read_index
 from .diffusers_family import DiffusersFamily, Network
@@ -53,6 +53,7 @@ SETTINGS: dict[str, dict[str, type]] = {
     "vae": {"z_dim": int, "latents_mean": list, "latents_std": list},
     "text_encoder": {"vocab_size": int, "d_model": int},
 }
+CODE = (sys.modules[__name__], wan_networks, wan_text, wan_vae, wan_vae_layers, parts)
 VISION_SETTINGS: dict[str, dict[str, type]] = {
     "image_encoder": {"image_size": int, "patch_size": int, "hidden_size": int},
     "image_processor": {"image_mean": list, "image_std": list},
@@ -85,7 +86,7 @@ class Wan(DiffusersFamily):
     min_latent_side: ClassVar[int] = 2 * PATCH
     layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT
     settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
-    made_by: ClassVar[tuple[ModuleType, ...]] = (sys.modules[__name__], wan_networks, wan_text, wan_vae, parts)
+    made_by: ClassVar[tuple[ModuleType, ...]] = CODE
 
     @classmethod
     def open(cls, folder: Path) -> Wan:
