@@ -83,7 +83,7 @@ class DecoderFirst(_Decoder):
     def forward(self, latents: torch.Tensor) -> Given:
         """From the sampler's latents [1, z, h, w], float32, to image [1, 3, h*factor, w*factor] in about -1..1."""
         frames = Start(0)
-        return self._image(latents, frames), *frames.caches
+        return self._image(latents, frames), *frames.take_caches()
 
 
 class DecoderNext(_Decoder):
@@ -99,7 +99,7 @@ class DecoderNext(_Decoder):
     ) -> Given:
         """From the sampler's latents [n, z, h, w], float32, to image [4*n, 3, h*factor, w*factor] in about -1..1."""
         frames = Onward(0, (cache_0, cache_1, cache_2, cache_3))
-        return self._image(latents, frames), *frames.caches
+        return self._image(latents, frames), *frames.take_caches()
 
 
 class _Encoder(Module):
@@ -134,7 +134,7 @@ class EncoderFirst(_Encoder):
     def forward(self, image: torch.Tensor) -> Given:
         """From image [1, 3, h*factor, w*factor] in -1..1 to features [1, channels, h, w]."""
         frames = Start(LEVELS - 1)
-        return self._features(image, frames), *frames.caches
+        return self._features(image, frames), *frames.take_caches()
 
 
 class EncoderNext(_Encoder):
@@ -153,7 +153,7 @@ class EncoderNext(_Encoder):
     ) -> Given:
         """From image [4, 3, h*factor, w*factor] in -1..1 to features [1, channels, h, w]."""
         frames = Onward(LEVELS - 1, (cache_0, cache_1, cache_2, cache_3))
-        return self._features(image, frames), *frames.caches
+        return self._features(image, frames), *frames.take_caches()
 
 
 class EncoderLast(_Scaled):

@@ -8,6 +8,7 @@ x is [1, channels, frames, height, width] throughout.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,10 +31,10 @@ class Pass:
         self._taken = [0] * LEVELS
         self._kept: list[list[torch.Tensor]] = [[] for _ in range(LEVELS)]
 
-    @property
-    def caches(self) -> tuple[torch.Tensor, ...]:
-        """The caches after the pass, a level each."""
-        return tuple(torch.cat(kept, dim=1) for kept in self._kept)
+    def take_caches(self) -> Iterator[torch.Tensor]:
+        """The caches after the pass, a level each; what they are made of is let go level by level."""
+        while self._kept:
+            yield torch.cat(self._kept.pop(0), dim=1)
 
     def keep(self, x: torch.Tensor) -> None:
         """Leaves the last two frames to the next pass."""
