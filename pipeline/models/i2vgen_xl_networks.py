@@ -132,7 +132,7 @@ class LeanCore(Core):
     def __init__(self, unet: Any, rewrites: tuple[str, ...]) -> None:
         super().__init__(unet)
         self.on = frozenset(rewrites)
-        lean.to_channels_last(self)
+        lean.prepare(self, self.on)
 
     def forward(
         self,

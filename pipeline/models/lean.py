@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ..kernels import gelu
+from ..kernels import gelu, residual
 from ..kernels.norm import add_and_measure, channel_moments, scale_and_shift
 from ..kernels.short_attention import reference, short_attention
 
@@ -23,6 +23,7 @@ REWRITES = {
     "joined_embeddings": "what the time embedding adds to all layers in one product",
     "fused_qkv": "queries, keys and values in one product",
     "gated_gelu": "the feed-forward's gate by a kernel of few instructions",
+    "residual_products": "products added to the residual stream by themselves, their biases when it is read",
     "short_attention": "attention over frames by a kernel made for few tokens",
     "channel_norm": "group norms from moments of whole channels, with biases and sums taken on the way",
     "phase_upsample": "nearest upsampling and its convolution as four small kernels on the unscaled plane",
@@ -52,6 +53,42 @@ class Signal:
 
     x: torch.Tensor
     moments: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The residual stream through a transformer's layers, [batch, frames, height, width, channels].
+
+    `waiting` is what has still to be added at all of its places; a norm does so in passing.
+    """
+
+    x: torch.Tensor
+    waiting: torch.Tensor | None = None
+
+    def read(self) -> torch.Tensor:
+        """The stream with what waits."""
+        return self.x if self.waiting is None else self.x + self.waiting
+
+    def add(self, y: torch.Tensor, layer: Any, on: On) -> Stream:
+        """Plus a linear layer of y; this stream is not to be read again. One batch item stands for all of y's."""
+        # A linear layer over anything else is exported as a product of batches, each with its copy of the weights.
+        y = y.contiguous()
+        if "residual_products" not in on:
+            return Stream(self.x + layer(y), self.waiting)
+        x = self.x.expand(y.shape[0], *self.x.shape[1:]).contiguous()
+        x = residual.add_product(x, y, layer.weight)
+        return Stream(x, self.waiting) if layer.bias is None else Stream(x, self.waiting).wait(layer.bias)
+
+    def wait(self, more: torch.Tensor) -> Stream:
+        """Plus what fits every place."""
+        return Stream(self.x, more if self.waiting is None else self.waiting + more)
+
+
+def prepare(network: torch.nn.Module, on: On) -> torch.nn.Module:
+    """Makes a network ready for the functions here; engines of it find the operators that they call."""
+    if "residual_products" in on:
+        residual.register()
+    return to_channels_last(network)
 
 
 def to_channels_last(network: torch.nn.Module) -> torch.nn.Module:
@@ -251,17 +288,17 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, on: On = frozense
 
 
 def attend_places(x: torch.Tensor, attention: Any, on: On) -> torch.Tensor:
-    """Self-attention among the places of each frame."""
+    """Self-attention among the places of each frame, up to its last layer."""
     batch, frames, height, width, _ = x.shape
     q, k, v = _queries_keys_values(x.reshape(batch * frames, height * width, -1), attention, on)
-    return _out(_attend(q, k, v, on).reshape(batch, frames, height, width, -1), attention)
+    return _attend(q, k, v, on).reshape(batch, frames, height, width, -1)
 
 
 def attend_frames(x: torch.Tensor, attention: Any, on: On) -> torch.Tensor:
-    """Self-attention among the frames at each place."""
+    """Self-attention among the frames at each place, up to its last layer."""
     q, k, v = _queries_keys_values(x.flatten(2, 3), attention, on)
     attend = short_attention if "short_attention" in on else reference
-    return _out(attend(q, k, v).flatten(-2).reshape(x.shape[:4] + (-1,)), attention)
+    return attend(q, k, v).flatten(-2).reshape(x.shape[:4] + (-1,))
 
 
 def context_keys_values(context: torch.Tensor, attentions: list[Any], on: On) -> list[KeysValues | None]:
@@ -275,7 +312,7 @@ def context_keys_values(context: torch.Tensor, attentions: list[Any], on: On) ->
 
 
 def _attend_context(x: torch.Tensor, attention: Any, context: torch.Tensor, folded: KeysValues | None) -> torch.Tensor:
-    """Attention of every place of every frame to the context [branches, tokens, width].
+    """Attention of every place of every frame to the context [branches, tokens, width], up to its last layer.
 
     `x` may have one batch item where the context has several: what both branches share so far. `folded` is
     from `context_keys_values`.
@@ -288,34 +325,37 @@ def _attend_context(x: torch.Tensor, attention: Any, context: torch.Tensor, fold
         context = context.unsqueeze(1).expand(-1, frames, -1, -1).reshape(batch * frames, *context.shape[1:])
         folded = attention.to_k(context), attention.to_v(context)
     k, v = (_heads(part, attention) for part in folded)
-    return _out(_attend(q, k, v).reshape(batch, frames, height, width, -1), attention)
+    return _attend(q, k, v).reshape(batch, frames, height, width, -1)
 
 
-def _out(x: torch.Tensor, attention: Any) -> torch.Tensor:
-    # A linear layer over anything else is exported as a product of batches, each with its copy of the weights.
-    return attention.to_out[0](x.contiguous())
-
-
-def feed_forward(x: torch.Tensor, ff: Any, on: On) -> torch.Tensor:
-    gated = gelu.gated_gelu if "gated_gelu" in on else gelu.reference
-    return ff.net[2](gated(ff.net[0].proj(x)))
+def gated(x: torch.Tensor, ff: Any, on: On) -> torch.Tensor:
+    """A feed-forward up to its last layer."""
+    gate = gelu.gated_gelu if "gated_gelu" in on else gelu.reference
+    return gate(ff.net[0].proj(x))
 
 
 def spatial_transformer(signal: Signal, model: Any, context: torch.Tensor, folded: Folded, on: On) -> Signal:
     """Transformer2DModel: among the places of each frame, then to the context; `folded` by its attentions."""
-    h = model.proj_in(group_norm(signal, model.norm, silu=False))
+    at = Stream(model.proj_in(group_norm(signal, model.norm, silu=False)))
     for block in model.transformer_blocks:
-        h = h + attend_places(block.norm1(h), block.attn1, on)
-        h = h + _attend_context(block.norm2(h), block.attn2, context, folded[block.attn2])
-        h = h + feed_forward(block.norm3(h), block.ff, on)
-    return added(signal.x, linear(h, model.proj_out), model.proj_out.bias, on)
+        at = at.add(attend_places(block.norm1(at.read()), block.attn1, on), block.attn1.to_out[0], on)
+        attended = _attend_context(block.norm2(at.read()), block.attn2, context, folded[block.attn2])
+        at = at.add(attended, block.attn2.to_out[0], on)
+        at = at.add(gated(block.norm3(at.read()), block.ff, on), block.ff.net[2], on)
+    return _projected(signal, at, model.proj_out, on)
 
 
 def temporal_transformer(signal: Signal, model: Any, on: On) -> Signal:
     """TransformerTemporalModel: among the frames at each place, twice."""
-    h = model.proj_in(group_norm(signal, model.norm, over_frames=True, silu=False))
+    at = Stream(model.proj_in(group_norm(signal, model.norm, over_frames=True, silu=False)))
     for block in model.transformer_blocks:
-        h = h + attend_frames(block.norm1(h), block.attn1, on)
-        h = h + attend_frames(block.norm2(h), block.attn2, on)
-        h = h + feed_forward(block.norm3(h), block.ff, on)
-    return added(signal.x, linear(h, model.proj_out), model.proj_out.bias, on)
+        at = at.add(attend_frames(block.norm1(at.read()), block.attn1, on), block.attn1.to_out[0], on)
+        at = at.add(attend_frames(block.norm2(at.read()), block.attn2, on), block.attn2.to_out[0], on)
+        at = at.add(gated(block.norm3(at.read()), block.ff, on), block.ff.net[2], on)
+    return _projected(signal, at, model.proj_out, on)
+
+
+def _projected(signal: Signal, at: Stream, layer: Any, on: On) -> Signal:
+    """The signal plus a layer of the stream; what waits, the same at every place, goes through it by itself."""
+    bias = layer.bias if at.waiting is None else layer.bias + linear(at.waiting, layer)
+    return added(signal.x, linear(at.x, layer), bias, on)

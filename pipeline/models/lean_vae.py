@@ -15,7 +15,7 @@ REWRITES = ("channels_last", "channel_norm", "phase_upsample", "plain_attention"
 def attend(at: lean.Signal, attention: Any, on: lean.On) -> lean.Signal:
     """The attention in a VAE's middle: norm, one head among the places of each frame, and the input added."""
     h = lean.group_norm(at, attention.group_norm, silu=False)
-    return lean.measured(at.x + lean.attend_places(h, attention, on), on)
+    return lean.measured(at.x + attention.to_out[0](lean.attend_places(h, attention, on)), on)
 
 
 class LeanVaeDecoder(VaeDecoder):
@@ -24,7 +24,7 @@ class LeanVaeDecoder(VaeDecoder):
     def __init__(self, vae: Any, rewrites: tuple[str, ...]) -> None:
         super().__init__(vae)
         self.on = frozenset(rewrites)
-        lean.to_channels_last(self)
+        lean.prepare(self, self.on)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """From unscaled latents [frames, 4, h, w] to image [frames, 3, h*8, w*8] in -1..1."""

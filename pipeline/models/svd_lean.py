@@ -16,6 +16,7 @@ CORE_REWRITES = (
     "joined_embeddings",
     "fused_qkv",
     "gated_gelu",
+    "residual_products",
     "short_attention",
     "channel_norm",
     "phase_upsample",
@@ -37,17 +38,19 @@ def _everywhere(constant: torch.Tensor) -> torch.Tensor:
     return constant[:, None, None, None]
 
 
-def _layer(x: torch.Tensor, layer: Any, attended: torch.Tensor, on: lean.On) -> torch.Tensor:
+def _layer(at: lean.Stream, layer: Any, attended: torch.Tensor, on: lean.On) -> lean.Stream:
     """Among the places of each frame; `attended` [batch, channels] is what cross-attention comes to."""
-    x = x + lean.attend_places(layer.norm1(x), layer.attn1, on) + _everywhere(attended)
-    return x + lean.feed_forward(layer.norm3(x), layer.ff, on)
+    at = at.add(lean.attend_places(layer.norm1(at.read()), layer.attn1, on), layer.attn1.to_out[0], on)
+    at = at.wait(_everywhere(attended))
+    return at.add(lean.gated(layer.norm3(at.read()), layer.ff, on), layer.ff.net[2], on)
 
 
-def _temporal_layer(x: torch.Tensor, layer: Any, attended: torch.Tensor, on: lean.On) -> torch.Tensor:
+def _temporal_layer(at: lean.Stream, layer: Any, attended: torch.Tensor, on: lean.On) -> lean.Stream:
     """The same among the frames at each place, after a feed-forward of its own."""
-    x = x + lean.feed_forward(layer.norm_in(x), layer.ff_in, on)
-    x = x + lean.attend_frames(layer.norm1(x), layer.attn1, on) + _everywhere(attended)
-    return x + lean.feed_forward(layer.norm3(x), layer.ff, on)
+    at = at.add(lean.gated(layer.norm_in(at.read()), layer.ff_in, on), layer.ff_in.net[2], on)
+    at = at.add(lean.attend_frames(layer.norm1(at.read()), layer.attn1, on), layer.attn1.to_out[0], on)
+    at = at.wait(_everywhere(attended))
+    return at.add(lean.gated(layer.norm3(at.read()), layer.ff, on), layer.ff.net[2], on)
 
 
 def _transformer(
@@ -58,9 +61,9 @@ def _transformer(
     share = lean.temporal_share(model.mixer)
     constants = iter(attended.split(model.channels, dim=1))
     for spatial, temporal in zip(model.spatial, model.temporal, strict=True):
-        h = _layer(h, spatial, next(constants), on)
-        over_time = _temporal_layer(h + frame_emb[:, :, None, None], temporal, next(constants), on)
-        h = (1 - share) * h + share * over_time
+        h = _layer(lean.Stream(h), spatial, next(constants), on).read()
+        over_time = _temporal_layer(lean.Stream(h + frame_emb[:, :, None, None]), temporal, next(constants), on)
+        h = (1 - share) * h + share * over_time.read()
     return lean.added(signal.x, lean.linear(h, model.proj_out), model.proj_out.bias, on)
 
 
@@ -70,7 +73,7 @@ class LeanCore(Core):
     def __init__(self, unet: Any, rewrites: tuple[str, ...]) -> None:
         super().__init__(unet)
         self.on = frozenset(rewrites)
-        lean.to_channels_last(self)
+        lean.prepare(self, self.on)
 
     def forward(
         self,
@@ -122,7 +125,7 @@ class LeanTemporalVaeDecoder(TemporalVaeDecoder):
     def __init__(self, vae: Any, rewrites: tuple[str, ...]) -> None:
         super().__init__(vae)
         self.on = frozenset(rewrites)
-        lean.to_channels_last(self)
+        lean.prepare(self, self.on)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """As `TemporalVaeDecoder.forward`."""

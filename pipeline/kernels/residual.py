@@ -1,0 +1,42 @@
+"""A product that is added to what is there, where it lies.
+
+A compiler writes the product, and then reads it again to add it. cuBLAS adds while it multiplies, but PyTorch's
+`addmm` copies what is added to unless it may overwrite it, and graphs of torch.export overwrite nothing. So this is
+an operator of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .operators import NAMESPACE
+
+NAME = "add_product"
+
+
+def add_product(stream: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """stream + x @ weight.T, for contiguous stream [..., out] and x [..., in], and weight [out, in].
+
+    On a GPU the stream is overwritten: it is not to be read again.
+    """
+    if not stream.is_cuda:
+        return stream + torch.nn.functional.linear(x, weight)
+    register()(stream.view(-1, stream.shape[-1]), x.reshape(-1, x.shape[-1]), weight)
+    return stream
+
+
+def register() -> Any:
+    """The operator; registered once a process, whatever the pack is called."""
+    registered = getattr(getattr(torch.ops, NAMESPACE), NAME, None)
+    if registered is not None:
+        return registered
+    schema = "(Tensor(a!) stream, Tensor x, Tensor weight) -> ()"
+    made = torch.library.custom_op(f"{NAMESPACE}::{NAME}", _overwrite, mutates_args=("stream",), schema=schema)
+    made.register_fake(lambda stream, x, weight: None)
+    return made
+
+
+def _overwrite(stream: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
+    torch.addmm(stream, x, weight.t(), out=stream)
