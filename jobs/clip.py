@@ -10,7 +10,7 @@ from ..engine_builder.errors import InputError
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.checks import check_number
 from ..pipeline.conditioning import Conditioning, check_request, condition
-from ..pipeline.decode import OnChunk, decode
+from ..pipeline.decode import OnChunk, decode, most_at_once
 from ..pipeline.models.base import ClipRequest, GuidanceScale, Stage, VideoModel
 from ..pipeline.sampling import OnStep, SamplerSettings, make_scheduler, sample
 from . import budget
@@ -147,12 +147,13 @@ def decode_clip(engines: EngineSet, latents: torch.Tensor, chunk: int, on_chunk:
         each.check(size)
     with budget.explained(budgets[0], size):
         run, time_factor = model.decoder(engines.run), model.latent.time_factor
-        return decode(x, run, _at_once(model, chunk), on_chunk, factor=factor, time_factor=time_factor)
+        at_once = _at_once(model, chunk, most_at_once(size.height, size.width))
+        return decode(x, run, at_once, on_chunk, factor=factor, time_factor=time_factor)
 
 
-def _at_once(model: VideoModel, chunk: int) -> int:
-    """A chunk of frames in frames of latents."""
+def _at_once(model: VideoModel, chunk: int, most_frames: int) -> int:
+    """A chunk of frames in frames of latents, of which an engine serves so many frames at most."""
     if chunk < 1 or model.latent.time_factor == 1:
-        return chunk
+        return min(chunk, most_frames)
     most = model.components[model.decoder_component].spec.limits.ranges["chunk"].max
     return min(max(chunk // model.latent.time_factor, 1), most)

@@ -41,8 +41,6 @@ BUILDERS_ON_CPU = 2
 """Builds at a time on a machine without a GPU: each is one thread of Python."""
 TUNED_CHUNK = 8
 """Frames decoded at once that a decoder's engine is tuned for."""
-OPEN_DIMS = ("chunk",)
-"""Dimensions that one clip needs at several sizes, so that even an exact engine takes their whole range."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,8 @@ class EngineSet:
         """
         backend = self._backend() if arch is None else BACKENDS[TensorRTBackend.name]
         limits = self.model.components[component].spec.limits
-        profile = self._profile(limits, {n: s for n, s in sizes.items() if n in limits.ranges})
+        factor = self.model.latent.factor
+        profile = self.policy.profile(limits, {n: s for n, s in sizes.items() if n in limits.ranges}, factor)
         request = self._request(component, profile, backend, arch)
         tell = report or self.report
         return build_engine(
@@ -356,14 +355,6 @@ class EngineSet:
         unknown = [name for name in self.policy.rewrites or () if name not in known]
         if unknown:
             raise InputError(f"The rewrites are {', '.join(known) or 'none'}, found {', '.join(unknown)}.")
-
-    def _profile(self, limits: ShapeProfile, sizes: Mapping[str, int]) -> ShapeProfile:
-        misfits = limits.misfits(sizes)
-        if misfits:
-            raise InputError(f"No engine can serve this size: {'; '.join(misfits)} (a latent is 8 pixels).")
-        if self.policy.shapes == "range":
-            return limits.tuned_for(sizes)
-        return limits.exact({name: size for name, size in sizes.items() if name not in OPEN_DIMS})
 
     def _warn(self, sentence: str | None) -> None:
         if sentence is not None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..engine_builder.backends.registry import AUTO
 from ..engine_builder.errors import InputError
-from ..engine_builder.spec import PRECISIONS
+from ..engine_builder.spec import PRECISIONS, DimRange, ShapeProfile
+from ..pipeline.decode import most_at_once
 
 SHAPE_POLICIES = ("range", "exact")
 MISS_POLICIES = (AUTO, "build", "eager", "stop")
@@ -38,6 +40,23 @@ class EnginePolicy:
             if value not in known:
                 raise InputError(f"The {name} is one of {', '.join(known)}, found {value!r:.80}.")
 
+    def profile(self, limits: ShapeProfile, sizes: Mapping[str, int], factor: int) -> ShapeProfile:
+        """The shapes that an engine is built for: of those that its network takes, all or `sizes`.
+
+        One clip is decoded in chunks of several sizes: even an exact decoder takes all that can be indexed. A latent
+        is `factor` pixels. Raises InputError for sizes that the network does not take.
+        """
+        misfits = limits.misfits(sizes)
+        if misfits:
+            raise InputError(f"No engine can serve this size: {'; '.join(misfits)} (a latent is {factor} pixels).")
+        if self.shapes == "range":
+            return limits.tuned_for(sizes)
+        exact = limits.exact({name: size for name, size in sizes.items() if name != "chunk"})
+        if "chunk" not in limits.ranges or "latent_height" not in sizes:
+            return exact
+        most = most_at_once(sizes["latent_height"] * factor, sizes["latent_width"] * factor)
+        return ShapeProfile({**exact.ranges, "chunk": _at_most(limits.ranges["chunk"], most)})
+
     def precision_on(self, device: torch.device) -> str:
         """The precision to run in: `auto` is fp16 on a CUDA GPU, where it is faster, and fp32 elsewhere."""
         if self.precision != AUTO:
@@ -52,3 +71,7 @@ class EnginePolicy:
         if self.on_missing != AUTO:
             return self.on_missing
         return "build" if device.type == "cuda" else "eager"
+
+
+def _at_most(limits: DimRange, most: int) -> DimRange:
+    return replace(limits, opt=min(limits.opt, most), max=min(limits.max, most))

@@ -23,6 +23,17 @@ OnChunk = Callable[[int, int], None]
 """Told how many frames are decoded and how many there are; may raise to stop."""
 
 
+MAX_ELEMENTS = (1 << 31) - 1
+"""Of one tensor: more are not counted by 32-bit indices, nor by TensorRT."""
+WIDEST = 256
+"""Channels that the published VAEs' decoders hold at full height and width."""
+
+
+def most_at_once(height: int, width: int) -> int:
+    """How many frames of height x width (pixels) a decoder takes at once, one at the least."""
+    return max(1, MAX_ELEMENTS // (WIDEST * height * width))
+
+
 def chunk_size(free_bytes: int, height: int, width: int, frames: int) -> int:
     """How many frames of height x width (pixels) to decode at once with `free_bytes` of scratch memory."""
     return max(1, min(frames, free_bytes // (BYTES_PER_PIXEL * height * width)))
