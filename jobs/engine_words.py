@@ -8,16 +8,17 @@ from pathlib import Path
 from ..engine_builder.manifest import Manifest
 from ..engine_builder.store import Plan
 
-NOT_BUILT = "On a CPU engines save little; to have them, set on_missing to build."
+NOT_BUILT = "On a CPU engines save little;\nfor them, set on_missing to build."
+"""In lines, for the page cuts a longer one in the middle of a word."""
 
 
 def built(manifests: Sequence[Manifest], elapsed_s: float) -> str:
     """One sentence on engines that were built in one go, with the least likeness to eager PyTorch of them all."""
-    backend, one = manifests[0].target.backend, len(manifests) == 1
-    what = f"{manifests[0].spec.network.component}: {backend} engine" if one else f"{len(manifests)} {backend} engines"
+    one = len(manifests) == 1
+    what = f"{manifests[0].spec.network.component} engine" if one else f"{len(manifests)} engines"
     cosines = [each.verdict.cosine for each in manifests if each.verdict is not None]
-    match = f", cosine {min(cosines):.6f}{'' if one else ' or better'}" if cosines else ""
-    return f"{what} built in {elapsed_s:.1f} s{match}."
+    match = f", {'' if one else 'least '}cosine {min(cosines):.5f}" if cosines else ""
+    return f"{what} built in {elapsed_s:.1f} s{match}"
 
 
 def missing(component: str, sizes: Mapping[str, int], stored: Sequence[Plan], store: Path) -> str:

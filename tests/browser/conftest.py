@@ -49,12 +49,17 @@ StartClean = Callable[[Path], Any]
 
 @pytest.fixture(scope="session")
 def start_clean(host: ComfyHost) -> StartClean:
-    """Starts a ComfyUI that has the pack and nothing else, in a base directory of its own."""
+    """Starts a ComfyUI that has the pack and nothing else, in a base directory of its own.
+
+    COMFYUI_FRONTEND names the page's own folder where it is not the one that is installed, as for an older ComfyUI.
+    """
+    frontend = os.environ.get("COMFYUI_FRONTEND")
+    page = ["--front-end-root", frontend] if frontend else []
 
     @contextmanager
     def start(base_directory: Path) -> Iterator[ComfyServer]:
         link_pack(PACK, base_directory)
-        arguments = [*ARGUMENTS, "--preview-method", "latent2rgb", *device_arguments()]
+        arguments = [*ARGUMENTS, "--preview-method", "latent2rgb", *device_arguments(), *page]
         with start_server(host, base_directory, arguments) as running:
             yield running
 

@@ -23,7 +23,7 @@ def test_what_is_missing_is_built_once_and_found_by_the_next(make: MakeSet, toy:
     first = make()
     assert [run(first), run(first)] == ["toy", "toy"]
     (note,) = first.take_notes()
-    assert note.startswith("core: toy engine built in ")
+    assert note.startswith("core engine built in ")
     second = make()
     assert run(second) == "toy"
     assert second.take_notes() == []

@@ -56,5 +56,5 @@ def test_engines_built_in_one_go_are_one_sentence(make: MakeSet) -> None:
     engines = make()
     engines.prepare({**SIZES, "chunk": 2})
     (note,) = engines.take_notes()
-    assert note.startswith("2 toy engines built in ")
-    assert note.endswith(" s, cosine 1.000000 or better.")
+    assert note.startswith("2 engines built in ")
+    assert note.endswith(" s, least cosine 1.00000")
