@@ -238,7 +238,8 @@ class EngineSet:
         if self.on_missing == "stop":
             raise error
         limits = self.model.components[component].spec.limits
-        if self._is_eager_fine and isinstance(error, MissingEngineError | BackendUnavailableError):
+        unasked = isinstance(error, BackendUnavailableError) and self.policy.backend == AUTO
+        if self._is_eager_fine and (unasked or isinstance(error, MissingEngineError)):
             return _Choice(limits.exact(sizes), self._eager_runner(component))
         warning = f"{component} runs in eager PyTorch, which is slower. {error}"
         log.warning("%s", warning)

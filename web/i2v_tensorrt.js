@@ -87,7 +87,7 @@ function showTable(node, rows) {
   node.setDirtyCanvas?.(true, true);
 }
 
-// Whole, and also where the server answers from its cache, which says nothing while it works.
+// Whole, and also where the server answers for an output node from its cache and so says nothing of its work.
 function showText(node, text) {
   if (window.LiteGraph?.vueNodesMode || node.graph !== app.canvas?.graph) return;
   api.dispatchCustomEvent?.("progress_text", { nodeId: String(node.id), text });

@@ -29,11 +29,13 @@ SMALL = {
     LOADER: {"checkpoint": SVD},
     CONDITIONING: {"width": 64, "height": 64, "num_frames": 4},
     SAMPLER: {"steps": 2},
+    ENGINES: {"on_missing": "build"},
 }
 NO_TEXT = "Stable Video Diffusion has no text encoder: the prompts are not used."
 
 
 def whole(picture: str) -> Prompt:
+    """The shipped workflow, small, that builds its engines on any device."""
     return changed(published("svd_image_to_video"), SMALL, {PICTURE: {"image": picture}})
 
 

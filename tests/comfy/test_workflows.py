@@ -37,6 +37,11 @@ def small(name: str, picture: str) -> Prompt:
     return changed(published(name), SMALL, {PICTURE: {"image": picture}})
 
 
+def building(picture: str) -> Prompt:
+    """The published graph as it is on a GPU, on any device."""
+    return changed(small("image_to_video", picture), {ENGINES: {"on_missing": "build"}})
+
+
 @dataclass(frozen=True)
 class Video:
     """What a saved file says of itself."""
@@ -72,7 +77,7 @@ def fresh_picture(client: ComfyClient) -> str:
 @pytest.fixture(scope="module")
 def built(client: ComfyClient, fresh_picture: str) -> RunResult:
     """The published graph, whose Engine Loader builds the engines that no test before it has built."""
-    result = client.run(small("image_to_video", fresh_picture))
+    result = client.run(building(fresh_picture))
     assert (result.status, result.error) == ("success", None)
     return result
 
@@ -97,21 +102,21 @@ class TestThroughEngines:
         video = saved(client, described)
         assert "mp4" in video.container
         assert (video.width, video.height, video.fps, video.num_frames) == (64, 64, 8, 4)
-        assert without_fingerprints(json.loads(video.metadata["prompt"])) == small("image_to_video", fresh_picture)
+        assert without_fingerprints(json.loads(video.metadata["prompt"])) == building(fresh_picture)
         assert str(base_directory) not in video.metadata["prompt"]
 
     @pytest.mark.usefixtures("built")
     @pytest.mark.parametrize("policy", MISS_POLICIES)
     def test_another_seed_takes_what_is_there(self, client: ComfyClient, fresh_picture: str, policy: str) -> None:
         changes = {SAMPLER: {"seed": 2}, ENGINES: {"on_missing": policy}}
-        result = client.run(changed(small("image_to_video", fresh_picture), changes))
+        result = client.run(changed(building(fresh_picture), changes))
         assert (result.status, result.error) == ("success", None)
         assert not any(word in text(result, name) for name in (SAMPLER, DECODE) for word in ("built in", "eager"))
 
     @pytest.mark.usefixtures("built")
     def test_the_engine_builder_means_the_same_engines(self, client: ComfyClient, fresh_picture: str) -> None:
         prompt = {
-            LOADER: small("image_to_video", fresh_picture)[LOADER],
+            LOADER: building(fresh_picture)[LOADER],
             BUILDER: builder(component="all", shape_policy="exact"),
         }
         result = client.run(prompt)
