@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 BENCHMARKS = {
     "backends": "the bundled model's clip through every backend, against eager PyTorch in fp32",
+    "call": "one call of Wan 2.1's 14 billion parameters, with random weights",
     "ladder": "one clip in every way there is here, from diffusers in fp32 to the fastest engine",
 }
 USAGE = "usage: run.py bench NAME [options]\n\n" + "".join(

@@ -19,7 +19,7 @@ def count_tflop(network: torch.nn.Module, spec: NetworkSpec, sizes: Mapping[str,
 
     tensors = chain(network.named_parameters(), network.named_buffers())
     shapes = {name: tensor.detach().to("meta") for name, tensor in tensors}
-    dtype = next(network.parameters()).dtype
+    dtype = max(network.parameters(), key=torch.Tensor.numel).dtype  # small ones may be kept in full precision
     inputs = {
         tensor.name: torch.zeros(
             tensor.shape_at(sizes),
