@@ -17,7 +17,7 @@ def built(manifests: Sequence[Manifest], elapsed_s: float) -> str:
     one = len(manifests) == 1
     what = f"{manifests[0].spec.network.component} engine" if one else f"{len(manifests)} engines"
     cosines = [each.verdict.cosine for each in manifests if each.verdict is not None]
-    match = f", {'' if one else 'least '}cosine {min(cosines):.5f}" if cosines else ""
+    match = f",\n{'' if one else 'least '}cosine {min(cosines):.5f}" if cosines else ""
     return f"{what} built in {elapsed_s:.1f} s{match}"
 
 

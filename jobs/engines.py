@@ -365,7 +365,7 @@ class EngineSet:
         """Tells in one sentence what has been built since that reading of the monotonic clock."""
         if self._built:
             sentence = engine_words.built(self._built, time.monotonic() - started)
-            log.info("%s", sentence)
+            log.info("%s", sentence.replace("\n", " "))
             self._notes[sentence] = None
             self._built = []
 

@@ -57,4 +57,4 @@ def test_engines_built_in_one_go_are_one_sentence(make: MakeSet) -> None:
     engines.prepare({**SIZES, "chunk": 2})
     (note,) = engines.take_notes()
     assert note.startswith("2 engines built in ")
-    assert note.endswith(" s, least cosine 1.00000")
+    assert note.endswith(" s,\nleast cosine 1.00000")
