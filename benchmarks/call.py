@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -266,9 +267,8 @@ def _measured(argv: Sequence[str], options: argparse.Namespace, reference: Path)
 
 def _wait_ready(name: str, child: subprocess.Popen[str], deadline: float) -> bool:
     """Hands on what the child says until it is ready; False when it has ended or the time is over."""
-    import threading
-
-    timer = threading.Timer(max(deadline - time.monotonic(), 1.0), child.kill)
+    left_s = min(max(deadline - time.monotonic(), 1.0), threading.TIMEOUT_MAX)
+    timer = threading.Timer(left_s, child.kill)
     timer.start()
     try:
         assert child.stdout is not None  # noqa: S101 - it is a pipe
