@@ -31,11 +31,11 @@ function addLoop(node) {
   frame.className = "i2v-loop";
   const holder = document.createElement("div");
   holder.style.cssText =
-    "width: 100%; height: 100%; min-height: 200px; container-type: size; display: flex; pointer-events: none";
+    "width: 100%; height: 100%; min-height: 120px; container-type: size; display: flex; pointer-events: none";
   holder.append(frame);
   const widget = node.addDOMWidget("i2v-loop", "i2v-loop", holder, { serialize: false, hideOnZoom: false });
   widget.serialize = false;
-  widget.computeLayoutSize = () => ({ minWidth: 100, minHeight: 240 });
+  widget.computeLayoutSize = () => ({ minWidth: 100, minHeight: 160 });
   return frame;
 }
 
