@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
 
@@ -31,11 +32,14 @@ from ..engine_builder.store import EngineStore, Plan
 from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.base import VideoModel
 from . import engine_words
+from .networks import Networks
 from .parallel import Task, build_in_parallel
 from .policy import EnginePolicy
 from .residency import LoadInPlace, Residency
 
 log = logging.getLogger(__name__)
+
+AnyNetworks = TypeVar("AnyNetworks", bound=Networks)
 
 BUILDERS_ON_CPU = 2
 """Builds at a time on a machine without a GPU: each is one thread of Python."""
@@ -52,12 +56,12 @@ class _Choice:
     warning: str | None = None
 
 
-class EngineSet:
-    """A model's runners under one policy. Runners are kept, and loaded through the residency."""
+class Engines(Generic[AnyNetworks]):
+    """The runners of some networks under one policy. Runners are kept, and loaded through the residency."""
 
     def __init__(
         self,
-        model: VideoModel,
+        model: AnyNetworks,
         store: EngineStore,
         policy: EnginePolicy,
         device: torch.device,
@@ -368,6 +372,10 @@ class EngineSet:
             log.info("%s", sentence.replace("\n", " "))
             self._notes[sentence] = None
             self._built = []
+
+
+class EngineSet(Engines[VideoModel]):
+    """A video model's runners."""
 
 
 def default_device() -> torch.device:

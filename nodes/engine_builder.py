@@ -10,11 +10,11 @@ from ..engine_builder.backends.registry import AUTO
 from ..engine_builder.backends.tensorrt import TensorRTBackend
 from ..engine_builder.backends.tensorrt_library import RTX_ARCHS
 from ..jobs.engines import EngineSet
-from ..jobs.policy import SHAPE_POLICIES, EnginePolicy
+from ..jobs.policy import EnginePolicy
 from ..jobs.prebuild import ALL, Prebuild, component_names, prebuild
 from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
 from . import host
-from .types import BACKEND_NAMES, BACKEND_TOOLTIP, CATEGORY, PRECISION_NAMES, Model, sockets, verdict
+from .types import CATEGORY, Model, backend_input, precision_input, shape_policy_input, sockets, verdict
 
 HERE = "this machine"
 
@@ -34,20 +34,12 @@ class EngineBuilder(io.ComfyNode):
                 io.Combo.Input(
                     "component", options=[ALL, *component_names()], default=ALL, tooltip="Which network to compile."
                 ),
-                io.Combo.Input(
-                    "shape_policy",
-                    options=list(SHAPE_POLICIES),
-                    default="range",
-                    tooltip="range: one engine for every size, tuned for the one below. "
-                    "exact: this size alone, faster and quicker to build.",
-                ),
+                shape_policy_input(),
                 io.Int.Input("width", default=512, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels."),
                 io.Int.Input("height", default=512, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels."),
                 io.Int.Input("num_frames", default=16, min=1, max=MAX_FRAMES, tooltip="Frames in a clip."),
-                io.Combo.Input(
-                    "precision", options=PRECISION_NAMES, default="auto", tooltip="auto: fp16 on a CUDA GPU, else fp32."
-                ),
-                io.Combo.Input("backend", options=BACKEND_NAMES, default="auto", tooltip=BACKEND_TOOLTIP),
+                precision_input(),
+                backend_input(),
                 io.Boolean.Input("force", default=False, tooltip="Build again even if the engine is there."),
                 io.Combo.Input(
                     "target",

@@ -6,9 +6,9 @@ from comfy_api.latest import io
 
 from ..engine_builder.backends.registry import AUTO
 from ..jobs.engines import EngineSet
-from ..jobs.policy import MISS_POLICIES, SHAPE_POLICIES, EnginePolicy
+from ..jobs.policy import EnginePolicy
 from . import host
-from .types import BACKEND_NAMES, BACKEND_TOOLTIP, CATEGORY, PRECISION_NAMES, Model, sockets
+from .types import CATEGORY, Model, backend_input, on_missing_input, precision_input, shape_policy_input, sockets
 
 
 class EngineLoader(io.ComfyNode):
@@ -23,24 +23,10 @@ class EngineLoader(io.ComfyNode):
             search_aliases=["tensorrt", "load engine", "accelerate", "compile", "onnxruntime"],
             inputs=[
                 Model.Input("model", tooltip="From the I2V Model Loader."),
-                io.Combo.Input(
-                    "on_missing",
-                    options=list(MISS_POLICIES),
-                    default=AUTO,
-                    tooltip="No engine fits. auto: build one on a GPU; on a CPU, where it saves little, run eager "
-                    "PyTorch. build: one now. eager: PyTorch with a warning. stop: an error.",
-                ),
-                io.Combo.Input(
-                    "shape_policy",
-                    options=list(SHAPE_POLICIES),
-                    default="range",
-                    tooltip="For engines built here. range: one for every size. exact: for the size asked for alone, "
-                    "faster and quicker to build.",
-                ),
-                io.Combo.Input(
-                    "precision", options=PRECISION_NAMES, default="auto", tooltip="auto: fp16 on a CUDA GPU, else fp32."
-                ),
-                io.Combo.Input("backend", options=BACKEND_NAMES, default="auto", tooltip=BACKEND_TOOLTIP),
+                on_missing_input(),
+                shape_policy_input(),
+                precision_input(),
+                backend_input(),
             ],
             outputs=[Model.Output(display_name="model", tooltip="The same model, through engines.")],
             hidden=[io.Hidden.unique_id],

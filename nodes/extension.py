@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import host
 from .benchmark import Benchmark
 from .compare_videos import CompareVideos
+from .compile_model import CompileModel
 from .conditioning import I2VConditioning
 from .engine_builder import EngineBuilder
 from .engine_doctor import EngineDoctor
@@ -19,10 +20,10 @@ from .vae_decode import VAEDecode
 
 
 class I2VExtension(ComfyExtension):
-    """The pack's nodes, in the order of a graph, then the tools."""
+    """The pack's nodes, in the order of a graph, then the one for others' graphs, then the tools."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         host.register_folders()
         host.provide_picture()
-        tools = [EngineDoctor, EngineManager, CompareVideos, Benchmark]
-        return [ModelLoader, EngineBuilder, EngineLoader, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo, *tools]
+        clip = [ModelLoader, EngineBuilder, EngineLoader, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo]
+        return [*clip, CompileModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]

@@ -198,13 +198,17 @@ class HostResidency:
     def __init__(self) -> None:
         self._patchers: dict[int, RunnerPatcher] = {}
 
-    def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
-        """Makes room for the runner and its scratch memory, evicting what ComfyUI can spare, and loads it."""
+    def hold(self, runner: Runner, scratch_bytes: int, beside: ModelPatcher | None = None) -> str | None:
+        """Makes room for the runner and its scratch memory, evicting what ComfyUI can spare, and loads it.
+
+        `beside` is a model that is in use and stays.
+        """
         there = self._loaded()
         patcher = self._patchers.get(id(runner))
         if patcher is None:
             patcher = self._patchers[id(runner)] = RunnerPatcher(runner)
-        memory.load_models_gpu([patcher], memory_required=scratch_bytes)
+        needed = [patcher] if beside is None else [beside, patcher]
+        memory.load_models_gpu(needed, memory_required=scratch_bytes)
         if not runner.is_loaded:  # its weights were moved by a runner that shares them
             runner.load()
         gone = [name for name in there if name not in self._loaded()]

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from ..engine_builder.backends.registry import AUTO, BACKENDS
 from ..engine_builder.errors import I2VError, InputError
 from ..engine_builder.spec import PRECISIONS
+from ..jobs.policy import MISS_POLICIES, SHAPE_POLICIES
 
 Model = io.Custom("I2V_MODEL")
 """Carries a `jobs.engines.EngineSet`: a checkpoint and the policy by which its engines are found."""
@@ -20,12 +21,48 @@ Conditioning = io.Custom("I2V_CONDITIONING")
 """Carries a `pipeline.conditioning.Conditioning`."""
 
 CATEGORY = "I2V TensorRT"
-BACKEND_NAMES = [AUTO, *BACKENDS]
-BACKEND_TOOLTIP = (
-    "auto: the fastest that is installed. tensorrt: NVIDIA GPUs. inductor: PyTorch's own compiler, for any CUDA GPU "
-    "or CPU, with a C++ compiler on the machine. onnxruntime: builds in seconds. eager: nothing to build, slower."
-)
 PRECISION_NAMES = [AUTO, *PRECISIONS]
+
+
+def on_missing_input() -> io.Combo.Input:
+    """What to do where no engine fits."""
+    return io.Combo.Input(
+        "on_missing",
+        options=list(MISS_POLICIES),
+        default=AUTO,
+        tooltip="No engine fits. auto: build one on a GPU; on a CPU, where it saves little, run eager PyTorch. "
+        "build: one now. eager: PyTorch with a warning. stop: an error.",
+    )
+
+
+def shape_policy_input(default: str = "range") -> io.Combo.Input:
+    """Which sizes an engine that is built serves."""
+    return io.Combo.Input(
+        "shape_policy",
+        options=list(SHAPE_POLICIES),
+        default=default,
+        tooltip="For engines built here. range: one for every size, tuned for the one asked for. exact: for that "
+        "size alone, faster and quicker to build.",
+    )
+
+
+def precision_input() -> io.Combo.Input:
+    """The precision of engines."""
+    return io.Combo.Input(
+        "precision", options=PRECISION_NAMES, default=AUTO, tooltip="auto: fp16 on a CUDA GPU, else fp32."
+    )
+
+
+def backend_input() -> io.Combo.Input:
+    """The backend of engines."""
+    return io.Combo.Input(
+        "backend",
+        options=[AUTO, *BACKENDS],
+        default=AUTO,
+        tooltip="auto: the fastest that is installed. tensorrt: NVIDIA GPUs. inductor: PyTorch's own compiler, for "
+        "any CUDA GPU or CPU, with a C++ compiler on the machine. onnxruntime: builds in seconds. eager: nothing to "
+        "build, slower.",
+    )
 
 
 Execute = Callable[..., io.NodeOutput]

@@ -53,9 +53,8 @@ class InductorRunner(Runner):
         self._source = network
         self._network: torch.nn.Module | None = None
         self._package: Any = None
-        self._owned: dict[str, torch.Tensor] = {}
-        """The network's tensors that the engine uses, and below what they held when they were bound."""
         self._bound: dict[str, torch.Tensor] = {}
+        """The memory of the network's tensors that the engine uses."""
         self._seen: set[tuple[Any, ...]] = set()
         self._replays: dict[tuple[Any, ...], Replay] = {}
         # What runs once a clip gains nothing from a graph, which would hold on to its scratch memory.
@@ -63,10 +62,11 @@ class InductorRunner(Runner):
 
     @property
     def is_loaded(self) -> bool:
-        """Read off the weights, for another runner may share them and have moved them."""
-        return self._package is not None and all(
-            tensor.data_ptr() == self._bound[name].data_ptr() for name, tensor in self._owned.items()
-        )
+        """Read off the weights: another runner may have moved them, or their owner put others in their place."""
+        if self._package is None:
+            return False
+        tensors = tensors_of(self._module)
+        return all(tensors[name].data_ptr() == memory.data_ptr() for name, memory in self._bound.items())
 
     @property
     def memory_bytes(self) -> int:
@@ -79,11 +79,10 @@ class InductorRunner(Runner):
         self._let_go()
         package = self._open()
         network = self._module.to(self.device)
-        owned = self._laid_out(network, package)
         # Others may give a parameter another memory: the engine's own reference keeps what it was bound to.
-        bound = {name: tensor.detach() for name, tensor in owned.items()}
+        bound = {name: tensor.detach() for name, tensor in self._laid_out(network, package).items()}
         package.load_constants(bound, check_full_update=True, user_managed=True)
-        self._package, self._owned, self._bound = package, owned, bound
+        self._package, self._bound = package, bound
 
     def unload(self) -> None:
         self._let_go()
@@ -95,7 +94,7 @@ class InductorRunner(Runner):
     def _let_go(self) -> None:
         self._seen.clear()
         self._replays.clear()
-        self._package, self._owned, self.warning = None, {}, None
+        self._package, self.warning = None, None
         for tensor in self._bound.values():
             # PyTorch never lets go of tensors that a package was given: only the memory can be taken from them.
             tensor.data = tensor.new_empty(0)

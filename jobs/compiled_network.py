@@ -1,0 +1,257 @@
+"""Runs calls of somebody else's network through engines: each call's sizes decide which, by the user's policy.
+
+The network stays what it is. An engine is used only after it has given what the network gives for the very same
+inputs and weights; whatever stands in the way, the network itself runs, and a sentence says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from ..engine_builder.backends.base import Report, Runner
+from ..engine_builder.backends.eager import EagerBackend
+from ..engine_builder.backends.registry import choose_backend
+from ..engine_builder.errors import BackendUnavailableError, EngineError, I2VError, InputError
+from ..engine_builder.source import NetworkSource
+from ..engine_builder.spec import NetworkSpec, TensorSpec
+from ..engine_builder.store import EngineStore
+from ..engine_builder.verify import measure, passes
+from ..pipeline.models.base import Component
+from .engines import Engines
+from .network_call import Call, limits_of, one_tensor, tensor_specs
+from .policy import EnginePolicy
+from .residency import Residency
+
+NETWORK, PREDICTION = "network", "prediction"
+MAX_KINDS = 8
+"""Kinds of calls that are told apart; a network with more has arguments that change at every call."""
+
+Original = Callable[[], Any]
+"""The call as it is without us."""
+
+
+class NetworkOwner(Protocol):
+    """Whoever has the network, and may change its weights between calls."""
+
+    @cached_property
+    def identity(self) -> NetworkSpec:
+        """The network without its tensors; `weights_sha256` is empty."""
+        ...
+
+    @property
+    def weights(self) -> object:
+        """Equal as long as the weights are the same."""
+        ...
+
+    def weights_sha256(self) -> str:
+        """A digest of the weights as they are now."""
+        ...
+
+    def called(self, tree: str) -> torch.nn.Module:
+        """The network over its own weights, called as in `tree`."""
+        ...
+
+    def source(self, tree: str, device: torch.device, *, weights: bool) -> NetworkSource:
+        """How another process gets the network, with its weights or with others of their kind."""
+        ...
+
+
+class _OneNetwork:
+    """The network, called in one way, as `Engines` asks for networks."""
+
+    engine_components: ClassVar[tuple[str, ...]] = (NETWORK,)
+    build_order: ClassVar[tuple[str, ...]] = (NETWORK,)
+    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def __init__(self, owner: NetworkOwner, spec: NetworkSpec, tree: str, device: torch.device) -> None:
+        self.spec = spec
+        self._owner, self._tree, self._device = owner, tree, device
+
+    @cached_property
+    def components(self) -> Mapping[str, Component]:
+        return {NETWORK: Component(self.spec, self._load)}
+
+    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
+        return ()
+
+    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource:
+        return self._owner.source(self._tree, self._device, weights=bool(self.spec.weights_sha256))
+
+    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
+        return 0  # whoever owns the network has made room for what it needs itself
+
+    def _load(self, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
+        return self._owner.called(self._tree)
+
+
+@dataclass
+class _Kind:
+    """One kind of calls: its engines, and which of them have been compared at which sizes and weights."""
+
+    engines: Engines[_OneNetwork]
+    compared: dict[tuple[Runner, object, object], str | None] = field(default_factory=dict)
+    """None for an engine that passed, else why it is not used."""
+
+
+@dataclass
+class Tally:
+    """What the calls since the last look ran on."""
+
+    engine: int = 0
+    compared: int = 0
+    """Calls that the network ran, with an engine beside it to be compared."""
+    original: int = 0
+
+    @property
+    def calls(self) -> int:
+        """All of them."""
+        return self.engine + self.compared + self.original
+
+
+class CompiledNetwork:
+    """Somebody else's network, through engines where there are any for a call."""
+
+    def __init__(
+        self, owner: NetworkOwner, store: EngineStore, policy: EnginePolicy, residency: Residency, report: Report
+    ) -> None:
+        self.tally = Tally()
+        self._owner, self._store, self._policy = owner, store, policy
+        self._residency, self._report = residency, report
+        self._kinds: dict[tuple[object, ...], _Kind] = {}
+        self._notes: dict[str, None] = {}
+
+    def run(self, call: Call, original: Original) -> Any:
+        """What `original()` gives, by an engine if one is there or may be built.
+
+        Raises MissingEngineError, or what a build failed of, when the policy is to stop.
+        """
+        kind, reference = self._kind(call), None
+        if kind is None:
+            reference = original()
+            try:
+                kind = self._new_kind(call, one_tensor(reference))
+            except I2VError as error:
+                self._notes[str(error)] = None
+                self.tally.original += 1
+                return reference
+        runner = self._runner(kind, call)
+        if runner is None:
+            self.tally.original += 1
+            return original() if reference is None else reference
+        proof = (runner, tuple(call.tensors[name].shape for name in call.tensors), self._owner.weights)
+        if proof not in kind.compared:
+            reference = original() if reference is None else reference
+            kind.compared[proof] = self._difference(runner, call, one_tensor(reference))
+            self.tally.compared += 1
+            return reference
+        return self._run(kind, runner, call, proof, original)
+
+    def take_notes(self) -> list[str]:
+        """Sentences for the user since the last call, each once."""
+        for kind in self._kinds.values():
+            self._notes.update(dict.fromkeys(kind.engines.take_notes()))
+        notes, self._notes = list(self._notes), {}
+        return notes
+
+    def unload(self) -> None:
+        """Lets go of the weights, and of all memory of the engines."""
+        for kind in self._kinds.values():
+            kind.engines.unload()
+
+    def backends(self) -> Iterator[str]:
+        """The backends whose engines are in use."""
+        yield from dict.fromkeys(runner.backend for kind in self._kinds.values() for runner, *_ in kind.compared)
+
+    def _run(
+        self, kind: _Kind, runner: Runner, call: Call, proof: tuple[Runner, object, object], original: Original
+    ) -> Any:
+        why = kind.compared[proof]
+        if why is None:
+            try:
+                found = runner(call.tensors)[PREDICTION]
+            except EngineError as error:
+                kind.compared[proof] = why = str(error)
+            else:
+                self.tally.engine += 1
+                return found
+        self._notes[why] = None
+        self.tally.original += 1
+        return original()
+
+    def _difference(self, runner: Runner, call: Call, expected: torch.Tensor) -> str | None:
+        """Why the engine may not stand for the network: it failed, or gives something else. None when it may."""
+        try:
+            found = runner(call.tensors)[PREDICTION]
+            sizes = runner.spec.network.sizes_of(call.tensors)
+            passes(measure(_flat(expected), _flat(found), sizes), runner.spec.precision)
+        except EngineError as error:
+            why = f"The network runs as it is: {error}"
+            self._notes[why] = None
+            return why
+        return None
+
+    def _kind(self, call: Call) -> _Kind | None:
+        return self._kinds.get(self._key(call))
+
+    def _key(self, call: Call) -> tuple[object, ...]:
+        return (call.tree, self._specs(call, call.tensors), call.latents.device, self._weights_sha256(call))
+
+    def _new_kind(self, call: Call, output: torch.Tensor) -> _Kind:
+        """Raises InputError for latents of another precision than engines have, or for too many kinds."""
+        key = self._key(call)
+        self._drop_others(key)
+        if len(self._kinds) >= MAX_KINDS:
+            raise InputError(f"The network is called in more than {MAX_KINDS} ways, of which each needs an engine.")
+        spec = replace(
+            self._owner.identity,
+            weights_sha256=self._weights_sha256(call),
+            inputs=self._specs(call, call.tensors),
+            outputs=self._specs(call, {PREDICTION: output}),
+            limits=limits_of(call.latents),
+        )
+        policy = replace(self._policy, precision=call.precision)
+        device = call.latents.device
+        networks = _OneNetwork(self._owner, spec, call.tree, device)
+        kind = _Kind(Engines(networks, self._store, policy, device, self._residency, self._report))
+        self._kinds[key] = kind
+        return kind
+
+    def _drop_others(self, key: tuple[object, ...]) -> None:
+        """Forgets the engines that hold other weights: the store has them, should those come back."""
+        for other in [each for each in self._kinds if each[-1] != key[-1]]:
+            self._kinds.pop(other).engines.unload()
+
+    def _runner(self, kind: _Kind, call: Call) -> Runner | None:
+        """An engine that is loaded over the weights as they are; None where the network itself is to run."""
+        sizes = kind.engines.model.spec.sizes_of(call.tensors)
+        runner = kind.engines.runner(NETWORK, sizes)
+        policy = kind.engines.policy
+        if runner.backend != EagerBackend.name or policy.backend == EagerBackend.name or policy.shapes == "exact":
+            return None if runner.backend == EagerBackend.name else runner
+        # Not every network exports for a range of sizes: one that does not has an engine for each.
+        old = kind.engines
+        self._notes.update(dict.fromkeys(old.take_notes()))
+        exact = replace(policy, shapes="exact")
+        kind.engines = Engines(old.model, self._store, exact, old.device, self._residency, self._report)
+        return self._runner(kind, call)
+
+    def _weights_sha256(self, call: Call) -> str:
+        """The digest that the engines of the backend depend on, empty for one whose engines hold no weights."""
+        try:
+            backend = choose_backend(self._policy.backend, call.latents.device)
+        except BackendUnavailableError:
+            return ""
+        return self._owner.weights_sha256() if backend.builds and backend.holds_weights else ""
+
+    @staticmethod
+    def _specs(call: Call, tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
+        return tensor_specs(tensors, call.latents)
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double().flatten().cpu()

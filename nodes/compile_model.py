@@ -1,0 +1,52 @@
+"""I2V Compile Model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..jobs.policy import EnginePolicy
+from . import host, host_model
+from .types import CATEGORY, backend_input, on_missing_input, shape_policy_input, sockets, verdict
+
+
+class CompileModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="I2VTRT_CompileModel",
+            display_name="I2V Compile Model",
+            category=CATEGORY,
+            description="Lets a MODEL of ComfyUI's own loaders run through engines, for KSampler and everything else "
+            "that takes a MODEL. What an engine cannot honour runs as it is, and the node says so.",
+            search_aliases=["tensorrt", "torch compile", "accelerate", "wan", "svd", "ksampler", "inductor"],
+            inputs=[
+                io.Model.Input("model", tooltip="From a loader, such as Load Diffusion Model, or a LoRA's."),
+                on_missing_input(),
+                shape_policy_input("exact"),
+                backend_input(),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The same model, through engines."),
+                io.String.Output(display_name="status", tooltip="What the engines will be; each run tells on the node."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, backend: Any = None) -> bool | str:
+        return True if backend is None else verdict(lambda: host.check_backend(backend))
+
+    @classmethod
+    @sockets(model=host_model.ModelPatcher)
+    def execute(
+        cls, model: host_model.ModelPatcher, on_missing: str, shape_policy: str, backend: str
+    ) -> io.NodeOutput:
+        with host.sentences():
+            policy = EnginePolicy(backend=backend, shapes=shape_policy, on_missing=on_missing)
+            compiled = host_model.CompiledModel(cls.hidden.unique_id, policy)
+            status = compiled.prospect(model)
+            clone = compiled.attached_to(model)
+        host.say(cls.hidden.unique_id, status)
+        return io.NodeOutput(clone, status, ui=host.text_ui([status]))

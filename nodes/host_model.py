@@ -1,0 +1,268 @@
+"""Engines inside ComfyUI's own MODEL: where its network is called, one stands in for it where that changes nothing.
+
+The innermost of ComfyUI's wrappers around a diffusion model is the place: guidance, samplers, previews, caches and
+everything else that wraps the network stay outside and see what they always see. What reaches inside it (patches,
+controls, hooks) is looked for at every call, and the network itself then runs.
+
+The weights stay ComfyUI's: loaded, patched, moved and freed by its memory manager. An engine is bound to them while
+a sampler runs and lets go of them at its end, so that what the manager frees between two runs is free.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as memory
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+from ..engine_builder.backends.base import Runner
+from ..engine_builder.backends.eager import EagerBackend
+from ..engine_builder.backends.registry import BACKENDS, choose_backend
+from ..engine_builder.errors import InputError
+from ..jobs.compiled_network import CompiledNetwork, Tally
+from ..jobs.network_call import Call, read_call
+from ..jobs.policy import EnginePolicy
+from ..jobs.residency import LoadInPlace
+from . import host
+from .host_network import METHOD, OPTIONS, CoreNetwork
+
+log = logging.getLogger(__name__)
+
+KEY = "i2v_tensorrt"
+CONTROL = "control"
+OUTSIDE = {
+    "cond_or_uncond",
+    "uuids",
+    "sigmas",
+    "sample_sigmas",
+    "callbacks",
+    "prefetch_dynamic_vbars",
+    "original_shape",
+    "transformer_index",
+    "total_blocks",
+    "block",
+    "block_index",
+    "block_type",
+    "grid_sizes",
+    "activations_shape",
+    "easycache",
+}
+"""What a network is told, or writes down, without giving another result for it."""
+WRAPPERS = {kind for name, kind in vars(WrappersMP).items() if name.isupper() and isinstance(kind, str)}
+"""The kinds of wrappers that ComfyUI has: all of them are outside the network."""
+
+
+class _Residency(LoadInPlace):
+    """The weights that engines borrow are in place already; an engine that holds its own asks for room."""
+
+    def __init__(self) -> None:
+        self.patcher: ModelPatcher | None = None
+        self.was_cleared = False
+        self._host = host.HostResidency()
+
+    def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
+        if runner.backend == EagerBackend.name:
+            return None  # the network itself: its owner has loaded it
+        if self.was_cleared and self.patcher is not None:
+            self.was_cleared = False
+            memory.load_models_gpu([self.patcher])
+        if BACKENDS[runner.backend].holds_weights:
+            return self._host.hold(runner, scratch_bytes, beside=self.patcher)
+        runner.load()
+        return None
+
+    def clear(self) -> None:
+        if host.device().type != "cpu":
+            self._host.clear()
+            self.was_cleared = True
+
+
+class CompiledModel:
+    """What stands around the network of a MODEL and its clones; tells the node `node_id` what became of each run."""
+
+    def __init__(self, node_id: str | None, policy: EnginePolicy) -> None:
+        self._node_id, self._policy = node_id, policy
+        self._patcher: ModelPatcher | None = None
+        self._residency = _Residency()
+        self._network: tuple[CoreNetwork, CompiledNetwork] | None = None
+        self._refused: dict[str, int] = {}
+        """How many calls of this run the network itself took, by the reason."""
+
+    def prospect(self, model: ModelPatcher) -> str:
+        """What is to be expected of the model, before anything ran."""
+        network = f"{type(model.model).__name__}, {_name(model)}"
+        try:
+            self._core(model).check()
+        except InputError as error:
+            return f"{network} runs as it is: {error}"
+        backend = choose_backend(self._policy.backend, model.load_device)
+        sizes = "one engine for each size" if self._policy.shapes == "exact" else "an engine for many sizes"
+        return f"{network}: {sizes}, {backend.name} on {model.load_device}"
+
+    def attached_to(self, model: ModelPatcher) -> ModelPatcher:
+        """A clone of the model with the engines in it; the model stays as it is."""
+        clone = _resident_clone(model)
+        clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self)
+        for kind, callback in ((CallbacksMP.ON_PRE_RUN, self._begin), (CallbacksMP.ON_CLEANUP, self._end)):
+            clone.remove_callbacks_with_key(kind, KEY)
+            clone.add_callback_with_key(kind, KEY, callback)
+        return clone
+
+    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """The wrapper: lets those that come after it do their part, with an engine in the network's place."""
+        rest = executor.wrappers[executor.idx + 1 :]
+
+        def network(*args: Any, **kwargs: Any) -> Any:
+            return self._run(executor, args, kwargs)
+
+        return type(executor)(network, executor.class_obj, rest, 0).execute(*args, **kwargs)
+
+    def _run(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def original() -> Any:
+            return executor.original(*args, **kwargs)
+
+        try:
+            patcher, call = self._call(executor, args, kwargs)
+            core, compiled = self._engines(patcher)
+        except InputError as error:
+            self._refused[str(error)] = self._refused.get(str(error), 0) + 1
+            return original()
+        core.weights = patcher.patches_uuid
+        with host.sentences():
+            return compiled.run(call, original)
+
+    def _call(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ModelPatcher, Call]:
+        """The call and whose it is; raises InputError where an engine would not give what the network gives."""
+        patcher = self._patcher
+        if patcher is None or patcher.model.diffusion_model is not executor.class_obj:
+            raise InputError("Expected the network of the model that is sampled, found another one.")
+        if getattr(executor.original, "__name__", "") != METHOD:
+            raise InputError(f"Expected the network's own {METHOD}, found another function in its place.")
+        bound = inspect.signature(executor.original).bind(*args, **kwargs).arguments
+        call = read_call(executor.original, args, kwargs, (OPTIONS, CONTROL))
+        for reason in obstacles(patcher, bound, call.latents.device):
+            raise InputError(reason)
+        return patcher, call
+
+    def _engines(self, patcher: ModelPatcher) -> tuple[CoreNetwork, CompiledNetwork]:
+        """The engines of the model's network; raises InputError for one that cannot have any.
+
+        A model that was loaded anew has another network: that of before is forgotten.
+        """
+        if self._network is None or self._network[0].network is not patcher.model.diffusion_model:
+            self._let_go()
+            core, store = self._core(patcher), host.engine_store()
+            compiled = CompiledNetwork(core, store, self._policy, self._residency, host.tell_build)
+            self._network = core, compiled
+        self._network[0].check()
+        return self._network
+
+    @staticmethod
+    def _core(patcher: ModelPatcher) -> CoreNetwork:
+        return CoreNetwork(patcher.model, Path(folder_paths.get_temp_directory()))
+
+    def _begin(self, patcher: ModelPatcher) -> None:
+        self._patcher = self._residency.patcher = patcher
+        self._refused.clear()
+
+    def _end(self, patcher: ModelPatcher) -> None:
+        """After a run, whether it came to its end or not: lets go of everything, and tells."""
+        self._patcher = self._residency.patcher = None
+        self._let_go()
+        lines = self._told() or [f"The network runs as it is: ComfyUI gives no way to wrap {_name(patcher)}."]
+        for line in lines[1:]:
+            log.warning("%s", line)
+        host.say(self._node_id, "\n".join(lines))
+
+    def _let_go(self) -> None:
+        if self._network is not None:
+            core, compiled = self._network
+            compiled.unload()
+            core.clean()
+
+    def _told(self) -> list[str]:
+        """What the calls of the run ran on, and why; empty if there were none."""
+        tally, notes, backends = Tally(), [], []
+        if self._network is not None:
+            compiled = self._network[1]
+            tally, compiled.tally = compiled.tally, tally
+            notes, backends = compiled.take_notes(), list(compiled.backends())
+        refused = sum(self._refused.values())
+        if not refused + tally.calls:
+            return []
+        tally.original += refused
+        return [_line(tally, backends), *(f"The network runs as it is: {reason}" for reason in self._refused), *notes]
+
+
+def obstacles(patcher: ModelPatcher, arguments: Mapping[str, Any], device: torch.device) -> Iterator[str]:
+    """What reaches into the network, or keeps its weights from being used where they lie: a sentence each."""
+    if arguments.get(CONTROL) is not None:
+        yield "Expected no control, found one, such as a ControlNet's."
+    yield from _patches(arguments.get(OPTIONS) or {})
+    if patcher.current_hooks is not None:
+        yield "Expected no hooks on the weights, found some."
+    patched = [name for name in patcher.object_patches if name.startswith("diffusion_model")]
+    if patched:
+        yield f"Expected the network's own parts, found another {patched[0]}."
+    if patcher.injections:
+        yield f"Expected nothing injected, found {', '.join(map(str, patcher.injections))}."
+    yield from _weights(patcher.model.diffusion_model, device)
+
+
+def _patches(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if name == "wrappers":
+            strange = [kind for kind, each in value.items() if kind not in WRAPPERS and any(each.values())]
+            if strange:
+                yield f"Expected wrappers outside the network, found {strange[0]}."
+        elif name not in OUTSIDE and _is_set(value):
+            inner = f" ({', '.join(map(str, value))})" if isinstance(value, Mapping) else ""
+            yield f"Expected no patches in the network, found {name}{inner}."
+
+
+def _is_set(value: Any) -> bool:
+    """Whether an option has a value; one that nobody can tell has."""
+    return bool(value) if isinstance(value, bool | int | float | str | list | tuple | dict) else value is not None
+
+
+def _weights(network: torch.nn.Module, device: torch.device) -> Iterator[str]:
+    for name, layer in network.named_modules():
+        if getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None) or hasattr(layer, "_v"):
+            yield "Expected weights that are loaded whole, found some that are patched or brought in as they are used."
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+            yield f"Expected the network's own layers, found a hook on {name or 'it'}."
+    if any(tensor.device != device for tensor in network.parameters()):
+        yield f"Expected all weights on {device}, found some elsewhere: the model is too large to be loaded whole."
+
+
+def _resident_clone(model: ModelPatcher) -> ModelPatcher:
+    """A clone whose weights are loaded whole where they can be, as ComfyUI's own compiling node asks for it."""
+    if not getattr(model, "is_dynamic", bool)():
+        return model.clone()
+    try:
+        return model.clone(disable_dynamic=True)
+    except RuntimeError as error:  # its loader gives no way to load it otherwise
+        log.warning("The weights stay dynamic: %s", error)
+        return model.clone()
+
+
+def _line(tally: Tally, backends: list[str]) -> str:
+    """A run's calls in numbers."""
+    parts = [f"{tally.engine} of {tally.calls} calls by the {' and '.join(backends)} engine"] if backends else []
+    if tally.compared:
+        parts.append(f"{tally.compared} by both, to compare them")
+    if tally.original or not parts:
+        parts.append(f"{tally.original} of {tally.calls} calls by the network as it is")
+    return ", ".join(parts)
+
+
+def _name(patcher: ModelPatcher) -> str:
+    return type(patcher.model.diffusion_model).__name__
