@@ -17,6 +17,7 @@ from ..engine_builder.backends.base import Report, Runner
 from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.backends.registry import choose_backend
 from ..engine_builder.errors import BackendUnavailableError, EngineError, I2VError, InputError
+from ..engine_builder.key import digest
 from ..engine_builder.source import NetworkSource
 from ..engine_builder.spec import NetworkSpec, TensorSpec
 from ..engine_builder.store import EngineStore
@@ -69,8 +70,8 @@ class _OneNetwork:
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, owner: NetworkOwner, spec: NetworkSpec, tree: str, device: torch.device) -> None:
-        self.spec = spec
-        self._owner, self._tree, self._device = owner, tree, device
+        self.spec, self.device = spec, device
+        self._owner, self._tree = owner, tree
 
     @cached_property
     def components(self) -> Mapping[str, Component]:
@@ -80,7 +81,7 @@ class _OneNetwork:
         return ()
 
     def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource:
-        return self._owner.source(self._tree, self._device, weights=bool(self.spec.weights_sha256))
+        return self._owner.source(self._tree, self.device, weights=bool(self.spec.weights_sha256))
 
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
         return 0  # whoever owns the network has made room for what it needs itself
@@ -207,17 +208,17 @@ class CompiledNetwork:
         self._drop_others(key)
         if len(self._kinds) >= MAX_KINDS:
             raise InputError(f"The network is called in more than {MAX_KINDS} ways, of which each needs an engine.")
+        identity = self._owner.identity
         spec = replace(
-            self._owner.identity,
+            identity,
+            config_sha256=digest([identity.config_sha256, call.tree]),
             weights_sha256=self._weights_sha256(call),
             inputs=self._specs(call, call.tensors),
             outputs=self._specs(call, {PREDICTION: output}),
             limits=limits_of(call.latents),
         )
-        policy = replace(self._policy, precision=call.precision)
-        device = call.latents.device
-        networks = _OneNetwork(self._owner, spec, call.tree, device)
-        kind = _Kind(Engines(networks, self._store, policy, device, self._residency, self._report))
+        networks = _OneNetwork(self._owner, spec, call.tree, call.latents.device)
+        kind = _Kind(self._engines(networks, replace(self._policy, precision=call.precision)))
         self._kinds[key] = kind
         return kind
 
@@ -230,15 +231,19 @@ class CompiledNetwork:
         """An engine that is loaded over the weights as they are; None where the network itself is to run."""
         sizes = kind.engines.model.spec.sizes_of(call.tensors)
         runner = kind.engines.runner(NETWORK, sizes)
-        policy = kind.engines.policy
-        if runner.backend != EagerBackend.name or policy.backend == EagerBackend.name or policy.shapes == "exact":
-            return None if runner.backend == EagerBackend.name else runner
-        # Not every network exports for a range of sizes: one that does not has an engine for each.
-        old = kind.engines
-        self._notes.update(dict.fromkeys(old.take_notes()))
-        exact = replace(policy, shapes="exact")
-        kind.engines = Engines(old.model, self._store, exact, old.device, self._residency, self._report)
+        if runner.backend != EagerBackend.name:
+            return runner
+        failure, policy = kind.engines.failure(NETWORK), kind.engines.policy
+        if failure is None or policy.shapes == "exact":
+            return None
+        # Not every network can be compiled for a range of sizes.
+        kind.engines.take_notes()
+        self._notes[f"Each size has its own engine. {failure}"] = None
+        kind.engines = self._engines(kind.engines.model, replace(policy, shapes="exact"))
         return self._runner(kind, call)
+
+    def _engines(self, networks: _OneNetwork, policy: EnginePolicy) -> Engines[_OneNetwork]:
+        return Engines(networks, self._store, policy, networks.device, self._residency, self._report)
 
     def _weights_sha256(self, call: Call) -> str:
         """The digest that the engines of the backend depend on, empty for one whose engines hold no weights."""

@@ -186,6 +186,10 @@ class Engines(Generic[AnyNetworks]):
             return BACKENDS[EagerBackend.name]
         return choose_backend(self.policy.backend, self.device)
 
+    def failure(self, component: str) -> EngineError | None:
+        """What a build of the component failed of; None if none did."""
+        return self._failures.get(component)
+
     def describe(self, component: str) -> str:
         """How the component last ran: backend, precision, device."""
         last = self._last.get(component)

@@ -49,12 +49,12 @@ class Call:
         raise InputError(f"Engines take latents in {', '.join(PRECISIONS.values())}, found {self.latents.dtype}.")
 
 
-def read_call(
-    function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any], left_out: Iterable[str]
-) -> Call:
-    """The call that `function(*args, **kwargs)` would be, without the arguments that are `left_out`.
+def named_arguments(
+    function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of `function(*args, **kwargs)` by name, defaults too.
 
-    Raises InputError for an argument that is neither a tensor nor plain data.
+    Raises InputError for arguments that have no names.
     """
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
@@ -67,8 +67,13 @@ def read_call(
             named[name] = value
         elif value:
             raise InputError(f"Expected arguments that have names, found {len(value)} more.")
+    return named
+
+
+def read_call(arguments: Mapping[str, Any]) -> Call:
+    """The call with those arguments; raises InputError for one that is neither a tensor nor plain data."""
     tensors: dict[str, torch.Tensor] = {}
-    tree = {name: _packed(name, value, tensors) for name, value in named.items() if name not in set(left_out)}
+    tree = {name: _packed(name, value, tensors) for name, value in arguments.items()}
     if not tensors:
         raise InputError("Expected a tensor among the arguments, found none.")
     return Call(canonical_json(tree), tensors)

@@ -1,1 +1,1 @@
-"""ComfyUI's face: one thin file a node; `host` alone touches ComfyUI's internals."""
+"""ComfyUI's face: one thin file a node; `host` and its two beside it alone touch ComfyUI's internals."""

@@ -29,7 +29,9 @@ class CompileModel(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The same model, through engines."),
-                io.String.Output(display_name="status", tooltip="What the engines will be; each run tells on the node."),
+                io.String.Output(
+                    display_name="status", tooltip="What to expect; what each run came to stands on the node."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..engine_builder.backends.registry import AUTO
 from ..jobs.engines import EngineSet
 from ..jobs.policy import EnginePolicy
 from . import host

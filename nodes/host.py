@@ -1,6 +1,7 @@
 """All that the pack asks of ComfyUI: folders, memory, progress, previews, interruption, messages.
 
-No other file touches ComfyUI's internals, so that one of its releases can break this file alone.
+Beside `host_model` and `host_network` no other file touches ComfyUI's internals, so that one of its releases can
+break these alone.
 """
 
 from __future__ import annotations

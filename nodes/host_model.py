@@ -10,7 +10,6 @@ a sampler runs and lets go of them at its end, so that what the manager frees be
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.backends.registry import BACKENDS, choose_backend
 from ..engine_builder.errors import InputError
 from ..jobs.compiled_network import CompiledNetwork, Tally
-from ..jobs.network_call import Call, read_call
+from ..jobs.network_call import Call, named_arguments, read_call
 from ..jobs.policy import EnginePolicy
 from ..jobs.residency import LoadInPlace
 from . import host
@@ -64,24 +63,34 @@ class _Residency(LoadInPlace):
 
     def __init__(self) -> None:
         self.patcher: ModelPatcher | None = None
-        self.was_cleared = False
         self._host = host.HostResidency()
+        self._was_cleared = False
+        self._borrowing: dict[Runner, None] = {}
 
     def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
         if runner.backend == EagerBackend.name:
             return None  # the network itself: its owner has loaded it
-        if self.was_cleared and self.patcher is not None:
-            self.was_cleared = False
-            memory.load_models_gpu([self.patcher])
         if BACKENDS[runner.backend].holds_weights:
             return self._host.hold(runner, scratch_bytes, beside=self.patcher)
         runner.load()
+        self._borrowing[runner] = None
         return None
+
+    def give_back(self) -> None:
+        """Lets go of borrowed weights; engines that hold their own stay for as long as the memory manager lets them."""
+        while self._borrowing:
+            self._borrowing.popitem()[0].unload()
+
+    def restore(self) -> None:
+        """Loads the model again that a build has sent away."""
+        if self._was_cleared and self.patcher is not None:
+            memory.load_models_gpu([self.patcher])
+        self._was_cleared = False
 
     def clear(self) -> None:
         if host.device().type != "cpu":
             self._host.clear()
-            self.was_cleared = True
+            self._was_cleared = True
 
 
 class CompiledModel:
@@ -146,9 +155,10 @@ class CompiledModel:
             raise InputError("Expected the network of the model that is sampled, found another one.")
         if getattr(executor.original, "__name__", "") != METHOD:
             raise InputError(f"Expected the network's own {METHOD}, found another function in its place.")
-        bound = inspect.signature(executor.original).bind(*args, **kwargs).arguments
-        call = read_call(executor.original, args, kwargs, (OPTIONS, CONTROL))
-        for reason in obstacles(patcher, bound, call.latents.device):
+        arguments = named_arguments(executor.original, args, kwargs)
+        options, control = arguments.pop(OPTIONS, None), arguments.pop(CONTROL, None)
+        call = read_call(arguments)
+        for reason in obstacles(patcher, options or {}, control, call.latents.device):
             raise InputError(reason)
         return patcher, call
 
@@ -178,8 +188,8 @@ class CompiledModel:
         self._patcher = self._residency.patcher = None
         self._let_go()
         lines = self._told() or [f"The network runs as it is: ComfyUI gives no way to wrap {_name(patcher)}."]
-        for line in lines[1:]:
-            log.warning("%s", line)
+        for reason in self._refused:
+            log.warning("%s runs as it is: %s", _name(patcher), reason)
         host.say(self._node_id, "\n".join(lines))
 
     def _let_go(self) -> None:
@@ -202,11 +212,13 @@ class CompiledModel:
         return [_line(tally, backends), *(f"The network runs as it is: {reason}" for reason in self._refused), *notes]
 
 
-def obstacles(patcher: ModelPatcher, arguments: Mapping[str, Any], device: torch.device) -> Iterator[str]:
+def obstacles(
+    patcher: ModelPatcher, options: Mapping[str, Any], control: object, device: torch.device
+) -> Iterator[str]:
     """What reaches into the network, or keeps its weights from being used where they lie: a sentence each."""
-    if arguments.get(CONTROL) is not None:
+    if control is not None:
         yield "Expected no control, found one, such as a ControlNet's."
-    yield from _patches(arguments.get(OPTIONS) or {})
+    yield from _patches(options)
     if patcher.current_hooks is not None:
         yield "Expected no hooks on the weights, found some."
     patched = [name for name in patcher.object_patches if name.startswith("diffusion_model")]
@@ -256,10 +268,12 @@ def _resident_clone(model: ModelPatcher) -> ModelPatcher:
 
 def _line(tally: Tally, backends: list[str]) -> str:
     """A run's calls in numbers."""
-    parts = [f"{tally.engine} of {tally.calls} calls by the {' and '.join(backends)} engine"] if backends else []
+    parts: list[str] = []
+    if tally.engine + tally.compared:
+        parts.append(f"{tally.engine} of {tally.calls} calls by the {' and '.join(backends)} engine")
     if tally.compared:
         parts.append(f"{tally.compared} by both, to compare them")
-    if tally.original or not parts:
+    if tally.original:
         parts.append(f"{tally.original} of {tally.calls} calls by the network as it is")
     return ", ".join(parts)
 

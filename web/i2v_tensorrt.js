@@ -17,6 +17,7 @@ const FACES = {
   I2VTRT_Conditioning: { title: BROWN, width: 400, height: 420 },
   I2VTRT_DDIMSampler: { title: PURPLE, width: 300 },
   I2VTRT_VAEDecode: { title: GREEN, width: 260 },
+  I2VTRT_CompileModel: { title: BLUE, width: 320, height: 220 },
   I2VTRT_SaveVideo: { title: GREEN, width: 340 },
   I2VTRT_EngineDoctor: { title: BLUE, width: 480 },
   I2VTRT_EngineManager: { title: BLUE, width: 480 },

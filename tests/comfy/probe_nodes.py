@@ -1,10 +1,13 @@
-"""Custom nodes for the tests: steps to watch, interrupt and fail; the models in memory; a comparison of frames.
+"""Custom nodes for the tests: steps to watch, interrupt and fail; the models in memory; a comparison of frames; what
+an encoder of billions of weights would give.
 
 ComfyUI loads this file; nothing else imports it.
 """
 
 import time
+from types import SimpleNamespace
 
+import comfy.controlnet  # pyright: ignore[reportMissingImports]
 import comfy.model_management  # pyright: ignore[reportMissingImports]
 import comfy.utils  # pyright: ignore[reportMissingImports]
 import torch
@@ -82,8 +85,57 @@ class ProbeDifference:
                 "shapes": [list(a.shape), list(b.shape)],
                 "difference": [float((a - b).abs().max())],
                 "range": [float(a.min()), float(a.max())],
+                "mse": [float((a.double() - b.double()).square().mean())],
+                "std": [float(a.std())],
             }
         }
 
 
-NODE_CLASS_MAPPINGS = {"ProbeSteps": ProbeSteps, "ProbeModels": ProbeModels, "ProbeDifference": ProbeDifference}
+class ProbeConditioning:
+    """Random conditioning of `tokens` by `width`, and of a picture: tokens of CLIP's, latents beside the noise."""
+
+    CATEGORY = "tests"
+    FUNCTION = "run"
+    RETURN_TYPES = ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        number = ("INT", {"default": 0, "min": 0, "max": 1 << 20})
+        more = {"picture_tokens": number, "latent": ("LATENT",)}
+        return {"required": {"tokens": number, "width": number, "seed": number}, "optional": more}
+
+    def run(self, tokens: int, width: int, seed: int, picture_tokens: int = 0, latent: dict | None = None) -> tuple:
+        generator = torch.Generator().manual_seed(seed)
+        more: dict = {}
+        if picture_tokens:
+            hidden = torch.randn(1, picture_tokens, 1280, generator=generator)
+            more["clip_vision_output"] = SimpleNamespace(penultimate_hidden_states=hidden)
+        if latent is not None:
+            more["concat_latent_image"] = torch.randn(latent["samples"][:1].shape, generator=generator)
+        return ([[torch.randn(1, tokens, width, generator=generator), more]],)
+
+
+class ProbeControl:
+    """Puts a control beside conditioning that adds nothing to it."""
+
+    CATEGORY = "tests"
+    FUNCTION = "run"
+    RETURN_TYPES = ("CONDITIONING",)
+
+    class Control(comfy.controlnet.ControlBase):
+        def get_control(self, *_: object) -> dict:
+            return {"input": [], "middle": [], "output": []}
+
+        def copy(self) -> "ProbeControl.Control":
+            return self
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"conditioning": ("CONDITIONING",)}}
+
+    def run(self, conditioning: list) -> tuple:
+        return ([[tokens, {**more, "control": self.Control()}] for tokens, more in conditioning],)
+
+
+NODES = (ProbeSteps, ProbeModels, ProbeDifference, ProbeConditioning, ProbeControl)
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}

@@ -14,6 +14,7 @@ MODULE = "custom_nodes.I2V-TensorRT"
 NODES = {
     "I2VTRT_Benchmark",
     "I2VTRT_CompareVideos",
+    "I2VTRT_CompileModel",
     "I2VTRT_Conditioning",
     "I2VTRT_DDIMSampler",
     "I2VTRT_EngineBuilder",

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +24,7 @@ from i2v_tensorrt.tests.comfy.graphs import (
     node,
     only,
 )
-
-TEXT_MESSAGE = 3
+from i2v_tensorrt.tests.comfy.texts import read_text
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +84,7 @@ def test_each_stage_says_its_name_on_its_node(client: ComfyClient, picture: str)
         client.run(prompt)
         heard: list[tuple[str, str]] = []
         while (DECODE, "decode: frame 4 of 4") not in heard:
-            message = socket.recv(timeout=10)
-            if isinstance(message, bytes) and struct.unpack_from(">I", message)[0] == TEXT_MESSAGE:
-                heard.append(read_text(message))
+            heard += read_text(socket.recv(timeout=10))
     assert {line for name, line in heard if name == CONDITIONING} >= {
         "encode: text",
         "encode: picture",
@@ -100,12 +96,6 @@ def test_each_stage_says_its_name_on_its_node(client: ComfyClient, picture: str)
         "denoise: step 2 of 2",
     ]
     assert (DECODE, "decode: frame 2 of 4") in heard
-
-
-def read_text(message: bytes) -> tuple[str, str]:
-    """Node and line of a text message: type, the node id's length, the node id, the line."""
-    (length,) = struct.unpack_from(">I", message, 4)
-    return message[8 : 8 + length].decode(), message[8 + length :].decode()
 
 
 def interrupt_at(client: ComfyClient, name: str, value: int) -> Callable[[Event], None]:

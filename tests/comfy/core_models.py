@@ -1,0 +1,105 @@
+"""Tiny random checkpoints in the layouts that ComfyUI's own loaders know, written by ComfyUI's own classes.
+
+Run by ComfyUI's Python as a script: the folder of ComfyUI, the folder of the models.
+"""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WAN = {"dim": 128, "ffn_dim": 128, "num_heads": 1, "num_layers": 2}  # a head has 128 numbers in every Wan
+WANS = {
+    "tiny_wan21_i2v": {"model_type": "i2v", "in_dim": 36, "out_dim": 16},
+    "tiny_wan22_a14b": {"model_type": "t2v", "in_dim": 36, "out_dim": 16},
+    "tiny_wan22_5b": {"model_type": "t2v", "in_dim": 48, "out_dim": 48},
+}
+SVD: dict[str, Any] = {
+    # What ComfyUI knows the family by; the rest is as small as it lets it be.
+    "image_size": 32,
+    "in_channels": 8,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 1, 1, 1],
+    "num_heads": -1,
+    "num_head_channels": 64,
+    "use_spatial_transformer": True,
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [0] * 12,
+    "context_dim": 1024,
+    "adm_in_channels": 768,
+    "num_classes": "sequential",
+    "use_linear_in_transformer": True,
+    "use_temporal_attention": True,
+    "use_temporal_resblock": True,
+    "extra_ff_mix_layer": True,
+    "use_spatial_context": True,
+    "merge_strategy": "learned_with_images",
+    "video_kernel_size": [3, 1, 1],
+    "legacy": False,
+}
+VAE = {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
+RANK = 4
+
+
+def filled(network: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
+    """The network's weights, random, of a size that keeps what goes through them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(name: str, like: torch.Tensor) -> torch.Tensor:
+        values = torch.randn(like.shape, generator=generator)
+        if like.ndim > 1 and not name.endswith("gamma"):
+            return values / math.sqrt(math.prod(like.shape[1:]))
+        return 0.02 * values if name.endswith("bias") else 1 + 0.1 * values
+
+    return {name: draw(name, value) for name, value in network.state_dict().items()}
+
+
+def lora(weights: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    """A LoRA on every linear layer whose name holds `part`, strong enough to be seen."""
+    found: dict[str, torch.Tensor] = {}
+    generator = torch.Generator().manual_seed(1)
+    for name, value in weights.items():
+        if part in name and name.endswith(".weight") and value.ndim == 2:
+            layer = f"diffusion_model.{name.removesuffix('.weight')}"
+            found[f"{layer}.lora_A.weight"] = torch.randn(RANK, value.shape[1], generator=generator) / RANK
+            found[f"{layer}.lora_B.weight"] = torch.randn(value.shape[0], RANK, generator=generator) / RANK
+    return found
+
+
+def main(comfyui: str, models: str) -> None:
+    sys.path.append(comfyui)
+    import comfy.cli_args  # pyright: ignore[reportMissingImports]
+
+    comfy.cli_args.args.cpu = True
+    import comfy.ops  # pyright: ignore[reportMissingImports]
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # pyright: ignore[reportMissingImports]
+    from comfy.ldm.wan.model import WanModel  # pyright: ignore[reportMissingImports]
+    from comfy.ldm.wan.vae import WanVAE  # pyright: ignore[reportMissingImports]
+    from comfy.taesd.taesd import Decoder, Encoder  # pyright: ignore[reportMissingImports]
+
+    layers = {"device": "cpu", "operations": comfy.ops.disable_weight_init}
+    for name, config in WANS.items():
+        weights = filled(WanModel(**WAN, **config, **layers, dtype=torch.float32))
+        write(weights, Path(models), "diffusion_models", name)
+    write(lora(weights, "self_attn"), Path(models), "loras", "tiny_wan_lora")
+    svd = {name: value.half() for name, value in filled(UNetModel(**SVD, **layers)).items()}
+    write(svd, Path(models), "diffusion_models", "tiny_svd_core")
+    write(filled(WanVAE(**VAE, temperal_downsample=[False, True, True])), Path(models), "vae", "tiny_wan_vae")
+    for part, network in (("encoder", Encoder()), ("decoder", Decoder())):
+        write(filled(network), Path(models), "vae_approx", f"taesd_{part}")
+
+
+def write(weights: dict[str, torch.Tensor], models: Path, kind: str, name: str) -> None:
+    from safetensors.torch import save_file
+
+    (models / kind).mkdir(parents=True, exist_ok=True)
+    save_file(weights, models / kind / f"{name}.safetensors")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,299 @@
+"""Calls of somebody else's network through engines of toys: found, built, compared, refused, let go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from i2v_tensorrt.engine_builder.backends import registry
+from i2v_tensorrt.engine_builder.backends.base import Runner
+from i2v_tensorrt.engine_builder.build import quiet
+from i2v_tensorrt.engine_builder.errors import EngineError, MissingEngineError
+from i2v_tensorrt.engine_builder.spec import EngineSpec, NetworkSpec, ShapeProfile
+from i2v_tensorrt.engine_builder.store import EngineStore, Plan
+from i2v_tensorrt.jobs import engines as engines_module
+from i2v_tensorrt.jobs.compiled_network import MAX_KINDS, CompiledNetwork, Tally
+from i2v_tensorrt.jobs.network_call import Call, read_call
+from i2v_tensorrt.jobs.policy import EnginePolicy
+from i2v_tensorrt.jobs.residency import LoadInPlace
+
+from ..engine_builder.toys import ToyBackend, ToyNetwork, ToySource
+
+SIZE = (1, 4, 3, 8, 8)
+
+
+class Borrowing(ToyBackend):
+    """A toy whose engines take the weights of the network that they are loaded with."""
+
+    holds_weights: ClassVar[bool] = False
+
+    def load(self, plan: Plan | None, spec: EngineSpec, network: Any, device: torch.device) -> Runner:
+        return BorrowingRunner(spec, device, network, self)
+
+
+class BorrowingRunner(Runner):
+    """The network itself, at one more remove."""
+
+    backend: ClassVar[str] = "toy"
+
+    def __init__(self, spec: EngineSpec, device: torch.device, network: Any, toy: Borrowing) -> None:
+        super().__init__(spec, device)
+        self._source, self._toy = network, toy
+        self.network: Any = None
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.network is not None
+
+    @property
+    def memory_bytes(self) -> int:
+        return 0
+
+    def load(self) -> None:
+        self.network = self._source()
+
+    def unload(self) -> None:
+        self.network = None
+
+    def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"prediction": self._toy.fault(self.network(**inputs))}
+
+
+@dataclass
+class Owner:
+    """Has a toy network, and counts how often it is asked for a digest of its weights."""
+
+    network: ToyNetwork = field(default_factory=ToyNetwork)
+    weights: object = "as loaded"
+    digests: int = 0
+
+    @cached_property
+    def identity(self) -> NetworkSpec:
+        return NetworkSpec("toys", "ToyNetwork", "c" * 64, "", (), (), ShapeProfile())
+
+    def weights_sha256(self) -> str:
+        self.digests += 1
+        return str(self.weights)
+
+    def called(self, tree: str) -> torch.nn.Module:
+        return self.network
+
+    def source(self, tree: str, device: torch.device, *, weights: bool) -> Any:
+        return ToySource()
+
+
+class Original:
+    """The call without us; counts how often it is made."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self.calls = 0
+
+    def of(self, call: Call) -> Callable[[], torch.Tensor]:
+        def original() -> torch.Tensor:
+            self.calls += 1
+            return self._owner.network(call.tensors["sample"], call.tensors["strength"])
+
+        return original
+
+
+@dataclass
+class Scene:
+    owner: Owner
+    toy: ToyBackend
+    network: CompiledNetwork
+
+    def run(self, count: int = 1, size: tuple[int, ...] = SIZE, **more: Any) -> int:
+        """Calls the network, each time with other values; how often it ran itself. The result must be its own."""
+        original = Original(self.owner)
+        for seed in range(count):
+            generator = torch.Generator().manual_seed(seed)
+            tensors = {"sample": torch.randn(size, generator=generator), "strength": torch.ones(1, 4)}
+            call = read_call({**tensors, **more})
+            found = self.network.run(call, original.of(call))
+            assert torch.equal(found, self.owner.network(**tensors))
+        return original.calls
+
+
+MakeScene = Callable[..., Scene]
+
+
+@pytest.fixture
+def make_scene(toy: ToyBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeScene:
+    """Makes an owner's network over one store; keywords are a policy's, or make the toy another."""
+
+    def make(borrows: bool = True, **policy: Any) -> Scene:
+        chosen = Borrowing() if borrows else toy
+        for module in (registry, engines_module):
+            monkeypatch.setitem(module.BACKENDS, "toy", chosen)
+        owner, store = Owner(), EngineStore(tmp_path / "engines")
+        wanted = EnginePolicy(**{"shapes": "exact", **policy})
+        return Scene(owner, chosen, CompiledNetwork(owner, store, wanted, LoadInPlace(), quiet))
+
+    return make
+
+
+def test_the_first_call_is_made_by_both_and_the_rest_by_the_engine(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    assert scene.run(5) == 1
+    assert scene.network.tally == Tally(engine=4, compared=1)
+    assert list(scene.network.backends()) == ["toy"]
+    assert len(scene.toy.builds_done) == 1
+    (note,) = scene.network.take_notes()
+    assert note.startswith("network: toy engine built in ")
+    assert scene.network.take_notes() == []
+
+
+def test_an_engine_that_is_there_is_not_built(make_scene: MakeScene) -> None:
+    make_scene().run()
+    again = make_scene()
+    again.run(2)
+    assert again.toy.builds_done == [] and again.network.tally.engine == 1
+
+
+def test_other_weights_are_compared_again_by_the_same_engine(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.run(2)
+    scene.owner.network.weight *= -1.5
+    scene.owner.weights = "with a LoRA"
+    assert scene.run(3) == 1
+    scene.owner.network.weight /= -1.5
+    scene.owner.weights = "as loaded"
+    assert scene.run(3) == 0, "what was compared once needs no more"
+    assert len(scene.toy.builds_done) == 1
+    assert scene.owner.digests == 0
+
+
+def test_an_engine_that_holds_weights_is_one_for_each(make_scene: MakeScene) -> None:
+    scene = make_scene(borrows=False)
+    assert scene.run(2) == 1
+    before = {plan.manifest.spec.network.weights_sha256 for plan in scene.network._store.plans()}
+    scene.owner.weights = "with a LoRA"
+    assert scene.run(2) == 1
+    after = {plan.manifest.spec.network.weights_sha256 for plan in scene.network._store.plans()}
+    assert (before, after) == ({"as loaded"}, {"as loaded", "with a LoRA"})
+    assert len(scene.toy.builds_done) == 2
+
+
+def test_other_constants_are_another_engine(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.run(2, frames=3)
+    scene.run(2, frames=4)
+    assert len(scene.toy.builds_done) == 2
+
+
+def test_arguments_that_change_at_every_call_are_told(make_scene: MakeScene) -> None:
+    scene = make_scene(on_missing="eager")
+    for number in range(MAX_KINDS + 1):
+        scene.run(frames=number)
+    assert f"The network is called in more than {MAX_KINDS} ways, of which each needs an engine." in (
+        scene.network.take_notes()
+    )
+
+
+@pytest.mark.parametrize(("shapes", "built"), [("exact", 2), ("range", 1)])
+def test_the_policy_says_what_one_engine_serves(make_scene: MakeScene, shapes: str, built: int) -> None:
+    scene = make_scene(shapes=shapes)
+    assert scene.run(2) == 1
+    assert scene.run(2, (1, 4, 3, 16, 8)) == 1, "each size is compared once"
+    assert len(scene.toy.builds_done) == built
+
+
+def test_a_network_that_does_not_compile_for_a_range_has_an_engine_for_each_size(make_scene: MakeScene) -> None:
+    scene = make_scene(shapes="range")
+
+    def refuse_ranges(folder: Path) -> None:
+        if not scene.toy.builds_done and not refused:
+            refused.append(folder)
+            raise EngineError("Constraints violated.")
+
+    refused: list[Path] = []
+    scene.toy.while_building = refuse_ranges
+    assert scene.run(2) == 1
+    first, built = scene.network.take_notes()
+    assert first == "Each size has its own engine. Constraints violated."
+    assert built.startswith("network: toy engine built in ")
+    (spec,) = scene.toy.builds_done
+    assert all(limits.min == limits.max for limits in spec.profile.ranges.values())
+
+
+def test_an_engine_that_gives_something_else_is_not_used(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.run(1)
+    scene.owner.weights = "others"
+    scene.toy.fault = lambda prediction: prediction + 0.05
+    assert scene.run(3) == 3
+    (why,) = [note for note in scene.network.take_notes() if "built" not in note]
+    assert why.startswith("The network runs as it is: The fp32 engine does not give the reference's result")
+    assert scene.network.tally == Tally(compared=2, original=2)
+
+
+def test_an_engine_that_fails_later_is_not_used_again(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.run(2)
+
+    def fail(prediction: torch.Tensor) -> torch.Tensor:
+        failures.append(1)
+        raise EngineError("The toy is broken.")
+
+    failures: list[int] = []
+    scene.toy.fault = fail
+    assert scene.run(3) == 3
+    assert len(failures) == 1
+    assert "The toy is broken." in scene.network.take_notes()
+
+
+def test_without_an_engine_the_network_runs_or_the_run_stops(make_scene: MakeScene) -> None:
+    scene = make_scene(on_missing="eager")
+    assert scene.run(3) == 3
+    (warning,) = scene.network.take_notes()
+    assert warning.startswith("network runs in eager PyTorch, which is slower. There is no engine for network in ")
+    with pytest.raises(MissingEngineError):
+        make_scene(on_missing="stop").run()
+
+
+def test_eager_asks_for_nothing(make_scene: MakeScene) -> None:
+    scene = make_scene(backend="eager")
+    assert scene.run(3) == 3
+    assert scene.network.take_notes() == [] and scene.owner.digests == 0
+
+
+@pytest.mark.parametrize("result", [(torch.zeros(1),), {"a": torch.zeros(1)}, None])
+def test_a_result_that_is_no_tensor_is_handed_on(make_scene: MakeScene, result: object) -> None:
+    scene = make_scene()
+    call = read_call({"sample": torch.zeros(SIZE), "strength": torch.ones(1, 4)})
+    assert scene.network.run(call, lambda: result) is result
+    (note,) = scene.network.take_notes()
+    assert note.startswith("An engine gives one tensor, but the network gives a ")
+
+
+def test_an_interrupt_goes_through(make_scene: MakeScene) -> None:
+    class InterruptedError(BaseException):
+        pass
+
+    scene = make_scene()
+
+    def interrupt(folder: Path) -> None:
+        raise InterruptedError
+
+    scene.toy.while_building = interrupt
+    with pytest.raises(InterruptedError):
+        scene.run()
+    scene.toy.while_building = lambda folder: None
+    assert scene.run(2) == 1
+
+
+def test_between_runs_nothing_is_held(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.run(2)
+    runners = [runner for kind in scene.network._kinds.values() for runner, *_ in kind.compared]
+    assert all(runner.is_loaded for runner in runners) and runners
+    scene.network.unload()
+    assert not any(runner.is_loaded for runner in runners)
+    assert scene.run(2) == 0

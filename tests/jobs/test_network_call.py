@@ -1,0 +1,175 @@
+"""A call read as plain data and tensors, and made again from them."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from i2v_tensorrt.engine_builder.errors import EngineError, InputError
+from i2v_tensorrt.engine_builder.export import dynamic_shapes, example_inputs
+from i2v_tensorrt.engine_builder.spec import EngineSpec, NetworkSpec
+from i2v_tensorrt.jobs.network_call import (
+    BorrowedNetwork,
+    Call,
+    CalledNetwork,
+    limits_of,
+    named_arguments,
+    one_tensor,
+    read_call,
+    tensor_specs,
+)
+
+LEFT_OUT = ("options", "control")
+
+
+class Network(torch.nn.Module):
+    """Takes what networks of ComfyUI take: tensors by place and by name, lists, numbers, None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((1,), 2.0), requires_grad=False)
+
+    def _forward(
+        self, x: Any, t: Any, context: Any = None, y: Any = None, control: Any = None, options: Any = None, **more: Any
+    ) -> torch.Tensor:
+        options["seen"] = True
+        found = x * self.weight + t[:, None, None, None] * more["frames"]
+        for each in more["references"]:
+            found = found + each.sum()
+        return found if y is None else found + y["scale"][0] * y["shift"]
+
+
+def arguments(size: int = 8) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+    x = torch.arange(2 * 4 * size * size, dtype=torch.float32).reshape(2, 4, size, size)
+    references = [torch.ones(3), torch.full((2,), 5.0)]
+    more = {"y": {"scale": (0.5,), "shift": torch.ones(1)}, "frames": 3, "references": references, "control": None}
+    return (x, torch.tensor([1.0, 2.0])), {**more, "options": {"patches": {}}}
+
+
+def read(size: int = 8, **changes: Any) -> Call:
+    args, kwargs = arguments(size)
+    return calling(*args, **{**kwargs, **changes})
+
+
+def calling(*args: Any, **kwargs: Any) -> Call:
+    named = named_arguments(Network()._forward, args, kwargs)
+    return read_call({name: value for name, value in named.items() if name not in LEFT_OUT})
+
+
+def called(call: Call) -> CalledNetwork:
+    return CalledNetwork(Network(), "_forward", call.tree, lambda: {"options": {}})
+
+
+def test_the_call_made_again_gives_the_same() -> None:
+    args, kwargs = arguments()
+    call = read()
+    assert sorted(call.tensors) == ["references_0", "references_1", "t", "x", "y_shift"]
+    assert torch.equal(called(call)(**call.tensors), Network()._forward(*args, **kwargs))
+
+
+def test_a_call_by_place_is_the_call_by_name() -> None:
+    (x, t), kwargs = arguments()
+    by_name = calling(**{**kwargs, "t": t, "x": x})
+    assert by_name.tree == read().tree
+    assert by_name.latents is x
+
+
+@pytest.mark.parametrize(
+    "changes", [{"frames": 4}, {"y": None}, {"references": []}, {"y": {"scale": (0.25,), "shift": torch.ones(1)}}]
+)
+def test_what_is_no_tensor_tells_calls_apart(changes: dict[str, Any]) -> None:
+    assert read(**changes).tree != read().tree
+
+
+def test_values_of_tensors_do_not() -> None:
+    assert read(references=[torch.zeros(3), torch.zeros(2)]).tree == read().tree
+
+
+@pytest.mark.parametrize("value", [object(), {1: 2}, float("nan"), torch.float32, {"a b": 1}, lambda: None])
+def test_what_an_engine_cannot_take_is_named(value: object) -> None:
+    with pytest.raises(InputError, match="^The argument extra is a "):
+        read(extra=value)
+
+
+def test_two_tensors_of_one_name_are_refused() -> None:
+    with pytest.raises(InputError, match="references_0"):
+        read(references_0=torch.ones(1))
+
+
+def test_a_call_without_tensors_is_refused() -> None:
+    with pytest.raises(InputError, match="Expected a tensor"):
+        read_call(named_arguments(lambda a: a, (1,), {}))
+
+
+def test_arguments_in_excess_are_refused() -> None:
+    with pytest.raises(InputError, match="found 2 more"):
+        named_arguments(lambda a, *more: a, (1, 2, 3), {})
+
+
+def test_dimensions_of_the_latents_are_named_wherever_they_come_back() -> None:
+    latents = torch.zeros(2, 16, 5, 8, 24, dtype=torch.float16)
+    masks = {"mask": torch.zeros(1, 4, 5, 8, 24), "other": torch.zeros(1, 3, 2, 9, 24)}
+    tensors = {"x": latents, "t": torch.zeros(2), **masks}
+    specs = {spec.name: spec for spec in tensor_specs(tensors, latents)}
+    assert specs["x"].dims == (2, 16, "frames", "latent_height", "latent_width")
+    assert specs["mask"].dims == (1, 4, "frames", "latent_height", "latent_width")
+    assert specs["other"].dims == (1, 3, 2, 9, "latent_width")
+    assert (specs["t"].dims, specs["t"].dtype, specs["x"].dtype) == ((2,), "float32", "float16")
+    assert specs["t"].span == (0.0, 1000.0)
+    assert specs["x"].span is None
+
+
+def test_whole_numbers_are_tried_as_zeros() -> None:
+    latents = torch.zeros(1, 4, 8, 8)
+    (spec,) = tensor_specs({"index": torch.zeros(3, 3, 3, dtype=torch.int64)}, latents)
+    drawn = example_inputs(EngineSpec(network((spec,), latents), limits_of(latents), "fp32"), {})
+    assert drawn["index"].dtype is torch.int64 and not drawn["index"].any()
+
+
+def network(inputs: Any, latents: torch.Tensor) -> NetworkSpec:
+    return NetworkSpec("toys", "Network", "", "", inputs, inputs, limits_of(latents))
+
+
+def test_a_size_between_the_steps_is_kept_as_it_is() -> None:
+    ranges = limits_of(torch.zeros(1, 16, 3, 8, 12)).ranges
+    assert (ranges["latent_height"].min, ranges["latent_height"].max) == (8, 512)
+    assert (ranges["latent_width"].min, ranges["latent_width"].max) == (12, 12)
+    assert limits_of(torch.zeros(1, 64, 100)).ranges == {}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.float32, "fp32"), (torch.float16, "fp16"), (torch.bfloat16, "bf16")]
+)
+def test_the_precision_is_the_latents_own(dtype: torch.dtype, name: str) -> None:
+    assert Call("{}", {"x": torch.zeros(1, dtype=dtype)}).precision == name
+
+
+def test_a_precision_without_engines_is_refused() -> None:
+    with pytest.raises(InputError, match="found torch.float64"):
+        _ = Call("{}", {"x": torch.zeros(1, dtype=torch.float64)}).precision
+
+
+def test_it_exports_with_the_names_of_its_tensors_and_a_range() -> None:
+    call = read(16)
+    spec = network(tensor_specs(call.tensors, call.latents), call.latents)
+    shapes = dynamic_shapes(spec.inputs, spec.limits)
+    program = torch.export.export(called(call), (), dict(call.tensors), dynamic_shapes=shapes, strict=False)
+    small = read(8)
+    assert torch.equal(program.module()(**small.tensors), called(small)(**small.tensors))
+
+
+def test_what_is_borrowed_is_never_moved() -> None:
+    network = Network()
+    borrowed = BorrowedNetwork(network, "_forward", read().tree, lambda: {"options": {}})
+    assert borrowed.to(torch.device("meta"), torch.float16) is borrowed
+    assert network.weight.device.type == "cpu" and network.weight.dtype is torch.float32
+
+
+def test_the_tree_is_json_that_says_where_tensors_go() -> None:
+    assert json.loads(read().tree)["references"] == {"list": [{"tensor": "references_0"}, {"tensor": "references_1"}]}
+
+
+def test_only_one_tensor_is_a_result() -> None:
+    with pytest.raises(EngineError, match="gives a tuple"):
+        one_tensor((torch.zeros(1), torch.zeros(1)))
