@@ -24,7 +24,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ..engine_builder.backends.base import Runner
 from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.backends.registry import BACKENDS, choose_backend
-from ..engine_builder.errors import InputError
+from ..engine_builder.errors import EngineError, InputError
 from ..jobs.compiled_network import CompiledNetwork, Tally
 from ..jobs.network_call import Call, named_arguments, read_call
 from ..jobs.policy import EnginePolicy
@@ -63,15 +63,21 @@ class _Residency(LoadInPlace):
 
     def __init__(self) -> None:
         self.patcher: ModelPatcher | None = None
+        self.scratch_bytes = 0
+        """What a call of the patcher's model needs beside the weights."""
         self._host = host.HostResidency()
         self._was_cleared = False
         self._borrowing: dict[Runner, None] = {}
 
     def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
+        self._restore()
         if runner.backend == EagerBackend.name:
-            return None  # the network itself: its owner has loaded it
+            return None  # the network itself
         if BACKENDS[runner.backend].holds_weights:
             return self._host.hold(runner, scratch_bytes, beside=self.patcher)
+        if self.patcher is not None and not runner.is_loaded:
+            for reason in _weights(self.patcher.model.diffusion_model, runner.device):
+                raise EngineError(reason)  # they are loaded anew after a build, and may find less room
         runner.load()
         self._borrowing[runner] = None
         return None
@@ -81,10 +87,10 @@ class _Residency(LoadInPlace):
         while self._borrowing:
             self._borrowing.popitem()[0].unload()
 
-    def restore(self) -> None:
-        """Loads the model again that a build has sent away."""
+    def _restore(self) -> None:
+        """Loads the model again that was sent away for a build."""
         if self._was_cleared and self.patcher is not None:
-            memory.load_models_gpu([self.patcher])
+            memory.load_models_gpu([self.patcher], memory_required=self.scratch_bytes)
         self._was_cleared = False
 
     def clear(self) -> None:
@@ -145,6 +151,7 @@ class CompiledModel:
             self._refused[str(error)] = self._refused.get(str(error), 0) + 1
             return original()
         core.weights = patcher.patches_uuid
+        self._residency.scratch_bytes = int(patcher.model.memory_required(call.latents.shape))
         with host.sentences():
             return compiled.run(call, original)
 
@@ -168,7 +175,7 @@ class CompiledModel:
         A model that was loaded anew has another network: that of before is forgotten.
         """
         if self._network is None or self._network[0].network is not patcher.model.diffusion_model:
-            self._let_go()
+            self._forget()
             core, store = self._core(patcher), host.engine_store()
             compiled = CompiledNetwork(core, store, self._policy, self._residency, host.tell_build)
             self._network = core, compiled
@@ -186,17 +193,19 @@ class CompiledModel:
     def _end(self, patcher: ModelPatcher) -> None:
         """After a run, whether it came to its end or not: lets go of everything, and tells."""
         self._patcher = self._residency.patcher = None
-        self._let_go()
+        self._residency.give_back()
+        if self._network is not None:
+            self._network[0].clean()
         lines = self._told() or [f"The network runs as it is: ComfyUI gives no way to wrap {_name(patcher)}."]
         for reason in self._refused:
             log.warning("%s runs as it is: %s", _name(patcher), reason)
         host.say(self._node_id, "\n".join(lines))
 
-    def _let_go(self) -> None:
+    def _forget(self) -> None:
+        """Frees all that the engines of before hold."""
         if self._network is not None:
-            core, compiled = self._network
-            compiled.unload()
-            core.clean()
+            self._network[1].unload()
+            self._network = None
 
     def _told(self) -> list[str]:
         """What the calls of the run ran on, and why; empty if there were none."""
