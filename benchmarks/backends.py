@@ -22,8 +22,8 @@ from ..engine_builder.backends.registry import BACKENDS
 from ..engine_builder.store import EngineStore
 from ..jobs.clip import Denoising, decode_clip, encode_clip, sample_clip
 from ..jobs.demo_model import PICTURE, DemoModel, demo_model
-from ..jobs.engines import EngineSet, clip_sizes, default_device
-from ..jobs.policy import EnginePolicy
+from ..jobs.engines import EngineSet, clip_sizes
+from ..jobs.policy import EnginePolicy, default_device
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.models.base import ClipRequest
 from ..pipeline.models.registry import open_model

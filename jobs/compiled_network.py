@@ -189,7 +189,9 @@ class CompiledNetwork:
         try:
             found = runner(call.tensors)[PREDICTION]
             sizes = runner.spec.network.sizes_of(call.tensors)
-            passes(measure(_flat(expected), _flat(found), sizes), runner.spec.precision)
+            if found.shape != expected.shape:
+                raise EngineError(f"Expected a result of {list(expected.shape)}, found {list(found.shape)}.")
+            passes(measure(expected, found, sizes), runner.spec.precision)
         except EngineError as error:
             why = f"The network runs as it is: {error}"
             self._notes[why] = None
@@ -233,7 +235,7 @@ class CompiledNetwork:
         runner = kind.engines.runner(NETWORK, sizes)
         if runner.backend != EagerBackend.name:
             return runner
-        failure, policy = kind.engines.failure(NETWORK), kind.engines.policy
+        failure, policy = kind.engines.failures.get(NETWORK), kind.engines.policy
         if failure is None or policy.shapes == "exact":
             return None
         # Not every network can be compiled for a range of sizes.
@@ -256,7 +258,3 @@ class CompiledNetwork:
     @staticmethod
     def _specs(call: Call, tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
         return tensor_specs(tensors, call.latents)
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double().flatten().cpu()

@@ -19,8 +19,8 @@ from .clip import Denoising, decode_clip, encode_clip, sample_clip
 from .comfy_client import ComfyClient, Event, RunResult, ServerError
 from .comfy_host import ComfyHost, link_pack, start_server
 from .demo_model import BUNDLED_NAME, PACK, DemoModel
-from .engines import EngineSet, clip_sizes, default_device
-from .policy import EnginePolicy
+from .engines import EngineSet, clip_sizes
+from .policy import EnginePolicy, default_device
 
 ARGUMENTS = ("--disable-api-nodes", "--database-url", "sqlite:///:memory:")
 FREE_BYTES = 1 << 30

@@ -19,8 +19,8 @@ from ..pipeline.models.registry import open_model
 from .demo_model import PACK
 from .doctor import diagnose
 from .engine_list import KEY_CHARS, Checked, check, chosen, describe
-from .engines import EngineSet, default_device
-from .policy import SHAPE_POLICIES, EnginePolicy
+from .engines import EngineSet
+from .policy import SHAPE_POLICIES, EnginePolicy, default_device
 from .prebuild import ALL, Prebuild, component_names, prebuild
 
 

@@ -30,3 +30,9 @@ def missing(component: str, sizes: Mapping[str, int], stored: Sequence[Plan], st
     return (
         f"No engine of {len(stored)} for {component} fits: in the nearest, {'; '.join(misfits)} (a latent is 8 pixels)."
     )
+
+
+def stock(components: Sequence[str], missing: Sequence[str], on_missing: str) -> str:
+    """How many of the components have engines in the store, and what becomes of the rest."""
+    then = "\nthe rest " + ("is built when needed" if on_missing == "build" else "runs eager")
+    return f"engines: {len(components) - len(missing)} of {len(components)}{then if missing else ''}"

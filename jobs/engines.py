@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Generic
 
 import torch
 
@@ -32,14 +32,12 @@ from ..engine_builder.store import EngineStore, Plan
 from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.base import VideoModel
 from . import engine_words
-from .networks import Networks
+from .networks import AnyNetworks
 from .parallel import Task, build_in_parallel
 from .policy import EnginePolicy
 from .residency import LoadInPlace, Residency
 
 log = logging.getLogger(__name__)
-
-AnyNetworks = TypeVar("AnyNetworks", bound=Networks)
 
 BUILDERS_ON_CPU = 2
 """Builds at a time on a machine without a GPU: each is one thread of Python."""
@@ -81,7 +79,7 @@ class Engines(Generic[AnyNetworks]):
         self._last: dict[str, Runner] = {}
         self._notes: dict[str, None] = {}
         self._built: list[Manifest] = []
-        self._failures: dict[str, EngineError] = {}
+        self.failures: dict[str, EngineError] = {}  # of builds
         self._check_rewrites()
 
     def run(self, component: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -186,10 +184,6 @@ class Engines(Generic[AnyNetworks]):
             return BACKENDS[EagerBackend.name]
         return choose_backend(self.policy.backend, self.device)
 
-    def failure(self, component: str) -> EngineError | None:
-        """What a build of the component failed of; None if none did."""
-        return self._failures.get(component)
-
     def describe(self, component: str) -> str:
         """How the component last ran: backend, precision, device."""
         last = self._last.get(component)
@@ -216,11 +210,9 @@ class Engines(Generic[AnyNetworks]):
         missing = [name for name in self.model.engine_components if not self.stored(name)]
         if missing and self.on_missing == "stop":
             raise MissingEngineError(engine_words.missing(missing[0], {}, [], self.store.root))
-        count = len(self.model.engine_components)
-        if self._is_eager_fine and len(missing) == count:
+        if self._is_eager_fine and len(missing) == len(self.model.engine_components):
             return f"eager, {here}\n{engine_words.NOT_BUILT}"
-        then = "\nthe rest " + ("is built when needed" if self.on_missing == "build" else "runs eager")
-        return f"{name}, {here}\nengines: {count - len(missing)} of {count}{then if missing else ''}"
+        return f"{name}, {here}\n{engine_words.stock(self.model.engine_components, missing, self.on_missing)}"
 
     def unload(self) -> None:
         """Gives back the device memory of every runner."""
@@ -295,14 +287,14 @@ class Engines(Generic[AnyNetworks]):
         plan = self._fitting(component, sizes)
         if plan is not None:
             return plan
-        if component in self._failures:
-            raise self._failures[component]
+        if component in self.failures:
+            raise self.failures[component]
         if self.on_missing != "build":
             raise MissingEngineError(engine_words.missing(component, sizes, self.stored(component), self.store.root))
         try:
             plan = self.build(component, sizes, process, report=report).plan
         except EngineError as error:
-            self._failures[component] = error
+            self.failures[component] = error
             raise
         self._built.append(plan.manifest)
         return plan
@@ -317,7 +309,7 @@ class Engines(Generic[AnyNetworks]):
     def _is_due(self, component: str, sizes: Mapping[str, int]) -> bool:
         """Whether an engine for these sizes is missing, can be had, and has not failed before."""
         limits = self.model.components[component].spec.limits
-        return component not in self._failures and limits.fits(sizes) and self._fitting(component, sizes) is None
+        return component not in self.failures and limits.fits(sizes) and self._fitting(component, sizes) is None
 
     def _can_build(self) -> bool:
         try:
@@ -380,11 +372,6 @@ class Engines(Generic[AnyNetworks]):
 
 class EngineSet(Engines[VideoModel]):
     """A video model's runners."""
-
-
-def default_device() -> torch.device:
-    """What to compute on where no ComfyUI says so: the first CUDA GPU, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, guided: bool = True) -> dict[str, int]:

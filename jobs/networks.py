@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 from ..engine_builder.source import NetworkSource
 from ..pipeline.models.base import Component
@@ -25,3 +25,6 @@ class Networks(Protocol):
     def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource: ...
 
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int: ...
+
+
+AnyNetworks = TypeVar("AnyNetworks", bound=Networks)

@@ -75,3 +75,8 @@ class EnginePolicy:
 
 def _at_most(limits: DimRange, most: int) -> DimRange:
     return replace(limits, opt=min(limits.opt, most), max=min(limits.max, most))
+
+
+def default_device() -> torch.device:
+    """What to compute on where no ComfyUI says so: the first CUDA GPU, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...engine_builder.errors import I2VError, InputError
 from ...jobs.demo_model import PACK
-from ...jobs.engines import default_device
+from ...jobs.policy import default_device
 from ...pipeline.models.checkpoint import INDEX
 from ...pipeline.models.registry import open_model
 from .child import main as run_child

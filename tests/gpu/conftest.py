@@ -16,7 +16,8 @@ from i2v_tensorrt.engine_builder.export import example_inputs
 from i2v_tensorrt.engine_builder.spec import EngineSpec
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.jobs.demo_model import BUNDLED, demo_model
-from i2v_tensorrt.jobs.engines import EnginePolicy, EngineSet, clip_sizes, default_device
+from i2v_tensorrt.jobs.engines import EnginePolicy, EngineSet, clip_sizes
+from i2v_tensorrt.jobs.policy import default_device
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
 

@@ -146,7 +146,7 @@ def test_the_first_call_is_made_by_both_and_the_rest_by_the_engine(make_scene: M
     assert list(scene.network.backends()) == ["toy"]
     assert len(scene.toy.builds_done) == 1
     (note,) = scene.network.take_notes()
-    assert note.startswith("network: toy engine built in ")
+    assert note.startswith("ToyNetwork: toy engine built in ")
     assert scene.network.take_notes() == []
 
 
@@ -160,10 +160,10 @@ def test_an_engine_that_is_there_is_not_built(make_scene: MakeScene) -> None:
 def test_other_weights_are_compared_again_by_the_same_engine(make_scene: MakeScene) -> None:
     scene = make_scene()
     scene.run(2)
-    scene.owner.network.weight *= -1.5
+    scene.owner.network.weight.mul_(-1.5)
     scene.owner.weights = "with a LoRA"
     assert scene.run(3) == 1
-    scene.owner.network.weight /= -1.5
+    scene.owner.network.weight.div_(-1.5)
     scene.owner.weights = "as loaded"
     assert scene.run(3) == 0, "what was compared once needs no more"
     assert len(scene.toy.builds_done) == 1
@@ -218,7 +218,7 @@ def test_a_network_that_does_not_compile_for_a_range_has_an_engine_for_each_size
     assert scene.run(2) == 1
     first, built = scene.network.take_notes()
     assert first == "Each size has its own engine. Constraints violated."
-    assert built.startswith("network: toy engine built in ")
+    assert built.startswith("ToyNetwork: toy engine built in ")
     (spec,) = scene.toy.builds_done
     assert all(limits.min == limits.max for limits in spec.profile.ranges.values())
 
@@ -232,6 +232,17 @@ def test_an_engine_that_gives_something_else_is_not_used(make_scene: MakeScene) 
     (why,) = [note for note in scene.network.take_notes() if "built" not in note]
     assert why.startswith("The network runs as it is: The fp32 engine does not give the reference's result")
     assert scene.network.tally == Tally(compared=2, original=2)
+
+
+def test_a_result_of_another_shape_is_not_used(make_scene: MakeScene) -> None:
+    scene = make_scene()
+    scene.run(1)
+    scene.owner.weights = "others"
+    scene.toy.fault = lambda prediction: prediction[:, :1]
+    assert scene.run(2) == 2
+    assert "The network runs as it is: Expected a result of [1, 4, 3, 8, 8], found [1, 1, 3, 8, 8]." in (
+        scene.network.take_notes()
+    )
 
 
 def test_an_engine_that_fails_later_is_not_used_again(make_scene: MakeScene) -> None:
