@@ -202,7 +202,10 @@ class CompiledNetwork:
         return self._kinds.get(self._key(call))
 
     def _key(self, call: Call) -> tuple[object, ...]:
-        return (call.tree, self._specs(call, call.tensors), call.latents.device, self._weights_sha256(call))
+        """All that engines depend on but the sizes in which they may differ; the weights stand last."""
+        limits = tuple(limits_of(call.latents).ranges.items())
+        specs = self._specs(call, call.tensors)
+        return (call.tree, specs, limits, call.latents.device, self._weights_sha256(call))
 
     def _new_kind(self, call: Call, output: torch.Tensor) -> _Kind:
         """Raises InputError for latents of another precision than engines have, or for too many kinds."""

@@ -212,7 +212,7 @@ class TestFallback:
     NAME = "tiny_wan22_a14b"
 
     def test_a_patch(self, client: ComfyClient) -> None:
-        rope = {"scale_x": 2.0, "shift_x": 0.0, "scale_y": 2.0, "shift_y": 0.0, "scale_t": 1.0, "shift_t": 0.0}
+        rope = {"scale_x": 2.0, "scale_y": 2.0, "scale_t": 1.0, "shift_x": 0.0, "shift_y": 0.0, "shift_t": 0.0}
         prompt = wan(self.NAME, 14, ["30", 0], ["31", 0])
         prompt["30"] = node("ScaleROPE", model=[COMPILED, 0], **rope)
         prompt["31"] = node("ScaleROPE", model=[LOADER, 0], **rope)

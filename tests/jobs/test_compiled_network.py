@@ -205,6 +205,13 @@ def test_the_policy_says_what_one_engine_serves(make_scene: MakeScene, shapes: s
     assert len(scene.toy.builds_done) == built
 
 
+def test_a_size_between_the_steps_of_a_range_has_an_engine_of_its_own(make_scene: MakeScene) -> None:
+    scene = make_scene(shapes="range")
+    assert scene.run(2) == 1
+    assert scene.run(2, (1, 4, 3, 8, 10)) == 1
+    assert len(scene.toy.builds_done) == 2
+
+
 def test_a_network_that_does_not_compile_for_a_range_has_an_engine_for_each_size(make_scene: MakeScene) -> None:
     scene = make_scene(shapes="range")
 
