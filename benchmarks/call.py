@@ -28,7 +28,8 @@ from ..engine_builder.manifest import Manifest
 from ..engine_builder.spec import EngineSpec
 from ..engine_builder.store import Plan, describe_files
 from ..jobs.demo_model import PACK
-from ..jobs.engines import clip_sizes, default_device
+from ..jobs.engines import clip_sizes
+from ..jobs.policy import default_device
 from ..pipeline.models.checkpoint import Checkpoint, Part
 from ..pipeline.models.wan import Wan21
 from .ladder.flops import count_tflop

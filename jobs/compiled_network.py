@@ -23,6 +23,7 @@ from ..engine_builder.spec import NetworkSpec, TensorSpec
 from ..engine_builder.store import EngineStore
 from ..engine_builder.verify import measure, passes
 from ..pipeline.models.base import Component
+from ..pipeline.models.latent_space import LatentSpace
 from .engines import Engines
 from .network_call import Call, limits_of, one_tensor, tensor_specs
 from .policy import EnginePolicy
@@ -68,6 +69,7 @@ class _OneNetwork:
     engine_components: ClassVar[tuple[str, ...]] = (NETWORK,)
     build_order: ClassVar[tuple[str, ...]] = (NETWORK,)
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    latent: ClassVar[LatentSpace] = LatentSpace()
 
     def __init__(self, owner: NetworkOwner, spec: NetworkSpec, tree: str, device: torch.device) -> None:
         self.spec, self.device = spec, device

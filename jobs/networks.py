@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol, TypeVar
 
 from ..engine_builder.source import NetworkSource
 from ..pipeline.models.base import Component
+from ..pipeline.models.latent_space import LatentSpace
 
 
 class Networks(Protocol):
@@ -16,6 +17,7 @@ class Networks(Protocol):
     engine_components: ClassVar[tuple[str, ...]]
     build_order: ClassVar[tuple[str, ...]]
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]]
+    latent: ClassVar[LatentSpace]
 
     @cached_property
     def components(self) -> Mapping[str, Component]: ...

@@ -83,10 +83,10 @@ def main(comfyui: str, models: str) -> None:
     from comfy.taesd.taesd import Decoder, Encoder  # pyright: ignore[reportMissingImports]
 
     layers = {"device": "cpu", "operations": comfy.ops.disable_weight_init}
-    for name, config in WANS.items():
-        weights = filled(WanModel(**WAN, **config, **layers, dtype=torch.float32))
+    wans = {name: filled(WanModel(**WAN, **config, **layers, dtype=torch.float32)) for name, config in WANS.items()}
+    for name, weights in wans.items():
         write(weights, Path(models), "diffusion_models", name)
-    write(lora(weights, "self_attn"), Path(models), "loras", "tiny_wan_lora")
+    write(lora(wans["tiny_wan22_a14b"], "self_attn"), Path(models), "loras", "tiny_wan_lora")
     svd = {name: value.half() for name, value in filled(UNetModel(**SVD, **layers)).items()}
     write(svd, Path(models), "diffusion_models", "tiny_svd_core")
     write(filled(WanVAE(**VAE, temperal_downsample=[False, True, True])), Path(models), "vae", "tiny_wan_vae")

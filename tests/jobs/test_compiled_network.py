@@ -146,7 +146,7 @@ def test_the_first_call_is_made_by_both_and_the_rest_by_the_engine(make_scene: M
     assert list(scene.network.backends()) == ["toy"]
     assert len(scene.toy.builds_done) == 1
     (note,) = scene.network.take_notes()
-    assert note.startswith("ToyNetwork: toy engine built in ")
+    assert note.startswith("ToyNetwork engine built in ")
     assert scene.network.take_notes() == []
 
 
@@ -225,7 +225,7 @@ def test_a_network_that_does_not_compile_for_a_range_has_an_engine_for_each_size
     assert scene.run(2) == 1
     first, built = scene.network.take_notes()
     assert first == "Each size has its own engine. Constraints violated."
-    assert built.startswith("ToyNetwork: toy engine built in ")
+    assert built.startswith("ToyNetwork engine built in ")
     (spec,) = scene.toy.builds_done
     assert all(limits.min == limits.max for limits in spec.profile.ranges.values())
 
