@@ -162,6 +162,11 @@ class VideoModel(ABC):
         return found
 
     @classmethod
+    def recognises(cls, index: Mapping[str, Any]) -> bool:
+        """Whether a model_index.json is one of the family."""
+        return index.get("_class_name") == cls.pipeline_class
+
+    @classmethod
     @abstractmethod
     def open(cls, folder: Path) -> VideoModel:
         """Checks the folder; raises CheckpointError."""

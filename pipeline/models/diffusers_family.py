@@ -51,6 +51,8 @@ class DiffusersFamily(VideoModel):
     """What is read of the configurations here; the libraries read the rest."""
     made_by: ClassVar[tuple[ModuleType, ...]]
     """What makes the networks: engines are not older than any of it."""
+    not_encoding: ClassVar[frozenset[str]] = frozenset({"scheduler"})
+    """The parts that have no say in a clip's conditioning."""
     core_scratch_bytes: ClassVar[int]
     """What a UNet needs for each latent place of each frame and branch, in half precision."""
     min_latent_side: ClassVar[int] = 8
@@ -75,7 +77,7 @@ class DiffusersFamily(VideoModel):
 
     @cached_property
     def encode_sha256(self) -> str:
-        digests = [part.sha256 for name, part in self.checkpoint.parts.items() if name != "scheduler"]
+        digests = [part.sha256 for name, part in self.checkpoint.parts.items() if name not in self.not_encoding]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @cached_property

@@ -9,13 +9,13 @@ import torch
 
 from ...engine_builder.errors import CheckpointError
 from .base import VideoModel
-from .checkpoint import INDEX, pipeline_class
+from .checkpoint import INDEX, pipeline_class, read_index
 from .i2vgen_xl import I2VGenXL
 from .svd import StableVideoDiffusion
-from .wan import Wan21, WanA14B, WanTI2V
+from .wan import Wan21
+from .wan22 import WanA14B, WanTI2V
 
 FAMILIES: tuple[type[VideoModel], ...] = (I2VGenXL, StableVideoDiffusion, Wan21, WanA14B, WanTI2V)
-_BY_CLASS = {family.pipeline_class: family for family in FAMILIES}
 
 _MODELS: WeakValueDictionary[str, VideoModel] = WeakValueDictionary()
 
@@ -37,7 +37,9 @@ def open_model(folder: Path) -> VideoModel:
 
     Raises CheckpointError, naming the file, when the folder is missing, foreign or damaged.
     """
-    found = pipeline_class(folder)
-    if found not in _BY_CLASS:
-        raise CheckpointError(f"{folder / INDEX}: expected {' or '.join(_BY_CLASS)}, found {found}.")
-    return _BY_CLASS[found].open(folder)
+    found, index = pipeline_class(folder), read_index(folder)
+    for family in FAMILIES:
+        if family.recognises(index):
+            return family.open(folder)
+    known = dict.fromkeys(family.pipeline_class for family in FAMILIES)
+    raise CheckpointError(f"{folder / INDEX}: expected {' or '.join(known)}, found {found}.")

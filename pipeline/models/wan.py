@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -26,13 +25,15 @@ from ..picture import crop_to_aspect, middle_square, to_unit_tensor
 from ..sampling import FLOW_SCHEDULERS
 from . import parts, wan_networks, wan_text, wan_vae, wan_vae_layers
 from .base import ClipRequest, Encoded, GuidanceScale, Run, Stage, guide
-from .checkpoint import INDEX, open_checkpoint, read_index
 from .diffusers_family import DiffusersFamily, Network
 from .latent_space import LatentSpace
 from .parts import tokenize_padded
 from .wan_networks import PATCH, Core, VisionEncoder
 from .wan_text import TOKENS, clean, encode_texts, text_network
 from .wan_vae import PLANE, vae_networks
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 TIMESTEPS = (0.0, 1000.0)
 MAX_FRAMES = 161
@@ -41,6 +42,11 @@ TEXT_SCRATCH_BYTES = 1 << 30
 VAE_CACHE_BYTES, VAE_FRAME_BYTES = 9500, 1300
 """Of scratch in half precision, for each pixel of a frame: the decoder's caches before and after a call, and what
 each frame of a call adds, as counted over 2.1's layers in eager PyTorch."""
+PARTS = {"core": "transformer", "core_late": "transformer_2"}
+"""The part that each core comes from."""
+ENCODER = ("vae_encoder_first", "vae_encoder_next", "vae_encoder_last")
+DECODER = ("vae_decoder_first", "vae_decoder_next")
+"""The VAE, in the order in which a clip needs its parts."""
 NO_MOTION = "Wan is told to move by its prompt: motion bucket and noise augmentation are not used."
 HINT = "Wan makes a frame and then 4 at a time, 81 as published, by the schedulers unipc, euler and dpmpp_2m."
 SETTINGS: dict[str, dict[str, type]] = {
@@ -75,7 +81,7 @@ VISION_LAYOUT: dict[str, tuple[str, ...]] = {
 
 
 class Wan(DiffusersFamily):
-    """What all Wans share. `open` gives the one that a folder's index describes."""
+    """What all Wans share."""
 
     pipeline_class: ClassVar[str] = "WanImageToVideoPipeline"
     hints: ClassVar[tuple[str, ...]] = (HINT,)
@@ -87,14 +93,14 @@ class Wan(DiffusersFamily):
     decoder_component: ClassVar[str] = "vae_decoder_next"
     latent: ClassVar[LatentSpace] = LatentSpace(16, 8, TIME_FACTOR, 8 * PATCH, MAX_FRAMES, "Wan21", video=True)
     min_latent_side: ClassVar[int] = 2 * PATCH
+    not_encoding: ClassVar[frozenset[str]] = frozenset({"scheduler", *PARTS.values()})
     layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT
     settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
     made_by: ClassVar[tuple[ModuleType, ...]] = CODE
 
     @classmethod
-    def open(cls, folder: Path) -> Wan:
-        kind = _kind(folder, read_index(folder))
-        model = kind(open_checkpoint(folder, kind.layout, kind.settings))
+    def open(cls, folder: Path) -> Self:
+        model = super().open(folder)
         model.check()
         return model
 
@@ -106,7 +112,7 @@ class Wan(DiffusersFamily):
             path = self.checkpoint.parts["vae"].config_path
             raise CheckpointError(f"{path}: expected z_dim, latents_mean and latents_std of {latent}, found {sizes}.")
         for name in self.cores:
-            part = self.checkpoint.parts[_PART[name]]
+            part = self.checkpoint.parts[PARTS[name]]
             found = (part.config["in_channels"], part.config["out_channels"])
             if found != (latent + self.condition_channels, latent):
                 raise CheckpointError(
@@ -120,7 +126,7 @@ class Wan(DiffusersFamily):
         return self.latent.time_factor + self.latent.channels
 
     def networks(self) -> Mapping[str, Network]:
-        text, cores = text_network(self.config("text_encoder")), {name: self._core(_PART[name]) for name in self.cores}
+        text, cores = text_network(self.config("text_encoder")), {name: self._core(PARTS[name]) for name in self.cores}
         return {"text_encoder": text, **vae_networks(self.config("vae")), **cores}
 
     def _core(self, part: str) -> Network:
@@ -175,7 +181,7 @@ class Wan(DiffusersFamily):
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
         width, places = 2 if precision == "fp32" else 1, sizes.get("latent_height", 8) * sizes.get("latent_width", 8)
         if component in self.cores:
-            config = self.config(_PART[component])
+            config = self.config(PARTS[component])
             inner = config["num_attention_heads"] * config["attention_head_dim"]
             # Of a token: the state, queries, keys and values in half precision, norms in full, the feed-forward twice.
             token_bytes = 24 * inner + 4 * config["ffn_dim"]
@@ -242,19 +248,18 @@ class Wan(DiffusersFamily):
         return ids, counts
 
 
-_PART = {"core": "transformer", "core_late": "transformer_2"}
-"""The part that each core comes from."""
-_VAE = ("vae_encoder_first", "vae_encoder_next", "vae_encoder_last")
-_DECODER = ("vae_decoder_first", "vae_decoder_next")
-
-
 class Wan21(Wan):
     """Wan 2.1 I2V."""
 
+    @classmethod
+    def recognises(cls, index: Mapping[str, Any]) -> bool:
+        others = index.get("expand_timesteps") or is_named(index, "transformer_2")
+        return super().recognises(index) and not others
+
     family: ClassVar[str] = "wan21"
     title: ClassVar[str] = "Wan 2.1"
-    engine_components: ClassVar[tuple[str, ...]] = ("text_encoder", "image_encoder", *_VAE, "core", *_DECODER)
-    build_order: ClassVar[tuple[str, ...]] = ("core", "text_encoder", *_DECODER, *_VAE, "image_encoder")
+    engine_components: ClassVar[tuple[str, ...]] = ("text_encoder", "image_encoder", *ENCODER, "core", *DECODER)
+    build_order: ClassVar[tuple[str, ...]] = ("core", "text_encoder", *DECODER, *ENCODER, "image_encoder")
     layout: ClassVar[Mapping[str, tuple[str, ...]]] = {**LAYOUT, **VISION_LAYOUT}
     settings: ClassVar[Mapping[str, Mapping[str, type]]] = {**SETTINGS, **VISION_SETTINGS}
 
@@ -282,90 +287,7 @@ def _patches(vision: Mapping[str, Any]) -> int:
     return (vision["image_size"] // vision["patch_size"]) ** 2 + 1
 
 
-class WanA14B(Wan):
-    """Wan 2.2 I2V A14B: one expert for the noise's share of the clip, another one that ends it."""
-
-    family: ClassVar[str] = "wan22_a14b"
-    title: ClassVar[str] = "Wan 2.2 A14B"
-    cores: ClassVar[tuple[str, ...]] = ("core", "core_late")
-    engine_components: ClassVar[tuple[str, ...]] = ("text_encoder", *_VAE, "core", "core_late", *_DECODER)
-    build_order: ClassVar[tuple[str, ...]] = ("core", "core_late", "text_encoder", *_DECODER, *_VAE)
-    layout: ClassVar[Mapping[str, tuple[str, ...]]] = {**LAYOUT, "transformer_2": LAYOUT["transformer"]}
-    settings: ClassVar[Mapping[str, Mapping[str, type]]] = {**SETTINGS, "transformer_2": SETTINGS["transformer"]}
-
-    def check(self) -> None:
-        super().check()
-        found = self.checkpoint.index.get("boundary_ratio")
-        if not isinstance(found, float) or not 0 < found < 1:
-            path = self.checkpoint.folder / INDEX
-            raise CheckpointError(f"{path}: expected boundary_ratio to be a number between 0 and 1, found {found!r}.")
-
-    def select_core(self, t: float) -> str:
-        boundary = self.checkpoint.index["boundary_ratio"] * self.scheduler_config.get("num_train_timesteps", 1000)
-        return "core" if t >= boundary else "core_late"
-
-
-class WanTI2V(Wan):
-    """Wan 2.2 TI2V-5B: the picture is the first frame of latents, whose timestep is always 0."""
-
-    family: ClassVar[str] = "wan22_ti2v"
-    title: ClassVar[str] = "Wan 2.2 TI2V"
-    pipeline_class: ClassVar[str] = "WanPipeline"
-    engine_components: ClassVar[tuple[str, ...]] = ("text_encoder", *_VAE[::2], "core", *_DECODER)
-    build_order: ClassVar[tuple[str, ...]] = ("core", "text_encoder", *_DECODER, *_VAE[::2])
-    latent: ClassVar[LatentSpace] = LatentSpace(48, 16, TIME_FACTOR, 16 * PATCH, MAX_FRAMES, "Wan22", video=True)
-
-    @property
-    def condition_channels(self) -> int:
-        return 0
-
-    def networks(self) -> Mapping[str, Network]:
-        found = dict(super().networks())
-        del found["vae_encoder_next"]  # the picture alone is encoded
-        last = found["vae_encoder_last"]
-        inputs, outputs = (tuple(map(_of_one_frame, tensors)) for tensors in (last.inputs, last.outputs))
-        return {**found, "vae_encoder_last": replace(last, inputs=inputs, outputs=outputs, ranges=PLANE)}
-
-    def picture_inputs(self) -> tuple[TensorSpec, ...]:
-        return ()
-
-    def _core(self, part: str) -> Network:
-        found = super()._core(part)
-        sample, _, *rest = found.inputs
-        timestep = TensorSpec("timestep", ("batch", "frames"), "float32", span=TIMESTEPS)
-        return Network(part, found.module, (sample, timestep, *rest), found.outputs, found.ranges)
-
-    def condition(self, image: torch.Tensor, frames: int, run: Run, stage: Stage) -> dict[str, torch.Tensor]:
-        return {"first_frame": encode_picture(run, image, 1, lambda *_: stage("encode latents", 2, 3))}
-
-    def prepare_input(
-        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor], guided: bool
-    ) -> dict[str, torch.Tensor]:
-        others = {name: value for name, value in tensors.items() if name != "first_frame"}
-        found = super().prepare_input(self.finish(x, tensors), t, others, guided)
-        timestep = torch.cat([torch.zeros(1, device=x.device), t.float().reshape(1).expand(len(x) - 1)])
-        return {**found, "timestep": timestep.expand(len(found["sample"]), -1)}
-
-    def finish(self, x: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return torch.cat([tensors["first_frame"], x[1:]])
-
-
-def _of_one_frame(tensor: TensorSpec) -> TensorSpec:
-    return replace(tensor, dims=(1, *tensor.dims[1:]))
-
-
-def _kind(folder: Path, index: Mapping[str, Any]) -> type[Wan]:
-    """The Wan that an index describes; raises CheckpointError for one that takes no picture."""
-    if index.get("expand_timesteps"):
-        return WanTI2V
-    if index.get("_class_name") == WanTI2V.pipeline_class:
-        raise CheckpointError(
-            f"{folder / INDEX}: expected a Wan that takes a picture, of {Wan.pipeline_class} or with expand_timesteps, "
-            f"found {WanTI2V.pipeline_class} without."
-        )
-    return WanA14B if _is_named(index, "transformer_2") else Wan21
-
-
-def _is_named(index: Mapping[str, Any], part: str) -> bool:
+def is_named(index: Mapping[str, Any], part: str) -> bool:
+    """Whether an index says of a part what it is; published ones name those that a pipeline does without, too."""
     entry = index.get(part)
     return isinstance(entry, list) and any(entry)

@@ -61,6 +61,7 @@ def pair(tiny_wan: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
     return load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "component"), CORES)
 def test_onnxruntime_gives_eager_pytorchs_result_at_sizes_that_were_not_traced(
     pair: Pair, kind: str, component: str
@@ -73,6 +74,7 @@ def test_onnxruntime_gives_eager_pytorchs_result_at_sizes_that_were_not_traced(
         assert float((expected - found).abs().max()) <= GATE * max(1.0, float(expected.abs().max())), sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "component"), CORES)
 def test_every_input_of_the_cores_engine_moves_its_output_in_its_branch_alone(
     pair: Pair, kind: str, component: str
@@ -145,3 +147,19 @@ def test_tensorrt_rtx_builds_for_a_gpu_that_is_not_here(
     manifest = build_engine(request, EngineStore(tmp_path), process).plan.manifest
     assert set(manifest.files) == {PLAN}
     assert manifest.target.arch == arch and manifest.size_bytes > 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "shapes"), [("bf16", "range"), ("fp32", "exact")])
+def test_tensorrt_rtx_survives_narrow_heads_and_dynamic_sizes(
+    process: BuildProcess, tmp_path: Path, precision: str, shapes: str
+) -> None:
+    """As one Attention of the next opset, these very networks end it by a segmentation fault."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
+    model = open_model(write_tiny_wan(tmp_path / "narrow", "wan21", TinyWanSizes(head_dim=8, layers=1)))
+    network = model.components["core"].spec
+    sizes = {name: size for name, size in clip_sizes(model, 64, 64, 9).items() if name in network.limits.ranges}
+    profile = network.limits.exact(sizes) if shapes == "exact" else network.limits
+    spec = EngineSpec(network, profile, precision)
+    request = BuildRequest(spec, model.source("core", precision), TensorRTBackend(), CPU, "sm_89")
+    assert set(build_engine(request, EngineStore(tmp_path), process).plan.manifest.files) == {PLAN}

@@ -16,7 +16,7 @@ from i2v_tensorrt.engine_builder.errors import InputError
 from i2v_tensorrt.jobs.clip import Denoising, decode_clip
 from i2v_tensorrt.pipeline.models.base import ClipRequest
 from i2v_tensorrt.pipeline.models.tiny_wan import KINDS
-from i2v_tensorrt.pipeline.models.wan import WanA14B
+from i2v_tensorrt.pipeline.models.wan22 import WanA14B
 from i2v_tensorrt.pipeline.picture import crop_to_aspect
 from i2v_tensorrt.pipeline.sampling import FLOW_SCHEDULERS, SCHEDULERS, SamplerSettings
 
