@@ -77,8 +77,8 @@ class InductorRunner(Runner):
         if self.is_loaded:
             return
         self._let_go()
+        network = self._module.to(self.device)  # before its engine, which may call operators that come with it
         package = self._open()
-        network = self._module.to(self.device)
         # Others may give a parameter another memory: the engine's own reference keeps what it was bound to.
         bound = {name: tensor.detach() for name, tensor in self._laid_out(network, package).items()}
         package.load_constants(bound, check_full_update=True, user_managed=True)
