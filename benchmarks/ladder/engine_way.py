@@ -137,7 +137,8 @@ class EngineWay(Way):
         """The core's runner; raises EngineError when another backend had to stand in."""
         runner = self._cores.runner(self._model.core, self._sizes)
         if runner.backend != self._rung.backend:
-            raise EngineError(" ".join(self._take_notes()) or f"The core runs by {runner.backend}.")
+            told = " ".join(" ".join(self._take_notes()).split())  # in one line, which is what a row keeps
+            raise EngineError(told or f"The core runs by {runner.backend}.")
         return runner
 
     def _set_of(self, component: str) -> EngineSet:

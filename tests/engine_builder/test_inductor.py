@@ -200,6 +200,25 @@ def test_an_unloaded_engine_holds_no_weights(plan: Plan) -> None:
     assert holders(network) == before
 
 
+def test_the_network_is_made_before_its_engine_is_opened(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a new process an engine does not open whose operators nobody has registered: they come with the network."""
+    order: list[str] = []
+    opened = InductorRunner._open
+
+    def source() -> torch.nn.Module:
+        order.append("network")
+        return Mixed()
+
+    def open_engine(self: InductorRunner) -> object:
+        order.append("engine")
+        return opened(self)
+
+    monkeypatch.setattr(InductorRunner, "_open", open_engine)
+    runner = InductorRunner(plan, plan.manifest.spec, source, CPU)
+    runner.load()
+    assert order == ["network", "engine"]
+
+
 def test_sizes_outside_the_profile_are_refused(plan: Plan) -> None:
     runner, _ = loaded(plan, CPU)
     with pytest.raises(InputError, match="^The inductor engine of core: frames is 17"):
