@@ -20,10 +20,10 @@ from .vae_decode import VAEDecode
 
 
 class I2VExtension(ComfyExtension):
-    """The pack's nodes, in the order of a graph, then the one for others' graphs, then the tools."""
+    """The pack's nodes, in the order of a graph, then the tools."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         host.register_folders()
         host.provide_picture()
-        clip = [ModelLoader, EngineBuilder, EngineLoader, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo]
-        return [*clip, CompileModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]
+        tools = [CompileModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]
+        return [ModelLoader, EngineBuilder, EngineLoader, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo, *tools]
