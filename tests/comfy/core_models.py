@@ -42,7 +42,7 @@ SVD: dict[str, Any] = {
     "video_kernel_size": [3, 1, 1],
     "legacy": False,
 }
-VAE = {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
+VAE = {"z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
 RANK = 4
 
 
@@ -89,7 +89,9 @@ def main(comfyui: str, models: str) -> None:
     write(lora(wans["tiny_wan22_a14b"], "self_attn"), Path(models), "loras", "tiny_wan_lora")
     svd = {name: value.half() for name, value in filled(UNetModel(**SVD, **layers)).items()}
     write(svd, Path(models), "diffusion_models", "tiny_svd_core")
-    write(filled(WanVAE(**VAE, temperal_downsample=[False, True, True])), Path(models), "vae", "tiny_wan_vae")
+    reads_size = "decoder.head.0.gamma" in (Path(comfyui) / "comfy" / "sd.py").read_text("utf-8")
+    vae = WanVAE(**VAE, dim=8 if reads_size else 96, temperal_downsample=[False, True, True])
+    write(filled(vae), Path(models), "vae", "tiny_wan_vae")
     for part, network in (("encoder", Encoder()), ("decoder", Decoder())):
         write(filled(network), Path(models), "vae_approx", f"taesd_{part}")
 
