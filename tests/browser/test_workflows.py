@@ -37,7 +37,8 @@ def offered(server: ComfyServer) -> list[str]:
 def checkpoints(name: str) -> set[str]:
     """Those that a workflow names."""
     prompt = json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
-    return {node["inputs"]["checkpoint"] for node in prompt.values() if "checkpoint" in node["inputs"]}
+    named = [node["inputs"] for node in prompt.values()]
+    return {inputs[key] for inputs in named for key in ("checkpoint", "ckpt_name") if key in inputs}
 
 
 def look_at(screen: Screen, picture: Path) -> list[str]:

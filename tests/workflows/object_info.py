@@ -21,7 +21,11 @@ CHECKPOINTS = [
     "i2vgen-xl",
     "stable-video-diffusion-img2vid-xt",
 ]
-OFFERED = {("I2VTRT_ModelLoader", "checkpoint"): CHECKPOINTS, ("LoadImage", "image"): ["lake.png"]}
+OFFERED = {
+    ("I2VTRT_ModelLoader", "checkpoint"): CHECKPOINTS,
+    ("ImageOnlyCheckpointLoader", "ckpt_name"): ["svd_xt.safetensors"],
+    ("LoadImage", "image"): ["lake.png"],
+}
 """Choices that depend on the files at hand, with what a user of the shipped workflows has."""
 
 

@@ -81,7 +81,7 @@ class TestWorkflow:
 
     def test_a_note_says_how_to_run_it(self, name: str) -> None:
         notes = [node["widgets_values"][0] for node in graph(name)["nodes"] if node["type"] in NOTES]
-        assert any("models/i2v" in note for note in notes)
+        assert any(folder in note for note in notes for folder in ("models/i2v", "models/checkpoints"))
 
     def test_no_node_covers_another(self, name: str) -> None:
         for one, other in combinations(graph(name)["nodes"], 2):
