@@ -1,7 +1,7 @@
 """Wan's transformer and CLIP's vision model for it, with every dimension dynamic and nothing complex in the graph.
 
 The modules that hold the weights are diffusers' and transformers'; the way through the transformer is ours.
-All of it runs at every step, the text's and the picture's embedders too. Of a call's 787 TFLOP (14 billion
+All of it runs at every step, the text's and the picture's embedders too. Of a call's 1686 TFLOP (14 billion
 parameters, 81 frames of 480x832) they and the keys and values that come of them are 2.2, while 40 layers' keys
 and values would be 0.8 GB to keep for a clip, and a clip's conditioning another one for every expert and LoRA.
 """

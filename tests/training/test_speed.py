@@ -47,6 +47,6 @@ def test_the_watch_names_what_ran(caplog: pytest.LogCaptureFixture, monkeypatch:
     with caplog.at_level(logging.INFO):
         for _ in range(4):
             watch.tick()
-            torch.ones(64, 64) @ torch.ones(64, 64)
+            torch.mm(torch.ones(64, 64), torch.ones(64, 64))
     assert "aten::mm" in caplog.text
     assert caplog.text.count("a step:") == 1
