@@ -290,12 +290,14 @@ class TestFallback:
         said = told(client, prompt)
         assert f"{AS_IT_IS}: Expected no patches in the network, found patches_replace (dit)." in said.splitlines()
 
+    @pytest.mark.slow  # the other branch is called alone, by an engine of its own
     def test_a_control(self, client: ComfyClient) -> None:
         prompt = wan(self.NAME, 16)
         prompt["40"] = node("ProbeControl", conditioning=[POSITIVE, 0])
         prompt = changed(prompt, {VIDEO: {"positive": ["40", 0]}})
         assert f"{AS_IT_IS}: Expected no control, found one, such as a ControlNet's." in told(client, prompt)
 
+    @pytest.mark.slow  # the other branch is called alone, by an engine of its own
     def test_a_hook_on_the_weights(self, client: ComfyClient) -> None:
         properties = {"hooks": ["40", 0], "strength": 1.0, "set_cond_area": "default"}
         prompt = wan(self.NAME, 17)
