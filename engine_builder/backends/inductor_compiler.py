@@ -6,12 +6,15 @@ what it made can end the process. So the one to be used is tried out, in a child
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -44,14 +47,22 @@ def install_line() -> str:
 
 
 def working_compiler(device: str) -> str:
-    """The first compiler that makes engines which run on the device; tries each out once a process.
+    """The first compiler that makes engines which run on the device.
 
+    Each is tried out once, which may take a minute: that it has proved itself is kept for other processes.
     Raises EngineError, which says what each lacked, when there is none.
     """
     reasons = []
     for path in compilers():
-        reason = _flaw(path, _version(path), device)
+        version = _version(path)
+        verdict = _verdict(path, version, device)
+        if verdict.exists():
+            return path
+        reason = _flaw(path, version, device)
         if reason is None:
+            with suppress(OSError):  # it will prove itself again
+                verdict.parent.mkdir(parents=True, exist_ok=True)
+                verdict.touch()
             return path
         log.warning("%s is passed over: %s", path, reason)
         reasons.append(f"{path}: {reason}")
@@ -69,6 +80,15 @@ def _version(path: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return done.stdout
+
+
+def _verdict(path: str, version: str, device: str) -> Path:
+    """The file that stands for a compiler's proof, beside Inductor's own caches, which hold code that it runs."""
+    import torch
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    told = [path, version, device, torch.__version__, sys.executable, PROOF.read_text("utf-8")]
+    return Path(cache_dir()) / "i2v-compilers" / hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 @cache

@@ -38,6 +38,7 @@ def script(folder: Path, name: str, text: str) -> str:
 
 PROOF = """
 import os, signal, sys
+with open(os.path.join(os.path.dirname(sys.argv[0]), "proofs"), "a") as stream: stream.write("done ")
 if "crashing" in sys.argv[1]: os.kill(os.getpid(), signal.SIGSEGV)
 if "failing" in sys.argv[1]: sys.exit("RuntimeError: no such header.")
 """
@@ -47,6 +48,7 @@ if "failing" in sys.argv[1]: sys.exit("RuntimeError: no such header.")
 def proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Puts compilers of these names in place of the system's; their names say how their proof ends."""
     monkeypatch.setattr(inductor_compiler, "PROOF", Path(script(tmp_path, "proof.py", PROOF)))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "caches"))
 
     def put(*kinds: str) -> list[str]:
         paths = [script(tmp_path, kind, "#!/bin/sh\n") for kind in kinds]
@@ -59,6 +61,31 @@ def proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
 def test_a_compiler_whose_output_crashes_is_passed_over(proof: Callable[..., list[str]]) -> None:
     paths = proof("crashing-g++", "failing-c++", "good-g++")
     assert inductor_compiler.working_compiler("cpu") == paths[-1]
+
+
+def test_a_compiler_proves_itself_once_and_another_version_anew(
+    proof: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    (path,) = proof("good-g++")
+
+    def proofs_after_another_process() -> int:
+        inductor_compiler._flaw.cache_clear()
+        assert inductor_compiler.working_compiler("cpu") == path
+        return len((tmp_path / "proofs").read_text().split())
+
+    assert [proofs_after_another_process(), proofs_after_another_process()] == [1, 1]
+    script(tmp_path, "good-g++", "#!/bin/sh\necho 13.2\n")
+    assert [proofs_after_another_process(), proofs_after_another_process()] == [2, 2]
+
+
+def test_a_flaw_is_not_kept(proof: Callable[..., list[str]], tmp_path: Path) -> None:
+    """What it lacked may be installed by now."""
+    proof("failing-c++")
+    for number in (1, 2):
+        inductor_compiler._flaw.cache_clear()
+        with pytest.raises(EngineError):
+            inductor_compiler.working_compiler("cpu")
+        assert len((tmp_path / "proofs").read_text().split()) == number
 
 
 def test_without_a_working_compiler_each_reason_is_told_with_what_to_install(proof: Callable[..., list[str]]) -> None:
@@ -110,5 +137,6 @@ def test_the_target_names_pytorch_and_the_processor() -> None:
 
 
 @pytest.mark.slow
-def test_this_machine_has_a_compiler_that_proves_itself() -> None:
+def test_this_machine_has_a_compiler_that_proves_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where nothing has been proved yet
     assert inductor_compiler.working_compiler("cpu") in inductor_compiler.compilers()
