@@ -150,7 +150,8 @@ def test_every_step_is_told_with_an_estimate_that_gets_closer(name: str) -> None
         lambda done, total, x: told.append((done, total, (x - clean).abs().max().item())),
     )
     assert [step[:2] for step in told] == [(done, 6) for done in range(1, 7)]
-    assert told[-1][2] <= told[0][2]
+    rounding = 4 * torch.finfo(clean.dtype).eps * clean.abs().max().item()  # the first may be exact by luck
+    assert told[-1][2] <= max(told[0][2], rounding)
     assert told[-1][2] <= LEFT_AT_THE_END.get(name, 1e-5)
 
 
