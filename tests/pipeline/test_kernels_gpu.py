@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.kernels import gelu, norm, operators, short_attention
+from i2v_tensorrt.pipeline.kernels import gelu, norm, operators, residual, short_attention
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")]
 
@@ -82,3 +82,13 @@ def test_gelu_is_right_far_below_zero() -> None:
     found = gelu.gated_gelu(torch.stack([torch.ones_like(gate), gate], 1))[:, 0].double()
     expected = gate.double() * torch.special.ndtr(gate.double())
     assert float(((found - expected) / expected.abs().clamp(min=1e-9)).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_product_is_added_where_the_stream_lies(dtype: torch.dtype) -> None:
+    shapes = (2, 3, 5, 7, 64), (2, 3, 5, 7, 96), (64, 96)
+    stream, x, weight = (drawn(*shape, dtype=dtype) for shape in shapes)
+    expected = stream.double() + x.double() @ weight.double().T
+    found = residual.add_product(stream, x, weight)
+    assert found.data_ptr() == stream.data_ptr()
+    assert distance(found, expected) < LIMIT[dtype]
