@@ -117,7 +117,7 @@ def test_a_shift_asked_of_i2vgen_xl_is_refused(client: ComfyClient, picture: str
 
 @pytest.mark.slow
 def test_engines_make_the_clip_that_eager_pytorch_makes(client: ComfyClient, picture: str) -> None:
-    fresh, engines = {CONDITIONING: {"prompt": "a kite"}}, {ENGINES: {"backend": "onnxruntime"}}
+    fresh, engines = {CONDITIONING: {"prompt": "a kite"}}, {ENGINES: {"backend": "onnxruntime", "on_missing": "build"}}
     one, other = client.run(small("wan21", picture, fresh, engines)), client.run(small("wan21", picture, fresh))
     assert "built in" in text(one, CONDITIONING)
     assert not any("eager" in text(one, name) for name in (CONDITIONING, SAMPLER, DECODE))
