@@ -6,8 +6,6 @@ what it made can end the process. So the one to be used is tried out, in a child
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -19,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import EngineError
+from ..key import digest
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ def _verdict(path: str, version: str, device: str) -> Path:
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     told = [path, version, device, torch.__version__, sys.executable, PROOF.read_text("utf-8")]
-    return Path(cache_dir()) / "i2v-compilers" / hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return Path(cache_dir()) / "i2v-compilers" / digest(told)
 
 
 @cache

@@ -39,3 +39,9 @@ def ours(engines: EngineSet, wanted: Clip) -> torch.Tensor:
     conditioning = encode_clip(engines, wanted.request, ConditioningCache(None), lambda *_: None)
     latents = sample_clip(engines, conditioning, wanted.denoising, lambda *_: None)
     return engines.model.from_latent(latents) * engines.model.latent_scale
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The greatest, as a part of the greatest value of `other` (or of 1, if that is more)."""
+    assert one.shape == other.shape
+    return ((one - other).abs().max() / max(1.0, other.abs().max().item())).item()

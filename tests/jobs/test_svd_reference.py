@@ -17,7 +17,7 @@ from i2v_tensorrt.pipeline.models.svd import StableVideoDiffusion
 from i2v_tensorrt.pipeline.picture import crop_to_aspect
 from i2v_tensorrt.pipeline.sampling import SCHEDULERS, SamplerSettings
 
-from .reference_clip import Clip, eager_engines, ours, painted
+from .reference_clip import Clip, difference, eager_engines, ours, painted
 
 GATE = 1e-5
 """The greatest difference, as a part of the greatest latent, that is still the same clip."""
@@ -81,11 +81,6 @@ def theirs(reference: Any, wanted: Clip, output_type: str = "latent", chunk: int
         decode_chunk_size=chunk,
     ).frames
     return found[0]
-
-
-def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    assert one.shape == other.shape
-    return ((one - other).abs().max() / max(1.0, other.abs().max().item())).item()
 
 
 @pytest.mark.parametrize("guidance", [(1.0, 3.0), (2.5, 2.5), (1.0, 1.0)], ids=str)

@@ -20,7 +20,7 @@ from i2v_tensorrt.pipeline.models.wan22 import WanA14B
 from i2v_tensorrt.pipeline.picture import crop_to_aspect
 from i2v_tensorrt.pipeline.sampling import FLOW_SCHEDULERS, SCHEDULERS, SamplerSettings
 
-from .reference_clip import Clip, eager_engines, ours, painted
+from .reference_clip import Clip, difference, eager_engines, ours, painted
 
 GATE = 1e-5
 """The greatest difference, as a part of the greatest latent, that is still the same clip."""
@@ -100,11 +100,6 @@ def theirs(reference: Any, wanted: Clip, output_type: str = "latent") -> torch.T
         output_type=output_type,
     ).frames
     return found[0].transpose(0, 1) if output_type == "latent" else found[0]
-
-
-def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    assert one.shape == other.shape
-    return ((one - other).abs().max() / max(1.0, other.abs().max().item())).item()
 
 
 @pytest.mark.parametrize("guidance", [4.0, 1.0])
