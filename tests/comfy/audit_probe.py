@@ -24,6 +24,8 @@ CHANGES = {
     "os.mkfifo": (0,),
 }
 """Audit events by the places of their paths."""
+FOLLOW_LINKS = {"os.truncate", "os.chmod", "os.chown", "os.utime"}
+"""Changes that go through a link at a path's end; the others make, move or remove the link itself."""
 HANDLES = "/proc/self/fd/"
 LOOKS = {"open", "os.listdir", "os.scandir", "os.chdir"}
 RUNS = {"os.system", "os.exec", "os.posix_spawn", "pickle.find_class", "marshal.load", "marshal.loads"}
@@ -61,7 +63,7 @@ class Audit:
             self._path(event, given[0], False)
         else:
             for place in CHANGES[event]:
-                self._path(event, self._below(given[place], given[-1]), True)
+                self._path(event, self._below(given[place], given[-1]), True, event in FOLLOW_LINKS)
 
     @staticmethod
     def _below(path, folder):
@@ -70,24 +72,25 @@ class Audit:
             return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), os.fsdecode(path))
         return path
 
-    def _path(self, event, path, writes):
+    def _path(self, event, path, writes, follows=True):
         if not isinstance(path, str | bytes | os.PathLike):
             return
         text = os.fsdecode(path)
-        places = self._places(text)
+        places = self._places(text, follows)
         if any(self._lies_in(place, self._watched) for place in places):
             self._tell(event, text)
         elif writes and text != os.devnull and not all(self._lies_in(place, self._writable) for place in places):
             self._tell(event, text)
 
     @staticmethod
-    def _places(text):
-        """Where a path leads, and where its last part itself lies, which is what is renamed or removed."""
+    def _places(text, follows):
+        """Where a path's last part itself lies, and where it leads if what is done to it follows links."""
         if text.startswith(HANDLES):  # the open folder, whatever has its name by now
             handle, _, name = text[len(HANDLES) :].partition("/")
             return {os.path.join(os.readlink(HANDLES + handle), name)}
         folder, name = os.path.split(os.path.abspath(text))
-        return {os.path.join(os.path.realpath(folder), name), os.path.realpath(text)}
+        itself = os.path.join(os.path.realpath(folder), name)
+        return {itself, os.path.realpath(text)} if follows else {itself}
 
     @staticmethod
     def _lies_in(place, roots):
