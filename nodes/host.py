@@ -34,6 +34,7 @@ from ..engine_builder.errors import CheckpointError, I2VError, StorageError
 from ..engine_builder.store import EngineStore
 from ..jobs import results
 from ..jobs.demo_model import BUNDLED, BUNDLED_NAME, PICTURE
+from ..jobs.residency import Memory, concede, is_encoder
 from ..jobs.table import Table
 from ..pipeline.atomic_file import atomic_file
 from ..pipeline.cache import ConditioningCache
@@ -204,23 +205,57 @@ class HostResidency:
 
         `beside` is a model that is in use and stays.
         """
-        there = self._loaded()
         patcher = self._patchers.get(id(runner))
         if patcher is None:
             patcher = self._patchers[id(runner)] = RunnerPatcher(runner)
+        needed_bytes = scratch_bytes + (0 if runner.is_loaded else patcher.size)
+        told = [self._relieve(needed_bytes, runner, encoders=True)]
+        there, name = self._loaded(), runner.spec.network.component
+        if self.room_bytes() < needed_bytes:
+            told.append(f"Memory may not do for {name}, whose weights are held whole and not streamed.")
         needed = [patcher] if beside is None else [beside, patcher]
         memory.load_models_gpu(needed, memory_required=scratch_bytes)
         if not runner.is_loaded:  # its weights were moved by a runner that shares them
             runner.load()
         gone = [name for name in there if name not in self._loaded()]
-        return f"Made room for {runner.spec.network.component}: {', '.join(gone)} left the device." if gone else None
+        told += [f"Made room for {name}: {', '.join(gone)} left the device."] if gone else []
+        return " ".join(filter(None, told)) or None
 
-    def room_bytes(self) -> int | None:
+    def relieve(self, needed_bytes: int, *, encoders: bool) -> str | None:
+        return self._relieve(needed_bytes, None, encoders=encoders)
+
+    def _relieve(self, needed_bytes: int, keep: Runner | None, *, encoders: bool) -> str | None:
+        """The pack's own: what it keeps in memory, runners of other models, then this one's encoders."""
+
+        def idle_encoders() -> str:
+            return self._let_go(lambda runner, mine: mine and is_encoder(runner) and runner is not keep)
+
+        concessions = [_forget_kept, lambda: self._let_go(lambda _, mine: not mine)]
+        return concede(_memory(), needed_bytes, [*concessions, *([idle_encoders] if encoders else [])])
+
+    def _let_go(self, chosen: Callable[[Runner, bool], bool]) -> str:
+        """Unloads the pack's runners that are chosen, each shown with whether it is of this model; their names."""
+        names = []
+        for entry in list(memory.current_loaded_models):
+            if isinstance(entry.model, RunnerPatcher):
+                runner = entry.model.model.runner
+                if chosen(runner, id(runner) in self._patchers):
+                    entry.model_unload()
+                    memory.current_loaded_models.remove(entry)
+                    names.append(runner.spec.network.component)
+        if names:
+            memory.soft_empty_cache()
+        return ", ".join(names)
+
+    def spare_bytes(self) -> int:
+        return _memory().spare_bytes()
+
+    def room_bytes(self) -> int:
         """What is free, and what the models take that ComfyUI could unload."""
         held = [entry.model for entry in memory.current_loaded_models if entry.model is not None]
         return free_bytes() + sum(patcher.loaded_size() for patcher in held if patcher.load_device == device())
 
-    def host_bytes(self) -> int | None:
+    def host_bytes(self) -> int:
         return int(memory.get_free_memory(torch.device("cpu")))
 
     def _loaded(self) -> list[str]:
@@ -231,6 +266,17 @@ class HostResidency:
         """Unloads every model on a GPU, where the child that builds needs the room."""
         if device().type != "cpu":
             memory.unload_all_models()
+
+
+def _memory() -> Memory:
+    """The memory of the device that ComfyUI computes on."""
+    return Memory(int(memory.get_total_memory(device())), free_bytes)
+
+
+def _forget_kept() -> str:
+    """Lets go of what the caches hold in memory, where that is the memory in question."""
+    held = [cache.clear_memory() for cache in (conditioning_cache(), result_cache())]
+    return "what the caches keep in memory" if sum(held) and device().type == "cpu" else ""
 
 
 def free_models() -> None:

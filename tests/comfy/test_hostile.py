@@ -29,8 +29,12 @@ from i2v_tensorrt.jobs.comfy_messages import outcome
 from i2v_tensorrt.tests.comfy.conftest import PACK
 from i2v_tensorrt.tests.comfy.graphs import (
     CHECKPOINT,
+    CONDITIONING,
+    DECODE,
     LOADER,
+    SAMPLER,
     Prompt,
+    changed,
     clip,
     encoding,
     file_names,
@@ -38,6 +42,7 @@ from i2v_tensorrt.tests.comfy.graphs import (
     node,
     png,
     save,
+    text,
 )
 from i2v_tensorrt.tests.comfy.hostile import (
     LEADS_OUT,
@@ -188,6 +193,20 @@ def test_the_hook_sees_what_it_should(attacked: Attacked) -> None:
         (line,) = attacked.offences()
         assert json.loads(line)["what"] == str(path)
         (attacked.server.base_directory / "new").unlink(missing_ok=True)
+
+
+def test_what_is_held_gives_way_before_memory_fails(attacked: Attacked) -> None:
+    """The server believes that its memory is nearly full: caches and encoders go, and each node says so."""
+    first = clip(attacked.picture, {CONDITIONING: {"prompt": "a full house"}})
+    result = attacked.client.run(first)
+    assert result.error is None
+    encoded, denoised, decoded = (text(result, name) for name in (CONDITIONING, SAMPLER, DECODE))
+    for gone in ("image_encoder", "vae_encoder", "text_encoder"):
+        assert f"Memory is over 90% full: let go of {gone}." in encoded
+    assert "Memory is over 90% full: let go of what the caches keep in memory, conditioner." in denoised
+    assert "1 of 4 frames at once, for the memory that is free" in decoded
+    again = attacked.client.run(changed(first, {SAMPLER: {"seed": 9}}))
+    assert "Memory is over" not in text(again, SAMPLER), "nothing is held any more"
 
 
 @counted(40, 5000)
