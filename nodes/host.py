@@ -33,6 +33,7 @@ from ..engine_builder.backends.registry import choose_backend
 from ..engine_builder.errors import CheckpointError, I2VError, StorageError
 from ..engine_builder.store import EngineStore
 from ..jobs import results
+from ..jobs import saved_videos as videos
 from ..jobs.demo_model import BUNDLED, BUNDLED_NAME, PICTURE
 from ..jobs.residency import Memory, concede, is_encoder
 from ..jobs.table import Table
@@ -40,7 +41,7 @@ from ..pipeline.atomic_file import atomic_file
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.models.checkpoint import INDEX
 from ..pipeline.models.latent_space import LatentSpace
-from .places import SavePlace, free_place
+from .places import SavePlace, digest_below, free_place
 from .sheet import Sheet
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,18 @@ def result_cache() -> ConditioningCache:
     """The server's one cache of sampled latents; see `jobs.results`."""
     folder = Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "results"
     return ConditioningCache(folder, results.LIMITS, "result")
+
+
+@lru_cache(maxsize=1)
+def saved_videos() -> ConditioningCache:
+    """The server's notes on which video came of which request; see `jobs.saved_videos`."""
+    folder = Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "videos"
+    return ConditioningCache(folder, videos.LIMITS, "note on a video")
+
+
+def digest_of_output(subfolder: str, filename: str) -> str | None:
+    """The SHA-256 of a file in ComfyUI's output folder, or None; see `places.digest_below`."""
+    return digest_below(Path(folder_paths.get_output_directory()), subfolder, filename)
 
 
 @contextmanager
