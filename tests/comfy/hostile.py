@@ -199,11 +199,11 @@ def generated_graph(picture: str, draw: random.Random) -> Prompt:
     prompt = copy.deepcopy(whole)
     for _ in range(draw.choice([1, 1, 1, 2, 2, 3, 4])):
         draw.choice(CHANGES)(prompt, draw)
-    _spare_the_host(prompt, whole)
+    spare_the_host(prompt, whole)
     return prompt
 
 
-def _spare_the_host(prompt: Prompt, whole: Prompt) -> None:
+def spare_the_host(prompt: Prompt, whole: Prompt) -> None:
     """Takes out what ends ComfyUI's only worker before any node runs.
 
     That is a link that leads nowhere, in an input that its node does not have: nobody checks those.

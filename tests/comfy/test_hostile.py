@@ -33,6 +33,7 @@ from i2v_tensorrt.tests.comfy.graphs import (
     DECODE,
     LOADER,
     SAMPLER,
+    SAVE,
     Prompt,
     changed,
     clip,
@@ -50,6 +51,7 @@ from i2v_tensorrt.tests.comfy.hostile import (
     generated_graph,
     hostile_name,
     malformed_request,
+    spare_the_host,
 )
 from i2v_tensorrt.tests.counts import Evidence, counted
 
@@ -283,6 +285,17 @@ def test_any_graph_ends_in_a_result_or_a_sentence(attacked: Attacked, count: int
     assert sum(ends.values()) == count
     assert growth < FREE_BYTES
     evidence("generated graphs", count, f"{told(ends)}; the server's peak grew by {growth >> 20} MiB")
+
+
+def test_only_what_ends_the_host_is_taken_out_of_a_graph() -> None:
+    """Links that lead nowhere stay where somebody checks them."""
+    whole = clip("picture.png")
+    nowhere = [["99", 0], [CONDITIONING, 0.5], [CONDITIONING, 99]]
+    for link in nowhere:
+        prompt = changed(whole, {SAMPLER: {"seed": link, "strange": link}, SAVE: {"strange": [CONDITIONING, 0]}})
+        spare_the_host(prompt, whole)
+        assert prompt[SAMPLER]["inputs"] == {**whole[SAMPLER]["inputs"], "seed": link}
+        assert prompt[SAVE]["inputs"]["strange"] == [CONDITIONING, 0]
 
 
 def clear(folder: Path) -> None:
