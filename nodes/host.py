@@ -1,7 +1,7 @@
 """All that the pack asks of ComfyUI: folders, memory, progress, previews, interruption, messages.
 
-Beside `host_model` and `host_network` no other file touches ComfyUI's internals, so that one of its releases can
-break these alone.
+Beside `host_model`, `host_network` and `host_patcher` no other file touches ComfyUI's internals, so that one of its
+releases can break these alone.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ from ..jobs.demo_model import BUNDLED, BUNDLED_NAME, PICTURE
 from ..jobs.residency import Memory, concede, is_encoder
 from ..jobs.table import Table
 from ..pipeline.atomic_file import atomic_file
-from ..pipeline.cache import ConditioningCache
+from ..pipeline.cache import CacheLimits, ConditioningCache
 from ..pipeline.models.checkpoint import INDEX
 from ..pipeline.models.latent_space import LatentSpace
+from .host_patcher import RunnerPatcher
 from .places import SavePlace, digest_below, free_place
 from .sheet import Sheet
 
@@ -133,10 +134,27 @@ def engine_store() -> EngineStore:
     return EngineStore(Path(folder_paths.get_folder_paths(ENGINES)[0]))
 
 
+def _cache(name: str, limits: CacheLimits | None = None, what: str = "conditioning") -> ConditioningCache:
+    """A cache of the server, kept in a folder that HTTP does not reach."""
+    return ConditioningCache(Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / name, limits, what)
+
+
 @lru_cache(maxsize=1)
 def conditioning_cache() -> ConditioningCache:
-    """The server's one cache, shared by graph and API runs, kept in a folder that HTTP does not reach."""
-    return ConditioningCache(Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "conditioning")
+    """The server's one cache of conditioning, shared by graph and API runs."""
+    return _cache("conditioning")
+
+
+@lru_cache(maxsize=1)
+def result_cache() -> ConditioningCache:
+    """The server's one cache of sampled latents; see `jobs.results`."""
+    return _cache("results", results.LIMITS, "result")
+
+
+@lru_cache(maxsize=1)
+def saved_videos() -> ConditioningCache:
+    """The server's notes on which video came of which request; see `jobs.saved_videos`."""
+    return _cache("videos", videos.LIMITS, "note on a video")
 
 
 def save_place(
@@ -145,20 +163,6 @@ def save_place(
     """A free name in ComfyUI's output (or temp) folder from a prefix; see `places.free_place`."""
     root = folder_paths.get_temp_directory() if temporary else folder_paths.get_output_directory()
     return free_place(Path(root), prefix, suffix, width, height)
-
-
-@lru_cache(maxsize=1)
-def result_cache() -> ConditioningCache:
-    """The server's one cache of sampled latents; see `jobs.results`."""
-    folder = Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "results"
-    return ConditioningCache(folder, results.LIMITS, "result")
-
-
-@lru_cache(maxsize=1)
-def saved_videos() -> ConditioningCache:
-    """The server's notes on which video came of which request; see `jobs.saved_videos`."""
-    folder = Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "videos"
-    return ConditioningCache(folder, videos.LIMITS, "note on a video")
 
 
 def digest_of_output(subfolder: str, filename: str) -> str | None:
@@ -191,40 +195,6 @@ def metadata(hidden: Any) -> dict[str, Any]:
 # Memory
 
 
-class I2VEngine(torch.nn.Module):
-    """What ComfyUI's memory manager sees of a runner."""
-
-    def __init__(self, runner: Runner) -> None:
-        super().__init__()
-        self.runner = runner
-        self.device: torch.device | None = None
-
-
-class RunnerPatcher(ModelPatcher):
-    """A runner in ComfyUI's memory manager: registered, reused and evicted as every model is, all or nothing."""
-
-    def __init__(self, runner: Runner) -> None:
-        offload = torch.device("cpu")
-        super().__init__(I2VEngine(runner), load_device=runner.device, offload_device=offload, size=runner.memory_bytes)
-
-    def load(self, device_to: Any = None, *_args: Any, **_kwargs: Any) -> None:
-        self.model.runner.load()
-        self.model.model_loaded_weight_memory = self.size
-        self.model.model_lowvram = False
-        self.model.device = self.load_device
-        self.model.current_weight_patches_uuid = self.patches_uuid
-
-    def partially_unload(self, *_args: Any, **_kwargs: Any) -> int:
-        return 0
-
-    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
-        if unpatch_weights:
-            self.model.runner.unload()
-            self.model.model_loaded_weight_memory = 0
-            self.model.device = self.offload_device
-            self.model.current_weight_patches_uuid = None
-
-
 class HostResidency:
     """Residency by ComfyUI's memory manager."""
 
@@ -240,7 +210,7 @@ class HostResidency:
         if patcher is None:
             patcher = self._patchers[id(runner)] = RunnerPatcher(runner)
         needed_bytes = scratch_bytes + (0 if runner.is_loaded else patcher.size)
-        told = [self._relieve(needed_bytes, runner, encoders=True)]
+        told = [self.relieve(needed_bytes, encoders=True, keep=runner)]
         there, name = self._loaded(), runner.spec.network.component
         if self.room_bytes() < needed_bytes:
             told.append(f"Memory may not do for {name}, whose weights are held whole and not streamed.")
@@ -252,10 +222,7 @@ class HostResidency:
         told += [f"Made room for {name}: {', '.join(gone)} left the device."] if gone else []
         return " ".join(filter(None, told)) or None
 
-    def relieve(self, needed_bytes: int, *, encoders: bool) -> str | None:
-        return self._relieve(needed_bytes, None, encoders=encoders)
-
-    def _relieve(self, needed_bytes: int, keep: Runner | None, *, encoders: bool) -> str | None:
+    def relieve(self, needed_bytes: int, *, encoders: bool, keep: Runner | None = None) -> str | None:
         """The pack's own: what it keeps in memory, runners of other models, then this one's encoders."""
 
         def idle_encoders() -> str:
@@ -306,8 +273,8 @@ def _memory() -> Memory:
 
 def _forget_kept() -> str:
     """Lets go of what the caches hold in memory, where that is the memory in question."""
-    held = [cache.clear_memory() for cache in (conditioning_cache(), result_cache())]
-    return "what the caches keep in memory" if sum(held) and device().type == "cpu" else ""
+    caches = (conditioning_cache(), result_cache()) if device().type == "cpu" else ()
+    return "what the caches keep in memory" if sum([cache.clear_memory() for cache in caches]) else ""
 
 
 def free_models() -> None:
