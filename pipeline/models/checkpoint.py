@@ -65,7 +65,8 @@ class Part:
         """Digest over the configuration and the bytes of every weight or vocabulary file."""
         sha = hashlib.sha256(self.config_sha256.encode())
         weights = [path for paths in self.weights.values() for path in paths]
-        for path in weights or sorted(path for path in self.folder.glob("*") if path.is_file()):
+        files = (path for path in self.folder.glob("*") if path.is_file())
+        for path in weights or sorted(files, key=lambda path: path.name):  # Windows sorts paths without regard to case
             sha.update(path.name.encode())
             with path.open("rb") as stream:
                 while block := stream.read(4 << 20):

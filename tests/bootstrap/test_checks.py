@@ -1,5 +1,6 @@
 """`run.py test`: its steps, its status, and what it says of the tests against a live ComfyUI."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -168,3 +169,36 @@ def test_full_counts_run_only_by_name_and_say_what_they_found(
     assert f"{selected} passed, 1 deselected" in result.stdout
     row = [line.split() for line in result.stdout.splitlines() if line.startswith("kills")]
     assert row == ([["kills", "100", "all", "alive"]] if told else [])
+
+
+LATE = """
+import time
+import pytest
+
+@pytest.mark.torture
+def test_without_a_row():
+    pass
+
+@pytest.mark.torture
+@pytest.mark.parametrize("number", range(3))
+def test_with_a_row(number, evidence):
+    evidence(f"row {number}", 1, "done")
+    time.sleep(60 * number)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="a test that runs is ended by an alarm")
+def test_full_counts_have_an_end_and_rows_come_first(tmp_path: Path) -> None:
+    conftest = (RUN.parent / "tests" / "conftest.py").read_text("utf-8")
+    assert "TORTURE_S = 4 * 3600" in conftest
+    (tmp_path / "conftest.py").write_text(conftest.replace("TORTURE_S = 4 * 3600", "TORTURE_S = 4"))
+    (tmp_path / "test_late.py").write_text(LATE)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  torture: full counts\n")
+    command = [sys.executable, "-c", INNER, str(RUN), "-m", "torture"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert "1 passed, " in told
+    failed = [line for line in told.splitlines() if line.startswith("FAILED ") and "not done within" in line]
+    names = {line.split("::")[1].split(":")[0].split(" ")[0] for line in failed}
+    assert names == {"test_with_a_row[1]", "test_with_a_row[2]", "test_without_a_row"}
+    rows = [line.split()[:2] for line in told.splitlines() if line.startswith("row ")]
+    assert rows[0] == ["row", "0"]
