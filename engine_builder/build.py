@@ -73,6 +73,7 @@ def build_engine(
                 build_s=build_s,
                 created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 details={**request.details, **compiled.details},
+                islands=compiled.islands,
             )
             plan = store.publish(folder, manifest)
     log.info("built %s by %s in %.1f s", request.spec.network.component, request.backend.name, build_s)

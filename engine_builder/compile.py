@@ -11,7 +11,7 @@ from .backends.base import Backend, LoadNetwork, Report
 from .backends.eager import EagerBackend
 from .backends.registry import BACKENDS
 from .errors import EngineError, StorageError
-from .manifest import Manifest, Verdict
+from .manifest import Manifest, Verdict, verdict_from_dict
 from .source import NetworkSource
 from .spec import EngineSpec, spec_from_dict
 from .store import Plan, describe_files
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 class Compiled:
     """What compiling gave beside the files: details worth keeping, and the gate's verdict.
 
-    The verdict is None for an engine that cannot run here: it was built for another GPU.
+    The verdict is None for an engine that cannot run here: it was built for another GPU. `islands` names the
+    modules of an fp16 network that compute in fp32.
     """
 
     details: Mapping[str, str]
     verdict: Verdict | None
+    islands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,24 @@ def compile_engine(request: BuildRequest, folder: Path, report: Report) -> Compi
     """
     report("load network", 0.0)
     network = request.source.load()
+    islands = _islands(request, network, report)
     try:
         details = request.aimed_backend.build(network, request.spec, folder, report)
     except OSError as error:
         raise StorageError(f"The engine could not be written to {folder}: {error.strerror or error}.") from error
     report("check", 0.8)
     runs_here = request.aimed_backend.availability(request.device).ok
-    return Compiled(details, _gate(request, folder, network) if runs_here else None)
+    return Compiled(details, _gate(request, folder, network, islands) if runs_here else None, islands)
+
+
+def _islands(request: BuildRequest, network: torch.nn.Module, report: Report) -> tuple[str, ...]:
+    """Where fp16 is too small for these weights; an engine that serves any weights cannot know."""
+    if request.spec.precision != "fp16" or not request.backend.holds_weights:
+        return ()
+    from .islands import shelter
+
+    report("look for numbers beyond fp16", 0.0)
+    return shelter(network, request.spec)
 
 
 def request_to_dict(request: BuildRequest, folder: Path) -> dict[str, Any]:
@@ -80,6 +93,11 @@ def request_to_dict(request: BuildRequest, folder: Path) -> dict[str, Any]:
         "arch": request.arch,
         "folder": str(folder),
     }
+
+
+def compiled_from_dict(data: Mapping[str, Any]) -> Compiled:
+    """Rebuilds a Compiled from `compile_from`'s answer after JSON."""
+    return Compiled(data["details"], verdict_from_dict(data["verdict"]), tuple(data["islands"]))
 
 
 def compile_from(data: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -97,10 +115,10 @@ def compile_from(data: Mapping[str, Any], report: Report) -> dict[str, Any]:
     return asdict(compile_engine(request, Path(data["folder"]), report))
 
 
-def _gate(request: BuildRequest, folder: Path, network: torch.nn.Module) -> Verdict:
+def _gate(request: BuildRequest, folder: Path, network: torch.nn.Module, islands: tuple[str, ...]) -> Verdict:
     """The gate for an engine that is not published yet."""
     target = request.backend.target(request.device)
-    plan = Plan(folder, Manifest(request.spec, target, describe_files(folder), None, 0.0, ""))
+    plan = Plan(folder, Manifest(request.spec, target, describe_files(folder), None, 0.0, "", islands=islands))
     plain = None if request.reference is None else request.reference.load
     return check_plan(plan, request.backend, lambda: network, request.device, plain)
 
@@ -110,10 +128,11 @@ def check_plan(
 ) -> Verdict:
     """Compares an engine with eager PyTorch on the device; raises EngineError when it does not pass.
 
-    `network` gives the engine its weights where it holds none; `plain` is the reference where that is another.
+    `network` gives the engine its weights where it holds none; `plain` is the reference where that is another. An
+    engine with fp32 islands is compared with a network that has them too, for one without gives no numbers.
     """
     spec = plan.manifest.spec
-    reference = EagerBackend().load(None, spec, plain or network, device)
+    reference = EagerBackend().load(None, spec, _sheltered(plain or network, plan.manifest), device)
     candidate = backend.load(plan, spec, network, device)
     try:
         reference.load()
@@ -127,3 +146,12 @@ def check_plan(
     except EngineError as error:
         raise EngineError(f"{spec.network.component}: {error}") from error
     return verdict
+
+
+def _sheltered(load: LoadNetwork, manifest: Manifest) -> LoadNetwork:
+    """The reference's network, made safe in fp16 if the engine's was."""
+    if not manifest.islands:
+        return load
+    from .islands import sheltered
+
+    return sheltered(load, manifest.spec)

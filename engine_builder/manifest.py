@@ -52,6 +52,8 @@ class Manifest:
     build_s: float
     created_at: str
     details: Mapping[str, str] = field(default_factory=dict)
+    islands: tuple[str, ...] = ()
+    """The modules of an fp16 network that compute in fp32, for fp16 cannot hold their numbers."""
 
     @property
     def key(self) -> str:
@@ -105,6 +107,7 @@ def _from_body(body: dict[str, Any]) -> Manifest:
         build_s=float(body["build_s"]),
         created_at=str(body["created_at"]),
         details=dict(body["details"]),
+        islands=tuple(body.get("islands", ())),  # engines from before there were any have none
     )
 
 

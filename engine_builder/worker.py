@@ -21,9 +21,8 @@ from typing import Any
 
 from . import errors
 from .backends.base import Report
-from .compile import BuildRequest, Compiled, request_to_dict
+from .compile import BuildRequest, Compiled, compiled_from_dict, request_to_dict
 from .errors import EngineError, StorageError
-from .manifest import verdict_from_dict
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ class BuildProcess:
             self._end()
             raise
         if "result" in answer:
-            return Compiled(answer["result"]["details"], verdict_from_dict(answer["result"]["verdict"]))
+            return compiled_from_dict(answer["result"])
         if "error" in answer:
             raise _error(answer)
         returncode = child.wait()

@@ -13,6 +13,7 @@ from ..engine_builder.backends.registry import BACKENDS
 from ..engine_builder.errors import EngineError, InputError
 from ..engine_builder.spec import Target
 from ..engine_builder.store import EngineStore, Plan
+from .engine_words import precision
 from .table import Table
 
 KEY_CHARS = 12
@@ -39,6 +40,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "family": network.family,
         "component": network.component,
         "precision": manifest.spec.precision,
+        "islands": list(manifest.islands),
         "backend": target.backend,
         "version": target.backend_version,
         "arch": target.arch,
@@ -47,7 +49,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "build_s": manifest.build_s,
         "created_at": manifest.created_at,
         "cosine": None if verdict is None else verdict.cosine,
-        "text": f"{manifest.key[:KEY_CHARS]}  {network.component:<14} {manifest.spec.precision}  {target.backend} "
+        "text": f"{manifest.key[:KEY_CHARS]}  {network.component:<14} {precision(manifest)}  {target.backend} "
         f"{target.arch}  {manifest.size_bytes / 1e6:8.1f} MB  {_match(plan)}  {_sizes(plan)}",
     }
 
@@ -106,7 +108,7 @@ def engine_table(checked: Sequence[Checked], state: str) -> Table:
         (
             each.plan.manifest.key[:KEY_CHARS],
             each.plan.manifest.spec.network.component,
-            f"{each.plan.manifest.target.backend} {each.plan.manifest.target.arch} {each.plan.manifest.spec.precision}",
+            f"{each.plan.manifest.target.backend} {each.plan.manifest.target.arch} {precision(each.plan.manifest)}",
             f"{each.plan.manifest.size_bytes / 1e6:.1f} MB",
             _match(each.plan),
             _sizes(each.plan),

@@ -10,6 +10,8 @@ from ..engine_builder.store import Plan
 
 NOT_BUILT = "On a CPU engines save little;\nfor them, set on_missing to build."
 """In lines, for the page cuts a longer one in the middle of a word."""
+NAMED_ISLANDS = 3
+"""More than these are counted; the list in JSON names them all."""
 
 
 def built(manifests: Sequence[Manifest], elapsed_s: float) -> str:
@@ -19,6 +21,13 @@ def built(manifests: Sequence[Manifest], elapsed_s: float) -> str:
     cosines = [each.verdict.cosine for each in manifests if each.verdict is not None]
     match = f",\n{'' if one else 'least '}cosine {min(cosines):.5f}" if cosines else ""
     return f"{what} built in {elapsed_s:.1f} s{match}"
+
+
+def precision(manifest: Manifest) -> str:
+    """An engine's precision, and what of it computes in fp32."""
+    names = manifest.islands
+    inside = ", ".join(names) if len(names) <= NAMED_ISLANDS else f"{len(names)} modules"
+    return f"{manifest.spec.precision} (fp32 in {inside})" if names else manifest.spec.precision
 
 
 def missing(component: str, sizes: Mapping[str, int], stored: Sequence[Plan], store: Path) -> str:

@@ -9,6 +9,7 @@ from ..engine_builder.build import BuildResult
 from ..engine_builder.errors import InputError
 from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.registry import FAMILIES
+from .engine_words import precision
 from .engines import EngineSet, clip_sizes
 
 ALL = "all"
@@ -65,4 +66,4 @@ def _line(component: str, result: BuildResult) -> str:
     verdict, size_mb = manifest.verdict, manifest.size_bytes / 1e6
     match = "unverified here" if verdict is None else f"cosine {verdict.cosine:.7f}, {verdict.snr_db:.0f} dB"
     where = f"{manifest.target.backend} for {manifest.target.arch}"
-    return f"{component}: {how} by {where}, {manifest.spec.precision}, {size_mb:.1f} MB, {match}"
+    return f"{component}: {how} by {where}, {precision(manifest)}, {size_mb:.1f} MB, {match}"

@@ -1,7 +1,8 @@
 """Inductor: PyTorch's own compiler, ahead of time, for GPUs where TensorRT does not run, and for CPUs.
 
 An engine is native code without weights. It takes those of the network that it is loaded with, where they
-lie, so that one engine serves every fine-tune, and a change of the weights in place needs no other.
+lie, so that one engine serves every fine-tune, and a change of the weights in place needs no other. For the same
+reason it has no fp32 islands: which layers overflow in fp16 is a matter of the weights.
 """
 
 from __future__ import annotations

@@ -31,7 +31,13 @@ SEALED = seal(MANIFEST, SECRET)
 
 
 @pytest.mark.parametrize(
-    "manifest", [MANIFEST, replace(MANIFEST, verdict=None), replace(MANIFEST, files={}, details={})]
+    "manifest",
+    [
+        MANIFEST,
+        replace(MANIFEST, verdict=None),
+        replace(MANIFEST, files={}, details={}),
+        replace(MANIFEST, islands=("up_blocks.1", "mid_block")),
+    ],
 )
 def test_what_was_sealed_comes_back(manifest: Manifest) -> None:
     assert unseal(seal(manifest, SECRET), SECRET, manifest.key) == manifest
@@ -131,3 +137,7 @@ def test_a_large_file_is_read_in_blocks_to_its_end(tmp_path: Path) -> None:
     content = bytes(range(256)) * (9 << 12)  # 9 MiB: three blocks, the last not full
     (tmp_path / "file").write_bytes(content)
     assert file_digest(tmp_path / "file") == FileDigest(len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_a_manifest_from_before_there_were_islands_has_none() -> None:
+    assert unseal(resealed(lambda body: body.pop("islands")), SECRET, MANIFEST.key) == MANIFEST

@@ -157,3 +157,20 @@ def test_it_can_be_stopped_between_two_engines(store: EngineStore, plans: dict[s
     with pytest.raises(I2VError, match="stop"):
         manage(DELETE_STALE, "", store, CPU, stop)
     assert len(left(store)) == len(plans) - 1
+
+
+@pytest.mark.parametrize(
+    ("islands", "told"),
+    [
+        ((), "fp32"),
+        (("mid_block", "up_blocks.1"), "fp32 (fp32 in mid_block, up_blocks.1)"),
+        (("a", "b", "c", "d"), "fp32 (fp32 in 4 modules)"),
+    ],
+)
+def test_what_computes_in_fp32_is_told(store: EngineStore, islands: tuple[str, ...], told: str) -> None:
+    plan = publish(store, toy_spec(), FILES)
+    plan = Plan(plan.folder, replace(plan.manifest, islands=islands))
+    described = engine_list.describe(plan)
+    assert described["islands"] == list(islands)
+    assert f"  {told}  toy x86_64  " in described["text"]
+    assert engine_list.engine_table([engine_list.Checked(plan)], "whole").rows[0][2] == f"toy x86_64 {told}"
