@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BackendUnavailableError, EngineError
 from ..export import export_onnx, exporter_version
-from ..spec import EngineSpec, Target, TensorSpec
+from ..spec import EngineSpec, NetworkSpec, ShapeProfile, Target, TensorSpec
 from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
 from .tensorrt_library import FULL, RTX, RTX_ARCHS, Library, aim, choose_library, load_library
 
@@ -131,8 +131,9 @@ def _compile(library: Library, graph: Path, spec: EngineSpec, arch: str, report:
     config = _made(builder.create_builder_config(), "configuration", logger)
     if not aim(library, config, arch):
         raise EngineError(f"{library.version} does not build for {arch}.")
-    if config.add_optimization_profile(_profile(builder, network, spec)) < 0:
-        raise EngineError(f"TensorRT refused the shape profile of {spec.network.component}: {logger.last_error}")
+    for shapes in spec.profile.profiles:
+        if config.add_optimization_profile(_profile(builder, network, spec.network, shapes)) < 0:
+            raise EngineError(f"TensorRT refused a shape profile of {spec.network.component}: {logger.last_error}")
     report("build", BUILD_SPAN[0])
     monitor = _make_monitor(library, report)
     config.progress_monitor = monitor
@@ -142,18 +143,18 @@ def _compile(library: Library, graph: Path, spec: EngineSpec, arch: str, report:
     return _made(plan, f"engine for {spec.network.component}", logger)
 
 
-def _profile(builder: Any, network: Any, spec: EngineSpec) -> Any:
-    """The optimization profile: least, tuned and greatest shape of every input that the graph kept."""
-    by_name = {tensor.name: tensor for tensor in spec.network.inputs}
+def _profile(builder: Any, network: Any, described: NetworkSpec, shapes: ShapeProfile) -> Any:
+    """An optimization profile: least, tuned and greatest shape of every input that the graph kept."""
+    by_name = {tensor.name: tensor for tensor in described.inputs}
     profile = builder.create_optimization_profile()
     for number in range(network.num_inputs):
         name = network.get_input(number).name
-        profile.set_shape(name, *(_shape(by_name[name], spec, which) for which in ("min", "opt", "max")))
+        profile.set_shape(name, *(_shape(by_name[name], shapes, which) for which in ("min", "opt", "max")))
     return profile
 
 
-def _shape(tensor: TensorSpec, spec: EngineSpec, which: str) -> tuple[int, ...]:
-    return tensor.shape_at({name: getattr(limits, which) for name, limits in spec.profile.ranges.items()})
+def _shape(tensor: TensorSpec, shapes: ShapeProfile, which: str) -> tuple[int, ...]:
+    return tensor.shape_at({name: getattr(limits, which) for name, limits in shapes.ranges.items()})
 
 
 def make_logger(library: Library) -> Any:

@@ -69,6 +69,7 @@ class TensorRTRunner(Runner):
         self._kernels: Any = None
         self._side = plan.side(KERNELS)
         self._is_first_run = False
+        self._profile = 0
 
     @property
     def is_loaded(self) -> bool:
@@ -91,6 +92,7 @@ class TensorRTRunner(Runner):
             context, kernels = make_context(self._library, engine, known)
             self._checked(context, "make an execution context")
         self._engine, self._context, self._stream, self._kernels = engine, context, stream, kernels
+        self._profile = 0  # where every context begins
 
     def unload(self) -> None:
         if self._stream is not None:
@@ -132,18 +134,29 @@ class TensorRTRunner(Runner):
 
     def _rebind(self, inputs: dict[str, torch.Tensor]) -> None:
         self._is_first_run = True
+        self._bound = {}  # so that the next call sets all of it again should anything be refused now
         sizes = self.spec.network.sizes_of(inputs)
-        self._bound = {name: torch.empty_like(tensor, device=self.device) for name, tensor in inputs.items()}
+        self._choose_profile(sizes)
+        bound = {name: torch.empty_like(tensor, device=self.device) for name, tensor in inputs.items()}
         for tensor in self.spec.network.outputs:
             dtype = getattr(torch, tensor.dtype_at(self.spec.precision))
-            self._bound[tensor.name] = torch.empty(tensor.shape_at(sizes), dtype=dtype, device=self.device)
+            bound[tensor.name] = torch.empty(tensor.shape_at(sizes), dtype=dtype, device=self.device)
         known = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
         for name in inputs.keys() & known:
             shape = tuple(inputs[name].shape)
             self._checked(self._context.set_input_shape(name, shape) or None, f"take {name} as {list(shape)}")
-        for name in self._bound.keys() & known:
-            address = self._bound[name].data_ptr()
+        for name in bound.keys() & known:
+            address = bound[name].data_ptr()
             self._checked(self._context.set_tensor_address(name, address) or None, f"take the address of {name}")
+        self._bound = bound
+
+    def _choose_profile(self, sizes: dict[str, int]) -> None:
+        """Switches to the optimization profile that serves the sizes; shapes and addresses are set anew after it."""
+        found = next(number for number, shapes in enumerate(self.spec.profile.profiles) if shapes.fits(sizes))
+        if found != self._profile and self._stream is not None:
+            switched = self._context.set_optimization_profile_async(found, self._stream.handle)
+            self._checked(switched or None, f"switch to its profile {found}")
+            self._profile = found
 
     def _checked(self, answer: Any, what: str) -> Any:
         """`answer`, unless it is None: then out of memory as PyTorch's own error, anything else as EngineError."""
