@@ -54,6 +54,11 @@ class TensorSpec:
     guidance: Guidance = Guidance.SHARED
     span: tuple[float, float] | None = None
 
+    @property
+    def is_timestep(self) -> bool:
+        """Whether it says where in the schedule a step lies: it changes at every step, and its values have bounds."""
+        return self.scope is Scope.STEP and self.span is not None
+
     def dtype_at(self, precision: str) -> str:
         """The torch dtype name of this tensor in an engine of the given precision."""
         return PRECISIONS[precision] if self.dtype == COMPUTE else self.dtype
