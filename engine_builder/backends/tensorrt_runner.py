@@ -14,10 +14,12 @@ from .base import Runner
 from .memory import is_out_of_memory
 from .tensorrt import PLAN, make_logger
 from .tensorrt_library import Library, kernel_bytes, make_context
+from .tensorrt_streaming import Streaming, free_bytes, set_budget
 
 if TYPE_CHECKING:
     from ..store import Plan
 
+GIB = 1 << 30
 KERNELS = "kernels.cache"
 """What RTX compiled for this GPU when the engine first ran, beside the plan."""
 
@@ -70,6 +72,7 @@ class TensorRTRunner(Runner):
         self._side = plan.side(KERNELS)
         self._is_first_run = False
         self._profile = 0
+        self._streaming = Streaming()
 
     @property
     def is_loaded(self) -> bool:
@@ -78,7 +81,7 @@ class TensorRTRunner(Runner):
     @property
     def memory_bytes(self) -> int:
         scratch = 0 if self._engine is None else int(self._engine.device_memory_size_v2)
-        return self._plan.manifest.size_bytes + scratch
+        return self._plan.manifest.size_bytes - self._streaming.streamed_bytes + scratch
 
     def load(self) -> None:
         if self._context is not None:
@@ -88,17 +91,20 @@ class TensorRTRunner(Runner):
         with stream.active():
             runtime = self._checked(self._library.module.Runtime(self._logger), "start its runtime")
             engine = self._checked(runtime.deserialize_cuda_engine(data), "load the plan")
+            streaming = set_budget(engine, free_bytes(self.device)) if engine.streamable_weights_size else Streaming()
             known = None if self._side is None else self._side.read()
-            context, kernels = make_context(self._library, engine, known)
+            context, kernels = make_context(self._library, engine, known, streams=streaming.streamed_bytes > 0)
             self._checked(context, "make an execution context")
         self._engine, self._context, self._stream, self._kernels = engine, context, stream, kernels
         self._profile = 0  # where every context begins
+        self._streaming, self.warning = streaming, _slower(self.spec, streaming)
 
     def unload(self) -> None:
         if self._stream is not None:
             self._stream.synchronize()
         self._context = self._engine = self._stream = self._kernels = None
         self._bound = {}
+        self._streaming, self.warning = Streaming(), None
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         stream = self._stream
@@ -166,3 +172,14 @@ class TensorRTRunner(Runner):
         if is_out_of_memory(reason):
             raise torch.cuda.OutOfMemoryError(f"TensorRT could not {what}: {reason}")
         raise EngineError(f"The TensorRT engine of {self.spec.network.component} could not {what}: {reason}")
+
+
+def _slower(spec: EngineSpec, streaming: Streaming) -> str | None:
+    """What to tell the user of an engine that streams; None of one that does not."""
+    if not streaming.streamed_bytes:
+        return None
+    streamed, all_of_them = (size / GIB for size in (streaming.streamed_bytes, streaming.streamable_bytes))
+    return (
+        f"{streamed:.1f} of {all_of_them:.1f} GiB of {spec.network.component}'s weights do not fit on the GPU and are "
+        "brought from host memory at every call, which is slower."
+    )

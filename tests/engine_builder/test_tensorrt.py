@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from i2v_tensorrt.engine_builder.backends import tensorrt_runner
-from i2v_tensorrt.engine_builder.backends.tensorrt import PLAN, TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt import PLAN, TensorRTBackend, _library_availability
 from i2v_tensorrt.engine_builder.backends.tensorrt_library import RTX, RTX_ARCHS, choose_library, load_library
 from i2v_tensorrt.engine_builder.build import BuildResult, build_engine
 from i2v_tensorrt.engine_builder.compile import BuildRequest
@@ -94,6 +94,8 @@ def test_builds_for_a_gpu_that_is_not_here(
     assert set(manifest.files) == {PLAN}
     assert manifest.target.arch == arch
     assert manifest.verdict is None
+    assert int(manifest.details["activation_bytes"]) > 0
+    assert int(manifest.details["peak_memory_bytes"]) > manifest.size_bytes
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -228,6 +230,25 @@ def test_a_missing_library_names_the_line_to_install(monkeypatch: pytest.MonkeyP
         TensorRTBackend().aimed_at("sm_89").require_library()
 
 
+@pytest.mark.parametrize(
+    ("cuda", "arch", "line"),
+    [
+        ("13.0", "sm_89", "pip install tensorrt-rtx"),
+        ("12.8", "sm_89", "pip install tensorrt-rtx-cu12"),
+        ("13.0", "sm_90", "pip install tensorrt"),
+        ("12.6", "sm_90", "pip install tensorrt-cu12"),
+        (None, "sm_120", "pip install tensorrt-rtx"),
+    ],
+)
+def test_the_line_to_install_is_for_this_cuda(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, arch: str, line: str
+) -> None:
+    """The plain packages bring CUDA 13's libraries, which a driver for CUDA 12 does not run."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert _library_availability(arch).install == line
+
+
 def test_every_architecture_is_one_that_the_library_knows() -> None:
     for arch in RTX_ARCHS:
         assert hasattr(trt.ComputeCapability, arch.replace("_", "").upper())
@@ -271,6 +292,7 @@ def rig(
     engine.num_io_tensors = 2
     engine.get_tensor_name.side_effect = ["pixel_values", "image_embeds"].__getitem__
     engine.device_memory_size_v2 = 1000
+    engine.streamable_weights_size = 0
     monkeypatch.setattr(trt, "Runtime", lambda logger: runtime)
     monkeypatch.setattr(tensorrt_runner, "OwnStream", NoStream)
     runner = tensorrt_runner.TensorRTRunner(plan, plan.manifest.spec, CPU, load_library(RTX))
