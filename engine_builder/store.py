@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from . import quarantine
 from .errors import DamagedEngineError, EngineError, OtherVersionError, StorageError
 from .manifest import FILE_NAME, MAX_BYTES, FileDigest, Manifest, Verdict, file_digest, seal, unseal
 from .side_cache import SideCache
@@ -186,7 +187,7 @@ class EngineStore:
         return Plan(plan.folder, manifest, self)
 
     def quarantine(self, key: str, reason: str) -> None:
-        """Moves an engine out of the way, so that it is built again; keeps it for inspection."""
+        """Moves an engine out of the way, so that it is built again; keeps the last few for inspection."""
         log.warning("%s It was put aside and will be built again.", reason)
         self._make(self._quarantine)
         target = self._quarantine / f"{key}-{secrets.token_hex(4)}"
@@ -196,6 +197,8 @@ class EngineStore:
             log.debug("another process was first")
         except OSError as error:
             raise StorageError(f"Engine {key[:12]} could not be put aside: {error.strerror or error}.") from error
+        else:
+            quarantine.bound(self._quarantine, target)
 
     def side_cache(self, path: Path) -> SideCache:
         """See `Plan.side`."""
@@ -230,7 +233,7 @@ class EngineStore:
         now = time.time() if now is None else now
         stale = [path for path in self._staging.glob("*") if _is_stale(path, now) and not _is_alive(path)]
         for path in stale:
-            _remove(path)
+            quarantine.remove(path)
         return len(stale)
 
     def _restore(self) -> None:
@@ -254,7 +257,7 @@ class EngineStore:
             if replaces:
                 old.rename(folder)
             raise
-        _remove(old)
+        quarantine.remove(old)
 
     def _secret(self) -> bytes:
         """This installation's own key, made on first use, readable by its user alone."""
@@ -346,15 +349,6 @@ def _is_alive(staging: Path) -> bool:
     except ImportError:  # ComfyUI brings it; without it the clock alone decides
         return False
     return pid.isdecimal() and len(pid) < 10 and psutil.pid_exists(int(pid))
-
-
-def _remove(path: Path) -> None:
-    """Removes a folder, or a link or file in its place; what stays is swept later."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:

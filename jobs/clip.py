@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -10,7 +12,7 @@ from ..engine_builder.errors import InputError
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.checks import check_number
 from ..pipeline.conditioning import Conditioning, check_request, condition
-from ..pipeline.decode import OnChunk, decode, most_at_once
+from ..pipeline.decode import OnChunk, chunk_size, decode, most_at_once, scratch_bytes
 from ..pipeline.models.base import ClipRequest, GuidanceScale, Stage, VideoModel
 from ..pipeline.sampling import OnStep, SamplerSettings, make_scheduler, sample
 from . import budget
@@ -148,7 +150,27 @@ def decode_clip(engines: EngineSet, latents: torch.Tensor, chunk: int, on_chunk:
     with budget.explained(budgets[0], size):
         run, time_factor = model.decoder(engines.run), model.latent.time_factor
         at_once = _at_once(model, chunk, most_at_once(size.height, size.width))
-        return decode(x, run, at_once, on_chunk, factor=factor, time_factor=time_factor)
+        shortage = partial(_relieve, engines)
+        return decode(x, run, at_once, on_chunk, factor=factor, time_factor=time_factor, on_shortage=shortage)
+
+
+def fitting_chunk(engines: EngineSet, height: int, width: int, frames: int) -> int:
+    """How many frames of height x width (pixels) to decode at once, after the pack has let go of what is in the way.
+
+    All of them where nobody knows the memory.
+    """
+    engines.note(engines.residency.relieve(scratch_bytes(height, width, frames), encoders=False))
+    spare_bytes = engines.residency.spare_bytes()
+    return frames if spare_bytes is None else chunk_size(spare_bytes, height, width, frames)
+
+
+def _relieve(engines: EngineSet, frames: int) -> bool:
+    """Has the pack let go of all that it can spare, of the encoders too before one frame alone is given up."""
+    told = engines.residency.relieve(sys.maxsize, encoders=frames == 1)
+    if told is None and frames > 1:
+        engines.note(f"Memory ran out with {frames} frames of latents at once: decoded in smaller chunks.")
+    engines.note(told)
+    return told is not None
 
 
 def _at_once(model: VideoModel, chunk: int, most_frames: int) -> int:

@@ -105,9 +105,9 @@ class Engines(Generic[AnyNetworks]):
             choice = self._resolve(component, sizes) if damaged else self._fall_back(component, sizes, error)
             choices.append(choice)
             made_room = self.residency.hold(choice.runner, scratch_bytes)
-        self._warn(made_room)
+        self.note(made_room)
         self._last[component] = choice.runner
-        self._warn(choice.warning)
+        self.note(choice.warning)
         return choice.runner
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
@@ -167,7 +167,7 @@ class Engines(Generic[AnyNetworks]):
     def take_notes(self) -> list[str]:
         """Sentences for the user since the last call, each once; a warning comes again whenever it holds."""
         for runner in self._last.values():
-            self._warn(runner.warning)
+            self.note(runner.warning)
         notes, self._notes = list(self._notes), {}
         return notes
 
@@ -361,7 +361,8 @@ class Engines(Generic[AnyNetworks]):
         if unknown:
             raise InputError(f"The rewrites are {', '.join(known) or 'none'}, found {', '.join(unknown)}.")
 
-    def _warn(self, sentence: str | None) -> None:
+    def note(self, sentence: str | None) -> None:
+        """Keeps a sentence, where it is one, for `take_notes`."""
         if sentence is not None:
             self._notes[sentence] = None
 

@@ -81,13 +81,14 @@ def result_key(engines: EngineSet, conditioning: Conditioning, denoising: Denois
             "policy": asdict(replace(engines.policy, precision=engines.precision)),
             "targets": targets,
             "size": [conditioning.width, conditioning.height, conditioning.num_frames, conditioning.fps],
-            "conditioning": _content(conditioning.tensors),
+            "conditioning": content(conditioning.tensors),
             "denoising": asdict(denoising),
         }
     )
 
 
-def _content(tensors: Mapping[str, torch.Tensor]) -> str:
+def content(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A digest of the tensors' names, types, shapes and values."""
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         plain = tensor.detach().cpu().contiguous()

@@ -1,7 +1,7 @@
 """All that the pack asks of ComfyUI: folders, memory, progress, previews, interruption, messages.
 
-Beside `host_model` and `host_network` no other file touches ComfyUI's internals, so that one of its releases can
-break these alone.
+Beside `host_model`, `host_network` and `host_patcher` no other file touches ComfyUI's internals, so that one of its
+releases can break these alone.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ from ..engine_builder.backends.registry import choose_backend
 from ..engine_builder.errors import CheckpointError, I2VError, StorageError
 from ..engine_builder.store import EngineStore
 from ..jobs import results
+from ..jobs import saved_videos as videos
 from ..jobs.demo_model import BUNDLED, BUNDLED_NAME, PICTURE
+from ..jobs.residency import Memory, concede, is_encoder
 from ..jobs.table import Table
 from ..pipeline.atomic_file import atomic_file
-from ..pipeline.cache import ConditioningCache
+from ..pipeline.cache import CacheLimits, ConditioningCache
 from ..pipeline.models.checkpoint import INDEX
 from ..pipeline.models.latent_space import LatentSpace
-from .places import SavePlace, free_place
+from .host_patcher import RunnerPatcher
+from .places import SavePlace, digest_below, free_place
 from .sheet import Sheet
 
 log = logging.getLogger(__name__)
@@ -104,6 +107,24 @@ def checkpoint_folder(name: object) -> Path:
     )
 
 
+def loras() -> dict[str, Path]:
+    """Every .safetensors file in models/loras by its relative name."""
+    names = (name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors"))
+    found = {name: folder_paths.get_full_path("loras", name) for name in names}
+    return {name: Path(path) for name, path in found.items() if path is not None}
+
+
+def lora_file(name: object) -> Path:
+    """The file of a LoRA by its name; no path is made from what a workflow says. Raises CheckpointError."""
+    found = loras()
+    if isinstance(name, str) and name in found:
+        return found[name]
+    root = folder_paths.get_folder_paths("loras")[0]
+    raise CheckpointError(
+        f"There is no LoRA {str(name)[:80]!r} in {root}: expected a .safetensors file there, found {len(found)} others."
+    )
+
+
 def _checkpoint_roots() -> list[Path]:
     return [Path(root) for key in (MODELS, DIFFUSERS) for root in folder_paths.get_folder_paths(key)]
 
@@ -113,10 +134,27 @@ def engine_store() -> EngineStore:
     return EngineStore(Path(folder_paths.get_folder_paths(ENGINES)[0]))
 
 
+def _cache(name: str, limits: CacheLimits | None = None, what: str = "conditioning") -> ConditioningCache:
+    """A cache of the server, kept in a folder that HTTP does not reach."""
+    return ConditioningCache(Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / name, limits, what)
+
+
 @lru_cache(maxsize=1)
 def conditioning_cache() -> ConditioningCache:
-    """The server's one cache, shared by graph and API runs, kept in a folder that HTTP does not reach."""
-    return ConditioningCache(Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "conditioning")
+    """The server's one cache of conditioning, shared by graph and API runs."""
+    return _cache("conditioning")
+
+
+@lru_cache(maxsize=1)
+def result_cache() -> ConditioningCache:
+    """The server's one cache of sampled latents; see `jobs.results`."""
+    return _cache("results", results.LIMITS, "result")
+
+
+@lru_cache(maxsize=1)
+def saved_videos() -> ConditioningCache:
+    """The server's notes on which video came of which request; see `jobs.saved_videos`."""
+    return _cache("videos", videos.LIMITS, "note on a video")
 
 
 def save_place(
@@ -127,11 +165,9 @@ def save_place(
     return free_place(Path(root), prefix, suffix, width, height)
 
 
-@lru_cache(maxsize=1)
-def result_cache() -> ConditioningCache:
-    """The server's one cache of sampled latents; see `jobs.results`."""
-    folder = Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "results"
-    return ConditioningCache(folder, results.LIMITS, "result")
+def digest_of_output(subfolder: str, filename: str) -> str | None:
+    """The SHA-256 of a file in ComfyUI's output folder, or None; see `places.digest_below`."""
+    return digest_below(Path(folder_paths.get_output_directory()), subfolder, filename)
 
 
 @contextmanager
@@ -159,40 +195,6 @@ def metadata(hidden: Any) -> dict[str, Any]:
 # Memory
 
 
-class I2VEngine(torch.nn.Module):
-    """What ComfyUI's memory manager sees of a runner."""
-
-    def __init__(self, runner: Runner) -> None:
-        super().__init__()
-        self.runner = runner
-        self.device: torch.device | None = None
-
-
-class RunnerPatcher(ModelPatcher):
-    """A runner in ComfyUI's memory manager: registered, reused and evicted as every model is, all or nothing."""
-
-    def __init__(self, runner: Runner) -> None:
-        offload = torch.device("cpu")
-        super().__init__(I2VEngine(runner), load_device=runner.device, offload_device=offload, size=runner.memory_bytes)
-
-    def load(self, device_to: Any = None, *_args: Any, **_kwargs: Any) -> None:
-        self.model.runner.load()
-        self.model.model_loaded_weight_memory = self.size
-        self.model.model_lowvram = False
-        self.model.device = self.load_device
-        self.model.current_weight_patches_uuid = self.patches_uuid
-
-    def partially_unload(self, *_args: Any, **_kwargs: Any) -> int:
-        return 0
-
-    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
-        if unpatch_weights:
-            self.model.runner.unload()
-            self.model.model_loaded_weight_memory = 0
-            self.model.device = self.offload_device
-            self.model.current_weight_patches_uuid = None
-
-
 class HostResidency:
     """Residency by ComfyUI's memory manager."""
 
@@ -204,23 +206,54 @@ class HostResidency:
 
         `beside` is a model that is in use and stays.
         """
-        there = self._loaded()
         patcher = self._patchers.get(id(runner))
         if patcher is None:
             patcher = self._patchers[id(runner)] = RunnerPatcher(runner)
+        needed_bytes = scratch_bytes + (0 if runner.is_loaded else patcher.size)
+        told = [self.relieve(needed_bytes, encoders=True, keep=runner)]
+        there, name = self._loaded(), runner.spec.network.component
+        if self.room_bytes() < needed_bytes:
+            told.append(f"Memory may not do for {name}, whose weights are held whole and not streamed.")
         needed = [patcher] if beside is None else [beside, patcher]
         memory.load_models_gpu(needed, memory_required=scratch_bytes)
         if not runner.is_loaded:  # its weights were moved by a runner that shares them
             runner.load()
         gone = [name for name in there if name not in self._loaded()]
-        return f"Made room for {runner.spec.network.component}: {', '.join(gone)} left the device." if gone else None
+        told += [f"Made room for {name}: {', '.join(gone)} left the device."] if gone else []
+        return " ".join(filter(None, told)) or None
 
-    def room_bytes(self) -> int | None:
+    def relieve(self, needed_bytes: int, *, encoders: bool, keep: Runner | None = None) -> str | None:
+        """The pack's own: what it keeps in memory, runners of other models, then this one's encoders."""
+
+        def idle_encoders() -> str:
+            return self._let_go(lambda runner, mine: mine and is_encoder(runner) and runner is not keep)
+
+        concessions = [_forget_kept, lambda: self._let_go(lambda _, mine: not mine)]
+        return concede(_memory(), needed_bytes, [*concessions, *([idle_encoders] if encoders else [])])
+
+    def _let_go(self, chosen: Callable[[Runner, bool], bool]) -> str:
+        """Unloads the pack's runners that are chosen, each shown with whether it is of this model; their names."""
+        names = []
+        for entry in list(memory.current_loaded_models):
+            if isinstance(entry.model, RunnerPatcher):
+                runner = entry.model.model.runner
+                if chosen(runner, id(runner) in self._patchers):
+                    entry.model_unload()
+                    memory.current_loaded_models.remove(entry)
+                    names.append(runner.spec.network.component)
+        if names:
+            memory.soft_empty_cache()
+        return ", ".join(names)
+
+    def spare_bytes(self) -> int:
+        return _memory().spare_bytes()
+
+    def room_bytes(self) -> int:
         """What is free, and what the models take that ComfyUI could unload."""
         held = [entry.model for entry in memory.current_loaded_models if entry.model is not None]
         return free_bytes() + sum(patcher.loaded_size() for patcher in held if patcher.load_device == device())
 
-    def host_bytes(self) -> int | None:
+    def host_bytes(self) -> int:
         return int(memory.get_free_memory(torch.device("cpu")))
 
     def _loaded(self) -> list[str]:
@@ -231,6 +264,17 @@ class HostResidency:
         """Unloads every model on a GPU, where the child that builds needs the room."""
         if device().type != "cpu":
             memory.unload_all_models()
+
+
+def _memory() -> Memory:
+    """The memory of the device that ComfyUI computes on."""
+    return Memory(int(memory.get_total_memory(device())), free_bytes)
+
+
+def _forget_kept() -> str:
+    """Lets go of what the caches hold in memory, where that is the memory in question."""
+    caches = (conditioning_cache(), result_cache()) if device().type == "cpu" else ()
+    return "what the caches keep in memory" if sum([cache.clear_memory() for cache in caches]) else ""
 
 
 def free_models() -> None:

@@ -255,7 +255,7 @@ def _root() -> Path:
 def _code_sha256() -> str:
     """Digest of the code that ComfyUI's networks are made of."""
     folder, sha = _root() / "comfy", hashlib.sha256()
-    for path in [folder / "ops.py", *sorted((folder / "ldm").rglob("*.py"))]:
+    for path in [folder / "ops.py", *sorted((folder / "ldm").rglob("*.py"), key=Path.as_posix)]:
         sha.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return sha.hexdigest()
 

@@ -11,7 +11,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engine_builder.errors import StorageError
+from ..engine_builder.errors import InputError, StorageError
+from ..engine_builder.manifest import file_digest
 from .paths import check_name, inside
 
 _HAS_HANDLES = sys.platform == "linux"
@@ -35,7 +36,7 @@ def free_place(root: Path, prefix: object, suffix: str, width: int, height: int)
 
     Raises InputError for a prefix that leads out, StorageError when its folder cannot be made or written to.
     """
-    *folders, stem = check_name(_expanded(check_name(prefix), width, height)).split("/")
+    *folders, stem = expanded(prefix, width, height).split("/")
     with ExitStack() as stack:
         try:
             held = stack.enter_context(held_folder(root, folders))
@@ -48,6 +49,17 @@ def free_place(root: Path, prefix: object, suffix: str, width: int, height: int)
             yield SavePlace(held / filename, filename, "/".join(folders))
         except StorageError as error:  # in the user's words, and not by a handle
             raise StorageError(str(error).replace(str(held), str(root.joinpath(*folders)))) from error
+
+
+def digest_below(root: Path, subfolder: str, filename: str) -> str | None:
+    """The SHA-256 of a plain file below `root`; None where there is none, or what was asked for leads out."""
+    try:
+        check_name(filename)
+        with held_folder(root, check_name(subfolder).split("/") if subfolder else []) as folder:
+            path = folder / filename
+            return file_digest(path).sha256 if path.is_file() and not path.is_symlink() else None
+    except (OSError, InputError):
+        return None
 
 
 @contextmanager
@@ -83,10 +95,11 @@ def _next_number(folder: Path, stem: str) -> int:
     return max((int(match[1]) for match in found if match), default=0) + 1
 
 
-def _expanded(name: str, width: int, height: int) -> str:
-    """The name with ComfyUI's own words for the time and the size filled in."""
+def expanded(prefix: object, width: int, height: int) -> str:
+    """The prefix with ComfyUI's own words for the time and the size filled in; raises InputError if it leads out."""
+    name = check_name(prefix)
     words = {"width": str(width), "height": str(height)}
     formats = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S"}
     now = time.localtime()
     words |= {word: time.strftime(form, now) for word, form in formats.items()}
-    return re.sub(r"%(\w+)%", lambda match: words.get(match[1], match[0]), name)
+    return check_name(re.sub(r"%(\w+)%", lambda match: words.get(match[1], match[0]), name))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from comfy_api.latest import InputImpl, Types, io
 
 from ..engine_builder.errors import InputError
+from ..engine_builder.manifest import file_digest
+from ..jobs.saved_videos import SavedVideo, note, noted, video_key
 from ..pipeline.frames import play_order
 from ..pipeline.video import write_video
 from ..pipeline.video_format import FORMATS, Audio, VideoInfo, VideoOptions
 from . import host
 from .paths import check_name
-from .places import SavePlace
+from .places import SavePlace, expanded
 from .types import CATEGORY, sockets, verdict
 
 AUTO_CRF = -1.0
@@ -55,6 +58,12 @@ class SaveVideo(io.ComfyNode):
                 ),
                 io.Boolean.Input("pingpong", default=False, tooltip="Plays forward, then backward."),
                 io.Audio.Input("audio", optional=True, tooltip="Cut to the video's length."),
+                io.Boolean.Input(
+                    "reuse_result",
+                    default=False,
+                    optional=True,
+                    tooltip="Gives the file that is there already when the same frames were saved in the same way.",
+                ),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The same frames and sound, for any VIDEO node.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -84,23 +93,21 @@ class SaveVideo(io.ComfyNode):
         crf: float,
         pingpong: bool,
         audio: Any = None,
+        reuse_result: bool = False,
     ) -> io.NodeOutput:
         with host.sentences():
             options = VideoOptions(format, fps, _crf(crf), pingpong)
             progress = host.Progress(cls.hidden.unique_id, len(frames))
             sound = None if audio is None else _sound(audio)
             size = (frames.shape[2], frames.shape[1]) if frames.ndim == 4 else (0, 0)
-            with host.save_place(filename_prefix, options.spec.suffix, *size) as place:
-                info = write_video(
-                    frames, place.path, options, metadata=host.metadata(cls.hidden), audio=sound, on_frame=progress.step
-                )
-            shown = _shown(frames, options, place, sound, progress)
-        lines = [*_describe(info, place), *info.notes]
+            wish = _Wish(frames, options, sound, host.metadata(cls.hidden), expanded(filename_prefix, *size))
+            saved, lines = _saved(wish, progress, reuse=reuse_result)
+            shown = _shown(frames, options, saved, sound, progress)
         progress.say("\n".join(lines))
         played = frames[list(play_order(len(frames), pingpong=True))] if pingpong else frames
         components = Types.VideoComponents(images=played, frame_rate=Fraction(options.rate), audio=audio)
         # `images` is for the page; programs fetch the file itself, which the page may have a stand-in for.
-        files = [{"filename": place.filename, "subfolder": place.subfolder, "type": "output"}]
+        files = [{**saved, "type": "output"}]
         ui = host.text_ui(lines, {**shown, "files": files})
         return io.NodeOutput(InputImpl.VideoFromComponents(components), ui=ui)
 
@@ -119,6 +126,37 @@ def _sound(audio: Mapping[str, Any]) -> Audio:
         raise InputError("Expected audio with a sample rate in hertz, found another kind.") from error
 
 
+class _Wish(NamedTuple):
+    """All that a file is made from."""
+
+    frames: torch.Tensor
+    options: VideoOptions
+    audio: Audio | None
+    metadata: dict[str, Any]
+    name: str
+
+
+def _saved(wish: _Wish, progress: host.Progress, *, reuse: bool) -> tuple[dict[str, str], list[str]]:
+    """The file of a wish, written now or, with `reuse`, found; its name and subfolder, and what to say of it."""
+    key = video_key(*wish) if reuse else None
+    found = None if key is None else noted(host.saved_videos(), key)
+    if found is not None and host.digest_of_output(found.subfolder, found.filename) == found.sha256:
+        told = [*found.lines, f"result cache hit: the file was there, {found.elapsed_s:.2f} s saved"]
+        progress.step(1, 1)
+        return {"filename": found.filename, "subfolder": found.subfolder}, told
+    started = time.monotonic()
+    with host.save_place(wish.name, wish.options.spec.suffix, 0, 0) as place:
+        info = write_video(
+            wish.frames, place.path, wish.options, metadata=wish.metadata, audio=wish.audio, on_frame=progress.step
+        )
+        sha256 = "" if key is None else file_digest(place.path).sha256
+    lines = [*_describe(info, place), *info.notes]
+    if key is not None:
+        elapsed_s = time.monotonic() - started
+        note(host.saved_videos(), key, SavedVideo(place.subfolder, place.filename, sha256, tuple(lines), elapsed_s))
+    return {"filename": place.filename, "subfolder": place.subfolder}, lines
+
+
 def _describe(info: VideoInfo, place: SavePlace) -> list[str]:
     name = f"{place.subfolder}/{place.filename}" if place.subfolder else place.filename
     size = f"{info.size_bytes / 1e6:.2f} MB"
@@ -126,10 +164,10 @@ def _describe(info: VideoInfo, place: SavePlace) -> list[str]:
 
 
 def _shown(
-    frames: torch.Tensor, options: VideoOptions, place: SavePlace, sound: Audio | None, progress: host.Progress
+    frames: torch.Tensor, options: VideoOptions, saved: dict[str, str], sound: Audio | None, progress: host.Progress
 ) -> dict[str, Any]:
     """What the page plays: the file, or a temporary one in its place that browsers can play."""
-    folder = "output"
+    result = {**saved, "type": "output"}
     if options.format in UNPLAYABLE:
         playable = VideoOptions(PAGE_FORMAT, options.fps, None, options.pingpong)
         with host.save_place("i2v_preview", playable.spec.suffix, 0, 0, temporary=True) as place:
@@ -137,7 +175,6 @@ def _shown(
             write_video(
                 frames, place.path, playable, audio=sound, on_frame=lambda *_: progress.say("save: what the page plays")
             )
-        folder = "temp"
-    result = {"filename": place.filename, "subfolder": place.subfolder, "type": folder}
+        result = {"filename": place.filename, "subfolder": place.subfolder, "type": "temp"}
     # An animated gif or webp is an <img> to the page; `animated` would make it a <video>, which plays neither.
     return {"images": [result], "animated": (not options.spec.is_image or options.format == "webp",)}

@@ -9,9 +9,8 @@ import torch
 from comfy_api.latest import io
 
 from ..engine_builder.errors import InputError
-from ..jobs.clip import decode_clip
+from ..jobs.clip import decode_clip, fitting_chunk
 from ..jobs.engines import EngineSet
-from ..pipeline.decode import chunk_size
 from . import host
 from .types import CATEGORY, Model, sockets
 
@@ -62,7 +61,7 @@ class VAEDecode(io.ComfyNode):
                 progress.say(f"decode: frame {done} of {total}")
 
             sides = (height * space.factor, width * space.factor)
-            size = min(chunk or chunk_size(host.free_bytes(), *sides, count), MAX_CHUNK)
+            size = min(chunk or fitting_chunk(model, *sides, count), MAX_CHUNK)
             progress.say("decode: loading")
             frames = decode_clip(model, samples, size, on_chunk)
         lines = [

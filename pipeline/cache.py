@@ -80,9 +80,11 @@ class ConditioningCache:
         except (OSError, StorageError) as error:
             log.warning("The %s was not kept on disk: %s", self._what, error)
 
-    def clear_memory(self) -> None:
-        """Forgets what is in memory; the disk keeps its entries."""
+    def clear_memory(self) -> int:
+        """Forgets what is in memory, and says how many entries that were; the disk keeps its own."""
+        count = len(self._memory)
         self._memory.clear()
+        return count
 
     def _remember(self, key: str, entry: Hit) -> None:
         self._memory[key] = entry

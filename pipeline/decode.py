@@ -22,6 +22,8 @@ DecodeChunk = Callable[[torch.Tensor], torch.Tensor]
 OnChunk = Callable[[int, int], None]
 """Told how many frames are decoded and how many there are; may raise to stop."""
 
+OnShortage = Callable[[int], bool]
+"""Told with how many latent frames memory ran out; True where it was able to free some, so that as many may do now."""
 
 MAX_ELEMENTS = (1 << 31) - 1
 """Of one tensor: more are not counted by 32-bit indices, nor by TensorRT."""
@@ -34,18 +36,31 @@ def most_at_once(height: int, width: int) -> int:
     return max(1, MAX_ELEMENTS // (WIDEST * height * width))
 
 
+def scratch_bytes(height: int, width: int, frames: int) -> int:
+    """What decoding so many frames of height x width (pixels) at once takes beside the weights."""
+    return BYTES_PER_PIXEL * height * width * frames
+
+
 def chunk_size(free_bytes: int, height: int, width: int, frames: int) -> int:
     """How many frames of height x width (pixels) to decode at once with `free_bytes` of scratch memory."""
-    return max(1, min(frames, free_bytes // (BYTES_PER_PIXEL * height * width)))
+    return max(1, min(frames, free_bytes // scratch_bytes(height, width, 1)))
 
 
 def decode(
-    latents: torch.Tensor, run: DecodeChunk, chunk: int, on_chunk: OnChunk, *, factor: int = 8, time_factor: int = 1
+    latents: torch.Tensor,
+    run: DecodeChunk,
+    chunk: int,
+    on_chunk: OnChunk,
+    *,
+    factor: int = 8,
+    time_factor: int = 1,
+    on_shortage: OnShortage = lambda frames: False,
 ) -> torch.Tensor:
     """Frames [frames, height, width, 3], float32 in 0..1 on the CPU, from latents [n, channels, h, w].
 
     A latent frame gives `time_factor` frames, and where that is more than one the first, decoded alone, gives
-    one. Out of memory halves the chunk (in latent frames) and goes on from there; with one left it is raised.
+    one. Out of memory halves the chunk (in latent frames), unless `on_shortage` has freed some, and goes on from
+    there; with one left it is raised.
     Raises InputError for a chunk of no frames.
     """
     if chunk < 1:
@@ -60,9 +75,12 @@ def decode(
         try:
             image = _to_unit(run(part))
         except (RuntimeError, MemoryError) as error:
-            if len(part) == 1 or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            chunk = max(1, chunk // 2)
+            if not on_shortage(len(part)):
+                if len(part) == 1:
+                    raise
+                chunk = max(1, chunk // 2)
             continue
         done += len(part)
         made += len(image)

@@ -4,7 +4,10 @@ The root on sys.path would shadow ComfyUI's own `nodes` module.
 """
 
 import importlib.util
+import math
+import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -31,8 +34,20 @@ if "i2v_tensorrt" not in sys.modules:
 
 
 TORTURE = "torture"
+TORTURE_S = 4 * 3600
+"""How long the full counts may take together; what is not done by then has failed."""
+TIME_IS_UP = f"not done within {TORTURE_S / 3600:g} hours, which is as long as the full counts may take together"
 BY_NAME = (TORTURE, "browser")
 EVIDENCE = "evidence"
+DEADLINE = pytest.StashKey[float]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker's live tests are told to the process that sums up."""
+    if hasattr(config, "workerinput"):
+        from i2v_tensorrt.bootstrap.checks import LiveTests
+
+        config.pluginmanager.register(LiveTests())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -42,6 +57,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    if TORTURE in config.option.markexpr:
+        items.sort(key=lambda item: EVIDENCE not in getattr(item, "fixturenames", ()))  # what has a row comes first
+        config.stash[DEADLINE] = time.monotonic() + TORTURE_S
+        if hasattr(signal, "SIGALRM"):
+            signal.signal(signal.SIGALRM, lambda *_: pytest.fail(TIME_IS_UP, pytrace=False))
+            signal.alarm(TORTURE_S)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fails what would begin after the time that the full counts have."""
+    if time.monotonic() > item.config.stash.get(DEADLINE, math.inf):
+        pytest.fail(TIME_IS_UP, pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +94,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
     terminalreporter.section("what was found")
+    wrong = [report for kind in ("failed", "error") for report in terminalreporter.stats.get(kind, ())]
+    for report in wrong:
+        terminalreporter.write_line(f"FAILED {report.nodeid}: {str(report.longrepr).splitlines()[-1][:200]}")
     for name, count, found in (value for report in reports for key, value in report.user_properties if key == EVIDENCE):
         terminalreporter.write_line(f"{name:<44} {count:>6}  {found}")
 

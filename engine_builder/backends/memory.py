@@ -6,4 +6,5 @@ from __future__ import annotations
 def is_out_of_memory(reason: str) -> bool:
     """Whether a library's sentence says that memory ran out."""
     text = reason.lower()
-    return "alloc_failed" in text or ("memory" in text and ("out of" in text or "alloc" in text))
+    named = ("alloc_failed", "bad alloc", "bad_alloc")  # CUDA libraries, C++ on each platform
+    return any(name in text for name in named) or ("memory" in text and ("out of" in text or "alloc" in text))

@@ -75,12 +75,15 @@ class OnnxRuntimeRunner(Runner):
         return outputs
 
     def _refused(self, act: str, error: Exception) -> Exception:
-        """What to raise for an error of the session: PyTorch's own where the GPU's memory ran out."""
+        """What to raise for an error of the session: PyTorch's or Python's own where memory ran out."""
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        if self.device.type == "cuda" and is_out_of_memory(reason):
-            import torch
+        if is_out_of_memory(reason):
+            if self.device.type == "cuda":
+                import torch
 
-            return torch.cuda.OutOfMemoryError(f"ONNX Runtime cannot {act}: {reason}.")
+                return torch.cuda.OutOfMemoryError(f"ONNX Runtime cannot {act}: {reason}.")
+            if act == "run":  # fewer at once may do; an engine that cannot be loaded has eager PyTorch behind it
+                return MemoryError(f"ONNX Runtime cannot run the {self.spec.network.component} engine: {reason}.")
         return EngineError(f"ONNX Runtime cannot {act} the {self.spec.network.component} engine: {reason}.")
 
     def _empty_outputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

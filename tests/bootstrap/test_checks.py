@@ -1,5 +1,6 @@
 """`run.py test`: its steps, its status, and what it says of the tests against a live ComfyUI."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -54,11 +55,22 @@ print(live.summary())
         (False, True, ["-x", "test_live.py", "late"], "3 ran: 1 failed, 1 not reached, 2 passed."),
         (False, False, ["-m", "not comfy"], "none ran: 4 left out by the command line."),
         (False, False, ["test_unit.py"], "none ran: the selection holds none."),
+        (
+            True,
+            False,
+            ["-n2", "-k", "not five"],
+            "2 ran: 2 passed, 1 skipped, 1 left out by the command line (no ComfyUI here).",
+        ),
+        (False, False, ["-n2", "-m", "not comfy"], "none ran: 4 left out by the command line."),
     ],
 )
 def test_the_summary_says_what_became_of_live_tests(
     tmp_path: Path, skip: bool, fail: bool, arguments: list[str], sentence: str
 ) -> None:
+    ours = (RUN.parent / "tests" / "conftest.py").read_text("utf-8")
+    root = "ROOT = Path(__file__).resolve().parent.parent"
+    assert root in ours
+    (tmp_path / "conftest.py").write_text(ours.replace(root, f"ROOT = Path({str(RUN.parent)!r})"))
     (tmp_path / "late").mkdir()
     (tmp_path / "late" / "conftest.py").write_text(LATE)
     (tmp_path / "late" / "test_late.py").write_text("def test_five(): pass")
@@ -94,7 +106,18 @@ def test_fast_leaves_out_live_and_slow_tests(monkeypatch: pytest.MonkeyPatch, fa
     seen: list[list[str]] = []
     monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: seen.append(arguments) or 0)
     checks.run_tests(["-x"], fast)
-    assert seen == [["-q", *selection, "-x"]]
+    assert seen == [["-q", "-n", seen[0][2], "--dist", "loadfile", *selection, "-x"]]
+    assert 1 <= int(seen[0][2]) <= checks.MOST_WORKERS
+
+
+@pytest.mark.parametrize("argument", ["-n0", "-s", "--pdb"])
+def test_who_looks_into_a_test_gets_it_in_one_process(monkeypatch: pytest.MonkeyPatch, argument: str) -> None:
+    monkeypatch.chdir(RUN.parent)
+    monkeypatch.setattr(checks, "run_child", lambda command: 0)
+    seen: list[list[str]] = []
+    monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: seen.append(arguments) or 0)
+    checks.run_tests([argument], fast=False)
+    assert seen == [["-q", argument]]
 
 
 def test_one_marker_alone_runs_without_the_other_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,3 +169,36 @@ def test_full_counts_run_only_by_name_and_say_what_they_found(
     assert f"{selected} passed, 1 deselected" in result.stdout
     row = [line.split() for line in result.stdout.splitlines() if line.startswith("kills")]
     assert row == ([["kills", "100", "all", "alive"]] if told else [])
+
+
+LATE = """
+import time
+import pytest
+
+@pytest.mark.torture
+def test_without_a_row():
+    pass
+
+@pytest.mark.torture
+@pytest.mark.parametrize("number", range(3))
+def test_with_a_row(number, evidence):
+    evidence(f"row {number}", 1, "done")
+    time.sleep(60 * number)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="a test that runs is ended by an alarm")
+def test_full_counts_have_an_end_and_rows_come_first(tmp_path: Path) -> None:
+    conftest = (RUN.parent / "tests" / "conftest.py").read_text("utf-8")
+    assert "TORTURE_S = 4 * 3600" in conftest
+    (tmp_path / "conftest.py").write_text(conftest.replace("TORTURE_S = 4 * 3600", "TORTURE_S = 4"))
+    (tmp_path / "test_late.py").write_text(LATE)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  torture: full counts\n")
+    command = [sys.executable, "-c", INNER, str(RUN), "-m", "torture"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert "1 passed, " in told
+    failed = [line for line in told.splitlines() if line.startswith("FAILED ") and "not done within" in line]
+    names = {line.split("::")[1].split(":")[0].split(" ")[0] for line in failed}
+    assert names == {"test_with_a_row[1]", "test_with_a_row[2]", "test_without_a_row"}
+    rows = [line.split()[:2] for line in told.splitlines() if line.startswith("row ")]
+    assert rows[0] == ["row", "0"]

@@ -29,8 +29,13 @@ from i2v_tensorrt.jobs.comfy_messages import outcome
 from i2v_tensorrt.tests.comfy.conftest import PACK
 from i2v_tensorrt.tests.comfy.graphs import (
     CHECKPOINT,
+    CONDITIONING,
+    DECODE,
     LOADER,
+    SAMPLER,
+    SAVE,
     Prompt,
+    changed,
     clip,
     encoding,
     file_names,
@@ -38,6 +43,7 @@ from i2v_tensorrt.tests.comfy.graphs import (
     node,
     png,
     save,
+    text,
 )
 from i2v_tensorrt.tests.comfy.hostile import (
     LEADS_OUT,
@@ -45,6 +51,7 @@ from i2v_tensorrt.tests.comfy.hostile import (
     generated_graph,
     hostile_name,
     malformed_request,
+    spare_the_host,
 )
 from i2v_tensorrt.tests.counts import Evidence, counted
 
@@ -190,6 +197,20 @@ def test_the_hook_sees_what_it_should(attacked: Attacked) -> None:
         (attacked.server.base_directory / "new").unlink(missing_ok=True)
 
 
+def test_what_is_held_gives_way_before_memory_fails(attacked: Attacked) -> None:
+    """The server believes that its memory is nearly full: caches and encoders go, and each node says so."""
+    first = clip(attacked.picture, {CONDITIONING: {"prompt": "a full house"}})
+    result = attacked.client.run(first)
+    assert result.error is None
+    encoded, denoised, decoded = (text(result, name) for name in (CONDITIONING, SAMPLER, DECODE))
+    for gone in ("image_encoder", "vae_encoder", "text_encoder"):
+        assert f"Memory is over 90% full: let go of {gone}." in encoded
+    assert "Memory is over 90% full: let go of what the caches keep in memory, conditioner." in denoised
+    assert "1 of 4 frames at once, for the memory that is free" in decoded
+    again = attacked.client.run(changed(first, {SAMPLER: {"seed": 9}}))
+    assert "Memory is over" not in text(again, SAMPLER), "nothing is held any more"
+
+
 @counted(40, 5000)
 def test_names_lead_nowhere_else(attacked: Attacked, count: int, evidence: Evidence) -> None:
     """In every input that becomes a path, as a widget and over a link."""
@@ -264,6 +285,17 @@ def test_any_graph_ends_in_a_result_or_a_sentence(attacked: Attacked, count: int
     assert sum(ends.values()) == count
     assert growth < FREE_BYTES
     evidence("generated graphs", count, f"{told(ends)}; the server's peak grew by {growth >> 20} MiB")
+
+
+def test_only_what_ends_the_host_is_taken_out_of_a_graph() -> None:
+    """Links that lead nowhere stay where somebody checks them."""
+    whole = clip("picture.png")
+    nowhere = [["99", 0], [CONDITIONING, 0.5], [CONDITIONING, 99]]
+    for link in nowhere:
+        prompt = changed(whole, {SAMPLER: {"seed": link, "strange": link}, SAVE: {"strange": [CONDITIONING, 0]}})
+        spare_the_host(prompt, whole)
+        assert prompt[SAMPLER]["inputs"] == {**whole[SAMPLER]["inputs"], "seed": link}
+        assert prompt[SAVE]["inputs"]["strange"] == [CONDITIONING, 0]
 
 
 def clear(folder: Path) -> None:

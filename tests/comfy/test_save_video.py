@@ -178,3 +178,30 @@ def test_names_count_up_and_nothing_is_overwritten(client: ComfyClient, output: 
 def test_the_prefix_may_hold_the_core_placeholders(client: ComfyClient, picture: str) -> None:
     result = run(client, save(picture, filename_prefix="%width%x%height%/clip"))
     assert text(result, SAVE).startswith("48x32/clip_00001_.mp4\n48x32, 1 frames, 8 fps, ")
+
+
+def forget(client: ComfyClient) -> None:
+    """Has the server drop its cached outputs, so that it runs every node again."""
+    client.free()
+    client.run({"1": node("PreviewAny", source="between")})
+
+
+def test_the_same_video_is_given_again_and_never_written_over(client: ComfyClient, output: Path) -> None:
+    prompt = three_colours(filename_prefix="again/clip", reuse_result=True)
+    first = run(client, prompt)
+    forget(client)
+    again = run(client, prompt)
+    *lines, told = text(again, SAVE).splitlines()
+    assert lines == text(first, SAVE).splitlines()
+    assert told.startswith("result cache hit: the file was there, ") and told.endswith(" s saved")
+    assert again.outputs[SAVE]["files"] == first.outputs[SAVE]["files"]
+    (path,) = (output / "again").iterdir()
+
+    path.write_bytes(path.read_bytes() + b"changed")
+    changed = path.read_bytes()
+    forget(client)
+    assert written(run(client, prompt), output).name == "clip_00002_.mp4"
+    assert path.read_bytes() == changed
+
+    other = run(client, three_colours(filename_prefix="again/clip"))
+    assert written(other, output).name == "clip_00003_.mp4", "off by default"

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -174,6 +176,33 @@ def test_missing_gpu_memory_is_pytorchs_own_error(
     runner = OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, torch.device(device))
     with pytest.raises(kind, match=reason[:20]):
         runner.load()
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc", MemoryError),
+        ("bad allocation", MemoryError),
+        ("Failed to allocate memory for requested buffer of size 5", MemoryError),
+        ("Non-zero status code returned while running Conv node", EngineError),
+    ],
+)
+def test_missing_memory_in_a_run_on_the_cpu_is_pythons_own_error(
+    toy_plan: Plan, monkeypatch: pytest.MonkeyPatch, reason: str, kind: type[Exception]
+) -> None:
+    """By which decoding knows that fewer frames at once may do."""
+
+    class Session:
+        def io_binding(self) -> Any:
+            return MagicMock()
+
+        def run_with_iobinding(self, binding: object) -> None:
+            raise RuntimeError(reason)
+
+    runner = OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, CPU)
+    monkeypatch.setattr(runner, "_session", Session())
+    with pytest.raises(kind, match="ONNX Runtime cannot run the core engine: "):
+        runner(toy_inputs())
 
 
 @pytest.mark.parametrize("network", [BurntBatch, BurntBranch])

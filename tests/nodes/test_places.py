@@ -1,5 +1,6 @@
 """A free name below a root, in a folder that stays the one that was checked."""
 
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from i2v_tensorrt.engine_builder.errors import InputError, StorageError
-from i2v_tensorrt.nodes.places import free_place
+from i2v_tensorrt.nodes.places import digest_below, free_place
 from i2v_tensorrt.pipeline.atomic_file import atomic_file
 
 
@@ -84,3 +85,40 @@ def test_links_that_stay_inside_are_followed(root: Path) -> None:
     (root / "in").symlink_to(root / "below", target_is_directory=True)
     assert saved(root, "in/clip") == "in/clip_00001_.mp4"
     assert (root / "below" / "clip_00001_.mp4").is_file()
+
+
+def test_a_file_below_the_root_has_a_digest(root: Path) -> None:
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "clip.mp4").write_bytes(b"clip")
+    expected = hashlib.sha256(b"clip").hexdigest()
+    assert digest_below(root, "a", "clip.mp4") == expected
+    (root / "clip.mp4").write_bytes(b"clip")
+    assert digest_below(root, "", "clip.mp4") == expected
+
+
+@pytest.mark.parametrize(
+    ("subfolder", "filename"),
+    [
+        ("a", "none.mp4"),
+        ("a", "../clip.mp4"),
+        ("..", "clip.mp4"),
+        ("out", "clip.mp4"),
+        ("a", "link.mp4"),
+        ("", "a"),
+        ("/", "clip.mp4"),
+        ("none", "clip.mp4"),
+        ("a", ""),
+        ("nul", "clip.mp4"),
+    ],
+)
+def test_what_lies_elsewhere_or_is_no_plain_file_has_none(
+    root: Path, tmp_path: Path, subfolder: str, filename: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for folder in (tmp_path, outside):
+        (folder / "clip.mp4").write_bytes(b"clip")
+    (root / "a").mkdir(parents=True)
+    (root / "out").symlink_to(outside, target_is_directory=True)
+    (root / "a" / "link.mp4").symlink_to(outside / "clip.mp4")
+    assert digest_below(root, subfolder, filename) is None

@@ -66,7 +66,8 @@ def test_disk_hit_after_a_restart_then_from_memory(tmp_path: Path, dtype: torch.
 def test_forgetting_memory_keeps_the_disk(tmp_path: Path) -> None:
     cache = ConditioningCache(tmp_path)
     cache.put(KEY, entry(), 1.0)
-    cache.clear_memory()
+    assert cache.clear_memory() == 1
+    assert cache.clear_memory() == 0
     hit = cache.get(KEY)
     assert hit is not None and hit.place == "disk"
 

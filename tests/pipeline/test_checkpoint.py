@@ -4,13 +4,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from i2v_tensorrt.engine_builder.errors import CheckpointError
+from i2v_tensorrt.engine_builder.key import engine_key
+from i2v_tensorrt.engine_builder.spec import EngineSpec, Target
 from i2v_tensorrt.pipeline.models import checkpoint as module
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.i2vgen_xl import LAYOUT
@@ -371,3 +373,21 @@ def test_a_part_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
     (folder / "unet").rename(tmp_path / "elsewhere")
     (folder / "unet").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     assert open_model(folder).size_bytes("core") > 0
+
+
+def test_names_of_models_are_the_same_by_another_platforms_order_of_paths(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows sorts paths without regard to case: the same folder must not become another model there."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "tokenizer" / "README.md").write_text("read me")
+
+    def names_of() -> list[str]:
+        model = open_model(folder)
+        target = Target("backend", "1", "cuda", "sm_89")
+        specs = [EngineSpec(component.spec, component.spec.limits, "fp16") for component in model.components.values()]
+        return [model.encode_sha256, *(engine_key(spec, target) for spec in specs)]
+
+    here = names_of()
+    monkeypatch.setattr(PurePath, "__lt__", lambda one, other: str(one).lower() < str(other).lower())
+    assert names_of() == here

@@ -84,6 +84,38 @@ def test_out_of_memory_with_one_frame_is_raised() -> None:
     assert seen == [4, 2, 1]
 
 
+@pytest.mark.parametrize(("frees", "sizes"), [(1, [FRAMES, FRAMES]), (0, [FRAMES, 3, 3, 1])])
+def test_what_is_freed_at_a_shortage_saves_the_chunk(frees: int, sizes: list[int]) -> None:
+    seen, asked, short = list[int](), list[int](), [True]
+
+    def run(part: torch.Tensor) -> torch.Tensor:
+        seen.append(len(part))
+        if short:
+            short.clear()
+            raise torch.cuda.OutOfMemoryError("injected")
+        return paint(part)
+
+    def on_shortage(frames: int) -> bool:
+        asked.append(frames)
+        return len(asked) <= frees
+
+    found = decode(latents(), run, FRAMES, quiet, on_shortage=on_shortage)
+    assert torch.equal(found, decode(latents(), paint, FRAMES, quiet))
+    assert (seen, asked) == (sizes, [FRAMES])
+
+
+def test_one_frame_is_given_up_only_when_nothing_more_is_freed() -> None:
+    asked: list[int] = []
+
+    def on_shortage(frames: int) -> bool:
+        asked.append(frames)
+        return len(asked) == 2
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        decode(latents(), short_of_memory_above(0, []), 2, quiet, on_shortage=on_shortage)
+    assert asked == [2, 1, 1]
+
+
 def test_another_failure_is_not_taken_for_a_shortage() -> None:
     def run(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("a bug")
