@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from .manifest import Manifest, Verdict, verdict_from_dict
 from .source import NetworkSource
 from .spec import EngineSpec, spec_from_dict
 from .store import Plan, describe_files
-from .verify import judge, passes
+from .verify import judge, passes, timesteps_of
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +113,18 @@ def compile_from(data: Mapping[str, Any], report: Report) -> dict[str, Any]:
         arch=data["arch"],
         reference=data["reference"] and NetworkSource(**data["reference"]),
     )
-    return asdict(compile_engine(request, Path(data["folder"]), report))
+    compiled = compile_engine(request, Path(data["folder"]), report)
+    return asdict(replace(compiled, details={**compiled.details, **_peak_memory()}))
+
+
+def _peak_memory() -> dict[str, str]:
+    """The most host memory that this process has had so far, in bytes; empty where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"peak_memory_bytes": str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
 
 
 def _gate(request: BuildRequest, folder: Path, network: torch.nn.Module, islands: tuple[str, ...]) -> Verdict:
@@ -137,7 +149,7 @@ def check_plan(
     try:
         reference.load()
         candidate.load()
-        verdict = judge(reference, candidate, spec)
+        verdict = judge(reference, candidate, spec, timesteps_of(spec, device))
     finally:
         candidate.unload()
         reference.unload()

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,16 +95,25 @@ def _trace_size(limits: DimRange) -> int:
     return min(smallest + step, limits.max // step * step)
 
 
-def example_inputs(spec: EngineSpec, sizes: dict[str, int], seed: int = 0) -> dict[str, torch.Tensor]:
+def example_inputs(
+    spec: EngineSpec, sizes: dict[str, int], seed: int = 0, part: tuple[float, float] = (0.0, 1.0)
+) -> dict[str, torch.Tensor]:
     """Random inputs of the specification's dtypes at the given sizes, on the CPU, the same for one seed.
 
+    `part` is the fraction of its span from which a timestep is drawn, see `TensorSpec.is_timestep`.
     For a rewritten network, what guidance shares is drawn once for the whole batch, as it is in use: such a
     network may compute it once. Others are shown different values, which make mixed-up branches plain.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    return {tensor.name: _draw(tensor, spec, sizes, generator) for tensor in spec.network.inputs}
+    tensors = [_within(part, tensor) if tensor.is_timestep else tensor for tensor in spec.network.inputs]
+    return {tensor.name: _draw(tensor, spec, sizes, generator) for tensor in tensors}
+
+
+def _within(part: tuple[float, float], tensor: TensorSpec) -> TensorSpec:
+    low, high = tensor.span or (0.0, 1.0)
+    return replace(tensor, span=(low + part[0] * (high - low), low + part[1] * (high - low)))
 
 
 def _draw(tensor: TensorSpec, spec: EngineSpec, sizes: dict[str, int], generator: torch.Generator) -> torch.Tensor:

@@ -30,7 +30,8 @@ class FileDigest:
 class Verdict:
     """What the gate found: the engine against eager PyTorch, worst over `shapes`.
 
-    `cosine` and `snr_db` compare all outputs at once; `max_abs` is the greatest absolute difference.
+    `cosine` and `snr_db` compare all outputs at once; `max_abs` is the greatest absolute difference. At each shape
+    the engine ran `timesteps` times, spread over the schedule; once for a network that has none.
     """
 
     cosine: float
@@ -38,6 +39,7 @@ class Verdict:
     max_abs: float
     finite: bool
     shapes: tuple[dict[str, int], ...]
+    timesteps: int = 1
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A leaf that every room may import; it imports nothing of the pack but the errors
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,11 @@ class TensorSpec:
     scope: Scope = Scope.STEP
     guidance: Guidance = Guidance.SHARED
     span: tuple[float, float] | None = None
+
+    @property
+    def is_timestep(self) -> bool:
+        """Whether it says where in the schedule a step lies: it changes at every step, and its values have bounds."""
+        return self.scope is Scope.STEP and self.span is not None
 
     def dtype_at(self, precision: str) -> str:
         """The torch dtype name of this tensor in an engine of the given precision."""
@@ -151,6 +156,11 @@ class ShapeProfile:
         return ShapeProfile(tuned)
 
     @property
+    def profiles(self) -> tuple[ShapeProfile, ...]:
+        """The ranges that an engine is tuned for one by one: this one alone, or the presets."""
+        return (self,)
+
+    @property
     def optimum(self) -> dict[str, int]:
         """The sizes that an engine is tuned for."""
         return {name: limits.opt for name, limits in self.ranges.items()}
@@ -173,6 +183,66 @@ class ShapeProfile:
         for limits in self.ranges.values():
             ratio *= limits.max / max(limits.min, 1)
         return round(ratio)
+
+
+@dataclass(frozen=True)
+class Presets(ShapeProfile):
+    """Several profiles of one engine, over one set of weights; `ranges` spans them, and only they are served.
+
+    Raises InputError for fewer than two, of which one is a profile of its own.
+    """
+
+    presets: tuple[ShapeProfile, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.presets) < 2:
+            raise InputError(f"Presets are two profiles or more, found {len(self.presets)}.")
+
+    @property
+    def profiles(self) -> tuple[ShapeProfile, ...]:
+        return self.presets
+
+    def misfits(self, sizes: Mapping[str, int]) -> list[str]:
+        """Those of the nearest preset."""
+        return self._nearest(sizes).misfits(sizes)
+
+    def distance(self, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """That of the nearest preset."""
+        return self._nearest(sizes).distance(sizes)
+
+    @property
+    def corners(self) -> list[dict[str, int]]:
+        """Those of every preset, without duplicates."""
+        found = [sizes for preset in self.presets for sizes in preset.corners]
+        return [sizes for number, sizes in enumerate(found) if sizes not in found[:number]]
+
+    @property
+    def width(self) -> int:
+        """The sum over the presets: more than one alone, less than a range over them."""
+        return sum(preset.width for preset in self.presets)
+
+    def _nearest(self, sizes: Mapping[str, int]) -> ShapeProfile:
+        return min(self.presets, key=lambda preset: ShapeProfile.distance(preset, sizes))
+
+
+def span(presets: Sequence[ShapeProfile], limits: ShapeProfile) -> ShapeProfile:
+    """One engine for all of the presets, tuned for the first where it must choose; a single profile if they are equal.
+
+    `limits` are the network's own: sizes between the presets come in its multiples.
+    """
+    distinct = tuple(preset for number, preset in enumerate(presets) if preset not in presets[:number])
+    if len(distinct) == 1:
+        return distinct[0]
+    ranges = {
+        name: replace(
+            found,
+            min=min(preset.ranges[name].min for preset in distinct),
+            opt=distinct[0].ranges[name].opt,
+            max=max(preset.ranges[name].max for preset in distinct),
+        )
+        for name, found in limits.ranges.items()
+    }
+    return Presets(ranges, distinct)
 
 
 @dataclass(frozen=True)
@@ -263,4 +333,7 @@ def _tensor_from_dict(data: dict[str, Any]) -> TensorSpec:
 
 
 def _profile_from_dict(data: dict[str, Any]) -> ShapeProfile:
-    return ShapeProfile({name: DimRange(**limits) for name, limits in data["ranges"].items()})
+    ranges = {name: DimRange(**limits) for name, limits in data["ranges"].items()}
+    if "presets" not in data:
+        return ShapeProfile(ranges)
+    return Presets(ranges, tuple(_profile_from_dict(preset) for preset in data["presets"]))

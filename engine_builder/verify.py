@@ -38,10 +38,23 @@ THRESHOLDS = {
 }
 
 
-def judge(reference: Runner, candidate: Runner, spec: EngineSpec) -> Verdict:
-    """Runs both on the same random inputs at the profile's corners; keeps the worst."""
+TIMESTEPS = 5
+"""At how many places of the schedule a GPU's engine is compared."""
+
+
+def timesteps_of(spec: EngineSpec, device: torch.device) -> int:
+    """How often an engine is compared at each shape: on a CPU once, where a call takes as long as a step of a clip."""
+    has_timestep = any(tensor.is_timestep for tensor in spec.network.inputs)
+    return TIMESTEPS if has_timestep and device.type == "cuda" else 1
+
+
+def judge(reference: Runner, candidate: Runner, spec: EngineSpec, timesteps: int = 1) -> Verdict:
+    """Runs both on the same random inputs at the profile's corners, over the schedule at each; keeps the worst."""
     shapes = tuple(spec.profile.corners)
-    return worst([_compare(reference, candidate, spec, sizes, seed) for seed, sizes in enumerate(shapes)])
+    parts = [(number / timesteps, (number + 1) / timesteps) for number in range(timesteps)]
+    calls = enumerate(product(shapes, parts))
+    found = [_compare(reference, candidate, spec, sizes, seed, part) for seed, (sizes, part) in calls]
+    return replace(worst(found), shapes=shapes, timesteps=timesteps)
 
 
 def passes(verdict: Verdict, precision: str) -> None:
@@ -67,12 +80,19 @@ def worst(verdicts: list[Verdict]) -> Verdict:
     )
 
 
-def _compare(reference: Runner, candidate: Runner, spec: EngineSpec, sizes: dict[str, int], seed: int) -> Verdict:
+def _compare(
+    reference: Runner,
+    candidate: Runner,
+    spec: EngineSpec,
+    sizes: dict[str, int],
+    seed: int,
+    part: tuple[float, float],
+) -> Verdict:
     """The worst of all outputs: what is large, such as a cache, must not hide what is small.
 
     Raises EngineError for an output of an undeclared shape.
     """
-    inputs = example_inputs(spec, sizes, seed)
+    inputs = example_inputs(spec, sizes, seed, part)
     expected, found = reference(inputs), candidate(inputs)
     for tensor, outputs in product(spec.network.outputs, (expected, found)):
         shape, declared = list(outputs[tensor.name].shape), list(tensor.shape_at(sizes))

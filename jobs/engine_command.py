@@ -20,8 +20,9 @@ from .demo_model import PACK
 from .doctor import diagnose
 from .engine_list import KEY_CHARS, Checked, check, chosen, describe
 from .engines import EngineSet
-from .policy import SHAPE_POLICIES, EnginePolicy, default_device
+from .policy import PRESETS, SHAPE_POLICIES, EnginePolicy, default_device
 from .prebuild import ALL, Prebuild, component_names, prebuild
+from .presets import parse_presets
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,6 +65,7 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     build.add_argument("model", type=Path, metavar="MODEL", help="the checkpoint's folder")
     build.add_argument("--component", choices=[ALL, *component_names()], default=ALL)
     build.add_argument("--shapes", choices=SHAPE_POLICIES, default="range", help="every size, or this one alone")
+    build.add_argument("--presets", metavar="SIZES", help="these alone, in one engine, such as 512x512x16,1280x704x16")
     build.add_argument("--width", type=int, default=512, metavar="PIXELS")
     build.add_argument("--height", type=int, default=512, metavar="PIXELS")
     build.add_argument("--frames", type=int, default=16, metavar="N")
@@ -74,14 +76,15 @@ def _add_build(build: argparse.ArgumentParser) -> None:
 
 
 def _build(options: argparse.Namespace, store: EngineStore) -> list[dict[str, Any]]:
-
     check_fields({"width": options.width, "height": options.height, "num_frames": options.frames})
     device = default_device()
+    presets = () if options.presets is None else parse_presets(options.presets)
+    shapes = PRESETS if presets else options.shapes
     model, rows = open_model(options.model), []
     names = model.engine_components if options.component == ALL else (options.component,)
     for arch in options.target.split(",") if options.target else [None]:
         precision = "fp16" if arch is not None and options.precision == AUTO else options.precision
-        policy = EnginePolicy(options.backend, precision, options.shapes)
+        policy = EnginePolicy(options.backend, precision, shapes, presets=presets)
         job = Prebuild(tuple(names), options.width, options.height, options.frames, options.force, arch)
         lines = prebuild(EngineSet(model, store, policy, device), job, _Progress())
         rows += [{"target": arch or "this machine", "text": line} for line in lines]

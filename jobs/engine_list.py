@@ -11,7 +11,7 @@ import torch
 
 from ..engine_builder.backends.registry import BACKENDS
 from ..engine_builder.errors import EngineError, InputError
-from ..engine_builder.spec import Target
+from ..engine_builder.spec import ShapeProfile, Target
 from ..engine_builder.store import EngineStore, Plan
 from .engine_words import precision
 from .table import Table
@@ -44,7 +44,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         "backend": target.backend,
         "version": target.backend_version,
         "arch": target.arch,
-        "profile": {name: [r.min, r.opt, r.max] for name, r in manifest.spec.profile.ranges.items()},
+        "profile": _ranges(manifest.spec.profile),
+        "presets": [_ranges(each) for each in manifest.spec.profile.profiles[1:] and manifest.spec.profile.profiles],
         "size_bytes": manifest.size_bytes,
         "build_s": manifest.build_s,
         "created_at": manifest.created_at,
@@ -130,8 +131,16 @@ def _match(plan: Plan) -> str:
     return "unverified here" if verdict is None else f"cosine {verdict.cosine:.7f}"
 
 
+def _ranges(profile: ShapeProfile) -> dict[str, list[int]]:
+    return {name: [limits.min, limits.opt, limits.max] for name, limits in profile.ranges.items()}
+
+
 def _sizes(plan: Plan) -> str:
+    return " or ".join(map(_size, plan.manifest.spec.profile.profiles))
+
+
+def _size(profile: ShapeProfile) -> str:
     return ", ".join(
         f"{name} {limits.min}" if limits.min == limits.max else f"{name} {limits.min}-{limits.max}"
-        for name, limits in plan.manifest.spec.profile.ranges.items()
+        for name, limits in profile.ranges.items()
     )

@@ -34,15 +34,14 @@ from ..pipeline.models.base import VideoModel
 from . import engine_words
 from .networks import AnyNetworks
 from .parallel import Task, build_in_parallel
-from .policy import EnginePolicy
+from .policy import EnginePolicy, dims_of
+from .presets import ClipSize
 from .residency import LoadInPlace, Residency
 
 log = logging.getLogger(__name__)
 
 BUILDERS_ON_CPU = 2
 """Builds at a time on a machine without a GPU: each is one thread of Python."""
-TUNED_CHUNK = 8
-"""Frames decoded at once that a decoder's engine is tuned for."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +146,7 @@ class Engines(Generic[AnyNetworks]):
         Raises EngineError when it cannot be built, InputError when the network does not take the sizes.
         """
         backend = self._backend() if arch is None else BACKENDS[TensorRTBackend.name]
-        limits = self.model.components[component].spec.limits
-        factor = self.model.latent.factor
-        profile = self.policy.profile(limits, {n: s for n, s in sizes.items() if n in limits.ranges}, factor)
-        request = self._request(component, profile, backend, arch)
+        request = self._request(component, self._profile(component, sizes), backend, arch)
         tell = report or self.report
         return build_engine(
             request, self.store, process, force=force, report=lambda stage, done: tell(f"{component}: {stage}", done)
@@ -308,8 +304,11 @@ class Engines(Generic[AnyNetworks]):
 
     def _is_due(self, component: str, sizes: Mapping[str, int]) -> bool:
         """Whether an engine for these sizes is missing, can be had, and has not failed before."""
-        limits = self.model.components[component].spec.limits
-        return component not in self.failures and limits.fits(sizes) and self._fitting(component, sizes) is None
+        try:
+            self._profile(component, sizes)
+        except InputError:
+            return False
+        return component not in self.failures and self._fitting(component, sizes) is None
 
     def _can_build(self) -> bool:
         try:
@@ -340,6 +339,11 @@ class Engines(Generic[AnyNetworks]):
             reference=self.model.source(component, self.precision) if rewrites else None,
             details={} if backend.holds_weights else {"gated_with": network.weights_sha256},
         )
+
+    def _profile(self, component: str, sizes: Mapping[str, int]) -> ShapeProfile:
+        limits = self.model.components[component].spec.limits
+        own = {name: size for name, size in sizes.items() if name in limits.ranges}
+        return self.policy.profile(limits, own, self.model.latent)
 
     def _spec(self, component: str, profile: ShapeProfile, backend: Backend) -> EngineSpec:
         network = backend.network_of(self.model.components[component].spec)
@@ -383,10 +387,4 @@ def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, g
     misfit = model.latent.misfit(model.title, width, height, num_frames)
     if misfit is not None:
         raise InputError(misfit)
-    return {
-        "batch": 2 if guided else 1,
-        "frames": model.latent.frames(num_frames),
-        "latent_height": height // model.latent.factor,
-        "latent_width": width // model.latent.factor,
-        "chunk": min(model.latent.frames(num_frames), TUNED_CHUNK),
-    }
+    return {"batch": 2 if guided else 1, **dims_of(model.latent, ClipSize(width, height, num_frames))}

@@ -19,6 +19,7 @@ ALL = "all"
 class Prebuild:
     """Which components to build, for which size in pixels and frames, and whether again if they are there.
 
+    Under a policy of presets those are built for, and the size here is not.
     `arch` is the GPU architecture to build for, such as `sm_89`, if it is not this machine's.
     """
 
@@ -45,7 +46,8 @@ def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
         known = ", ".join(engines.model.engine_components)
         raise InputError(f"The networks to compile are {known}, found {component!r:.80}.")
     count = len(job.components)
-    sizes = clip_sizes(engines.model, job.width, job.height, job.num_frames)
+    size = next(iter(engines.policy.presets), (job.width, job.height, job.num_frames))
+    sizes = clip_sizes(engines.model, *size)
     lines = []
     engines.make_room()
     with BuildProcess() as process:

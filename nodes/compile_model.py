@@ -24,7 +24,7 @@ class CompileModel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="From a loader, such as Load Diffusion Model, or a LoRA's."),
                 on_missing_input(),
-                shape_policy_input("exact"),
+                shape_policy_input("exact", ("range", "exact")),
                 backend_input(),
             ],
             outputs=[
@@ -42,9 +42,7 @@ class CompileModel(io.ComfyNode):
 
     @classmethod
     @sockets(model=host_model.ModelPatcher)
-    def execute(
-        cls, model: host_model.ModelPatcher, on_missing: str, shape_policy: str, backend: str
-    ) -> io.NodeOutput:
+    def execute(cls, model: host_model.ModelPatcher, on_missing: str, shape_policy: str, backend: str) -> io.NodeOutput:
         with host.sentences():
             policy = EnginePolicy(backend=backend, shapes=shape_policy, on_missing=on_missing)
             compiled = host_model.CompiledModel(cls.hidden.unique_id, policy)

@@ -12,9 +12,20 @@ from ..engine_builder.backends.tensorrt_library import RTX_ARCHS
 from ..jobs.engines import EngineSet
 from ..jobs.policy import EnginePolicy
 from ..jobs.prebuild import ALL, Prebuild, component_names, prebuild
+from ..jobs.presets import parse_presets
 from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
 from . import host
-from .types import CATEGORY, Model, backend_input, precision_input, shape_policy_input, sockets, verdict
+from .types import (
+    CATEGORY,
+    Model,
+    backend_input,
+    precision_input,
+    presets_input,
+    presets_of,
+    shape_policy_input,
+    sockets,
+    verdict,
+)
 
 HERE = "this machine"
 
@@ -49,6 +60,7 @@ class EngineBuilder(io.ComfyNode):
                     tooltip="Another GPU's architecture builds a TensorRT-RTX engine for it, even without a GPU here; "
                     "it is checked when it first meets that GPU.",
                 ),
+                presets_input(),
             ],
             outputs=[
                 Model.Output(display_name="model", tooltip="The same model, so that an Engine Loader can follow."),
@@ -65,11 +77,14 @@ class EngineBuilder(io.ComfyNode):
         height: Any = None,
         backend: Any = None,
         target: Any = None,
+        presets: Any = None,
     ) -> bool | str:
         sides = {"width": width, "height": height}
 
         def check() -> None:
             check_fields({name: value for name, value in sides.items() if value is not None})
+            if presets:
+                parse_presets(str(presets))
             if target not in (None, HERE):
                 TensorRTBackend().aimed_at(target).require_library()
             elif backend is not None:
@@ -91,6 +106,7 @@ class EngineBuilder(io.ComfyNode):
         backend: str,
         force: bool,
         target: str = HERE,
+        presets: str = "",
     ) -> io.NodeOutput:
         progress = host.Progress(cls.hidden.unique_id, 100)
 
@@ -104,7 +120,7 @@ class EngineBuilder(io.ComfyNode):
             arch = None if target == HERE else target
             if arch is not None and precision == AUTO:
                 precision = "fp16"
-            policy = EnginePolicy(backend=backend, precision=precision, shapes=shape_policy)
+            policy = EnginePolicy(backend, precision, shape_policy, presets=presets_of(shape_policy, presets))
             engines = EngineSet(model.model, host.engine_store(), policy, host.device(), host.HostResidency())
             job = Prebuild(tuple(names), width, height, num_frames, force, arch)
             lines = prebuild(engines, job, report)

@@ -7,7 +7,17 @@ from comfy_api.latest import io
 from ..jobs.engines import EngineSet
 from ..jobs.policy import EnginePolicy
 from . import host
-from .types import CATEGORY, Model, backend_input, on_missing_input, precision_input, shape_policy_input, sockets
+from .types import (
+    CATEGORY,
+    Model,
+    backend_input,
+    on_missing_input,
+    precision_input,
+    presets_input,
+    presets_of,
+    shape_policy_input,
+    sockets,
+)
 
 
 class EngineLoader(io.ComfyNode):
@@ -26,6 +36,7 @@ class EngineLoader(io.ComfyNode):
                 shape_policy_input(),
                 precision_input(),
                 backend_input(),
+                presets_input(),
             ],
             outputs=[Model.Output(display_name="model", tooltip="The same model, through engines.")],
             hidden=[io.Hidden.unique_id],
@@ -34,10 +45,11 @@ class EngineLoader(io.ComfyNode):
     @classmethod
     @sockets(model=EngineSet)
     def execute(
-        cls, model: EngineSet, on_missing: str, shape_policy: str, precision: str, backend: str
+        cls, model: EngineSet, on_missing: str, shape_policy: str, precision: str, backend: str, presets: str = ""
     ) -> io.NodeOutput:
         with host.sentences():
-            policy = EnginePolicy(backend=backend, precision=precision, shapes=shape_policy, on_missing=on_missing)
+            sizes = presets_of(shape_policy, presets)
+            policy = EnginePolicy(backend, precision, shape_policy, on_missing, presets=sizes)
             engines = EngineSet(
                 model.model, host.engine_store(), policy, host.device(), host.HostResidency(), host.tell_build
             )

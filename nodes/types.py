@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import signature
 from typing import Any
@@ -12,7 +12,8 @@ from comfy_api.latest import io
 from ..engine_builder.backends.registry import AUTO, BACKENDS
 from ..engine_builder.errors import I2VError, InputError
 from ..engine_builder.spec import PRECISIONS
-from ..jobs.policy import MISS_POLICIES, SHAPE_POLICIES
+from ..jobs.policy import MISS_POLICIES, PRESETS, SHAPE_POLICIES
+from ..jobs.presets import ClipSize, parse_presets
 
 Model = io.Custom("I2V_MODEL")
 """Carries a `jobs.engines.EngineSet`: a checkpoint and the policy by which its engines are found."""
@@ -35,15 +36,31 @@ def on_missing_input() -> io.Combo.Input:
     )
 
 
-def shape_policy_input(default: str = "range") -> io.Combo.Input:
+def shape_policy_input(default: str = "range", options: Sequence[str] = SHAPE_POLICIES) -> io.Combo.Input:
     """Which sizes an engine that is built serves."""
+    presets = " presets: one for the sizes in presets alone, each as fast." if PRESETS in options else ""
     return io.Combo.Input(
         "shape_policy",
-        options=list(SHAPE_POLICIES),
+        options=list(options),
         default=default,
         tooltip="For engines built here. range: one for every size, tuned for the one asked for. exact: for that "
-        "size alone, faster and quicker to build.",
+        f"size alone, faster and quicker to build.{presets}",
     )
+
+
+def presets_input() -> io.String.Input:
+    """The sizes for the shape policy of that name."""
+    return io.String.Input(
+        "presets",
+        default="512x512x16, 1280x704x16",
+        optional=True,
+        tooltip="For the shape policy presets: width x height x frames of each, by commas. Nothing is padded to them.",
+    )
+
+
+def presets_of(shape_policy: str, presets: str) -> tuple[ClipSize, ...]:
+    """The sizes in the widget where the policy asks for them; raises InputError for what is no size."""
+    return parse_presets(presets) if shape_policy == PRESETS else ()
 
 
 def precision_input() -> io.Combo.Input:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BackendUnavailableError, EngineError
 from ..export import export_onnx, exporter_version
-from ..spec import EngineSpec, Target, TensorSpec
+from ..spec import EngineSpec, NetworkSpec, ShapeProfile, Target, TensorSpec
 from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
-from .tensorrt_library import FULL, RTX, RTX_ARCHS, Library, aim, choose_library, load_library
+from .tensorrt_library import FULL, RTX, RTX_ARCHS, Library, aim, choose_library, install_line, load_library
+from .tensorrt_streaming import allow_streaming, needs_streaming, total_bytes, weights_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,7 @@ in bf16 and fp32 heads of 8, 16 and 128 channels ended it by a segmentation faul
 of, all of these build.
 """
 PRECISIONS = ("fp16", "bf16", "fp32")
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 BUILD_SPAN = (0.45, 0.8)
 """The part of the whole progress that building takes, after export and parsing."""
 
@@ -72,13 +75,16 @@ class TensorRTBackend(Backend):
         work.mkdir()
         graph = export_onnx(network, spec, work, OPSET)
         report("parse", 0.4)
-        plan = _compile(library, graph, spec, arch, report)
+        streams = needs_streaming(weights_bytes(network), total_bytes(arch))
+        plan, activation_bytes = _compile(library, graph, spec, arch, report, streams=streams)
         report("serialize", BUILD_SPAN[1])
         (folder / PLAN).write_bytes(plan)
         for path in work.iterdir():
             path.unlink()
         work.rmdir()
-        return {"exporter": exporter_version(OPSET), "library": library.version}
+        found = {"exporter": exporter_version(OPSET), "library": library.version}
+        found |= {"weights": "can be streamed"} if streams else {}
+        return found if activation_bytes is None else {**found, "activation_bytes": str(activation_bytes)}
 
     def load(self, plan: Plan | None, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> Runner:
         from .tensorrt_runner import TensorRTRunner
@@ -107,7 +113,7 @@ class TensorRTBackend(Backend):
 def _library_availability(arch: str) -> Availability:
     name = choose_library(arch)
     wanted = RTX if arch in RTX_ARCHS else FULL
-    install = "pip install tensorrt-rtx" if wanted == RTX else "pip install tensorrt"
+    install = install_line(wanted)
     if name is None:
         return Availability(False, f"A GPU of {arch} needs the package {wanted}, which is missing.", install)
     try:
@@ -117,8 +123,12 @@ def _library_availability(arch: str) -> Availability:
     return Availability(True, f"{library.version} serves {arch}.")
 
 
-def _compile(library: Library, graph: Path, spec: EngineSpec, arch: str, report: Report) -> Any:
-    """Parses the graph and builds it; returns the plan in TensorRT's own memory, which reads as bytes."""
+def _compile(
+    library: Library, graph: Path, spec: EngineSpec, arch: str, report: Report, *, streams: bool
+) -> tuple[Any, int | None]:
+    """Parses the graph and builds it: the plan in TensorRT's own memory, which reads as bytes, and what it will take
+    of the GPU beside its weights, if TensorRT says so.
+    """
     trt = library.module
     logger = make_logger(library)
     builder = _made(trt.Builder(logger), "builder", logger)
@@ -131,33 +141,38 @@ def _compile(library: Library, graph: Path, spec: EngineSpec, arch: str, report:
     config = _made(builder.create_builder_config(), "configuration", logger)
     if not aim(library, config, arch):
         raise EngineError(f"{library.version} does not build for {arch}.")
-    if config.add_optimization_profile(_profile(builder, network, spec)) < 0:
-        raise EngineError(f"TensorRT refused the shape profile of {spec.network.component}: {logger.last_error}")
+    if streams:
+        allow_streaming(library, config)
+    for shapes in spec.profile.profiles:
+        if config.add_optimization_profile(_profile(builder, network, spec.network, shapes)) < 0:
+            raise EngineError(f"TensorRT refused a shape profile of {spec.network.component}: {logger.last_error}")
     report("build", BUILD_SPAN[0])
     monitor = _make_monitor(library, report)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if monitor.raised is not None:
         raise monitor.raised
-    return _made(plan, f"engine for {spec.network.component}", logger)
+    return _made(plan, f"engine for {spec.network.component}", logger), logger.activation_bytes
 
 
-def _profile(builder: Any, network: Any, spec: EngineSpec) -> Any:
-    """The optimization profile: least, tuned and greatest shape of every input that the graph kept."""
-    by_name = {tensor.name: tensor for tensor in spec.network.inputs}
+def _profile(builder: Any, network: Any, described: NetworkSpec, shapes: ShapeProfile) -> Any:
+    """An optimization profile: least, tuned and greatest shape of every input that the graph kept."""
+    by_name = {tensor.name: tensor for tensor in described.inputs}
     profile = builder.create_optimization_profile()
     for number in range(network.num_inputs):
         name = network.get_input(number).name
-        profile.set_shape(name, *(_shape(by_name[name], spec, which) for which in ("min", "opt", "max")))
+        profile.set_shape(name, *(_shape(by_name[name], shapes, which) for which in ("min", "opt", "max")))
     return profile
 
 
-def _shape(tensor: TensorSpec, spec: EngineSpec, which: str) -> tuple[int, ...]:
-    return tensor.shape_at({name: getattr(limits, which) for name, limits in spec.profile.ranges.items()})
+def _shape(tensor: TensorSpec, shapes: ShapeProfile, which: str) -> tuple[int, ...]:
+    return tensor.shape_at({name: getattr(limits, which) for name, limits in shapes.ranges.items()})
 
 
 def make_logger(library: Library) -> Any:
-    """A TensorRT logger into `logging` that remembers the last error, for TensorRT raises none."""
+    """A TensorRT logger into `logging` that remembers the last error, for TensorRT raises none, and the greatest
+    memory for activations that was told of a profile.
+    """
     trt = library.module
     levels = {
         trt.ILogger.INTERNAL_ERROR: logging.ERROR,
@@ -169,6 +184,7 @@ def make_logger(library: Library) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.last_error = "no reason was given"
+            self.activation_bytes: int | None = None
 
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(severity)
@@ -176,6 +192,9 @@ def make_logger(library: Library) -> Any:
                 log.log(level, "TensorRT: %s", message)
             if level == logging.ERROR:
                 self.last_error = message
+            told = _ACTIVATIONS.search(message)
+            if told is not None:
+                self.activation_bytes = max(self.activation_bytes or 0, int(told[1]))
 
     return Logger()
 

@@ -39,6 +39,14 @@ def choose_library(arch: str) -> str | None:
     return next((name for name in names if importlib.util.find_spec(name) is not None), None)
 
 
+def install_line(name: str) -> str:
+    """What installs the module for the CUDA that PyTorch was built with: the plain packages are for CUDA 13."""
+    import torch
+
+    package = name.replace("_", "-")
+    return f"pip install {package}-cu12" if (torch.version.cuda or "").startswith("12.") else f"pip install {package}"
+
+
 @lru_cache(maxsize=2)
 def load_library(name: str) -> Library:
     """Imports the module; ImportError and OSError are its own."""
@@ -54,8 +62,13 @@ def aim(library: Library, config: Any, arch: str) -> bool:
     return bool(config.set_compute_capability(capability, 0))
 
 
-def make_context(library: Library, engine: Any, cache: bytes | None = None) -> tuple[Any, Any]:
-    """An execution context (None if it failed), and RTX's runtime cache if it has one, filled from `cache`."""
+def make_context(
+    library: Library, engine: Any, cache: bytes | None = None, *, streams: bool = False
+) -> tuple[Any, Any]:
+    """An execution context (None if it failed), and RTX's runtime cache if it has one, filled from `cache`.
+
+    An engine that `streams` its weights is not captured into CUDA graphs.
+    """
     if not library.is_rtx:
         return engine.create_execution_context(), None
     trt = library.module
@@ -64,7 +77,8 @@ def make_context(library: Library, engine: Any, cache: bytes | None = None) -> t
         return None, None
     # EAGER waits for the shape's own kernels instead of answering with slow ones at first.
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-    config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    if not streams:
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
     runtime_cache = _runtime_cache(config, cache)
     return engine.create_execution_context(config), runtime_cache
 

@@ -14,10 +14,12 @@ from .base import Runner
 from .memory import is_out_of_memory
 from .tensorrt import PLAN, make_logger
 from .tensorrt_library import Library, kernel_bytes, make_context
+from .tensorrt_streaming import Streaming, free_bytes, set_budget
 
 if TYPE_CHECKING:
     from ..store import Plan
 
+GIB = 1 << 30
 KERNELS = "kernels.cache"
 """What RTX compiled for this GPU when the engine first ran, beside the plan."""
 
@@ -69,6 +71,8 @@ class TensorRTRunner(Runner):
         self._kernels: Any = None
         self._side = plan.side(KERNELS)
         self._is_first_run = False
+        self._profile = 0
+        self._streaming = Streaming()
 
     @property
     def is_loaded(self) -> bool:
@@ -77,7 +81,7 @@ class TensorRTRunner(Runner):
     @property
     def memory_bytes(self) -> int:
         scratch = 0 if self._engine is None else int(self._engine.device_memory_size_v2)
-        return self._plan.manifest.size_bytes + scratch
+        return self._plan.manifest.size_bytes - self._streaming.streamed_bytes + scratch
 
     def load(self) -> None:
         if self._context is not None:
@@ -87,16 +91,20 @@ class TensorRTRunner(Runner):
         with stream.active():
             runtime = self._checked(self._library.module.Runtime(self._logger), "start its runtime")
             engine = self._checked(runtime.deserialize_cuda_engine(data), "load the plan")
+            streaming = set_budget(engine, free_bytes(self.device)) if engine.streamable_weights_size else Streaming()
             known = None if self._side is None else self._side.read()
-            context, kernels = make_context(self._library, engine, known)
+            context, kernels = make_context(self._library, engine, known, streams=streaming.streamed_bytes > 0)
             self._checked(context, "make an execution context")
         self._engine, self._context, self._stream, self._kernels = engine, context, stream, kernels
+        self._profile = 0  # where every context begins
+        self._streaming, self.warning = streaming, _slower(self.spec, streaming)
 
     def unload(self) -> None:
         if self._stream is not None:
             self._stream.synchronize()
         self._context = self._engine = self._stream = self._kernels = None
         self._bound = {}
+        self._streaming, self.warning = Streaming(), None
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         stream = self._stream
@@ -132,18 +140,29 @@ class TensorRTRunner(Runner):
 
     def _rebind(self, inputs: dict[str, torch.Tensor]) -> None:
         self._is_first_run = True
+        self._bound = {}  # so that the next call sets all of it again should anything be refused now
         sizes = self.spec.network.sizes_of(inputs)
-        self._bound = {name: torch.empty_like(tensor, device=self.device) for name, tensor in inputs.items()}
+        self._choose_profile(sizes)
+        bound = {name: torch.empty_like(tensor, device=self.device) for name, tensor in inputs.items()}
         for tensor in self.spec.network.outputs:
             dtype = getattr(torch, tensor.dtype_at(self.spec.precision))
-            self._bound[tensor.name] = torch.empty(tensor.shape_at(sizes), dtype=dtype, device=self.device)
+            bound[tensor.name] = torch.empty(tensor.shape_at(sizes), dtype=dtype, device=self.device)
         known = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
         for name in inputs.keys() & known:
             shape = tuple(inputs[name].shape)
             self._checked(self._context.set_input_shape(name, shape) or None, f"take {name} as {list(shape)}")
-        for name in self._bound.keys() & known:
-            address = self._bound[name].data_ptr()
+        for name in bound.keys() & known:
+            address = bound[name].data_ptr()
             self._checked(self._context.set_tensor_address(name, address) or None, f"take the address of {name}")
+        self._bound = bound
+
+    def _choose_profile(self, sizes: dict[str, int]) -> None:
+        """Switches to the optimization profile that serves the sizes; shapes and addresses are set anew after it."""
+        found = next(number for number, shapes in enumerate(self.spec.profile.profiles) if shapes.fits(sizes))
+        if found != self._profile and self._stream is not None:
+            switched = self._context.set_optimization_profile_async(found, self._stream.handle)
+            self._checked(switched or None, f"switch to its profile {found}")
+            self._profile = found
 
     def _checked(self, answer: Any, what: str) -> Any:
         """`answer`, unless it is None: then out of memory as PyTorch's own error, anything else as EngineError."""
@@ -153,3 +172,14 @@ class TensorRTRunner(Runner):
         if is_out_of_memory(reason):
             raise torch.cuda.OutOfMemoryError(f"TensorRT could not {what}: {reason}")
         raise EngineError(f"The TensorRT engine of {self.spec.network.component} could not {what}: {reason}")
+
+
+def _slower(spec: EngineSpec, streaming: Streaming) -> str | None:
+    """What to tell the user of an engine that streams; None of one that does not."""
+    if not streaming.streamed_bytes:
+        return None
+    streamed, all_of_them = (size / GIB for size in (streaming.streamed_bytes, streaming.streamable_bytes))
+    return (
+        f"{streamed:.1f} of {all_of_them:.1f} GiB of {spec.network.component}'s weights do not fit on the GPU and are "
+        "brought from host memory at every call, which is slower."
+    )

@@ -50,6 +50,14 @@ def test_a_manifest_is_readable_and_says_its_key() -> None:
     assert MANIFEST.size_bytes == 1234
 
 
+def test_a_verdict_from_before_timesteps_was_found_at_one() -> None:
+    assert MANIFEST.verdict is not None
+    text = resealed(lambda body: body["verdict"].pop("timesteps"))
+    assert unseal(text, SECRET, MANIFEST.key) == MANIFEST
+    several = replace(MANIFEST, verdict=replace(MANIFEST.verdict, timesteps=5))
+    assert unseal(seal(several, SECRET), SECRET, several.key) == several
+
+
 def test_another_secret_does_not_open_it() -> None:
     with pytest.raises(EngineError, match="not written by this installation"):
         unseal(SEALED, b"t" * 32, MANIFEST.key)

@@ -15,8 +15,10 @@ from i2v_tensorrt.engine_builder.spec import (
     DimRange,
     EngineSpec,
     NetworkSpec,
+    Presets,
     ShapeProfile,
     TensorSpec,
+    span,
     spec_from_dict,
     split_dim,
 )
@@ -177,6 +179,58 @@ def test_an_exact_profile_is_verified_once() -> None:
     assert ShapeProfile().corners == [{}]
 
 
+# Presets.
+
+WIDE = {**SIZES, "latent_height": 16, "latent_width": 24}
+PRESETS = span([LIMITS.exact(SIZES), LIMITS.exact(WIDE)], LIMITS)
+
+
+def test_presets_serve_each_of_theirs_and_nothing_between() -> None:
+    assert PRESETS.profiles == (LIMITS.exact(SIZES), LIMITS.exact(WIDE))
+    assert PRESETS.fits(SIZES) and PRESETS.fits(WIDE)
+    mixed = {**SIZES, "latent_width": WIDE["latent_width"]}
+    assert all(limits.misfit(mixed[name]) is None for name, limits in PRESETS.ranges.items())
+    assert not PRESETS.fits(mixed)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "misfits", "distance"),
+    [
+        (SIZES, [], (0, 0)),
+        ({**SIZES, "latent_width": 8}, ["latent_width is 8, 2 above the largest supported 6"], (1, 2)),
+        ({**WIDE, "latent_height": 12}, ["latent_height is 12, 4 below the smallest supported 16"], (1, 4)),
+    ],
+)
+def test_a_miss_is_measured_from_the_nearest_preset(
+    sizes: dict[str, int], misfits: list[str], distance: tuple[int, int]
+) -> None:
+    assert PRESETS.misfits(sizes) == misfits
+    assert PRESETS.distance(sizes) == distance
+
+
+def test_presets_span_the_networks_own_multiples_and_are_tuned_for_the_first() -> None:
+    assert PRESETS.optimum == SIZES
+    assert PRESETS.ranges["latent_width"] == DimRange(6, 6, 24, LIMITS.ranges["latent_width"].multiple)
+    assert PRESETS.ranges["frames"] == DimRange(3, 3, 3)
+
+
+def test_every_preset_is_verified() -> None:
+    assert PRESETS.corners == [SIZES, WIDE]
+    open_batch = [LIMITS.exact({n: s for n, s in sizes.items() if n != "batch"}) for sizes in (SIZES, WIDE)]
+    assert len(span(open_batch, LIMITS).corners) == 4
+
+
+def test_presets_are_wider_than_each_and_narrower_than_a_range_over_them() -> None:
+    assert PRESETS.width == 2 < ShapeProfile(PRESETS.ranges).width
+
+
+def test_equal_presets_are_one_profile() -> None:
+    assert span([LIMITS.exact(SIZES)] * 2, LIMITS) == LIMITS.exact(SIZES)
+    assert LIMITS.profiles == (LIMITS,)
+    with pytest.raises(InputError, match="two profiles or more, found 1"):
+        Presets(LIMITS.ranges, (LIMITS,))
+
+
 # Through JSON.
 
 
@@ -188,6 +242,11 @@ def as_json(spec: EngineSpec) -> dict[str, Any]:
 def test_a_specification_survives_json(precision: str) -> None:
     spec = replace(toy_spec(LIMITS.exact(SIZES), precision, exportable=False), rewrites=("b", "a"))
     assert spec_from_dict(as_json(spec)) == spec
+
+
+def test_presets_survive_json() -> None:
+    spec = toy_spec(PRESETS)
+    assert spec_from_dict(as_json(spec)) == spec != toy_spec(ShapeProfile(PRESETS.ranges))
 
 
 def without(data: dict[str, Any], *path: str) -> dict[str, Any]:
@@ -233,6 +292,9 @@ def test_a_specification_that_lacks_something_is_malformed(path: tuple[str, ...]
         ([1], ("network", "inputs", 0, "span")),
         (1, ("network", "surprise")),
         ({"min": 1}, ("profile", "ranges", "batch")),
+        ([], ("profile", "presets")),
+        (7, ("profile", "presets")),
+        ([{}, {}], ("profile", "presets")),
         ({"min": 1, "opt": 1, "max": 1, "least": 1}, ("profile", "ranges", "batch")),
     ],
 )

@@ -16,18 +16,20 @@ import pytest
 import torch
 
 from i2v_tensorrt.engine_builder.backends import tensorrt_runner
-from i2v_tensorrt.engine_builder.backends.tensorrt import PLAN, TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt import PLAN, TensorRTBackend, _library_availability
 from i2v_tensorrt.engine_builder.backends.tensorrt_library import RTX, RTX_ARCHS, choose_library, load_library
 from i2v_tensorrt.engine_builder.build import BuildResult, build_engine
 from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineError
-from i2v_tensorrt.engine_builder.spec import EngineSpec
+from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineError, InputError
+from i2v_tensorrt.engine_builder.spec import EngineSpec, ShapeProfile, span
 from i2v_tensorrt.engine_builder.store import EngineStore, Plan
 from i2v_tensorrt.engine_builder.worker import BuildProcess
 from i2v_tensorrt.jobs.engines import clip_sizes
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.tiny import TinySizes, write_tiny_checkpoint
+
+from .toys import LIMITS, toy_spec
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
 
@@ -55,14 +57,28 @@ def process() -> Iterator[BuildProcess]:
         yield running
 
 
+def exact(model: VideoModel, component: str, width: int = 64, height: int = 64) -> ShapeProfile:
+    limits = model.components[component].spec.limits
+    sizes = clip_sizes(model, width, height, 4)
+    return limits.exact({name: size for name, size in sizes.items() if name in limits.ranges})
+
+
+def presets(model: VideoModel, component: str, *sides: tuple[int, int]) -> ShapeProfile:
+    return span([exact(model, component, *each) for each in sides], model.components[component].spec.limits)
+
+
 def built(
-    model: VideoModel, store: EngineStore, process: BuildProcess, component: str, precision: str, arch: str
+    model: VideoModel,
+    store: EngineStore,
+    process: BuildProcess,
+    component: str,
+    precision: str,
+    arch: str,
+    profile: ShapeProfile | None = None,
 ) -> BuildResult:
     network = model.components[component].spec
-    sizes = clip_sizes(model, 64, 64, 4)
-    profile = network.limits.exact({name: size for name, size in sizes.items() if name in network.limits.ranges})
-    source = model.source(component, precision)
-    request = BuildRequest(EngineSpec(network, profile, precision), source, TensorRTBackend(), CPU, arch)
+    source, shapes = model.source(component, precision), profile or exact(model, component)
+    request = BuildRequest(EngineSpec(network, shapes, precision), source, TensorRTBackend(), CPU, arch)
     return build_engine(request, store, process)
 
 
@@ -78,6 +94,8 @@ def test_builds_for_a_gpu_that_is_not_here(
     assert set(manifest.files) == {PLAN}
     assert manifest.target.arch == arch
     assert manifest.verdict is None
+    assert int(manifest.details["activation_bytes"]) > 0
+    assert int(manifest.details["peak_memory_bytes"]) > manifest.size_bytes
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -106,6 +124,66 @@ def test_the_plan_is_for_the_gpu_that_was_asked_for(
     """Two plans of one network differ by more than their target says: the library aimed them."""
     plans = [built(model, store, process, "image_encoder", "fp16", arch).plan for arch in ("sm_86", "sm_120")]
     assert plans[0].read(PLAN) != plans[1].read(PLAN)
+
+
+SQUARE, WIDE = (64, 64), (128, 64)
+
+
+class Heavy(torch.nn.Module):
+    """More weights than kernels: 3.6 MB in fp16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sides = ((4, 256), (256, 256), (256, 4))
+        layers = [torch.nn.Conv3d(*each, 3, padding=1, dtype=torch.float16) for each in sides]
+        self.layers = torch.nn.Sequential(*layers)
+
+    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        return self.layers(sample) * strength.to(sample.dtype)[:, :, None, None, None]
+
+
+def test_profiles_share_one_set_of_weights(tmp_path: Path) -> None:
+    shapes = [LIMITS.exact({"batch": 2, "frames": 4, "latent_height": 8, "latent_width": w}) for w in (8, 16, 32)]
+    sizes = []
+    for count in (1, 2, 3):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        spec = toy_spec(span(shapes[:count], LIMITS), "fp16")
+        TensorRTBackend("sm_89").build(Heavy().eval(), spec, folder, lambda *_: None)
+        sizes.append((folder / PLAN).stat().st_size)
+    weights = sum(parameter.nbytes for parameter in Heavy().parameters())
+    assert sizes[0] > weights
+    assert 0 < sizes[1] - sizes[0] < weights / 2
+    assert 0 < sizes[2] - sizes[1] < weights / 2
+
+
+@pytest.mark.parametrize("component", ["vae_encoder", "vae_decoder", SLOW_CORE])
+def test_presets_are_one_engine_that_is_found_again(
+    model: VideoModel, store: EngineStore, process: BuildProcess, component: str
+) -> None:
+    profile = presets(model, component, SQUARE, WIDE)
+    plan = built(model, store, process, component, "fp16", "sm_89", profile).plan
+    assert EngineStore(store.root).find(plan.manifest.key) == plan
+    assert plan.manifest.spec.profile.profiles == (exact(model, component), exact(model, component, *WIDE))
+    assert built(model, store, process, component, "fp16", "sm_89", profile).reused
+
+
+def test_the_builder_is_given_a_profile_for_each_preset(
+    model: VideoModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Read off the library's own configuration, with its own numbers."""
+    found: list[Any] = []
+    real = trt.IBuilderConfig.add_optimization_profile
+
+    def seen(config: Any, profile: Any) -> int:
+        found.append([tuple(shape) for shape in profile.get_shape("latents")])
+        return real(config, profile)
+
+    monkeypatch.setattr(trt.IBuilderConfig, "add_optimization_profile", seen)
+    network = model.components["vae_decoder"].spec
+    spec = EngineSpec(network, presets(model, "vae_decoder", SQUARE, WIDE), "fp16")
+    TensorRTBackend("sm_89").build(model.components["vae_decoder"].load("fp16"), spec, tmp_path, lambda *_: None)
+    assert found == [[(4, 4, 8, 8)] * 3, [(4, 4, 8, 16)] * 3]
 
 
 @pytest.mark.parametrize("arch", ["sm_90", "sm_99", "gfx1100", ""])
@@ -152,6 +230,25 @@ def test_a_missing_library_names_the_line_to_install(monkeypatch: pytest.MonkeyP
         TensorRTBackend().aimed_at("sm_89").require_library()
 
 
+@pytest.mark.parametrize(
+    ("cuda", "arch", "line"),
+    [
+        ("13.0", "sm_89", "pip install tensorrt-rtx"),
+        ("12.8", "sm_89", "pip install tensorrt-rtx-cu12"),
+        ("13.0", "sm_90", "pip install tensorrt"),
+        ("12.6", "sm_90", "pip install tensorrt-cu12"),
+        (None, "sm_120", "pip install tensorrt-rtx"),
+    ],
+)
+def test_the_line_to_install_is_for_this_cuda(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, arch: str, line: str
+) -> None:
+    """The plain packages bring CUDA 13's libraries, which a driver for CUDA 12 does not run."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert _library_availability(arch).install == line
+
+
 def test_every_architecture_is_one_that_the_library_knows() -> None:
     for arch in RTX_ARCHS:
         assert hasattr(trt.ComputeCapability, arch.replace("_", "").upper())
@@ -195,6 +292,7 @@ def rig(
     engine.num_io_tensors = 2
     engine.get_tensor_name.side_effect = ["pixel_values", "image_embeds"].__getitem__
     engine.device_memory_size_v2 = 1000
+    engine.streamable_weights_size = 0
     monkeypatch.setattr(trt, "Runtime", lambda logger: runtime)
     monkeypatch.setattr(tensorrt_runner, "OwnStream", NoStream)
     runner = tensorrt_runner.TensorRTRunner(plan, plan.manifest.spec, CPU, load_library(RTX))
@@ -279,6 +377,75 @@ def test_a_damaged_plan_never_reaches_the_runtime(rig: SimpleNamespace, tmp_path
     with pytest.raises(EngineError, match="damaged"):
         rig.runner.load()
     rig.runtime.deserialize_cuda_engine.assert_not_called()
+
+
+def test_shapes_that_were_refused_are_set_again_by_the_next_call(rig: SimpleNamespace) -> None:
+    rig.runner.load()
+    rig.context.set_input_shape.return_value = False
+    with pytest.raises(EngineError, match="take pixel_values"):
+        rig.runner(inputs())
+    rig.context.set_input_shape.return_value = True
+    rig.runner(inputs())
+    assert rig.context.set_input_shape.call_count == 2
+    assert rig.context.execute_async_v3.call_count == 1
+
+
+@pytest.fixture
+def preset_rig(rig: SimpleNamespace, model: VideoModel, store: EngineStore, process: BuildProcess) -> SimpleNamespace:
+    """The same over a plan with two profiles, of 4x4 and 4x8 latents."""
+    profile = presets(model, "vae_encoder", SQUARE, WIDE)
+    plan = built(model, store, process, "vae_encoder", "fp16", "sm_89", profile).plan
+    names = [tensor.name for tensor in (*plan.manifest.spec.network.inputs, *plan.manifest.spec.network.outputs)]
+    rig.engine.num_io_tensors = len(names)
+    rig.engine.get_tensor_name.side_effect = names.__getitem__
+    rig.runner = tensorrt_runner.TensorRTRunner(plan, plan.manifest.spec, CPU, load_library(RTX))
+    rig.runner.load()
+    return rig
+
+
+def picture(width: int, height: int) -> dict[str, torch.Tensor]:
+    return {"image": torch.rand(1, 3, height, width)}
+
+
+def test_the_sizes_choose_the_profile(preset_rig: SimpleNamespace) -> None:
+    """The context begins at the first; what was set before a switch is set again after it."""
+    context = preset_rig.context
+    for sides in (SQUARE, WIDE, WIDE, SQUARE):
+        preset_rig.runner(picture(*sides))
+    told = ("set_optimization_profile_async", "set_input_shape", "execute_async_v3")
+    assert [(name, *args) for name, args, _ in context.mock_calls if name in told] == [
+        ("set_input_shape", "image", (1, 3, 64, 64)),
+        ("execute_async_v3", 7),
+        ("set_optimization_profile_async", 1, 7),
+        ("set_input_shape", "image", (1, 3, 64, 128)),
+        ("execute_async_v3", 7),
+        ("execute_async_v3", 7),
+        ("set_optimization_profile_async", 0, 7),
+        ("set_input_shape", "image", (1, 3, 64, 64)),
+        ("execute_async_v3", 7),
+    ]
+
+
+def test_a_context_that_is_made_again_begins_at_the_first_profile(preset_rig: SimpleNamespace) -> None:
+    preset_rig.runner(picture(*WIDE))
+    preset_rig.runner.unload()
+    preset_rig.runner.load()
+    preset_rig.context.reset_mock()
+    preset_rig.runner(picture(*SQUARE))
+    preset_rig.context.set_optimization_profile_async.assert_not_called()
+
+
+def test_a_profile_that_cannot_be_had_is_told_and_asked_for_again(preset_rig: SimpleNamespace) -> None:
+    preset_rig.context.set_optimization_profile_async.return_value = False
+    for _ in range(2):
+        with pytest.raises(EngineError, match="switch to its profile 1"):
+            preset_rig.runner(picture(*WIDE))
+    assert preset_rig.context.set_optimization_profile_async.call_count == 2
+
+
+def test_a_size_that_is_no_preset_is_told_from_the_nearest(preset_rig: SimpleNamespace) -> None:
+    with pytest.raises(InputError, match="latent_width is 13, 3 below the smallest supported 16"):
+        preset_rig.runner(picture(104, 64))
 
 
 def another_runner(rig: SimpleNamespace) -> tensorrt_runner.TensorRTRunner:

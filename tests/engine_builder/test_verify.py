@@ -13,8 +13,16 @@ from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.errors import EngineError
 from i2v_tensorrt.engine_builder.export import example_inputs
 from i2v_tensorrt.engine_builder.manifest import Verdict
-from i2v_tensorrt.engine_builder.spec import DimRange, EngineSpec, ShapeProfile
-from i2v_tensorrt.engine_builder.verify import THRESHOLDS, judge, measure, passes, worst
+from i2v_tensorrt.engine_builder.spec import DimRange, EngineSpec, Scope, ShapeProfile
+from i2v_tensorrt.engine_builder.verify import (
+    THRESHOLDS,
+    TIMESTEPS,
+    judge,
+    measure,
+    passes,
+    timesteps_of,
+    worst,
+)
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 from .toys import CPU, LIMITS, ToyNetwork, toy_spec
@@ -92,6 +100,62 @@ def test_an_output_of_another_shape_is_told() -> None:
     spec = toy_spec()
     with pytest.raises(EngineError, match=r"core gives prediction as \[1, 4, 1, 4, 3\], expected \[1, 4, 1, 4, 4\]"):
         verdict_on(spec, ToyNetwork(), Changed(ToyNetwork(), lambda x: x[..., 1:]))
+
+
+TIMED = toy_spec(
+    inputs=(
+        toy_spec().network.inputs[0],
+        replace(toy_spec().network.inputs[1], scope=Scope.STEP, span=(0.0, 1000.0)),
+    )
+)
+"""A network whose second input tells where in the schedule a step lies."""
+
+
+class Schedule(torch.nn.Module):
+    """Remembers the timesteps that it was asked for; wrong in one fifth of the schedule."""
+
+    def __init__(self, wrong_from: float = 1e9) -> None:
+        super().__init__()
+        self.asked: list[torch.Tensor] = []
+        self.wrong_from = wrong_from
+
+    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        self.asked.append(strength)
+        wrong = (strength >= self.wrong_from) & (strength < self.wrong_from + 200)
+        return sample * torch.where(wrong, 1.5, 1.0)[:, :, None, None, None]
+
+
+def timed_verdict(candidate: Schedule, timesteps: int) -> Verdict:
+    runners = [EagerRunner(TIMED, lambda module=module: module, CPU) for module in (Schedule(), candidate)]
+    for runner in runners:
+        runner.load()
+    return judge(runners[0], runners[1], TIMED, timesteps)
+
+
+def test_every_fifth_of_the_schedule_is_compared_at_every_shape() -> None:
+    network = Schedule()
+    verdict = timed_verdict(network, TIMESTEPS)
+    passes(verdict, "fp32")
+    assert (verdict.timesteps, verdict.shapes) == (5, tuple(LIMITS.corners))
+    fifths = [(asked.min() // 200, asked.max() // 200) for asked in network.asked]
+    assert fifths == [(number, number) for _ in LIMITS.corners for number in range(5)]
+
+
+@pytest.mark.parametrize("wrong_from", [0, 200, 400, 600, 800])
+def test_an_engine_that_is_wrong_in_one_part_of_the_schedule_does_not_pass(wrong_from: int) -> None:
+    assert_refused(timed_verdict(Schedule(wrong_from), TIMESTEPS), "fp16")
+
+
+def test_what_has_no_timestep_and_what_runs_on_a_cpu_is_compared_once_at_each_shape() -> None:
+    found = [timesteps_of(spec, torch.device(kind)) for spec in (TIMED, toy_spec()) for kind in ("cuda", "cpu")]
+    assert found == [TIMESTEPS, 1, 1, 1]
+    assert timed_verdict(Schedule(), 1).timesteps == 1
+
+
+@pytest.mark.parametrize("component", ["core", "vae_decoder", "text_encoder"])
+def test_the_core_alone_has_a_timestep(tiny_folder: Path, component: str) -> None:
+    network = open_model(tiny_folder).components[component].spec
+    assert any(tensor.is_timestep for tensor in network.inputs) == (component == "core")
 
 
 class Twice(torch.nn.Module):

@@ -45,6 +45,31 @@ def test_building_again_finds_it(built: Path, tiny_folder: Path, capsys: pytest.
     assert "already there" in capsys.readouterr().out
 
 
+def test_presets_are_one_engine_that_lists_each(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through ONNX Runtime, which has no profiles: one graph, compared with eager PyTorch at every preset."""
+    presets = ("--component", "vae_encoder", "--presets", "64x64x4,128x64x4")
+    assert main(["--store", str(tmp_path), "build", str(tiny_folder), *presets]) == 0
+    capsys.readouterr()
+    _, (row,) = answer(capsys, "--store", str(tmp_path), "list")
+    heights, widths = ([each[name] for each in row["presets"]] for name in ("latent_height", "latent_width"))
+    assert (heights, widths) == ([[8, 8, 8], [8, 8, 8]], [[8, 8, 8], [16, 16, 16]])
+    assert row["profile"]["latent_width"] == [8, 8, 16]
+    assert row["text"].endswith("latent_height 8, latent_width 8 or latent_height 8, latent_width 16")
+    (plan,) = EngineStore(tmp_path).plans()
+    assert plan.manifest.verdict is not None
+    assert [shape["latent_width"] for shape in plan.manifest.verdict.shapes] == [8, 16]
+
+
+@pytest.mark.parametrize("wrong", [("--presets", "64x64"), ("--presets", "65x64x4"), ("--shapes", "presets")])
+def test_presets_that_are_none_are_refused_in_a_sentence(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: tuple[str, str]
+) -> None:
+    assert main(["--store", str(tmp_path), "build", str(tiny_folder), *wrong]) == 1
+    assert capsys.readouterr().err.startswith("run.py engine: ")
+
+
 def test_verify_tells_a_whole_engine_from_a_damaged_one(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineEr
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.jobs.engines import EngineSet, LoadInPlace, clip_sizes
 from i2v_tensorrt.jobs.policy import MISS_POLICIES, EnginePolicy
+from i2v_tensorrt.jobs.presets import ClipSize
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend
 from .toy_model import INSTALL, ODD, SIZES, MakeSet, ToyModel, keys, run
@@ -47,6 +48,42 @@ def test_an_exact_engine_serves_its_size_and_another_is_built_for_the_next(make:
     assert [run(engines), run(engines, other), run(engines), run(engines, other)] == ["toy"] * 4
     assert [spec.profile.optimum for spec in toy.builds_done] == [SIZES, other]
     assert all(spec.profile.width == 1 for spec in toy.builds_done)
+
+
+PRESETS = (ClipSize(48, 64, 4), ClipSize(128, 64, 4))
+WIDE = {**SIZES, "latent_width": 16}
+
+
+def test_one_engine_serves_its_presets(make: MakeSet, toy: ToyBackend) -> None:
+    engines = make(shapes="presets", presets=PRESETS)
+    assert [run(engines, WIDE), run(engines, SIZES), run(engines, WIDE)] == ["toy"] * 3
+    (spec,) = toy.builds_done
+    assert [each.optimum for each in spec.profile.profiles] == [SIZES, WIDE]
+    (plan,) = engines.stored("core")
+    assert plan.manifest.verdict is not None
+    assert plan.manifest.verdict.shapes == (SIZES, WIDE)
+    assert run(make(shapes="presets", presets=PRESETS, on_missing="stop"), WIDE) == "toy"
+
+
+def test_what_is_no_preset_runs_eager_with_the_distance_and_builds_nothing(make: MakeSet, toy: ToyBackend) -> None:
+    engines = make(shapes="presets", presets=PRESETS)
+    between = {**SIZES, "latent_width": 12}
+    engines.prepare(between)
+    assert run(engines, between) == "eager"
+    (note,) = engines.take_notes()
+    assert "in the nearest, latent_width is 12, 4 below the smallest supported 16" in note
+    assert toy.builds_done == []
+    run(engines, WIDE)
+    with pytest.raises(MissingEngineError, match="in the nearest, latent_width is 12, 4 below the smallest"):
+        run(make(on_missing="stop"), between)
+
+
+def test_an_exact_engine_goes_before_presets_and_presets_before_a_range(make: MakeSet) -> None:
+    for policy in ({"shapes": "range"}, {"shapes": "presets", "presets": PRESETS}, {"shapes": "exact"}):
+        make(**policy).build("core", SIZES, InProcess())
+    assert [len(plan.manifest.spec.profile.profiles) for plan in make().stored("core")] == [1, 2, 1]
+    assert make().runner("core", SIZES).spec.profile.width == 1
+    assert len(make().runner("core", WIDE).spec.profile.profiles) == 2
 
 
 def test_an_exact_decoder_takes_every_number_of_frames_at_once(make: MakeSet, toy: ToyBackend) -> None:

@@ -4,10 +4,13 @@ import pytest
 
 from i2v_tensorrt.engine_builder.errors import InputError
 from i2v_tensorrt.engine_builder.spec import DimRange, ShapeProfile
-from i2v_tensorrt.jobs.policy import EnginePolicy
+from i2v_tensorrt.jobs.policy import EnginePolicy, dims_of
+from i2v_tensorrt.jobs.presets import MOST, ClipSize, parse_presets
 from i2v_tensorrt.pipeline.decode import MAX_ELEMENTS, WIDEST, most_at_once
+from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
 
 SIDE = DimRange(8, 64, 256, 8)
+LATENT = LatentSpace()
 DECODER = ShapeProfile({"chunk": DimRange(1, 8, 64), "latent_height": SIDE, "latent_width": SIDE})
 
 
@@ -15,7 +18,7 @@ DECODER = ShapeProfile({"chunk": DimRange(1, 8, 64), "latent_height": SIDE, "lat
 def test_an_exact_decoder_takes_no_more_frames_than_can_be_indexed(width: int, height: int) -> None:
     """Seen at 1024x576: a range that no 32-bit index covers could not be compiled."""
     sizes = {"chunk": 8, "latent_height": height // 8, "latent_width": width // 8}
-    chunk = EnginePolicy(shapes="exact").profile(DECODER, sizes, 8).ranges["chunk"]
+    chunk = EnginePolicy(shapes="exact").profile(DECODER, sizes, LATENT).ranges["chunk"]
     most = most_at_once(height, width)
     assert chunk == DimRange(1, min(8, most), min(64, most))
     assert most * WIDEST * height * width <= MAX_ELEMENTS < (most + 1) * WIDEST * height * width
@@ -23,7 +26,7 @@ def test_an_exact_decoder_takes_no_more_frames_than_can_be_indexed(width: int, h
 
 def test_a_range_is_the_networks_own() -> None:
     sizes = {"chunk": 4, "latent_height": 72, "latent_width": 128}
-    profile = EnginePolicy(shapes="range").profile(DECODER, sizes, 8)
+    profile = EnginePolicy(shapes="range").profile(DECODER, sizes, LATENT)
     assert profile.optimum == sizes
     assert {name: (limits.min, limits.max) for name, limits in profile.ranges.items()} == {
         name: (limits.min, limits.max) for name, limits in DECODER.ranges.items()
@@ -32,4 +35,89 @@ def test_a_range_is_the_networks_own() -> None:
 
 def test_what_the_network_does_not_take_is_told_in_latents() -> None:
     with pytest.raises(InputError, match=r"latent_height .* \(a latent is 8 pixels\)"):
-        EnginePolicy(shapes="exact").profile(DECODER, {"latent_height": 9, "latent_width": 8, "chunk": 1}, 8)
+        EnginePolicy(shapes="exact").profile(DECODER, {"latent_height": 9, "latent_width": 8, "chunk": 1}, LATENT)
+
+
+SMALL, LARGE = ClipSize(512, 512, 16), ClipSize(1280, 704, 16)
+CORE = ShapeProfile(
+    {"batch": DimRange(1, 2, 2), "frames": DimRange(1, 16, 64), "latent_height": SIDE, "latent_width": SIDE}
+)
+TEXT = ShapeProfile({"batch": DimRange(1, 2, 2)})
+
+
+def profile_of(limits: ShapeProfile, asked: ClipSize, *presets: ClipSize, batch: int = 2) -> ShapeProfile:
+    sizes = {"batch": batch, **dims_of(LATENT, asked)}
+    policy = EnginePolicy(shapes="presets", presets=presets)
+    return policy.profile(limits, {name: sizes[name] for name in limits.ranges}, LATENT)
+
+
+def test_presets_are_exact_one_by_one_whichever_was_asked_for() -> None:
+    found = profile_of(CORE, LARGE, SMALL, LARGE)
+    assert [each.optimum for each in found.profiles] == [
+        {"batch": 2, "frames": 16, "latent_height": 64, "latent_width": 64},
+        {"batch": 2, "frames": 16, "latent_height": 88, "latent_width": 160},
+    ]
+    assert [each.width for each in found.profiles] == [1, 1]
+    assert found == profile_of(CORE, SMALL, SMALL, LARGE)
+
+
+def test_what_a_preset_does_not_say_is_as_it_was_asked_for() -> None:
+    assert [each.optimum["batch"] for each in profile_of(CORE, SMALL, SMALL, LARGE, batch=1).profiles] == [1, 1]
+    assert profile_of(TEXT, SMALL, SMALL, LARGE) == TEXT.exact({"batch": 2}), "sizes mean nothing to it: one engine"
+
+
+def test_a_decoder_takes_as_many_frames_as_can_be_indexed_at_the_span_of_the_presets() -> None:
+    """A backend without profiles compiles one graph for all of it: 1280 by 1280 pixels here."""
+    found = profile_of(DECODER, LARGE, LARGE, ClipSize(704, 1280, 16))
+    assert [each.ranges["chunk"].max for each in found.profiles] == [most_at_once(1280, 1280)] * 2
+    assert found.ranges["chunk"].max == most_at_once(1280, 1280) < most_at_once(1280, 704)
+
+
+def test_a_size_that_is_no_preset_is_told_from_the_nearest() -> None:
+    with pytest.raises(InputError) as caught:
+        profile_of(CORE, ClipSize(1216, 704, 16), SMALL, LARGE)
+    assert str(caught.value) == (
+        "No preset serves this size: in the nearest, latent_width is 152, 8 below the smallest supported 160 "
+        "(a latent is 8 pixels)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "words"),
+    [
+        (ClipSize(520, 512, 16), "the preset 520x512x16: latent_width is 65, 1 more than a multiple of 8"),
+        (ClipSize(512, 512, 65), "the preset 512x512x65: this model makes at most 64 frames, found 65"),
+    ],
+)
+def test_a_preset_that_the_network_does_not_take_is_named(preset: ClipSize, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        profile_of(CORE, SMALL, SMALL, preset)
+
+
+def test_presets_without_sizes_are_refused() -> None:
+    with pytest.raises(InputError, match="such as 512x512x16, found none"):
+        EnginePolicy(shapes="presets")
+
+
+@pytest.mark.parametrize("text", ["512x512x16,1280x704x16", " 512 x 512 x 16 , 1280x704x16 "])
+def test_presets_are_read_from_a_line(text: str) -> None:
+    assert parse_presets(text) == (SMALL, LARGE)
+    assert ", ".join(map(str, parse_presets(text))) == "512x512x16, 1280x704x16"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "width x height x frames, such as 512x512x16, found ''"),
+        ("512x512", "found '512x512'"),
+        ("512x512x16,", "found ''"),
+        ("512x512x-1", "found '512x512x-1'"),
+        ("\u0665\u0661\u0662x512x16", "such as 512x512x16"),
+        ("513x512x16", "multiple of 8"),
+        ("512x512x0", "whole number from"),
+        (",".join(["512x512x16"] * (MOST + 1)), f"at most {MOST} presets in one engine, found {MOST + 1}"),
+    ],
+)
+def test_a_line_that_holds_no_presets_is_refused(text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        parse_presets(text)

@@ -7,6 +7,7 @@ import pytest
 from i2v_tensorrt.engine_builder.errors import EngineError, InputError
 from i2v_tensorrt.jobs.engines import EngineSet
 from i2v_tensorrt.jobs.prebuild import ALL, Prebuild, component_names, prebuild
+from i2v_tensorrt.jobs.presets import ClipSize
 from i2v_tensorrt.pipeline.models.registry import FAMILIES
 
 from ..engine_builder.toys import ToyBackend
@@ -32,6 +33,14 @@ def test_every_component_is_built_for_the_size_and_told_in_a_line(engines: Engin
     core, decoder = (spec.profile.optimum for spec in toy.builds_done)
     assert core == {"batch": 2, "frames": 4, "latent_height": 8, "latent_width": 6}
     assert decoder == {"chunk": 4, "frames": 4, "latent_height": 8, "latent_width": 6}
+
+
+def test_under_a_policy_of_presets_those_are_built(make: MakeSet, toy: ToyBackend) -> None:
+    prebuild(make(shapes="presets", presets=(ClipSize(64, 64, 4), ClipSize(64, 128, 4))), JOB, ignore)
+    sides = [
+        [(p.optimum["latent_height"], p.optimum["latent_width"]) for p in s.profile.profiles] for s in toy.builds_done
+    ]
+    assert sides == [[(8, 8), (16, 8)]] * 2
 
 
 def test_what_is_there_is_not_built_again_unless_forced(engines: EngineSet, toy: ToyBackend) -> None:

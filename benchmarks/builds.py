@@ -1,0 +1,203 @@
+"""`run.py bench builds`: what it takes to build engines of I2VGen-XL at its published size, with random weights.
+
+TensorRT-RTX builds for a GPU that is not here, so that this runs on any machine; ONNX Runtime runs one of its graphs
+on the CPU beside eager PyTorch. Each build has a process of its own, and its engine is removed after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engine_builder.errors import I2VError
+from ..engine_builder.manifest import Manifest
+from ..engine_builder.store import EngineStore
+from ..engine_builder.worker import BuildProcess
+from ..jobs.demo_model import PACK
+from ..jobs.engines import EngineSet, clip_sizes
+from ..jobs.policy import PRESETS, EnginePolicy
+from ..jobs.presets import ClipSize, parse_presets
+from ..pipeline.models.registry import open_model
+from .ladder.full_size import write_full_checkpoint
+from .ladder.machine import describe_commit, describe_machine, describe_versions, now
+
+RESULTS = Path(__file__).resolve().parent / "results" / "builds"
+RANDOM = "i2vgen-xl-random"
+RTX, ONNX = "tensorrt", "onnxruntime"
+GIB = 1 << 30
+SMALL, PUBLISHED, BOTH, SEEN = "512x512x16", "1280x704x16", "512x512x16,1280x704x16", "128x128x2"
+
+
+@dataclass(frozen=True)
+class Case:
+    """An engine to build: of which network, by which backend and shape policy, for which size or sizes."""
+
+    component: str
+    backend: str
+    shapes: str
+    sizes: str
+
+    def __str__(self) -> str:
+        return f"{self.component} {self.backend} {self.shapes} {self.sizes}"
+
+
+CASES = (
+    Case("text_encoder", RTX, "exact", SMALL),
+    Case("image_encoder", RTX, "exact", SMALL),
+    *(Case(name, RTX, "exact", size) for name in ("vae_encoder", "vae_decoder") for size in (SMALL, PUBLISHED)),
+    Case("vae_decoder", RTX, "range", SMALL),
+    Case("vae_decoder", RTX, PRESETS, BOTH),
+    Case("core", RTX, "exact", SMALL),
+    Case("core", RTX, "exact", PUBLISHED),
+    Case("core", RTX, PRESETS, BOTH),
+    Case("core", RTX, "range", SMALL),
+    *(Case(name, ONNX, "exact", SEEN) for name in ("vae_decoder", "text_encoder", "image_encoder", "core")),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a build took: seconds, the peak of its process in host memory, the engine's bytes on disk, what it asks of
+    the GPU beside its weights, and its likeness to eager PyTorch where it ran. None where nobody says so.
+
+    `load` is how many programs wanted a core beside this one when it began, without which the seconds say little.
+    """
+
+    case: Case
+    build_s: float
+    peak_memory_bytes: int | None
+    size_bytes: int
+    activation_bytes: int | None
+    cosine: float | None
+    load: float | None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The benchmark's options."""
+    top = argparse.ArgumentParser("run.py bench builds", description=__doc__)
+    top.add_argument("--only", metavar="WORDS", default="", help="the builds whose line holds these words alone")
+    top.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint (random weights at the published size)")
+    top.add_argument("--target", default="sm_89", metavar="ARCH", help="the GPU to build for (%(default)s)")
+    top.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the results go (%(default)s)")
+    top.add_argument("--list", action="store_true", help="name the builds and end")
+    return top
+
+
+def main(argv: Sequence[str]) -> int:
+    """Builds one after another and writes the results after each; 1 if any failed."""
+    options = parser().parse_args(argv)
+    cases = [case for case in CASES if options.only in str(case)]
+    if options.list:
+        sys.stdout.write("".join(f"{case}\n" for case in cases))
+        return 0
+    checkpoints = PACK / ".cache" / "checkpoints"
+    folder = options.model or write_full_checkpoint(checkpoints / RANDOM, torch.device("cpu"), 0)
+    failed = 0
+    for case in cases:
+        try:
+            row = measure(case, folder, options.target)
+        except I2VError as error:
+            failed += 1
+            sys.stderr.write(f"{case}: {error}\n")
+        else:
+            sys.stdout.write(f"{_line(row)}\n")
+            sys.stdout.flush()
+            write(row, options.out, options.target)
+    return 1 if failed else 0
+
+
+def measure(case: Case, folder: Path, target: str) -> Row:
+    """Builds the case's engine in fp16 and removes it; raises EngineError when it cannot be built."""
+    sizes = parse_presets(case.sizes)
+    policy = EnginePolicy(case.backend, "fp16", case.shapes, presets=sizes if case.shapes == PRESETS else ())
+    with tempfile.TemporaryDirectory(prefix="i2v-builds-", ignore_cleanup_errors=True) as work:
+        engines = EngineSet(open_model(folder), EngineStore(Path(work)), policy, torch.device("cpu"))
+        asked, load = clip_sizes(engines.model, *ClipSize(*sizes[0])), _load()
+        with BuildProcess() as process:
+            arch = target if case.backend == RTX else None
+            return _row(case, engines.build(case.component, asked, process, arch=arch).plan.manifest, load)
+
+
+def _load() -> float | None:
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+
+
+def _row(case: Case, manifest: Manifest, load: float | None) -> Row:
+    peak, activation = (manifest.details.get(name) for name in ("peak_memory_bytes", "activation_bytes"))
+    return Row(
+        case=case,
+        build_s=manifest.build_s,
+        peak_memory_bytes=None if peak is None else int(peak),
+        size_bytes=manifest.size_bytes,
+        activation_bytes=None if activation is None else int(activation),
+        cosine=None if manifest.verdict is None else manifest.verdict.cosine,
+        load=load,
+    )
+
+
+def write(row: Row, folder: Path, target: str) -> None:
+    """Adds a row to the results in `folder`, in place of an older one of the same build."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "builds.json"
+    rows: dict[str, Any] = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else {}
+    rows[str(row.case)] = {**asdict(row), "commit": describe_commit(None), "at": now()}
+    document = {
+        "target": target,
+        "machine": describe_machine(torch.device("cpu")),
+        "versions": describe_versions(),
+        "rows": {str(case): rows[str(case)] for case in CASES if str(case) in rows},
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    (folder / "builds.md").write_text(markdown(document), "utf-8")
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The results as a page."""
+    machine, versions = document["machine"], document["versions"]
+    lines = [
+        "# Builds at the published size",
+        "",
+        f"I2VGen-XL with random weights, fp16, for {document['target']} by TensorRT-RTX "
+        f"{versions.get('tensorrt-rtx')}, on {machine['cores']} cores of {machine['processor']} without a GPU. What "
+        "the GPU needs beside the weights is what the library says; nothing here has run on one. Cosine: against eager "
+        "PyTorch on the CPU, where ONNX Runtime ran the graph. Load: how many other programs wanted a core when the "
+        "build began.",
+        "",
+        "| network | by | shapes | seconds | load | peak memory, GiB | on disk, MB | activations, GiB | cosine |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in document["rows"].values()]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    case = row["case"]
+    return [
+        case["component"],
+        case["backend"],
+        f"{case['shapes']} {case['sizes']}",
+        f"{row['build_s']:.0f}",
+        _number(row["load"], 1, 1),
+        _number(row["peak_memory_bytes"], GIB, 1),
+        _number(row["size_bytes"], 1e6, 0),
+        _number(row["activation_bytes"], GIB, 2),
+        _number(row["cosine"], 1, 7),
+    ]
+
+
+def _number(value: float | None, unit: float, digits: int) -> str:
+    return "" if value is None else f"{value / unit:.{digits}f}"
+
+
+def _line(row: Row) -> str:
+    names = ("network", "by", "shapes", "s", "load", "GiB peak", "MB", "GiB activations", "cosine")
+    return ", ".join(f"{name} {cell}" for name, cell in zip(names, _cells(asdict(row)), strict=True) if cell)
