@@ -23,7 +23,8 @@ from ..pipeline.conditioning import Conditioning as Encoded
 from ..pipeline.models.base import ClipRequest
 from ..pipeline.picture import picture_from_tensor
 from . import host
-from .types import CATEGORY, Conditioning, Model, sockets, verdict
+from .peak import PeakMemory
+from .types import ADVANCED, CATEGORY, Conditioning, Model, sockets, verdict
 
 
 class I2VConditioning(io.ComfyNode):
@@ -75,6 +76,7 @@ class I2VConditioning(io.ComfyNode):
                     max=MAX_MOTION,
                     optional=True,
                     tooltip="Stable Video Diffusion: how much should move.",
+                    extra_dict=ADVANCED,
                 ),
                 io.Float.Input(
                     "noise_aug_strength",
@@ -84,6 +86,7 @@ class I2VConditioning(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     tooltip="Stable Video Diffusion: noise laid over the picture. More frees the clip from it.",
+                    extra_dict=ADVANCED,
                 ),
                 io.Int.Input(
                     "noise_aug_seed",
@@ -92,6 +95,7 @@ class I2VConditioning(io.ComfyNode):
                     max=MAX_SEED,
                     optional=True,
                     tooltip="Stable Video Diffusion: what that noise is drawn from.",
+                    extra_dict=ADVANCED,
                 ),
             ],
             outputs=[
@@ -124,7 +128,7 @@ class I2VConditioning(io.ComfyNode):
         noise_aug_strength: float = ClipRequest.noise_aug_strength,
         noise_aug_seed: int = ClipRequest.noise_aug_seed,
     ) -> io.NodeOutput:
-        progress = host.Progress(cls.hidden.unique_id, 4)
+        progress, peak = host.Progress(cls.hidden.unique_id, 4), PeakMemory(model.device)
 
         def stage(name: str, done: int, total: int) -> None:
             progress.step(done, total)
@@ -136,7 +140,8 @@ class I2VConditioning(io.ComfyNode):
             request = ClipRequest(*clip, motion_bucket_id, noise_aug_strength, noise_aug_seed)
             found = encode_clip(model, request, host.conditioning_cache(), stage)
         progress.step(4, 4)
-        lines = [_origin(found), *found.notes, *model.take_notes()]
+        spent = peak.lines() if found.place == "encoded" else []
+        lines = [_origin(found), *spent, *found.notes, *model.take_notes()]
         progress.say("\n".join(lines))
         return io.NodeOutput(found, float(fps), ui=host.text_ui(lines))
 

@@ -22,6 +22,8 @@ Conditioning = io.Custom("I2V_CONDITIONING")
 
 CATEGORY = "I2V TensorRT"
 PRECISION_NAMES = [AUTO, *PRECISIONS]
+ADVANCED = {"advanced": True}
+"""An input's `extra_dict`: the page keeps it folded away; hosts before 0.10 know no argument for that and show it."""
 
 
 def on_missing_input() -> io.Combo.Input:

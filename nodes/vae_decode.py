@@ -13,6 +13,7 @@ from ..jobs.clip import decode_clip
 from ..jobs.engines import EngineSet
 from ..pipeline.decode import chunk_size
 from . import host
+from .peak import PeakMemory
 from .types import CATEGORY, Model, sockets
 
 MAX_CHUNK = 64
@@ -53,6 +54,7 @@ class VAEDecode(io.ComfyNode):
             frames_of_latents, _, height, width = space.unpack(samples).shape
             count = space.num_frames(frames_of_latents)
             progress, started = host.Progress(cls.hidden.unique_id, count), time.monotonic()
+            peak = PeakMemory(model.device)
 
             ends: list[int] = []
 
@@ -67,6 +69,7 @@ class VAEDecode(io.ComfyNode):
             frames = decode_clip(model, samples, size, on_chunk)
         lines = [
             f"decoded in {time.monotonic() - started:.2f} s",
+            *peak.lines(),
             model.describe(model.model.decoder_component),
             *model.take_notes(),
         ]
