@@ -227,7 +227,11 @@ def _between(start: Box, end: Box) -> tuple[tuple[float, float], tuple[float, fl
 
 FEEDS = {"I2VTRT_EngineBuilder": "I2VTRT_EngineLoader"}
 """Nodes outside the chain, and the one that they work for."""
-FED = {"I2VTRT_Benchmark": "I2VTRT_ModelLoader", "I2VTRT_CompareVideos": "I2VTRT_VAEDecode"}
+FED = {
+    "I2VTRT_Benchmark": "I2VTRT_ModelLoader",
+    "I2VTRT_CompareVideos": "I2VTRT_VAEDecode",
+    "I2VTRT_LoRA": "I2VTRT_ModelLoader",
+}
 """Nodes outside the chain, and the one that they take something from."""
 COLUMNS, CELL = 3, Box(14, 14, 112, 50)
 

@@ -13,6 +13,7 @@ from .engine_builder import EngineBuilder
 from .engine_doctor import EngineDoctor
 from .engine_loader import EngineLoader
 from .engine_manager import EngineManager
+from .lora import LoRA
 from .model_loader import ModelLoader
 from .sampler import DDIMSampler
 from .save_video import SaveVideo
@@ -26,4 +27,5 @@ class I2VExtension(ComfyExtension):
         host.register_folders()
         host.provide_picture()
         tools = [CompileModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]
-        return [ModelLoader, EngineBuilder, EngineLoader, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo, *tools]
+        models = [ModelLoader, LoRA, EngineBuilder, EngineLoader]
+        return [*models, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo, *tools]

@@ -105,6 +105,24 @@ def checkpoint_folder(name: object) -> Path:
     )
 
 
+def loras() -> dict[str, Path]:
+    """Every .safetensors file in models/loras by its relative name."""
+    names = (name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors"))
+    found = {name: folder_paths.get_full_path("loras", name) for name in names}
+    return {name: Path(path) for name, path in found.items() if path is not None}
+
+
+def lora_file(name: object) -> Path:
+    """The file of a LoRA by its name; no path is made from what a workflow says. Raises CheckpointError."""
+    found = loras()
+    if isinstance(name, str) and name in found:
+        return found[name]
+    root = folder_paths.get_folder_paths("loras")[0]
+    raise CheckpointError(
+        f"There is no LoRA {str(name)[:80]!r} in {root}: expected a .safetensors file there, found {len(found)} others."
+    )
+
+
 def _checkpoint_roots() -> list[Path]:
     return [Path(root) for key in (MODELS, DIFFUSERS) for root in folder_paths.get_folder_paths(key)]
 

@@ -13,6 +13,7 @@ const GREEN = "#24492f";
 // Of the title: blue opens and compiles models, brown says what to make, purple makes it, green shows it.
 const FACES = {
   I2VTRT_ModelLoader: { title: BLUE, width: 300 },
+  I2VTRT_LoRA: { title: BLUE, width: 300 },
   I2VTRT_EngineBuilder: { title: BLUE, width: 320 },
   I2VTRT_EngineLoader: { title: BLUE, width: 300 },
   I2VTRT_Conditioning: { title: BROWN, width: 400, height: 420 },

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,7 @@ from ...engine_builder.errors import InputError
 from ...engine_builder.source import NetworkSource
 from ...engine_builder.spec import NetworkSpec
 from ..sampling import SCHEDULERS
+from .adapter import Adapter, open_adapter
 from .checkpoint import Checkpoint
 from .latent_space import LatentSpace
 from .parts import load_part
@@ -21,6 +24,7 @@ from .parts import load_part
 if TYPE_CHECKING:
     import PIL.Image
     import torch
+    from typing_extensions import Self
 
     from ..decode import DecodeChunk
 
@@ -117,7 +121,8 @@ class VideoModel(ABC):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self._parts: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()
+        self.adapters: tuple[Adapter, ...] = ()
+        self._parts: WeakValueDictionary[tuple[str, str, tuple[Adapter, ...]], Any] = WeakValueDictionary()
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         """The rewrites that pay for a component on a backend, by its name: a part of the known ones."""
@@ -139,6 +144,7 @@ class VideoModel(ABC):
             "component": component,
             "precision": precision,
             "rewrites": ",".join(rewrites),
+            "adapters": json.dumps([[str(each.path), each.strength, each.cores] for each in self.adapters]),
         }
         return NetworkSource("pipeline.models.registry", "load_network", arguments, self.size_bytes(component))
 
@@ -155,11 +161,47 @@ class VideoModel(ABC):
 
     def part(self, name: str, precision: str) -> Any:
         """A part's network by its library class, read from disk once for as long as anybody holds it."""
-        found = self._parts.get((name, precision))
+        adapters = self.adapters_of(name)
+        found = self._parts.get((name, precision, adapters))
         if found is None:
             found = load_part(self.checkpoint.parts[name], precision)
-            self._parts[(name, precision)] = found
+            for adapter in adapters:
+                adapter.merge(name, found)
+            self._parts[(name, precision, adapters)] = found
         return found
+
+    def adapters_of(self, part: str) -> tuple[Adapter, ...]:
+        """The LoRAs that change a part, in the order in which they are merged."""
+        return tuple(adapter for adapter in self.adapters if part in adapter.changes)
+
+    def part_sha256(self, name: str) -> str:
+        """Digest of a part's configuration and weights, and of what is merged into them."""
+        digests = [self.checkpoint.parts[name].sha256, *(adapter.sha256 for adapter in self.adapters_of(name))]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def with_adapter(self, path: Path, strength: float, cores: tuple[str, ...] = ()) -> Self:
+        """The same model with a LoRA merged into its weights whenever they are loaded, after those it has already.
+
+        `cores` are the components that it is for, of those that run at a step; all if there are none. Other parts
+        are shared with this model. Raises InputError, or CheckpointError with names for a file that does not fit.
+        """
+        known = self.cores
+        if not set(cores) <= set(known):
+            raise InputError(f"{self.title} runs {' and '.join(known)} at its steps, found {', '.join(cores)}.")
+        parts = {core: self.checkpoint.parts[self.part_of(core)] for core in known if core in (cores or known)}
+        text = self.checkpoint.parts.get("text_encoder")
+        made = type(self)(self.checkpoint)
+        made._parts = self._parts
+        made.adapters = (*self.adapters, open_adapter(path, strength, parts, text, self.other_names))
+        return made
+
+    @abstractmethod
+    def part_of(self, component: str) -> str:
+        """The part of the checkpoint that a component is made from."""
+
+    def other_names(self, module: str) -> Iterable[str]:
+        """What a module of the network that runs at a step is called elsewhere, by its name in diffusers."""
+        return ()
 
     @classmethod
     def recognises(cls, index: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -125,8 +125,8 @@ def _open_part(folder: Path) -> Part:
     if not folder.is_dir():
         raise CheckpointError(f"Expected the folder {folder}, found nothing there.")
     weights = {} if folder.name in _CONFIG_NAMES else _find_weights(folder)
-    for path in (path for paths in weights.values() for path in paths):
-        _check_safetensors(path)
+    for paths in weights.values():
+        tensor_shapes(paths)
     part = Part(folder.name, folder, {}, weights)
     if folder.name == "tokenizer":
         _check_vocabulary(folder)
@@ -216,16 +216,26 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return shards
 
 
-def _check_safetensors(path: Path) -> None:
-    """Reads the header alone; safetensors itself checks that it covers the file without gap or overlap."""
+def tensor_shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in some safetensors files by its name, read off their headers alone.
+
+    Raises CheckpointError for a file that is missing, not whole or empty; safetensors itself checks that a header
+    covers its file without gap or overlap.
+    """
     from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(path, framework="pt") as stream:
-            if not stream.keys():
-                raise CheckpointError(f"{path} holds no tensors.")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({error}): expected a complete one, "
-            f"found {path.stat().st_size} bytes."
-        ) from error
+    found: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        _check_is_file(path)
+        try:
+            with safe_open(path, framework="pt") as stream:
+                shapes = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is truncated or not a safetensors file ({error}): expected a complete one, "
+                f"found {path.stat().st_size} bytes."
+            ) from error
+        if not shapes:
+            raise CheckpointError(f"{path} holds no tensors.")
+        found.update(shapes)
+    return found

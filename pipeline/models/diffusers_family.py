@@ -77,7 +77,7 @@ class DiffusersFamily(VideoModel):
 
     @cached_property
     def encode_sha256(self) -> str:
-        digests = [part.sha256 for name, part in self.checkpoint.parts.items() if name not in self.not_encoding]
+        digests = [self.part_sha256(name) for name in self.checkpoint.parts if name not in self.not_encoding]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @cached_property
@@ -91,7 +91,7 @@ class DiffusersFamily(VideoModel):
             family=self.family,
             component=name,
             config_sha256=part.config_sha256,
-            weights_sha256=part.sha256,
+            weights_sha256=self.part_sha256(network.part),
             inputs=network.inputs,
             outputs=network.outputs,
             limits=self._limits(network.ranges, side_multiple),
@@ -122,8 +122,11 @@ class DiffusersFamily(VideoModel):
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         return self.known_rewrites.get(component, ()) if backend in self.rewriting_backends else ()
 
+    def part_of(self, component: str) -> str:
+        return self.networks()[component].part
+
     def size_bytes(self, component: str) -> int:
-        return self.checkpoint.parts[self.networks()[component].part].size_bytes
+        return self.checkpoint.parts[self.part_of(component)].size_bytes
 
     def load(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
         self.check_rewrites(component, rewrites)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -20,26 +22,32 @@ FAMILIES: tuple[type[VideoModel], ...] = (I2VGenXL, StableVideoDiffusion, Wan21,
 _MODELS: WeakValueDictionary[str, VideoModel] = WeakValueDictionary()
 
 
-def load_network(folder: str, component: str, precision: str, rewrites: str = "") -> torch.nn.Module:
+def load_network(
+    folder: str, component: str, precision: str, rewrites: str = "", adapters: str = "[]"
+) -> torch.nn.Module:
     """One component's network, for a process that builds its engine; `rewrites` are names between commas.
 
-    Networks of one folder that are held at the same time share their weights.
+    `adapters` are LoRAs as JSON: paths, strengths and the cores that each is for. Networks of one model that are
+    held at the same time share their weights.
     """
-    model = _MODELS.get(folder) or open_model(Path(folder))
-    _MODELS[folder] = model
+    model = _MODELS.get(folder + adapters) or open_model(Path(folder), json.loads(adapters))
+    _MODELS[folder + adapters] = model
     network = model.load(component, precision, tuple(filter(None, rewrites.split(","))))
     object.__setattr__(network, "origin", model)  # for as long as anybody holds the network
     return network
 
 
-def open_model(folder: Path) -> VideoModel:
-    """The model in a folder of the published diffusers layout.
+def open_model(folder: Path, adapters: Iterable[tuple[str, float, Iterable[str]]] = ()) -> VideoModel:
+    """The model in a folder of the published diffusers layout, with LoRAs: path, strength, cores; see `with_adapter`.
 
     Raises CheckpointError, naming the file, when the folder is missing, foreign or damaged.
     """
     found, index = pipeline_class(folder), read_index(folder)
     for family in FAMILIES:
         if family.recognises(index):
-            return family.open(folder)
+            model: VideoModel = family.open(folder)
+            for path, strength, cores in adapters:
+                model = model.with_adapter(Path(path), strength, tuple(cores))
+            return model
     known = dict.fromkeys(family.pipeline_class for family in FAMILIES)
     raise CheckpointError(f"{folder / INDEX}: expected {' or '.join(known)}, found {found}.")

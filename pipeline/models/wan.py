@@ -28,6 +28,7 @@ from .base import ClipRequest, Encoded, GuidanceScale, Run, Stage, guide
 from .diffusers_family import DiffusersFamily, Network
 from .latent_space import LatentSpace
 from .parts import tokenize_padded
+from .wan_names import published
 from .wan_networks import PATCH, Core, VisionEncoder
 from .wan_text import TOKENS, clean, encode_texts, text_network
 from .wan_vae import PLANE, vae_networks
@@ -119,6 +120,9 @@ class Wan(DiffusersFamily):
                     f"{part.config_path}: expected in_channels {latent + self.condition_channels} and out_channels "
                     f"{latent} for {self.title}, found {found[0]} and {found[1]}."
                 )
+
+    def other_names(self, module: str) -> tuple[str, ...]:
+        return (published(module),)
 
     @property
     def condition_channels(self) -> int:

@@ -21,6 +21,7 @@ NODES = {
     "I2VTRT_EngineDoctor",
     "I2VTRT_EngineLoader",
     "I2VTRT_EngineManager",
+    "I2VTRT_LoRA",
     "I2VTRT_ModelLoader",
     "I2VTRT_SaveVideo",
     "I2VTRT_VAEDecode",

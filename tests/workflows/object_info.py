@@ -23,6 +23,7 @@ CHECKPOINTS = [
 ]
 OFFERED = {
     ("I2VTRT_ModelLoader", "checkpoint"): CHECKPOINTS,
+    ("I2VTRT_LoRA", "lora"): ["style.safetensors"],
     ("ImageOnlyCheckpointLoader", "ckpt_name"): ["svd_xt.safetensors"],
     ("LoadImage", "image"): ["lake.png"],
 }

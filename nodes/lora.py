@@ -1,0 +1,93 @@
+"""I2V LoRA."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..engine_builder.errors import InputError
+from ..jobs.engines import EngineSet
+from ..pipeline.models.base import VideoModel
+from . import host
+from .types import CATEGORY, Model, sockets, verdict
+
+NONE = "put a LoRA into models/loras"
+BOTH, HIGH, LOW = EXPERTS = ("both", "high noise", "low noise")
+MOST_STRENGTH = 10.0
+
+
+class LoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="I2VTRT_LoRA",
+            display_name="I2V LoRA",
+            category=CATEGORY,
+            description="Merges a LoRA from models/loras into a model's weights. Several of these nodes in a row add "
+            "up, before an Engine Loader or after it. One whose tensors do not all fit is refused, with their names.",
+            search_aliases=["load lora", "lora loader", "lightx2v", "distill", "4 steps"],
+            inputs=[
+                Model.Input("model", tooltip="From the I2V Model Loader, the I2V Engine Loader or another I2V LoRA."),
+                io.Combo.Input(
+                    "lora",
+                    options=sorted(host.loras()) or [NONE],
+                    tooltip="A .safetensors file with the names of diffusers, of PEFT, of Kohya's trainers or of Wan's "
+                    "publishers.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-MOST_STRENGTH,
+                    max=MOST_STRENGTH,
+                    step=0.05,
+                    tooltip="How much of it is added: 1 as it was trained, 0 nothing, below 0 the opposite.",
+                ),
+                io.Combo.Input(
+                    "expert",
+                    options=list(EXPERTS),
+                    default=BOTH,
+                    optional=True,
+                    tooltip="Of a model with two experts, such as Wan 2.2 A14B, the one that it was trained for. Other "
+                    "models have one network: leave both.",
+                ),
+            ],
+            outputs=[Model.Output(display_name="model", tooltip="The same model with the LoRA.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora: Any = None) -> bool | str:
+        return True if lora is None else verdict(lambda: host.lora_file(lora))
+
+    @classmethod
+    def fingerprint_inputs(cls, lora: str, **others: Any) -> Any:
+        """Changes when the file does; a digest, since ComfyUI embeds it in what is saved."""
+        try:
+            stat = host.lora_file(lora).stat()
+        except (OSError, host.I2VError):
+            return float("nan")
+        return hashlib.sha256(repr((lora, stat.st_size, stat.st_mtime_ns)).encode()).hexdigest()
+
+    @classmethod
+    @sockets(model=EngineSet)
+    def execute(cls, model: EngineSet, lora: str, strength: float = 1.0, expert: str = BOTH) -> io.NodeOutput:
+        with host.sentences():
+            cores = cores_of(model.model, expert)
+            adapted = model.model.with_adapter(host.lora_file(lora), strength, cores)
+            engines = EngineSet(adapted, model.store, model.policy, model.device, host.HostResidency(), model.report)
+            line = f"{adapted.adapters[-1].summary}\n{engines.summary()}"
+        host.say(cls.hidden.unique_id, line)
+        return io.NodeOutput(engines, ui=host.text_ui([line]))
+
+
+def cores_of(model: VideoModel, expert: object) -> tuple[str, ...]:
+    """The components that an expert's name stands for; raises InputError where the model has no such one."""
+    if expert not in EXPERTS:
+        raise InputError(f"The expert is one of {', '.join(EXPERTS)}, found {expert!r:.80}.")
+    if expert == BOTH:
+        return ()
+    if len(model.cores) == 1:
+        raise InputError(f"{model.title} has one network and no experts: expected {BOTH}, found {expert}.")
+    return model.cores[:1] if expert == HIGH else model.cores[1:]
