@@ -18,6 +18,9 @@ from .children import run_child
 from .environment import ROOT, EnvironmentSetupError, Installer, say
 
 NOT_REACHED = "not reached"
+MOST_WORKERS = 4
+"""A worker holds a ComfyUI of its own while it runs live tests, about 2 GB in all."""
+TO_TELL = "i2v_live_tests"
 
 
 @dataclass(eq=False)  # pytest keeps its plugins in sets
@@ -38,12 +41,23 @@ class LiveTests:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Note how a live test ended; trouble before or after its body counts too."""
-        if report.nodeid not in self.outcomes:
+        if not is_live(report):
             return
         if report.when == "call" or report.outcome != "passed":
             self.outcomes[report.nodeid] = report.outcome
         if report.skipped and isinstance(report.longrepr, tuple):
             self.reasons.add(str(report.longrepr[2]).removeprefix("Skipped: "))
+
+    def pytest_sessionfinish(self, session: Any) -> None:
+        """A worker tells the process that it works for which tests it had."""
+        told = getattr(session.config, "workeroutput", None)
+        if told is not None:
+            told[TO_TELL] = (list(self.outcomes), self.left_out)
+
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """Every worker collects all tests, so that what one of them says holds for the run."""
+        known, self.left_out = getattr(node, "workeroutput", {}).get(TO_TELL, ((), self.left_out))
+        self.outcomes = dict.fromkeys(known, NOT_REACHED) | self.outcomes
 
     def summary(self) -> str:
         """One sentence: how many live tests ran, or why none did."""
@@ -57,8 +71,8 @@ class LiveTests:
 
 
 def is_live(item: Any) -> bool:
-    """Whether a pytest item needs a ComfyUI."""
-    return item.get_closest_marker("comfy") is not None
+    """Whether a pytest item, or the report on one, is of a test that needs a ComfyUI."""
+    return "comfy" in item.keywords
 
 
 def run_tests(pytest_arguments: list[str], fast: bool) -> int:
@@ -67,10 +81,12 @@ def run_tests(pytest_arguments: list[str], fast: bool) -> int:
     os.environ.setdefault("PYRIGHT_PYTHON_IGNORE_WARNINGS", "1")  # or it asks the network for a newer one
     live = LiveTests()
     selection = ["-m", "not comfy and not gpu and not slow"] if fast else []
+    workers = [] if one_process(pytest_arguments) else ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS))]
+    workers += ["--dist", "loadfile"] if workers else []
     steps = {
         "ruff": lambda: run_child([sys.executable, "-m", "ruff", "check", "."]),
         "pyright": lambda: run_child([sys.executable, "-m", "pyright", "--pythonpath", sys.executable]),
-        "pytest": lambda: run_pytest(["-q", *selection, *pytest_arguments], live),
+        "pytest": lambda: run_pytest(["-q", *workers, *selection, *pytest_arguments], live),
     }
     rows = []
     for name, step in steps.items():
@@ -82,6 +98,11 @@ def run_tests(pytest_arguments: list[str], fast: bool) -> int:
     say("\n" + "\n".join(row for _, row in rows))
     say(live.summary())
     return int(any(status for status, _ in rows))
+
+
+def one_process(pytest_arguments: list[str]) -> bool:
+    """Whether the tests run in this process: as asked for, or where a person looks into one."""
+    return any(argument in ("-s", "--pdb", "no:xdist") or argument.startswith("-n") for argument in pytest_arguments)
 
 
 def run_only(marker: str, pytest_arguments: list[str]) -> int:

@@ -35,6 +35,14 @@ BY_NAME = (TORTURE, "browser")
 EVIDENCE = "evidence"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker's live tests are told to the process that sums up."""
+    if hasattr(config, "workerinput"):
+        from i2v_tensorrt.bootstrap.checks import LiveTests
+
+        config.pluginmanager.register(LiveTests())
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out the full counts and the browser unless the command line names their marker."""
     unnamed = [marker for marker in BY_NAME if marker not in config.option.markexpr]

@@ -54,11 +54,22 @@ print(live.summary())
         (False, True, ["-x", "test_live.py", "late"], "3 ran: 1 failed, 1 not reached, 2 passed."),
         (False, False, ["-m", "not comfy"], "none ran: 4 left out by the command line."),
         (False, False, ["test_unit.py"], "none ran: the selection holds none."),
+        (
+            True,
+            False,
+            ["-n2", "-k", "not five"],
+            "2 ran: 2 passed, 1 skipped, 1 left out by the command line (no ComfyUI here).",
+        ),
+        (False, False, ["-n2", "-m", "not comfy"], "none ran: 4 left out by the command line."),
     ],
 )
 def test_the_summary_says_what_became_of_live_tests(
     tmp_path: Path, skip: bool, fail: bool, arguments: list[str], sentence: str
 ) -> None:
+    ours = (RUN.parent / "tests" / "conftest.py").read_text("utf-8")
+    root = "ROOT = Path(__file__).resolve().parent.parent"
+    assert root in ours
+    (tmp_path / "conftest.py").write_text(ours.replace(root, f"ROOT = Path({str(RUN.parent)!r})"))
     (tmp_path / "late").mkdir()
     (tmp_path / "late" / "conftest.py").write_text(LATE)
     (tmp_path / "late" / "test_late.py").write_text("def test_five(): pass")
@@ -94,7 +105,18 @@ def test_fast_leaves_out_live_and_slow_tests(monkeypatch: pytest.MonkeyPatch, fa
     seen: list[list[str]] = []
     monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: seen.append(arguments) or 0)
     checks.run_tests(["-x"], fast)
-    assert seen == [["-q", *selection, "-x"]]
+    assert seen == [["-q", "-n", seen[0][2], "--dist", "loadfile", *selection, "-x"]]
+    assert 1 <= int(seen[0][2]) <= checks.MOST_WORKERS
+
+
+@pytest.mark.parametrize("argument", ["-n0", "-s", "--pdb"])
+def test_who_looks_into_a_test_gets_it_in_one_process(monkeypatch: pytest.MonkeyPatch, argument: str) -> None:
+    monkeypatch.chdir(RUN.parent)
+    monkeypatch.setattr(checks, "run_child", lambda command: 0)
+    seen: list[list[str]] = []
+    monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: seen.append(arguments) or 0)
+    checks.run_tests([argument], fast=False)
+    assert seen == [["-q", argument]]
 
 
 def test_one_marker_alone_runs_without_the_other_steps(monkeypatch: pytest.MonkeyPatch) -> None:
