@@ -99,9 +99,11 @@ def open_screen(chromium: Any) -> OpenScreen:
         context = chromium.new_context(viewport={"width": width, "height": height})
         screen = Screen(context.new_page(), url, Console(hosts_own))
         screen.console.watch(screen.page)
-        screen.open()
-        yield screen
-        context.close()
+        try:
+            screen.open()
+            yield screen
+        finally:  # or a page that did not open in time goes on drawing
+            context.close()
 
     return opened
 
