@@ -24,7 +24,7 @@ from ..pipeline.models.base import ClipRequest
 from ..pipeline.picture import picture_from_tensor
 from . import host
 from .peak import PeakMemory
-from .types import ADVANCED, CATEGORY, Conditioning, Model, sockets, verdict
+from .types import CATEGORY, Conditioning, Model, advanced, sockets, verdict
 
 
 class I2VConditioning(io.ComfyNode):
@@ -69,33 +69,36 @@ class I2VConditioning(io.ComfyNode):
                     max=MAX_FPS,
                     tooltip="The frame rate that the model is told to animate for.",
                 ),
-                io.Int.Input(
-                    "motion_bucket_id",
-                    default=ClipRequest.motion_bucket_id,
-                    min=0,
-                    max=MAX_MOTION,
-                    optional=True,
-                    tooltip="Stable Video Diffusion: how much should move.",
-                    extra_dict=ADVANCED,
+                advanced(
+                    io.Int.Input(
+                        "motion_bucket_id",
+                        default=ClipRequest.motion_bucket_id,
+                        min=0,
+                        max=MAX_MOTION,
+                        optional=True,
+                        tooltip="Stable Video Diffusion: how much should move.",
+                    )
                 ),
-                io.Float.Input(
-                    "noise_aug_strength",
-                    default=ClipRequest.noise_aug_strength,
-                    min=0.0,
-                    max=MAX_NOISE_AUG,
-                    step=0.01,
-                    optional=True,
-                    tooltip="Stable Video Diffusion: noise laid over the picture. More frees the clip from it.",
-                    extra_dict=ADVANCED,
+                advanced(
+                    io.Float.Input(
+                        "noise_aug_strength",
+                        default=ClipRequest.noise_aug_strength,
+                        min=0.0,
+                        max=MAX_NOISE_AUG,
+                        step=0.01,
+                        optional=True,
+                        tooltip="Stable Video Diffusion: noise laid over the picture. More frees the clip from it.",
+                    )
                 ),
-                io.Int.Input(
-                    "noise_aug_seed",
-                    default=ClipRequest.noise_aug_seed,
-                    min=0,
-                    max=MAX_SEED,
-                    optional=True,
-                    tooltip="Stable Video Diffusion: what that noise is drawn from.",
-                    extra_dict=ADVANCED,
+                advanced(
+                    io.Int.Input(
+                        "noise_aug_seed",
+                        default=ClipRequest.noise_aug_seed,
+                        min=0,
+                        max=MAX_SEED,
+                        optional=True,
+                        tooltip="Stable Video Diffusion: what that noise is drawn from.",
+                    )
                 ),
             ],
             outputs=[

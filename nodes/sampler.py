@@ -14,7 +14,7 @@ from ..pipeline.conditioning import Conditioning as Encoded
 from ..pipeline.sampling import MAX_STEPS, SCHEDULERS, SHIFTS, SamplerSettings
 from . import host
 from .peak import PeakMemory
-from .types import ADVANCED, CATEGORY, Conditioning, Model, sockets, verdict
+from .types import CATEGORY, Conditioning, Model, advanced, sockets, verdict
 
 FAMILYS_OWN = -1.0
 MODELS_SHIFT = 0.0
@@ -49,14 +49,15 @@ class DDIMSampler(io.ComfyNode):
                     step=0.1,
                     tooltip="How closely to follow the prompt. At 1 or less only the prompt counts, at half the work.",
                 ),
-                io.Float.Input(
-                    "eta",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="DDIM's noise: 0 none, 1 as much as DDPM.",
-                    extra_dict=ADVANCED,
+                advanced(
+                    io.Float.Input(
+                        "eta",
+                        default=0.0,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip="DDIM's noise: 0 none, 1 as much as DDPM.",
+                    )
                 ),
                 io.Combo.Input(
                     "scheduler",
@@ -66,16 +67,17 @@ class DDIMSampler(io.ComfyNode):
                     tooltip="I2VGen-XL was published with ddim, for which alone eta counts; "
                     "Stable Video Diffusion takes euler; Wan takes unipc, euler or dpmpp_2m.",
                 ),
-                io.Float.Input(
-                    "min_guidance_scale",
-                    default=FAMILYS_OWN,
-                    min=FAMILYS_OWN,
-                    max=MAX_GUIDANCE,
-                    step=0.1,
-                    optional=True,
-                    tooltip="The first frame's guidance, which rises to guidance_scale in the last. "
-                    "-1 takes the model's own: 1 for Stable Video Diffusion, no rise for the others.",
-                    extra_dict=ADVANCED,
+                advanced(
+                    io.Float.Input(
+                        "min_guidance_scale",
+                        default=FAMILYS_OWN,
+                        min=FAMILYS_OWN,
+                        max=MAX_GUIDANCE,
+                        step=0.1,
+                        optional=True,
+                        tooltip="The first frame's guidance, which rises to guidance_scale in the last. "
+                        "-1 takes the model's own: 1 for Stable Video Diffusion, no rise for the others.",
+                    )
                 ),
                 io.Boolean.Input(
                     "reuse_result",
@@ -84,25 +86,27 @@ class DDIMSampler(io.ComfyNode):
                     tooltip="Keeps the latents, and gives them at once when every input is the same again, "
                     "seed included.",
                 ),
-                io.Float.Input(
-                    "shift",
-                    default=MODELS_SHIFT,
-                    min=MODELS_SHIFT,
-                    max=SHIFTS[1],
-                    step=0.1,
-                    optional=True,
-                    tooltip="Wan: more spends more of the steps on the noise. 0 takes the model's own.",
-                    extra_dict=ADVANCED,
+                advanced(
+                    io.Float.Input(
+                        "shift",
+                        default=MODELS_SHIFT,
+                        min=MODELS_SHIFT,
+                        max=SHIFTS[1],
+                        step=0.1,
+                        optional=True,
+                        tooltip="Wan: more spends more of the steps on the noise. 0 takes the model's own.",
+                    )
                 ),
-                io.Float.Input(
-                    "late_guidance_scale",
-                    default=FAMILYS_OWN,
-                    min=FAMILYS_OWN,
-                    max=MAX_GUIDANCE,
-                    step=0.1,
-                    optional=True,
-                    tooltip="Wan 2.2 A14B: the guidance of the second expert. -1 takes guidance_scale.",
-                    extra_dict=ADVANCED,
+                advanced(
+                    io.Float.Input(
+                        "late_guidance_scale",
+                        default=FAMILYS_OWN,
+                        min=FAMILYS_OWN,
+                        max=MAX_GUIDANCE,
+                        step=0.1,
+                        optional=True,
+                        tooltip="Wan 2.2 A14B: the guidance of the second expert. -1 takes guidance_scale.",
+                    )
                 ),
             ],
             outputs=[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
-from typing import Any
+from typing import Any, TypeVar
 
 from comfy_api.latest import io
 
@@ -22,8 +22,15 @@ Conditioning = io.Custom("I2V_CONDITIONING")
 
 CATEGORY = "I2V TensorRT"
 PRECISION_NAMES = [AUTO, *PRECISIONS]
-ADVANCED = {"advanced": True}
-"""An input's `extra_dict`: the page keeps it folded away; hosts before 0.10 know no argument for that and show it."""
+
+
+Given = TypeVar("Given", bound=io.Input)
+
+
+def advanced(given: Given) -> Given:
+    """The input, which the page keeps folded away where it can; older hosts have no argument for that."""
+    given.extra_dict = {**given.extra_dict, "advanced": True}
+    return given
 
 
 def on_missing_input() -> io.Combo.Input:
