@@ -23,7 +23,8 @@ from ..pipeline.conditioning import Conditioning as Encoded
 from ..pipeline.models.base import ClipRequest
 from ..pipeline.picture import picture_from_tensor
 from . import host
-from .types import CATEGORY, Conditioning, Model, sockets, verdict
+from .peak import PeakMemory
+from .types import CATEGORY, Conditioning, Model, advanced, sockets, verdict
 
 
 class I2VConditioning(io.ComfyNode):
@@ -68,30 +69,36 @@ class I2VConditioning(io.ComfyNode):
                     max=MAX_FPS,
                     tooltip="The frame rate that the model is told to animate for.",
                 ),
-                io.Int.Input(
-                    "motion_bucket_id",
-                    default=ClipRequest.motion_bucket_id,
-                    min=0,
-                    max=MAX_MOTION,
-                    optional=True,
-                    tooltip="Stable Video Diffusion: how much should move.",
+                advanced(
+                    io.Int.Input(
+                        "motion_bucket_id",
+                        default=ClipRequest.motion_bucket_id,
+                        min=0,
+                        max=MAX_MOTION,
+                        optional=True,
+                        tooltip="Stable Video Diffusion: how much should move.",
+                    )
                 ),
-                io.Float.Input(
-                    "noise_aug_strength",
-                    default=ClipRequest.noise_aug_strength,
-                    min=0.0,
-                    max=MAX_NOISE_AUG,
-                    step=0.01,
-                    optional=True,
-                    tooltip="Stable Video Diffusion: noise laid over the picture. More frees the clip from it.",
+                advanced(
+                    io.Float.Input(
+                        "noise_aug_strength",
+                        default=ClipRequest.noise_aug_strength,
+                        min=0.0,
+                        max=MAX_NOISE_AUG,
+                        step=0.01,
+                        optional=True,
+                        tooltip="Stable Video Diffusion: noise laid over the picture. More frees the clip from it.",
+                    )
                 ),
-                io.Int.Input(
-                    "noise_aug_seed",
-                    default=ClipRequest.noise_aug_seed,
-                    min=0,
-                    max=MAX_SEED,
-                    optional=True,
-                    tooltip="Stable Video Diffusion: what that noise is drawn from.",
+                advanced(
+                    io.Int.Input(
+                        "noise_aug_seed",
+                        default=ClipRequest.noise_aug_seed,
+                        min=0,
+                        max=MAX_SEED,
+                        optional=True,
+                        tooltip="Stable Video Diffusion: what that noise is drawn from.",
+                    )
                 ),
             ],
             outputs=[
@@ -124,7 +131,7 @@ class I2VConditioning(io.ComfyNode):
         noise_aug_strength: float = ClipRequest.noise_aug_strength,
         noise_aug_seed: int = ClipRequest.noise_aug_seed,
     ) -> io.NodeOutput:
-        progress = host.Progress(cls.hidden.unique_id, 4)
+        progress, peak = host.Progress(cls.hidden.unique_id, 4), PeakMemory(model.device)
 
         def stage(name: str, done: int, total: int) -> None:
             progress.step(done, total)
@@ -136,7 +143,8 @@ class I2VConditioning(io.ComfyNode):
             request = ClipRequest(*clip, motion_bucket_id, noise_aug_strength, noise_aug_seed)
             found = encode_clip(model, request, host.conditioning_cache(), stage)
         progress.step(4, 4)
-        lines = [_origin(found), *found.notes, *model.take_notes()]
+        spent = peak.lines() if found.place == "encoded" else []
+        lines = [_origin(found), *spent, *found.notes, *model.take_notes()]
         progress.say("\n".join(lines))
         return io.NodeOutput(found, float(fps), ui=host.text_ui(lines))
 

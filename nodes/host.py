@@ -39,8 +39,9 @@ from ..jobs.residency import Memory, concede, is_encoder
 from ..jobs.table import Table
 from ..pipeline.atomic_file import atomic_file
 from ..pipeline.cache import CacheLimits, ConditioningCache
+from ..pipeline.models.base import VideoModel
 from ..pipeline.models.checkpoint import INDEX
-from ..pipeline.models.latent_space import LatentSpace
+from ..pipeline.models.latent_rgb import latent_rgb
 from .host_patcher import RunnerPatcher
 from .places import SavePlace, digest_below, free_place
 from .sheet import Sheet
@@ -332,14 +333,15 @@ def say(node_id: str | None, text: str) -> None:
         PromptServer.instance.send_progress_text(text, node_id)
 
 
-def previewer(space: LatentSpace, num_frames: int, fps: float) -> Callable[[torch.Tensor], Any]:
+def previewer(model: VideoModel, num_frames: int, fps: float) -> Callable[[torch.Tensor], Any]:
     """Makes a preview of latents [frames, channels, h, w] by the user's preview method: some frames on one sheet.
 
     The page is told once how the sheet is divided and how long the clip plays, so that it can show it moving;
     one that does not understand shows the sheet as it is.
     """
+    space = model.latent
     known = getattr(comfy.latent_formats, space.format, None)  # an older host may not know the space
-    made = None if known is None else latent_preview.get_previewer(device(), known())
+    made = None if known is None else latent_preview.get_previewer(device(), _coloured(known(), model))
     sheet = Sheet.of_clip(space.frames(num_frames), num_frames / fps)
     context, server = get_executing_context(), PromptServer.instance
     if made is not None and context is not None:
@@ -353,6 +355,15 @@ def previewer(space: LatentSpace, num_frames: int, fps: float) -> Callable[[torc
         return made.decode_latent_to_preview_image("JPEG", laid[:, :, None] if space.video else laid)
 
     return preview
+
+
+def _coloured(form: Any, model: VideoModel) -> Any:
+    """ComfyUI's latent format, with the colours that the checkpoint says that its latents have."""
+    rows = latent_rgb(model.checkpoint.folder, model.latent.channels)
+    if rows is not None:
+        form.latent_rgb_factors, form.latent_rgb_factors_bias = rows[:-1], rows[-1]
+        form.taesd_decoder_name = None  # it decodes the latents of the published VAE
+    return form
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from ..jobs.results import Sampled, sample_or_recall
 from ..pipeline.conditioning import Conditioning as Encoded
 from ..pipeline.sampling import MAX_STEPS, SCHEDULERS, SHIFTS, SamplerSettings
 from . import host
-from .types import CATEGORY, Conditioning, Model, sockets, verdict
+from .peak import PeakMemory
+from .types import CATEGORY, Conditioning, Model, advanced, sockets, verdict
 
 FAMILYS_OWN = -1.0
 MODELS_SHIFT = 0.0
@@ -48,8 +49,15 @@ class DDIMSampler(io.ComfyNode):
                     step=0.1,
                     tooltip="How closely to follow the prompt. At 1 or less only the prompt counts, at half the work.",
                 ),
-                io.Float.Input(
-                    "eta", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="DDIM's noise: 0 none, 1 as much as DDPM."
+                advanced(
+                    io.Float.Input(
+                        "eta",
+                        default=0.0,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        tooltip="DDIM's noise: 0 none, 1 as much as DDPM.",
+                    )
                 ),
                 io.Combo.Input(
                     "scheduler",
@@ -59,15 +67,17 @@ class DDIMSampler(io.ComfyNode):
                     tooltip="I2VGen-XL was published with ddim, for which alone eta counts; "
                     "Stable Video Diffusion takes euler; Wan takes unipc, euler or dpmpp_2m.",
                 ),
-                io.Float.Input(
-                    "min_guidance_scale",
-                    default=FAMILYS_OWN,
-                    min=FAMILYS_OWN,
-                    max=MAX_GUIDANCE,
-                    step=0.1,
-                    optional=True,
-                    tooltip="The first frame's guidance, which rises to guidance_scale in the last. "
-                    "-1 takes the model's own: 1 for Stable Video Diffusion, no rise for the others.",
+                advanced(
+                    io.Float.Input(
+                        "min_guidance_scale",
+                        default=FAMILYS_OWN,
+                        min=FAMILYS_OWN,
+                        max=MAX_GUIDANCE,
+                        step=0.1,
+                        optional=True,
+                        tooltip="The first frame's guidance, which rises to guidance_scale in the last. "
+                        "-1 takes the model's own: 1 for Stable Video Diffusion, no rise for the others.",
+                    )
                 ),
                 io.Boolean.Input(
                     "reuse_result",
@@ -76,23 +86,27 @@ class DDIMSampler(io.ComfyNode):
                     tooltip="Keeps the latents, and gives them at once when every input is the same again, "
                     "seed included.",
                 ),
-                io.Float.Input(
-                    "shift",
-                    default=MODELS_SHIFT,
-                    min=MODELS_SHIFT,
-                    max=SHIFTS[1],
-                    step=0.1,
-                    optional=True,
-                    tooltip="Wan: more spends more of the steps on the noise. 0 takes the model's own.",
+                advanced(
+                    io.Float.Input(
+                        "shift",
+                        default=MODELS_SHIFT,
+                        min=MODELS_SHIFT,
+                        max=SHIFTS[1],
+                        step=0.1,
+                        optional=True,
+                        tooltip="Wan: more spends more of the steps on the noise. 0 takes the model's own.",
+                    )
                 ),
-                io.Float.Input(
-                    "late_guidance_scale",
-                    default=FAMILYS_OWN,
-                    min=FAMILYS_OWN,
-                    max=MAX_GUIDANCE,
-                    step=0.1,
-                    optional=True,
-                    tooltip="Wan 2.2 A14B: the guidance of the second expert. -1 takes guidance_scale.",
+                advanced(
+                    io.Float.Input(
+                        "late_guidance_scale",
+                        default=FAMILYS_OWN,
+                        min=FAMILYS_OWN,
+                        max=MAX_GUIDANCE,
+                        step=0.1,
+                        optional=True,
+                        tooltip="Wan 2.2 A14B: the guidance of the second expert. -1 takes guidance_scale.",
+                    )
                 ),
             ],
             outputs=[
@@ -134,8 +148,8 @@ class DDIMSampler(io.ComfyNode):
         shift: float = MODELS_SHIFT,
         late_guidance_scale: float = FAMILYS_OWN,
     ) -> io.NodeOutput:
-        progress = host.Progress(cls.hidden.unique_id, steps)
-        preview = host.previewer(model.model.latent, conditioning.num_frames, conditioning.fps)
+        progress, peak = host.Progress(cls.hidden.unique_id, steps), PeakMemory(model.device)
+        preview = host.previewer(model.model, conditioning.num_frames, conditioning.fps)
 
         def on_step(done: int, total: int, latents: torch.Tensor) -> None:
             progress.step(done, total, preview(latents))
@@ -150,7 +164,7 @@ class DDIMSampler(io.ComfyNode):
             found = sample_or_recall(model, conditioning, denoising, on_step, results)
             if found.place != "sampled":
                 progress.step(steps, steps)
-        lines = _lines(found, model)
+        lines = _lines(found, model, peak)
         progress.say("\n".join(lines))
         return io.NodeOutput({"samples": found.latents}, ui=host.text_ui(lines))
 
@@ -163,10 +177,10 @@ def _shift(widget: float | None) -> float | None:
     return None if widget == MODELS_SHIFT else widget
 
 
-def _lines(found: Sampled, model: EngineSet) -> list[str]:
+def _lines(found: Sampled, model: EngineSet, peak: PeakMemory) -> list[str]:
     if found.place != "sampled":
         return [f"result cache hit ({found.place}): {found.elapsed_s:.2f} s saved"]
-    return [f"denoised in {found.elapsed_s:.2f} s", *_ran(model), *model.take_notes()]
+    return [f"denoised in {found.elapsed_s:.2f} s", *peak.lines(), *_ran(model), *model.take_notes()]
 
 
 def _ran(model: EngineSet) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import signature
-from typing import Any
+from typing import Any, TypeVar
 
 from comfy_api.latest import io
 
@@ -23,6 +23,15 @@ Conditioning = io.Custom("I2V_CONDITIONING")
 
 CATEGORY = "I2V TensorRT"
 PRECISION_NAMES = [AUTO, *PRECISIONS]
+
+
+Given = TypeVar("Given", bound=io.Input)
+
+
+def advanced(given: Given) -> Given:
+    """The input, which the page keeps folded away where it can; older hosts have no argument for that."""
+    given.extra_dict = {**given.extra_dict, "advanced": True}
+    return given
 
 
 def on_missing_input() -> io.Combo.Input:

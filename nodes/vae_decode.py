@@ -12,6 +12,7 @@ from ..engine_builder.errors import InputError
 from ..jobs.clip import decode_clip, fitting_chunk
 from ..jobs.engines import EngineSet
 from . import host
+from .peak import PeakMemory
 from .types import CATEGORY, Model, sockets
 
 MAX_CHUNK = 64
@@ -52,6 +53,7 @@ class VAEDecode(io.ComfyNode):
             frames_of_latents, _, height, width = space.unpack(samples).shape
             count = space.num_frames(frames_of_latents)
             progress, started = host.Progress(cls.hidden.unique_id, count), time.monotonic()
+            peak = PeakMemory(model.device)
 
             ends: list[int] = []
 
@@ -66,6 +68,7 @@ class VAEDecode(io.ComfyNode):
             frames = decode_clip(model, samples, size, on_chunk)
         lines = [
             f"decoded in {time.monotonic() - started:.2f} s",
+            *peak.lines(),
             model.describe(model.model.decoder_component),
             *model.take_notes(),
         ]

@@ -1,6 +1,7 @@
 // What a node's schema cannot tell the page: a colour by the node's work, a first size, the choices of its lists in
-// the user's language (the page itself translates names and tooltips, but no choices), and what nodes answer: tables,
-// and texts in whole.
+// the user's language (the page itself translates names and tooltips, but no choices), that advanced inputs are folded
+// away on its canvas too (the page itself folds them where nodes are drawn as HTML), and what nodes answer: tables, and
+// texts in whole.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
@@ -41,7 +42,7 @@ const WIDGET_MARGIN = 10;
 let translations = {};
 
 function choices(nodeName, inputName) {
-  const locale = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+  const locale = setting("Comfy.Locale") ?? "en";
   return translations[locale]?.nodeDefs?.[nodeName]?.inputs?.[inputName]?.options;
 }
 
@@ -105,6 +106,30 @@ function showText(node, text) {
   });
 }
 
+function setting(name) {
+  return app.extensionManager?.setting?.get(name);
+}
+
+// As advanced they have the menu's entry; a widget that is only that would leave a gap.
+function foldAdvanced(node) {
+  const folded = (node.widgets ?? []).filter((widget) => widget.options?.advanced);
+  if (!folded.length || setting("Comfy.Node.AlwaysShowAdvancedWidgets")) return;
+  for (const widget of folded) {
+    widget.advanced = true;
+    Object.defineProperty(widget, "hidden", { configurable: true, get: () => !node.showAdvanced, set() {} });
+  }
+  node.setSize([node.size[0], node.computeSize()[1]]); // it was given room for all of them
+}
+
+// What somebody has set or connected is not hidden from them.
+function unfoldWhatIsSet(node) {
+  const { required, optional } = node.constructor.nodeData?.input ?? {};
+  const initial = (name) => (required?.[name] ?? optional?.[name])?.[1]?.default;
+  const linked = (name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
+  const isSet = ({ advanced, name, value }) => advanced && (value !== initial(name) || linked(name));
+  if (node.widgets?.some(isSet)) node.showAdvanced = true;
+}
+
 app.registerExtension({
   name: "I2VTensorRT.Face",
 
@@ -117,6 +142,7 @@ app.registerExtension({
     const face = FACES[node.comfyClass];
     if (!face) return;
     node.color = face.title; // the title alone: a whole node in colour outshouts its pictures
+    foldAdvanced(node);
     node.setSize([Math.max(node.size[0], face.width), Math.max(node.size[1], face.height ?? 0)]);
     const { onExecuted } = node;
     node.onExecuted = function (output, ...rest) {
@@ -128,5 +154,9 @@ app.registerExtension({
       if (widget.type !== "combo" || widget.options.getOptionLabel) continue;
       widget.options.getOptionLabel = (value) => choices(node.comfyClass, widget.name)?.[value] ?? value ?? "";
     }
+  },
+
+  loadedGraphNode(node) {
+    if (FACES[node.comfyClass]) unfoldWhatIsSet(node);
   },
 });

@@ -88,7 +88,7 @@ def read_index(folder: Path) -> Mapping[str, Any]:
     """What the folder's model_index.json says; raises CheckpointError when there is none, or it is no JSON object."""
     if not folder.is_dir():
         raise CheckpointError(f"Expected a model folder at {folder}, found nothing there.")
-    return _read_json(folder / INDEX)
+    return read_json(folder / INDEX)
 
 
 def pipeline_class(folder: Path) -> str:
@@ -110,7 +110,7 @@ def open_checkpoint(
     `settings` are those that a part's configuration cannot do without, each a positive number (`int`,
     `float`), numbers (`list`) or texts (`str`). Raises CheckpointError.
     """
-    index = _read_json(folder / INDEX)
+    index = read_json(folder / INDEX)
     for name, classes in expected.items():
         entry = index.get(name)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
@@ -133,7 +133,7 @@ def _open_part(folder: Path) -> Part:
         _check_vocabulary(folder)
         if not part.config_path.is_file():
             return part  # every other part is useless without its configuration
-    return replace(part, config=_read_json(part.config_path))
+    return replace(part, config=read_json(part.config_path))
 
 
 def _check_vocabulary(folder: Path) -> None:
@@ -162,7 +162,8 @@ def _check_is_file(path: Path) -> None:
         raise CheckpointError(f"Expected the file {path}, found nothing there.")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file; raises CheckpointError."""
     _check_is_file(path)
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise CheckpointError(f"{path} has {path.stat().st_size} bytes, expected a small JSON file.")
@@ -205,7 +206,7 @@ def _find_weights(folder: Path) -> dict[str, tuple[Path, ...]]:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise CheckpointError(f"{index}: expected a weight_map to file names in the same folder.")

@@ -92,15 +92,18 @@ def open_screen(chromium: Any) -> OpenScreen:
 
     @contextmanager
     def opened(url: str, hosts_own: frozenset[str] = frozenset(), **settings: Any) -> Iterator[Screen]:
-        if settings:
-            set_settings(url, {f"Comfy.{name}": value for name, value in settings.items()})
+        if settings:  # the panel of a page before would cover the graph
+            chosen = {"RightSidePanel.IsOpen": False, **settings}
+            set_settings(url, {f"Comfy.{name}": value for name, value in chosen.items()})
         width, height = VIEWPORTS[0]
         context = chromium.new_context(viewport={"width": width, "height": height})
         screen = Screen(context.new_page(), url, Console(hosts_own))
         screen.console.watch(screen.page)
-        screen.open()
-        yield screen
-        context.close()
+        try:
+            screen.open()
+            yield screen
+        finally:  # or a page that did not open in time goes on drawing
+            context.close()
 
     return opened
 

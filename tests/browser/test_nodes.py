@@ -24,6 +24,25 @@ ADD = """(type) => {
   const canvas = app.canvas.canvas.getBoundingClientRect();
   return [canvas.left + node.pos[0] + 60, canvas.top + node.pos[1] - 15];
 }"""
+SHOWN = "() => app.graph.nodes[0].widgets.filter((w) => app.graph.nodes[0].isWidgetVisible(w)).map((w) => w.name)"
+# Rows between the first and the last of those that are of one height, less the rows that are drawn there.
+GAPS = """() => {
+  app.canvas.draw(true, true);
+  const node = app.graph.nodes[0];
+  const rows = node.widgets.filter((w) => node.isWidgetVisible(w) && !w.element);
+  return Math.round((rows.at(-1).y - rows[0].y) / (LiteGraph.NODE_WIDGET_HEIGHT + 4)) + 1 - rows.length;
+}"""
+MENU = "() => app.canvas.getNodeMenuOptions(app.graph.nodes[0]).map((entry) => entry?.content)"
+LOAD = """async (change) => {
+  const graph = app.graph.serialize();
+  graph.nodes[0].widgets_values = Object.values({...Object.fromEntries(
+    app.graph.nodes[0].widgets.map(({name, value}) => [name, value])), ...change});
+  await app.loadGraphData(graph);
+}"""
+FOLDED = {
+    "I2VTRT_Conditioning": {"motion_bucket_id", "noise_aug_strength", "noise_aug_seed"},
+    "I2VTRT_DDIMSampler": {"eta", "min_guidance_scale", "shift", "late_guidance_scale"},
+}
 HELP_BUTTON = "[data-testid=info-button], .selection-toolbox button:has(.pi-question-circle)"
 HELP = ".node-help-content"
 
@@ -55,3 +74,22 @@ def test_a_fresh_one_shows_all_its_words_and_its_help(node: str, screen: Screen,
     screen.page.screenshot(path=pictures / f"{node}-{screen.language}.png")
     faults += screen.console.faults()
     assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("node", sorted(FOLDED))
+def test_what_few_need_is_folded_away_until_it_is_wanted_or_set(node: str, screen: Screen) -> None:
+    page = screen.page
+    page.evaluate(ADD, node)
+    names = set(page.evaluate("() => app.graph.nodes[0].widgets.map((widget) => widget.name)"))
+    height = page.evaluate("() => app.graph.nodes[0].size[1]")
+    assert names - set(page.evaluate(SHOWN)) == FOLDED[node]
+    assert page.evaluate(GAPS) == 0
+    assert "Show Advanced" in page.evaluate(MENU)
+    page.evaluate("() => app.graph.nodes[0].toggleAdvanced()")
+    assert set(page.evaluate(SHOWN)) == names
+    assert page.evaluate("() => app.graph.nodes[0].size[1]") >= height
+    page.evaluate("() => app.graph.nodes[0].toggleAdvanced()")
+    page.evaluate(LOAD, {})
+    assert names - set(page.evaluate(SHOWN)) == FOLDED[node]
+    page.evaluate(LOAD, {sorted(FOLDED[node])[0]: 1})
+    assert set(page.evaluate(SHOWN)) == names

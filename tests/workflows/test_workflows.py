@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from i2v_tensorrt.tests.workflows.graph import NOTES, Graph, Prompt, faults, to_prompt
-from i2v_tensorrt.tests.workflows.object_info import PREFIX, contract, stored
+from i2v_tensorrt.tests.workflows.object_info import PREFIX, contract, inputs_of, stored
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "workflows"
@@ -90,6 +90,15 @@ class TestWorkflow:
                 or other["pos"][axis] + other["size"][axis] + title <= one["pos"][axis]
                 for axis, title in ((0, 0), (1, TITLE_HEIGHT))
             ), (one["type"], other["type"])
+
+    def test_what_is_set_is_shown(self, name: str) -> None:
+        """Advanced inputs are folded away on a fresh node."""
+        for node in graph(name)["nodes"]:
+            known = inputs_of(INFO.get(node["type"], {"input_order": {}}))
+            given = prompt(name).get(str(node["id"]), {}).get("inputs", {})
+            advanced = {key: settings["default"] for key, (_, settings) in known.items() if settings.get("advanced")}
+            if any(given.get(key, default) != default for key, default in advanced.items()):
+                assert node["showAdvanced"], node["type"]
 
     def test_values_by_name_are_those_by_place(self, name: str) -> None:
         """The page stores both and may read either."""

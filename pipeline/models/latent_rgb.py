@@ -1,0 +1,30 @@
+"""The colours of a checkpoint's latents, for previews, where they are not those of the family's published VAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...engine_builder.errors import CheckpointError
+from .checkpoint import read_json
+
+FILE_NAME = "latent_rgb.json"
+"""In the checkpoint's folder: `rows` of three numbers, one for each channel and one to add."""
+
+
+def latent_rgb(folder: Path, channels: int) -> list[list[float]] | None:
+    """How red, green and blue, from -1 to 1, follow from the sampler's latents, or None where the file is not there.
+
+    Raises CheckpointError for a file that does not say so of as many channels.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return None
+    rows = read_json(path).get("rows")
+    if not isinstance(rows, list) or len(rows) != channels + 1 or not all(map(_is_colour, rows)):
+        raise CheckpointError(f"{path}: expected {channels + 1} rows of three numbers, found {str(rows)[:80]}.")
+    return rows
+
+
+def _is_colour(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == 3 and all(type(value) in (int, float) for value in row)
