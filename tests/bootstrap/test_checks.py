@@ -171,7 +171,7 @@ def test_full_counts_run_only_by_name_and_say_what_they_found(
     assert row == ([["kills", "100", "all", "alive"]] if told else [])
 
 
-LATE = """
+UNENDING = """
 import time
 import pytest
 
@@ -192,7 +192,7 @@ def test_full_counts_have_an_end_and_rows_come_first(tmp_path: Path) -> None:
     conftest = (RUN.parent / "tests" / "conftest.py").read_text("utf-8")
     assert "TORTURE_S = 4 * 3600" in conftest
     (tmp_path / "conftest.py").write_text(conftest.replace("TORTURE_S = 4 * 3600", "TORTURE_S = 4"))
-    (tmp_path / "test_late.py").write_text(LATE)
+    (tmp_path / "test_late.py").write_text(UNENDING)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  torture: full counts\n")
     command = [sys.executable, "-c", INNER, str(RUN), "-m", "torture"]
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
