@@ -67,14 +67,17 @@ def make_context(
 ) -> tuple[Any, Any]:
     """An execution context (None if it failed), and RTX's runtime cache if it has one, filled from `cache`.
 
-    An engine that `streams` its weights is not captured into CUDA graphs.
+    Its scratch memory is the caller's: by itself it would take what the greatest shape of all profiles needs. An
+    engine that `streams` its weights is not captured into CUDA graphs.
     """
-    if not library.is_rtx:
-        return engine.create_execution_context(), None
     trt = library.module
+    ours = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not library.is_rtx:
+        return engine.create_execution_context(ours), None
     config = engine.create_runtime_config()
     if config is None:
         return None, None
+    config.set_execution_context_allocation_strategy(ours)
     # EAGER waits for the shape's own kernels instead of answering with slow ones at first.
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     if not streams:

@@ -68,6 +68,7 @@ class TensorRTRunner(Runner):
         self._context: Any = None
         self._stream: OwnStream | None = None
         self._bound: dict[str, torch.Tensor] = {}
+        self._scratch = torch.empty(0, dtype=torch.uint8)
         self._kernels: Any = None
         self._side = plan.side(KERNELS)
         self._is_first_run = False
@@ -80,8 +81,7 @@ class TensorRTRunner(Runner):
 
     @property
     def memory_bytes(self) -> int:
-        scratch = 0 if self._engine is None else int(self._engine.device_memory_size_v2)
-        return self._plan.manifest.size_bytes - self._streaming.streamed_bytes + scratch
+        return self._plan.manifest.size_bytes - self._streaming.streamed_bytes + self._scratch.nbytes
 
     def load(self) -> None:
         if self._context is not None:
@@ -103,7 +103,7 @@ class TensorRTRunner(Runner):
         if self._stream is not None:
             self._stream.synchronize()
         self._context = self._engine = self._stream = self._kernels = None
-        self._bound = {}
+        self._let_go()
         self._streaming, self.warning = Streaming(), None
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -140,7 +140,7 @@ class TensorRTRunner(Runner):
 
     def _rebind(self, inputs: dict[str, torch.Tensor]) -> None:
         self._is_first_run = True
-        self._bound = {}  # so that the next call sets all of it again should anything be refused now
+        self._let_go()  # so that the next call sets all of it again should anything be refused now
         sizes = self.spec.network.sizes_of(inputs)
         self._choose_profile(sizes)
         bound = {name: torch.empty_like(tensor, device=self.device) for name, tensor in inputs.items()}
@@ -154,7 +154,15 @@ class TensorRTRunner(Runner):
         for name in bound.keys() & known:
             address = bound[name].data_ptr()
             self._checked(self._context.set_tensor_address(name, address) or None, f"take the address of {name}")
+        self._scratch = torch.empty(
+            int(self._context.update_device_memory_size_for_shapes()), dtype=torch.uint8, device=self.device
+        )
+        self._context.set_device_memory(self._scratch.data_ptr(), self._scratch.nbytes)
         self._bound = bound
+
+    def _let_go(self) -> None:
+        """Drops the memory of the last shapes, which the stream's own order keeps for the work that uses it still."""
+        self._bound, self._scratch = {}, torch.empty(0, dtype=torch.uint8)
 
     def _choose_profile(self, sizes: dict[str, int]) -> None:
         """Switches to the optimization profile that serves the sizes; shapes and addresses are set anew after it."""

@@ -56,7 +56,9 @@ def set_budget(engine: Any, free_bytes: int) -> Streaming:
     streamable = int(engine.streamable_weights_size)
     if not streamable:
         return Streaming()
-    room = free_bytes - int(engine.device_memory_size_v2) - RESERVE_BYTES
+    # An engine for many sizes names the scratch memory of the greatest, which no GPU may have.
+    scratch = min(int(engine.device_memory_size_v2), int((1 - SHARE) * free_bytes))
+    room = free_bytes - scratch - RESERVE_BYTES
     if room < streamable:
         room -= int(engine.weight_streaming_scratch_memory_size)
     engine.weight_streaming_budget_v2 = min(max(room, 0), streamable)

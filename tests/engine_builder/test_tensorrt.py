@@ -273,6 +273,9 @@ class NoStream:
         self.waits += 1
 
 
+SCRATCH_BYTES = 1000
+
+
 @pytest.fixture
 def rig(
     monkeypatch: pytest.MonkeyPatch, model: VideoModel, store: EngineStore, process: BuildProcess
@@ -291,7 +294,7 @@ def rig(
     engine.create_execution_context.return_value = context
     engine.num_io_tensors = 2
     engine.get_tensor_name.side_effect = ["pixel_values", "image_embeds"].__getitem__
-    engine.device_memory_size_v2 = 1000
+    context.update_device_memory_size_for_shapes.return_value = SCRATCH_BYTES
     engine.streamable_weights_size = 0
     monkeypatch.setattr(trt, "Runtime", lambda logger: runtime)
     monkeypatch.setattr(tensorrt_runner, "OwnStream", NoStream)
@@ -312,7 +315,23 @@ def test_loading_hands_over_the_bytes_that_were_checked(rig: SimpleNamespace) ->
     strategy = trt.DynamicShapesKernelSpecializationStrategy
     assert rig.config.dynamic_shapes_kernel_specialization_strategy == strategy.EAGER
     assert rig.config.cuda_graph_strategy == trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    assert rig.runner.memory_bytes == rig.plan.manifest.size_bytes + 1000
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    rig.config.set_execution_context_allocation_strategy.assert_called_once_with(strategy)
+    assert rig.runner.memory_bytes == rig.plan.manifest.size_bytes
+
+
+def test_scratch_memory_is_what_the_shapes_at_hand_need(rig: SimpleNamespace) -> None:
+    """Asked for once the shapes are known, given before the engine runs, and kept where it is for the next step."""
+    rig.runner.load()
+    rig.runner(inputs())
+    rig.runner(inputs())
+    told = ("set_input_shape", "update_device_memory_size_for_shapes", "set_device_memory", "execute_async_v3")
+    assert [name for name, _, _ in rig.context.mock_calls if name in told] == [*told, "execute_async_v3"]
+    (address, size), _ = rig.context.set_device_memory.call_args
+    assert size == SCRATCH_BYTES and address != 0
+    assert rig.runner.memory_bytes == rig.plan.manifest.size_bytes + SCRATCH_BYTES
+    rig.runner.unload()
+    assert rig.runner.memory_bytes == rig.plan.manifest.size_bytes
 
 
 def test_a_call_binds_every_tensor_once_and_keeps_its_addresses(rig: SimpleNamespace) -> None:

@@ -46,8 +46,8 @@ def engine_of(streamable: int) -> Any:
         (AROUND + WEIGHTS, WEIGHTS),
         (AROUND + 3 * WEIGHTS, WEIGHTS),
         (AROUND + WEIGHTS - 1, WEIGHTS - 1 - STAGING),
-        (AROUND + STAGING + 5, 5),
-        (AROUND, 0),
+        (AROUND + STAGING + (5 << 30), 5 << 30),
+        (RESERVE_BYTES, 0),
         (0, 0),
     ],
 )
@@ -55,6 +55,12 @@ def test_as_many_weights_stay_as_there_is_room_for(free: int, kept: int) -> None
     engine = engine_of(WEIGHTS)
     assert set_budget(engine, free) == Streaming(WEIGHTS, kept)
     assert engine.weight_streaming_budget_v2 == kept
+
+
+def test_scratch_memory_for_sizes_that_no_gpu_could_hold_leaves_room_for_weights() -> None:
+    engine = engine_of(WEIGHTS)
+    engine.device_memory_size_v2 = 1 << 40
+    assert set_budget(engine, 2 * WEIGHTS) == Streaming(WEIGHTS, WEIGHTS)
 
 
 def test_an_engine_that_cannot_stream_is_left_alone() -> None:
@@ -128,19 +134,19 @@ def test_weights_that_fit_stay_and_graphs_are_captured(rig: SimpleNamespace) -> 
     rig.runner.load()
     assert rig.config.cuda_graph_strategy == trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
     assert rig.runner.warning is None
-    assert rig.runner.memory_bytes == rig.plan.manifest.size_bytes + SCRATCH
+    assert rig.runner.memory_bytes == rig.plan.manifest.size_bytes
 
 
 def test_weights_that_do_not_fit_are_streamed_without_graphs_and_the_user_is_told(rig: SimpleNamespace) -> None:
-    rig.free = AROUND + STAGING + (4 << 30)
+    rig.free = AROUND + STAGING + (5 << 30)
     rig.runner.load()
-    assert rig.engine.weight_streaming_budget_v2 == 4 << 30
+    assert rig.engine.weight_streaming_budget_v2 == 5 << 30
     assert rig.config.cuda_graph_strategy is None
     assert rig.runner.warning == (
-        "6.0 of 10.0 GiB of core's weights do not fit on the GPU and are brought from host memory at every call, "
+        "5.0 of 10.0 GiB of core's weights do not fit on the GPU and are brought from host memory at every call, "
         "which is slower."
     )
-    assert rig.runner.memory_bytes == rig.plan.manifest.size_bytes - (6 << 30) + SCRATCH
+    assert rig.runner.memory_bytes == rig.plan.manifest.size_bytes - (5 << 30)
     rig.runner.unload()
     assert (rig.runner.warning, rig.runner.memory_bytes) == (None, rig.plan.manifest.size_bytes)
 
