@@ -11,7 +11,7 @@ from typing import Any
 
 from ..engine_builder.backends.registry import AUTO, BACKENDS
 from ..engine_builder.backends.tensorrt_library import RTX_ARCHS
-from ..engine_builder.errors import I2VError
+from ..engine_builder.errors import I2VError, InputError
 from ..engine_builder.spec import PRECISIONS
 from ..engine_builder.store import EngineStore
 from ..pipeline.conditioning import check_fields
@@ -72,6 +72,14 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     build.add_argument("--precision", choices=[AUTO, *PRECISIONS], default=AUTO)
     build.add_argument("--backend", choices=[AUTO, *BACKENDS], default=AUTO)
     build.add_argument("--target", metavar="ARCHS", help=f"other GPUs, by commas: {','.join(RTX_ARCHS)}")
+    build.add_argument(
+        "--lora",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("FILE", "STRENGTH"),
+        help="merge a LoRA into the weights first, as the node I2V LoRA does; may be given again",
+    )
     build.add_argument("--force", action="store_true", help="build again even if the engine is there")
 
 
@@ -80,7 +88,7 @@ def _build(options: argparse.Namespace, store: EngineStore) -> list[dict[str, An
     device = default_device()
     presets = () if options.presets is None else parse_presets(options.presets)
     shapes = PRESETS if presets else options.shapes
-    model, rows = open_model(options.model), []
+    model, rows = open_model(options.model, [(file, _strength(text), ()) for file, text in options.lora]), []
     names = model.engine_components if options.component == ALL else (options.component,)
     for arch in options.target.split(",") if options.target else [None]:
         precision = "fp16" if arch is not None and options.precision == AUTO else options.precision
@@ -89,6 +97,13 @@ def _build(options: argparse.Namespace, store: EngineStore) -> list[dict[str, An
         lines = prebuild(EngineSet(model, store, policy, device), job, _Progress())
         rows += [{"target": arch or "this machine", "text": line} for line in lines]
     return rows
+
+
+def _strength(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"The strength of a LoRA is a number such as 1 or 0.8, found {text!r:.80}.") from error
 
 
 def _list(options: argparse.Namespace, store: EngineStore) -> list[dict[str, Any]]:

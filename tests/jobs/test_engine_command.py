@@ -10,6 +10,8 @@ import pytest
 
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.jobs.engine_command import main
+from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.tests.loras import KOHYA, layers, write_lora
 
 BUILD = ("--component", "image_encoder", "--width", "64", "--height", "64", "--frames", "4")
 
@@ -68,6 +70,35 @@ def test_presets_that_are_none_are_refused_in_a_sentence(
 ) -> None:
     assert main(["--store", str(tmp_path), "build", str(tiny_folder), *wrong]) == 1
     assert capsys.readouterr().err.startswith("run.py engine: ")
+
+
+@pytest.mark.slow
+def test_an_engine_with_a_lora_is_another_one_and_found_again(
+    built: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The image encoder has no part in it, the core has."""
+    file = tmp_path / "style.safetensors"
+    write_lora(file, layers(open_model(tiny_folder).checkpoint.parts["unet"]), KOHYA)
+    lora = ("--lora", str(file), "0.5")
+    assert main(["--store", str(built), "build", str(tiny_folder), *BUILD, *lora]) == 0
+    assert "already there" in capsys.readouterr().out
+    core = ("--component", "core", "--width", "64", "--height", "64", "--frames", "4", "--shapes", "exact")
+    store = str(tmp_path / "engines")
+    for arguments, expected in ((lora, False), (lora, True), (("--lora", str(file), "0.75"), False)):
+        assert main(["--store", store, "build", str(tiny_folder), *core, *arguments]) == 0
+        assert ("already there" in capsys.readouterr().out) is expected
+
+
+@pytest.mark.parametrize(
+    ("file", "strength", "sentence"),
+    [("missing.safetensors", "1", "found nothing there"), ("missing.safetensors", "much", "found 'much'")],
+)
+def test_a_lora_that_is_none_is_one_sentence(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, strength: str, sentence: str
+) -> None:
+    lora = ("--lora", str(tmp_path / file), strength)
+    assert main(["--store", str(tmp_path), "build", str(tiny_folder), *BUILD, *lora]) == 1
+    assert sentence in capsys.readouterr().err
 
 
 def test_verify_tells_a_whole_engine_from_a_damaged_one(
