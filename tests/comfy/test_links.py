@@ -1,5 +1,7 @@
 """Every node of the pack refuses in a sentence what stands in the place of a link: ComfyUI lets any JSON pass there."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,19 @@ from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, Prompt, node
 from i2v_tensorrt.tests.workflows.graph import ANY, WIDGETS
 from i2v_tensorrt.tests.workflows.object_info import PREFIX, inputs_of, stored
 
+LORA = "style.safetensors"
 INFO = {name: info for name, info in stored().items() if name.startswith(PREFIX)}
 NODE, SHOWN = "1", "2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lora(base_directory: Path) -> Iterator[None]:
+    """The file that the list of the node I2V LoRA has."""
+    path = base_directory / "models" / "loras" / LORA
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"never read")
+    yield
+    path.unlink()
 
 
 def sockets(kind: str) -> list[str]:

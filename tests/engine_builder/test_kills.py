@@ -173,7 +173,7 @@ def test_an_engine_that_a_dead_publisher_had_set_aside_comes_back(store: EngineS
 
 
 def test_a_deleted_engine_does_not_come_back(store: EngineStore, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_remove", lambda path: None)
+    monkeypatch.setattr(store_module.quarantine, "remove", lambda path: None)
     assert store.delete(plan.manifest.key)
     assert len(names(store.root / ".staging")) == 1
     store.sweep()
