@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ...engine_builder.errors import CheckpointError
 from ..checks import check_number
-from .checkpoint import Part, tensor_shapes
+from .checkpoint import Part, add_file, tensor_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -98,9 +98,7 @@ class Adapter:
     def sha256(self) -> str:
         """Digest over the file's bytes and the strength."""
         sha = hashlib.sha256(repr(float(self.strength)).encode())
-        with self.path.open("rb") as stream:
-            while block := stream.read(4 << 20):
-                sha.update(block)
+        add_file(sha, self.path)
         return sha.hexdigest()
 
     @property

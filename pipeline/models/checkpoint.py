@@ -68,10 +68,15 @@ class Part:
         files = (path for path in self.folder.glob("*") if path.is_file())
         for path in weights or sorted(files, key=lambda path: path.name):  # Windows sorts paths without regard to case
             sha.update(path.name.encode())
-            with path.open("rb") as stream:
-                while block := stream.read(4 << 20):
-                    sha.update(block)
+            add_file(sha, path)
         return sha.hexdigest()
+
+
+def add_file(sha: hashlib._Hash, path: Path) -> None:
+    """Takes a file's bytes into a digest."""
+    with path.open("rb") as stream:
+        while block := stream.read(4 << 20):
+            sha.update(block)
 
 
 @dataclass(frozen=True)

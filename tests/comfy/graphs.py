@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import av
+import torch
 from PIL import Image
 
-from i2v_tensorrt.jobs.comfy_client import RunResult
+from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -91,6 +93,15 @@ def text(result: RunResult, name: str) -> str:
     """What the node says of its run, line by line."""
     (lines,) = result.outputs[name]["text"]
     return lines
+
+
+def frames(client: ComfyClient, result: RunResult) -> torch.Tensor:
+    """The saved clip [frames, height, width, 3], integers."""
+    assert (result.status, result.error) == ("success", None)
+    (described,) = result.outputs[SAVE]["files"]
+    data = client.view(described["filename"], described["subfolder"], described["type"])
+    with av.open(io.BytesIO(data)) as container:
+        return torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)])
 
 
 def png(image: Image.Image) -> bytes:

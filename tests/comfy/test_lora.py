@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,6 +25,7 @@ from i2v_tensorrt.tests.comfy.graphs import (
     Prompt,
     changed,
     clip,
+    frames,
     node,
     published,
     ran,
@@ -62,15 +61,6 @@ def with_lora(prompt: Prompt, **inputs: Any) -> Prompt:
     asked = {"lora": UNET, "strength": 1.0, **inputs}
     behind = {name: {"model": [LORA, 0]} for name, each in prompt.items() if each["inputs"].get("model") == [LOADER, 0]}
     return changed({**prompt, LORA: node("I2VTRT_LoRA", model=[LOADER, 0], **asked)}, behind)
-
-
-def frames(client: ComfyClient, result: RunResult) -> torch.Tensor:
-    """The saved clip [frames, height, width, 3], integers."""
-    assert (result.status, result.error) == ("success", None)
-    (described,) = result.outputs[SAVE]["files"]
-    data = client.view(described["filename"], described["subfolder"], described["type"])
-    with av.open(io.BytesIO(data)) as container:
-        return torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)])
 
 
 def test_on_and_off_again(client: ComfyClient, picture: str) -> None:

@@ -1,13 +1,11 @@
 """Stable Video Diffusion through the same nodes: the shipped workflow, small, and what the nodes say."""
 
-import io
 from typing import Any
 
-import av
 import pytest
 import torch
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
+from i2v_tensorrt.jobs.comfy_client import ComfyClient
 from i2v_tensorrt.tests.comfy.graphs import (
     CONDITIONING,
     DECODE,
@@ -19,6 +17,7 @@ from i2v_tensorrt.tests.comfy.graphs import (
     SVD,
     Prompt,
     changed,
+    frames,
     gradient,
     png,
     published,
@@ -43,15 +42,6 @@ def eager(picture: str, *changes: dict[str, dict[str, Any]]) -> Prompt:
     prompt = whole(picture)
     del prompt[ENGINES]
     return changed(prompt, {name: {"model": [LOADER, 0]} for name in (CONDITIONING, SAMPLER, DECODE)}, *changes)
-
-
-def frames(client: ComfyClient, result: RunResult) -> torch.Tensor:
-    """The saved clip [frames, height, width, 3], integers."""
-    assert (result.status, result.error) == ("success", None)
-    (described,) = result.outputs[SAVE]["files"]
-    data = client.view(described["filename"], described["subfolder"], described["type"])
-    with av.open(io.BytesIO(data)) as container:
-        return torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)])
 
 
 @pytest.fixture(scope="module")

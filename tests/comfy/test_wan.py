@@ -1,13 +1,11 @@
 """Wan through the same nodes: the shipped workflows, small, with latents that the core's nodes take for videos."""
 
-import io
 from typing import Any
 
-import av
 import pytest
 import torch
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
+from i2v_tensorrt.jobs.comfy_client import ComfyClient
 from i2v_tensorrt.tests.comfy.graphs import (
     CONDITIONING,
     DECODE,
@@ -19,6 +17,7 @@ from i2v_tensorrt.tests.comfy.graphs import (
     WANS,
     Prompt,
     changed,
+    frames,
     node,
     published,
     text,
@@ -38,15 +37,6 @@ def small(kind: str, picture: str, *changes: dict[str, dict[str, Any]]) -> Promp
         SAMPLER: {"steps": 3},
     }
     return changed(published(WORKFLOWS[kind]), settings, LOSSLESS, *changes)
-
-
-def frames(client: ComfyClient, result: RunResult) -> torch.Tensor:
-    """The saved clip [frames, height, width, 3], integers."""
-    assert (result.status, result.error) == ("success", None)
-    (described,) = result.outputs[SAVE]["files"]
-    data = client.view(described["filename"], described["subfolder"], described["type"])
-    with av.open(io.BytesIO(data)) as container:
-        return torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)])
 
 
 @each_kind
