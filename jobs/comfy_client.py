@@ -183,6 +183,10 @@ class ComfyClient:
         """The same, or None for a prompt that has not ended or that the server does not know."""
         return self._json(f"/history/{quote(prompt_id)}").get(prompt_id)
 
+    def forget_history(self) -> None:
+        """Empties the server's history, in which it keeps every prompt with its workflow and results."""
+        self._request("/history", json.dumps({"clear": True}).encode())
+
     def object_info(self) -> dict[str, dict[str, Any]]:
         """What each node of the server takes and gives, by node class."""
         return self._json("/object_info")
