@@ -59,7 +59,7 @@ class Climb:
 
     def run(self, task: Task) -> None:
         """Measures one task, or says why not."""
-        empty, left_s = task.rung.rows, self._limits.left_s
+        left_s = self._limits.left_s
         needed_s = task.about_s * (0.5 if self._full_size else 0.0)
         if task.warm and self._row(task.rung.name).state != MEASURED:
             return
@@ -70,15 +70,12 @@ class Climb:
         self.tell(f"{task.describes} ...")
         self._clear(task)
         limit_s = min(left_s, self._limits.compile_s) if task.rung.compile_mode else left_s
-        reason = self._run(task.rung, "warm" if task.warm else "row", limit_s)
-        if task.warm:
-            self._merge_warm(task.rung, reason)
-        else:
-            for row in empty:
-                self._put(_ended(read_row(self._work / "rows" / f"{row.name}.json") or row, reason))
-        self.report()
-        for row in empty:
-            self.tell(line(self.document, self._row(row.name)))
+        try:
+            reason = self._run(task.rung, "warm" if task.warm else "row", limit_s)
+        except KeyboardInterrupt:  # also a request to end
+            self._take(task, "It was interrupted.")
+            raise
+        self._take(task, reason)
 
     def sweep(self, rung: Rung) -> None:
         """Measures how cost grows, with one way."""
@@ -117,6 +114,17 @@ class Climb:
         write_text(path, order.to_json())
         timeout = None if timeout_s == float("inf") else timeout_s
         return run_order(path, self._work / "logs" / f"{name}.log", timeout, _caches(self._work, rung))
+
+    def _take(self, task: Task, reason: str) -> None:
+        """Reports what the task's process has left, and how it ended where that was before its end."""
+        if task.warm:
+            self._merge_warm(task.rung, reason)
+        else:
+            for row in task.rung.rows:
+                self._put(_ended(read_row(self._work / "rows" / f"{row.name}.json") or row, reason))
+        self.report()
+        for row in task.rung.rows:
+            self.tell(line(self.document, self._row(row.name)))
 
     def _clear(self, task: Task) -> None:
         """Removes what an earlier run left: its rows, and what torch.compile would find instead of compiling."""

@@ -92,6 +92,20 @@ def test_an_ended_process_leaves_what_it_had_with_the_reason(job: Job, tmp_path:
     assert "It was ended after 100 s." in (tmp_path / "ladder.md").read_text("utf-8")
 
 
+def test_an_interruption_does_not_lose_what_was_measured(job: Job, tmp_path: Path, children: Children) -> None:
+    def interrupted(files: dict[str, RowFile]) -> str:
+        files["compile-default"].add(HOT)
+        files["compile-default"].close(MEASURED)
+        raise KeyboardInterrupt
+
+    children.act = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        climb_of(job, tmp_path).run(Task(COMPILED))
+    rows = {row["name"]: row for row in json.loads((tmp_path / "ladder.json").read_text("utf-8"))["rows"]}
+    assert (rows["compile-default"]["state"], rows["compile-default"]["figures"]) == (MEASURED, HOT)
+    assert (rows["graph"]["state"], rows["graph"]["reason"]) == (MISSING, "It was interrupted.")
+
+
 def test_a_row_that_gave_its_own_reason_keeps_it(job: Job, tmp_path: Path, children: Children) -> None:
     def failed(files: dict[str, RowFile]) -> str:
         files["eager"].close(MISSING, "InputError: no such thing", "Traceback")
