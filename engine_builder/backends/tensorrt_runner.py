@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,8 @@ from .tensorrt_streaming import Streaming, free_bytes, set_budget
 
 if TYPE_CHECKING:
     from ..store import Plan
+
+log = logging.getLogger(__name__)
 
 GIB = 1 << 30
 KERNELS = "kernels.cache"
@@ -45,6 +48,14 @@ class OwnStream:
             yield
         outer.wait_stream(self._stream)
 
+    def capture(self, call: Callable[[], object]) -> Callable[[], object]:
+        """What replays the work that `call` gives to this stream, which is not done now; raises what CUDA raises."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of the host may use the GPU meanwhile.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            call()
+        return graph.replay
+
     def hand_over(self, tensor: torch.Tensor) -> None:
         """Lets the outer stream use a tensor that was made on this one."""
         tensor.record_stream(torch.cuda.current_stream(self._device))
@@ -55,7 +66,10 @@ class OwnStream:
 
 
 class TensorRTRunner(Runner):
-    """An execution context over a plan. Inputs are copied to addresses that stay, so that graphs can replay."""
+    """An execution context over a plan. Inputs are copied to addresses that stay, so that graphs can replay.
+
+    RTX captures CUDA graphs by itself; for the full library PyTorch does. An engine that streams its weights has none.
+    """
 
     backend: ClassVar[str] = "tensorrt"
 
@@ -69,6 +83,7 @@ class TensorRTRunner(Runner):
         self._stream: OwnStream | None = None
         self._bound: dict[str, torch.Tensor] = {}
         self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._replay: Callable[[], object] | None = None
         self._kernels: Any = None
         self._side = plan.side(KERNELS)
         self._is_first_run = False
@@ -112,7 +127,7 @@ class TensorRTRunner(Runner):
             raise EngineError("The TensorRT engine has no stream.")
         with stream.active():
             outputs = self._bind(inputs)
-            self._checked(self._context.execute_async_v3(stream.handle) or None, "run")
+            self._execute(stream)
             # The buffers are written again by the next call, while schedulers keep earlier predictions.
             found = {name: tensor.clone() for name, tensor in outputs.items()}
         for tensor in found.values():
@@ -121,6 +136,30 @@ class TensorRTRunner(Runner):
             stream.synchronize()
             self._keep_kernels()
         return found
+
+    def _execute(self, stream: OwnStream) -> None:
+        """Runs what is bound: by a CUDA graph from the second call at the same addresses on, where RTX makes none.
+
+        The first call is what a graph needs before it: the context settles what the new shapes have changed.
+        """
+        captures = not self._library.is_rtx and not self._is_first_run and self.warning is None
+        if self._replay is None and captures:
+            self._capture(stream)
+        if self._replay is not None:
+            self._replay()
+        else:
+            self._enqueue(stream)
+
+    def _enqueue(self, stream: OwnStream) -> None:
+        self._checked(self._context.execute_async_v3(stream.handle) or None, "run")
+
+    def _capture(self, stream: OwnStream) -> None:
+        try:
+            self._replay = stream.capture(lambda: self._enqueue(stream))
+        except Exception as error:  # a graph is never needed: whatever was raised, the first call has worked
+            log.warning("A CUDA graph of %s could not be captured.", self.spec.network.component, exc_info=error)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.warning = f"{self.spec.network.component} runs without a CUDA graph, which is slower: {reason}"
 
     def _keep_kernels(self) -> None:
         """Writes down what was compiled for these shapes, so that the next process need not."""
@@ -162,6 +201,7 @@ class TensorRTRunner(Runner):
 
     def _let_go(self) -> None:
         """Drops the memory of the last shapes, which the stream's own order keeps for the work that uses it still."""
+        self._replay = None
         self._bound, self._scratch = {}, torch.empty(0, dtype=torch.uint8)
 
     def _choose_profile(self, sizes: dict[str, int]) -> None:

@@ -5,12 +5,13 @@ Running a plan needs a GPU: see the tests marked `gpu`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import create_autospec
+from unittest.mock import Mock, create_autospec
 
 import pytest
 import torch
@@ -266,6 +267,12 @@ class NoStream:
     def active(self) -> Iterator[None]:
         yield
 
+    def capture(self, call: Callable[[], object]) -> Callable[[], object]:
+        call()
+        return self.replay
+
+    replay = Mock()
+
     def hand_over(self, tensor: torch.Tensor) -> None:
         pass
 
@@ -465,6 +472,69 @@ def test_a_profile_that_cannot_be_had_is_told_and_asked_for_again(preset_rig: Si
 def test_a_size_that_is_no_preset_is_told_from_the_nearest(preset_rig: SimpleNamespace) -> None:
     with pytest.raises(InputError, match="latent_width is 13, 3 below the smallest supported 16"):
         preset_rig.runner(picture(104, 64))
+
+
+@pytest.fixture
+def full_rig(rig: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The same by the full library's ways, which captures no CUDA graphs by itself."""
+    rig.replay = Mock()
+    monkeypatch.setattr(NoStream, "replay", rig.replay)
+    library = replace(load_library(RTX), is_rtx=False)
+    plan = rig.runner._plan
+    rig.runner = tensorrt_runner.TensorRTRunner(plan, plan.manifest.spec, CPU, library)
+    rig.runner.load()
+    return rig
+
+
+def runs(rig: SimpleNamespace) -> tuple[int, int]:
+    """How often the engine's work was given to the stream, or to a graph, and how often a graph was replayed."""
+    return rig.context.execute_async_v3.call_count, rig.replay.call_count
+
+
+def test_the_full_librarys_calls_become_a_graph_at_the_second(full_rig: SimpleNamespace) -> None:
+    told = []
+    for _ in range(4):
+        full_rig.runner(inputs())
+        told.append(runs(full_rig))
+    assert told == [(1, 0), (2, 1), (2, 2), (2, 3)]
+    assert full_rig.runner.warning is None
+
+
+def test_a_graph_is_of_one_shape_and_goes_with_the_engine(
+    preset_rig: SimpleNamespace, full_rig: SimpleNamespace
+) -> None:
+    """Other shapes and another load have other addresses, which the old graph would write to."""
+    for sides in (SQUARE, SQUARE, WIDE, WIDE):
+        full_rig.runner(picture(*sides))
+    assert runs(full_rig) == (4, 2)
+    full_rig.runner.unload()
+    full_rig.runner.load()
+    full_rig.runner(picture(*WIDE))
+    assert runs(full_rig) == (5, 2)
+
+
+def test_a_graph_that_cannot_be_captured_is_told_and_not_needed(
+    full_rig: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = Mock(side_effect=RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing"))
+    monkeypatch.setattr(NoStream, "capture", refused)
+    for _ in range(3):
+        full_rig.runner(inputs())
+    assert runs(full_rig) == (3, 0)
+    assert refused.call_count == 1
+    assert full_rig.runner.warning == (
+        "image_encoder runs without a CUDA graph, which is slower: "
+        "CUDA error: operation not permitted when stream is capturing"
+    )
+
+
+def test_rtx_captures_its_graphs_by_itself(rig: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = Mock()
+    monkeypatch.setattr(NoStream, "capture", captured)
+    rig.runner.load()
+    for _ in range(3):
+        rig.runner(inputs())
+    captured.assert_not_called()
 
 
 def another_runner(rig: SimpleNamespace) -> tensorrt_runner.TensorRTRunner:
