@@ -71,6 +71,10 @@ class Runner(ABC):
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Runs on inputs of the declared dtypes on the runner's device."""
 
+    def _goes_without_graph(self, error: Exception) -> None:
+        """Tells the user that no CUDA graph could be captured: none is ever needed, the direct call has worked."""
+        self.warning = f"{self.spec.network.component} runs without a CUDA graph, which is slower: {in_a_line(error)}."
+
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Runs the network.
 
@@ -162,3 +166,8 @@ def _dtype(name: str) -> torch.dtype:
     import torch
 
     return getattr(torch, name)
+
+
+def in_a_line(error: Exception) -> str:
+    """What a library says of its failure, as the end of a sentence without its full stop."""
+    return " ".join(str(error).split())[:300].rstrip(".:") or type(error).__name__

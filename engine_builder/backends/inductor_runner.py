@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import EngineError
 from ..spec import EngineSpec, Scope
-from .base import LoadNetwork, Runner
+from .base import LoadNetwork, Runner, in_a_line
 from .inductor_graph import Replay
 from .memory import is_out_of_memory
 
@@ -160,8 +160,7 @@ class InductorRunner(Runner):
         try:
             self._replays[sizes] = Replay(self._direct, inputs, kept)
         except Exception as error:  # a graph is never needed: whatever was raised, the direct call has worked
-            component = self.spec.network.component
-            self.warning = f"{component} runs without a CUDA graph, which is slower: {_line(error)}."
+            self._goes_without_graph(error)
         return self._replays.get(sizes)
 
     def _direct(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -189,7 +188,7 @@ class InductorRunner(Runner):
         return int(torch.cuda.memory_stats(self.device).get("num_ooms", 0))
 
     def _refused(self, act: str, error: Exception) -> EngineError:
-        return EngineError(f"Inductor cannot {act} the {self.spec.network.component} engine: {_line(error)}.")
+        return EngineError(f"Inductor cannot {act} the {self.spec.network.component} engine: {in_a_line(error)}.")
 
 
 def _lay_out(tensor: torch.Tensor, stride: list[int]) -> None:
@@ -204,7 +203,3 @@ def _ready(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor as the compiled code reads it without a check: contiguous, and on a boundary of 64 bytes."""
     dense = tensor.contiguous()
     return dense.clone() if dense.data_ptr() % 64 else dense
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".:") or type(error).__name__

@@ -158,8 +158,7 @@ class TensorRTRunner(Runner):
             self._replay = stream.capture(lambda: self._enqueue(stream))
         except Exception as error:  # a graph is never needed: whatever was raised, the first call has worked
             log.warning("A CUDA graph of %s could not be captured.", self.spec.network.component, exc_info=error)
-            reason = " ".join(str(error).split()) or type(error).__name__
-            self.warning = f"{self.spec.network.component} runs without a CUDA graph, which is slower: {reason}"
+            self._goes_without_graph(error)
 
     def _keep_kernels(self) -> None:
         """Writes down what was compiled for these shapes, so that the next process need not."""

@@ -278,7 +278,7 @@ def exchange(one: Path, other: Path) -> None:
 
 @counted(40, 20_000)
 def test_any_graph_ends_in_a_result_or_a_sentence(attacked: Attacked, count: int, evidence: Evidence) -> None:
-    """Nor is more allocated than is free; what stays of a graph stays in ComfyUI's history, which is emptied."""
+    """Nor is more allocated than is free. ComfyUI's history, which keeps every prompt, is emptied on the way."""
     draw, ends, most = random.Random(count), Counter[str](), 0
     with unharmed(attacked):
         first = attacked.held_bytes()

@@ -259,6 +259,7 @@ class NoStream:
     """Stands in for a CUDA stream where there is none."""
 
     handle = 7
+    replay = Mock()
 
     def __init__(self, device: torch.device) -> None:
         self.waits = 0
@@ -270,8 +271,6 @@ class NoStream:
     def capture(self, call: Callable[[], object]) -> Callable[[], object]:
         call()
         return self.replay
-
-    replay = Mock()
 
     def hand_over(self, tensor: torch.Tensor) -> None:
         pass
@@ -524,7 +523,7 @@ def test_a_graph_that_cannot_be_captured_is_told_and_not_needed(
     assert refused.call_count == 1
     assert full_rig.runner.warning == (
         "image_encoder runs without a CUDA graph, which is slower: "
-        "CUDA error: operation not permitted when stream is capturing"
+        "CUDA error: operation not permitted when stream is capturing."
     )
 
 
