@@ -4,14 +4,15 @@ import struct
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from websockets.sync.client import connect
-
 from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
+from i2v_tensorrt.jobs.comfy_socket import open_socket
 
 TEXT_MESSAGE = 3
 SILENCE_S = 0.5
+ANSWER_S = 60.0
 
 
 def read_text(message: str | bytes) -> list[tuple[str, str]]:
@@ -25,29 +26,34 @@ def read_text(message: str | bytes) -> list[tuple[str, str]]:
 def run_and_hear(
     client: ComfyClient, prompt: Mapping[str, Any], on_text: Callable[[str, str], None] = lambda name, text: None
 ) -> tuple[RunResult, dict[str, list[str]]]:
-    """Runs a prompt; with its result comes what each node said, in order; `on_text` hears it at once."""
+    """Runs a prompt; with its result comes what each node said, in order; `on_text` hears it at once.
+
+    It listens until a whole silence after the prompt's end, and fails where the socket does.
+    """
     heard: dict[str, list[str]] = {}
     ended = threading.Event()
     # A name of its own: the server forgets a name when the socket before it closes, however late.
-    with connect(f"ws{client.url.removeprefix('http')}/ws?clientId={uuid.uuid4().hex}", proxy=None) as socket:
+    with open_socket(client.url, uuid.uuid4().hex) as socket, ThreadPoolExecutor(1) as pool:
 
         def hear() -> None:
             while True:
+                is_last = ended.is_set()
                 try:
                     message = socket.recv(timeout=SILENCE_S)
                 except TimeoutError:
-                    if ended.is_set():
+                    if is_last:
                         return
                     continue
                 for name, text in read_text(message):
                     heard.setdefault(name, []).append(text)
                     on_text(name, text)
 
-        listener = threading.Thread(target=hear)
-        listener.start()
+        listener = pool.submit(hear)
         try:
             result = client.run(prompt)
+            # An answer comes after all that the server sent before it.
+            assert socket.ping(ack_on_close=True).wait(ANSWER_S), "the socket answers no more"
         finally:
             ended.set()
-            listener.join()
+        listener.result()
     return result, heard
