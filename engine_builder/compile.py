@@ -13,10 +13,11 @@ from .backends.eager import EagerBackend
 from .backends.registry import BACKENDS
 from .errors import EngineError, StorageError
 from .manifest import Manifest, Verdict, verdict_from_dict
+from .quantize import RECORDED, Calibration, keep_for_the_gate
 from .source import NetworkSource
 from .spec import EngineSpec, spec_from_dict
 from .store import Plan, describe_files
-from .verify import judge, passes, timesteps_of
+from .verify import judge, judge_recorded, passes, timesteps_of
 
 if TYPE_CHECKING:
     import torch
@@ -49,11 +50,14 @@ class BuildRequest:
     """What the engine is compared with, where that is not the network it is compiled from."""
     details: Mapping[str, str] = field(default_factory=dict)
     """Worth keeping beside what the backend has to say."""
+    calibration: Calibration | None = None
+    """What a quantized engine's scales are taken from."""
 
     @property
     def aimed_backend(self) -> Backend:
-        """The backend, building for `device`, or for `arch` if one is named."""
-        return self.backend.on(self.device) if self.arch is None else self.backend.aimed_at(self.arch)
+        """The backend, building for `device`, or for `arch` if one is named, with the calibration if there is one."""
+        backend = self.backend.on(self.device) if self.arch is None else self.backend.aimed_at(self.arch)
+        return backend if self.calibration is None else backend.calibrated_by(self.calibration)
 
 
 def compile_engine(request: BuildRequest, folder: Path, report: Report) -> Compiled:
@@ -66,6 +70,8 @@ def compile_engine(request: BuildRequest, folder: Path, report: Report) -> Compi
     islands = _islands(request, network, report)
     try:
         details = request.aimed_backend.build(network, request.spec, folder, report)
+        if request.calibration is not None:
+            keep_for_the_gate(request.calibration, folder)
     except OSError as error:
         raise StorageError(f"The engine could not be written to {folder}: {error.strerror or error}.") from error
     report("check", 0.8)
@@ -92,6 +98,7 @@ def request_to_dict(request: BuildRequest, folder: Path) -> dict[str, Any]:
         "backend": request.backend.name,
         "device": str(request.device),
         "arch": request.arch,
+        "calibration": request.calibration and str(request.calibration.path),
         "folder": str(folder),
     }
 
@@ -111,6 +118,7 @@ def compile_from(data: Mapping[str, Any], report: Report) -> dict[str, Any]:
         backend=BACKENDS[data["backend"]],
         device=torch.device(data["device"]),
         arch=data["arch"],
+        calibration=data["calibration"] and Calibration(Path(data["calibration"])),
         reference=data["reference"] and NetworkSource(**data["reference"]),
     )
     compiled = compile_engine(request, Path(data["folder"]), report)
@@ -141,7 +149,8 @@ def check_plan(
     """Compares an engine with eager PyTorch on the device; raises EngineError when it does not pass.
 
     `network` gives the engine its weights where it holds none; `plain` is the reference where that is another. An
-    engine with fp32 islands is compared with a network that has them too, for one without gives no numbers.
+    engine with fp32 islands is compared with a network that has them too, for one without gives no numbers. One in
+    int8 or fp8 is compared with the fp32 network on recorded inputs.
     """
     spec = plan.manifest.spec
     reference = EagerBackend().load(None, spec, _sheltered(plain or network, plan.manifest), device)
@@ -149,7 +158,10 @@ def check_plan(
     try:
         reference.load()
         candidate.load()
-        verdict = judge(reference, candidate, spec, timesteps_of(spec, device))
+        if spec.calibration:
+            verdict = judge_recorded(reference, candidate, Calibration(plan.verified(RECORDED)).calls())
+        else:
+            verdict = judge(reference, candidate, spec, timesteps_of(spec, device))
     finally:
         candidate.unload()
         reference.unload()

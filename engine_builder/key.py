@@ -28,4 +28,6 @@ def engine_key(spec: EngineSpec, target: Target) -> str:
     named = asdict(spec)
     if not spec.rewrites:  # engines from before there were any keep their names
         del named["rewrites"]
+    if not spec.calibration:
+        del named["calibration"]
     return digest({"schema": SCHEMA, "spec": named, "target": asdict(target)})

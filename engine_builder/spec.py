@@ -22,6 +22,15 @@ COMPUTE = "compute"
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precision names as users see them, and the torch dtype that each stands for."""
 
+QUANTIZED = ("int8", "fp8")
+"""Precisions of an engine's products and convolutions: the rest computes in fp16, what goes in and out is fp32."""
+
+
+def network_precision(precision: str) -> str:
+    """The precision of the network that an engine of that precision is made from and compared with."""
+    return "fp32" if precision in QUANTIZED else precision
+
+
 
 class Scope(str, Enum):
     """How often an input changes: once per clip, once per schedule, or at every step."""
@@ -61,7 +70,7 @@ class TensorSpec:
 
     def dtype_at(self, precision: str) -> str:
         """The torch dtype name of this tensor in an engine of the given precision."""
-        return PRECISIONS[precision] if self.dtype == COMPUTE else self.dtype
+        return PRECISIONS[network_precision(precision)] if self.dtype == COMPUTE else self.dtype
 
     def shape_at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of this tensor once every named dimension has a size."""
@@ -289,11 +298,14 @@ class EngineSpec:
     profile: ShapeProfile
     precision: str
     rewrites: tuple[str, ...] = ()
+    calibration: str = ""
+    """Names the recorded inputs that a quantized engine's scales were taken from."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rewrites", tuple(sorted(set(self.rewrites))))
-        if self.precision not in PRECISIONS:
-            raise InputError(f"Precision is one of {', '.join(PRECISIONS)}, found {self.precision!r}.")
+        known = (*PRECISIONS, *QUANTIZED)
+        if self.precision not in known:
+            raise InputError(f"Precision is one of {', '.join(known)}, found {self.precision!r}.")
 
 
 @dataclass(frozen=True)
@@ -315,7 +327,8 @@ def spec_from_dict(data: dict[str, Any]) -> EngineSpec:
             network[side] = tuple(_tensor_from_dict(tensor) for tensor in network[side])
         network["limits"] = _profile_from_dict(network["limits"])
         profile = _profile_from_dict(data["profile"])
-        return EngineSpec(NetworkSpec(**network), profile, data["precision"], tuple(data.get("rewrites", ())))
+        rewrites, calibration = tuple(data.get("rewrites", ())), data.get("calibration", "")
+        return EngineSpec(NetworkSpec(**network), profile, data["precision"], rewrites, calibration)
     except (LookupError, TypeError, ValueError, AttributeError, InputError) as error:
         raise EngineError(f"An engine specification is malformed: {error}.") from error
 

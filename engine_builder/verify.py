@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ THRESHOLDS = {
     "fp32": Threshold(0.999999, 70.0),
     "fp16": Threshold(0.999, 30.0),
     "bf16": Threshold(0.999, 24.0),
+    "int8": Threshold(0.997, 20.0),
+    "fp8": Threshold(0.997, 20.0),
 }
 
 
@@ -48,12 +51,19 @@ def timesteps_of(spec: EngineSpec, device: torch.device) -> int:
     return TIMESTEPS if has_timestep and device.type == "cuda" else 1
 
 
+def judge_recorded(reference: Runner, candidate: Runner, calls: Sequence[Mapping[str, torch.Tensor]]) -> Verdict:
+    """Runs both on inputs that real clips gave, of which random ones would be no likeness; keeps the worst."""
+    found = [_compare(reference, candidate, candidate.spec, call) for call in calls]
+    return replace(worst(found), shapes=found[0].shapes, timesteps=len(calls))
+
+
 def judge(reference: Runner, candidate: Runner, spec: EngineSpec, timesteps: int = 1) -> Verdict:
     """Runs both on the same random inputs at the profile's corners, over the schedule at each; keeps the worst."""
     shapes = tuple(spec.profile.corners)
     parts = [(number / timesteps, (number + 1) / timesteps) for number in range(timesteps)]
     calls = enumerate(product(shapes, parts))
-    found = [_compare(reference, candidate, spec, sizes, seed, part) for seed, (sizes, part) in calls]
+    inputs = (example_inputs(spec, sizes, seed, part) for seed, (sizes, part) in calls)
+    found = [_compare(reference, candidate, spec, each) for each in inputs]
     return replace(worst(found), shapes=shapes, timesteps=timesteps)
 
 
@@ -81,18 +91,13 @@ def worst(verdicts: list[Verdict]) -> Verdict:
 
 
 def _compare(
-    reference: Runner,
-    candidate: Runner,
-    spec: EngineSpec,
-    sizes: dict[str, int],
-    seed: int,
-    part: tuple[float, float],
+    reference: Runner, candidate: Runner, spec: EngineSpec, inputs: Mapping[str, torch.Tensor]
 ) -> Verdict:
     """The worst of all outputs: what is large, such as a cache, must not hide what is small.
 
     Raises EngineError for an output of an undeclared shape.
     """
-    inputs = example_inputs(spec, sizes, seed, part)
+    sizes = spec.network.sizes_of(inputs)
     expected, found = reference(inputs), candidate(inputs)
     for tensor, outputs in product(spec.network.outputs, (expected, found)):
         shape, declared = list(outputs[tensor.name].shape), list(tensor.shape_at(sizes))

@@ -10,6 +10,7 @@ import torch
 
 from ..engine_builder.backends.base import cuda_arch
 from ..engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
+from ..engine_builder.quantize import LEAST_ARCH
 from .policy import EnginePolicy
 from .table import Table
 
@@ -19,7 +20,6 @@ PACKAGES = (
 )  # fmt: skip
 PIP = "pip install "
 GIB = 1 << 30
-FP8_FROM = (8, 9)
 CAN, CANNOT, TAKEN, BY_NAME = "can run", "cannot run", "auto takes this", "can run, by its name alone"
 
 
@@ -108,9 +108,10 @@ def _abilities(device: torch.device) -> str:
         return f"{torch.get_num_threads()} threads of {torch.backends.cpu.get_cpu_capability()}; fp32; {auto}"
     free, total = torch.cuda.mem_get_info(device)
     precisions = ["fp32", "fp16"] + ["bf16"] * torch.cuda.is_bf16_supported(including_emulation=False)
-    tensor_cores = " (and fp8, which nothing here uses)" * (torch.cuda.get_device_capability(device) >= FP8_FROM)
+    capability = torch.cuda.get_device_capability(device)
+    precisions += [name for name, least in LEAST_ARCH.items() if capability >= divmod(least, 10)]
     memory = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
-    return f"{cuda_arch(device)}; {memory}; {', '.join(precisions)}{tensor_cores}; {auto}"
+    return f"{cuda_arch(device)}; {memory}; {', '.join(precisions)}; {auto}"
 
 
 def _why(states: tuple[BackendState, ...]) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 from ..engine_builder.backends.registry import AUTO, BACKENDS
 from ..engine_builder.backends.tensorrt_library import RTX_ARCHS
 from ..engine_builder.errors import I2VError, InputError
-from ..engine_builder.spec import PRECISIONS
+from ..engine_builder.spec import PRECISIONS, QUANTIZED
 from ..engine_builder.store import EngineStore
 from ..pipeline.conditioning import check_fields
 from ..pipeline.models.registry import open_model
+from .calibrate import read_material
 from .demo_model import PACK
 from .doctor import diagnose
 from .engine_list import KEY_CHARS, Checked, check, chosen, describe
@@ -69,7 +70,22 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     build.add_argument("--width", type=int, default=512, metavar="PIXELS")
     build.add_argument("--height", type=int, default=512, metavar="PIXELS")
     build.add_argument("--frames", type=int, default=16, metavar="N")
-    build.add_argument("--precision", choices=[AUTO, *PRECISIONS], default=AUTO)
+    build.add_argument("--precision", choices=[AUTO, *PRECISIONS, *QUANTIZED], default=AUTO)
+    build.add_argument(
+        "--calibrate",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="for int8 and fp8: a picture, or a folder of them, to take the scales from; may be given again",
+    )
+    build.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what the pictures are made to do for that; may be given again",
+    )
     build.add_argument("--backend", choices=[AUTO, *BACKENDS], default=AUTO)
     build.add_argument("--target", metavar="ARCHS", help=f"other GPUs, by commas: {','.join(RTX_ARCHS)}")
     build.add_argument(
@@ -90,10 +106,11 @@ def _build(options: argparse.Namespace, store: EngineStore) -> list[dict[str, An
     shapes = PRESETS if presets else options.shapes
     model, rows = open_model(options.model, [(file, _strength(text), ()) for file, text in options.lora]), []
     names = model.engine_components if options.component == ALL else (options.component,)
+    material = read_material(options.calibrate, options.prompt) if options.calibrate else None
     for arch in options.target.split(",") if options.target else [None]:
         precision = "fp16" if arch is not None and options.precision == AUTO else options.precision
         policy = EnginePolicy(options.backend, precision, shapes, presets=presets)
-        job = Prebuild(tuple(names), options.width, options.height, options.frames, options.force, arch)
+        job = Prebuild(tuple(names), options.width, options.height, options.frames, options.force, arch, material)
         lines = prebuild(EngineSet(model, store, policy, device), job, _Progress())
         rows += [{"target": arch or "this machine", "text": line} for line in lines]
     return rows

@@ -41,6 +41,14 @@ def missing(component: str, sizes: Mapping[str, int], stored: Sequence[Plan], st
     )
 
 
+def uncalibrated(component: str, precision: str) -> str:
+    """Why an engine in int8 or fp8 is not built on the way to a clip, and how to have one."""
+    return (
+        f"There is no {precision} engine for {component}, and its scales are taken from pictures: build it with the "
+        "Engine Builder and pictures, or by `run.py engine build` with --calibrate."
+    )
+
+
 def stock(components: Sequence[str], missing: Sequence[str], on_missing: str) -> str:
     """How many of the components have engines in the store, and what becomes of the rest."""
     then = "\nthe rest " + ("is built when needed" if on_missing == "build" else "runs eager")

@@ -27,7 +27,8 @@ from ..engine_builder.errors import (
     StorageError,
 )
 from ..engine_builder.manifest import Manifest
-from ..engine_builder.spec import EngineSpec, ShapeProfile
+from ..engine_builder.quantize import Calibration
+from ..engine_builder.spec import QUANTIZED, EngineSpec, ShapeProfile, network_precision
 from ..engine_builder.store import EngineStore, Plan
 from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.base import VideoModel
@@ -139,29 +140,36 @@ class Engines(Generic[AnyNetworks]):
         force: bool = False,
         arch: str | None = None,
         report: Report | None = None,
+        calibration: Calibration | None = None,
     ) -> BuildResult:
         """The component's engine for these sizes by the shape policy, from the store or built now.
 
-        `sizes` may name dimensions that the component does not have; `arch` another GPU than this one.
-        Raises EngineError when it cannot be built, InputError when the network does not take the sizes.
+        `sizes` may name dimensions that the component does not have; `arch` another GPU than this one. Where the
+        component's precision is int8 or fp8 it takes a calibration. Raises EngineError when it cannot be built,
+        InputError when the network does not take the sizes.
         """
         backend = self._backend() if arch is None else BACKENDS[TensorRTBackend.name]
-        request = self._request(component, self._profile(component, sizes), backend, arch)
+        request = self._request(component, self._profile(component, sizes), backend, arch, calibration)
         tell = report or self.report
         return build_engine(
             request, self.store, process, force=force, report=lambda stage, done: tell(f"{component}: {stage}", done)
         )
 
     def stored(self, component: str) -> list[Plan]:
-        """The engines in the store that serve this component here, the narrowest profile first."""
+        """The engines in the store that serve this component here, the narrowest profile first, then the newest.
+
+        Those in int8 and fp8 whatever their scales were taken from.
+        """
         backend = self._backend()
         target = backend.target(self.device)
         wanted = self._spec(component, ShapeProfile(), backend)
         plans = [
             plan
             for plan in self.store.plans()
-            if plan.manifest.target == target and replace(plan.manifest.spec, profile=wanted.profile) == wanted
+            if plan.manifest.target == target
+            and replace(plan.manifest.spec, profile=wanted.profile, calibration=wanted.calibration) == wanted
         ]
+        plans.sort(key=lambda plan: plan.manifest.created_at, reverse=True)
         return sorted(plans, key=lambda plan: plan.manifest.spec.profile.width)
 
     def take_notes(self) -> list[str]:
@@ -268,13 +276,13 @@ class Engines(Generic[AnyNetworks]):
                 plan = self._plan(component, sizes, process, self.report)
         self._note_built(started)
         source, backend = self.model.components[component].load, self._backend()
-        rewrites = self._rewrites(component, backend)
+        rewrites, precision = self._rewrites(component, backend), network_precision(plan.manifest.spec.precision)
 
         def network() -> torch.nn.Module:
-            return source(self.precision, rewrites)
+            return source(precision, rewrites)
 
         if plan.manifest.verdict is None:  # built elsewhere for this GPU: nobody has seen it run
-            verdict = check_plan(plan, backend, network, self.device, lambda: source(self.precision))
+            verdict = check_plan(plan, backend, network, self.device, lambda: source(precision))
             plan = self.store.set_verdict(plan, verdict)
         return backend.load(plan, plan.manifest.spec, network, self.device)
 
@@ -328,16 +336,30 @@ class Engines(Generic[AnyNetworks]):
             self._eager[component] = EagerBackend().load(None, spec, lambda: source(self.precision), self.device)
         return self._eager[component]
 
-    def _request(self, component: str, profile: ShapeProfile, backend: Backend, arch: str | None) -> BuildRequest:
+    def _request(
+        self,
+        component: str,
+        profile: ShapeProfile,
+        backend: Backend,
+        arch: str | None,
+        calibration: Calibration | None,
+    ) -> BuildRequest:
         rewrites, network = self._rewrites(component, backend), self.model.components[component].spec
+        spec = self._spec(component, profile, backend)
+        if spec.precision in QUANTIZED:
+            if calibration is None:
+                raise MissingEngineError(engine_words.uncalibrated(component, spec.precision))
+            spec = replace(spec, calibration=calibration.name)
+        precision = network_precision(spec.precision)
         return BuildRequest(
-            spec=self._spec(component, profile, backend),
-            source=self.model.source(component, self.precision, rewrites),
+            spec=spec,
+            source=self.model.source(component, precision, rewrites),
             backend=backend,
             device=self.device,
             arch=arch,
-            reference=self.model.source(component, self.precision) if rewrites else None,
+            reference=self.model.source(component, precision) if rewrites else None,
             details={} if backend.holds_weights else {"gated_with": network.weights_sha256},
+            calibration=calibration if spec.calibration else None,
         )
 
     def _profile(self, component: str, sizes: Mapping[str, int]) -> ShapeProfile:
@@ -347,7 +369,11 @@ class Engines(Generic[AnyNetworks]):
 
     def _spec(self, component: str, profile: ShapeProfile, backend: Backend) -> EngineSpec:
         network = backend.network_of(self.model.components[component].spec)
-        return EngineSpec(network, profile, self.precision, self._rewrites(component, backend))
+        return EngineSpec(network, profile, self.precision_of(component), self._rewrites(component, backend))
+
+    def precision_of(self, component: str) -> str:
+        """The precision of a component's engines."""
+        return self.precision
 
     def _rewrites(self, component: str, backend: Backend) -> tuple[str, ...]:
         if self.policy.rewrites is None:
@@ -377,6 +403,11 @@ class Engines(Generic[AnyNetworks]):
 
 class EngineSet(Engines[VideoModel]):
     """A video model's runners."""
+
+    def precision_of(self, component: str) -> str:
+        """int8 or fp8 for the cores alone, which take the time: what encodes and decodes would show it."""
+        quantized = self.policy.quantized
+        return quantized if quantized is not None and component in self.model.cores else self.precision
 
 
 def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, guided: bool = True) -> dict[str, int]:

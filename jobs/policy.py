@@ -9,7 +9,7 @@ import torch
 
 from ..engine_builder.backends.registry import AUTO
 from ..engine_builder.errors import InputError
-from ..engine_builder.spec import PRECISIONS, DimRange, ShapeProfile, span
+from ..engine_builder.spec import PRECISIONS, QUANTIZED, DimRange, ShapeProfile, span
 from ..pipeline.decode import most_at_once
 from ..pipeline.models.latent_space import LatentSpace
 from .presets import ClipSize
@@ -40,7 +40,7 @@ class EnginePolicy:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("precision", self.precision, (AUTO, *PRECISIONS)),
+            ("precision", self.precision, (AUTO, *PRECISIONS, *QUANTIZED)),
             ("shape policy", self.shapes, SHAPE_POLICIES),
             ("miss policy", self.on_missing, MISS_POLICIES),
         ):
@@ -70,8 +70,18 @@ class EnginePolicy:
             raise InputError(f"No preset serves this size: in the nearest, {'; '.join(misfits)} {pixels}.")
         return found
 
+    @property
+    def quantized(self) -> str | None:
+        """int8 or fp8, where that is the precision of a model's cores; None where they have that of the rest."""
+        return self.precision if self.precision in QUANTIZED else None
+
     def precision_on(self, device: torch.device) -> str:
-        """The precision to run in: `auto` is fp16 on a CUDA GPU, where it is faster, and fp32 elsewhere."""
+        """The precision to run in: `auto` is fp16 on a CUDA GPU, where it is faster, and fp32 elsewhere.
+
+        fp16 beside cores in int8 or fp8, see `quantized`.
+        """
+        if self.quantized is not None:
+            return "fp16"
         if self.precision != AUTO:
             return self.precision
         return "fp16" if device.type == "cuda" else "fp32"

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from ..engine_builder.backends.base import Report
+from ..engine_builder.backends.base import Report, cuda_arch
 from ..engine_builder.build import BuildResult
-from ..engine_builder.errors import InputError
+from ..engine_builder.errors import BackendUnavailableError, InputError
+from ..engine_builder.quantize import Calibration, check_quantizable
 from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.registry import FAMILIES
+from .calibrate import Material, record
 from .engine_words import precision
 from .engines import EngineSet, clip_sizes
+from .presets import ClipSize
 
 ALL = "all"
 
@@ -20,7 +25,8 @@ class Prebuild:
     """Which components to build, for which size in pixels and frames, and whether again if they are there.
 
     Under a policy of presets those are built for, and the size here is not.
-    `arch` is the GPU architecture to build for, such as `sm_89`, if it is not this machine's.
+    `arch` is the GPU architecture to build for, such as `sm_89`, if it is not this machine's. From `material` int8
+    and fp8 take their scales.
     """
 
     components: tuple[str, ...]
@@ -29,6 +35,7 @@ class Prebuild:
     num_frames: int
     force: bool = False
     arch: str | None = None
+    material: Material | None = None
 
 
 def component_names() -> list[str]:
@@ -46,20 +53,46 @@ def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
         known = ", ".join(engines.model.engine_components)
         raise InputError(f"The networks to compile are {known}, found {component!r:.80}.")
     count = len(job.components)
-    size = next(iter(engines.policy.presets), (job.width, job.height, job.num_frames))
+    size = next(iter(engines.policy.presets), ClipSize(job.width, job.height, job.num_frames))
     sizes = clip_sizes(engines.model, *size)
     lines = []
-    engines.make_room()
-    with BuildProcess() as process:
+    with TemporaryDirectory(prefix="i2v-calibration-", ignore_cleanup_errors=True) as work, BuildProcess() as process:
+        calibrations = _calibrations(engines, job, size, Path(work), report)
+        engines.make_room()
         for number, component in enumerate(job.components):
 
             def tell(stage: str, done: float, number: int = number) -> None:
                 report(stage, (number + done) / count)
 
-            result = engines.build(component, sizes, process, force=job.force, arch=job.arch, report=tell)
+            calibration = calibrations.get(component)
+            result = engines.build(
+                component, sizes, process, force=job.force, arch=job.arch, report=tell, calibration=calibration
+            )
             lines.append(_line(component, result))
     report("done", 1.0)
     return lines
+
+
+def _calibrations(
+    engines: EngineSet, job: Prebuild, size: ClipSize, folder: Path, report: Report
+) -> dict[str, Calibration]:
+    """What the job's cores take their scales from; empty where none is in int8 or fp8.
+
+    Raises InputError for pictures that nothing makes use of, and where they are missing; EngineError, before
+    anything is recorded, for a GPU or an installation that cannot.
+    """
+    quantized, cores = engines.policy.quantized, set(job.components) & set(engines.model.cores)
+    if quantized is None and job.material is not None:
+        raise InputError(f"Pictures to take scales from are for int8 and fp8, found {engines.precision}.")
+    if quantized is None or not cores:
+        return {}
+    if job.material is None:
+        raise InputError(f"{quantized} takes its scales from pictures, found none.")
+    arch = job.arch or cuda_arch(engines.device)
+    if arch is None:
+        raise BackendUnavailableError(f"{quantized} is for TensorRT on NVIDIA GPUs, found none to build for: name one.")
+    check_quantizable(quantized, arch)
+    return record(engines, job.material, size, folder, lambda done, count: report("record clips", 0.0))
 
 
 def _line(component: str, result: BuildResult) -> str:

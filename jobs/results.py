@@ -67,6 +67,8 @@ def result_key(engines: EngineSet, conditioning: Conditioning, denoising: Denois
     None where the policy's backend does not serve the device, for then something else runs.
     """
     model = engines.model
+    if engines.policy.quantized is not None:
+        return None  # two engines with scales from other pictures would share a name
     try:
         backends = _backends(engines, conditioning, denoising)
         targets = [asdict(backend.target(engines.device)) for backend in backends.values()]

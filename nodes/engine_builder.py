@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from ..engine_builder.backends.registry import AUTO
 from ..engine_builder.backends.tensorrt import TensorRTBackend
 from ..engine_builder.backends.tensorrt_library import RTX_ARCHS
+from ..engine_builder.errors import InputError
+from ..jobs.calibrate import MOST_CLIPS, Material
 from ..jobs.engines import EngineSet
 from ..jobs.policy import EnginePolicy
 from ..jobs.prebuild import ALL, Prebuild, component_names, prebuild
 from ..jobs.presets import parse_presets
 from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
+from ..pipeline.picture import picture_from_tensor
 from . import host
 from .types import (
     CATEGORY,
@@ -61,6 +65,18 @@ class EngineBuilder(io.ComfyNode):
                     "it is checked when it first meets that GPU.",
                 ),
                 presets_input(),
+                io.Image.Input(
+                    "pictures",
+                    optional=True,
+                    tooltip="For int8 and fp8: a few of the pictures that you animate, as a batch. Short clips of them "
+                    "say how large the core's numbers get.",
+                ),
+                io.String.Input(
+                    "prompts",
+                    optional=True,
+                    force_input=True,
+                    tooltip="What the pictures are made to do for that, a prompt a line.",
+                ),
             ],
             outputs=[
                 Model.Output(display_name="model", tooltip="The same model, so that an Engine Loader can follow."),
@@ -107,6 +123,8 @@ class EngineBuilder(io.ComfyNode):
         force: bool,
         target: str = HERE,
         presets: str = "",
+        pictures: torch.Tensor | None = None,
+        prompts: str | None = None,
     ) -> io.NodeOutput:
         progress = host.Progress(cls.hidden.unique_id, 100)
 
@@ -122,7 +140,18 @@ class EngineBuilder(io.ComfyNode):
                 precision = "fp16"
             policy = EnginePolicy(backend, precision, shape_policy, presets=presets_of(shape_policy, presets))
             engines = EngineSet(model.model, host.engine_store(), policy, host.device(), host.HostResidency())
-            job = Prebuild(tuple(names), width, height, num_frames, force, arch)
+            material = None if pictures is None else _material(pictures, prompts or "")
+            job = Prebuild(tuple(names), width, height, num_frames, force, arch, material)
             lines = prebuild(engines, job, report)
         progress.say("\n".join(lines))
         return io.NodeOutput(model, "\n".join(lines), ui=host.text_ui(lines))
+
+
+def _material(pictures: Any, prompts: Any) -> Material:
+    """What the sockets carry; raises InputError for what is no batch of pictures, or no text."""
+    if not isinstance(pictures, torch.Tensor) or pictures.ndim != 4:
+        raise InputError(f"Expected pictures over a link from a node that gives them, found {type(pictures).__name__}.")
+    if not isinstance(prompts, str):
+        raise InputError(f"Expected prompts as a text with one a line, found a {type(prompts).__name__}.")
+    lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
+    return Material(tuple(picture_from_tensor(each) for each in pictures[:MOST_CLIPS]), lines or ("",))

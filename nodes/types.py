@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..engine_builder.backends.registry import AUTO, BACKENDS
 from ..engine_builder.errors import I2VError, InputError
-from ..engine_builder.spec import PRECISIONS
+from ..engine_builder.spec import PRECISIONS, QUANTIZED
 from ..jobs.policy import MISS_POLICIES, PRESETS, SHAPE_POLICIES
 from ..jobs.presets import ClipSize, parse_presets
 
@@ -75,7 +75,11 @@ def presets_of(shape_policy: str, presets: str) -> tuple[ClipSize, ...]:
 def precision_input() -> io.Combo.Input:
     """The precision of engines."""
     return io.Combo.Input(
-        "precision", options=PRECISION_NAMES, default=AUTO, tooltip="auto: fp16 on a CUDA GPU, else fp32."
+        "precision",
+        options=[*PRECISION_NAMES, *QUANTIZED],
+        default=AUTO,
+        tooltip="auto: fp16 on a CUDA GPU, else fp32. int8, fp8: of the core alone, by TensorRT, with scales that the "
+        "Engine Builder takes from pictures; the rest is fp16.",
     )
 
 

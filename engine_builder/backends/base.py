@@ -14,6 +14,7 @@ from ..spec import EngineSpec, NetworkSpec, Target
 if TYPE_CHECKING:
     import torch
 
+    from ..quantize import Calibration
     from ..store import Plan
 
 LoadNetwork = Callable[[], "torch.nn.Module"]
@@ -119,6 +120,10 @@ class Backend(ABC):
         Raises EngineError where that cannot be done.
         """
         raise EngineError(f"The backend {self.name} builds for this machine only, found {arch!r}.")
+
+    def calibrated_by(self, calibration: Calibration) -> Backend:
+        """This backend, taking the scales of int8 and fp8 from recorded inputs; raises EngineError if it cannot."""
+        raise EngineError(f"int8 and fp8 are for TensorRT, found the backend {self.name}.")
 
     def on(self, device: torch.device) -> Backend:
         """This backend, building for that device; most find theirs by themselves."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BackendUnavailableError, EngineError
 from ..export import export_onnx, exporter_version
+from ..quantize import Calibration, check_quantizable, quantize
 from ..spec import EngineSpec, NetworkSpec, ShapeProfile, Target, TensorSpec
 from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
 from .tensorrt_library import FULL, RTX, RTX_ARCHS, Library, aim, choose_library, install_line, load_library
@@ -40,14 +41,18 @@ class TensorRTBackend(Backend):
 
     name: ClassVar[str] = "tensorrt"
 
-    def __init__(self, arch: str | None = None) -> None:
+    def __init__(self, arch: str | None = None, calibration: Calibration | None = None) -> None:
         self._arch = arch
+        self._calibration = calibration
 
     def aimed_at(self, arch: str) -> TensorRTBackend:
         """A backend that builds for that architecture; only RTX can, without such a GPU."""
         if arch not in RTX_ARCHS:
             raise EngineError(f"TensorRT-RTX builds for {', '.join(RTX_ARCHS)}, found {arch!r:.80}.")
-        return TensorRTBackend(arch)
+        return TensorRTBackend(arch, self._calibration)
+
+    def calibrated_by(self, calibration: Calibration) -> TensorRTBackend:
+        return TensorRTBackend(self._arch, calibration)
 
     def require_library(self) -> None:
         """Raises BackendUnavailableError, with the line to install it, when the library to build with is missing."""
@@ -70,10 +75,15 @@ class TensorRTBackend(Backend):
 
         arch = self._arch_for(torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu"))
         library = self._library(arch)
+        if self._calibration is not None:
+            check_quantizable(spec.precision, arch)
         report("export", 0.0)
         work = folder / "onnx"
         work.mkdir()
         graph = export_onnx(network, spec, work, OPSET)
+        if self._calibration is not None:
+            report("take scales", 0.2)
+            graph = quantize(graph, spec, self._calibration, OPSET)
         report("parse", 0.4)
         streams = needs_streaming(weights_bytes(network), total_bytes(arch))
         plan, activation_bytes = _compile(library, graph, spec, arch, report, streams=streams)

@@ -280,7 +280,7 @@ def test_a_specification_that_lacks_something_is_malformed(path: tuple[str, ...]
 @pytest.mark.parametrize(
     ("value", "path"),
     [
-        ("int8", ("precision",)),
+        ("int4", ("precision",)),
         (7, ("rewrites",)),
         (["a", 1], ("rewrites",)),
         (["fp32"], ("precision",)),
@@ -303,9 +303,9 @@ def test_a_specification_with_something_else_in_it_is_malformed(value: Any, path
         spec_from_dict(with_value(as_json(toy_spec()), value, *path))
 
 
-@pytest.mark.parametrize("precision", ["", "FP32", "int8", "auto"])
+@pytest.mark.parametrize("precision", ["", "FP32", "int4", "auto"])
 def test_an_unknown_precision_is_refused(precision: str) -> None:
-    with pytest.raises(InputError, match=f"fp32, fp16, bf16, found '{precision}'"):
+    with pytest.raises(InputError, match=f"fp32, fp16, bf16, int8, fp8, found '{precision}'"):
         toy_spec(precision=precision)
 
 

@@ -149,7 +149,7 @@ def test_what_cannot_be_compiled_runs_eager_under_every_policy(make: MakeSet) ->
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("precision", "int8"), ("shapes", "exactly"), ("on_missing", "ignore"), ("precision", ""), ("shapes", "RANGE")],
+    [("precision", "int4"), ("shapes", "exactly"), ("on_missing", "ignore"), ("precision", ""), ("shapes", "RANGE")],
 )
 def test_an_unknown_policy_is_refused_with_what_is_known(field: str, value: str) -> None:
     with pytest.raises(InputError, match=rf"policy|precision is one of .*, found '{value}'"):

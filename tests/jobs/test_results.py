@@ -200,3 +200,10 @@ def test_it_is_bounded(engines: EngineSet, conditioning: Conditioning, tmp_path:
         asked((engines, conditioning, replace(DENOISING, seed=seed)), results)
     assert 0 < sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * one
     assert LIMITS.disk_bytes < 1 << 32
+
+
+def test_a_quantized_cores_result_has_no_name(engines: EngineSet, conditioning: Conditioning, tmp_path: Path) -> None:
+    """Its scales are no part of the policy: two engines with scales from other pictures would share one."""
+    policy = replace(engines.policy, backend="auto", precision="int8")
+    quantized = EngineSet(engines.model, engines.store, policy, engines.device)
+    assert result_key(quantized, conditioning, DENOISING) is None
