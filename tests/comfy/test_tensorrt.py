@@ -19,6 +19,7 @@ from i2v_tensorrt.tests.comfy.graphs import (
     builder,
     changed,
     clip,
+    node,
     only,
     published,
     text,
@@ -83,3 +84,25 @@ def test_a_graph_that_shall_stop_says_the_same(client: ComfyClient, picture: str
     assert result.status == "error"
     assert result.error is not None
     assert "TensorRT runs on NVIDIA GPUs, found none" in result.error
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "with_pictures", "told"),
+    [
+        ("int8", "sm_89", False, "int8 takes its scales from pictures, found none"),
+        ("fp8", "sm_86", True, "fp8 needs a GPU of sm_89 or newer, found sm_86"),
+        ("fp16", "sm_89", True, "are for int8 and fp8, found fp16"),
+    ],
+)
+def test_what_int8_and_fp8_lack_is_said(
+    client: ComfyClient, picture: str, precision: str, target: str, with_pictures: bool, told: str
+) -> None:
+    inputs = {"component": "core", "precision": precision, "width": 64, "height": 64, "num_frames": 4}
+    prompt = building(picture, target, **inputs)
+    if with_pictures:
+        prompt["30"] = node("EmptyImage", width=64, height=64, batch_size=2, color=0x3366AA)
+        prompt["31"] = node("PrimitiveStringMultiline", value="pan left\n\nzoom in\n")
+        prompt[BUILDER]["inputs"] |= {"pictures": ["30", 0], "prompts": ["31", 0]}
+    result = client.run(prompt)
+    assert result.status == "error"
+    assert told in str(result.error)
