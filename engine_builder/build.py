@@ -15,6 +15,7 @@ from .errors import EngineError, StorageError
 from .key import engine_key
 from .manifest import Manifest
 from .remaining import Remaining, last_build_s
+from .side_cache import lent
 from .store import EngineStore, Plan, describe_files
 from .worker import BuildProcess
 
@@ -63,7 +64,8 @@ def build_engine(
         with store.staging() as folder:
             check_room(request, store.root)
             remaining = Remaining(last_build_s(request.spec, request.backend.name, store))
-            compiled, build_s = _compile(request, folder, store.log_path(key), process, remaining.over(report))
+            with lent(store.timings(target), folder):
+                compiled, build_s = _compile(request, folder, store.log_path(key), process, remaining.over(report))
             report("publish", 0.95)
             manifest = Manifest(
                 spec=request.spec,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,28 @@ from .errors import StorageError
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 1 << 30
+TIMINGS = "timing.cache"
+"""What a build measured of single layers, while it lies in the folder that the build writes to."""
 _SEAL_BYTES = 32
+
+
+@contextmanager
+def lent(cache: SideCache, folder: Path) -> Iterator[None]:
+    """Puts what earlier builds measured into a build's folder, and takes it out again with what the build added.
+
+    A disk that refuses does not end the build by this: layers are measured again.
+    """
+    file, kept = folder / TIMINGS, cache.read()
+    with suppress(OSError):
+        if kept is not None:
+            file.write_bytes(kept)
+    yield
+    with suppress(OSError):
+        measured = file.read_bytes() if file.is_file() else kept
+        file.unlink(missing_ok=True)
+        if measured is not None and measured != kept:
+            cache.path.parent.mkdir(parents=True, exist_ok=True)
+            cache.write(measured)
 
 
 @dataclass(frozen=True)

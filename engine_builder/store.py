@@ -15,13 +15,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from . import quarantine
 from .errors import DamagedEngineError, EngineError, OtherVersionError, StorageError
+from .key import digest
 from .manifest import FILE_NAME, MAX_BYTES, FileDigest, Manifest, Verdict, file_digest, seal, unseal
 from .side_cache import SideCache
+from .spec import Target
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +205,10 @@ class EngineStore:
     def side_cache(self, path: Path) -> SideCache:
         """See `Plan.side`."""
         return SideCache(path, self._secret, self.staging)
+
+    def timings(self, target: Target) -> SideCache:
+        """What builds for that target measured of single layers, if its library keeps such a thing."""
+        return self.side_cache(self.root / ".timings" / digest(asdict(target)))
 
     def log_path(self, key: str) -> Path:
         """Where the log of the key's last build lies."""

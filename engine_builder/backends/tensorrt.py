@@ -10,9 +10,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..errors import BackendUnavailableError, EngineError
 from ..export import export_onnx, exporter_version
 from ..quantize import Calibration, check_quantizable, quantize
+from ..side_cache import TIMINGS
 from ..spec import EngineSpec, NetworkSpec, ShapeProfile, Target, TensorSpec
 from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
-from .tensorrt_library import FULL, RTX, RTX_ARCHS, Library, aim, choose_library, install_line, load_library
+from .tensorrt_library import (
+    FULL,
+    RTX,
+    RTX_ARCHS,
+    Library,
+    aim,
+    choose_library,
+    install_line,
+    lend_timings,
+    load_library,
+    timing_bytes,
+)
 from .tensorrt_streaming import allow_streaming, needs_streaming, total_bytes, weights_bytes
 
 if TYPE_CHECKING:
@@ -86,7 +98,7 @@ class TensorRTBackend(Backend):
             graph = quantize(graph, spec, self._calibration, OPSET)
         report("parse", 0.4)
         streams = needs_streaming(weights_bytes(network), total_bytes(arch))
-        plan, activation_bytes = _compile(library, graph, spec, arch, report, streams=streams)
+        plan, activation_bytes = _compile(library, graph, spec, arch, report, folder / TIMINGS, streams=streams)
         report("serialize", BUILD_SPAN[1])
         (folder / PLAN).write_bytes(plan)
         for path in work.iterdir():
@@ -134,10 +146,10 @@ def _library_availability(arch: str) -> Availability:
 
 
 def _compile(
-    library: Library, graph: Path, spec: EngineSpec, arch: str, report: Report, *, streams: bool
+    library: Library, graph: Path, spec: EngineSpec, arch: str, report: Report, timings: Path, *, streams: bool
 ) -> tuple[Any, int | None]:
     """Parses the graph and builds it: the plan in TensorRT's own memory, which reads as bytes, and what it will take
-    of the GPU beside its weights, if TensorRT says so.
+    of the GPU beside its weights, if TensorRT says so. What is measured is added to the file `timings`.
     """
     trt = library.module
     logger = make_logger(library)
@@ -151,6 +163,7 @@ def _compile(
     config = _made(builder.create_builder_config(), "configuration", logger)
     if not aim(library, config, arch):
         raise EngineError(f"{library.version} does not build for {arch}.")
+    lend_timings(library, config, timings.read_bytes() if timings.is_file() else None)
     if streams:
         allow_streaming(library, config)
     for shapes in spec.profile.profiles:
@@ -162,6 +175,9 @@ def _compile(
     plan = builder.build_serialized_network(network, config)
     if monitor.raised is not None:
         raise monitor.raised
+    measured = timing_bytes(library, config)
+    if measured is not None:
+        timings.write_bytes(measured)
     return _made(plan, f"engine for {spec.network.component}", logger), logger.activation_bytes
 
 

@@ -62,6 +62,24 @@ def aim(library: Library, config: Any, arch: str) -> bool:
     return bool(config.set_compute_capability(capability, 0))
 
 
+def lend_timings(library: Library, config: Any, kept: bytes | None) -> None:
+    """Has the full library measure no layer twice on this GPU, as far as `kept` goes; RTX measures none in a build."""
+    if library.is_rtx:
+        return
+    for data in (kept, b"") if kept else (b"",):
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
+        log.info("The timings that were kept are of another GPU or version: layers are measured again.")
+
+
+def timing_bytes(library: Library, config: Any) -> bytes | None:
+    """What the full library has measured so far; None where there is no such cache, or it gives nothing."""
+    cache = None if library.is_rtx else config.get_timing_cache()
+    data = None if cache is None else cache.serialize()
+    return None if data is None else bytes(data) or None
+
+
 def make_context(
     library: Library, engine: Any, cache: bytes | None = None, *, streams: bool = False
 ) -> tuple[Any, Any]:
