@@ -60,7 +60,7 @@ CASES = (
     Case("core", RTX, "exact", PUBLISHED),
     Case("core", RTX, PRESETS, BOTH),
     Case("core", RTX, "range", SMALL),
-    *(Case(name, ONNX, "exact", SEEN) for name in ("vae_decoder", "text_encoder", "image_encoder", "core")),
+    *(Case(name, ONNX, "exact", SEEN) for name in ("vae_encoder", "vae_decoder", "text_encoder", "image_encoder", "core")),
 )
 
 
