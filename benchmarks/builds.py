@@ -60,7 +60,8 @@ CASES = (
     Case("core", RTX, "exact", PUBLISHED),
     Case("core", RTX, PRESETS, BOTH),
     Case("core", RTX, "range", SMALL),
-    *(Case(name, ONNX, "exact", SEEN) for name in ("vae_encoder", "vae_decoder", "text_encoder", "image_encoder", "core")),
+    *(Case(f"vae_{part}", ONNX, "exact", SEEN) for part in ("encoder", "decoder")),
+    *(Case(name, ONNX, "exact", SEEN) for name in ("text_encoder", "image_encoder", "core")),
 )
 
 

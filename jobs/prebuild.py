@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ..engine_builder.backends.base import Report, cuda_arch
 from ..engine_builder.build import BuildResult
@@ -56,8 +55,9 @@ def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
     size = next(iter(engines.policy.presets), ClipSize(job.width, job.height, job.num_frames))
     sizes = clip_sizes(engines.model, *size)
     lines = []
-    with TemporaryDirectory(prefix="i2v-calibration-", ignore_cleanup_errors=True) as work, BuildProcess() as process:
-        calibrations = _calibrations(engines, job, size, Path(work), report)
+    with ExitStack() as stack:
+        calibrations = _calibrations(engines, job, size, stack, report)
+        process = stack.enter_context(BuildProcess())
         engines.make_room()
         for number, component in enumerate(job.components):
 
@@ -74,9 +74,9 @@ def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
 
 
 def _calibrations(
-    engines: EngineSet, job: Prebuild, size: ClipSize, folder: Path, report: Report
+    engines: EngineSet, job: Prebuild, size: ClipSize, stack: ExitStack, report: Report
 ) -> dict[str, Calibration]:
-    """What the job's cores take their scales from; empty where none is in int8 or fp8.
+    """What the job's cores take their scales from, in the store until `stack` ends; empty without int8 and fp8.
 
     Raises InputError for pictures that nothing makes use of, and where they are missing; EngineError, before
     anything is recorded, for a GPU or an installation that cannot.
@@ -92,6 +92,7 @@ def _calibrations(
     if arch is None:
         raise BackendUnavailableError(f"{quantized} is for TensorRT on NVIDIA GPUs, found none to build for: name one.")
     check_quantizable(quantized, arch)
+    folder = stack.enter_context(engines.store.staging())
     return record(engines, job.material, size, folder, lambda done, count: report("record clips", 0.0))
 
 
