@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import BackendUnavailableError, EngineError, InputError
 from .spec import EngineSpec
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+
+Call = TypeVar("Call")
 
 INSTALL = 'pip install "nvidia-modelopt[onnx]"'
 LEAST_ARCH = {"int8": 75, "fp8": 89}
@@ -68,9 +70,13 @@ def save_calibration(calls: Sequence[Mapping[str, torch.Tensor]], path: Path, na
 
 def keep_for_the_gate(calibration: Calibration, folder: Path) -> None:
     """Writes a few of the calls, evenly chosen, beside the engine: it may meet its GPU much later, and elsewhere."""
-    calls = calibration.calls()
-    count = min(GATE_CALLS, len(calls))
-    save_calibration([calls[number * len(calls) // count] for number in range(count)], folder / RECORDED)
+    save_calibration(evenly(calibration.calls(), GATE_CALLS), folder / RECORDED)
+
+
+def evenly(calls: Sequence[Call], most: int) -> list[Call]:
+    """At most so many of the calls, evenly chosen, with the first."""
+    count = min(len(calls), most)
+    return [calls[number * len(calls) // count] for number in range(count)]
 
 
 def check_quantizable(precision: str, arch: str) -> None:

@@ -15,7 +15,7 @@ from ..engine_builder.backends.base import Runner
 from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.errors import InputError
 from ..engine_builder.key import digest
-from ..engine_builder.quantize import Calibration, save_calibration
+from ..engine_builder.quantize import Calibration, evenly, save_calibration
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.models.base import ClipRequest
 from ..pipeline.picture import rgb
@@ -110,15 +110,9 @@ def record(
     recording.unload()
     name = material.name(size)
     return {
-        core: save_calibration(_spread(calls), folder / f"{core}.safetensors", name)
+        core: save_calibration(evenly(calls, MOST_CALLS), folder / f"{core}.safetensors", name)
         for core, calls in recording.calls.items()
     }
-
-
-def _spread(calls: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-    """At most MOST_CALLS of them, evenly chosen."""
-    count = min(len(calls), MOST_CALLS)
-    return [calls[number * len(calls) // count] for number in range(count)]
 
 
 class _Recording(EngineSet):

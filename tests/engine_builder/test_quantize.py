@@ -32,7 +32,16 @@ from i2v_tensorrt.engine_builder.spec import EngineSpec, spec_from_dict
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.engine_builder.verify import judge_recorded, measure, passes
 
-from .toys import CPU, LIMITS, TARGET, InProcess, ToySource, toy_network, toy_spec
+from .toys import (
+    CPU,
+    LIMITS,
+    TARGET,
+    InProcess,
+    ToySource,
+    let_onnxruntime_be_calibrated,
+    toy_network,
+    toy_spec,
+)
 
 SIZES = {"batch": 2, "frames": 2, "latent_height": 8, "latent_width": 8}
 WIDTH = 64
@@ -228,10 +237,7 @@ def test_an_engine_that_meets_its_gpu_later_is_compared_on_what_was_kept(
 ) -> None:
     """ONNX Runtime stands in for TensorRT, which cannot run here."""
 
-    def calibrated(self: OnnxRuntimeBackend, calibration: Calibration) -> OnnxRuntimeBackend:
-        return self
-
-    monkeypatch.setattr(OnnxRuntimeBackend, "calibrated_by", calibrated)
+    let_onnxruntime_be_calibrated(monkeypatch)
     build = replace(request("int8", calibration, "sm_89"), backend=OnnxRuntimeBackend(), arch=None)
     plan = build_engine(build, EngineStore(tmp_path / "engines"), InProcess()).plan
     assert plan.manifest.verdict is not None

@@ -7,14 +7,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from i2v_tensorrt.engine_builder.backends.base import Availability, Backend, Report, Runner
+from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
 from i2v_tensorrt.engine_builder.compile import BuildRequest, Compiled, compile_engine
 from i2v_tensorrt.engine_builder.errors import EngineError
 from i2v_tensorrt.engine_builder.manifest import FileDigest, Manifest, Verdict, file_digest
+from i2v_tensorrt.engine_builder.quantize import Calibration
 from i2v_tensorrt.engine_builder.spec import (
     DimRange,
     EngineSpec,
@@ -27,6 +29,9 @@ from i2v_tensorrt.engine_builder.spec import (
 )
 from i2v_tensorrt.engine_builder.store import EngineStore, Plan
 from i2v_tensorrt.engine_builder.worker import BuildProcess
+
+if TYPE_CHECKING:
+    import pytest
 
 CPU = torch.device("cpu")
 VOLUME = ("batch", 4, "frames", "latent_height", "latent_width")
@@ -176,6 +181,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
+
+
+def let_onnxruntime_be_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime stands in for TensorRT, which cannot run here: it takes a calibration, and makes nothing of it."""
+
+    def calibrated(self: OnnxRuntimeBackend, calibration: Calibration) -> OnnxRuntimeBackend:
+        return self
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "calibrated_by", calibrated)
 
 
 class InProcess(BuildProcess):

@@ -10,9 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
 from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineError, InputError, MissingEngineError
-from i2v_tensorrt.engine_builder.quantize import Calibration
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.jobs.calibrate import MOST_CALLS, MOST_CLIPS, STEPS, Material, read_material, record
 from i2v_tensorrt.jobs.engine_command import main
@@ -21,7 +19,7 @@ from i2v_tensorrt.jobs.policy import EnginePolicy
 from i2v_tensorrt.jobs.prebuild import Prebuild, prebuild
 from i2v_tensorrt.jobs.presets import ClipSize
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.tests.engine_builder.toys import InProcess
+from i2v_tensorrt.tests.engine_builder.toys import InProcess, let_onnxruntime_be_calibrated
 
 CPU = torch.device("cpu")
 SIZE = ClipSize(64, 64, 4)
@@ -133,10 +131,7 @@ def test_an_engine_is_found_whatever_its_scales_were_taken_from(
 ) -> None:
     """ONNX Runtime stands in for TensorRT, which cannot run here; it computes what it is given in fp32."""
 
-    def calibrated(self: OnnxRuntimeBackend, calibration: Calibration) -> OnnxRuntimeBackend:
-        return self
-
-    monkeypatch.setattr(OnnxRuntimeBackend, "calibrated_by", calibrated)
+    let_onnxruntime_be_calibrated(monkeypatch)
     sizes = clip_sizes(engines.model, *SIZE)
     calibration = record(engines, Material((RED,)), SIZE, tmp_path, quiet)["core"]
     plan = engines.build("core", sizes, InProcess(), calibration=calibration).plan
