@@ -3,7 +3,7 @@
 import pytest
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
-from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, Prompt, changed, node, published, text
+from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, Prompt, changed, half_precision_encoders, node, published, text
 
 CLIP = {"width": 64, "height": 64, "num_frames": 4}
 SMALL = {
@@ -81,8 +81,9 @@ def test_prebuilding_builds_all_and_lists_them_afterwards(client: ComfyClient, p
     prompt = small("prebuild_engines", picture)
     (builder,), (manager,) = numbers(prompt, "EngineBuilder"), numbers(prompt, "EngineManager")
     changes = {builder: {"component": "image_encoder", "precision": "fp16"}}
+    before = half_precision_encoders(client)
     result = run(client, changed(prompt, changes))
     assert "image_encoder: " in text(result, builder)
-    rows = result.outputs[manager]["table"][1:]
-    ((key, *_),) = [row for row in rows if row[1] == "image_encoder" and row[2].endswith(" fp16")]
+    (key,) = half_precision_encoders(client) - before
+    assert key in {row[0] for row in result.outputs[manager]["table"][1:]}
     run(client, {"1": node("I2VTRT_EngineManager", action="delete", engine=key)})

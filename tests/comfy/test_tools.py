@@ -16,6 +16,7 @@ from i2v_tensorrt.tests.comfy.graphs import (
     builder,
     clip,
     file_names,
+    half_precision_encoders,
     node,
     only,
     sentences,
@@ -73,13 +74,9 @@ def manager(action: str = "list", engine: str = "") -> dict[str, Any]:
 def key(client: ComfyClient, picture: str) -> str:
     """The first digits of an engine that no other test uses: one in half precision."""
 
-    def listed() -> set[str]:
-        rows = table(run(client, {TOOL: manager()}))[1:]
-        return {row[0] for row in rows if row[1] == "image_encoder" and row[2].endswith(" fp16")}
-
-    before = listed()  # other families' may be there
+    before = half_precision_encoders(client)
     run(client, only(clip(picture), LOADER) | {BUILDER: builder(precision="fp16")})
-    (found,) = listed() - before
+    (found,) = half_precision_encoders(client) - before
     return found
 
 
