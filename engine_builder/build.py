@@ -40,6 +40,11 @@ def quiet(stage: str, fraction: float) -> None:
     """A report that tells nobody."""
 
 
+def find_engine(request: BuildRequest, store: EngineStore) -> Plan | None:
+    """The engine for the request, if it is in the store; raises EngineError where its backend cannot build it."""
+    return store.find(engine_key(request.spec, request.aimed_backend.target(request.device)))
+
+
 def build_engine(
     request: BuildRequest,
     store: EngineStore,

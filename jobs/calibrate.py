@@ -90,10 +90,13 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def record(
-    engines: EngineSet, material: Material, size: ClipSize, folder: Path, on_clip: OnClip
-) -> dict[str, Calibration]:
-    """The inputs of each core over the material's clips, in eager PyTorch, written into `folder`.
+def calibration_of(core: str, material: Material, size: ClipSize, folder: Path) -> Calibration:
+    """What `record` leaves of a core in `folder`."""
+    return Calibration(folder / f"{core}.safetensors", material.name(size))
+
+
+def record(engines: EngineSet, material: Material, size: ClipSize, folder: Path, on_clip: OnClip) -> None:
+    """Writes the inputs of each core over the material's clips, in eager PyTorch, as `calibration_of` has them.
 
     Raises InputError for a size that the model does not make.
     """
@@ -108,11 +111,8 @@ def record(
         denoising = Denoising(number, GUIDANCE_SCALE, SamplerSettings(STEPS))
         sample_clip(recording, conditioning, denoising, lambda done, total, latents, tell=tell: tell())
     recording.unload()
-    name = material.name(size)
-    return {
-        core: save_calibration(evenly(calls, MOST_CALLS), folder / f"{core}.safetensors", name)
-        for core, calls in recording.calls.items()
-    }
+    for core, calls in recording.calls.items():
+        save_calibration(evenly(calls, MOST_CALLS), calibration_of(core, material, size, folder).path)
 
 
 class _Recording(EngineSet):

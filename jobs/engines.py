@@ -148,11 +148,43 @@ class Engines(Generic[AnyNetworks]):
         component's precision is int8 or fp8 it takes a calibration. Raises EngineError when it cannot be built,
         InputError when the network does not take the sizes.
         """
-        backend = self._backend() if arch is None else BACKENDS[TensorRTBackend.name]
-        request = self._request(component, self._profile(component, sizes), backend, arch, calibration)
+        request = self.request(component, sizes, arch=arch, calibration=calibration)
         tell = report or self.report
         return build_engine(
             request, self.store, process, force=force, report=lambda stage, done: tell(f"{component}: {stage}", done)
+        )
+
+    def request(
+        self,
+        component: str,
+        sizes: Mapping[str, int],
+        *,
+        arch: str | None = None,
+        calibration: Calibration | None = None,
+    ) -> BuildRequest:
+        """What to build for the component at these sizes by the shape policy, or to look for in the store.
+
+        Takes and raises what `build` does, but for what goes wrong in a build.
+        """
+        backend = self._backend() if arch is None else BACKENDS[TensorRTBackend.name]
+        rewrites, network = self._rewrites(component, backend), self.model.components[component].spec
+        spec = self._spec(component, self._profile(component, sizes), backend)
+        if spec.precision not in QUANTIZED:
+            calibration = None
+        elif calibration is None:
+            raise MissingEngineError(engine_words.uncalibrated(component, spec.precision))
+        else:
+            spec = replace(spec, calibration=calibration.name)
+        precision = network_precision(spec.precision)
+        return BuildRequest(
+            spec=spec,
+            source=self.model.source(component, precision, rewrites),
+            backend=backend,
+            device=self.device,
+            arch=arch,
+            reference=self.model.source(component, precision) if rewrites else None,
+            details={} if backend.holds_weights else {"gated_with": network.weights_sha256},
+            calibration=calibration,
         )
 
     def stored(self, component: str) -> list[Plan]:
@@ -335,32 +367,6 @@ class Engines(Generic[AnyNetworks]):
             spec = EngineSpec(self.model.components[component].spec, ShapeProfile(), self.precision)
             self._eager[component] = EagerBackend().load(None, spec, lambda: source(self.precision), self.device)
         return self._eager[component]
-
-    def _request(
-        self,
-        component: str,
-        profile: ShapeProfile,
-        backend: Backend,
-        arch: str | None,
-        calibration: Calibration | None,
-    ) -> BuildRequest:
-        rewrites, network = self._rewrites(component, backend), self.model.components[component].spec
-        spec = self._spec(component, profile, backend)
-        if spec.precision in QUANTIZED:
-            if calibration is None:
-                raise MissingEngineError(engine_words.uncalibrated(component, spec.precision))
-            spec = replace(spec, calibration=calibration.name)
-        precision = network_precision(spec.precision)
-        return BuildRequest(
-            spec=spec,
-            source=self.model.source(component, precision, rewrites),
-            backend=backend,
-            device=self.device,
-            arch=arch,
-            reference=self.model.source(component, precision) if rewrites else None,
-            details={} if backend.holds_weights else {"gated_with": network.weights_sha256},
-            calibration=calibration if spec.calibration else None,
-        )
 
     def _profile(self, component: str, sizes: Mapping[str, int]) -> ShapeProfile:
         limits = self.model.components[component].spec.limits

@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from ..engine_builder.backends.base import Report, cuda_arch
-from ..engine_builder.build import BuildResult
+from ..engine_builder.build import BuildResult, find_engine
 from ..engine_builder.errors import BackendUnavailableError, InputError
 from ..engine_builder.quantize import Calibration, check_quantizable
 from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.registry import FAMILIES
-from .calibrate import Material, record
+from .calibrate import Material, calibration_of, record
 from .engine_words import precision
 from .engines import EngineSet, clip_sizes
 from .presets import ClipSize
@@ -78,8 +78,9 @@ def _calibrations(
 ) -> dict[str, Calibration]:
     """What the job's cores take their scales from, in the store until `stack` ends; empty without int8 and fp8.
 
-    Raises InputError for pictures that nothing makes use of, and where they are missing; EngineError, before
-    anything is recorded, for a GPU or an installation that cannot.
+    Clips are recorded only where an engine is to be built with them. Raises InputError for pictures that nothing
+    makes use of, and where they are missing; EngineError, before anything is recorded, for a GPU, a backend or an
+    installation that cannot.
     """
     quantized, cores = engines.policy.quantized, set(job.components) & set(engines.model.cores)
     if quantized is None and job.material is not None:
@@ -91,9 +92,14 @@ def _calibrations(
     arch = job.arch or cuda_arch(engines.device)
     if arch is None:
         raise BackendUnavailableError(f"{quantized} is for TensorRT on NVIDIA GPUs, found none to build for: name one.")
-    check_quantizable(quantized, arch)
     folder = stack.enter_context(engines.store.staging())
-    return record(engines, job.material, size, folder, lambda done, count: report("record clips", 0.0))
+    calibrations = {core: calibration_of(core, job.material, size, folder) for core in cores}
+    sizes = clip_sizes(engines.model, *size)
+    requests = [engines.request(core, sizes, arch=job.arch, calibration=each) for core, each in calibrations.items()]
+    if not all([find_engine(request, engines.store) for request in requests]) or job.force:
+        check_quantizable(quantized, arch)
+        record(engines, job.material, size, folder, lambda done, count: report("record clips", 0.0))
+    return calibrations
 
 
 def _line(component: str, result: BuildResult) -> str:

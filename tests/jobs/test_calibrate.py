@@ -12,7 +12,8 @@ from PIL import Image
 
 from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineError, InputError, MissingEngineError
 from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs.calibrate import MOST_CALLS, MOST_CLIPS, STEPS, Material, read_material, record
+from i2v_tensorrt.jobs import prebuild as prebuilding
+from i2v_tensorrt.jobs.calibrate import MOST_CALLS, MOST_CLIPS, STEPS, Material, calibration_of, read_material, record
 from i2v_tensorrt.jobs.engine_command import main
 from i2v_tensorrt.jobs.engines import EngineSet, clip_sizes
 from i2v_tensorrt.jobs.policy import EnginePolicy
@@ -40,9 +41,9 @@ def engines(tiny_folder: Path, tmp_path: Path) -> EngineSet:
 
 
 def test_every_step_of_clips_of_each_picture_is_recorded(engines: EngineSet, tmp_path: Path) -> None:
-    found = record(engines, Material((RED, BLUE), ("pan left",)), SIZE, tmp_path, quiet)
-    assert set(found) == {"core"}
-    calls, spec = found["core"].calls(), engines.model.components["core"].spec
+    material = Material((RED, BLUE), ("pan left",))
+    record(engines, material, SIZE, tmp_path, quiet)
+    calls, spec = calibration_of("core", material, SIZE, tmp_path).calls(), engines.model.components["core"].spec
     assert len(calls) == min(2 * STEPS, MOST_CALLS)
     assert all(spec.sizes_of(call).items() <= clip_sizes(engines.model, *SIZE).items() for call in calls)
     name = next(tensor.name for tensor in spec.inputs if tensor.is_timestep)
@@ -133,7 +134,8 @@ def test_an_engine_is_found_whatever_its_scales_were_taken_from(
 
     let_onnxruntime_be_calibrated(monkeypatch)
     sizes = clip_sizes(engines.model, *SIZE)
-    calibration = record(engines, Material((RED,)), SIZE, tmp_path, quiet)["core"]
+    record(engines, Material((RED,)), SIZE, tmp_path, quiet)
+    calibration = calibration_of("core", Material((RED,)), SIZE, tmp_path)
     plan = engines.build("core", sizes, InProcess(), calibration=calibration).plan
     assert plan.manifest.spec.calibration == calibration.name
     assert plan.manifest.verdict is not None
@@ -142,6 +144,39 @@ def test_an_engine_is_found_whatever_its_scales_were_taken_from(
     other = replace(calibration, name=Material((BLUE,)).name(SIZE))
     engines.build("core", sizes, InProcess(), calibration=other)
     assert len(engines.stored("core")) == 2
+
+
+def test_nothing_is_recorded_for_an_engine_that_is_there(
+    engines: EngineSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is ModelOpt needed then."""
+    let_onnxruntime_be_calibrated(monkeypatch)
+    monkeypatch.setattr(prebuilding, "BuildProcess", InProcess)
+    monkeypatch.setattr(prebuilding, "cuda_arch", lambda device: "sm_89")
+    monkeypatch.setattr(prebuilding, "check_quantizable", lambda precision, arch: None)
+    job = Prebuild(("core",), *SIZE, material=Material((RED,)))
+
+    def stages(job: Prebuild) -> set[str]:
+        heard: set[str] = set()
+        prebuild(engines, job, lambda stage, done: heard.add(stage))
+        return heard
+
+    assert "record clips" in stages(job)
+    assert "record clips" not in stages(job)
+    assert "record clips" in stages(replace(job, force=True))
+    assert "record clips" in stages(replace(job, material=Material((BLUE,))))
+    assert len(engines.stored("core")) == 2
+
+
+def test_a_backend_without_them_is_refused_before_anything_is_recorded(
+    engines: EngineSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an H100 with TensorRT-RTX, where `auto` takes another backend."""
+    monkeypatch.setattr(prebuilding, "cuda_arch", lambda device: "sm_90")
+    heard: set[str] = set()
+    with pytest.raises(EngineError, match="int8 and fp8 are for TensorRT, found the backend "):
+        prebuild(engines, Prebuild(("core",), *SIZE, material=Material((RED,))), lambda stage, done: heard.add(stage))
+    assert heard == set()
 
 
 # What is refused, before anything is recorded.
