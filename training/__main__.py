@@ -20,6 +20,8 @@ SEED = 20261120
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
+    from .evaluate import PARTS
+
     top = argparse.ArgumentParser(prog="training", description=__doc__)
     top.add_argument("command", choices=["tokenizer", "vae", "motion", "assemble", "evaluate", "curve"])
     top.add_argument("--folder", type=Path, default=ROOT / "demo_model", help="the checkpoint folder")
@@ -40,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--profile", action="store_true", help="log where the time of a few steps goes")
     top.add_argument("--compact", type=Path, help="also leave a half-precision copy of the state here")
     top.add_argument("--count", type=int, default=400, help="camera clips of the evaluation")
+    top.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="what to evaluate")
     top.add_argument("--guidance", type=float, default=3.0)
     top.add_argument("--sampling-steps", type=int, default=30)
     top.add_argument("--half", action="store_true", help="evaluate in half precision")
@@ -135,7 +138,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     judge = Judge(
         nets.load_folder(options.folder, device, dtype), tokenizer, device, options.sampling_steps, options.guidance
     )
-    figures = {"device": str(device), "dtype": str(dtype), **evaluate(judge, options.count, options.out)}
+    figures = {"device": str(device), "dtype": str(dtype), **evaluate(judge, options.count, options.out, options.parts)}
     if options.compare:
         exact = dataclasses.replace(judge, networks=nets.load_folder(options.folder, device, torch.float32))
         half = dataclasses.replace(judge, networks=nets.load_folder(options.folder, device, torch.float16))

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from .measure import (
     VIEW_RADIUS,
     Track,
     agrees,
+    as_saved,
     bounces,
     flicker,
     psnr,
@@ -177,9 +178,10 @@ def judge_camera(judge: Judge, count: int, out: Path) -> dict[str, Any]:
 
 
 def smoothness(name: str, frames: Tensor, tracked: Track) -> dict[str, float]:
-    """Warping error along a track, and flicker, under keys with a suffix."""
+    """Warping error along a track, also of what an 8-bit file keeps, and flicker, under keys with a suffix."""
     return {
         f"warping_error{name}": round(float(warping_error(frames, tracked.steps).mean()), 5),
+        f"warping_error{name}_8bit": round(float(warping_error(as_saved(frames), tracked.steps).mean()), 5),
         f"flicker{name}": round(float(flicker(frames).mean()), 5),
     }
 
@@ -253,7 +255,7 @@ def judge_guidance(judge: Judge, count: int, out: Path) -> dict[str, Any]:
     }
 
 
-def judge_views(judge: Judge, out: Path) -> None:
+def judge_views(judge: Judge, out: Path) -> dict[str, Any]:
     """Sheets without a figure: landscapes that pan and zoom, and four prompts on one picture."""
     motions = ("pan left", "pan right", "zoom in", "zoom out", "rotate clockwise", "track left", "pan up", "still")
     clips = held_out(8000, 16, motions, judge.device, style=LANDSCAPE, fps=12, adverb=0)
@@ -265,6 +267,7 @@ def judge_views(judge: Judge, out: Path) -> None:
     )  # noqa: E501
     told = ["pan left", "zoom in", "rotate clockwise", "still"]
     save_sheet(out / "four-prompts.png", judge.animate(four, told), told, [8] * 4)
+    return {}
 
 
 def judge_vae(judge: Judge, count: int) -> dict[str, Any]:
@@ -299,15 +302,22 @@ def compare(judge: Judge, others: dict[str, tuple[Judge, int]], count: int) -> d
     return figures
 
 
-def evaluate(judge: Judge, count: int, out: Path) -> dict[str, Any]:
-    """Every figure; count is the number of camera clips, the other groups are shares of it."""
+PARTS: dict[str, Callable[[Judge, int, Path], dict[str, Any]]] = {
+    "vae": lambda judge, count, out: judge_vae(judge, max(12, count // 2)),
+    "camera": judge_camera,
+    "shapes": lambda judge, count, out: judge_shapes(judge, max(8, count // 2), out),
+    "speed": lambda judge, count, out: judge_speed(judge, max(16, count // 4), out),
+    "guidance": lambda judge, count, out: judge_guidance(judge, max(4, count // 10), out),
+    "views": lambda judge, count, out: judge_views(judge, out),
+}
+"""What is judged, given the number of camera clips, of which the other groups are shares."""
+
+
+def evaluate(judge: Judge, count: int, out: Path, parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:
+    """Every figure of those parts; sheets go to `out`."""
     began = time.monotonic()
     figures: dict[str, Any] = {"steps": judge.steps, "guidance": judge.guidance, "camera_clips": count}
-    figures |= judge_vae(judge, max(12, count // 2))
-    figures |= judge_camera(judge, count, out)
-    figures |= judge_shapes(judge, max(8, count // 2), out)
-    figures |= judge_speed(judge, max(16, count // 4), out)
-    figures |= judge_guidance(judge, max(4, count // 10), out)
-    judge_views(judge, out)
+    for part in parts:
+        figures |= PARTS[part](judge, count, out)
     figures["evaluation_s"] = round(time.monotonic() - began, 1)
     return figures

@@ -161,6 +161,11 @@ def warping_error(frames: Tensor, steps: Tensor) -> Tensor:
     return torch.stack(errors).mean(0)
 
 
+def as_saved(frames: Tensor) -> Tensor:
+    """Frames in [0, 1] as a file of 8 bits a channel keeps them."""
+    return (frames.clamp(0, 1) * 255).round() / 255
+
+
 def flicker(frames: Tensor) -> Tensor:
     """Mean absolute difference of adjacent frames, (B,)."""
     return (frames[:, 1:] - frames[:, :-1]).abs().mean((1, 2, 3, 4))

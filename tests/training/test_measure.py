@@ -8,6 +8,7 @@ from i2v_tensorrt.training.evaluate import MOVES, VIEW_MOTIONS, agreement, held_
 from i2v_tensorrt.training.measure import (
     VIEW_RADIUS,
     Track,
+    as_saved,
     flicker,
     psnr,
     rank_correlation,
@@ -65,6 +66,17 @@ def test_warping_error_is_low_only_along_the_true_track(views: tuple[Clips, torc
     _, frames, tracked = views
     steps = tracked.steps
     assert (warping_error(frames, steps) < 0.5 * warping_error(frames, torch.zeros_like(steps))).all()
+
+
+def test_eight_bits_keep_frames_within_half_a_level_and_cost_some_warping_error(
+    views: tuple[Clips, torch.Tensor, Track],
+) -> None:
+    """So small is the truth's own error: what a file holds is to be judged beside what a file of the truth holds."""
+    _, frames, tracked = views
+    saved = as_saved(frames)
+    assert float((saved - frames).abs().max()) <= 0.5001 / 255
+    assert torch.equal(as_saved(saved), saved)
+    assert float(warping_error(saved, tracked.steps).mean()) > 1.1 * float(warping_error(frames, tracked.steps).mean())
 
 
 def test_flicker_of_a_frozen_clip_is_zero(views: tuple[Clips, torch.Tensor, Track]) -> None:
