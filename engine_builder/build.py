@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .backends.base import Report
+from .backends.base import Report, free_bytes
 from .compile import BuildRequest, Compiled
 from .errors import EngineError, StorageError
 from .key import engine_key
@@ -26,6 +26,8 @@ BASE_MEMORY_BYTES = 1 << 30
 MEMORY_PER_WEIGHT = 3.0
 """Host memory for each byte of weights: the network, the traced program, the copy that is written."""
 DISK_PER_WEIGHT = 1.2
+BASE_DEVICE_BYTES = 1 << 29
+"""GPU memory of the child for its CUDA context and its libraries."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +100,26 @@ def _compile(
 
 
 def check_room(request: BuildRequest, root: Path) -> None:
-    """Raises EngineError or StorageError when memory or disk cannot hold the build; says both figures."""
-    weights, component = request.source.size_bytes, request.spec.network.component
-    needed = BASE_MEMORY_BYTES + int(MEMORY_PER_WEIGHT * weights)
-    available = _available_memory()
-    if available is not None and available < needed:
+    """Raises EngineError or StorageError when memory, GPU or disk cannot hold the build; says both figures."""
+    weights, building = request.source.size_bytes, f"Building {request.spec.network.component} needs about"
+    needed, free = BASE_MEMORY_BYTES + int(MEMORY_PER_WEIGHT * weights), _available_memory()
+    if free is not None and free < needed:
         raise EngineError(
-            f"Building {component} needs about {needed / 2**30:.1f} GiB of memory, "
-            f"found {available / 2**30:.1f} GiB free: close other programs and try again."
+            f"{building} {_gib(needed)} of memory, found {_gib(free)} free: close other programs and try again."
         )
-    free, written = shutil.disk_usage(root).free, DISK_PER_WEIGHT * weights if request.backend.holds_weights else 0
-    if free < written:
-        raise StorageError(
-            f"Building {component} needs about {written / 2**30:.1f} GiB in {root}, "
-            f"found {free / 2**30:.1f} GiB free."
+    needed, free = BASE_DEVICE_BYTES + request.device_bytes, None if request.arch else free_bytes(request.device)
+    if free is not None and free < needed:
+        raise EngineError(
+            f"{building} {_gib(needed)} of GPU memory, found {_gib(free)} free: close other programs, or build for a "
+            "smaller size."
         )
+    needed, free = int(DISK_PER_WEIGHT * weights) if request.backend.holds_weights else 0, shutil.disk_usage(root).free
+    if free < needed:
+        raise StorageError(f"{building} {_gib(needed)} in {root}, found {_gib(free)} free.")
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB"
 
 
 def _available_memory() -> int | None:

@@ -52,6 +52,8 @@ class BuildRequest:
     """Worth keeping beside what the backend has to say."""
     calibration: Calibration | None = None
     """What a quantized engine's scales are taken from."""
+    device_bytes: int = 0
+    """GPU memory that the network takes as it is compared, weights and all, if it is built for `device`."""
 
     @property
     def aimed_backend(self) -> Backend:
@@ -150,21 +152,15 @@ def check_plan(
 
     `network` gives the engine its weights where it holds none; `plain` is the reference where that is another. An
     engine with fp32 islands is compared with a network that has them too, for one without gives no numbers. One in
-    int8 or fp8 is compared with the fp32 network on recorded inputs.
+    int8 or fp8 is compared with what eager PyTorch answered in recorded calls.
     """
     spec = plan.manifest.spec
-    reference = EagerBackend().load(None, spec, _sheltered(plain or network, plan.manifest), device)
     candidate = backend.load(plan, spec, network, device)
-    try:
-        reference.load()
-        candidate.load()
-        if spec.calibration:
-            verdict = judge_recorded(reference, candidate, Calibration(plan.verified(RECORDED)).calls())
-        else:
-            verdict = judge(reference, candidate, spec, timesteps_of(spec, device))
-    finally:
-        candidate.unload()
-        reference.unload()
+    if spec.calibration:
+        verdict = judge_recorded(candidate, Calibration(plan.verified(RECORDED)).calls())
+    else:
+        reference = EagerBackend().load(None, spec, _sheltered(plain or network, plan.manifest), device)
+        verdict = judge(reference, candidate, spec, timesteps_of(spec, device))
     try:
         passes(verdict, spec.precision)
     except EngineError as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Call = TypeVar("Call")
+Item = TypeVar("Item")
 
 INSTALL = 'pip install "nvidia-modelopt[onnx]"'
 LEAST_ARCH = {"int8": 75, "fp8": 89}
@@ -30,40 +30,53 @@ OPERATORS = ("Conv", "Gemm", "MatMul")
 REARRANGED = ("Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze")
 """What an exporter puts between a weight and the product that uses it."""
 RECORDED = "recorded.safetensors"
-"""In an engine's folder: the recorded inputs that the gate compares it on."""
+"""In an engine's folder: the recorded calls that the gate compares it on."""
 GATE_CALLS = 5
 
 
 @dataclass(frozen=True)
+class Call:
+    """A network's call in a real clip: what it was given, and what eager PyTorch answered, by name."""
+
+    inputs: Mapping[str, torch.Tensor]
+    outputs: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """Inputs of a network as it was called in real clips, in a safetensors file."""
+    """Calls of a network in real clips, in a safetensors file."""
 
     path: Path
     name: str = ""
     """A digest of what was recorded: pictures, prompts, sizes, model. It is part of an engine's specification."""
 
-    def calls(self) -> list[dict[str, torch.Tensor]]:
-        """The inputs of each call, by name, floating ones in fp32; raises InputError for a file that holds none."""
+    def calls(self) -> list[Call]:
+        """The calls, floating numbers in fp32; raises InputError for a file that holds none."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        found: dict[int, dict[str, torch.Tensor]] = {}
+        found: dict[int, dict[str, dict[str, torch.Tensor]]] = {}
         try:
             for key, tensor in load_file(self.path).items():
-                number, _, name = key.partition(".")
-                found.setdefault(int(number), {})[name] = tensor
-        except (OSError, SafetensorError, ValueError) as error:
+                number, side, name = key.split(".", 2)
+                found.setdefault(int(number), {"inputs": {}, "outputs": {}})[side][name] = tensor
+        except (OSError, SafetensorError, LookupError, ValueError) as error:
             raise InputError(f"{self.path} is no calibration: {error}.") from error
         if not found:
-            raise InputError(f"The calibration {self.path} holds no inputs.")
-        return [found[number] for number in sorted(found)]
+            raise InputError(f"The calibration {self.path} holds no calls.")
+        return [Call(**found[number]) for number in sorted(found)]
 
 
-def save_calibration(calls: Sequence[Mapping[str, torch.Tensor]], path: Path, name: str = "") -> Calibration:
-    """Writes the inputs of several calls of a network, on any device and of any dtype."""
+def save_calibration(calls: Sequence[Call], path: Path, name: str = "") -> Calibration:
+    """Writes several calls of a network, with tensors on any device and of any dtype."""
     from safetensors.torch import save_file
 
-    named = {f"{number}.{key}": x for number, call in enumerate(calls) for key, x in call.items()}
+    named = {
+        f"{number}.{side}.{key}": x
+        for number, call in enumerate(calls)
+        for side, tensors in (("inputs", call.inputs), ("outputs", call.outputs))
+        for key, x in tensors.items()
+    }
     save_file({key: (x.float() if x.is_floating_point() else x).cpu().contiguous() for key, x in named.items()}, path)
     return Calibration(path, name)
 
@@ -73,10 +86,10 @@ def keep_for_the_gate(calibration: Calibration, folder: Path) -> None:
     save_calibration(evenly(calibration.calls(), GATE_CALLS), folder / RECORDED)
 
 
-def evenly(calls: Sequence[Call], most: int) -> list[Call]:
-    """At most so many of the calls, evenly chosen, with the first."""
-    count = min(len(calls), most)
-    return [calls[number * len(calls) // count] for number in range(count)]
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of the items, evenly chosen, with the first."""
+    count = min(len(items), most)
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def check_quantizable(precision: str, arch: str) -> None:
@@ -103,7 +116,7 @@ def quantize(graph: Path, spec: EngineSpec, calibration: Calibration, opset: int
 
     calls = calibration.calls()
     for call in calls:
-        misfits = spec.profile.misfits(spec.network.sizes_of(call))
+        misfits = spec.profile.misfits(spec.network.sizes_of(call.inputs))
         if misfits:
             raise InputError(f"The calibration does not fit {spec.network.component}: {'; '.join(misfits)}.")
     path = graph.with_name("quantized.onnx")
@@ -154,13 +167,13 @@ def left_out(graph: Path) -> list[str]:
     return [*products, *dict.fromkeys([*convolutions[:1], *convolutions[-1:]])]
 
 
-def _reader(calls: Sequence[Mapping[str, torch.Tensor]], graph: Path) -> Any:
-    """The calls as ONNX Runtime's calibrator asks for them, without inputs that the graph does not have."""
+def _reader(calls: Sequence[Call], graph: Path) -> Any:
+    """The calls' inputs as ONNX Runtime's calibrator asks for them, without those that the graph does not have."""
     import onnx
     from onnxruntime.quantization.calibrate import CalibrationDataReader
 
     known = {value.name for value in onnx.load(graph, load_external_data=False).graph.input}
-    arrays = [{name: x.numpy() for name, x in call.items() if name in known} for call in calls]
+    arrays = [{name: x.numpy() for name, x in call.inputs.items() if name in known} for call in calls]
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:

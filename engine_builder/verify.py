@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-from .backends.base import Runner
+from .backends.base import Runner, free_cached
 from .errors import EngineError
 from .export import example_inputs
 from .manifest import Verdict
+from .quantize import Call
 from .spec import EngineSpec
 
 if TYPE_CHECKING:
@@ -51,20 +53,45 @@ def timesteps_of(spec: EngineSpec, device: torch.device) -> int:
     return TIMESTEPS if has_timestep and device.type == "cuda" else 1
 
 
-def judge_recorded(reference: Runner, candidate: Runner, calls: Sequence[Mapping[str, torch.Tensor]]) -> Verdict:
-    """Runs both on inputs that real clips gave, of which random ones would be no likeness; keeps the worst."""
-    found = [_compare(reference, candidate, candidate.spec, call) for call in calls]
+def judge_recorded(candidate: Runner, calls: Sequence[Call]) -> Verdict:
+    """Repeats calls of real clips, of which random inputs would be no likeness; keeps the worst."""
+    with _loaded(candidate):
+        found = [_compare(candidate, call) for call in calls]
     return replace(worst(found), shapes=found[0].shapes, timesteps=len(calls))
 
 
 def judge(reference: Runner, candidate: Runner, spec: EngineSpec, timesteps: int = 1) -> Verdict:
-    """Runs both on the same random inputs at the profile's corners, over the schedule at each; keeps the worst."""
+    """Runs both on the same random inputs at the profile's corners, over the schedule at each; keeps the worst.
+
+    One after the other: a GPU that has just the room for one is enough.
+    """
     shapes = tuple(spec.profile.corners)
     parts = [(number / timesteps, (number + 1) / timesteps) for number in range(timesteps)]
-    calls = enumerate(product(shapes, parts))
-    inputs = (example_inputs(spec, sizes, seed, part) for seed, (sizes, part) in calls)
-    found = [_compare(reference, candidate, spec, each) for each in inputs]
+    inputs = [(sizes, seed, part) for seed, (sizes, part) in enumerate(product(shapes, parts))]
+    with _loaded(reference):
+        answers = [_answer(reference, example_inputs(spec, *each)) for each in inputs]
+    with _loaded(candidate):
+        found = [
+            _compare(candidate, Call(example_inputs(spec, *each), answer))
+            for each, answer in zip(inputs, answers, strict=True)
+        ]
     return replace(worst(found), shapes=shapes, timesteps=timesteps)
+
+
+@contextmanager
+def _loaded(runner: Runner) -> Iterator[None]:
+    """The runner has its weights on the device meanwhile, and leaves nothing there."""
+    runner.load()
+    try:
+        yield
+    finally:
+        runner.unload()
+        free_cached(runner.device)
+
+
+def _answer(runner: Runner, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The outputs in host memory."""
+    return {name: x.cpu() for name, x in runner(inputs).items()}
 
 
 def passes(verdict: Verdict, precision: str) -> None:
@@ -90,15 +117,13 @@ def worst(verdicts: list[Verdict]) -> Verdict:
     )
 
 
-def _compare(
-    reference: Runner, candidate: Runner, spec: EngineSpec, inputs: Mapping[str, torch.Tensor]
-) -> Verdict:
+def _compare(candidate: Runner, call: Call) -> Verdict:
     """The worst of all outputs: what is large, such as a cache, must not hide what is small.
 
     Raises EngineError for an output of an undeclared shape.
     """
-    sizes = spec.network.sizes_of(inputs)
-    expected, found = reference(inputs), candidate(inputs)
+    spec, expected = candidate.spec, call.outputs
+    sizes, found = spec.network.sizes_of(call.inputs), candidate(call.inputs)
     for tensor, outputs in product(spec.network.outputs, (expected, found)):
         shape, declared = list(outputs[tensor.name].shape), list(tensor.shape_at(sizes))
         if shape != declared:

@@ -99,8 +99,7 @@ def explained(budget: Budget, size: ClipSize) -> Iterator[None]:
 
 def _cost(engines: EngineSet, component: str, *, guided: bool = False, chunk: int | None = None) -> Cost:
     model, precision = engines.model, engines.precision
-    # Files of full precision are half as large in memory, and it is better to ask for too little.
-    weights_bytes = model.size_bytes(component) // (1 if precision == "fp32" else 2)
+    weights_bytes = model.size_bytes(component, precision)
 
     def cost(size: ClipSize) -> int:
         sizes = clip_sizes(model, size.width, size.height, size.num_frames, guided=guided)

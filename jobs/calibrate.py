@@ -1,4 +1,4 @@
-"""What int8 and fp8 take their scales from: the inputs of a model's cores in clips of the user's own pictures."""
+"""What int8 and fp8 take their scales from: the calls of a model's cores in clips of the user's own pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..engine_builder.backends.base import Runner
 from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.errors import InputError
 from ..engine_builder.key import digest
-from ..engine_builder.quantize import Calibration, evenly, save_calibration
+from ..engine_builder.quantize import Calibration, Call, evenly, save_calibration
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.models.base import ClipRequest
 from ..pipeline.picture import rgb
@@ -96,7 +96,7 @@ def calibration_of(core: str, material: Material, size: ClipSize, folder: Path) 
 
 
 def record(engines: EngineSet, material: Material, size: ClipSize, folder: Path, on_clip: OnClip) -> None:
-    """Writes the inputs of each core over the material's clips, in eager PyTorch, as `calibration_of` has them.
+    """Writes the calls of each core over the material's clips, in eager PyTorch, as `calibration_of` has them.
 
     Raises InputError for a size that the model does not make.
     """
@@ -116,11 +116,11 @@ def record(engines: EngineSet, material: Material, size: ClipSize, folder: Path,
 
 
 class _Recording(EngineSet):
-    """Runners of which those of the cores keep what they are given."""
+    """Runners of which those of the cores keep what they are given and what they answer."""
 
     @cached_property
-    def calls(self) -> dict[str, list[dict[str, torch.Tensor]]]:
-        """The inputs of each call by the core."""
+    def calls(self) -> dict[str, list[Call]]:
+        """The calls of each core."""
         return {core: [] for core in self.model.cores}
 
     def runner(self, component: str, sizes: Mapping[str, int]) -> Runner:
@@ -129,11 +129,11 @@ class _Recording(EngineSet):
 
 
 class _Recorder(Runner):
-    """A loaded runner that keeps a copy of its inputs in host memory."""
+    """A loaded runner that keeps a copy of each call in host memory."""
 
     backend = EagerBackend.name
 
-    def __init__(self, runner: Runner, calls: list[dict[str, torch.Tensor]]) -> None:
+    def __init__(self, runner: Runner, calls: list[Call]) -> None:
         super().__init__(runner.spec, runner.device)
         self._runner, self._calls = runner, calls
 
@@ -152,5 +152,10 @@ class _Recorder(Runner):
         self._runner.unload()
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        self._calls.append({name: x.detach().to("cpu", copy=True) for name, x in inputs.items()})
-        return self._runner(inputs)
+        found = self._runner(inputs)
+        self._calls.append(Call(_copied(inputs), _copied(found)))
+        return found
+
+
+def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: x.detach().to("cpu", copy=True) for name, x in tensors.items()}

@@ -176,16 +176,23 @@ class Engines(Generic[AnyNetworks]):
         else:
             spec = replace(spec, calibration=calibration.name)
         precision = network_precision(spec.precision)
+        source = self.model.source(component, precision, rewrites)
         return BuildRequest(
             spec=spec,
-            source=self.model.source(component, precision, rewrites),
+            source=source,
             backend=backend,
             device=self.device,
             arch=arch,
             reference=self.model.source(component, precision) if rewrites else None,
             details={} if backend.holds_weights else {"gated_with": network.weights_sha256},
             calibration=calibration,
+            device_bytes=source.size_bytes // (2 if calibration else 1) + self._scratch_bytes(component, spec),
         )
+
+    def _scratch_bytes(self, component: str, spec: EngineSpec) -> int:
+        """What the largest call of the gate takes of the device beside the weights."""
+        precision = "fp16" if spec.calibration else spec.precision
+        return max(self.model.scratch_bytes(component, sizes, precision) for sizes in spec.profile.corners)
 
     def stored(self, component: str) -> list[Plan]:
         """The engines in the store that serve this component here, the narrowest profile first, then the newest.

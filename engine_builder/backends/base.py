@@ -167,6 +167,21 @@ def cuda_arch(device: torch.device) -> str | None:
     return f"sm_{major}{minor}"
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """What is free of a CUDA device's memory now, whoever holds the rest; None for any other device."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def free_cached(device: torch.device) -> None:
+    """Lets other libraries have the memory that PyTorch keeps on a CUDA device for its own next tensors."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def _dtype(name: str) -> torch.dtype:
     import torch
 

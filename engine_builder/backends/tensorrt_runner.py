@@ -11,11 +11,11 @@ import torch
 
 from ..errors import EngineError
 from ..spec import EngineSpec
-from .base import Runner
+from .base import Runner, free_bytes
 from .memory import is_out_of_memory
 from .tensorrt import PLAN, make_logger
 from .tensorrt_library import Library, kernel_bytes, make_context
-from .tensorrt_streaming import Streaming, free_bytes, set_budget
+from .tensorrt_streaming import Streaming, set_budget
 
 if TYPE_CHECKING:
     from ..store import Plan
@@ -106,7 +106,8 @@ class TensorRTRunner(Runner):
         with stream.active():
             runtime = self._checked(self._library.module.Runtime(self._logger), "start its runtime")
             engine = self._checked(runtime.deserialize_cuda_engine(data), "load the plan")
-            streaming = set_budget(engine, free_bytes(self.device)) if engine.streamable_weights_size else Streaming()
+            free = free_bytes(self.device)
+            streaming = Streaming() if free is None else set_budget(engine, free)
             known = None if self._side is None else self._side.read()
             context, kernels = make_context(self._library, engine, known, streams=streaming.streamed_bytes > 0)
             self._checked(context, "make an execution context")

@@ -65,13 +65,6 @@ def set_budget(engine: Any, free_bytes: int) -> Streaming:
     return Streaming(streamable, min(int(engine.weight_streaming_budget_v2), streamable))
 
 
-def free_bytes(device: torch.device) -> int:
-    """What is free on the GPU now."""
-    import torch
-
-    return torch.cuda.mem_get_info(device)[0]
-
-
 def total_bytes(arch: str) -> int | None:
     """The memory of the GPU at hand; None if there is none of that architecture."""
     import torch

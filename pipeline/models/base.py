@@ -146,11 +146,12 @@ class VideoModel(ABC):
             "rewrites": ",".join(rewrites),
             "adapters": json.dumps([[str(each.path), each.strength, each.cores] for each in self.adapters]),
         }
-        return NetworkSource("pipeline.models.registry", "load_network", arguments, self.size_bytes(component))
+        size_bytes = self.size_bytes(component, precision)
+        return NetworkSource("pipeline.models.registry", "load_network", arguments, size_bytes)
 
     @abstractmethod
-    def size_bytes(self, component: str) -> int:
-        """The size of the weight files that a component is loaded from."""
+    def size_bytes(self, component: str, precision: str) -> int:
+        """What the weights of the part that a component belongs to take of memory in that precision."""
 
     @abstractmethod
     def load(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -50,10 +51,11 @@ class Part:
         half = "fp16" in self.weights and (precision != "fp32" or "" not in self.weights)
         return "fp16" if half else None
 
-    @property
-    def size_bytes(self) -> int:
-        """Size of the largest variant's weight files."""
-        return max((sum(path.stat().st_size for path in paths) for paths in self.weights.values()), default=0)
+    @cached_property
+    def elements(self) -> int:
+        """How many numbers the weights are; 0 for a part without weights."""
+        paths = next(iter(self.weights.values()), ())
+        return sum(math.prod(shape) for shape in tensor_shapes(paths).values())
 
     @property
     def config_sha256(self) -> str:

@@ -125,8 +125,8 @@ class DiffusersFamily(VideoModel):
     def part_of(self, component: str) -> str:
         return self.networks()[component].part
 
-    def size_bytes(self, component: str) -> int:
-        return self.checkpoint.parts[self.part_of(component)].size_bytes
+    def size_bytes(self, component: str, precision: str) -> int:
+        return self.checkpoint.parts[self.part_of(component)].elements * (4 if precision == "fp32" else 2)
 
     def load(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
         self.check_rewrites(component, rewrites)

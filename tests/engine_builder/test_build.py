@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,20 @@ def test_a_build_that_needs_more_memory_than_there_is_is_refused(
     store.root.mkdir()
     check_room(small, store.root)
     with pytest.raises(EngineError, match=r"core needs about 4.0 GiB of memory, found 2.0 GiB free"):
+        build_engine(large, store, InProcess())
+    assert_nothing_left(store)
+
+
+def test_a_build_that_needs_more_of_the_gpu_than_there_is_is_refused(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "free_bytes", lambda device: 2 << 30)
+    store.root.mkdir()
+    source, backend = ToySource(ToyNetwork), ToyBackend()
+    small, large = (BuildRequest(toy_spec(), source, backend, CPU, device_bytes=n << 29) for n in (3, 5))
+    check_room(small, store.root)
+    check_room(replace(large, arch="sm_86"), store.root)  # which never meets this GPU
+    with pytest.raises(EngineError, match=r"core needs about 3.0 GiB of GPU memory, found 2.0 GiB free"):
         build_engine(large, store, InProcess())
     assert_nothing_left(store)
 

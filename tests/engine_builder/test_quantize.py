@@ -22,6 +22,7 @@ from i2v_tensorrt.engine_builder.quantize import (
     GATE_CALLS,
     RECORDED,
     Calibration,
+    Call,
     check_quantizable,
     keep_for_the_gate,
     left_out,
@@ -68,7 +69,8 @@ class Mixer(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
-    calls = [example_inputs(toy_spec(), SIZES, seed) for seed in range(CALLS)]
+    network, given = Mixer().eval(), [example_inputs(toy_spec(), SIZES, seed) for seed in range(CALLS)]
+    calls = [Call(inputs, {"prediction": network(**inputs)}) for inputs in given]
     return save_calibration(calls, tmp_path_factory.mktemp("calibration") / "core.safetensors", "these")
 
 
@@ -186,12 +188,13 @@ def test_a_request_reaches_the_child_whole(calibration: Calibration, tmp_path: P
     assert spec_from_dict(data["spec"]).calibration == "these"
 
 
-def test_recorded_inputs_come_back(calibration: Calibration) -> None:
+def test_recorded_calls_come_back(calibration: Calibration) -> None:
     calls = calibration.calls()
     assert len(calls) == CALLS
     wanted = example_inputs(toy_spec(), SIZES, 3)
-    assert set(calls[3]) == set(wanted)
-    assert all(torch.equal(calls[3][name], wanted[name]) for name in wanted)
+    assert set(calls[3].inputs) == set(wanted)
+    assert all(torch.equal(calls[3].inputs[name], wanted[name]) for name in wanted)
+    assert torch.equal(calls[3].outputs["prediction"], Mixer().eval()(**wanted))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tensor", None])
@@ -207,26 +210,23 @@ def test_a_few_calls_are_kept_for_the_gate_from_first_to_last(calibration: Calib
     keep_for_the_gate(calibration, tmp_path)
     kept, calls = Calibration(tmp_path / RECORDED).calls(), calibration.calls()
     assert len(kept) == GATE_CALLS < len(calls)
-    assert torch.equal(kept[0]["sample"], calls[0]["sample"])
-    assert all(any(torch.equal(each["sample"], call["sample"]) for call in calls) for each in kept)
+    given = [call.inputs["sample"] for call in calls]
+    assert torch.equal(kept[0].inputs["sample"], given[0])
+    assert all(any(torch.equal(each.inputs["sample"], one) for one in given) for each in kept)
 
 
-def test_the_gate_compares_on_recorded_inputs(calibration: Calibration) -> None:
+def test_the_gate_repeats_recorded_calls(calibration: Calibration) -> None:
     """An engine that is right on them alone passes, one that is wrong on the last does not."""
-    spec, network = lossy("int8", calibration), Mixer().eval()
-    calls = calibration.calls()
+    spec, calls = lossy("int8", calibration), calibration.calls()
 
     class WrongOnTheLast(Mixer):
         def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
             found = super().forward(sample, strength)
-            return -found if torch.equal(sample, calls[-1]["sample"]) else found
+            return -found if torch.equal(sample, calls[-1].inputs["sample"]) else found
 
-    reference = EagerBackend().load(None, spec, lambda: network, CPU)
-    reference.load()
     for other, fits in ((Mixer().eval(), True), (WrongOnTheLast().eval(), False)):
         candidate = EagerBackend().load(None, spec, lambda other=other: other, CPU)
-        candidate.load()
-        verdict = judge_recorded(reference, candidate, calls)
+        verdict = judge_recorded(candidate, calls)
         assert verdict.timesteps == CALLS
         assert verdict.shapes == (SIZES,)
         assert (verdict.cosine > 0.99) == fits
@@ -242,8 +242,14 @@ def test_an_engine_that_meets_its_gpu_later_is_compared_on_what_was_kept(
     plan = build_engine(build, EngineStore(tmp_path / "engines"), InProcess()).plan
     assert plan.manifest.verdict is not None
     assert plan.manifest.verdict.timesteps == GATE_CALLS
+    assert check_plan(plan, OnnxRuntimeBackend(), _no_network, CPU) == plan.manifest.verdict
     with pytest.raises(EngineError, match="int8 engine does not give the reference's result"):
-        check_plan(plan, OnnxRuntimeBackend(), lambda: Mixer().eval(), CPU, lambda: _Other().eval())
+        check_plan(plan, EagerBackend(), lambda: _Other().eval(), CPU)
+
+
+def _no_network() -> torch.nn.Module:
+    """What the engine is compared with was recorded."""
+    raise AssertionError("no network is needed")
 
 
 class _Other(Mixer):

@@ -62,8 +62,6 @@ class Changed(torch.nn.Module):
 def verdict_on(spec: EngineSpec, reference: torch.nn.Module, candidate: torch.nn.Module) -> Verdict:
     """The gate's figures for one module against another, both run by PyTorch in float32."""
     runners = [EagerRunner(spec, lambda module=module: module, CPU) for module in (reference, candidate)]
-    for runner in runners:
-        runner.load()
     return judge(runners[0], runners[1], spec)
 
 
@@ -94,6 +92,43 @@ def test_a_wrong_order_does_not_pass_where_the_engine_is_tuned_for_one(fault: st
     """Swaps are invisible in one branch, one frame or a square: those may be all that the user tuned for."""
     one = ShapeProfile({**LIMITS.ranges, "batch": DimRange(1, 1, 2), "frames": DimRange(1, 1, 16)})
     assert_refused(verdict_on(toy_spec(one), ToyNetwork(), Changed(ToyNetwork(), WRONG[fault])), "fp16")
+
+
+def test_the_device_holds_one_of_the_two_at_a_time() -> None:
+    """A GPU with the room for one has to do: it is all that a clip will take."""
+    spec, held, most = toy_spec(), set[str](), list[int]()
+
+    class Counted(EagerRunner):
+        def load(self) -> None:
+            super().load()
+            held.add(self.name)
+            most.append(len(held))
+
+        def unload(self) -> None:
+            super().unload()
+            held.discard(self.name)
+
+        def __init__(self, name: str) -> None:
+            super().__init__(spec, ToyNetwork, CPU)
+            self.name = name
+
+    verdict = judge(Counted("reference"), Counted("candidate"), spec)
+    assert verdict.snr_db > 100
+    assert (max(most), len(most), held) == (1, 2, set())
+
+
+@pytest.mark.parametrize("fails", ["reference", "candidate"])
+def test_one_that_fails_leaves_nothing_on_the_device(fails: str) -> None:
+    def broken(**inputs: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of order")
+
+    names = ("reference", "candidate")
+    modules = {name: Changed(ToyNetwork(), lambda x: x) for name in names}
+    modules[fails].forward = broken  # type: ignore[method-assign]
+    runners = [EagerRunner(toy_spec(), lambda name=name: modules[name], CPU) for name in names]
+    with pytest.raises(RuntimeError, match="out of order"):
+        judge(runners[0], runners[1], toy_spec())
+    assert not any(runner.is_loaded for runner in runners)
 
 
 def test_an_output_of_another_shape_is_told() -> None:
@@ -127,8 +162,6 @@ class Schedule(torch.nn.Module):
 
 def timed_verdict(candidate: Schedule, timesteps: int) -> Verdict:
     runners = [EagerRunner(TIMED, lambda module=module: module, CPU) for module in (Schedule(), candidate)]
-    for runner in runners:
-        runner.load()
     return judge(runners[0], runners[1], TIMED, timesteps)
 
 

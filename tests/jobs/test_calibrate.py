@@ -45,13 +45,14 @@ def test_every_step_of_clips_of_each_picture_is_recorded(engines: EngineSet, tmp
     record(engines, material, SIZE, tmp_path, quiet)
     calls, spec = calibration_of("core", material, SIZE, tmp_path).calls(), engines.model.components["core"].spec
     assert len(calls) == min(2 * STEPS, MOST_CALLS)
-    assert all(spec.sizes_of(call).items() <= clip_sizes(engines.model, *SIZE).items() for call in calls)
+    assert all(spec.sizes_of(call.inputs).items() <= clip_sizes(engines.model, *SIZE).items() for call in calls)
+    assert all({tensor.name for tensor in spec.outputs} == set(call.outputs) for call in calls)
     name = next(tensor.name for tensor in spec.inputs if tensor.is_timestep)
-    timesteps = [float(call[name].flatten()[0]) for call in calls[:STEPS]]
+    timesteps = [float(call.inputs[name].flatten()[0]) for call in calls[:STEPS]]
     assert timesteps == sorted(timesteps, reverse=True)
     assert timesteps[0] > 800
     assert timesteps[-1] < 200
-    assert not torch.equal(calls[0]["context"], calls[STEPS]["context"]), "another picture"
+    assert not torch.equal(calls[0].inputs["context"], calls[STEPS].inputs["context"]), "another picture"
 
 
 def test_a_clip_that_is_interrupted_ends_the_recording(engines: EngineSet, tmp_path: Path) -> None:
@@ -139,15 +140,16 @@ def test_an_engine_is_found_whatever_its_scales_were_taken_from(
     plan = engines.build("core", sizes, InProcess(), calibration=calibration).plan
     assert plan.manifest.spec.calibration == calibration.name
     assert plan.manifest.verdict is not None
-    assert plan.manifest.verdict.snr_db > 70, "compared with the fp32 network"
+    assert plan.manifest.verdict.snr_db > 70, "compared with what was recorded in fp32"
     assert engines.runner("core", sizes).backend == "onnxruntime"
     other = replace(calibration, name=Material((BLUE,)).name(SIZE))
     engines.build("core", sizes, InProcess(), calibration=other)
     assert len(engines.stored("core")) == 2
 
 
+@pytest.mark.slow
 def test_nothing_is_recorded_for_an_engine_that_is_there(
-    engines: EngineSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engines: EngineSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is ModelOpt needed then."""
     let_onnxruntime_be_calibrated(monkeypatch)
@@ -156,16 +158,14 @@ def test_nothing_is_recorded_for_an_engine_that_is_there(
     monkeypatch.setattr(prebuilding, "check_quantizable", lambda precision, arch: None)
     job = Prebuild(("core",), *SIZE, material=Material((RED,)))
 
-    def stages(job: Prebuild) -> set[str]:
-        heard: set[str] = set()
-        prebuild(engines, job, lambda stage, done: heard.add(stage))
-        return heard
+    def refuse_to_record(stage: str, done: float) -> None:
+        assert stage != "record clips"
 
-    assert "record clips" in stages(job)
-    assert "record clips" not in stages(job)
-    assert "record clips" in stages(replace(job, force=True))
-    assert "record clips" in stages(replace(job, material=Material((BLUE,))))
-    assert len(engines.stored("core")) == 2
+    assert "built in" in prebuild(engines, job, quiet)[0]
+    assert "already there" in prebuild(engines, job, refuse_to_record)[0]
+    for other in (replace(job, force=True), replace(job, material=Material((BLUE,)))):
+        with pytest.raises(AssertionError, match="record clips"):
+            prebuild(engines, other, refuse_to_record)
 
 
 def test_a_backend_without_them_is_refused_before_anything_is_recorded(

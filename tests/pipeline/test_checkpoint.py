@@ -372,7 +372,15 @@ def test_what_stands_in_the_place_of_a_file_is_refused(folder: Path, name: str, 
 def test_a_part_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
     (folder / "unet").rename(tmp_path / "elsewhere")
     (folder / "unet").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    assert open_model(folder).size_bytes("core") > 0
+    assert open_model(folder).size_bytes("core", "fp16") > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_size_is_that_of_the_loaded_part(tiny_folder: Path, precision: str) -> None:
+    """Whatever the files hold: they may be of either precision, or of both."""
+    model = open_model(tiny_folder)
+    weights = model.part("unet", precision).parameters()
+    assert model.size_bytes("core", precision) == sum(tensor.nbytes for tensor in weights)
 
 
 def test_names_of_models_are_the_same_by_another_platforms_order_of_paths(
