@@ -21,7 +21,8 @@ from .worker import BuildProcess
 
 log = logging.getLogger(__name__)
 
-BASE_MEMORY_BYTES = 1 << 30
+GIB = 1 << 30
+BASE_MEMORY_BYTES = GIB
 """Host memory of the child before it has loaded a network: Python, PyTorch, the exporter."""
 MEMORY_PER_WEIGHT = 3.0
 """Host memory for each byte of weights: the network, the traced program, the copy that is written."""
@@ -101,25 +102,24 @@ def _compile(
 
 def check_room(request: BuildRequest, root: Path) -> None:
     """Raises EngineError or StorageError when memory, GPU or disk cannot hold the build; says both figures."""
-    weights, building = request.source.size_bytes, f"Building {request.spec.network.component} needs about"
+    weights, component = request.source.size_bytes, request.spec.network.component
     needed, free = BASE_MEMORY_BYTES + int(MEMORY_PER_WEIGHT * weights), _available_memory()
     if free is not None and free < needed:
         raise EngineError(
-            f"{building} {_gib(needed)} of memory, found {_gib(free)} free: close other programs and try again."
+            f"Building {component} needs about {needed / GIB:.1f} GiB of memory, found {free / GIB:.1f} GiB free: "
+            "close other programs and try again."
         )
     needed, free = BASE_DEVICE_BYTES + request.device_bytes, None if request.arch else free_bytes(request.device)
     if free is not None and free < needed:
         raise EngineError(
-            f"{building} {_gib(needed)} of GPU memory, found {_gib(free)} free: close other programs, or build for a "
-            "smaller size."
+            f"Building {component} needs about {needed / GIB:.1f} GiB of GPU memory, found {free / GIB:.1f} GiB free: "
+            "close other programs, or build for a smaller size."
         )
     needed, free = int(DISK_PER_WEIGHT * weights) if request.backend.holds_weights else 0, shutil.disk_usage(root).free
     if free < needed:
-        raise StorageError(f"{building} {_gib(needed)} in {root}, found {_gib(free)} free.")
-
-
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.1f} GiB"
+        raise StorageError(
+            f"Building {component} needs about {needed / GIB:.1f} GiB in {root}, found {free / GIB:.1f} GiB free."
+        )
 
 
 def _available_memory() -> int | None:
