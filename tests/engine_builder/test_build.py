@@ -18,6 +18,7 @@ from i2v_tensorrt.engine_builder.build import BuildResult, build_engine, check_r
 from i2v_tensorrt.engine_builder.compile import BuildRequest
 from i2v_tensorrt.engine_builder.errors import EngineError, StorageError
 from i2v_tensorrt.engine_builder.key import engine_key
+from i2v_tensorrt.engine_builder.quantize import Calibration
 from i2v_tensorrt.engine_builder.spec import DimRange, ShapeProfile
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.engine_builder.verify import passes
@@ -216,6 +217,8 @@ def test_a_build_that_needs_more_memory_than_there_is_is_refused(
     check_room(small, store.root)
     with pytest.raises(EngineError, match=r"core needs about 4.0 GiB of memory, found 2.0 GiB free"):
         build_engine(large, store, InProcess())
+    with pytest.raises(EngineError, match=r"core needs about 11.0 GiB of memory, found 2.0 GiB free"):
+        check_room(replace(large, calibration=Calibration(Path("calls.safetensors"))), store.root)
     assert_nothing_left(store)
 
 
