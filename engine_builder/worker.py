@@ -60,13 +60,12 @@ class BuildProcess:
         it died.
         """
         _begin(log_path)
-        child = self._living()
-        try:
-            child.send({**request_to_dict(request, folder), "log": str(log_path)})
-            answer = child.listen(report)
-        except BaseException:
+        data, has_built = {**request_to_dict(request, folder), "log": str(log_path)}, self._child is not None
+        child, answer = self._ask(data, report)
+        if answer is None and has_built:  # it died with nothing to do: no fault of this request's
             self._end()
-            raise
+            child, answer = self._ask(data, report)
+        answer = answer or {}
         if "result" in answer:
             return compiled_from_dict(answer["result"])
         if "error" in answer:
@@ -77,6 +76,16 @@ class BuildProcess:
             f"The build of {request.spec.network.component} {_cause(returncode)}; "
             f"its last words: {last_line(log_path)} (log: {log_path})"
         )
+
+    def _ask(self, data: dict[str, Any], report: Report) -> tuple[_Child, dict[str, Any] | None]:
+        """The child, and what it answers, see `listen`; it is ended if `report` raises."""
+        child = self._living()
+        try:
+            child.send(data)
+            return child, child.listen(report)
+        except BaseException:
+            self._end()
+            raise
 
     def _living(self) -> _Child:
         """The child, or another one if it died while it had nothing to do."""
@@ -127,9 +136,12 @@ class _Child:
                 stream.write(json.dumps(request) + "\n")
                 stream.flush()
 
-    def listen(self, report: Report) -> dict[str, Any]:
-        """Passes progress on until the child has answered; an empty answer when it died first."""
-        stage, done = "start", 0.0
+    def listen(self, report: Report) -> dict[str, Any] | None:
+        """Passes progress on until the child has answered.
+
+        The answer is empty when it died first, and None when it did so without a word.
+        """
+        stage, done, has_begun = "start", 0.0, False
         while True:
             report(stage, done)
             try:
@@ -137,8 +149,8 @@ class _Child:
             except queue.Empty:
                 continue
             if line is None:
-                return {}
-            message = json.loads(line)
+                return {} if has_begun else None
+            message, has_begun = json.loads(line), True
             if "stage" not in message:
                 return message
             stage, done = message["stage"], message["done"]

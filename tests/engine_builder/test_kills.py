@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from i2v_tensorrt.engine_builder import store as store_module
+from i2v_tensorrt.engine_builder import worker
 from i2v_tensorrt.engine_builder.build import BuildResult, build_engine
 from i2v_tensorrt.engine_builder.compile import BuildRequest
 from i2v_tensorrt.engine_builder.errors import CheckpointError, EngineError
@@ -128,6 +129,34 @@ def test_a_child_that_died_between_builds_is_replaced(store: EngineStore, tiny_f
             assert process._child is not None
             process._child._process.kill()
             process._child._process.wait()
+
+
+def test_a_child_that_dies_as_it_is_asked_is_replaced(
+    store: EngineStore, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill while it had nothing to do, of which the system has not told yet: no fault of the next build's."""
+    request = export_request(tiny_folder)
+    with BuildProcess() as process:
+        build_engine(request, store, process)
+        assert process._child is not None
+        killed = process._child
+        killed._process.kill()
+        killed._process.wait()
+        monkeypatch.setattr(worker._Child, "is_alive", True)
+        assert not build_engine(request, store, process, force=True).reused
+        assert process._child is not killed
+
+
+def test_a_child_that_dies_at_its_first_request_is_not_asked_again(
+    store: EngineStore, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where none can start, the next one cannot either."""
+    child, starts = tmp_path / "child.py", tmp_path / "starts"
+    child.write_text(f"with open({str(starts)!r}, 'a') as stream:\n    stream.write('.')\n")
+    monkeypatch.setattr(worker, "CHILD", child)
+    with BuildProcess() as process, pytest.raises(EngineError, match="ended without an answer"):
+        build_engine(export_request(tiny_folder), store, process)
+    assert starts.read_text() == "."
 
 
 def test_a_child_that_ends_by_itself_is_heard_out(store: EngineStore, tiny_folder: Path) -> None:
