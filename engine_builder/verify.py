@@ -80,9 +80,9 @@ def judge(reference: Runner, candidate: Runner, spec: EngineSpec, timesteps: int
 
 @contextmanager
 def _loaded(runner: Runner) -> Iterator[None]:
-    """The runner has its weights on the device meanwhile, and leaves nothing there."""
-    runner.load()
+    """The runner has its weights on the device meanwhile, and leaves nothing there, were they but half loaded."""
     try:
+        runner.load()
         yield
     finally:
         runner.unload()

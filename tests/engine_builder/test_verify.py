@@ -131,6 +131,18 @@ def test_one_that_fails_leaves_nothing_on_the_device(fails: str) -> None:
     assert not any(runner.is_loaded for runner in runners)
 
 
+def test_one_that_loads_by_half_leaves_nothing_on_the_device() -> None:
+    class Half(EagerRunner):
+        def load(self) -> None:
+            super().load()
+            raise RuntimeError("out of memory")
+
+    half, whole = (kind(toy_spec(), ToyNetwork, CPU) for kind in (Half, EagerRunner))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        judge(half, whole, toy_spec())
+    assert not half.is_loaded
+
+
 def test_an_output_of_another_shape_is_told() -> None:
     spec = toy_spec()
     with pytest.raises(EngineError, match=r"core gives prediction as \[1, 4, 1, 4, 3\], expected \[1, 4, 1, 4, 4\]"):
