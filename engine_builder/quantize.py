@@ -67,7 +67,7 @@ class Calibration:
         return [Call(**found[number]) for number in sorted(found)]
 
 
-def save_calibration(calls: Sequence[Call], path: Path, name: str = "") -> Calibration:
+def save_calls(calls: Sequence[Call], path: Path) -> None:
     """Writes several calls of a network, with tensors on any device and of any dtype."""
     from safetensors.torch import save_file
 
@@ -78,12 +78,11 @@ def save_calibration(calls: Sequence[Call], path: Path, name: str = "") -> Calib
         for key, x in tensors.items()
     }
     save_file({key: (x.float() if x.is_floating_point() else x).cpu().contiguous() for key, x in named.items()}, path)
-    return Calibration(path, name)
 
 
 def keep_for_the_gate(calibration: Calibration, folder: Path) -> None:
     """Writes a few of the calls, evenly chosen, beside the engine: it may meet its GPU much later, and elsewhere."""
-    save_calibration(evenly(calibration.calls(), GATE_CALLS), folder / RECORDED)
+    save_calls(evenly(calibration.calls(), GATE_CALLS), folder / RECORDED)
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:

@@ -15,7 +15,7 @@ from ..engine_builder.backends.base import Runner
 from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.errors import InputError
 from ..engine_builder.key import digest
-from ..engine_builder.quantize import Calibration, Call, evenly, save_calibration
+from ..engine_builder.quantize import Calibration, Call, evenly, save_calls
 from ..pipeline.cache import ConditioningCache
 from ..pipeline.models.base import ClipRequest
 from ..pipeline.picture import rgb
@@ -112,7 +112,7 @@ def record(engines: EngineSet, material: Material, size: ClipSize, folder: Path,
         sample_clip(recording, conditioning, denoising, lambda done, total, latents, tell=tell: tell())
     recording.unload()
     for core, calls in recording.calls.items():
-        save_calibration(evenly(calls, MOST_CALLS), calibration_of(core, material, size, folder).path)
+        save_calls(evenly(calls, MOST_CALLS), calibration_of(core, material, size, folder).path)
 
 
 class _Recording(EngineSet):

@@ -27,7 +27,7 @@ from i2v_tensorrt.engine_builder.quantize import (
     keep_for_the_gate,
     left_out,
     quantize,
-    save_calibration,
+    save_calls,
 )
 from i2v_tensorrt.engine_builder.spec import EngineSpec, spec_from_dict
 from i2v_tensorrt.engine_builder.store import EngineStore
@@ -71,7 +71,9 @@ class Mixer(torch.nn.Module):
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     network, given = Mixer().eval(), [example_inputs(toy_spec(), SIZES, seed) for seed in range(CALLS)]
     calls = [Call(inputs, {"prediction": network(**inputs)}) for inputs in given]
-    return save_calibration(calls, tmp_path_factory.mktemp("calibration") / "core.safetensors", "these")
+    path = tmp_path_factory.mktemp("calibration") / "core.safetensors"
+    save_calls(calls, path)
+    return Calibration(path, "these")
 
 
 def lossy(precision: str, calibration: Calibration) -> EngineSpec:
