@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .backends.base import Backend, LoadNetwork, Report
+from .backends.base import Backend, LoadNetwork, Report, current_device
 from .backends.eager import EagerBackend
 from .backends.registry import BACKENDS
 from .errors import EngineError, StorageError
@@ -123,7 +123,8 @@ def compile_from(data: Mapping[str, Any], report: Report) -> dict[str, Any]:
         calibration=data["calibration"] and Calibration(Path(data["calibration"])),
         reference=data["reference"] and NetworkSource(**data["reference"]),
     )
-    compiled = compile_engine(request, Path(data["folder"]), report)
+    with current_device(request.device):  # compilers take the current GPU
+        compiled = compile_engine(request, Path(data["folder"]), report)
     return asdict(replace(compiled, details={**compiled.details, **_peak_memory()}))
 
 

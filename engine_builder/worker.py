@@ -21,6 +21,7 @@ from typing import Any
 
 from . import errors
 from .backends.base import Report
+from .child_environment import child_environment
 from .compile import BuildRequest, Compiled, compiled_from_dict, request_to_dict
 from .errors import EngineError, StorageError
 
@@ -40,7 +41,7 @@ _WINDOWS_ACCESS_VIOLATION = 0xC0000005
 class BuildProcess:
     """A child that compiles one request after another; started by the first, ended with the block.
 
-    Serves one thread. After a crash or a cancellation the next request starts another child.
+    Serves one thread. After an error, a crash or a cancellation the next request starts another child.
     """
 
     def __init__(self) -> None:
@@ -69,6 +70,7 @@ class BuildProcess:
         if "result" in answer:
             return compiled_from_dict(answer["result"])
         if "error" in answer:
+            self._end()  # an error of CUDA's may have left it unfit for the next request
             raise _error(answer)
         returncode = child.wait()
         self._end()
@@ -111,6 +113,7 @@ class _Child:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            env=child_environment(),
             start_new_session=_HAS_GROUPS,
         )
         self._lines: queue.Queue[str | None] = queue.Queue()

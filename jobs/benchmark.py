@@ -23,6 +23,7 @@ from PIL import Image
 
 from ..engine_builder.backends.base import Report
 from ..engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
+from ..engine_builder.child_environment import child_environment
 from ..engine_builder.errors import EngineError, InputError
 from ..engine_builder.worker import last_line
 from ..pipeline.picture import to_unit_tensor
@@ -116,7 +117,7 @@ def _start(
         text=True,
         encoding="utf-8",
         errors="replace",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": _visible(device)},
+        env=child_environment({"PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": _visible(device)}),
         start_new_session=True,
     )
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from ..engine_builder.errors import BudgetError
+from ..engine_builder.memory import is_out_of_memory
 from ..pipeline.conditioning import MIN_SIDE
-from ..pipeline.memory import is_out_of_memory
 from ..pipeline.models.latent_space import LatentSpace
 from .engines import EngineSet, clip_sizes
 

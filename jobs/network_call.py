@@ -143,6 +143,8 @@ class CalledNetwork(torch.nn.Module):
 class BorrowedNetwork(CalledNetwork):
     """The same over a network that somebody else owns, who alone moves it."""
 
+    is_borrowed = True
+
     def to(self, *_: Any, **__: Any) -> BorrowedNetwork:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self
 

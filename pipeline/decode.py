@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..engine_builder.errors import InputError
-from .memory import is_out_of_memory
+from ..engine_builder.memory import is_out_of_memory
 
 BYTES_PER_PIXEL = 2600
 """Scratch memory of the published VAE's decoder, fp16, for each pixel of each frame decoded at once.

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("pipeline", "engine_builder", "jobs", "nodes", "bootstrap", "benchmarks", "training")
-LEAVES = {"engine_builder.spec", "engine_builder.errors", "engine_builder.source"}
+LEAVES = {f"engine_builder.{name}" for name in ("spec", "errors", "memory", "source")}
 ALLOWED = {
     "engine_builder": {"engine_builder"},
     "pipeline": {"pipeline"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -45,6 +46,8 @@ class Runner(ABC):
     """The name of the backend that makes these runners."""
     warning: str | None = None
     """A sentence for the user while the runner works, but not as it should."""
+    scratch_bytes: int = 0
+    """What the next call is expected to take of the device beside the weights; 0 where nobody has said."""
 
     def __init__(self, spec: EngineSpec, device: torch.device) -> None:
         self.spec = spec
@@ -88,7 +91,8 @@ class Runner(ABC):
             raise InputError(f"The {self.backend} engine of {self.spec.network.component}: {'; '.join(misfits)}.")
         if not self.is_loaded:
             raise EngineError(f"The {self.backend} engine of {self.spec.network.component} is not loaded.")
-        return self._run(self._converted(inputs))
+        with current_device(self.device):
+            return self._run(self._converted(inputs))
 
     def warm_up(self, sizes: Mapping[str, int]) -> None:
         """Runs once on zeros of the given sizes, so that the first real call is not the slow one."""
@@ -165,6 +169,13 @@ def cuda_arch(device: torch.device) -> str | None:
         return None
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a CUDA device the current one, whose stream libraries take; does nothing for any other."""
+    import torch
+
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def free_bytes(device: torch.device) -> int | None:

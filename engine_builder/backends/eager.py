@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ..errors import EngineError
 from ..spec import EngineSpec, Target
 from .base import Availability, Backend, LoadNetwork, Report, Runner
+from .host_weights import Place, are_on, places, tensors, to_device, to_host
 
 if TYPE_CHECKING:
     import torch
@@ -24,34 +25,32 @@ class EagerRunner(Runner):
         super().__init__(spec, device)
         self._source = network
         self._network: torch.nn.Module | None = None
+        self._places: tuple[Place, ...] | None = None
 
     @property
     def is_loaded(self) -> bool:
-        """Read off the weights, for another runner may share them and have moved them."""
-        tensors = [] if self._network is None else self._tensors()
-        return self._network is not None and all(tensor.device == self.device for tensor in tensors[:1])
+        """Read off every weight, for other runners may share some of them and have moved those."""
+        return self._places is not None and are_on(self._places, self.device)
 
     @property
     def memory_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._tensors())
+        return sum(tensor.nbytes for tensor in tensors(self._module))
 
     def load(self) -> None:
-        self._module.to(self.device)
+        to_device(self._module, self.device)
+        self._places = places(self._module)
 
     def unload(self) -> None:
         if self.device.type == "cpu":
-            self._network = None  # host memory is the device's memory: the source reads the weights again
+            self._network = self._places = None  # host memory is the device's: the source reads the weights again
         elif self._network is not None:
-            self._network.to("cpu")
+            to_host(self._network)
 
     @property
     def _module(self) -> torch.nn.Module:
         if self._network is None:
             self._network = self._source()
         return self._network
-
-    def _tensors(self) -> list[torch.Tensor]:
-        return [*self._module.parameters(), *self._module.buffers()]
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         import torch

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import EngineError
 from ..export import dynamic_shapes, example_inputs, trace_sizes
+from ..memory import is_out_of_memory
 from ..spec import EngineSpec, ShapeProfile, Target
 from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
 from .inductor_compiler import compilers, install_line, working_compiler
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 LEAST_TORCH = (2, 8)
 """The first PyTorch whose packages leave their weights to whoever loads them, on every platform."""
+LEAST_CAPABILITY = (7, 0)
+"""The oldest GPUs that Triton compiles for."""
 
 
 class InductorBackend(Backend):
@@ -50,8 +53,10 @@ class InductorBackend(Backend):
         return InductorBackend(device)
 
     def is_automatic(self, device: torch.device) -> bool:
-        """On CPUs ONNX Runtime is as fast, and builds in seconds."""
-        return device.type == "cuda"
+        """On CPUs ONNX Runtime is as fast, and builds in seconds; nobody has seen it run on an AMD GPU."""
+        import torch
+
+        return device.type == "cuda" and torch.version.hip is None
 
     def availability(self, device: torch.device) -> Availability:
         import torch
@@ -65,6 +70,11 @@ class InductorBackend(Backend):
             return Availability(
                 False, "Inductor needs the package triton on a GPU, which is missing.", f"pip install {package}"
             )
+        if device.type == "cuda" and torch.version.hip is None:
+            capability = torch.cuda.get_device_capability(device)
+            if capability < LEAST_CAPABILITY:
+                least, there = (".".join(map(str, each)) for each in (LEAST_CAPABILITY, capability))
+                return Availability(False, f"Inductor serves GPUs of capability {least} or later, found {there}.")
         found = compilers()
         if not found:
             return Availability(False, "Inductor needs a C++ compiler, found none.", install_line())
@@ -94,9 +104,10 @@ class InductorBackend(Backend):
                 _compile(program, network, folder / FILE_NAME, compiler, device)
         except (OSError, EngineError):
             raise
-        except torch.OutOfMemoryError as error:
-            raise EngineError(f"Compiling {component} ran out of the GPU's memory: choose a smaller size.") from error
         except Exception as error:  # the compiler raises whatever its passes meet
+            if is_out_of_memory(error):
+                reason = f"Compiling {component} ran out of the GPU's memory: choose a smaller size."
+                raise EngineError(reason) from error
             log.warning("compiling failed", exc_info=True)
             raise EngineError(f"Inductor cannot compile the {component} network: {_reason(error)}.") from error
         return {"compiler": compiler}
@@ -154,8 +165,10 @@ def _compile(program: Any, network: torch.nn.Module, path: Path, compiler: str, 
 
 @contextmanager
 def _attention(device: torch.device) -> Iterator[None]:
-    """Prefers cuDNN's attention on a GPU, the fastest over thousands of tokens."""
-    if device.type != "cuda":
+    """Prefers cuDNN's attention on NVIDIA's GPUs, the fastest over thousands of tokens."""
+    import torch
+
+    if device.type != "cuda" or torch.version.hip:
         yield
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from ..child_environment import child_environment
 from ..errors import EngineError
 from ..key import digest
 
@@ -97,7 +98,9 @@ def _flaw(path: str, version: str, device: str) -> str | None:
         # Our own interpreter, our own file, and the path of a compiler that this user can start.
         command = [sys.executable, str(PROOF), path, device, folder]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PROOF_TIMEOUT_S)  # noqa: S603
+            done = subprocess.run(  # noqa: S603
+                command, capture_output=True, text=True, timeout=PROOF_TIMEOUT_S, env=child_environment()
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             return type(error).__name__
     if done.returncode == 0:

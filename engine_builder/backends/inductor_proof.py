@@ -1,4 +1,4 @@
-"""Proves a C++ compiler: compiles one layer with it and runs the result, in a process of its own.
+"""Proves a C++ compiler: compiles two layers with it and runs the result, in a process of its own.
 
 Run as a script with the compiler's path, a device and a folder to work in; a compiler whose output PyTorch
 cannot load ends this process, not the one that asked.
@@ -16,7 +16,8 @@ def main(compiler: str, device: str, folder: str) -> None:
     """Raises whatever fails; ends without a word when all is well."""
     import torch
 
-    layer = torch.nn.Linear(8, 8, device=device).requires_grad_(False)
+    # The activation becomes a kernel of the compiler's own, which on a GPU needs Python's headers too.
+    layer = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.SiLU()).to(device).requires_grad_(False)
     x = torch.ones(4, 8, device=device)
     configs: dict[str, Any] = {"cpp.cxx": compiler, "force_disable_caches": True}
     if x.is_cuda:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import EngineError
+from ..memory import is_out_of_memory, is_short
 from ..spec import EngineSpec, Scope
 from .base import LoadNetwork, Runner, in_a_line
-from .inductor_graph import Replay
-from .memory import is_out_of_memory
+from .cuda_graph import CaptureError, Replay, can_capture, is_launch_bound
+from .host_weights import to_device, to_host
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +28,10 @@ LAYOUT = "layout"
 """The entry of the package's metadata that says how the weights must lie: shape, strides and dtype by name."""
 MAX_GRAPHS = 4
 """Sizes of which one runner keeps a CUDA graph; further ones are called directly."""
+WEIGHED_CALL = 2
+"""Which call at a size is timed to learn whether a graph pays there: the one before it warms up."""
+CALL_FAILED = "API call failed"
+"""What compiled code says of an operator that raised, whatever that was."""
 
 Layout = Mapping[str, tuple[list[int], list[int], str]]
 
@@ -42,6 +49,21 @@ def layout_of(network: torch.nn.Module) -> dict[str, tuple[list[int], list[int],
     return {name: (list(x.shape), list(x.stride()), str(x.dtype)) for name, x in tensors_of(network).items()}
 
 
+@dataclass(frozen=True)
+class Binding:
+    """One tensor that an engine uses: where the network holds it, and the engine's own reference to its memory."""
+
+    owner: Mapping[str, torch.Tensor | None]
+    name: str
+    memory: torch.Tensor
+
+    @property
+    def holds(self) -> bool:
+        """Whether the network still computes with that memory."""
+        tensor = self.owner.get(self.name)
+        return tensor is not None and tensor.data_ptr() == self.memory.data_ptr()
+
+
 class InductorRunner(Runner):
     """An engine bound to a network's weights where they lie: what changes them in place changes its results."""
 
@@ -53,20 +75,18 @@ class InductorRunner(Runner):
         self._source = network
         self._network: torch.nn.Module | None = None
         self._package: Any = None
-        self._bound: dict[str, torch.Tensor] = {}
-        """The memory of the network's tensors that the engine uses."""
-        self._seen: set[tuple[Any, ...]] = set()
+        self._bound: tuple[Binding, ...] = ()
+        self._calls: Counter[tuple[Any, ...]] = Counter()
+        """By the inputs' shapes."""
         self._replays: dict[tuple[Any, ...], Replay] = {}
+        self._pool: Any = None
         # What runs once a clip gains nothing from a graph, which would hold on to its scratch memory.
-        self._replays_steps = device.type == "cuda" and any(x.scope is Scope.STEP for x in spec.network.inputs)
+        self._has_steps = any(tensor.scope is Scope.STEP for tensor in spec.network.inputs)
 
     @property
     def is_loaded(self) -> bool:
         """Read off the weights: another runner may have moved them, or their owner put others in their place."""
-        if self._package is None:
-            return False
-        tensors = tensors_of(self._module)
-        return all(tensors[name].data_ptr() == memory.data_ptr() for name, memory in self._bound.items())
+        return self._package is not None and all(binding.holds for binding in self._bound)
 
     @property
     def memory_bytes(self) -> int:
@@ -77,28 +97,30 @@ class InductorRunner(Runner):
         if self.is_loaded:
             return
         self._let_go()
-        network = self._module.to(self.device)  # before its engine, which may call operators that come with it
+        network = self._module
+        to_device(network, self.device)  # before its engine, which may call operators that come with it
         package = self._open()
         # Others may give a parameter another memory: the engine's own reference keeps what it was bound to.
         bound = {name: tensor.detach() for name, tensor in self._laid_out(network, package).items()}
         package.load_constants(bound, check_full_update=True, user_managed=True)
-        self._package, self._bound = package, bound
+        self._package = package
+        self._bound = tuple(Binding(*_place(network, name), memory) for name, memory in bound.items())
 
     def unload(self) -> None:
         self._let_go()
         if self.device.type == "cpu":
             self._network = None  # host memory is the device's memory: the source reads the weights again
         elif self._network is not None:
-            self._network.to("cpu")
+            to_host(self._network)
 
     def _let_go(self) -> None:
-        self._seen.clear()
+        self._calls.clear()
         self._replays.clear()
-        self._package, self.warning = None, None
-        for tensor in self._bound.values():
+        self._package, self._pool, self.warning = None, None, None
+        for binding in self._bound:
             # PyTorch never lets go of tensors that a package was given: only the memory can be taken from them.
-            tensor.data = tensor.new_empty(0)
-        self._bound = {}
+            binding.memory.data = binding.memory.new_empty(0)
+        self._bound = ()
 
     @property
     def _module(self) -> torch.nn.Module:
@@ -146,49 +168,64 @@ class InductorRunner(Runner):
 
         sizes = tuple(tuple(tensor.shape) for tensor in inputs.values())
         with torch.no_grad():
-            replay = self._replay(sizes, inputs)
-            return self._direct(inputs) if replay is None else replay(inputs)
+            replay = self._replays.get(sizes)
+            if replay is not None:
+                return replay(inputs)
+            self._calls[sizes] += 1
+            may_capture = self._has_steps and len(self._replays) < MAX_GRAPHS and can_capture(self.device)
+            if may_capture and self._calls[sizes] == WEIGHED_CALL:
+                return self._weighed(sizes, inputs)
+            return self._direct(inputs)
 
-    def _replay(self, sizes: tuple[Any, ...], inputs: dict[str, torch.Tensor]) -> Replay | None:
-        """The graph for these sizes, captured at the second call: the first is the warm-up. None to call directly."""
-        if sizes in self._replays or not self._replays_steps or self.warning is not None:
-            return self._replays.get(sizes)
-        if sizes not in self._seen or len(self._replays) >= MAX_GRAPHS:
-            self._seen.add(sizes)
-            return None
-        kept = frozenset(tensor.name for tensor in self.spec.network.inputs if tensor.scope is not Scope.STEP)
-        try:
-            self._replays[sizes] = Replay(self._direct, inputs, kept)
-        except Exception as error:  # a graph is never needed: whatever was raised, the direct call has worked
-            self._goes_without_graph(error)
-        return self._replays.get(sizes)
+    def _weighed(self, sizes: tuple[Any, ...], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A call that says whether a graph pays for these sizes, and where it does has one captured for the next."""
+        found, pays = is_launch_bound(lambda: self._direct(inputs), self.device)
+        if pays:
+            kept = frozenset(tensor.name for tensor in self.spec.network.inputs if tensor.scope is not Scope.STEP)
+            try:
+                self._replays[sizes] = Replay(self._direct, inputs, kept, self._graphs_pool())
+            except CaptureError as error:  # a graph is never needed: the direct call has worked
+                self._goes_without_graph(error)
+        return found
+
+    def _graphs_pool(self) -> Any:
+        """The memory that the graphs of all sizes share: they never run at once, and what they give is copied."""
+        import torch
+
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
 
     def _direct(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         import torch
 
         ready = {name: _ready(tensor) for name, tensor in inputs.items()}
-        before = self._failed_allocations()
         try:
             found = self._package(**ready)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # The compiled code mostly says no more than that a call failed.
-            if self._failed_allocations() > before or is_out_of_memory(str(error)):
+            if self._ran_out(error):
                 raise torch.OutOfMemoryError(f"CUDA out of memory in {self.spec.network.component}.") from error
             raise self._refused("run", error) from error
         outputs = found if isinstance(found, tuple) else (found,)
         return {tensor.name: value for tensor, value in zip(self.spec.network.outputs, outputs, strict=True)}
 
-    def _failed_allocations(self) -> int:
-        if self.device.type != "cuda":
-            return 0
-        import torch
-
-        return int(torch.cuda.memory_stats(self.device).get("num_ooms", 0))
+    def _ran_out(self, error: RuntimeError) -> bool:
+        """Whether memory ran out in the compiled code, which mostly says no more than that a call failed."""
+        if is_out_of_memory(error):
+            return True
+        return CALL_FAILED in str(error) and is_short(self.device, self.scratch_bytes)
 
     def _refused(self, act: str, error: Exception) -> EngineError:
         return EngineError(f"Inductor cannot {act} the {self.spec.network.component} engine: {in_a_line(error)}.")
+
+
+def _place(network: torch.nn.Module, name: str) -> tuple[Mapping[str, torch.Tensor | None], str]:
+    """The table of the module that holds a tensor, and its name there."""
+    path, _, last = name.rpartition(".")
+    owner = network.get_submodule(path)
+    return (owner._parameters if last in owner._parameters else owner._buffers), last
 
 
 def _lay_out(tensor: torch.Tensor, stride: list[int]) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BackendUnavailableError, EngineError
 from ..export import FILE_NAME, export_onnx, exporter_version
+from ..memory import says_out_of_memory
 from ..spec import EngineSpec, Target
 from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
-from .memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from ..store import Plan
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_CUDA_OPTIONS = {
+    "use_tf32": "0",  # its rounding would not pass the comparison in fp32
+    "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE, the default, tries all of them at every new shape
+    "arena_extend_strategy": "kSameAsRequested",  # by default the arena doubles, and never shrinks
+}
 _SESSION_ERROR_LEVEL = 3
 
 
@@ -77,7 +82,7 @@ class OnnxRuntimeRunner(Runner):
     def _refused(self, act: str, error: Exception) -> Exception:
         """What to raise for an error of the session: PyTorch's or Python's own where memory ran out."""
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        if is_out_of_memory(reason):
+        if says_out_of_memory(reason):
             if self.device.type == "cuda":
                 import torch
 
@@ -150,7 +155,7 @@ class OnnxRuntimeBackend(Backend):
 def _provider(device: torch.device) -> Any:
     if device.type not in _PROVIDERS:
         raise BackendUnavailableError(f"ONNX Runtime serves cpu and cuda here, found {device.type}.")
-    options = {"device_id": str(device.index or 0)} if device.type == "cuda" else {}
+    options = {"device_id": str(device.index or 0), **_CUDA_OPTIONS} if device.type == "cuda" else {}
     return (_PROVIDERS[device.type], options)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,17 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from ..errors import EngineError
+from ..memory import says_out_of_memory
 from ..spec import EngineSpec
 from .base import Runner, free_bytes
-from .memory import is_out_of_memory
+from .cuda_graph import CaptureError, can_capture, capture
 from .tensorrt import PLAN, make_logger
 from .tensorrt_library import Library, kernel_bytes, make_context
 from .tensorrt_streaming import Streaming, set_budget
 
 if TYPE_CHECKING:
     from ..store import Plan
-
-log = logging.getLogger(__name__)
 
 GIB = 1 << 30
 KERNELS = "kernels.cache"
@@ -39,6 +37,11 @@ class OwnStream:
         """The stream as TensorRT takes it."""
         return self._stream.cuda_stream
 
+    @property
+    def can_capture(self) -> bool:
+        """Whether graphs are captured on this device."""
+        return can_capture(self._device)
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Makes it PyTorch's current stream, in step with the one before at both ends."""
@@ -49,11 +52,8 @@ class OwnStream:
         outer.wait_stream(self._stream)
 
     def capture(self, call: Callable[[], object]) -> Callable[[], object]:
-        """What replays the work that `call` gives to this stream, which is not done now; raises what CUDA raises."""
-        graph = torch.cuda.CUDAGraph()
-        # Other threads of the host may use the GPU meanwhile.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            call()
+        """What replays the work that `call` gives to this stream, which is not done now; raises CaptureError."""
+        graph, _ = capture(call, self._device, torch.cuda.graph_pool_handle(), self._stream)
         return graph.replay
 
     def hand_over(self, tensor: torch.Tensor) -> None:
@@ -144,7 +144,7 @@ class TensorRTRunner(Runner):
         The first call is what a graph needs before it: the context settles what the new shapes have changed.
         """
         captures = not self._library.is_rtx and not self._is_first_run and self.warning is None
-        if self._replay is None and captures:
+        if self._replay is None and captures and stream.can_capture:
             self._capture(stream)
         if self._replay is not None:
             self._replay()
@@ -157,8 +157,7 @@ class TensorRTRunner(Runner):
     def _capture(self, stream: OwnStream) -> None:
         try:
             self._replay = stream.capture(lambda: self._enqueue(stream))
-        except Exception as error:  # a graph is never needed: whatever was raised, the first call has worked
-            log.warning("A CUDA graph of %s could not be captured.", self.spec.network.component, exc_info=error)
+        except CaptureError as error:  # a graph is never needed: the first call has worked
             self._goes_without_graph(error)
 
     def _keep_kernels(self) -> None:
@@ -217,7 +216,7 @@ class TensorRTRunner(Runner):
         if answer is not None:
             return answer
         reason = self._logger.last_error
-        if is_out_of_memory(reason):
+        if says_out_of_memory(reason):
             raise torch.cuda.OutOfMemoryError(f"TensorRT could not {what}: {reason}")
         raise EngineError(f"The TensorRT engine of {self.spec.network.component} could not {what}: {reason}")
 

@@ -29,7 +29,7 @@ def _short_attention(
     head = index % heads
     place = index // heads % places
     batch = index // heads // places
-    token = tl.arange(0, TOKENS)
+    token = tl.arange(0, TOKENS).to(tl.int64)  # times the stride of a token, which 32 bits hold for small planes alone
     lane = tl.arange(0, WIDTH)
     there = (token < tokens)[:, None]
     q_at = q_ptr + batch * q_batch + place * q_place + head * q_head + token[:, None] * q_token + lane[None, :]

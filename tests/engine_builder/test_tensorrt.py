@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from i2v_tensorrt.engine_builder.backends import tensorrt_runner
+from i2v_tensorrt.engine_builder.backends.cuda_graph import CaptureError
 from i2v_tensorrt.engine_builder.backends.tensorrt import PLAN, TensorRTBackend, _library_availability
 from i2v_tensorrt.engine_builder.backends.tensorrt_library import RTX, RTX_ARCHS, choose_library, load_library
 from i2v_tensorrt.engine_builder.build import BuildResult, build_engine
@@ -259,6 +260,7 @@ class NoStream:
     """Stands in for a CUDA stream where there is none."""
 
     handle = 7
+    can_capture = True
     replay = Mock()
 
     def __init__(self, device: torch.device) -> None:
@@ -515,7 +517,7 @@ def test_a_graph_is_of_one_shape_and_goes_with_the_engine(
 def test_a_graph_that_cannot_be_captured_is_told_and_not_needed(
     full_rig: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = Mock(side_effect=RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing"))
+    refused = Mock(side_effect=CaptureError("CUDA error: operation not permitted when stream is capturing"))
     monkeypatch.setattr(NoStream, "capture", refused)
     for _ in range(3):
         full_rig.runner(inputs())

@@ -1,0 +1,87 @@
+"""Moves a network to a device and back without copying what host memory still has.
+
+Weights do not change while a device computes with them. So the host's tensors are kept, most of them pages of the
+checkpoint's file that the system can take back, and unloading puts them in place again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    import torch
+
+Tensors = dict[str, "torch.Tensor"]
+Place = tuple[Mapping[str, "torch.Tensor | None"], str]
+"""The table of the module that holds a tensor, and the tensor's name there: finds it again faster than the module."""
+
+
+def to_device(network: torch.nn.Module, device: torch.device) -> None:
+    """Has every tensor of the network on the device, and keeps those that leave host memory for `to_host`.
+
+    A network whose `is_borrowed` is true is moved by its owner alone.
+    """
+    if getattr(network, "is_borrowed", False):
+        return
+    if device.type != "cpu":
+        for module in network.modules():
+            own = {name: tensor.data for name, tensor in _own(module) if tensor.device.type == "cpu"}
+            if own:
+                _homes().setdefault(module, {}).update(own)
+    network.to(device)
+
+
+def to_host(network: torch.nn.Module) -> None:
+    """Has every tensor of the network in host memory: what was kept there, or a copy."""
+    if getattr(network, "is_borrowed", False):
+        return
+    for module in network.modules():
+        homes = _homes().pop(module, {})
+        for name, tensor in list(_own(module)):
+            if name in homes and tensor.device.type != "cpu":
+                _put(module, name, tensor, homes[name])
+    network.to("cpu")
+
+
+def tensors(network: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Every parameter and buffer once."""
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def places(network: torch.nn.Module) -> tuple[Place, ...]:
+    """Where each parameter and buffer is held."""
+    tables = (table for module in network.modules() for table in (module._parameters, module._buffers))
+    return tuple((table, name) for table in tables for name, tensor in table.items() if tensor is not None)
+
+
+def are_on(found: Sequence[Place], device: torch.device) -> bool:
+    """Whether the tensors in those places all lie on the device."""
+    return all(tensor.device == device for table, name in found if (tensor := table.get(name)) is not None)
+
+
+def _own(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """A module's own tensors by name, without those of the modules in it."""
+    for table in (module._parameters, module._buffers):
+        yield from ((name, tensor) for name, tensor in table.items() if tensor is not None)
+
+
+def _put(module: torch.nn.Module, name: str, tensor: torch.Tensor, home: torch.Tensor) -> None:
+    """Gives a module's tensor the memory `home`; the tensor stays the same object where PyTorch can."""
+    import torch
+
+    if torch._has_compatible_shallow_copy_type(tensor, home):
+        tensor.data = home
+    elif name in module._buffers:
+        module._buffers[name] = home
+    else:
+        module._parameters[name] = torch.nn.Parameter(home, tensor.requires_grad)
+
+
+@cache
+def _homes() -> MutableMapping[torch.nn.Module, Tensors]:
+    """The host's memory of modules that are on a device, whichever of the runners that share them moved them."""
+    return WeakKeyDictionary()

@@ -1,0 +1,39 @@
+"""What a child process inherits of the host's environment."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from i2v_tensorrt.engine_builder.child_environment import ALLOCATORS, child_environment
+from i2v_tensorrt.engine_builder.worker import _Child
+
+
+@pytest.mark.parametrize("name", ALLOCATORS)
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("backend:cudaMallocAsync", None),
+        ("max_split_size_mb:128,backend:cudaMallocAsync", "max_split_size_mb:128"),
+        ("expandable_segments:True", "expandable_segments:True"),
+        ("", None),
+    ],
+)
+def test_the_hosts_allocator_stays_the_hosts(
+    monkeypatch: pytest.MonkeyPatch, name: str, given: str, left: str | None
+) -> None:
+    monkeypatch.setenv(name, given)
+    assert child_environment({"MORE": "1"}).get(name) == left
+    assert child_environment({"MORE": "1"})["MORE"] == "1"
+
+
+def test_a_build_process_has_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
+    child = _Child()
+    try:
+        variables = Path(f"/proc/{child._process.pid}/environ")
+        if not variables.exists():
+            pytest.skip("This system does not show the environment of a process.")
+        assert b"cudaMallocAsync" not in variables.read_bytes(), json.dumps(child_environment())
+    finally:
+        child.end()
