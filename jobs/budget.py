@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from ..engine_builder.errors import BudgetError
+from ..engine_builder.backends.eager import EagerBackend
+from ..engine_builder.backends.registry import choose_backend
+from ..engine_builder.errors import BackendUnavailableError, BudgetError
 from ..engine_builder.memory import is_out_of_memory
 from ..pipeline.conditioning import MIN_SIDE
 from ..pipeline.models.latent_space import LatentSpace
 from .engines import EngineSet, clip_sizes
 
-TOLERANCE = 1.5
-"""How far an estimate may lie above the memory at hand before a clip is refused: estimates err upwards."""
+TOLERANCE = 1.15
+"""How far an estimate may lie above the memory at hand before a clip is refused: so far they are from what is measured."""
 _FRAME_CHANNELS, _FLOAT_BYTES = 3, 4
 
 
@@ -47,8 +49,12 @@ class Budget:
 
     def check(self, size: ClipSize) -> None:
         """Raises BudgetError, with what would fit, when the clip needs far more than there is."""
-        if self.room is not None and self.cost(size) > self.room * TOLERANCE:
+        if not self.allows(size):
             raise BudgetError(self.sentence(size))
+
+    def allows(self, size: ClipSize) -> bool:
+        """Whether the clip needs no more than there may be."""
+        return self.room is None or self.cost(size) <= self.room * TOLERANCE
 
     def sentence(self, size: ClipSize) -> str:
         """What the clip needs, what there is, and what would fit."""
@@ -66,6 +72,21 @@ class Budget:
 
     def _fits(self, size: ClipSize, room: int) -> bool:
         return self.cost(size) <= room
+
+
+def largest(budgets: Sequence[Budget], size: ClipSize) -> ClipSize:
+    """The clip of about the same shape that has most pixels in all its frames, of those that all budgets allow.
+
+    Raises BudgetError where none does.
+    """
+    space = budgets[0].space
+    counts = sorted({space.num_frames(number) for number in range(1, space.frames(size.num_frames) + 1)}, reverse=True)
+    sizes = [size, *_smaller(size, space.side_multiple)]
+    candidates = (replace(each, num_frames=count) for each in sizes for count in counts)
+    fitting = [each for each in candidates if all(budget.allows(each) for budget in budgets)]
+    if not fitting:
+        raise BudgetError(next(budget for budget in budgets if not budget.allows(size)).sentence(size))
+    return max(fitting, key=lambda each: (each.width * each.height * each.num_frames, each.num_frames))
 
 
 def denoising(engines: EngineSet, *, guided: bool) -> Budget:
@@ -98,15 +119,25 @@ def explained(budget: Budget, size: ClipSize) -> Iterator[None]:
 
 
 def _cost(engines: EngineSet, component: str, *, guided: bool = False, chunk: int | None = None) -> Cost:
-    model, precision = engines.model, engines.precision
+    model, precision, backend = engines.model, engines.precision, _backend(engines, component)
     weights_bytes = model.size_bytes(component, precision)
 
     def cost(size: ClipSize) -> int:
         sizes = clip_sizes(model, size.width, size.height, size.num_frames, guided=guided)
         sizes["chunk"] = sizes["chunk"] if chunk is None else chunk
-        return weights_bytes + model.scratch_bytes(component, sizes, precision)
+        return weights_bytes + model.scratch_bytes(component, sizes, precision, backend)
 
     return cost
+
+
+def _backend(engines: EngineSet, component: str) -> str:
+    """The name of the backend that a component runs by, where it can."""
+    if engines.on_missing == EagerBackend.name and not engines.stored(component):
+        return EagerBackend.name
+    try:
+        return choose_backend(engines.policy.backend, engines.device).name
+    except BackendUnavailableError:
+        return EagerBackend.name
 
 
 def _frames_bytes(size: ClipSize) -> int:

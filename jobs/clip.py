@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 
 import torch
@@ -18,6 +18,7 @@ from ..pipeline.sampling import OnStep, SamplerSettings, make_scheduler, sample
 from . import budget
 from .budget import ClipSize
 from .engines import EngineSet, clip_sizes
+from .policy import TUNED_CHUNK
 
 MAX_GUIDANCE = 100.0
 
@@ -56,18 +57,31 @@ def core_sizes(core: str, model: VideoModel, conditioning: Conditioning, denoisi
     return clip_sizes(model, width, height, count, guided=denoising.scale_of(core, model) > 1)
 
 
-def encode_clip(engines: EngineSet, request: ClipRequest, cache: ConditioningCache, stage: Stage) -> Conditioning:
-    """The clip's conditioning; see `pipeline.conditioning.condition`."""
+def encode_clip(
+    engines: EngineSet, request: ClipRequest, cache: ConditioningCache, stage: Stage, *, shrink: bool = False
+) -> Conditioning:
+    """The clip's conditioning; see `pipeline.conditioning.condition`.
+
+    A clip that does not fit the memory is refused before anything is built or encoded, or with `shrink` made as large
+    as fits, which its notes say. Raises InputError and BudgetError.
+    """
     check_request(request)
-    sizes = clip_sizes(engines.model, request.width, request.height, request.num_frames)
     size = ClipSize(request.width, request.height, request.num_frames)
+    sizes = clip_sizes(engines.model, *astuple(size))
     budgets = [budget.denoising(engines, guided=False), *budget.decoding(engines)]
+    notes: tuple[str, ...] = ()
+    if shrink and not all(each.allows(size) for each in budgets):
+        smaller = budget.largest(budgets, size)
+        notes = (f"Made as {smaller}, for {size} does not fit the memory.",)
+        request = replace(request, width=smaller.width, height=smaller.height, num_frames=smaller.num_frames)
+        size, sizes = smaller, clip_sizes(engines.model, *astuple(smaller))
     for each in budgets:  # the whole clip's, before anything is encoded for nothing
         each.check(size)
     with budget.explained(budgets[0], size):
-        return condition(
+        found = condition(
             engines.model, request, engines.precision, engines.run, cache, stage, lambda: engines.prepare(sizes)
         )
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoising, on_step: OnStep) -> torch.Tensor:
@@ -112,8 +126,8 @@ class _Denoiser:
         model, core = self._engines.model, self._engines.model.select_core(float(t))
         if core != self._core:
             self._take(core)
-        # Without waiting: what was queued before must not be done first.
-        there = t.to(self._engines.device, non_blocking=True)
+        # On a GPU without waiting: what was queued before must not be done first. Others may read it too early.
+        there = t.to(self._engines.device, non_blocking=self._engines.device.type == "cuda")
         inputs = model.prepare_input(x, there, self.tensors, self._guided)
         return model.combine(self._runner(inputs), self._guidance)
 
@@ -157,8 +171,9 @@ def decode_clip(engines: EngineSet, latents: torch.Tensor, chunk: int, on_chunk:
 def fitting_chunk(engines: EngineSet, height: int, width: int, frames: int) -> int:
     """How many frames of height x width (pixels) to decode at once, after the pack has let go of what is in the way.
 
-    All of them where nobody knows the memory.
+    No more than engines are tuned for on a GPU, where more are no faster; all of them where nobody knows the memory.
     """
+    frames = min(frames, TUNED_CHUNK) if engines.device.type == "cuda" and not engines.model.decodes_over_time else frames
     engines.note(engines.residency.relieve(scratch_bytes(height, width, frames), encoders=False))
     spare_bytes = engines.residency.spare_bytes()
     return frames if spare_bytes is None else chunk_size(spare_bytes, height, width, frames)

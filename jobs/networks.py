@@ -26,7 +26,9 @@ class Networks(Protocol):
 
     def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource: ...
 
-    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int: ...
+    def scratch_bytes(
+        self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager"
+    ) -> int: ...
 
 
 AnyNetworks = TypeVar("AnyNetworks", bound=Networks)

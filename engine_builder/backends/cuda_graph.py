@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .base import in_a_line
+from .base import in_a_line, no_collection
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,7 @@ def capture(
     current, side = torch.cuda.current_stream(device), stream or side_stream(device)
     side.wait_stream(current)
     try:
-        with torch.cuda.stream(side), _generator_aside(device), _no_collection():
+        with torch.cuda.stream(side), _generator_aside(device), no_collection():
             result = _record(graph, call, device, pool)
     except Exception as error:
         _process.has_failed = True
@@ -146,18 +146,6 @@ def _generator_aside(device: torch.device) -> Iterator[None]:
         yield
     finally:
         generator.graphsafe_set_state(own)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keeps Python from collecting garbage, which may hold memory whose release a capture forbids."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class Replay:

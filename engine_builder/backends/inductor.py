@@ -12,6 +12,7 @@ import logging
 import platform
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from ..errors import EngineError
 from ..export import dynamic_shapes, example_inputs, trace_sizes
 from ..memory import is_out_of_memory
 from ..spec import EngineSpec, ShapeProfile, Target
-from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
+from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch, no_collection
 from .inductor_compiler import compilers, install_line, working_compiler
 from .inductor_repairs import arrays_declared, layouts_as_run
 from .inductor_runner import FILE_NAME, LAYOUT, InductorRunner, layout_of
@@ -93,15 +94,23 @@ class InductorBackend(Backend):
         import torch
 
         device = self._device or torch.device("cpu")
-        report("try the C++ compiler", 0.0)
-        compiler = working_compiler(device.type)
         component = spec.network.component
+        report("try the C++ compiler", 0.0)
         try:
-            with torch.inference_mode(False), torch.no_grad(), _quiet(), _attention(device):
-                report("export", 0.1)
-                program = _export(network.to(device), spec, device)
-                report("compile", 0.2)
-                _compile(program, network, folder / FILE_NAME, compiler, device)
+            with (
+                ThreadPoolExecutor(1) as beside,
+                torch.inference_mode(False),
+                torch.no_grad(),
+                _quiet(),
+                no_collection(),
+            ):
+                proof = beside.submit(working_compiler, device.type)  # takes as long as the export
+                with _attention(device):
+                    report("export", 0.1)
+                    program = _export(network.to(device), spec, device)
+                    compiler = proof.result()
+                    report("compile", 0.3)
+                    _compile(program, network, folder / FILE_NAME, compiler, device)
         except (OSError, EngineError):
             raise
         except Exception as error:  # the compiler raises whatever its passes meet

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -55,14 +54,8 @@ def working_compiler(device: str) -> str:
     reasons = []
     for path in compilers():
         version = _version(path)
-        verdict = _verdict(path, version, device)
-        if verdict.exists():
-            return path
-        reason = _flaw(path, version, device)
+        reason = _proved(path, version, device, _verdict(path, version, device))
         if reason is None:
-            with suppress(OSError):  # it will prove itself again
-                verdict.parent.mkdir(parents=True, exist_ok=True)
-                verdict.touch()
             return path
         log.warning("%s is passed over: %s", path, reason)
         reasons.append(f"{path}: {reason}")
@@ -71,6 +64,23 @@ def working_compiler(device: str) -> str:
         f"Inductor needs a C++ compiler whose output this PyTorch can load, found {found}. "
         f"To install one: {install_line()}"
     )
+
+
+def _proved(path: str, version: str, device: str, verdict: Path) -> str | None:
+    """Why this compiler will not do, None when it does; of several processes one tries it out."""
+    from filelock import FileLock
+
+    if verdict.exists():
+        return None
+    try:
+        verdict.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{verdict}.lock"):
+            reason = None if verdict.exists() else _flaw(path, version, device)
+            if reason is None:
+                verdict.touch()
+            return reason
+    except OSError:  # the verdict cannot be kept: it will prove itself again
+        return _flaw(path, version, device)
 
 
 def _version(path: str) -> str:

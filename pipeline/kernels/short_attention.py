@@ -8,8 +8,8 @@ everything in registers.
 from __future__ import annotations
 
 import torch
-from torch.nn import functional
 
+from .attention import attention
 from .operators import operator, serves
 
 MAX_TOKENS = 64
@@ -27,5 +27,5 @@ def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
     """The same by PyTorch's own attention, on any device."""
     batch, tokens, places, heads, width = q.shape
     q, k, v = (x.permute(0, 2, 3, 1, 4).reshape(batch * places, heads, tokens, width) for x in (q, k, v))
-    y = functional.scaled_dot_product_attention(q, k, v)
+    y = attention(q, k, v)
     return y.reshape(batch, places, heads, tokens, width).permute(0, 3, 1, 2, 4)

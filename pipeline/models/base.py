@@ -243,8 +243,8 @@ class VideoModel(ABC):
         return self.latent.unpack(latents)
 
     @abstractmethod
-    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
-        """Estimate of the device memory that a call needs beside the weights."""
+    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
+        """Estimate of the device memory that a call by a backend needs beside the weights."""
 
     @abstractmethod
     def encode(self, request: ClipRequest, run: Run, stage: Stage) -> Encoded:

@@ -34,6 +34,8 @@ REWRITES = {
 
 PLAIN_ATTENTION_WIDTH = 256
 """Heads wider than this have no fused attention kernel."""
+ATTENTION_PARTS = 8
+"""Into how many parts plain attention cuts its queries: whole, scores of 2048x2048 pixels take 16 GiB a frame."""
 JOINED_PHASES_WIDTH = 640
 """Phase kernels of wider layers run one by one: cuDNN takes a slow kernel for so many outputs at once."""
 
@@ -282,9 +284,24 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, on: On = frozense
     """Attention of [items, tokens, heads, width], giving [items, tokens, heads * width]."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if "plain_attention" in on and q.shape[-1] > PLAIN_ATTENTION_WIDTH:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        return (scores.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+        return _plain_attention(q, k, v).transpose(1, 2).flatten(2)
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attention of [items, heads, tokens, width] by two products, a part of the queries after another."""
+    tokens, keys = q.shape[-2], k.transpose(-1, -2)
+    ends = [tokens * part // ATTENTION_PARTS for part in range(ATTENTION_PARTS + 1)]
+    parts = []
+    for start, end in zip(ends, ends[1:], strict=False):
+        scores = (q[..., start:end, :] * q.shape[-1] ** -0.5) @ keys
+        parts.append(scores.float().softmax(-1).to(v.dtype) @ v)
+    return torch.cat(parts, -2)
+
+
+def score_bytes(tokens: int) -> int:
+    """What plain attention among so many tokens takes in half precision: the scores of a part, before and after."""
+    return 2 * 2 * tokens**2 // ATTENTION_PARTS
 
 
 def attend_places(x: torch.Tensor, attention: Any, on: On) -> torch.Tensor:

@@ -182,7 +182,7 @@ class Wan(DiffusersFamily):
     def decoder(self, run: Run) -> DecodeChunk:
         return decode_causal(run)
 
-    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
+    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
         width, places = 2 if precision == "fp32" else 1, sizes.get("latent_height", 8) * sizes.get("latent_width", 8)
         if component in self.cores:
             config = self.config(PARTS[component])

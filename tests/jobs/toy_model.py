@@ -74,7 +74,7 @@ class ToyModel:
         self.sources.append((component, rewrites))
         return ToySource()
 
-    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
+    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
         return 1000 * sizes["frames"]
 
 
