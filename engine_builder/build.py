@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import accumulate
 from pathlib import Path
 
 from .backends.base import Report, free_bytes
@@ -33,6 +36,10 @@ I2VGen-XL's core at its published size held 8.5 GiB that the system could not ta
 MEMORY_PER_QUANTIZED_WEIGHT = 10.0
 """The same where ModelOpt takes scales, with weights in fp32: 2.5 GiB for 0.21, 8.9 GiB for 0.83."""
 DISK_PER_WEIGHT = 1.2
+CORES_PER_BUILD = 3
+"""Of a build with a GPU: one for Python, the others for the compilers that it starts."""
+BUILDERS_ON_CPU = 2
+"""Builds at a time on a machine without a GPU: each is one thread of Python."""
 BASE_DEVICE_BYTES = 1 << 29
 """GPU memory of the child for its CUDA context and its libraries."""
 
@@ -115,7 +122,7 @@ def check_room(request: BuildRequest, root: Path) -> None:
             f"Building {component} needs about {needed / GIB:.1f} GiB of memory, found {free / GIB:.1f} GiB free: "
             "close other programs and try again."
         )
-    needed, free = BASE_DEVICE_BYTES + request.device_bytes, None if request.arch else free_bytes(request.device)
+    needed, free = needed_device_bytes(request), free_bytes(request.device)
     if free is not None and free < needed:
         raise EngineError(
             f"Building {component} needs about {needed / GIB:.1f} GiB of GPU memory, found {free / GIB:.1f} GiB free: "
@@ -139,3 +146,25 @@ def _available_memory() -> int | None:
     except ImportError:  # ComfyUI brings it; without it the check is left out
         return None
     return psutil.virtual_memory().available
+
+
+def needed_device_bytes(request: BuildRequest) -> int:
+    """What a build takes of the GPU that it is for; nothing if that is another one than this machine's."""
+    return 0 if request.arch else BASE_DEVICE_BYTES + request.device_bytes
+
+
+def builds_at_once(requests: Sequence[BuildRequest]) -> int:
+    """How many of these builds may run at a time, one at the least: what memory, GPU and cores have room for."""
+    if any(request.device.type == "cpu" for request in requests):
+        return BUILDERS_ON_CPU
+    if not requests or not all(request.backend.builds_beside_others for request in requests):
+        return 1
+    on_device = _fitting([needed_device_bytes(each) for each in requests], free_bytes(requests[0].device))
+    in_memory = _fitting([_memory_needed(each) for each in requests], _available_memory())
+    return max(1, min(on_device, in_memory, (os.cpu_count() or 1) // CORES_PER_BUILD))
+
+
+def _fitting(sizes: Sequence[int], free: int | None) -> int:
+    """How many of the sizes fit together, the largest first; all where nobody knows what is free."""
+    sums = accumulate(sorted(sizes, reverse=True))
+    return len(sizes) if free is None else sum(total <= free for total in sums)

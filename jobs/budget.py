@@ -15,7 +15,7 @@ from ..pipeline.models.latent_space import LatentSpace
 from .engines import EngineSet, clip_sizes
 
 TOLERANCE = 1.15
-"""How far an estimate may lie above the memory at hand before a clip is refused: so far they are from what is measured."""
+"""How far an estimate may lie above the memory at hand before a clip is refused: estimates are no better."""
 _FRAME_CHANNELS, _FLOAT_BYTES = 3, 4
 
 

@@ -173,7 +173,8 @@ def fitting_chunk(engines: EngineSet, height: int, width: int, frames: int) -> i
 
     No more than engines are tuned for on a GPU, where more are no faster; all of them where nobody knows the memory.
     """
-    frames = min(frames, TUNED_CHUNK) if engines.device.type == "cuda" and not engines.model.decodes_over_time else frames
+    if engines.device.type == "cuda" and not engines.model.decodes_over_time:
+        frames = min(frames, TUNED_CHUNK)
     engines.note(engines.residency.relieve(scratch_bytes(height, width, frames), encoders=False))
     spare_bytes = engines.residency.spare_bytes()
     return frames if spare_bytes is None else chunk_size(spare_bytes, height, width, frames)

@@ -118,6 +118,8 @@ class Backend(ABC):
     """False for a backend whose runner needs no plan on disk."""
     holds_weights: ClassVar[bool] = True
     """False for a backend whose engines serve any weights of the same configuration."""
+    builds_beside_others: ClassVar[bool] = False
+    """Whether builds on one GPU leave each other's results alone; timing kernels against each other does not."""
 
     def aimed_at(self, arch: str) -> Backend:
         """This backend, building for another architecture than the one at hand, such as `sm_89`.

@@ -46,6 +46,7 @@ class InductorBackend(Backend):
 
     name: ClassVar[str] = "inductor"
     holds_weights: ClassVar[bool] = False
+    builds_beside_others: ClassVar[bool] = True
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._device = device

@@ -113,6 +113,7 @@ class OnnxRuntimeBackend(Backend):
     """Exports to ONNX and runs by ONNX Runtime's provider for the device."""
 
     name: ClassVar[str] = "onnxruntime"
+    builds_beside_others: ClassVar[bool] = True
 
     def availability(self, device: torch.device) -> Availability:
         package = "onnxruntime-gpu" if device.type == "cuda" else "onnxruntime"

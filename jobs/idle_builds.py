@@ -1,0 +1,131 @@
+"""Engines that clips went without, built while the host has nothing else to do."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..engine_builder.backends.base import Report
+from ..engine_builder.build import build_engine, builds_at_once, needed_device_bytes
+from ..engine_builder.compile import BuildRequest
+from ..engine_builder.errors import EngineError, I2VError
+from ..engine_builder.store import EngineStore
+from ..engine_builder.worker import BuildProcess
+from .failed_builds import FAILED, build_name
+from .parallel import Task, build_in_parallel
+
+log = logging.getLogger(__name__)
+
+CALM_S = 3.0
+"""How long the host has had nothing to do before a build begins."""
+POLL_S = 0.2
+
+
+class Host(Protocol):
+    """What the builds ask of whoever runs clips."""
+
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing waits, and the user lets engines be built meanwhile; asked often."""
+        ...
+
+    def free_device(self, needed_bytes: int) -> None:
+        """Frees so much of the device if it can, from a thread that does not own it."""
+        ...
+
+
+class _BusyError(Exception):
+    """Ends the builds because the host has something to do."""
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    request: BuildRequest
+    store: EngineStore
+
+
+@dataclass
+class IdleBuilds:
+    """Builds what is wanted in a thread of its own, cancelled at once when the host has work and gone on with later."""
+
+    host: Host
+    calm_s: float = CALM_S
+    generation: int = 0
+    """How many engines have been built: whoever went without one may look again when it has changed."""
+    _wanted: dict[str, _Wanted] = field(default_factory=dict)
+    _stage: str = ""
+    _thread: threading.Thread | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def want(self, request: BuildRequest, store: EngineStore) -> None:
+        """Has the engine built when there is time; one that cannot be built is not asked for again."""
+        if FAILED.knows(request):
+            return
+        with self._lock:
+            self._wanted.setdefault(build_name(request), _Wanted(request, store))
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name="i2v-idle-builds", daemon=True)
+                self._thread.start()
+
+    @property
+    def line(self) -> str:
+        """What is being built and what waits, in a few words; empty when nothing does."""
+        waiting, stage = len(self._wanted), self._stage
+        if not waiting:
+            return ""
+        engines = "engine" if waiting == 1 else "engines"
+        return f"{waiting} {engines} to build: {stage or 'waiting for the queue to be empty'}"
+
+    def _work(self) -> None:
+        while self._wanted:
+            self._wait_for_calm()
+            wanted = dict(self._wanted)
+            try:
+                self._build(wanted)
+            except _BusyError:
+                log.info("Building engines is put off: there is something to run.")
+            except Exception:  # the thread goes on with whatever is wanted next
+                log.exception("Engines could not be built while there was nothing to run.")
+                self._drop(*wanted)
+            finally:
+                self._stage = ""
+
+    def _wait_for_calm(self) -> None:
+        since = time.monotonic()
+        while time.monotonic() - since < self.calm_s:
+            time.sleep(min(POLL_S, self.calm_s))
+            if not self.host.is_idle():
+                since = time.monotonic()
+
+    def _build(self, wanted: dict[str, _Wanted]) -> None:
+        """Builds all of it, as many at a time as there is room for; raises _BusyError."""
+        requests = [each.request for each in wanted.values()]
+        self.host.free_device(max(needed_device_bytes(request) for request in requests))
+        tasks = [self._task(name, each) for name, each in wanted.items()]
+        build_in_parallel(tasks, builds_at_once(requests), self._report)
+
+    def _task(self, name: str, wanted: _Wanted) -> Task:
+        def task(process: BuildProcess, report: Report) -> None:
+            try:
+                build_engine(wanted.request, wanted.store, process, report=report)
+            except I2VError as error:
+                log.warning("%s", error)
+                if isinstance(error, EngineError):
+                    FAILED.remember(wanted.request, error)
+            else:
+                self.generation += 1
+            self._drop(name)
+
+        return task
+
+    def _drop(self, *names: str) -> None:
+        with self._lock:
+            for name in names:
+                self._wanted.pop(name, None)
+
+    def _report(self, stage: str, done: float) -> None:
+        self._stage = f"{stage} {done:.0%}"
+        if not self.host.is_idle():
+            raise _BusyError
