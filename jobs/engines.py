@@ -331,13 +331,13 @@ class Engines(Generic[AnyNetworks]):
         if plan is not None:
             return plan
         if component in self.failures:
-            raise self.failures[component]
+            raise _anew(self.failures[component])
         if self.on_missing != "build":
             raise MissingEngineError(engine_words.missing(component, sizes, self.stored(component), self.store.root))
         try:
             plan = self.build(component, sizes, process, report=report).plan
         except EngineError as error:
-            self.failures[component] = error
+            self.failures[component] = _anew(error)
             raise
         self._built.append(plan.manifest)
         return plan
@@ -370,9 +370,10 @@ class Engines(Generic[AnyNetworks]):
     def _eager_runner(self, component: str) -> Runner:
         """The one eager runner of a component, for every size that no engine serves."""
         if component not in self._eager:
-            source = self.model.components[component].load
-            spec = EngineSpec(self.model.components[component].spec, ShapeProfile(), self.precision)
-            self._eager[component] = EagerBackend().load(None, spec, lambda: source(self.precision), self.device)
+            # The runner is to hold the way to its weights and not this set, which holds the runner.
+            source, precision = self.model.components[component].load, self.precision
+            spec = EngineSpec(self.model.components[component].spec, ShapeProfile(), precision)
+            self._eager[component] = EagerBackend().load(None, spec, lambda: source(precision), self.device)
         return self._eager[component]
 
     def _profile(self, component: str, sizes: Mapping[str, int]) -> ShapeProfile:
@@ -412,6 +413,11 @@ class Engines(Generic[AnyNetworks]):
             log.info("%s", sentence.replace("\n", " "))
             self._notes[sentence] = None
             self._built = []
+
+
+def _anew(error: EngineError) -> EngineError:
+    """The error without the frames that it went through, which keep all that they name."""
+    return type(error)(str(error))
 
 
 class EngineSet(Engines[VideoModel]):
