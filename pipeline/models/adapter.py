@@ -7,19 +7,18 @@ refused with their names, for half of an adapter is another adapter.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...engine_builder.errors import CheckpointError
 from ..checks import check_number
-from .checkpoint import Part, add_file, tensor_shapes
+from ..file_digests import Digested, Piece
+from .checkpoint import Part, tensor_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +84,7 @@ class Change:
 
 
 @dataclass(frozen=True, eq=False)
-class Adapter:
+class Adapter(Digested):
     """A checked file, how strongly it counts, and what it changes in each part of a checkpoint."""
 
     path: Path
@@ -94,12 +93,10 @@ class Adapter:
     """The components that it was opened for, of those that run at a step."""
     changes: Mapping[str, tuple[Change, ...]]
 
-    @cached_property
-    def sha256(self) -> str:
-        """Digest over the file's bytes and the strength."""
-        sha = hashlib.sha256(repr(float(self.strength)).encode())
-        add_file(sha, self.path)
-        return sha.hexdigest()
+    @property
+    def pieces(self) -> list[Piece]:
+        """The strength and the file's bytes."""
+        return [repr(float(self.strength)), self.path]
 
     @property
     def summary(self) -> str:
