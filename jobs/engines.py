@@ -33,6 +33,7 @@ from ..engine_builder.store import EngineStore, Plan
 from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.base import VideoModel
 from . import engine_words
+from .failed_builds import FAILED, anew
 from .networks import AnyNetworks
 from .parallel import Task, build_in_parallel
 from .policy import EnginePolicy, dims_of
@@ -103,6 +104,8 @@ class Engines(Generic[AnyNetworks]):
         except EngineError as error:
             choices.remove(choice)
             damaged = isinstance(error, DamagedEngineError)
+            if self.on_missing == "stop" and not damaged:
+                raise
             choice = self._resolve(component, sizes) if damaged else self._fall_back(component, sizes, error)
             choices.append(choice)
             made_room = self.residency.hold(choice.runner, scratch_bytes)
@@ -150,9 +153,19 @@ class Engines(Generic[AnyNetworks]):
         """
         request = self.request(component, sizes, arch=arch, calibration=calibration)
         tell = report or self.report
-        return build_engine(
-            request, self.store, process, force=force, report=lambda stage, done: tell(f"{component}: {stage}", done)
-        )
+        try:
+            result = build_engine(
+                request,
+                self.store,
+                process,
+                force=force,
+                report=lambda stage, done: tell(f"{component}: {stage}", done),
+            )
+        except EngineError as error:
+            FAILED.remember(request, error)
+            raise
+        FAILED.forget(request)
+        return result
 
     def request(
         self,
@@ -270,16 +283,13 @@ class Engines(Generic[AnyNetworks]):
         try:
             runner = self._compiled(component, sizes)
         except (EngineError, InputError, StorageError) as error:
+            if self.on_missing == "stop":
+                raise  # here: a function that raises what it was given is kept by it, with all that its frame names
             return self._fall_back(component, sizes, error)
         return _Choice(runner.spec.profile, runner)
 
     def _fall_back(self, component: str, sizes: Mapping[str, int], error: I2VError) -> _Choice:
-        """The eager runner in place of an engine at these sizes alone, with a warning why unless that is as well.
-
-        Raises the error if the policy is to stop.
-        """
-        if self.on_missing == "stop":
-            raise error
+        """The eager runner in place of an engine at these sizes alone, with a warning why unless that is as well."""
         limits = self.model.components[component].spec.limits
         unasked = isinstance(error, BackendUnavailableError) and self.policy.backend == AUTO
         if self._is_eager_fine and (unasked or isinstance(error, MissingEngineError)):
@@ -331,13 +341,14 @@ class Engines(Generic[AnyNetworks]):
         if plan is not None:
             return plan
         if component in self.failures:
-            raise _anew(self.failures[component])
+            raise anew(self.failures[component])
         if self.on_missing != "build":
             raise MissingEngineError(engine_words.missing(component, sizes, self.stored(component), self.store.root))
         try:
+            FAILED.check(self.request(component, sizes))
             plan = self.build(component, sizes, process, report=report).plan
         except EngineError as error:
-            self.failures[component] = _anew(error)
+            self.failures[component] = anew(error)
             raise
         self._built.append(plan.manifest)
         return plan
@@ -355,7 +366,15 @@ class Engines(Generic[AnyNetworks]):
             self._profile(component, sizes)
         except InputError:
             return False
-        return component not in self.failures and self._fitting(component, sizes) is None
+        return not self._has_failed(component, sizes) and self._fitting(component, sizes) is None
+
+    def _has_failed(self, component: str, sizes: Mapping[str, int]) -> bool:
+        """Whether a build of an engine for these sizes has failed before, for this set or for another one."""
+        if component in self.failures:
+            return True
+        with suppress(EngineError):  # told when the component is asked for
+            return FAILED.knows(self.request(component, sizes))
+        return False
 
     def _can_build(self) -> bool:
         try:
@@ -413,11 +432,6 @@ class Engines(Generic[AnyNetworks]):
             log.info("%s", sentence.replace("\n", " "))
             self._notes[sentence] = None
             self._built = []
-
-
-def _anew(error: EngineError) -> EngineError:
-    """The error without the frames that it went through, which keep all that they name."""
-    return type(error)(str(error))
 
 
 class EngineSet(Engines[VideoModel]):

@@ -18,7 +18,7 @@ from i2v_tensorrt.jobs.engines import EngineSet
 from i2v_tensorrt.jobs.policy import EnginePolicy
 from i2v_tensorrt.pipeline.models.registry import open_model
 
-from ..engine_builder.toys import CPU, ToyBackend
+from ..engine_builder.toys import CPU, ToyBackend, ToyRunner
 from .toy_model import ODD, SIZES, MakeSet, run
 
 EAGER = EnginePolicy(backend="eager", precision="fp32")
@@ -48,18 +48,44 @@ def test_a_set_dies_with_its_runners(make: MakeSet) -> None:
     assert alive() == []
 
 
-def test_a_set_whose_build_failed_dies_too(make: MakeSet, toy: ToyBackend) -> None:
+def test_sets_whose_build_failed_die_too(make: MakeSet, toy: ToyBackend) -> None:
     """An error that is kept keeps the frames that it went through, and all that they name."""
 
     def fail(folder: Path) -> None:
         raise EngineError("The toy broke.")
 
     toy.while_building = fail
-    engines = make()
-    engines.prepare({**SIZES, "chunk": 2})
-    assert [run(engines), run(engines)] == ["eager", "eager"]
-    alive = watched(engines, engines.runner("core", SIZES))
-    del engines
+    first, second = make(), make()
+    first.prepare({**SIZES, "chunk": 2})
+    for engines in (first, second):
+        assert [run(engines), run(engines)] == ["eager", "eager"]
+    alive = watched(first, second, first.runner("core", SIZES), second.runner("core", SIZES))
+    del first, second, engines
+    assert alive() == []
+
+
+def refused(engines: EngineSet) -> bool:
+    """Whether the set is to stop; what it raised is gone after that."""
+    try:
+        run(engines)
+    except EngineError:
+        return True
+    return False
+
+
+def test_a_set_that_stops_dies_with_its_error(make: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = make(on_missing="stop")
+    assert refused(missing)
+    run(make())
+    unloadable = make(on_missing="stop")
+
+    def refuse(self: ToyRunner) -> None:
+        raise EngineError("The driver is too old.")
+
+    monkeypatch.setattr(ToyRunner, "load", refuse)
+    assert refused(unloadable)
+    alive = watched(missing, unloadable)
+    del missing, unloadable
     assert alive() == []
 
 
