@@ -166,9 +166,7 @@ class VideoModel(ABC):
         adapters = self.adapters_of(name)
         found = self._parts.get((name, precision, adapters))
         if found is None:
-            found = load_part(self.checkpoint.parts[name], precision)
-            for adapter in adapters:
-                adapter.merge(name, found)
+            found = load_part(self.checkpoint.parts[name], precision, adapters)
             self._parts[(name, precision, adapters)] = found
         return found
 
