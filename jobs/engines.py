@@ -78,6 +78,7 @@ class Engines(Generic[AnyNetworks]):
         self._choices: dict[str, list[_Choice]] = {}
         self._eager: dict[str, Runner] = {}
         self._last: dict[str, Runner] = {}
+        self._untold: dict[str, Runner] = {}  # those that have run since notes were taken
         self._notes: dict[str, None] = {}
         self._built: list[Manifest] = []
         self.failures: dict[str, EngineError] = {}  # of builds
@@ -110,7 +111,7 @@ class Engines(Generic[AnyNetworks]):
             choices.append(choice)
             made_room = self.residency.hold(choice.runner, scratch_bytes)
         self.note(made_room)
-        self._last[component] = choice.runner
+        self._last[component] = self._untold[component] = choice.runner
         self.note(choice.warning)
         return choice.runner
 
@@ -225,10 +226,10 @@ class Engines(Generic[AnyNetworks]):
         return sorted(plans, key=lambda plan: plan.manifest.spec.profile.width)
 
     def take_notes(self) -> list[str]:
-        """Sentences for the user since the last call, each once; a warning comes again whenever it holds."""
-        for runner in self._last.values():
+        """Sentences for the user since the last call, each once; a warning comes again whenever it holds for a run."""
+        for runner in self._untold.values():
             self.note(runner.warning)
-        notes, self._notes = list(self._notes), {}
+        notes, self._notes, self._untold = list(self._notes), {}, {}
         return notes
 
     def expected(self, component: str, sizes: Mapping[str, int]) -> Backend:
