@@ -15,7 +15,7 @@ from ..engine_builder.backends.base import Backend, Report, Runner
 from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
 from ..engine_builder.backends.tensorrt import TensorRTBackend
-from ..engine_builder.build import BuildResult, build_engine, quiet
+from ..engine_builder.build import BuildResult, build_engine, check_memory, quiet
 from ..engine_builder.compile import BuildRequest, check_plan
 from ..engine_builder.errors import (
     BackendUnavailableError,
@@ -118,18 +118,25 @@ class Engines(Generic[AnyNetworks]):
     def prepare(self, sizes: Mapping[str, int]) -> None:
         """Builds every engine that a clip of these sizes lacks, where the policy is to build.
 
-        All in one go, so that the user waits once. A component whose build fails runs eager, with a note.
+        All in one go, so that the user waits once; nothing for a clip that cannot be made. A component whose build
+        fails runs eager, with a note: raises nothing but what the report does.
         """
         if self.on_missing != "build" or not self._can_build():
             return
         tasks = [self._task(name, sizes) for name in self.model.build_order if self._is_due(name, sizes)]
         # A GPU is built for by one at a time: it has the memory for one, and timings must not disturb each other.
         workers = BUILDERS_ON_CPU if self.device.type == "cpu" else 1
-        if tasks:
-            self.make_room()
+        if not tasks:
+            return
+        self.make_room()
+        if not self._is_in_vain(sizes):
             started = time.monotonic()
             build_in_parallel(tasks, workers, self.report)
             self._note_built(started)
+
+    def _is_in_vain(self, sizes: Mapping[str, int]) -> bool:
+        """Whether engines for these sizes would serve nobody."""
+        return False
 
     def make_room(self) -> None:
         """Frees the device for builds in other processes; called from the thread that uses it."""
@@ -356,7 +363,7 @@ class Engines(Generic[AnyNetworks]):
 
     def _task(self, component: str, sizes: Mapping[str, int]) -> Task:
         def task(process: BuildProcess, report: Report) -> None:
-            with suppress(EngineError, InputError, StorageError):  # told when the component is asked for
+            with suppress(I2VError):  # told when the component is asked for
                 self._plan(component, sizes, process, report)
 
         return task
@@ -442,6 +449,25 @@ class EngineSet(Engines[VideoModel]):
         """int8 or fp8 for the cores alone, which take the time: what encodes and decodes would show it."""
         quantized = self.policy.quantized
         return quantized if quantized is not None and component in self.model.cores else self.precision
+
+    def _is_in_vain(self, sizes: Mapping[str, int]) -> bool:
+        """Whether there is too little memory to build a core's engine, and too little to run the core without one."""
+        due = [core for core in self.model.cores if self._is_due(core, sizes)]
+        return any(not self._runs_eager(core, sizes) and self._is_refused(core, sizes) for core in due)
+
+    def _runs_eager(self, core: str, sizes: Mapping[str, int]) -> bool:
+        room = self.residency.room_bytes()
+        weights_bytes = self.model.source(core, self.precision).size_bytes
+        return room is None or weights_bytes + self.model.scratch_bytes(core, sizes, self.precision) <= room
+
+    def _is_refused(self, core: str, sizes: Mapping[str, int]) -> bool:
+        try:
+            check_memory(self.request(core, sizes))
+        except MissingEngineError:
+            return False  # one in int8 or fp8, which is not built on the way to a clip
+        except EngineError:
+            return True
+        return False
 
 
 def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, guided: bool = True) -> dict[str, int]:

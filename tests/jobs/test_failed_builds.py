@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder.errors import EngineError
+from i2v_tensorrt.engine_builder.errors import CheckpointError, EngineError
 from i2v_tensorrt.jobs.engines import EngineSet
 from i2v_tensorrt.jobs.residency import LoadInPlace
 
-from ..engine_builder.toys import InProcess, ToyBackend, toy_network
+from ..engine_builder.toys import InProcess, ToyBackend, ToySource, toy_network
 from .toy_model import SIZES, MakeSet, ToyModel, run
 
 WORDS = "The toy broke."
@@ -140,3 +140,56 @@ def test_what_was_cancelled_is_tried_again(make: MakeSet, toy: ToyBackend) -> No
         run(make())
     toy.while_building = lambda folder: None
     assert run(make()) == "toy"
+
+
+# Building for a clip of which nothing can come.
+
+
+class HugeCore(ToyModel):
+    """A toy whose core takes more memory to build than any machine has."""
+
+    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> ToySource:
+        return ToySource(size_bytes=1 << 60 if component == "core" else 0)
+
+
+class Room(LoadInPlace):
+    """A device with so much room; None where nobody knows."""
+
+    def __init__(self, room: int | None) -> None:
+        self._room = room
+
+    def room_bytes(self) -> int | None:
+        return self._room
+
+
+@pytest.mark.parametrize(("room", "built"), [(1 << 40, []), (1 << 61, ["vae_decoder"]), (None, ["vae_decoder"])])
+def test_nothing_is_built_where_the_core_can_neither_be_built_nor_run(
+    make: MakeSet, toy: ToyBackend, room: int | None, built: list[str]
+) -> None:
+    first = make(HugeCore())
+    engines = EngineSet(first.model, first.store, first.policy, first.device, Room(room))
+    engines.prepare(CHUNKED)
+    assert [spec.network.component for spec in toy.builds_done] == built
+    assert run(engines) == "eager"
+    (note,) = (note for note in engines.take_notes() if "core" in note)
+    assert note.startswith("core runs in eager PyTorch, which is slower. Building core needs about ")
+
+
+def test_the_others_are_built_beside_a_core_that_is_there(make: MakeSet, toy: ToyBackend) -> None:
+    first = make()
+    first.build("core", SIZES, InProcess())
+    engines = EngineSet(HugeCore(), first.store, first.policy, first.device, Room(0))
+    engines.prepare(CHUNKED)
+    assert [spec.network.component for spec in toy.builds_done] == ["core", "vae_decoder"]
+
+
+def test_preparing_tells_nothing_of_what_it_could_not_build(make: MakeSet, toy: ToyBackend) -> None:
+    """Such as a LoRA that has gone since: whoever runs the component says so."""
+
+    def fail(folder: Path) -> None:
+        raise CheckpointError("The file has gone.")
+
+    toy.while_building = fail
+    engines = make()
+    engines.prepare(CHUNKED)
+    assert engines.take_notes() == []
