@@ -115,7 +115,18 @@ def _compile(
 
 def check_room(request: BuildRequest, root: Path) -> None:
     """Raises EngineError or StorageError when memory, GPU or disk cannot hold the build; says both figures."""
+    check_memory(request)
     weights, component = request.source.size_bytes, request.spec.network.component
+    needed, free = int(DISK_PER_WEIGHT * weights) if request.backend.holds_weights else 0, shutil.disk_usage(root).free
+    if free < needed:
+        raise StorageError(
+            f"Building {component} needs about {needed / GIB:.1f} GiB in {root}, found {free / GIB:.1f} GiB free."
+        )
+
+
+def check_memory(request: BuildRequest) -> None:
+    """As `check_room`, for the memory of the host and of the GPU."""
+    component = request.spec.network.component
     needed, free = _memory_needed(request), _available_memory()
     if free is not None and free < needed:
         raise EngineError(
@@ -127,11 +138,6 @@ def check_room(request: BuildRequest, root: Path) -> None:
         raise EngineError(
             f"Building {component} needs about {needed / GIB:.1f} GiB of GPU memory, found {free / GIB:.1f} GiB free: "
             "close other programs, or build for a smaller size."
-        )
-    needed, free = int(DISK_PER_WEIGHT * weights) if request.backend.holds_weights else 0, shutil.disk_usage(root).free
-    if free < needed:
-        raise StorageError(
-            f"Building {component} needs about {needed / GIB:.1f} GiB in {root}, found {free / GIB:.1f} GiB free."
         )
 
 

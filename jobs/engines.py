@@ -15,7 +15,7 @@ from ..engine_builder.backends.base import Backend, Report, Runner
 from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
 from ..engine_builder.backends.tensorrt import TensorRTBackend
-from ..engine_builder.build import BuildResult, build_engine, quiet
+from ..engine_builder.build import BuildResult, build_engine, check_memory, quiet
 from ..engine_builder.compile import BuildRequest, check_plan
 from ..engine_builder.errors import (
     BackendUnavailableError,
@@ -33,6 +33,7 @@ from ..engine_builder.store import EngineStore, Plan
 from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.base import VideoModel
 from . import engine_words
+from .failed_builds import FAILED, anew
 from .networks import AnyNetworks
 from .parallel import Task, build_in_parallel
 from .policy import EnginePolicy, dims_of
@@ -77,6 +78,7 @@ class Engines(Generic[AnyNetworks]):
         self._choices: dict[str, list[_Choice]] = {}
         self._eager: dict[str, Runner] = {}
         self._last: dict[str, Runner] = {}
+        self._untold: dict[str, Runner] = {}  # those that have run since notes were taken
         self._notes: dict[str, None] = {}
         self._built: list[Manifest] = []
         self.failures: dict[str, EngineError] = {}  # of builds
@@ -103,29 +105,38 @@ class Engines(Generic[AnyNetworks]):
         except EngineError as error:
             choices.remove(choice)
             damaged = isinstance(error, DamagedEngineError)
+            if self.on_missing == "stop" and not damaged:
+                raise
             choice = self._resolve(component, sizes) if damaged else self._fall_back(component, sizes, error)
             choices.append(choice)
             made_room = self.residency.hold(choice.runner, scratch_bytes)
         self.note(made_room)
-        self._last[component] = choice.runner
+        self._last[component] = self._untold[component] = choice.runner
         self.note(choice.warning)
         return choice.runner
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
         """Builds every engine that a clip of these sizes lacks, where the policy is to build.
 
-        All in one go, so that the user waits once. A component whose build fails runs eager, with a note.
+        All in one go, so that the user waits once; nothing for a clip that cannot be made. A component whose build
+        fails runs eager, with a note: raises nothing but what the report does.
         """
         if self.on_missing != "build" or not self._can_build():
             return
         tasks = [self._task(name, sizes) for name in self.model.build_order if self._is_due(name, sizes)]
         # A GPU is built for by one at a time: it has the memory for one, and timings must not disturb each other.
         workers = BUILDERS_ON_CPU if self.device.type == "cpu" else 1
-        if tasks:
-            self.make_room()
+        if not tasks:
+            return
+        self.make_room()
+        if not self._is_in_vain(sizes):
             started = time.monotonic()
             build_in_parallel(tasks, workers, self.report)
             self._note_built(started)
+
+    def _is_in_vain(self, sizes: Mapping[str, int]) -> bool:
+        """Whether engines for these sizes would serve nobody."""
+        return False
 
     def make_room(self) -> None:
         """Frees the device for builds in other processes; called from the thread that uses it."""
@@ -150,9 +161,19 @@ class Engines(Generic[AnyNetworks]):
         """
         request = self.request(component, sizes, arch=arch, calibration=calibration)
         tell = report or self.report
-        return build_engine(
-            request, self.store, process, force=force, report=lambda stage, done: tell(f"{component}: {stage}", done)
-        )
+        try:
+            result = build_engine(
+                request,
+                self.store,
+                process,
+                force=force,
+                report=lambda stage, done: tell(f"{component}: {stage}", done),
+            )
+        except EngineError as error:
+            FAILED.remember(request, error)
+            raise
+        FAILED.forget(request)
+        return result
 
     def request(
         self,
@@ -212,10 +233,10 @@ class Engines(Generic[AnyNetworks]):
         return sorted(plans, key=lambda plan: plan.manifest.spec.profile.width)
 
     def take_notes(self) -> list[str]:
-        """Sentences for the user since the last call, each once; a warning comes again whenever it holds."""
-        for runner in self._last.values():
+        """Sentences for the user since the last call, each once; a warning comes again whenever it holds for a run."""
+        for runner in self._untold.values():
             self.note(runner.warning)
-        notes, self._notes = list(self._notes), {}
+        notes, self._notes, self._untold = list(self._notes), {}, {}
         return notes
 
     def expected(self, component: str, sizes: Mapping[str, int]) -> Backend:
@@ -270,16 +291,13 @@ class Engines(Generic[AnyNetworks]):
         try:
             runner = self._compiled(component, sizes)
         except (EngineError, InputError, StorageError) as error:
+            if self.on_missing == "stop":
+                raise  # here: a function that raises what it was given is kept by it, with all that its frame names
             return self._fall_back(component, sizes, error)
         return _Choice(runner.spec.profile, runner)
 
     def _fall_back(self, component: str, sizes: Mapping[str, int], error: I2VError) -> _Choice:
-        """The eager runner in place of an engine at these sizes alone, with a warning why unless that is as well.
-
-        Raises the error if the policy is to stop.
-        """
-        if self.on_missing == "stop":
-            raise error
+        """The eager runner in place of an engine at these sizes alone, with a warning why unless that is as well."""
         limits = self.model.components[component].spec.limits
         unasked = isinstance(error, BackendUnavailableError) and self.policy.backend == AUTO
         if self._is_eager_fine and (unasked or isinstance(error, MissingEngineError)):
@@ -331,20 +349,21 @@ class Engines(Generic[AnyNetworks]):
         if plan is not None:
             return plan
         if component in self.failures:
-            raise self.failures[component]
+            raise anew(self.failures[component])
         if self.on_missing != "build":
             raise MissingEngineError(engine_words.missing(component, sizes, self.stored(component), self.store.root))
         try:
+            FAILED.check(self.request(component, sizes))
             plan = self.build(component, sizes, process, report=report).plan
         except EngineError as error:
-            self.failures[component] = error
+            self.failures[component] = anew(error)
             raise
         self._built.append(plan.manifest)
         return plan
 
     def _task(self, component: str, sizes: Mapping[str, int]) -> Task:
         def task(process: BuildProcess, report: Report) -> None:
-            with suppress(EngineError, InputError, StorageError):  # told when the component is asked for
+            with suppress(I2VError):  # told when the component is asked for
                 self._plan(component, sizes, process, report)
 
         return task
@@ -355,7 +374,15 @@ class Engines(Generic[AnyNetworks]):
             self._profile(component, sizes)
         except InputError:
             return False
-        return component not in self.failures and self._fitting(component, sizes) is None
+        return not self._has_failed(component, sizes) and self._fitting(component, sizes) is None
+
+    def _has_failed(self, component: str, sizes: Mapping[str, int]) -> bool:
+        """Whether a build of an engine for these sizes has failed before, for this set or for another one."""
+        if component in self.failures:
+            return True
+        with suppress(EngineError):  # told when the component is asked for
+            return FAILED.knows(self.request(component, sizes))
+        return False
 
     def _can_build(self) -> bool:
         try:
@@ -370,9 +397,10 @@ class Engines(Generic[AnyNetworks]):
     def _eager_runner(self, component: str) -> Runner:
         """The one eager runner of a component, for every size that no engine serves."""
         if component not in self._eager:
-            source = self.model.components[component].load
-            spec = EngineSpec(self.model.components[component].spec, ShapeProfile(), self.precision)
-            self._eager[component] = EagerBackend().load(None, spec, lambda: source(self.precision), self.device)
+            # The runner is to hold the way to its weights and not this set, which holds the runner.
+            source, precision = self.model.components[component].load, self.precision
+            spec = EngineSpec(self.model.components[component].spec, ShapeProfile(), precision)
+            self._eager[component] = EagerBackend().load(None, spec, lambda: source(precision), self.device)
         return self._eager[component]
 
     def _profile(self, component: str, sizes: Mapping[str, int]) -> ShapeProfile:
@@ -421,6 +449,25 @@ class EngineSet(Engines[VideoModel]):
         """int8 or fp8 for the cores alone, which take the time: what encodes and decodes would show it."""
         quantized = self.policy.quantized
         return quantized if quantized is not None and component in self.model.cores else self.precision
+
+    def _is_in_vain(self, sizes: Mapping[str, int]) -> bool:
+        """Whether there is too little memory to build a core's engine, and too little to run the core without one."""
+        due = [core for core in self.model.cores if self._is_due(core, sizes)]
+        return any(not self._runs_eager(core, sizes) and self._is_refused(core, sizes) for core in due)
+
+    def _runs_eager(self, core: str, sizes: Mapping[str, int]) -> bool:
+        room = self.residency.room_bytes()
+        weights_bytes = self.model.source(core, self.precision).size_bytes
+        return room is None or weights_bytes + self.model.scratch_bytes(core, sizes, self.precision) <= room
+
+    def _is_refused(self, core: str, sizes: Mapping[str, int]) -> bool:
+        try:
+            check_memory(self.request(core, sizes))
+        except MissingEngineError:
+            return False  # one in int8 or fp8, which is not built on the way to a clip
+        except EngineError:
+            return True
+        return False
 
 
 def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, guided: bool = True) -> dict[str, int]:

@@ -25,6 +25,7 @@ class I2VExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         host.register_folders()
+        host.keep_digests()
         host.provide_picture()
         tools = [CompileModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]
         models = [ModelLoader, LoRA, EngineBuilder, EngineLoader]

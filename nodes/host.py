@@ -39,6 +39,7 @@ from ..jobs.residency import Memory, concede, is_encoder
 from ..jobs.table import Table
 from ..pipeline.atomic_file import atomic_file
 from ..pipeline.cache import CacheLimits, ConditioningCache
+from ..pipeline.file_digests import TABLE
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.checkpoint import INDEX
 from ..pipeline.models.latent_rgb import latent_rgb
@@ -156,6 +157,11 @@ def result_cache() -> ConditioningCache:
 def saved_videos() -> ConditioningCache:
     """The server's notes on which video came of which request; see `jobs.saved_videos`."""
     return _cache("videos", videos.LIMITS, "note on a video")
+
+
+def keep_digests() -> None:
+    """Keeps what was learned of checkpoints' files beside the caches, so that the next server reads none of them."""
+    TABLE.keep_in(Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "digests.json")
 
 
 def save_place(

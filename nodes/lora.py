@@ -11,6 +11,7 @@ from ..engine_builder.errors import InputError
 from ..jobs.engines import EngineSet
 from ..pipeline.models.base import VideoModel
 from . import host
+from .model_loader import reading
 from .types import CATEGORY, Model, sockets, verdict
 
 NONE = "put a LoRA into models/loras"
@@ -76,6 +77,7 @@ class LoRA(io.ComfyNode):
         with host.sentences():
             cores = cores_of(model.model, expert)
             adapted = model.model.with_adapter(host.lora_file(lora), strength, cores)
+            adapted.take_digests(reading(cls.hidden.unique_id))
             engines = EngineSet(adapted, model.store, model.policy, model.device, host.HostResidency(), model.report)
             line = f"{adapted.adapters[-1].summary}\n{engines.summary()}"
         host.say(cls.hidden.unique_id, line)

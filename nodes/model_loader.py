@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
@@ -65,8 +66,20 @@ class ModelLoader(io.ComfyNode):
     def execute(cls, checkpoint: str, precision: str = "auto") -> io.NodeOutput:
         with host.sentences():
             model = open_model(host.checkpoint_folder(checkpoint))
+            model.take_digests(reading(cls.hidden.unique_id))
             policy = EnginePolicy(backend=EagerBackend.name, precision=precision, on_missing="eager")
             engines = EngineSet(model, host.engine_store(), policy, host.device(), host.HostResidency())
         lines = [f"{model.family}, {engines.precision} on {engines.device}", *model.hints]
         host.say(cls.hidden.unique_id, "\n".join(lines))
         return io.NodeOutput(engines, ui=host.text_ui(lines))
+
+
+def reading(node_id: str | None) -> Callable[[float], None]:
+    """A report of the reading of weights on a node; lets an interruption through."""
+    progress = host.Progress(node_id, 100)
+
+    def report(done: float) -> None:
+        progress.step(round(100 * done), 100)
+        progress.say(f"reading checkpoint {done:.0%}")
+
+    return report

@@ -7,19 +7,19 @@ refused with their names, for half of an adapter is another adapter.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...engine_builder.errors import CheckpointError
 from ..checks import check_number
-from .checkpoint import Part, add_file, tensor_shapes
+from ..file_digests import Digested, Piece
+from .checkpoint import Part, tensor_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ class Change:
 
 
 @dataclass(frozen=True, eq=False)
-class Adapter:
+class Adapter(Digested):
     """A checked file, how strongly it counts, and what it changes in each part of a checkpoint."""
 
     path: Path
@@ -94,12 +94,10 @@ class Adapter:
     """The components that it was opened for, of those that run at a step."""
     changes: Mapping[str, tuple[Change, ...]]
 
-    @cached_property
-    def sha256(self) -> str:
-        """Digest over the file's bytes and the strength."""
-        sha = hashlib.sha256(repr(float(self.strength)).encode())
-        add_file(sha, self.path)
-        return sha.hexdigest()
+    @property
+    def pieces(self) -> list[Piece]:
+        """The strength and the file's bytes."""
+        return [repr(float(self.strength)), self.path]
 
     @property
     def summary(self) -> str:
@@ -107,30 +105,55 @@ class Adapter:
         counts = [f"{len(changes)} tensors of {part}" for part, changes in self.changes.items()]
         return f"{self.path.name} at {self.strength:g}: {', '.join(counts)}"
 
-    def merge(self, part: str, network: torch.nn.Module) -> None:
-        """Adds to the parameters of a part's network; sums are taken in fp32, whatever the parameters are.
 
-        Raises CheckpointError when the file cannot be read any more, or a value does not stay finite.
-        """
+class Merge:
+    """What some LoRAs add to the tensors of one part, as these lie in its files, before they are cast."""
+
+    def __init__(self, part: str, adapters: Sequence[Adapter]) -> None:
+        self._part, self._adapters = part, adapters
+        self._files = ExitStack()
+        self._changes: dict[str, list[tuple[Adapter, Change, Callable[[str], torch.Tensor]]]] = defaultdict(list)
+
+    def __enter__(self) -> Merge:
+        """Opens the LoRAs; raises CheckpointError for one that cannot be read any more."""
         from safetensors import SafetensorError, safe_open
 
-        parameters = {_plain(name): parameter for name, parameter in network.named_parameters()}
-        try:
-            with safe_open(self.path, framework="pt") as stream:
-                for change in self.changes[part]:
-                    self._add(change, parameters[_plain(change.parameter)], stream.get_tensor)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"The LoRA {self.path} cannot be read any more: {error}.") from error
+        for adapter in self._adapters:
+            try:
+                stream = self._files.enter_context(safe_open(adapter.path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                self._files.close()
+                raise CheckpointError(f"The LoRA {adapter.path} cannot be read any more: {error}.") from error
+            for change in adapter.changes[self._part]:
+                self._changes[plain_name(change.parameter)].append((adapter, change, stream.get_tensor))
+        return self
 
-    def _add(self, change: Change, parameter: torch.Tensor, read: Callable[[str], torch.Tensor]) -> None:
-        found = parameter.data.float() + self.strength * change.sum(read, tuple(parameter.shape))
-        found = found.to(parameter.dtype)
-        if not bool(found.isfinite().all()):
-            raise CheckpointError(
-                f"Expected the LoRA {self.path} at strength {self.strength:g} to leave finite numbers, found others in "
-                f"{change.parameter}."
-            )
-        parameter.data = found
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def changes(self, name: str) -> bool:
+        """Whether something is added to the tensor of that name."""
+        return plain_name(name) in self._changes
+
+    def cast(self, name: str, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The stored tensor with all that is added to it, which is summed in fp32, so that it is rounded once.
+
+        Raises CheckpointError when a file cannot be read any more, or a value does not stay finite.
+        """
+        from safetensors import SafetensorError
+
+        added = self._changes.get(plain_name(name), ())
+        found = stored.float() if added else stored
+        for adapter, change, read in added:
+            try:
+                found = found + adapter.strength * change.sum(read, tuple(stored.shape))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"The LoRA {adapter.path} cannot be read any more: {error}.") from error
+        found = found.to(dtype)
+        if added and not bool(found.isfinite().all()):
+            loras = " and ".join(f"{adapter.path} at strength {adapter.strength:g}" for adapter, *_ in added)
+            raise CheckpointError(f"Expected the LoRA {loras} to leave finite numbers, found others in {name}.")
+        return found
 
 
 class _Places:
@@ -139,15 +162,15 @@ class _Places:
     def __init__(self, part: Part, names: Names) -> None:
         self.shapes = tensor_shapes(next(iter(part.weights.values())))
         modules = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", name) for name in self.shapes)
-        self._modules = {_plain(name): module for module in modules for name in (module, *names(module))}
+        self._modules = {plain_name(name): module for module in modules for name in (module, *names(module))}
 
     def parameter(self, module: str, suffix: str) -> str | None:
         """The parameter of a module, or the one that itself has that name."""
-        found = self._modules.get(_plain(module), "")
+        found = self._modules.get(plain_name(module), "")
         return next((name for name in (found + suffix, found) if name in self.shapes), None)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name as all kinds of files agree on it; what CLIP's text model is called at the front differs by version."""
     return re.sub(r"^text_model_", "", name.replace(".", "_"))
 

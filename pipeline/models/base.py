@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from ...engine_builder.errors import InputError
 from ...engine_builder.source import NetworkSource
 from ...engine_builder.spec import NetworkSpec
+from ..file_digests import take_digests
 from ..sampling import SCHEDULERS
 from .adapter import Adapter, open_adapter
 from .checkpoint import Checkpoint
@@ -165,9 +166,7 @@ class VideoModel(ABC):
         adapters = self.adapters_of(name)
         found = self._parts.get((name, precision, adapters))
         if found is None:
-            found = load_part(self.checkpoint.parts[name], precision)
-            for adapter in adapters:
-                adapter.merge(name, found)
+            found = load_part(self.checkpoint.parts[name], precision, adapters)
             self._parts[(name, precision, adapters)] = found
         return found
 
@@ -179,6 +178,14 @@ class VideoModel(ABC):
         """Digest of a part's configuration and weights, and of what is merged into them."""
         digests = [self.checkpoint.parts[name].sha256, *(adapter.sha256 for adapter in self.adapters_of(name))]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def take_digests(self, report: Callable[[float], None]) -> None:
+        """Reads, once and for all, the files of which no digest is known as they are now.
+
+        `report` hears meanwhile which fraction is done, and may raise to stop. Raises CheckpointError for a file that
+        cannot be read.
+        """
+        take_digests([*self.checkpoint.parts.values(), *self.adapters], report)
 
     def with_adapter(self, path: Path, strength: float, cores: tuple[str, ...] = ()) -> Self:
         """The same model with a LoRA merged into its weights whenever they are loaded, after those it has already.
@@ -217,7 +224,7 @@ class VideoModel(ABC):
     @cached_property
     @abstractmethod
     def components(self) -> Mapping[str, Component]:
-        """The networks by name. Digests of the weights are taken here, so the first access reads the files."""
+        """The networks by name. They hold digests of the weights: the first access reads files that are not known."""
 
     @property
     @abstractmethod

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...engine_builder.errors import CheckpointError
+from ..file_digests import Digested, Piece
 
 INDEX = "model_index.json"
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
@@ -31,7 +32,7 @@ _CONFIG_NAMES = {
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Digested):
     """One component of a checkpoint: its folder, its configuration, and its weight files by variant."""
 
     name: str
@@ -62,23 +63,13 @@ class Part:
         """Digest of the configuration."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
 
-    @cached_property
-    def sha256(self) -> str:
-        """Digest over the configuration and the bytes of every weight or vocabulary file."""
-        sha = hashlib.sha256(self.config_sha256.encode())
+    @property
+    def pieces(self) -> list[Piece]:
+        """The configuration, and the name and the bytes of every weight or vocabulary file."""
         weights = [path for paths in self.weights.values() for path in paths]
         files = (path for path in self.folder.glob("*") if path.is_file())
-        for path in weights or sorted(files, key=lambda path: path.name):  # Windows sorts paths without regard to case
-            sha.update(path.name.encode())
-            add_file(sha, path)
-        return sha.hexdigest()
-
-
-def add_file(sha: hashlib._Hash, path: Path) -> None:
-    """Takes a file's bytes into a digest."""
-    with path.open("rb") as stream:
-        while block := stream.read(4 << 20):
-            sha.update(block)
+        paths = weights or sorted(files, key=lambda path: path.name)  # Windows sorts paths without regard to case
+        return [self.config_sha256, *(piece for path in paths for piece in (path.name, path))]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -17,6 +17,7 @@ import torch
 
 from ...engine_builder.errors import CheckpointError
 from ...engine_builder.spec import PRECISIONS
+from .adapter import Adapter, Merge, plain_name
 from .checkpoint import Part
 
 
@@ -86,13 +87,22 @@ def code_of(*modules: str) -> str:
     return sha.hexdigest()[:16]
 
 
-def load_part(part: Part, precision: str) -> Any:
-    """A checked part's network by diffusers or transformers, on the CPU, in the precision.
+def load_part(part: Part, precision: str, adapters: Sequence[Adapter] = ()) -> Any:
+    """A checked part's network by diffusers or transformers, on the CPU, in the precision, with LoRAs merged into it.
 
-    Raises CheckpointError when the weights do not fit the configuration.
+    Raises CheckpointError when the weights do not fit the configuration, or a LoRA cannot be merged.
     """
-    if part.name.startswith("transformer"):
-        return _assembled(part, precision)
+    with Merge(part.name, adapters) as merge:
+        if part.name.startswith("transformer"):
+            return _assembled(part, precision, merge)
+        network = _loaded(part, precision)
+        if adapters:
+            _merge(part, precision, merge, network)
+    return network
+
+
+def _loaded(part: Part, precision: str) -> Any:
+    """The network as the library itself loads it."""
     try:
         with no_progress_bars():
             network, report = _class_of(part).from_pretrained(
@@ -116,24 +126,40 @@ def load_part(part: Part, precision: str) -> Any:
     return network
 
 
-def _assembled(part: Part, precision: str) -> Any:
+def _merge(part: Part, precision: str, merge: Merge, network: torch.nn.Module) -> None:
+    """Puts sums of the stored tensors and of what LoRAs add in the place of parameters that are rounded already."""
+    parameters = {plain_name(name): parameter for name, parameter in network.named_parameters()}
+    for name, tensor in _stored(part, precision, merge.changes):
+        parameter = parameters[plain_name(name)]
+        parameter.data = merge.cast(name, tensor, parameter.dtype)
+
+
+def _stored(part: Part, precision: str, chosen: Callable[[str], bool] = lambda _: True) -> Iterator[tuple[str, Any]]:
+    """The tensors of the files for a precision one by one, by name, as they lie there: those that are chosen."""
+    from safetensors import safe_open
+
+    for path in part.weights[part.variant_for(precision) or ""]:
+        with safe_open(path, framework="pt") as stream:
+            for name in filter(chosen, stream.keys()):
+                yield name, stream.get_tensor(name)
+
+
+def _assembled(part: Part, precision: str, merge: Merge) -> Any:
     """The network of a part with its tensors put in one by one, so that it is never there twice.
 
     Diffusers' own loading of parts that keep some weights in full precision needs the package accelerate.
     """
-    from safetensors import safe_open
-
     kind, dtype = _class_of(part), getattr(torch, PRECISIONS[precision])
     kept = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
     state: dict[str, torch.Tensor] = {}
     try:
         with torch.device("meta"):
             network = kind.from_config(part.config)
-        for path in part.weights[part.variant_for(precision) or ""]:
-            with safe_open(path, framework="pt") as stream:
-                for name in stream.keys():  # noqa: SIM118 - no mapping
-                    state[name] = stream.get_tensor(name).to(torch.float32 if kept & set(name.split(".")) else dtype)
+        for name, tensor in _stored(part, precision):
+            state[name] = merge.cast(name, tensor, torch.float32 if kept & set(name.split(".")) else dtype)
         found = network.load_state_dict(state, strict=False, assign=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # the libraries raise whatever a senseless configuration leads to
         raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {_reason(error)}.") from error
     ignored = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()

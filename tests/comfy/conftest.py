@@ -10,6 +10,7 @@ import pytest
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient
 from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, link_pack, start_server
+from i2v_tensorrt.tests.comfy.device import Device, device_of, why_no_onnxruntime
 from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, SVD, WANS, gradient, png
 
 HERE = Path(__file__).resolve().parent
@@ -69,6 +70,20 @@ def server(host: ComfyHost, base_directory: Path, server_arguments: list[str]) -
 def client(server: ComfyServer) -> ComfyClient:
     """A client of the server."""
     return ComfyClient(server.url)
+
+
+@pytest.fixture(scope="session")
+def device(server: ComfyServer) -> Device:
+    """What the servers compute on."""
+    return device_of(server.url)
+
+
+@pytest.fixture(scope="session")
+def onnxruntime(client: ComfyClient, device: Device) -> None:
+    """Skips where ONNX Runtime does not serve a GPU, which takes another package of it; every CPU is served."""
+    reason = why_no_onnxruntime(client)
+    if reason is not None and device.kind != "cpu":
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -97,19 +97,12 @@ def text(result: RunResult, name: str) -> str:
 
 def frames(client: ComfyClient, result: RunResult) -> torch.Tensor:
     """The saved clip [frames, height, width, 3], integers."""
-    assert (result.status, result.error) == ("success", None)
+    assert result.error is None, result.error
+    assert result.status == "success"
     (described,) = result.outputs[SAVE]["files"]
     data = client.view(described["filename"], described["subfolder"], described["type"])
     with av.open(io.BytesIO(data)) as container:
         return torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)])
-
-
-def half_precision_encoders(client: ComfyClient) -> set[str]:
-    """The first digits of each picture encoder in half precision in the store, which other tests fill as well."""
-    result = client.run({"1": node("I2VTRT_EngineManager", action="list", engine="")})
-    assert (result.status, result.error) == ("success", None)
-    rows = result.outputs["1"]["table"][1:]
-    return {row[0] for row in rows if row[1] == "image_encoder" and row[2].endswith(" fp16")}
 
 
 def png(image: Image.Image) -> bytes:

@@ -7,6 +7,7 @@ import pytest
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
 from i2v_tensorrt.jobs.comfy_host import ComfyHost, start_server
+from i2v_tensorrt.tests.comfy.device import Device, lines
 from i2v_tensorrt.tests.comfy.graphs import (
     CONDITIONING,
     DECODE,
@@ -83,20 +84,24 @@ def test_every_widget_counts(client: ComfyClient, picture: str, name: str) -> No
     assert text(run(client, encoding(picture, changes)), CONDITIONING).startswith("cache miss")
 
 
-def test_a_hit_is_told_with_the_time_saved(client: ComfyClient, picture: str) -> None:
+def by_name(device: Device) -> dict[str, dict[str, Any]]:
+    """The same precision on this device, but another input: ComfyUI runs the nodes behind it again."""
+    return {LOADER: {"precision": device.precision}}
+
+
+def test_a_hit_is_told_with_the_time_saved(client: ComfyClient, picture: str, device: Device) -> None:
     first = run(client, encoding(picture, about("time saved")))
-    # The same precision on this device, but another input: ComfyUI runs the nodes behind it again.
-    second = run(client, encoding(picture, about("time saved"), {LOADER: {"precision": "fp32"}}))
-    seconds = text(first, CONDITIONING).removeprefix("cache miss: encoded in ")
-    assert text(second, CONDITIONING) == f"cache hit (memory): {seconds} saved"
+    second = run(client, encoding(picture, about("time saved"), by_name(device)))
+    (told,) = lines(first, CONDITIONING)
+    assert text(second, CONDITIONING) == f"cache hit (memory): {told.removeprefix('cache miss: encoded in ')} saved"
 
 
-def test_what_was_cut_off_is_told_by_a_hit_too(client: ComfyClient, picture: str) -> None:
+def test_what_was_cut_off_is_told_by_a_hit_too(client: ComfyClient, picture: str, device: Device) -> None:
     long = about("long " * 100)
     first = run(client, encoding(picture, long))
-    second = run(client, encoding(picture, long, {LOADER: {"precision": "fp32"}}))
+    second = run(client, encoding(picture, long, by_name(device)))
     assert text(second, CONDITIONING).startswith("cache hit (memory)")
-    cut = [text(result, CONDITIONING).splitlines()[1:] for result in (first, second)]
+    cut = [lines(result, CONDITIONING)[1:] for result in (first, second)]
     assert cut[0] == cut[1]
     assert "only the first 77 count" in cut[0][0]
 
@@ -109,18 +114,18 @@ def test_after_a_restart_it_comes_from_the_disk(
     with start_server(host, base_directory, server_arguments, base_directory / "restarted.log") as restarted:
         second = run(ComfyClient(restarted.url), prompt)
         again = run(ComfyClient(restarted.url), changed(prompt, {SAMPLER: {"reuse_result": False}}))
-    seconds = text(first, CONDITIONING).removeprefix("cache miss: encoded in ")
-    assert text(second, CONDITIONING) == f"cache hit (disk): {seconds} saved"
+    (told,) = lines(first, CONDITIONING)
+    assert text(second, CONDITIONING) == f"cache hit (disk): {told.removeprefix('cache miss: encoded in ')} saved"
     seconds = text(first, SAMPLER).splitlines()[0].removeprefix("denoised in ")
     assert text(second, SAMPLER) == f"result cache hit (disk): {seconds} saved"
     assert text(again, SAMPLER).startswith("denoised in "), "nothing is taken from it unless that is asked for"
 
 
-def test_a_kept_result_is_what_was_sampled(client: ComfyClient, picture: str) -> None:
+def test_a_kept_result_is_what_was_sampled(client: ComfyClient, picture: str, device: Device) -> None:
     """The frames of a second run, with a node between that makes the server run the sampler again."""
     prompt = clip(picture, about("kept"), {SAMPLER: {"reuse_result": True}})
     others = {"15": changed(prompt, {SAMPLER: {"model": ["12", 0]}})[SAMPLER]}
-    others["12"] = changed(prompt, {LOADER: {"precision": "fp32"}})[LOADER]
+    others["12"] = changed(prompt, by_name(device))[LOADER]
     others["16"] = changed(prompt, {DECODE: {"latents": ["15", 0]}})[DECODE]
     probe = {"17": node("ProbeDifference", a=[DECODE, 0], b=["16", 0])}
     assert text(run(client, prompt), SAMPLER).startswith("denoised in ")

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient
+from i2v_tensorrt.tests.comfy.device import Device, lines
 from i2v_tensorrt.tests.comfy.graphs import (
     CONDITIONING,
     DECODE,
@@ -16,43 +17,58 @@ from i2v_tensorrt.tests.comfy.graphs import (
     clip,
     node,
     published,
+    ran,
     text,
 )
 
 OURS = {"I2VEngine"}
 
 
-def loaded(client: ComfyClient) -> list[str]:
-    """The models that ComfyUI holds in memory now."""
-    return client.run({"1": node("ProbeModels")}).outputs["1"]["models"]
+PROBE = "30"
 
 
-def held(client: ComfyClient) -> int:
-    """Bytes that these models say they hold."""
-    return client.run({"1": node("ProbeModels")}).outputs["1"]["bytes"][0]
+def probed(client: ComfyClient, prompt: Prompt | None = None) -> dict[str, Any]:
+    """The models that ComfyUI holds in memory now, and their bytes.
+
+    `prompt` is one that has just run: what its nodes gave is kept for it, and would be dropped for another one.
+    """
+    result = client.run({**(prompt or {}), PROBE: node("ProbeModels")})
+    assert ran(result) == {PROBE}
+    return result.outputs[PROBE]
 
 
-def freed(client: ComfyClient, **wishes: bool) -> bool:
-    """Asks for memory until it was given: the server frees once it is idle."""
+def freed(client: ComfyClient, prompt: Prompt | None, **wishes: bool) -> dict[str, Any]:
+    """Asks for memory until it was given, for the server frees once it is idle; what is held then."""
+    found: dict[str, Any] = {}
     for _ in range(20):
         client.free(**wishes)
-        if not loaded(client):
-            return True
-    return False
+        found = probed(client, prompt)
+        if not found["models"]:
+            break
+    return found
 
 
 @pytest.mark.parametrize("outputs", [False, True], ids=["models", "models and outputs"])
 def test_freed_memory_holds_no_runner(client: ComfyClient, picture: str, outputs: bool) -> None:
     first = clip(picture, {CONDITIONING: {"prompt": f"free {outputs}"}})
     assert client.run(first).status == "success"
-    assert set(loaded(client)) == OURS
-    assert held(client) > 1_000_000  # the tiny UNet has 1.4 million weights
-    assert freed(client, unload_models=True, free_memory=outputs)
-    assert held(client) == 0
+    held = probed(client, first)
+    assert set(held["models"]) == OURS
+    assert held["bytes"][0] > 1_000_000  # the tiny UNet has 1.4 million weights
+    assert freed(client, None if outputs else first, unload_models=True, free_memory=outputs)["bytes"] == [0]
 
-    again = client.run(changed(first, {SAMPLER: {"seed": 2}}))
-    assert (again.status, again.error) == ("success", None)
-    assert set(loaded(client)) == OURS
+    again = changed(first, {SAMPLER: {"seed": 2}})
+    result = client.run(again)
+    assert (result.status, result.error) == ("success", None)
+    assert set(probed(client, again)["models"]) == OURS
+
+
+def test_what_no_node_holds_any_more_leaves_the_memory(client: ComfyClient, picture: str) -> None:
+    """At once, and not when Python looks for cycles: another prompt drops what the nodes of the last one gave."""
+    first = clip(picture, {CONDITIONING: {"prompt": "held by nobody"}})
+    assert client.run(first).status == "success"
+    assert set(probed(client, first)["models"]) == OURS
+    assert probed(client) == {"models": [], "bytes": [0]}
 
 
 def with_loader(picture: str, **inputs: Any) -> Prompt:
@@ -62,11 +78,11 @@ def with_loader(picture: str, **inputs: Any) -> Prompt:
     return changed(prompt, {name: {"model": [ENGINES, 0]} for name in (CONDITIONING, SAMPLER, DECODE)})
 
 
-def test_a_missing_engine_runs_eager_with_a_warning(client: ComfyClient, picture: str) -> None:
+def test_a_missing_engine_runs_eager_with_a_warning(client: ComfyClient, picture: str, device: Device) -> None:
     result = client.run(with_loader(picture, on_missing="eager"))
     assert (result.status, result.error) == ("success", None)
     assert "core runs in eager PyTorch, which is slower." in text(result, SAMPLER)
-    assert text(result, SAMPLER).splitlines()[1].startswith("eager, ")
+    assert lines(result, SAMPLER)[1] == f"eager, {device.here}"
     assert "vae_decoder runs in eager PyTorch, which is slower." in text(result, DECODE)
 
 

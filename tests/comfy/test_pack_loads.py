@@ -1,17 +1,21 @@
 """The pack in a live ComfyUI."""
 
+import re
 from pathlib import Path
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient
 from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, link_pack, start_server
 from i2v_tensorrt.jobs.demo_model import PACK, PICTURE
 
+CORES_OWN = re.compile(r"IMPORT FAILED: nodes_\w+\.py$", re.MULTILINE)
+"""A file of the core's extra nodes that lacks a package."""
+
 
 def test_no_import_failed(server: ComfyServer, client: ComfyClient) -> None:
     log = server.log()
     assert "Import times for custom nodes" in log
     assert "I2V-TensorRT" in log
-    assert "IMPORT FAILED" not in log
+    assert "IMPORT FAILED" not in CORES_OWN.sub("", log)
     assert "Error while calling comfy_entrypoint" not in log
 
 

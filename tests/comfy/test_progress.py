@@ -2,7 +2,11 @@
 
 import io
 import itertools
-from collections.abc import Callable
+import json
+import re
+import shutil
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from websockets.sync.client import connect
 from i2v_tensorrt.jobs.comfy_client import ComfyClient, Event, RunResult
 from i2v_tensorrt.tests.comfy.graphs import (
     BUILDER,
+    CHECKPOINT,
     CONDITIONING,
     DECODE,
     LOADER,
@@ -157,3 +162,37 @@ def test_an_interrupt_while_building_leaves_no_engine(
     assert (result.status, result.error) == ("interrupted", f"node {BUILDER} (I2VTRT_EngineBuilder) was interrupted")
     assert result.progress[BUILDER][-1][0] < 95  # published
     assert engines() == before
+
+
+HUGE_BYTES = 6 << 30
+"""Seconds of reading, of which the disk holds nothing."""
+
+
+@pytest.fixture
+def huge(base_directory: Path) -> Iterator[str]:
+    """The name of a checkpoint whose largest file is of that size."""
+    models = base_directory / "models" / "i2v"
+    folder = shutil.copytree(models / CHECKPOINT, models / "huge")
+    (weights,) = (folder / "unet").glob("*.safetensors")
+    header = json.dumps({"a": {"dtype": "U8", "shape": [HUGE_BYTES], "data_offsets": [0, HUGE_BYTES]}}).encode()
+    with weights.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(header)) + header)
+        stream.truncate(8 + len(header) + HUGE_BYTES)
+    yield folder.name
+    shutil.rmtree(folder)
+
+
+def test_a_long_reading_of_weights_is_shown_and_can_be_interrupted(client: ComfyClient, huge: str) -> None:
+    prompt = only({LOADER: node("I2VTRT_ModelLoader", checkpoint=huge, precision="auto")}, LOADER)
+    with connect(f"ws{client.url.removeprefix('http')}/ws?clientId=reading", proxy=None) as socket:
+        result = client.run(prompt, interrupt_at(client, LOADER, 0))
+        assert (result.status, result.error) == ("interrupted", f"node {LOADER} (I2VTRT_ModelLoader) was interrupted")
+        heard: list[tuple[str, str]] = []
+        while not heard:
+            heard += [each for each in read_text(socket.recv(timeout=10)) if each[0] == LOADER]
+    assert re.fullmatch(r"reading checkpoint \d\d?%", heard[0][1])
+
+
+def test_what_was_read_is_remembered_by_later_servers(watched: RunResult, base_directory: Path) -> None:
+    table = json.loads((base_directory / "user" / "__i2v_tensorrt" / "digests.json").read_text("utf-8"))
+    assert len(table) >= len(list((base_directory / "models" / "i2v" / CHECKPOINT).glob("*/")))

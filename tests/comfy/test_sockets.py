@@ -11,6 +11,7 @@ from PIL import Image
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
 from i2v_tensorrt.pipeline.models.tiny import TinySizes, write_tiny_checkpoint
+from i2v_tensorrt.tests.comfy.device import BF16_VAE_PSNR, Device, decibels
 from i2v_tensorrt.tests.comfy.graphs import CONDITIONING, DECODE, LOADER, SAMPLER, SAVE, Prompt, clip, node
 
 PUBLISHED_VAE = TinySizes(groups=32, vae_channels=(128, 256, 512, 512), vae_layers=2)
@@ -41,7 +42,8 @@ def whole_vae(base_directory: Path) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("whole_vae")
-def test_latents_decode_in_the_core_as_in_ours(client: ComfyClient, picture: str) -> None:
+def test_latents_decode_in_the_core_as_in_ours(client: ComfyClient, picture: str, device: Device) -> None:
+    """The core decodes in fp32 on a CPU, as we do, and in bf16 on most GPUs, where we decode in fp16."""
     prompt = clip(picture, {LOADER: {"checkpoint": CHECKPOINT}, CONDITIONING: {"num_frames": 2}})
     del prompt[SAVE]
     prompt[CORE_VAE] = node("VAELoader", vae_name=VAE_FILE)
@@ -51,7 +53,9 @@ def test_latents_decode_in_the_core_as_in_ours(client: ComfyClient, picture: str
     assert found["shapes"] == [[2, 64, 64, 3], [2, 64, 64, 3]]
     low, high = found["range"]
     assert high - low > 0.05  # frames that show something, or equality would be no proof
-    assert found["difference"][0] <= 2e-3
+    if device.kind == "cpu":
+        assert found["difference"][0] <= 2e-3
+    assert decibels(found["mse"][0]) >= BF16_VAE_PSNR
 
 
 def test_frames_go_into_image_nodes(client: ComfyClient, picture: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient, PromptRefusedError, RunResult
+from i2v_tensorrt.tests.comfy.device import Device, rare_encoders
 from i2v_tensorrt.tests.comfy.graphs import (
     BUILDER,
     LOADER,
@@ -16,7 +17,6 @@ from i2v_tensorrt.tests.comfy.graphs import (
     builder,
     clip,
     file_names,
-    half_precision_encoders,
     node,
     only,
     sentences,
@@ -71,12 +71,12 @@ def manager(action: str = "list", engine: str = "") -> dict[str, Any]:
 
 
 @pytest.fixture
-def key(client: ComfyClient, picture: str) -> str:
-    """The first digits of an engine that no other test uses: one in half precision."""
+def key(client: ComfyClient, picture: str, device: Device) -> str:
+    """The first digits of an engine that no other test uses."""
 
-    before = half_precision_encoders(client)
-    run(client, only(clip(picture), LOADER) | {BUILDER: builder(precision="fp16")})
-    (found,) = half_precision_encoders(client) - before
+    before = rare_encoders(client, device)
+    run(client, only(clip(picture), LOADER) | {BUILDER: builder(precision=device.rare)})
+    (found,) = rare_encoders(client, device) - before
     return found
 
 
@@ -203,12 +203,14 @@ def benchmark(picture: str, **inputs: Any) -> Prompt:
 
 class TestBenchmark:
     @pytest.mark.slow
-    def test_it_measures_draws_and_cleans_up(self, client: ComfyClient, picture: str, base_directory: Path) -> None:
-        result = run(client, benchmark(picture))
+    def test_it_measures_draws_and_cleans_up(
+        self, client: ComfyClient, picture: str, base_directory: Path, device: Device
+    ) -> None:
+        result, eager = run(client, benchmark(picture)), f"eager PyTorch, {device.precision}"
         rows = {row[0]: row for row in table(result)[1:]}
-        assert {"diffusers, fp32", "eager PyTorch, fp32"} < set(rows)
+        assert {"diffusers, fp32", eager} < set(rows)
         assert all(float(row[1]) > 0 and row[-1] == "" for row in rows.values())
-        assert float(rows["eager PyTorch, fp32"][4]) == pytest.approx(1, abs=0.01)
+        assert float(rows[eager][4]) == pytest.approx(1, abs=0.01)
         (plot,) = pictures(client, result, "plot")
         assert plot.width > 1000 and len(plot.getcolors(1 << 24) or ()) > 10
         assert markdown(result).startswith("# The ladder: ")

@@ -14,7 +14,7 @@ from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, link_pack, star
 from i2v_tensorrt.tests.comfy.conftest import PACK
 from i2v_tensorrt.tests.comfy.graphs import BUILDER, CHECKPOINT, LOADER, builder, clip, file_names, only, text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("onnxruntime")]
 
 
 def built(server: ComfyServer) -> RunResult:

@@ -11,6 +11,7 @@ import pytest
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
 from i2v_tensorrt.jobs.policy import MISS_POLICIES
+from i2v_tensorrt.tests.comfy.device import Device
 from i2v_tensorrt.tests.comfy.graphs import (
     BUILDER,
     CONDITIONING,
@@ -84,13 +85,13 @@ def built(client: ComfyClient, fresh_picture: str) -> RunResult:
 
 @pytest.mark.slow
 class TestThroughEngines:
-    def test_they_are_built_for_the_host(self, built: RunResult, base_directory: Path) -> None:
+    def test_they_are_built_for_the_host(self, built: RunResult, base_directory: Path, device: Device) -> None:
         assert "of 5\nthe rest is built when needed" in text(built, ENGINES)
         assert "built in" in text(built, CONDITIONING)
         assert not any("eager" in text(built, name) for name in (CONDITIONING, SAMPLER, DECODE))
         manifests = (base_directory / "models" / "i2v_engines").glob("*/manifest.json")
         bodies = [json.loads(manifest.read_text("utf-8"))["body"] for manifest in manifests]
-        networks = [body["spec"]["network"] for body in bodies if body["target"]["device"] == "cpu"]
+        networks = [body["spec"]["network"] for body in bodies if body["target"]["device"] == device.kind]
         assert {network["component"] for network in networks if network["family"] == "i2vgen_xl"} == {
             "core", "text_encoder", "image_encoder", "vae_encoder", "vae_decoder",
         }  # fmt: skip

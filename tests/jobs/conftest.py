@@ -10,10 +10,17 @@ from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.jobs import engines as engines_module
 from i2v_tensorrt.jobs import parallel, prebuild
 from i2v_tensorrt.jobs.engines import EngineSet
+from i2v_tensorrt.jobs.failed_builds import FailedBuilds
 from i2v_tensorrt.jobs.policy import EnginePolicy
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend
 from .toy_model import MakeSet, ToyModel
+
+
+@pytest.fixture(autouse=True)
+def _no_failed_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed in one test is new to the next one."""
+    monkeypatch.setattr(engines_module, "FAILED", FailedBuilds())
 
 
 @pytest.fixture

@@ -116,3 +116,16 @@ def test_a_runners_warning_is_told_for_as_long_as_it_holds(make: MakeSet) -> Non
     assert engines.take_notes() == ["core runs without a graph."]
     runner.warning = None
     assert engines.take_notes() == []
+
+
+def test_a_runners_warning_is_told_where_it_ran_alone(make: MakeSet) -> None:
+    """A core's does not stand under the decode."""
+    engines, sizes = make(), {**SIZES, "chunk": 2}
+    run(engines)
+    engines.runner("core", SIZES).warning = "core runs without a graph."
+    assert "core runs without a graph." in engines.take_notes()
+    run(engines, sizes, "vae_decoder")
+    assert "core runs without a graph." not in engines.take_notes()
+    run(engines, sizes, "vae_decoder")
+    run(engines)
+    assert engines.take_notes() == ["core runs without a graph."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
 from i2v_tensorrt.engine_builder.errors import CheckpointError, I2VError
-from i2v_tensorrt.pipeline.models.adapter import _Places, _plain
+from i2v_tensorrt.engine_builder.spec import PRECISIONS
+from i2v_tensorrt.pipeline.models.adapter import _Places, plain_name
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.checkpoint import tensor_shapes
 from i2v_tensorrt.pipeline.models.registry import FAMILIES, open_model
@@ -142,6 +144,48 @@ def test_two_loras_add_up(wan: VideoModel, tmp_path: Path) -> None:
         torch.testing.assert_close(after[name], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(("kind", "part"), [("wan21", "transformer"), ("i2vgen", "unet")])
+def test_in_half_precision_a_merged_weight_is_rounded_once(
+    tiny_folder: Path, tiny_wan: Wan, tmp_path: Path, kind: str, part: str, stored: str, precision: str
+) -> None:
+    """Both ways of loading a part; LoRAs whose sums are exact, so that nothing but the weights is rounded."""
+    folder = shutil.copytree(tiny_folder if kind == "i2vgen" else tiny_wan(kind), tmp_path / "model")
+    (file,) = (folder / part).glob("*.safetensors")
+    values = {name: tensor.to(getattr(torch, stored)) for name, tensor in load_file(file).items()}
+    save_file(values, file, {"format": "pt"})
+    model, chosen = open_model(folder), layers(open_model(folder).checkpoint.parts[part])
+    for number in range(2):
+        exact_lora(tmp_path / f"{number}.safetensors", chosen, number)
+        model = model.with_adapter(tmp_path / f"{number}.safetensors", 0.5)
+    sums = [load_file(tmp_path / f"{number}.sums") for number in range(2)]
+    merged, differ = dict(model.part(part, precision).named_parameters()), 0
+    half = {name for name in chosen if merged[f"{name}.weight"].dtype == getattr(torch, PRECISIONS[precision])}
+    assert len(half) > len(chosen) / 2, "some layers stay in fp32"
+    for name in chosen:
+        value, dtype = values[f"{name}.weight"], merged[f"{name}.weight"].dtype
+        once = (value.float() + sums[0][name] + sums[1][name]).to(dtype)
+        assert torch.equal(merged[f"{name}.weight"], once)
+        rounded = value.to(dtype)
+        for number in range(2):
+            rounded = (rounded.float() + sums[number][name]).to(dtype)
+        differ += not torch.equal(rounded, once)
+    assert differ > 0, "these weights would tell"
+
+
+def exact_lora(path: Path, modules: Mapping[str, tuple[int, ...]], seed: int) -> None:
+    """Writes a LoRA of powers of two, and beside it what it adds at half its strength."""
+    generator, tensors, sums = torch.Generator().manual_seed(seed), {}, {}
+    for module, (out, *rest) in modules.items():
+        down = 2.0 ** torch.randint(-7, -3, (1, *rest), generator=generator)
+        up = 2.0 ** torch.randint(-4, 0, (out, 1, *[1] * (len(rest) - 1)), generator=generator)
+        tensors |= {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+        sums[module] = (up * down * 0.5).contiguous()
+    save_file(tensors, path)
+    save_file(sums, path.with_suffix(".sums"))
+
+
 @pytest.mark.parametrize(
     ("cores", "changed"),
     [((), {"transformer", "transformer_2"}), (("core",), {"transformer"}), (("core_late",), {"transformer_2"})],
@@ -221,7 +265,9 @@ def test_no_two_modules_of_a_network_share_a_name(tiny_folder: Path, tiny_svd_fo
         for core in model.cores:
             part = model.checkpoint.parts[model.part_of(core)]
             modules = {re.sub(r"\.(weight|bias)$", "", name) for name in _Places(part, model.other_names).shapes}
-            names = [name for module in modules for name in {_plain(module), *map(_plain, model.other_names(module))}]
+            names = [
+                name for module in modules for name in {plain_name(module), *map(plain_name, model.other_names(module))}
+            ]
             assert len(names) == len(set(names))
 
 
