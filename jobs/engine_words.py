@@ -10,6 +10,7 @@ from ..engine_builder.store import Plan
 
 NOT_BUILT = "On a CPU engines save little;\nfor them, set on_missing to build."
 """In lines, for the page cuts a longer one in the middle of a word."""
+LATER = "In eager PyTorch for now: engines are built\nwhen the queue is empty."
 NAMED_ISLANDS = 3
 """More than these are counted; the list in JSON names them all."""
 
@@ -51,5 +52,6 @@ def uncalibrated(component: str, precision: str) -> str:
 
 def stock(components: Sequence[str], missing: Sequence[str], on_missing: str) -> str:
     """How many of the components have engines in the store, and what becomes of the rest."""
-    then = "\nthe rest " + ("is built when needed" if on_missing == "build" else "runs eager")
+    fates = {"build": "is built when needed", "later": "is built when the queue is empty"}
+    then = f"\nthe rest {fates.get(on_missing, 'runs eager')}"
     return f"engines: {len(components) - len(missing)} of {len(components)}{then if missing else ''}"

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Generic
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from ..engine_builder.backends.base import Backend, Report, Runner
 from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
-from ..engine_builder.backends.tensorrt import TensorRTBackend
-from ..engine_builder.build import BuildResult, build_engine, check_memory, quiet
+from ..engine_builder.build import BuildResult, build_engine, builds_at_once, check_memory, quiet
 from ..engine_builder.compile import BuildRequest, check_plan
 from ..engine_builder.errors import (
     BackendUnavailableError,
@@ -28,22 +27,35 @@ from ..engine_builder.errors import (
 )
 from ..engine_builder.manifest import Manifest
 from ..engine_builder.quantize import Calibration
-from ..engine_builder.spec import QUANTIZED, EngineSpec, ShapeProfile, network_precision
+from ..engine_builder.remaining import last_build_s
+from ..engine_builder.spec import EngineSpec, ShapeProfile, network_precision
 from ..engine_builder.store import EngineStore, Plan
 from ..engine_builder.worker import BuildProcess
 from ..pipeline.models.base import VideoModel
 from . import engine_words
+from .catalog import EngineCatalog
 from .failed_builds import FAILED, anew
 from .networks import AnyNetworks
 from .parallel import Task, build_in_parallel
-from .policy import EnginePolicy, dims_of
+from .policy import LATER, EnginePolicy, dims_of
 from .presets import ClipSize
 from .residency import LoadInPlace, Residency
 
 log = logging.getLogger(__name__)
 
-BUILDERS_ON_CPU = 2
-"""Builds at a time on a machine without a GPU: each is one thread of Python."""
+TYPICAL_BUILD_S = 300.0
+"""What a build on a GPU is taken to need where none has been seen: somewhat more than a large network's took."""
+
+
+class BuildsLater(Protocol):
+    """Whoever builds engines when there is nothing to run."""
+
+    generation: int
+    """How many it has built."""
+
+    def want(self, request: BuildRequest, store: EngineStore) -> None:
+        """Has the engine built when there is time."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -53,9 +65,11 @@ class _Choice:
     shapes: ShapeProfile
     runner: Runner
     warning: str | None = None
+    generation: int | None = None
+    """How many engines had been built later by then, where the runner serves until another is."""
 
 
-class Engines(Generic[AnyNetworks]):
+class Engines(EngineCatalog[AnyNetworks]):
     """The runners of some networks under one policy. Runners are kept, and loaded through the residency."""
 
     def __init__(
@@ -66,14 +80,12 @@ class Engines(Generic[AnyNetworks]):
         device: torch.device,
         residency: Residency | None = None,
         report: Report = quiet,
+        later: BuildsLater | None = None,
     ) -> None:
-        self.model = model
-        self.store = store
-        self.policy = policy
-        self.device = device
-        self.precision = policy.precision_on(device)
-        self.on_missing = policy.on_missing_on(device)
+        super().__init__(model, store, policy, device)
+        self.on_missing = policy.on_missing_on(device, builds_later=later is not None)
         self.report = report
+        self.later = later
         self.residency = residency or LoadInPlace()
         self._choices: dict[str, list[_Choice]] = {}
         self._eager: dict[str, Runner] = {}
@@ -81,8 +93,8 @@ class Engines(Generic[AnyNetworks]):
         self._untold: dict[str, Runner] = {}  # those that have run since notes were taken
         self._notes: dict[str, None] = {}
         self._built: list[Manifest] = []
+        self._hastened: set[str] = set()  # components whose engines are not to wait
         self.failures: dict[str, EngineError] = {}  # of builds
-        self._check_rewrites()
 
     def run(self, component: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Runs a component once; sizes are read off the inputs."""
@@ -95,13 +107,13 @@ class Engines(Generic[AnyNetworks]):
         Raises MissingEngineError when there is none and the policy says to stop.
         """
         choices = self._choices.setdefault(component, [])
+        choices[:] = [choice for choice in choices if choice.generation in (None, self._generation)]
         choice = next((choice for choice in choices if choice.shapes.fits(sizes)), None)
         if choice is None:
             choice = self._resolve(component, sizes)
             choices.append(choice)
-        scratch_bytes = self.model.scratch_bytes(component, sizes, self.precision)
         try:
-            made_room = self.residency.hold(choice.runner, scratch_bytes)
+            made_room = self._hold(choice.runner, component, sizes)
         except EngineError as error:
             choices.remove(choice)
             damaged = isinstance(error, DamagedEngineError)
@@ -109,11 +121,19 @@ class Engines(Generic[AnyNetworks]):
                 raise
             choice = self._resolve(component, sizes) if damaged else self._fall_back(component, sizes, error)
             choices.append(choice)
-            made_room = self.residency.hold(choice.runner, scratch_bytes)
+            made_room = self._hold(choice.runner, component, sizes)
         self.note(made_room)
         self._last[component] = self._untold[component] = choice.runner
         self.note(choice.warning)
         return choice.runner
+
+    def _hold(self, runner: Runner, component: str, sizes: Mapping[str, int]) -> str | None:
+        runner.scratch_bytes = self.model.scratch_bytes(component, sizes, self.precision, runner.backend)
+        return self.residency.hold(runner, runner.scratch_bytes)
+
+    @property
+    def _generation(self) -> int:
+        return 0 if self.later is None else self.later.generation
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
         """Builds every engine that a clip of these sizes lacks, where the policy is to build.
@@ -121,18 +141,56 @@ class Engines(Generic[AnyNetworks]):
         All in one go, so that the user waits once; nothing for a clip that cannot be made. A component whose build
         fails runs eager, with a note: raises nothing but what the report does.
         """
-        if self.on_missing != "build" or not self._can_build():
+        if self.on_missing not in ("build", LATER) or not self._can_build():
             return
-        tasks = [self._task(name, sizes) for name in self.model.build_order if self._is_due(name, sizes)]
-        # A GPU is built for by one at a time: it has the memory for one, and timings must not disturb each other.
-        workers = BUILDERS_ON_CPU if self.device.type == "cpu" else 1
-        if not tasks:
+        due = [name for name in self.model.build_order if self._is_due(name, sizes)]
+        names = [name for name in due if not self._waits(name, sizes)]
+        for name in due:
+            if name not in names:
+                self._want(name, sizes)
+        if not names:
             return
         self.make_room()
         if not self._is_in_vain(sizes):
             started = time.monotonic()
-            build_in_parallel(tasks, workers, self.report)
+            build_in_parallel([self._task(name, sizes) for name in names], self._builders(names, sizes), self.report)
             self._note_built(started)
+
+    def _builders(self, names: Sequence[str], sizes: Mapping[str, int]) -> int:
+        """How many builds may run at a time."""
+        requests = []
+        for name in names:
+            with suppress(I2VError):  # told when the component is asked for
+                requests.append(self.request(name, sizes))
+        return builds_at_once(requests)
+
+    def _waits(self, component: str, sizes: Mapping[str, int]) -> bool:
+        """Whether a missing engine is built later: the component can run without it, and no hurry pays."""
+        return self.on_missing == LATER and component not in self._hastened and self._runs_eager(component, sizes)
+
+    def _runs_eager(self, component: str, sizes: Mapping[str, int]) -> bool:
+        """Whether the device has room for the component in eager PyTorch."""
+        return True
+
+    def _want(self, component: str, sizes: Mapping[str, int]) -> None:
+        """Has an engine built later; one in int8 or fp8, which takes pictures, is not."""
+        if self.later is not None:
+            with suppress(I2VError):
+                self.later.want(self.request(component, sizes), self.store)
+
+    def hasten(self, component: str, sizes: Mapping[str, int], saved_s: float) -> bool:
+        """Has a missing engine built at its next use after all, if the build takes less than the `saved_s` it saves."""
+        last = self._last.get(component)
+        if last is None or last.backend != EagerBackend.name or not self._waits(component, sizes):
+            return False
+        with suppress(I2VError):
+            request = self.request(component, sizes)
+            build_s = last_build_s(request.spec, request.backend.name, self.store) or TYPICAL_BUILD_S
+            if saved_s > build_s and self._is_due(component, sizes):
+                self._hastened.add(component)
+                self._choices.pop(component, None)
+                return True
+        return False
 
     def _is_in_vain(self, sizes: Mapping[str, int]) -> bool:
         """Whether engines for these sizes would serve nobody."""
@@ -175,63 +233,6 @@ class Engines(Generic[AnyNetworks]):
         FAILED.forget(request)
         return result
 
-    def request(
-        self,
-        component: str,
-        sizes: Mapping[str, int],
-        *,
-        arch: str | None = None,
-        calibration: Calibration | None = None,
-    ) -> BuildRequest:
-        """What to build for the component at these sizes by the shape policy, or to look for in the store.
-
-        Takes and raises what `build` does, but for what goes wrong in a build.
-        """
-        backend = self._backend() if arch is None else BACKENDS[TensorRTBackend.name]
-        rewrites, network = self._rewrites(component, backend), self.model.components[component].spec
-        spec = self._spec(component, self._profile(component, sizes), backend)
-        if spec.precision not in QUANTIZED:
-            calibration = None
-        elif calibration is None:
-            raise MissingEngineError(engine_words.uncalibrated(component, spec.precision))
-        else:
-            spec = replace(spec, calibration=calibration.name)
-        precision = network_precision(spec.precision)
-        source = self.model.source(component, precision, rewrites)
-        return BuildRequest(
-            spec=spec,
-            source=source,
-            backend=backend,
-            device=self.device,
-            arch=arch,
-            reference=self.model.source(component, precision) if rewrites else None,
-            details={} if backend.holds_weights else {"gated_with": network.weights_sha256},
-            calibration=calibration,
-            device_bytes=source.size_bytes // (2 if calibration else 1) + self._scratch_bytes(component, spec),
-        )
-
-    def _scratch_bytes(self, component: str, spec: EngineSpec) -> int:
-        """What the largest call of the gate takes of the device beside the weights."""
-        precision = "fp16" if spec.calibration else spec.precision
-        return max(self.model.scratch_bytes(component, sizes, precision) for sizes in spec.profile.corners)
-
-    def stored(self, component: str) -> list[Plan]:
-        """The engines in the store that serve this component here, the narrowest profile first, then the newest.
-
-        Those in int8 and fp8 whatever their scales were taken from.
-        """
-        backend = self._backend()
-        target = backend.target(self.device)
-        wanted = self._spec(component, ShapeProfile(), backend)
-        plans = [
-            plan
-            for plan in self.store.plans()
-            if plan.manifest.target == target
-            and replace(plan.manifest.spec, profile=wanted.profile, calibration=wanted.calibration) == wanted
-        ]
-        plans.sort(key=lambda plan: plan.manifest.created_at, reverse=True)
-        return sorted(plans, key=lambda plan: plan.manifest.spec.profile.width)
-
     def take_notes(self) -> list[str]:
         """Sentences for the user since the last call, each once; a warning comes again whenever it holds for a run."""
         for runner in self._untold.values():
@@ -244,7 +245,7 @@ class Engines(Generic[AnyNetworks]):
 
         Raises BackendUnavailableError when the policy's does not serve the device.
         """
-        if self._is_eager_fine and self._fitting(component, sizes) is None:
+        if (self._is_eager_fine or self._waits(component, sizes)) and self._fitting(component, sizes) is None:
             return BACKENDS[EagerBackend.name]
         return choose_backend(self.policy.backend, self.device)
 
@@ -302,6 +303,8 @@ class Engines(Generic[AnyNetworks]):
         unasked = isinstance(error, BackendUnavailableError) and self.policy.backend == AUTO
         if self._is_eager_fine and (unasked or isinstance(error, MissingEngineError)):
             return _Choice(limits.exact(sizes), self._eager_runner(component))
+        if self.on_missing == LATER and isinstance(error, MissingEngineError):
+            return _Choice(limits.exact(sizes), self._eager_runner(component), str(error), self._generation)
         warning = f"{component} runs in eager PyTorch, which is slower. {error}"
         log.warning("%s", warning)
         return _Choice(limits.exact(sizes), self._eager_runner(component), warning)
@@ -311,17 +314,9 @@ class Engines(Generic[AnyNetworks]):
         """Whether a missing engine is no loss here, by the policy's own judgement."""
         return self.policy.on_missing == AUTO and self.on_missing == "eager"
 
-    def _backend(self) -> Backend:
-        """The backend that the policy names; raises BackendUnavailableError when it does not serve the device."""
-        backend = choose_backend(self.policy.backend, self.device)
-        if not backend.builds:
-            found = [each.availability(self.device) for each in BACKENDS.values() if each.builds]
-            reasons = " ".join(each.sentence for each in found if not each.ok)
-            raise BackendUnavailableError(f"No engine backend serves {self.device.type} here. {reasons}")
-        return backend
-
     def _compiled(self, component: str, sizes: Mapping[str, int]) -> Runner:
-        if self.on_missing == "build" and self._is_due(component, sizes):
+        builds = self.on_missing == "build" or (self.on_missing == LATER and not self._waits(component, sizes))
+        if builds and self._is_due(component, sizes):
             self.make_room()
         started = time.monotonic()
         with BuildProcess() as process:
@@ -350,7 +345,10 @@ class Engines(Generic[AnyNetworks]):
             return plan
         if component in self.failures:
             raise anew(self.failures[component])
-        if self.on_missing != "build":
+        if self._waits(component, sizes):
+            self._want(component, sizes)
+            raise MissingEngineError(engine_words.LATER)
+        if self.on_missing not in ("build", LATER):
             raise MissingEngineError(engine_words.missing(component, sizes, self.stored(component), self.store.root))
         try:
             FAILED.check(self.request(component, sizes))
@@ -384,16 +382,6 @@ class Engines(Generic[AnyNetworks]):
             return FAILED.knows(self.request(component, sizes))
         return False
 
-    def _can_build(self) -> bool:
-        try:
-            return self._backend().builds
-        except BackendUnavailableError:
-            return False
-
-    def _fitting(self, component: str, sizes: Mapping[str, int]) -> Plan | None:
-        """The narrowest engine in the store that serves these sizes, of which some may not be the component's."""
-        return next((plan for plan in self.stored(component) if plan.manifest.spec.profile.fits(sizes)), None)
-
     def _eager_runner(self, component: str) -> Runner:
         """The one eager runner of a component, for every size that no engine serves."""
         if component not in self._eager:
@@ -402,31 +390,6 @@ class Engines(Generic[AnyNetworks]):
             spec = EngineSpec(self.model.components[component].spec, ShapeProfile(), precision)
             self._eager[component] = EagerBackend().load(None, spec, lambda: source(precision), self.device)
         return self._eager[component]
-
-    def _profile(self, component: str, sizes: Mapping[str, int]) -> ShapeProfile:
-        limits = self.model.components[component].spec.limits
-        own = {name: size for name, size in sizes.items() if name in limits.ranges}
-        return self.policy.profile(limits, own, self.model.latent)
-
-    def _spec(self, component: str, profile: ShapeProfile, backend: Backend) -> EngineSpec:
-        network = backend.network_of(self.model.components[component].spec)
-        return EngineSpec(network, profile, self.precision_of(component), self._rewrites(component, backend))
-
-    def precision_of(self, component: str) -> str:
-        """The precision of a component's engines."""
-        return self.precision
-
-    def _rewrites(self, component: str, backend: Backend) -> tuple[str, ...]:
-        if self.policy.rewrites is None:
-            return self.model.rewrites(component, backend.name)
-        known = self.model.known_rewrites.get(component, ())
-        return tuple(name for name in known if name in self.policy.rewrites)
-
-    def _check_rewrites(self) -> None:
-        known = {name: None for names in self.model.known_rewrites.values() for name in names}
-        unknown = [name for name in self.policy.rewrites or () if name not in known]
-        if unknown:
-            raise InputError(f"The rewrites are {', '.join(known) or 'none'}, found {', '.join(unknown)}.")
 
     def note(self, sentence: str | None) -> None:
         """Keeps a sentence, where it is one, for `take_notes`."""
@@ -455,10 +418,10 @@ class EngineSet(Engines[VideoModel]):
         due = [core for core in self.model.cores if self._is_due(core, sizes)]
         return any(not self._runs_eager(core, sizes) and self._is_refused(core, sizes) for core in due)
 
-    def _runs_eager(self, core: str, sizes: Mapping[str, int]) -> bool:
+    def _runs_eager(self, component: str, sizes: Mapping[str, int]) -> bool:
         room = self.residency.room_bytes()
-        weights_bytes = self.model.source(core, self.precision).size_bytes
-        return room is None or weights_bytes + self.model.scratch_bytes(core, sizes, self.precision) <= room
+        weights_bytes = self.model.size_bytes(component, self.precision)
+        return room is None or weights_bytes + self.model.scratch_bytes(component, sizes, self.precision) <= room
 
     def _is_refused(self, core: str, sizes: Mapping[str, int]) -> bool:
         try:

@@ -30,22 +30,22 @@ class FailedBuilds:
         """
         if "memory" not in str(error).lower():
             with self._lock:
-                self._sentences[_name(request)] = str(error)
+                self._sentences[build_name(request)] = str(error)
 
     def forget(self, request: BuildRequest) -> None:
         """The engine could be built after all."""
         with self._lock:
-            self._sentences.pop(_name(request), None)
+            self._sentences.pop(build_name(request), None)
 
     def knows(self, request: BuildRequest) -> bool:
         """Whether the build has failed."""
         with self._lock:
-            return _name(request) in self._sentences
+            return build_name(request) in self._sentences
 
     def check(self, request: BuildRequest) -> None:
         """Raises EngineError, with the reason, if the build has failed."""
         with self._lock:
-            sentence = self._sentences.get(_name(request))
+            sentence = self._sentences.get(build_name(request))
         if sentence is not None:
             raise EngineError(f"{sentence} {AGAIN}")
 
@@ -54,6 +54,7 @@ FAILED = FailedBuilds()
 """The process's."""
 
 
-def _name(request: BuildRequest) -> str:
+def build_name(request: BuildRequest) -> str:
+    """What tells one build from another."""
     key = engine_key(request.spec, request.aimed_backend.target(request.device))
     return digest([key, dict(request.details)])

@@ -19,6 +19,8 @@ SHAPE_POLICIES = ("range", "exact", PRESETS)
 TUNED_CHUNK = 8
 """Frames decoded at once that a decoder's engine is tuned for."""
 MISS_POLICIES = (AUTO, "build", "eager", "stop")
+LATER = "later"
+"""What `auto` comes to on a GPU where somebody builds engines when there is nothing to run."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,16 @@ class EnginePolicy:
             return self.precision
         return "fp16" if device.type == "cuda" else "fp32"
 
-    def on_missing_on(self, device: torch.device) -> str:
-        """What to do where no engine fits: `auto` builds on a CUDA GPU and runs eager elsewhere.
+    def on_missing_on(self, device: torch.device, *, builds_later: bool = False) -> str:
+        """What to do where no engine fits: `auto` builds on a CUDA GPU, now or later, and runs eager elsewhere.
 
         On a CPU an engine of ONNX Runtime saves about a tenth of a step, and its build takes as long as some clips.
         """
         if self.on_missing != AUTO:
             return self.on_missing
-        return "build" if device.type == "cuda" else "eager"
+        if device.type != "cuda":
+            return "eager"
+        return LATER if builds_later else "build"
 
 
 def dims_of(latent: LatentSpace, size: ClipSize) -> dict[str, int]:
