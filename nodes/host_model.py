@@ -269,10 +269,26 @@ def _resident_clone(model: ModelPatcher) -> ModelPatcher:
     if not getattr(model, "is_dynamic", bool)():
         return model.clone()
     try:
-        return model.clone(disable_dynamic=True)
+        clone = model.clone(disable_dynamic=True)
     except RuntimeError as error:  # its loader gives no way to load it otherwise
         log.warning("The weights stay dynamic: %s", error)
         return model.clone()
+    _cast(clone.model)
+    clone.size = 0  # it is counted anew: that of the model counts the file's precision
+    return clone
+
+
+def _cast(network: torch.nn.Module) -> None:
+    """Gives each weight the precision that its layer was made for.
+
+    Where ComfyUI can bring weights in as they are used, its layers take them from the file as they are, and only
+    what brings them in casts them: loaded whole they would stay in the file's precision.
+    """
+    for layer in network.modules():
+        for name, weight in list(layer.named_parameters(recurse=False)):
+            wanted = getattr(layer, f"{name}_comfy_model_dtype", None)
+            if wanted not in (None, weight.dtype) and type(weight.data) is torch.Tensor:  # others are quantized
+                setattr(layer, name, torch.nn.Parameter(weight.to(wanted), requires_grad=False))
 
 
 def _line(tally: Tally, backends: list[str]) -> str:
