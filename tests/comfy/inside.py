@@ -4,6 +4,7 @@ As a script: the folder of ComfyUI, a folder to write in, files of cases. Each f
 with a folder; what it raised is written, as JSON by its name, to `outcomes.json`.
 """
 
+import gc
 import importlib.util
 import json
 import sys
@@ -31,7 +32,11 @@ def loaded(name: str, path: Path, folder: Path | None = None) -> ModuleType:
 
 
 def outcome(case: Callable[[Path], None], folder: Path) -> str | None:
-    """What a case raised, None where it passed."""
+    """What a case raised, None where it passed; it finds nothing loaded."""
+    import comfy.model_management
+
+    gc.collect()
+    comfy.model_management.current_loaded_models.clear()
     folder.mkdir(parents=True)
     try:
         case(folder)
@@ -45,7 +50,14 @@ def main(comfyui: str, folder: str, *files: str) -> None:
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True
+    import folder_paths
+
+    folder_paths.models_dir = str(Path(folder) / "models")
+    folder_paths.set_temp_directory(str(Path(folder) / "temp"))
     loaded("i2v_tensorrt", PACK / "__init__.py", PACK)
+    from i2v_tensorrt.nodes import host
+
+    host.register_folders()
     found: dict[str, str | None] = {}
     for path in map(Path, files):
         module = loaded(f"i2v_tensorrt.tests.comfy.{path.stem}", path)
