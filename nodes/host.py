@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -202,10 +202,10 @@ class HostResidency:
     def __init__(self) -> None:
         self._patchers: dict[int, RunnerPatcher] = {}
 
-    def hold(self, runner: Runner, scratch_bytes: int, beside: ModelPatcher | None = None) -> str | None:
+    def hold(self, runner: Runner, scratch_bytes: int, beside: Sequence[ModelPatcher] = ()) -> str | None:
         """Makes room for the runner and its scratch memory, evicting what ComfyUI can spare, and loads it.
 
-        `beside` is a model that is in use and stays.
+        `beside` are models that are in use and stay.
         """
         patcher = self._patchers.get(id(runner))
         if patcher is None:
@@ -215,8 +215,7 @@ class HostResidency:
         there, name = self._loaded(), runner.spec.network.component
         if self.room_bytes() < needed_bytes:
             told.append(f"Memory may not do for {name}, whose weights are held whole and not streamed.")
-        needed = [patcher] if beside is None else [beside, patcher]
-        memory.load_models_gpu(needed, memory_required=scratch_bytes)
+        memory.load_models_gpu([*beside, patcher], memory_required=scratch_bytes)
         if not runner.is_loaded:  # its weights were moved by a runner that shares them
             runner.load()
         gone = [name for name in there if name not in self._loaded()]

@@ -34,6 +34,7 @@ from ..jobs.policy import EnginePolicy
 from ..jobs.residency import LoadInPlace
 from . import host
 from .host_network import METHOD, OPTIONS, CoreNetwork
+from .host_patcher import RunnerPatcher
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ class _Residency(LoadInPlace):
         self.scratch_bytes = 0
         """What a call of the patcher's model needs beside the weights."""
         self._host = host.HostResidency()
-        self._was_cleared = False
+        self._sent_away: list[ModelPatcher] = []
+        """What the sampling was using when a build needed the room."""
         self._borrowing: dict[Runner, None] = {}
 
     def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
@@ -79,7 +81,7 @@ class _Residency(LoadInPlace):
         if runner.backend == EagerBackend.name:
             return None  # the network itself
         if BACKENDS[runner.backend].holds_weights:
-            return self._host.hold(runner, scratch_bytes, beside=self.patcher)
+            return self._host.hold(runner, scratch_bytes, beside=self._in_use())
         if self.patcher is not None and not runner.is_loaded:
             for reason in _weights(self.patcher.model.diffusion_model, runner.device):
                 raise EngineError(reason)  # they are loaded anew after a build, and may find less room
@@ -89,6 +91,7 @@ class _Residency(LoadInPlace):
 
     def give_back(self) -> None:
         """Lets go of borrowed weights; engines that hold their own stay for as long as the memory manager lets them."""
+        self._sent_away = []
         while self._borrowing:
             self._borrowing.popitem()[0].unload()
 
@@ -98,16 +101,23 @@ class _Residency(LoadInPlace):
     def host_bytes(self) -> int | None:
         return self._host.host_bytes()
 
-    def _restore(self) -> None:
-        """Loads the model again that was sent away for a build."""
-        if self._was_cleared and self.patcher is not None:
-            memory.load_models_gpu([self.patcher], memory_required=self.scratch_bytes)
-        self._was_cleared = False
-
     def clear(self) -> None:
         if host.device().type != "cpu":
+            self._sent_away = self._in_use()
             self._host.clear()
-            self._was_cleared = True
+
+    def _restore(self) -> None:
+        """Loads again what was sent away for a build."""
+        models, self._sent_away = self._sent_away, []
+        if models:
+            memory.load_models_gpu(models, memory_required=self.scratch_bytes)
+
+    def _in_use(self) -> list[ModelPatcher]:
+        """The sampled model, and what the sampling has loaded beside it, such as ControlNets; no runners."""
+        sampled = [] if self.patcher is None else [self.patcher]
+        used = memory.loaded_models(only_currently_used=True)
+        others = [model for model in used if model is not None and model.load_device == host.device()]
+        return list(dict.fromkeys([*sampled, *(each for each in others if not isinstance(each, RunnerPatcher))]))
 
 
 class CompiledModel:
