@@ -1,9 +1,11 @@
 """Compiled models and their engines beside ComfyUI's own models on one card."""
 
+import sys
 from pathlib import Path
 
 import comfy.model_management as memory
 
+from i2v_tensorrt.nodes import host
 from i2v_tensorrt.nodes.host_model import _Residency
 from i2v_tensorrt.tests.comfy.card import GIB, CardModel, CardRunner, pretended
 
@@ -51,3 +53,16 @@ def case_an_engine_of_its_own_weights_sends_nothing_away_that_the_sampling_uses(
         residency.hold(runner, 0)
         assert runner.is_loaded and sampled.is_loaded and control.is_loaded and not idle.is_loaded
         assert set(memory.loaded_models(only_currently_used=True)) > {sampled, control}
+
+
+def case_memory_that_ran_out_is_asked_of_the_pack_and_of_pytorch(folder: Path) -> None:
+    with pretended() as card:
+        others, another = host.HostResidency(), CardRunner(card, 3 * GIB)
+        others.hold(another, 0)
+        card.cached_bytes = 2 * GIB
+        told = _Residency().relieve(sys.maxsize, encoders=True)
+        assert told is not None and told.endswith("let go of core.")
+        assert not another.is_loaded and card.cached_bytes == 0
+        card.cached_bytes = 2 * GIB
+        assert _Residency().relieve(sys.maxsize, encoders=True) is None
+        assert card.cached_bytes == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +22,7 @@ from i2v_tensorrt.jobs import engines as engines_module
 from i2v_tensorrt.jobs.compiled_network import MAX_KINDS, CompiledNetwork, Tally
 from i2v_tensorrt.jobs.network_call import Call, read_call
 from i2v_tensorrt.jobs.policy import EnginePolicy
-from i2v_tensorrt.jobs.residency import LoadInPlace
+from i2v_tensorrt.jobs.residency import LoadInPlace, Residency
 
 from ..engine_builder.toys import ToyBackend, ToyNetwork, ToySource
 
@@ -128,13 +129,13 @@ MakeScene = Callable[..., Scene]
 def make_scene(toy: ToyBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeScene:
     """Makes an owner's network over one store; keywords are a policy's, or make the toy another."""
 
-    def make(borrows: bool = True, **policy: Any) -> Scene:
+    def make(borrows: bool = True, residency: Residency | None = None, **policy: Any) -> Scene:
         chosen = Borrowing() if borrows else toy
         for module in (registry, engines_module):
             monkeypatch.setitem(module.BACKENDS, "toy", chosen)
         owner, store = Owner(), EngineStore(tmp_path / "engines")
         wanted = EnginePolicy(**{"shapes": "exact", **policy})
-        return Scene(owner, chosen, CompiledNetwork(owner, store, wanted, LoadInPlace(), quiet))
+        return Scene(owner, chosen, CompiledNetwork(owner, store, wanted, residency or LoadInPlace(), quiet))
 
     return make
 
@@ -265,6 +266,77 @@ def test_an_engine_that_fails_later_is_not_used_again(make_scene: MakeScene) -> 
     assert scene.run(3) == 3
     assert len(failures) == 1
     assert "The toy is broken." in scene.network.take_notes()
+
+
+class Watched(LoadInPlace):
+    """Remembers that it was asked to let go of everything, and at which load memory ran out."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, bool]] = []
+        self.fails = False
+
+    def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
+        if self.fails and runner.backend == "toy":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().hold(runner, scratch_bytes)
+
+    def relieve(self, needed_bytes: int, *, encoders: bool) -> str | None:
+        self.asked.append((needed_bytes, encoders))
+        return None
+
+
+OUT_OF_MEMORY = "The network runs as it is: memory ran out for its engine."
+
+
+@pytest.mark.parametrize("compared", [True, False], ids=["once compared", "in the comparison"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_memory_that_runs_out_in_an_engine_ends_no_run(
+    make_scene: MakeScene, compared: bool, error: Exception
+) -> None:
+    residency = Watched()
+    scene = make_scene(residency=residency)
+    scene.run(2 if compared else 0)
+    scene.network.take_notes()
+    tries: list[int] = []
+
+    def fail(prediction: torch.Tensor) -> torch.Tensor:
+        tries.append(1)
+        raise error
+
+    scene.toy.fault = fail
+    assert scene.run(3) == 3, "the network itself runs, once a call"
+    assert len(tries) == 1, "no other call of the run is tried"
+    assert residency.asked == [(sys.maxsize, True)]
+    assert not any(runner.is_loaded for kind in scene.network._kinds.values() for runner, *_ in kind.compared)
+    assert [note for note in scene.network.take_notes() if "built" not in note] == [OUT_OF_MEMORY]
+    scene.toy.fault = lambda prediction: prediction
+    assert scene.run(3) == (0 if compared else 1), "the next run may have the memory"
+
+
+def test_memory_that_runs_out_while_an_engine_is_loaded_ends_no_run(make_scene: MakeScene) -> None:
+    residency = Watched()
+    scene = make_scene(residency=residency)
+    scene.run(2)
+    scene.network.take_notes()
+    residency.fails = True
+    assert scene.run(2) == 2
+    assert scene.network.take_notes() == [OUT_OF_MEMORY]
+    assert scene.network.tally == Tally(engine=1, compared=1, original=2)
+
+
+def test_memory_that_runs_out_in_the_network_itself_is_no_fault_of_an_engine(make_scene: MakeScene) -> None:
+    residency = Watched()
+    scene = make_scene(residency=residency)
+    scene.run(2)
+    scene.network.take_notes()
+    scene.owner.weights = "others"
+
+    def original() -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        scene.network.run(read_call({"sample": torch.zeros(SIZE), "strength": torch.ones(1, 4)}), original)
+    assert scene.network.take_notes() == [] and residency.asked == []
 
 
 def test_without_an_engine_the_network_runs_or_the_run_stops(make_scene: MakeScene) -> None:
