@@ -99,7 +99,12 @@ class _OneNetwork:
 
     @cached_property
     def components(self) -> Mapping[str, Component]:
-        return {NETWORK: Component(self.spec, self._load)}
+        owner, tree = self._owner, self._tree  # and not `self`, which would outlive its last user
+
+        def load(precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
+            return owner.called(tree)
+
+        return {NETWORK: Component(self.spec, load)}
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         return ()
@@ -109,9 +114,6 @@ class _OneNetwork:
 
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
         return 0  # whoever owns the network has made room for what it needs itself
-
-    def _load(self, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
-        return self._owner.called(self._tree)
 
 
 @dataclass

@@ -42,7 +42,7 @@ from ..pipeline.cache import CacheLimits, ConditioningCache
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.checkpoint import INDEX
 from ..pipeline.models.latent_rgb import latent_rgb
-from .host_patcher import RunnerPatcher
+from .host_patcher import RunnerPatcher, patcher_of, unload
 from .places import SavePlace, digest_below, free_place
 from .sheet import Sheet
 
@@ -200,16 +200,16 @@ class HostResidency:
     """Residency by ComfyUI's memory manager."""
 
     def __init__(self) -> None:
-        self._patchers: dict[int, RunnerPatcher] = {}
+        self._patchers: list[RunnerPatcher] = []
 
     def hold(self, runner: Runner, scratch_bytes: int, beside: Sequence[ModelPatcher] = ()) -> str | None:
         """Makes room for the runner and its scratch memory, evicting what ComfyUI can spare, and loads it.
 
         `beside` are models that are in use and stay.
         """
-        patcher = self._patchers.get(id(runner))
-        if patcher is None:
-            patcher = self._patchers[id(runner)] = RunnerPatcher(runner)
+        patcher = patcher_of(runner)
+        if patcher not in self._patchers:
+            self._patchers.append(patcher)
         needed_bytes = scratch_bytes + (0 if runner.is_loaded else patcher.size)
         told = [self.relieve(needed_bytes, encoders=True, keep=runner)]
         there, name = self._loaded(), runner.spec.network.component
@@ -233,17 +233,8 @@ class HostResidency:
 
     def _let_go(self, chosen: Callable[[Runner, bool], bool]) -> str:
         """Unloads the pack's runners that are chosen, each shown with whether it is of this model; their names."""
-        names = []
-        for entry in list(memory.current_loaded_models):
-            if isinstance(entry.model, RunnerPatcher):
-                runner = entry.model.model.runner
-                if chosen(runner, id(runner) in self._patchers):
-                    entry.model_unload()
-                    memory.current_loaded_models.remove(entry)
-                    names.append(runner.spec.network.component)
-        if names:
-            memory.soft_empty_cache()
-        return ", ".join(names)
+        mine = [patcher.runner for patcher in self._patchers]
+        return ", ".join(unload(lambda runner: chosen(runner, runner in mine)))
 
     def spare_bytes(self) -> int:
         return _memory().spare_bytes()
@@ -257,8 +248,8 @@ class HostResidency:
         return int(memory.get_free_memory(torch.device("cpu")))
 
     def _loaded(self) -> list[str]:
-        runners = [patcher.model.runner for patcher in self._patchers.values()]
-        return [runner.spec.network.component for runner in runners if runner.is_loaded]
+        runners = [patcher.runner for patcher in self._patchers]
+        return [runner.spec.network.component for runner in runners if runner is not None and runner.is_loaded]
 
     def clear(self) -> None:
         """Unloads every model on a GPU, where the child that builds needs the room."""

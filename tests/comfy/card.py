@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 from unittest.mock import patch
+from weakref import WeakKeyDictionary
 
 import comfy.model_management as memory
 import torch
@@ -21,7 +22,7 @@ class Card:
 
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes, self.cached_bytes = total_bytes, 0
-        self.held: dict[object, int] = {}
+        self.held: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self.emptied = 0
         """How often PyTorch gave back what it keeps."""
 
@@ -39,13 +40,13 @@ class Card:
 
 
 @contextmanager
-def pretended(total_bytes: int = 64 * GIB) -> Iterator[Card]:
-    """Has ComfyUI compute on a card of that size."""
-    card = Card(total_bytes)
+def pretended(card: Card | None = None) -> Iterator[Card]:
+    """Has ComfyUI compute on the card; on a large one where none is named."""
+    card = card or Card(64 * GIB)
     changes: dict[str, Any] = {
         "get_torch_device": lambda: DEVICE,
         "get_all_torch_devices": lambda *_, **__: [DEVICE],
-        "get_total_memory": lambda *_, **__: total_bytes,
+        "get_total_memory": lambda *_, **__: card.total_bytes,
         "get_free_memory": card.told,
         "soft_empty_cache": card.empty_cache,
         "vram_state": memory.VRAMState.NORMAL_VRAM,

@@ -7,7 +7,7 @@ import comfy.model_management as memory
 
 from i2v_tensorrt.nodes import host
 from i2v_tensorrt.nodes.host_model import _Residency
-from i2v_tensorrt.tests.comfy.card import GIB, CardModel, CardRunner, pretended
+from i2v_tensorrt.tests.comfy.card import GIB, Card, CardModel, CardRunner, pretended
 
 
 def case_what_a_sampling_uses_is_there_again_after_a_build(folder: Path) -> None:
@@ -44,7 +44,7 @@ class HoldingRunner(CardRunner):
 
 
 def case_an_engine_of_its_own_weights_sends_nothing_away_that_the_sampling_uses(folder: Path) -> None:
-    with pretended(14 * GIB) as card:
+    with pretended(Card(14 * GIB)) as card:
         idle, sampled, control = (CardModel(card, size * GIB) for size in (1, 8, 2))
         memory.load_models_gpu([idle])
         memory.load_models_gpu([sampled, control])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import ref
 
 import pytest
 import torch
@@ -387,3 +389,17 @@ def test_between_runs_nothing_is_held(make_scene: MakeScene) -> None:
     scene.network.unload()
     assert not any(runner.is_loaded for runner in runners)
     assert scene.run(2) == 0
+
+
+def test_weights_go_with_the_last_who_uses_them(make_scene: MakeScene) -> None:
+    """They are somebody else's, who may have sent them away long before Python's collector comes."""
+    scene = make_scene()
+    scene.run(2)
+    network = ref(scene.owner.network)
+    gc.collect()
+    gc.disable()
+    try:
+        del scene
+        assert network() is None
+    finally:
+        gc.enable()

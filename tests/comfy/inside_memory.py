@@ -1,0 +1,96 @@
+"""Runners in ComfyUI's memory manager: what ComfyUI walks through stays as it is, whatever is collected when."""
+
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as memory
+
+from i2v_tensorrt.nodes.host import HostResidency
+from i2v_tensorrt.nodes.host_patcher import RunnerPatcher
+from i2v_tensorrt.tests.comfy.card import GIB, Card, CardRunner, pretended
+
+
+class InTheWalk(Card):
+    """A card on which something happens whenever ComfyUI, choosing what to unload, asks what is free."""
+
+    def __init__(self, total_bytes: int, happens: Callable[[], object]) -> None:
+        super().__init__(total_bytes)
+        self._happens = happens
+
+    def told(self, device: object = None, torch_free_too: bool = False) -> Any:
+        if sys._getframe(1).f_code is memory.free_memory.__code__:
+            self._happens()
+        return super().told(device, torch_free_too)
+
+
+def abandoned(card: Card) -> None:
+    """Two runners that have been used, in a ring that only Python's collector opens."""
+    residency = HostResidency()
+    runners = [CardRunner(card, GIB, name) for name in ("core", "core_2")]
+    for runner in runners:
+        residency.hold(runner, 0)
+        vars(runner)["ring"] = (residency, runners)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's collector runs only where a case has it run."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def listed() -> list[object]:
+    """The runners that ComfyUI counts among its loaded models."""
+    return [entry.model.runner for entry in memory.current_loaded_models if isinstance(entry.model, RunnerPatcher)]
+
+
+def case_runners_that_are_collected_while_comfyui_looks_for_room(folder: Path) -> None:
+    with uncollected(), pretended(InTheWalk(64 * GIB, gc.collect)) as card:
+        abandoned(card)
+        residency, runner = HostResidency(), CardRunner(card, GIB)
+        residency.hold(runner, 0)
+        assert runner.is_loaded and list(card.held) == [runner], "their memory is free when they are gone"
+        another = CardRunner(card, GIB)
+        residency.hold(another, 0)
+        assert listed() == [another, runner], "they leave the list when the pack next asks for memory"
+
+
+class Collecting(CardRunner):
+    """A runner after whose unloading others are collected."""
+
+    def unload(self) -> None:
+        super().unload()
+        gc.collect()
+
+
+def case_runners_that_are_collected_while_another_one_is_unloaded(folder: Path) -> None:
+    for unload_all in (True, False):
+        with uncollected(), pretended(Card(6 * GIB)) as card:
+            residency, runner, large = HostResidency(), Collecting(card, GIB), CardRunner(card, 4 * GIB)
+            residency.hold(runner, 0)
+            abandoned(card)
+            if unload_all:
+                memory.unload_all_models()
+                assert memory.current_loaded_models == []
+            residency.hold(large, 0)
+            assert list(card.held) == listed() == [large]
+
+
+def case_what_is_gone_is_taken_from_the_list_before_anything_is_let_go(folder: Path) -> None:
+    with uncollected(), pretended(Card(16 * GIB)) as card:
+        residency, core, encoder = HostResidency(), CardRunner(card, GIB), CardRunner(card, GIB, "image_encoder")
+        residency.hold(encoder, 0)
+        residency.hold(core, 0)
+        abandoned(card)
+        gc.collect()
+        told = residency.relieve(16 * GIB, encoders=True)
+        assert told == "Memory is over 90% full: let go of image_encoder."
+        assert listed() == list(card.held) == [core]
