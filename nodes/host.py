@@ -210,14 +210,14 @@ class HostResidency:
         patcher = patcher_of(runner)
         if patcher not in self._patchers:
             self._patchers.append(patcher)
-        needed_bytes = scratch_bytes + (0 if runner.is_loaded else patcher.size)
+        needed_bytes = scratch_bytes + (0 if runner.is_loaded else patcher.model_size())
         told = [self.relieve(needed_bytes, encoders=True, keep=runner)]
         there, name = self._loaded(), runner.spec.network.component
         if self.room_bytes() < needed_bytes:
             told.append(f"Memory may not do for {name}, whose weights are held whole and not streamed.")
         memory.load_models_gpu([*beside, patcher], memory_required=scratch_bytes)
         if not runner.is_loaded:  # its weights were moved by a runner that shares them
-            runner.load()
+            patcher.load()
         gone = [name for name in there if name not in self._loaded()]
         told += [f"Made room for {name}: {', '.join(gone)} left the device."] if gone else []
         return " ".join(filter(None, told)) or None

@@ -41,18 +41,40 @@ class RunnerPatcher(ModelPatcher):
     def __init__(self, runner: Runner) -> None:
         offload = torch.device("cpu")
         super().__init__(I2VEngine(runner), load_device=runner.device, offload_device=offload, size=runner.memory_bytes)
+        self._shared_bytes = 0
+        """What of the runner's weights others had there already when it was loaded."""
 
     @property
     def runner(self) -> Runner | None:
         """None once nobody uses it any more."""
         return self.model.runner
 
+    def model_size(self) -> int:
+        """What the runner would hold alone, in bytes; once it is loaded, what it holds now and no other does.
+
+        The last known while it is not loaded: to count its weights it would have to read them.
+        """
+        runner = self.runner
+        if runner is None:
+            return 0
+        if not runner.is_loaded:
+            return self.size
+        self.size = runner.memory_bytes
+        return self.size - self._shared_bytes
+
+    def loaded_size(self) -> int:
+        runner = self.runner
+        return self.model_size() if runner is not None and runner.is_loaded else 0
+
     def load(self, device_to: Any = None, *_args: Any, **_kwargs: Any) -> None:
         runner = self.runner
         if runner is None:
             return
         runner.load()
-        self.model.model_loaded_weight_memory = self.size
+        others = [each.runner for each in _PATCHERS if each is not self]
+        held = set[int]().union(*(_blocks(each) for each in others if each is not None and each.is_loaded))
+        self._shared_bytes = sum(size for address, size in _blocks(runner).items() if address in held)
+        self.model.model_loaded_weight_memory = self.model_size()
         self.model.model_lowvram = False
         self.model.device = self.load_device
         self.model.current_weight_patches_uuid = self.patches_uuid
@@ -72,6 +94,13 @@ class RunnerPatcher(ModelPatcher):
 
 _PATCHERS: list[RunnerPatcher] = []
 """Those of all runners, and of some that are gone."""
+
+
+def _blocks(runner: Runner) -> dict[int, int]:
+    """The bytes of each weight that the runner has on its device, by address: runners of one part share them."""
+    networks = [value for value in vars(runner).values() if isinstance(value, torch.nn.Module)]
+    tensors = (tensor for each in networks for tensor in (*each.parameters(), *each.buffers()))
+    return {tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.device == runner.device}
 
 
 def patcher_of(runner: Runner) -> RunnerPatcher:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as memory
+import torch
 
+from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
+from i2v_tensorrt.engine_builder.spec import EngineSpec, NetworkSpec, ShapeProfile
 from i2v_tensorrt.nodes.host import HostResidency
 from i2v_tensorrt.nodes.host_patcher import RunnerPatcher
-from i2v_tensorrt.tests.comfy.card import GIB, Card, CardRunner, pretended
+from i2v_tensorrt.tests.comfy.card import DEVICE, GIB, Card, CardRunner, pretended
 
 
 class InTheWalk(Card):
@@ -94,3 +97,41 @@ def case_what_is_gone_is_taken_from_the_list_before_anything_is_let_go(folder: P
         told = residency.relieve(16 * GIB, encoders=True)
         assert told == "Memory is over 90% full: let go of image_encoder."
         assert listed() == list(card.held) == [core]
+
+
+def held_bytes() -> int:
+    """What all models that are loaded say that they hold."""
+    return sum(entry.model_loaded_memory() for entry in memory.current_loaded_models)
+
+
+def case_a_runner_tells_what_it_holds_now(folder: Path) -> None:
+    with pretended() as card:
+        residency, runner = HostResidency(), CardRunner(card, 2 * GIB)
+        residency.hold(runner, 0)
+        runner.size_bytes = 3 * GIB  # such as the memory of a graph, which comes with the second call
+        runner.load()
+        assert held_bytes() == 3 * GIB
+        assert residency.room_bytes() == card.total_bytes
+        (entry,) = memory.current_loaded_models
+        assert entry.model_memory_required(DEVICE) == 0
+        runner.unload()  # another one moved the weights that they share
+        assert held_bytes() == 0 and entry.model_memory() == 3 * GIB
+
+
+def case_weights_of_two_runners_are_counted_once(folder: Path) -> None:
+    shared, residency = torch.nn.Linear(64, 64), HostResidency()
+    networks = [torch.nn.Sequential(shared, torch.nn.Linear(64, size)) for size in (8, 16)]
+    network = NetworkSpec("toy", "core", "c" * 64, "a" * 64, (), (), ShapeProfile())
+    spec, cpu = EngineSpec(network, ShapeProfile(), "fp32"), torch.device("cpu")
+    opened: list[torch.nn.Module] = []
+    runners = [EagerRunner(spec, lambda each=each: opened.append(each) or each, cpu) for each in networks]
+    for runner in runners:
+        residency.hold(runner, 0)
+    distinct = {tensor.data_ptr(): tensor.nbytes for each in networks for tensor in each.parameters()}
+    assert held_bytes() == sum(distinct.values())
+    patchers = [entry.model for entry in memory.current_loaded_models]
+    memory.free_memory(1e30, cpu)
+    assert memory.current_loaded_models == [] and not any(runner.is_loaded for runner in runners)
+    full = [sum(tensor.nbytes for tensor in each.parameters()) for each in reversed(networks)]
+    assert [patcher.model_size() for patcher in patchers] == full
+    assert opened == networks, "nothing is read to be counted"
