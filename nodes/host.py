@@ -229,7 +229,7 @@ class HostResidency:
             return self._let_go(lambda runner, mine: mine and is_encoder(runner) and runner is not keep)
 
         concessions = [_forget_kept, lambda: self._let_go(lambda _, mine: not mine)]
-        return concede(_memory(), needed_bytes, [*concessions, *([idle_encoders] if encoders else [])])
+        return concede(_memory(), needed_bytes, [*concessions, *([idle_encoders] if encoders else []), _empty_cache])
 
     def _let_go(self, chosen: Callable[[Runner, bool], bool]) -> str:
         """Unloads the pack's runners that are chosen, each shown with whether it is of this model; their names."""
@@ -254,7 +254,7 @@ class HostResidency:
     def clear(self) -> None:
         """Unloads every model on a GPU, where the child that builds needs the room."""
         if device().type != "cpu":
-            memory.unload_all_models()
+            free_models()
 
 
 def _memory() -> Memory:
@@ -268,10 +268,16 @@ def _forget_kept() -> str:
     return "what the caches keep in memory" if sum([cache.clear_memory() for cache in caches]) else ""
 
 
-def free_models() -> None:
-    """Takes every model off the device, ComfyUI's own too, for a measurement that wants it free."""
-    memory.unload_all_models()
+def _empty_cache() -> str:
+    """Lets others than PyTorch have the memory that it keeps for its next tensors, which counts as free."""
     memory.soft_empty_cache()
+    return ""
+
+
+def free_models() -> None:
+    """Takes every model off the device, ComfyUI's own too, for a build or a measurement that wants it free."""
+    memory.unload_all_models()
+    _empty_cache()
 
 
 def device() -> torch.device:

@@ -96,9 +96,7 @@ class _Residency(LoadInPlace):
             self._borrowing.popitem()[0].unload()
 
     def relieve(self, needed_bytes: int, *, encoders: bool) -> str | None:
-        told = self._host.relieve(needed_bytes, encoders=encoders)
-        memory.soft_empty_cache()
-        return told
+        return self._host.relieve(needed_bytes, encoders=encoders)
 
     def room_bytes(self) -> int | None:
         return self._host.room_bytes()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import comfy.model_management as memory
 import torch
@@ -135,3 +136,15 @@ def case_weights_of_two_runners_are_counted_once(folder: Path) -> None:
     full = [sum(tensor.nbytes for tensor in each.parameters()) for each in reversed(networks)]
     assert [patcher.model_size() for patcher in patchers] == full
     assert opened == networks, "nothing is read to be counted"
+
+
+def case_a_build_finds_what_pytorch_kept_free_too(folder: Path) -> None:
+    """The driver is asked what is free before a build, and knows nothing of PyTorch's cache."""
+    for state in (memory.VRAMState.NORMAL_VRAM, memory.VRAMState.HIGH_VRAM):
+        with pretended() as card, patch.object(memory, "vram_state", state):
+            card.cached_bytes = GIB
+            HostResidency().clear()
+            assert card.cached_bytes == 0
+            card.cached_bytes = GIB
+            assert HostResidency().relieve(sys.maxsize, encoders=True) is None
+            assert card.cached_bytes == 0
