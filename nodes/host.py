@@ -42,7 +42,7 @@ from ..pipeline.cache import CacheLimits, ConditioningCache
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.checkpoint import INDEX
 from ..pipeline.models.latent_rgb import latent_rgb
-from .host_patcher import RunnerPatcher, patcher_of, unload
+from .host_patcher import RunnerPatcher, patcher_of, unload, were_last_loaded
 from .places import SavePlace, digest_below, free_place
 from .sheet import Sheet
 
@@ -205,17 +205,22 @@ class HostResidency:
     def hold(self, runner: Runner, scratch_bytes: int, beside: Sequence[ModelPatcher] = ()) -> str | None:
         """Makes room for the runner and its scratch memory, evicting what ComfyUI can spare, and loads it.
 
-        `beside` are models that are in use and stay.
+        `beside` are models that are in use and stay. Nothing is asked of anybody where the runner was the last that
+        was loaded, for no less scratch memory.
         """
         patcher = patcher_of(runner)
         if patcher not in self._patchers:
             self._patchers.append(patcher)
+        models = [*beside, patcher]
+        if runner.is_loaded and scratch_bytes <= patcher.scratch_bytes and were_last_loaded(models):
+            return None
         needed_bytes = scratch_bytes + (0 if runner.is_loaded else patcher.model_size())
         told = [self.relieve(needed_bytes, encoders=True, keep=runner)]
         there, name = self._loaded(), runner.spec.network.component
         if self.room_bytes() < needed_bytes:
             told.append(f"Memory may not do for {name}, whose weights are held whole and not streamed.")
-        memory.load_models_gpu([*beside, patcher], memory_required=scratch_bytes)
+        memory.load_models_gpu(models, memory_required=scratch_bytes)
+        patcher.scratch_bytes = scratch_bytes
         if not runner.is_loaded:  # its weights were moved by a runner that shares them
             patcher.load()
         gone = [name for name in there if name not in self._loaded()]

@@ -7,7 +7,7 @@ pack has ComfyUI take it off the list; the runner's memory is free as soon as th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import ref
 
@@ -41,6 +41,8 @@ class RunnerPatcher(ModelPatcher):
     def __init__(self, runner: Runner) -> None:
         offload = torch.device("cpu")
         super().__init__(I2VEngine(runner), load_device=runner.device, offload_device=offload, size=runner.memory_bytes)
+        self.scratch_bytes = 0
+        """What the runner was last given beside its weights."""
         self._shared_bytes = 0
         """What of the runner's weights others had there already when it was loaded."""
 
@@ -112,6 +114,11 @@ def patcher_of(runner: Runner) -> RunnerPatcher:
         known = RunnerPatcher(runner)
         _PATCHERS.append(known)
     return known
+
+
+def were_last_loaded(models: Sequence[ModelPatcher]) -> bool:
+    """Whether ComfyUI has loaded nothing else since it loaded those at once, and still has them."""
+    return [entry.model for entry in memory.current_loaded_models[: len(models)]] == list(models)
 
 
 def unload(chosen: Callable[[Runner], bool]) -> list[str]:

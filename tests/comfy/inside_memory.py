@@ -15,7 +15,7 @@ from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.spec import EngineSpec, NetworkSpec, ShapeProfile
 from i2v_tensorrt.nodes.host import HostResidency
 from i2v_tensorrt.nodes.host_patcher import RunnerPatcher
-from i2v_tensorrt.tests.comfy.card import DEVICE, GIB, Card, CardRunner, pretended
+from i2v_tensorrt.tests.comfy.card import DEVICE, GIB, Card, CardModel, CardRunner, pretended
 
 
 class InTheWalk(Card):
@@ -148,3 +148,44 @@ def case_a_build_finds_what_pytorch_kept_free_too(folder: Path) -> None:
             card.cached_bytes = GIB
             assert HostResidency().relieve(sys.maxsize, encoders=True) is None
             assert card.cached_bytes == 0
+
+
+def case_a_runner_that_is_held_already_costs_nothing(folder: Path) -> None:
+    asked: list[int] = []
+    with pretended(Asked(64 * GIB, asked)) as card:
+        residency, runner, other = HostResidency(), CardRunner(card, GIB), CardModel(card, GIB)
+
+        def costs(hold: Callable[[], object]) -> bool:
+            """Whether ComfyUI was asked for memory, and had PyTorch give back what it keeps."""
+            asked.clear()
+            card.cached_bytes = 60 * GIB  # so much that ComfyUI would have it given back at every look
+            hold()
+            assert bool(asked) == (card.cached_bytes == 0)
+            return bool(asked)
+
+        assert costs(lambda: residency.hold(runner, 2 * GIB))
+        assert not costs(lambda: residency.hold(runner, 2 * GIB))
+        assert not costs(lambda: residency.hold(runner, GIB))
+        assert costs(lambda: residency.hold(runner, 3 * GIB)), "it asks for more than it was given"
+        assert not costs(lambda: residency.hold(runner, 3 * GIB))
+        memory.load_models_gpu([other])
+        assert costs(lambda: residency.hold(runner, GIB)), "something else may have taken the memory"
+        assert costs(lambda: residency.hold(runner, 2 * GIB)), "it was given less since"
+        runner.unload()
+        assert costs(lambda: residency.hold(runner, 2 * GIB)) and runner.is_loaded
+        assert costs(lambda: residency.hold(runner, 2 * GIB, beside=[other]))
+        assert not costs(lambda: residency.hold(runner, 2 * GIB, beside=[other]))
+        memory.unload_all_models()
+        assert costs(lambda: residency.hold(runner, 2 * GIB, beside=[other])) and other.is_loaded
+
+
+class Asked(Card):
+    """A card that notes how often ComfyUI asks what is free of it."""
+
+    def __init__(self, total_bytes: int, asked: list[int]) -> None:
+        super().__init__(total_bytes)
+        self._asked = asked
+
+    def told(self, device: object = None, torch_free_too: bool = False) -> Any:
+        self._asked.append(1)
+        return super().told(device, torch_free_too)
