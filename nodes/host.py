@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -217,7 +218,8 @@ class HostResidency:
         needed_bytes = scratch_bytes + (0 if runner.is_loaded else patcher.model_size())
         told = [self.relieve(needed_bytes, encoders=True, keep=runner)]
         there, name = self._loaded(), runner.spec.network.component
-        if self.room_bytes() < needed_bytes:
+        room_bytes = self.room_bytes()
+        if room_bytes is not None and room_bytes < needed_bytes:
             told.append(f"Memory may not do for {name}, whose weights are held whole and not streamed.")
         memory.load_models_gpu(models, memory_required=scratch_bytes)
         patcher.scratch_bytes = scratch_bytes
@@ -241,11 +243,13 @@ class HostResidency:
         mine = [patcher.runner for patcher in self._patchers]
         return ", ".join(unload(lambda runner: chosen(runner, runner in mine)))
 
-    def spare_bytes(self) -> int:
-        return _memory().spare_bytes()
+    def spare_bytes(self) -> int | None:
+        return None if memory.directml_enabled else _memory().spare_bytes()
 
-    def room_bytes(self) -> int:
+    def room_bytes(self) -> int | None:
         """What is free, and what the models take that ComfyUI could unload."""
+        if memory.directml_enabled:
+            return None
         held = [entry.model for entry in memory.current_loaded_models if entry.model is not None]
         return free_bytes() + sum(patcher.loaded_size() for patcher in held if patcher.load_device == device())
 
@@ -263,7 +267,9 @@ class HostResidency:
 
 
 def _memory() -> Memory:
-    """The memory of the device that ComfyUI computes on."""
+    """The memory of the device that ComfyUI computes on; DirectML's, which nobody knows, does until it fails."""
+    if memory.directml_enabled:
+        return Memory(0, lambda: sys.maxsize - 1)
     return Memory(int(memory.get_total_memory(device())), free_bytes)
 
 

@@ -179,6 +179,24 @@ def case_a_runner_that_is_held_already_costs_nothing(folder: Path) -> None:
         assert costs(lambda: residency.hold(runner, 2 * GIB, beside=[other])) and other.is_loaded
 
 
+def case_directml_tells_nothing_so_nothing_gives_way_before_memory_runs_out(folder: Path) -> None:
+    """It always tells of the same GiB."""
+    with pretended(Constant(GIB)) as card, patch.object(memory, "directml_enabled", True):
+        residency, encoder = HostResidency(), CardRunner(card, GIB, "image_encoder")
+        assert residency.hold(encoder, 8 * GIB) is None
+        assert (residency.spare_bytes(), residency.room_bytes()) == (None, None)
+        assert residency.relieve(8 * GIB, encoders=True) is None and encoder.is_loaded
+        assert residency.relieve(sys.maxsize, encoders=True) is not None and not encoder.is_loaded, "it has run out"
+
+
+class Constant(Card):
+    """A card of which nobody knows how much is free."""
+
+    @property
+    def free_bytes(self) -> int:
+        return self.total_bytes
+
+
 class Asked(Card):
     """A card that notes how often ComfyUI asks what is free of it."""
 
