@@ -60,6 +60,8 @@ OUTSIDE = {
 """What a network is told, or writes down, without giving another result for it."""
 WRAPPERS = {kind for name, kind in vars(WrappersMP).items() if name.isupper() and isinstance(kind, str)}
 """The kinds of wrappers that ComfyUI has: all of them are outside the network."""
+Layers = list[tuple[str, torch.nn.Module]]
+"""A network's layers, with their names."""
 _WHOLE: WeakKeyDictionary[torch.nn.Module, ModelPatcher] = WeakKeyDictionary()
 """What was loaded whole of a model whose weights are dynamic, as long as that one lives: nothing is read twice."""
 
@@ -83,7 +85,7 @@ class _Residency(LoadInPlace):
         if BACKENDS[runner.backend].holds_weights:
             return self._host.hold(runner, scratch_bytes, beside=self._in_use())
         if self.patcher is not None and not runner.is_loaded:
-            for reason in _weights(self.patcher.model.diffusion_model, runner.device):
+            for reason in _weights(layers_of(self.patcher), runner.device):
                 raise EngineError(reason)  # they are loaded anew after a build, and may find less room
         runner.load()
         self._borrowing[runner] = None
@@ -130,6 +132,7 @@ class CompiledModel:
         self._node_id, self._policy = node_id, policy
         self._patcher: ModelPatcher | None = None
         self._residency = _Residency()
+        self._layers: Layers = []
         self._network: tuple[CoreNetwork, CompiledNetwork] | None = None
         self._refused: dict[str, int] = {}
         """How many calls of this run the network itself took, by the reason."""
@@ -226,7 +229,7 @@ class CompiledModel:
         arguments = named_arguments(executor.original, args, kwargs)
         options, control = arguments.pop(OPTIONS, None), arguments.pop(CONTROL, None)
         call = read_call(arguments)
-        for reason in obstacles(patcher, options or {}, control, call.latents.device):
+        for reason in obstacles(patcher, self._layers, options or {}, control, call.latents.device):
             raise InputError(reason)
         return patcher, call
 
@@ -249,11 +252,13 @@ class CompiledModel:
 
     def _begin(self, patcher: ModelPatcher) -> None:
         self._patcher = self._residency.patcher = patcher
+        self._layers = layers_of(patcher)  # to look for them takes longer than to look at them, at every call
         self._refused.clear()
 
     def _end(self, patcher: ModelPatcher) -> None:
         """After a run, whether it came to its end or not: lets go of everything, and tells."""
         self._patcher = self._residency.patcher = None
+        self._layers = []
         self._residency.give_back()
         if self._network is not None:
             self._network[0].clean()
@@ -282,8 +287,13 @@ class CompiledModel:
         return [_line(tally, backends), *(f"The network runs as it is: {reason}" for reason in self._refused), *notes]
 
 
+def layers_of(patcher: ModelPatcher) -> Layers:
+    """The layers of the model's network."""
+    return list(patcher.model.diffusion_model.named_modules())
+
+
 def obstacles(
-    patcher: ModelPatcher, options: Mapping[str, Any], control: object, device: torch.device
+    patcher: ModelPatcher, layers: Layers, options: Mapping[str, Any], control: object, device: torch.device
 ) -> Iterator[str]:
     """What reaches into the network, or keeps its weights from being used where they lie: a sentence each."""
     if control is not None:
@@ -296,7 +306,7 @@ def obstacles(
         yield f"Expected the network's own parts, found another {patched[0]}."
     if patcher.injections:
         yield f"Expected nothing injected, found {', '.join(map(str, patcher.injections))}."
-    yield from _weights(patcher.model.diffusion_model, device)
+    yield from _weights(layers, device)
 
 
 def _patches(options: Mapping[str, Any]) -> Iterator[str]:
@@ -315,13 +325,16 @@ def _is_set(value: Any) -> bool:
     return bool(value) if isinstance(value, bool | int | float | str | list | tuple | dict) else value is not None
 
 
-def _weights(network: torch.nn.Module, device: torch.device) -> Iterator[str]:
-    for name, layer in network.named_modules():
-        if getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None) or hasattr(layer, "_v"):
+def _weights(layers: Layers, device: torch.device) -> Iterator[str]:
+    elsewhere = False
+    for name, layer in layers:
+        own = vars(layer)
+        if getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None) or "_v" in own:
             yield "Expected weights that are loaded whole, found some that are patched or brought in as they are used."
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in own:
             yield f"Expected the network's own layers, found a hook on {name or 'it'}."
-    if any(tensor.device != device for tensor in network.parameters()):
+        elsewhere |= any(weight is not None and weight.device != device for weight in layer._parameters.values())
+    if elsewhere:
         yield f"Expected all weights on {device}, found some elsewhere: the model is too large to be loaded whole."
 
 

@@ -89,15 +89,15 @@ class Room:
         return (size_bytes, 0) if torch_free_too else size_bytes
 
 
-def sampled(model: ModelPatcher) -> torch.Tensor:
-    """Two steps of a tiny clip by ComfyUI's own guider."""
+def sampled(model: ModelPatcher, steps: int = 2) -> torch.Tensor:
+    """Some steps of a tiny clip by ComfyUI's own guider."""
     generator = torch.Generator().manual_seed(1)
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(*([[torch.randn(1, 12, 4096, generator=generator), {}]] for _ in range(2)))
     noise = torch.randn(CLIP, generator=generator)
     sampler = comfy.samplers.sampler_object("euler")
     with torch.inference_mode():
-        return guider.sample(noise, torch.zeros(CLIP), sampler, torch.tensor([0.9, 0.5, 0.0]), disable_pbar=True)
+        return guider.sample(noise, torch.zeros(CLIP), sampler, torch.linspace(1, 0, steps + 1), disable_pbar=True)
 
 
 def compiled(model: ModelPatcher) -> tuple[CompiledModel, ModelPatcher]:
@@ -199,6 +199,32 @@ def case_an_engine_that_holds_weights_needs_room_for_both(folder: Path) -> None:
         held = int(memory.minimum_inference_memory()) + sum(x.nbytes for x in weights(host_model._loaded_whole(model)))
         with patch.object(memory, "get_free_memory", Room(held)):
             assert " runs as it is: Expected room for " in CompiledModel(None, policy).prospect(model)
+
+
+def case_the_layers_are_looked_for_once_a_run_and_looked_at_in_every_call(folder: Path) -> None:
+    node, model = compiled(comfy.sd.load_diffusion_model(checkpoint(folder)))
+    network, walks, calls = model.model.diffusion_model, [], []
+
+    def walked(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        walks.append(self)
+        return named_modules(self, *args, **kwargs)
+
+    def hooked(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(network.blocks[0].register_forward_hook(lambda *_: None) if len(calls) == 1 else None)
+        return executor(*args, **kwargs)
+
+    named_modules = torch.nn.Module.named_modules
+    sampled(model)
+    with patch.object(torch.nn.Module, "named_modules", walked):
+        counts = []
+        for steps in (2, 5):
+            walks.clear()
+            sampled(model, steps)
+            counts.append(len([each for each in walks if each is network]))
+    assert counts[0] == counts[1]
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "test", hooked)
+    sampled(model, 3)
+    assert node._refused == {"Expected the network's own layers, found a hook on blocks.0.": 2}
 
 
 def case_the_whole_weights_go_with_the_model(folder: Path) -> None:
