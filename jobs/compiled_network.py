@@ -6,9 +6,11 @@ inputs and weights; whatever stands in the way, the network itself runs, and a s
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -22,6 +24,7 @@ from ..engine_builder.source import NetworkSource
 from ..engine_builder.spec import NetworkSpec, TensorSpec
 from ..engine_builder.store import EngineStore
 from ..engine_builder.verify import measure, passes
+from ..pipeline.memory import is_out_of_memory
 from ..pipeline.models.base import Component
 from ..pipeline.models.latent_space import LatentSpace
 from .engines import Engines
@@ -33,8 +36,27 @@ NETWORK, PREDICTION = "network", "prediction"
 MAX_KINDS = 8
 """Kinds of calls that are told apart; a network with more has arguments that change at every call."""
 
+OUT_OF_MEMORY = "The network runs as it is: memory ran out for its engine."
+
 Original = Callable[[], Any]
 """The call as it is without us."""
+_State = tuple[object, object]
+"""A call's sizes, and its network's weights."""
+
+
+class _ExhaustedError(I2VError):
+    """Memory ran out for an engine, and not for the network itself."""
+
+
+@contextmanager
+def _exhaustion() -> Iterator[None]:
+    """Tells memory that runs out in what an engine does from all other errors."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise _ExhaustedError(OUT_OF_MEMORY) from error
+        raise
 
 
 class NetworkOwner(Protocol):
@@ -77,7 +99,12 @@ class _OneNetwork:
 
     @cached_property
     def components(self) -> Mapping[str, Component]:
-        return {NETWORK: Component(self.spec, self._load)}
+        owner, tree = self._owner, self._tree  # and not `self`, which would outlive its last user
+
+        def load(precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
+            return owner.called(tree)
+
+        return {NETWORK: Component(self.spec, load)}
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         return ()
@@ -88,9 +115,6 @@ class _OneNetwork:
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
         return 0  # whoever owns the network has made room for what it needs itself
 
-    def _load(self, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
-        return self._owner.called(self._tree)
-
 
 @dataclass
 class _Kind:
@@ -99,6 +123,8 @@ class _Kind:
     engines: Engines[_OneNetwork]
     compared: dict[tuple[Runner, object, object], str | None] = field(default_factory=dict)
     """None for an engine that passed, else why it is not used."""
+    exhausted: set[_State] = field(default_factory=set)
+    """At which sizes and weights memory ran out for an engine in this run."""
 
 
 @dataclass
@@ -133,31 +159,28 @@ class CompiledNetwork:
 
         Raises MissingEngineError, or what a build failed of, when the policy is to stop.
         """
-        kind, reference = self._kind(call), None
-        if kind is None:
-            reference = original()
+        original = cache(original)  # it runs once a call, whoever asks for its result
+        try:
+            kind = self._kind(call) or self._new_kind(call, one_tensor(original()))
+        except I2VError as error:
+            return self._as_it_is(original, str(error))
+        state = (tuple(call.tensors[name].shape for name in call.tensors), self._owner.weights)
+        if state not in kind.exhausted:
             try:
-                kind = self._new_kind(call, one_tensor(reference))
-            except I2VError as error:
-                self._notes[str(error)] = None
-                self.tally.original += 1
-                return reference
-        runner = self._runner(kind, call)
-        if runner is None:
-            self.tally.original += 1
-            return original() if reference is None else reference
-        proof = (runner, tuple(call.tensors[name].shape for name in call.tensors), self._owner.weights)
-        if proof not in kind.compared:
-            reference = original() if reference is None else reference
-            kind.compared[proof] = self._difference(runner, call, one_tensor(reference))
-            self.tally.compared += 1
-            return reference
-        return self._run(kind, runner, call, proof, original)
+                return self._with_engine(kind, call, state, original)
+            except _ExhaustedError:
+                kind.exhausted.add(state)
+            # After the failed call's frames are gone, with what they held.
+            kind.engines.unload()
+            relieved = self._residency.relieve(sys.maxsize, encoders=True)
+            self._notes.update(dict.fromkeys(filter(None, [relieved, OUT_OF_MEMORY])))
+        return self._as_it_is(original)
 
     def take_notes(self) -> list[str]:
-        """Sentences for the user since the last call, each once."""
+        """Sentences for the user since the last call, each once; engines that lacked memory are tried again."""
         for kind in self._kinds.values():
             self._notes.update(dict.fromkeys(kind.engines.take_notes()))
+            kind.exhausted.clear()
         notes, self._notes = list(self._notes), {}
         return notes
 
@@ -170,26 +193,41 @@ class CompiledNetwork:
         """The backends whose engines are in use."""
         yield from dict.fromkeys(runner.backend for kind in self._kinds.values() for runner, *_ in kind.compared)
 
-    def _run(
-        self, kind: _Kind, runner: Runner, call: Call, proof: tuple[Runner, object, object], original: Original
-    ) -> Any:
+    def _with_engine(self, kind: _Kind, call: Call, state: _State, original: Original) -> Any:
+        """The result, by an engine where there is one; raises _ExhaustedError where memory runs out for it."""
+        with _exhaustion():
+            runner = self._runner(kind, call)
+        if runner is None:
+            return self._as_it_is(original)
+        proof = (runner, *state)
+        if proof not in kind.compared:
+            kind.compared[proof] = self._difference(runner, call, one_tensor(original()))
+            self.tally.compared += 1
+            return original()
         why = kind.compared[proof]
         if why is None:
             try:
-                found = runner(call.tensors)[PREDICTION]
+                with _exhaustion():
+                    found = runner(call.tensors)[PREDICTION]
             except EngineError as error:
                 kind.compared[proof] = why = str(error)
             else:
                 self.tally.engine += 1
                 return found
-        self._notes[why] = None
+        return self._as_it_is(original, why)
+
+    def _as_it_is(self, original: Original, why: str | None = None) -> Any:
+        if why is not None:
+            self._notes[why] = None
+        result = original()
         self.tally.original += 1
-        return original()
+        return result
 
     def _difference(self, runner: Runner, call: Call, expected: torch.Tensor) -> str | None:
         """Why the engine may not stand for the network: it failed, or gives something else. None when it may."""
         try:
-            found = runner(call.tensors)[PREDICTION]
+            with _exhaustion():
+                found = runner(call.tensors)[PREDICTION]
             sizes = runner.spec.network.sizes_of(call.tensors)
             if found.shape != expected.shape:
                 raise EngineError(f"Expected a result of {list(expected.shape)}, found {list(found.shape)}.")

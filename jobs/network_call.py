@@ -130,7 +130,7 @@ class CalledNetwork(torch.nn.Module):
 
         def forward(**tensors: torch.Tensor) -> torch.Tensor:
             given = {name: _unpacked(value, tensors) for name, value in arguments.items()}
-            return getattr(self.network, method)(**given, **extra())
+            return getattr(network, method)(**given, **extra())  # not `self`, which would outlive its last user
 
         # Exporters ask for the names of the arguments.
         names = [name for value in arguments.values() for name in _names_in(value)]

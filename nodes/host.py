@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +44,7 @@ from ..pipeline.file_digests import TABLE
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.checkpoint import INDEX
 from ..pipeline.models.latent_rgb import latent_rgb
-from .host_patcher import RunnerPatcher
+from .host_patcher import RunnerPatcher, patcher_of, unload, were_last_loaded
 from .places import SavePlace, digest_below, free_place
 from .sheet import Sheet
 
@@ -206,25 +207,30 @@ class HostResidency:
     """Residency by ComfyUI's memory manager."""
 
     def __init__(self) -> None:
-        self._patchers: dict[int, RunnerPatcher] = {}
+        self._patchers: list[RunnerPatcher] = []
 
-    def hold(self, runner: Runner, scratch_bytes: int, beside: ModelPatcher | None = None) -> str | None:
+    def hold(self, runner: Runner, scratch_bytes: int, beside: Sequence[ModelPatcher] = ()) -> str | None:
         """Makes room for the runner and its scratch memory, evicting what ComfyUI can spare, and loads it.
 
-        `beside` is a model that is in use and stays.
+        `beside` are models that are in use and stay. Nothing is asked of anybody where the runner was the last that
+        was loaded, for no less scratch memory.
         """
-        patcher = self._patchers.get(id(runner))
-        if patcher is None:
-            patcher = self._patchers[id(runner)] = RunnerPatcher(runner)
-        needed_bytes = scratch_bytes + (0 if runner.is_loaded else patcher.size)
+        patcher = patcher_of(runner)
+        if patcher not in self._patchers:
+            self._patchers.append(patcher)
+        models = [*beside, patcher]
+        if runner.is_loaded and scratch_bytes <= patcher.scratch_bytes and were_last_loaded(models):
+            return None
+        needed_bytes = scratch_bytes + (0 if runner.is_loaded else patcher.model_size())
         told = [self.relieve(needed_bytes, encoders=True, keep=runner)]
         there, name = self._loaded(), runner.spec.network.component
-        if self.room_bytes() < needed_bytes:
+        room_bytes = self.room_bytes()
+        if room_bytes is not None and room_bytes < needed_bytes:
             told.append(f"Memory may not do for {name}, whose weights are held whole and not streamed.")
-        needed = [patcher] if beside is None else [beside, patcher]
-        memory.load_models_gpu(needed, memory_required=scratch_bytes)
+        memory.load_models_gpu(models, memory_required=scratch_bytes)
+        patcher.scratch_bytes = scratch_bytes
         if not runner.is_loaded:  # its weights were moved by a runner that shares them
-            runner.load()
+            patcher.load()
         gone = [name for name in there if name not in self._loaded()]
         told += [f"Made room for {name}: {', '.join(gone)} left the device."] if gone else []
         return " ".join(filter(None, told)) or None
@@ -236,27 +242,20 @@ class HostResidency:
             return self._let_go(lambda runner, mine: mine and is_encoder(runner) and runner is not keep)
 
         concessions = [_forget_kept, lambda: self._let_go(lambda _, mine: not mine)]
-        return concede(_memory(), needed_bytes, [*concessions, *([idle_encoders] if encoders else [])])
+        return concede(_memory(), needed_bytes, [*concessions, *([idle_encoders] if encoders else []), _empty_cache])
 
     def _let_go(self, chosen: Callable[[Runner, bool], bool]) -> str:
         """Unloads the pack's runners that are chosen, each shown with whether it is of this model; their names."""
-        names = []
-        for entry in list(memory.current_loaded_models):
-            if isinstance(entry.model, RunnerPatcher):
-                runner = entry.model.model.runner
-                if chosen(runner, id(runner) in self._patchers):
-                    entry.model_unload()
-                    memory.current_loaded_models.remove(entry)
-                    names.append(runner.spec.network.component)
-        if names:
-            memory.soft_empty_cache()
-        return ", ".join(names)
+        mine = [patcher.runner for patcher in self._patchers]
+        return ", ".join(unload(lambda runner: chosen(runner, runner in mine)))
 
-    def spare_bytes(self) -> int:
-        return _memory().spare_bytes()
+    def spare_bytes(self) -> int | None:
+        return None if memory.directml_enabled else _memory().spare_bytes()
 
-    def room_bytes(self) -> int:
+    def room_bytes(self) -> int | None:
         """What is free, and what the models take that ComfyUI could unload."""
+        if memory.directml_enabled:
+            return None
         held = [entry.model for entry in memory.current_loaded_models if entry.model is not None]
         return free_bytes() + sum(patcher.loaded_size() for patcher in held if patcher.load_device == device())
 
@@ -264,17 +263,19 @@ class HostResidency:
         return int(memory.get_free_memory(torch.device("cpu")))
 
     def _loaded(self) -> list[str]:
-        runners = [patcher.model.runner for patcher in self._patchers.values()]
-        return [runner.spec.network.component for runner in runners if runner.is_loaded]
+        runners = [patcher.runner for patcher in self._patchers]
+        return [runner.spec.network.component for runner in runners if runner is not None and runner.is_loaded]
 
     def clear(self) -> None:
         """Unloads every model on a GPU, where the child that builds needs the room."""
         if device().type != "cpu":
-            memory.unload_all_models()
+            free_models()
 
 
 def _memory() -> Memory:
-    """The memory of the device that ComfyUI computes on."""
+    """The memory of the device that ComfyUI computes on; DirectML's, which nobody knows, does until it fails."""
+    if memory.directml_enabled:
+        return Memory(0, lambda: sys.maxsize - 1)
     return Memory(int(memory.get_total_memory(device())), free_bytes)
 
 
@@ -284,10 +285,16 @@ def _forget_kept() -> str:
     return "what the caches keep in memory" if sum([cache.clear_memory() for cache in caches]) else ""
 
 
-def free_models() -> None:
-    """Takes every model off the device, ComfyUI's own too, for a measurement that wants it free."""
-    memory.unload_all_models()
+def _empty_cache() -> str:
+    """Lets others than PyTorch have the memory that it keeps for its next tensors, which counts as free."""
     memory.soft_empty_cache()
+    return ""
+
+
+def free_models() -> None:
+    """Takes every model off the device, ComfyUI's own too, for a build or a measurement that wants it free."""
+    memory.unload_all_models()
+    _empty_cache()
 
 
 def device() -> torch.device:

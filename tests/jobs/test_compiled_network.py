@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import ref
 
 import pytest
 import torch
@@ -21,7 +24,7 @@ from i2v_tensorrt.jobs import engines as engines_module
 from i2v_tensorrt.jobs.compiled_network import MAX_KINDS, CompiledNetwork, Tally
 from i2v_tensorrt.jobs.network_call import Call, read_call
 from i2v_tensorrt.jobs.policy import EnginePolicy
-from i2v_tensorrt.jobs.residency import LoadInPlace
+from i2v_tensorrt.jobs.residency import LoadInPlace, Residency
 
 from ..engine_builder.toys import ToyBackend, ToyNetwork, ToySource
 
@@ -128,13 +131,13 @@ MakeScene = Callable[..., Scene]
 def make_scene(toy: ToyBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeScene:
     """Makes an owner's network over one store; keywords are a policy's, or make the toy another."""
 
-    def make(borrows: bool = True, **policy: Any) -> Scene:
+    def make(borrows: bool = True, residency: Residency | None = None, **policy: Any) -> Scene:
         chosen = Borrowing() if borrows else toy
         for module in (registry, engines_module):
             monkeypatch.setitem(module.BACKENDS, "toy", chosen)
         owner, store = Owner(), EngineStore(tmp_path / "engines")
         wanted = EnginePolicy(**{"shapes": "exact", **policy})
-        return Scene(owner, chosen, CompiledNetwork(owner, store, wanted, LoadInPlace(), quiet))
+        return Scene(owner, chosen, CompiledNetwork(owner, store, wanted, residency or LoadInPlace(), quiet))
 
     return make
 
@@ -267,6 +270,77 @@ def test_an_engine_that_fails_later_is_not_used_again(make_scene: MakeScene) -> 
     assert "The toy is broken." in scene.network.take_notes()
 
 
+class Watched(LoadInPlace):
+    """Remembers that it was asked to let go of everything, and at which load memory ran out."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, bool]] = []
+        self.fails = False
+
+    def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
+        if self.fails and runner.backend == "toy":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().hold(runner, scratch_bytes)
+
+    def relieve(self, needed_bytes: int, *, encoders: bool) -> str | None:
+        self.asked.append((needed_bytes, encoders))
+        return None
+
+
+OUT_OF_MEMORY = "The network runs as it is: memory ran out for its engine."
+
+
+@pytest.mark.parametrize("compared", [True, False], ids=["once compared", "in the comparison"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_memory_that_runs_out_in_an_engine_ends_no_run(
+    make_scene: MakeScene, compared: bool, error: Exception
+) -> None:
+    residency = Watched()
+    scene = make_scene(residency=residency)
+    scene.run(2 if compared else 0)
+    scene.network.take_notes()
+    tries: list[int] = []
+
+    def fail(prediction: torch.Tensor) -> torch.Tensor:
+        tries.append(1)
+        raise error
+
+    scene.toy.fault = fail
+    assert scene.run(3) == 3, "the network itself runs, once a call"
+    assert len(tries) == 1, "no other call of the run is tried"
+    assert residency.asked == [(sys.maxsize, True)]
+    assert not any(runner.is_loaded for kind in scene.network._kinds.values() for runner, *_ in kind.compared)
+    assert [note for note in scene.network.take_notes() if "built" not in note] == [OUT_OF_MEMORY]
+    scene.toy.fault = lambda prediction: prediction
+    assert scene.run(3) == (0 if compared else 1), "the next run may have the memory"
+
+
+def test_memory_that_runs_out_while_an_engine_is_loaded_ends_no_run(make_scene: MakeScene) -> None:
+    residency = Watched()
+    scene = make_scene(residency=residency)
+    scene.run(2)
+    scene.network.take_notes()
+    residency.fails = True
+    assert scene.run(2) == 2
+    assert scene.network.take_notes() == [OUT_OF_MEMORY]
+    assert scene.network.tally == Tally(engine=1, compared=1, original=2)
+
+
+def test_memory_that_runs_out_in_the_network_itself_is_no_fault_of_an_engine(make_scene: MakeScene) -> None:
+    residency = Watched()
+    scene = make_scene(residency=residency)
+    scene.run(2)
+    scene.network.take_notes()
+    scene.owner.weights = "others"
+
+    def original() -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        scene.network.run(read_call({"sample": torch.zeros(SIZE), "strength": torch.ones(1, 4)}), original)
+    assert scene.network.take_notes() == [] and residency.asked == []
+
+
 def test_without_an_engine_the_network_runs_or_the_run_stops(make_scene: MakeScene) -> None:
     scene = make_scene(on_missing="eager")
     assert scene.run(3) == 3
@@ -315,3 +389,17 @@ def test_between_runs_nothing_is_held(make_scene: MakeScene) -> None:
     scene.network.unload()
     assert not any(runner.is_loaded for runner in runners)
     assert scene.run(2) == 0
+
+
+def test_weights_go_with_the_last_who_uses_them(make_scene: MakeScene) -> None:
+    """They are somebody else's, who may have sent them away long before Python's collector comes."""
+    scene = make_scene()
+    scene.run(2)
+    network = ref(scene.owner.network)
+    gc.collect()
+    gc.disable()
+    try:
+        del scene
+        assert network() is None
+    finally:
+        gc.enable()

@@ -1,7 +1,9 @@
 """A call read as plain data and tensors, and made again from them."""
 
+import gc
 import json
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -164,6 +166,20 @@ def test_what_is_borrowed_is_never_moved() -> None:
     borrowed = BorrowedNetwork(network, "_forward", read().tree, lambda: {"options": {}})
     assert borrowed.to(torch.device("meta"), torch.float16) is borrowed
     assert network.weight.device.type == "cpu" and network.weight.dtype is torch.float32
+
+
+def test_the_network_goes_with_the_last_who_uses_it() -> None:
+    network = Network()
+    borrowed = BorrowedNetwork(network, "_forward", read().tree, lambda: {"options": {}})
+    borrowed(**read().tensors)
+    gone = ref(network)
+    gc.collect()
+    gc.disable()
+    try:
+        del network, borrowed
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_the_tree_is_json_that_says_where_tensors_go() -> None:

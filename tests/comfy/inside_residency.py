@@ -1,0 +1,68 @@
+"""Compiled models and their engines beside ComfyUI's own models on one card."""
+
+import sys
+from pathlib import Path
+
+import comfy.model_management as memory
+
+from i2v_tensorrt.nodes import host
+from i2v_tensorrt.nodes.host_model import _Residency
+from i2v_tensorrt.tests.comfy.card import GIB, Card, CardModel, CardRunner, pretended
+
+
+def case_what_a_sampling_uses_is_there_again_after_a_build(folder: Path) -> None:
+    with pretended() as card:
+        sampled, control, other = (CardModel(card, size * GIB) for size in (8, 2, 1))
+        memory.load_models_gpu([other])
+        memory.load_models_gpu([sampled, control])
+        residency = _Residency()
+        residency.patcher = sampled
+        residency.clear()
+        assert not card.held
+        residency.hold(CardRunner(card, 0), 0)
+        assert (sampled.is_loaded, control.is_loaded, other.is_loaded) == (True, True, False)
+        assert memory.loaded_models(only_currently_used=True) == [sampled, control]
+
+
+def case_what_an_interrupted_build_sent_away_stays_away(folder: Path) -> None:
+    with pretended() as card:
+        sampled = CardModel(card, 8 * GIB)
+        memory.load_models_gpu([sampled])
+        residency = _Residency()
+        residency.patcher = sampled
+        residency.clear()
+        residency.give_back()
+        residency.patcher = None
+        residency.hold(CardRunner(card, 0), 0)
+        assert not sampled.is_loaded
+
+
+class HoldingRunner(CardRunner):
+    """One of a backend whose engines hold weights of their own."""
+
+    backend = "onnxruntime"
+
+
+def case_an_engine_of_its_own_weights_sends_nothing_away_that_the_sampling_uses(folder: Path) -> None:
+    with pretended(Card(14 * GIB)) as card:
+        idle, sampled, control = (CardModel(card, size * GIB) for size in (1, 8, 2))
+        memory.load_models_gpu([idle])
+        memory.load_models_gpu([sampled, control])
+        residency, runner = _Residency(), HoldingRunner(card, 2 * GIB)
+        residency.patcher = sampled
+        residency.hold(runner, 0)
+        assert runner.is_loaded and sampled.is_loaded and control.is_loaded and not idle.is_loaded
+        assert set(memory.loaded_models(only_currently_used=True)) > {sampled, control}
+
+
+def case_memory_that_ran_out_is_asked_of_the_pack_and_of_pytorch(folder: Path) -> None:
+    with pretended() as card:
+        others, another = host.HostResidency(), CardRunner(card, 3 * GIB)
+        others.hold(another, 0)
+        card.cached_bytes = 2 * GIB
+        told = _Residency().relieve(sys.maxsize, encoders=True)
+        assert told is not None and told.endswith("let go of core.")
+        assert not another.is_loaded and card.cached_bytes == 0
+        card.cached_bytes = 2 * GIB
+        assert _Residency().relieve(sys.maxsize, encoders=True) is None
+        assert card.cached_bytes == 0
