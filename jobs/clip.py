@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 
@@ -21,6 +22,8 @@ from .engines import EngineSet, clip_sizes
 from .policy import TUNED_CHUNK
 
 MAX_GUIDANCE = 100.0
+FIRST_TIMED_CALL, WEIGHED_CALL = 2, 5
+"""Between which calls of a clip one is timed: the first is slower, for libraries make what they need."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +123,14 @@ class _Denoiser:
     def __init__(self, engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> None:
         self._engines, self._conditioning, self._denoising = engines, conditioning, denoising
         self.tensors = {name: tensor.to(engines.device) for name, tensor in conditioning.tensors.items()}
+        self._calls, self._timed_from = 0, 0.0
         self._take(engines.model.core)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         model, core = self._engines.model, self._engines.model.select_core(float(t))
         if core != self._core:
             self._take(core)
+        self._weigh()
         # On a GPU without waiting: what was queued before must not be done first. Others may read it too early.
         there = t.to(self._engines.device, non_blocking=self._engines.device.type == "cuda")
         inputs = model.prepare_input(x, there, self.tensors, self._guided)
@@ -137,6 +142,20 @@ class _Denoiser:
         self._core, self._guided = core, scale > 1
         self._runner = self._engines.runner(core, core_sizes(core, model, self._conditioning, self._denoising))
         self._guidance = self._rising(scale)
+
+    def _weigh(self) -> None:
+        """After some calls: whether this clip and those behind it would be done sooner with an engine built now."""
+        self._calls += 1
+        if self._calls == FIRST_TIMED_CALL:
+            self._timed_from = time.monotonic()
+        if self._calls != WEIGHED_CALL:
+            return
+        call_s = (time.monotonic() - self._timed_from) / (WEIGHED_CALL - FIRST_TIMED_CALL)
+        engines, steps = self._engines, self._denoising.sampler.steps
+        calls = steps - WEIGHED_CALL + steps * engines.waiting_clips
+        sizes = core_sizes(self._core, engines.model, self._conditioning, self._denoising)
+        if engines.hasten(self._core, sizes, calls * call_s * engines.model.engine_gain):
+            self._take(self._core)
 
     def _rising(self, last: float) -> GuidanceScale:
         """The guidance of all frames, or of each where it rises towards the last."""

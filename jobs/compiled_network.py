@@ -20,14 +20,14 @@ from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.backends.registry import choose_backend
 from ..engine_builder.errors import BackendUnavailableError, EngineError, I2VError, InputError
 from ..engine_builder.key import digest
+from ..engine_builder.memory import is_out_of_memory
 from ..engine_builder.source import NetworkSource
 from ..engine_builder.spec import NetworkSpec, TensorSpec
 from ..engine_builder.store import EngineStore
 from ..engine_builder.verify import measure, passes
-from ..pipeline.memory import is_out_of_memory
 from ..pipeline.models.base import Component
 from ..pipeline.models.latent_space import LatentSpace
-from .engines import Engines
+from .engines import BuildsLater, Engines
 from .network_call import Call, limits_of, one_tensor, tensor_specs
 from .policy import EnginePolicy
 from .residency import Residency
@@ -112,7 +112,7 @@ class _OneNetwork:
     def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource:
         return self._owner.source(self._tree, self.device, weights=bool(self.spec.weights_sha256))
 
-    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str) -> int:
+    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
         return 0  # whoever owns the network has made room for what it needs itself
 
 
@@ -146,11 +146,17 @@ class CompiledNetwork:
     """Somebody else's network, through engines where there are any for a call."""
 
     def __init__(
-        self, owner: NetworkOwner, store: EngineStore, policy: EnginePolicy, residency: Residency, report: Report
+        self,
+        owner: NetworkOwner,
+        store: EngineStore,
+        policy: EnginePolicy,
+        residency: Residency,
+        report: Report,
+        later: BuildsLater | None = None,
     ) -> None:
         self.tally = Tally()
         self._owner, self._store, self._policy = owner, store, policy
-        self._residency, self._report = residency, report
+        self._residency, self._report, self._later = residency, report, later
         self._kinds: dict[tuple[object, ...], _Kind] = {}
         self._notes: dict[str, None] = {}
 
@@ -288,7 +294,9 @@ class CompiledNetwork:
         return self._runner(kind, call)
 
     def _engines(self, networks: _OneNetwork, policy: EnginePolicy) -> Engines[_OneNetwork]:
-        return Engines(networks, self._store, policy, networks.device, self._residency, self._report)
+        # Weights that are written for a build are gone once the run is over.
+        later = None if networks.spec.weights_sha256 else self._later
+        return Engines(networks, self._store, policy, networks.device, self._residency, self._report, later)
 
     def _weights_sha256(self, call: Call) -> str:
         """The digest that the engines of the backend depend on, empty for one whose engines hold no weights."""

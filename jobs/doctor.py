@@ -52,6 +52,8 @@ class Diagnosis:
     backends: tuple[BackendState, ...]
     why: str
     install: str
+    builds: str = ""
+    """What is being built meanwhile, or waits to be."""
 
     @property
     def line(self) -> str:
@@ -65,12 +67,16 @@ class Diagnosis:
         rows = [("device", "", self.device), ("it can", "", self.abilities)]
         rows += [(f"backend {state.name}", state.verdict, state.reason) for state in self.backends]
         rows += [("why", "", self.why), ("to install", "", self.install or "nothing: none is faster here")]
+        rows += [("engines", "", self.builds)] if self.builds else []
         rows.append(("packages", "", ", ".join(f"{name} {number}" for name, number in self.versions)))
         return Table(("what", "state", "found"), tuple(rows))
 
 
-def diagnose(device: torch.device) -> Diagnosis:
-    """Looks at the device, the installed packages and every backend; runs and changes nothing."""
+def diagnose(device: torch.device, builds: str = "") -> Diagnosis:
+    """Looks at the device, the installed packages and every backend; runs and changes nothing.
+
+    `builds` is what the host says of engines that are built while it has nothing to run.
+    """
     chosen = choose_backend(AUTO, device).name
     found = {name: backend.availability(device) for name, backend in BACKENDS.items()}
     states = tuple(
@@ -80,7 +86,13 @@ def diagnose(device: torch.device) -> Diagnosis:
         for name, state in found.items()
     )
     return Diagnosis(
-        describe_device(device), _abilities(device), installed_versions(), states, _why(states), _install(states)
+        describe_device(device),
+        _abilities(device),
+        installed_versions(),
+        states,
+        _why(states),
+        _install(states),
+        builds,
     )
 
 

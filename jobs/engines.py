@@ -57,6 +57,10 @@ class BuildsLater(Protocol):
         """Has the engine built when there is time."""
         ...
 
+    def waiting(self) -> int:
+        """How many prompts run or wait to run."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Choice:
@@ -177,6 +181,11 @@ class Engines(EngineCatalog[AnyNetworks]):
         if self.later is not None:
             with suppress(I2VError):
                 self.later.want(self.request(component, sizes), self.store)
+
+    @property
+    def waiting_clips(self) -> int:
+        """How many clips wait behind this one, as far as anybody knows."""
+        return 0 if self.later is None else max(self.later.waiting() - 1, 0)
 
     def hasten(self, component: str, sizes: Mapping[str, int], saved_s: float) -> bool:
         """Has a missing engine built at its next use after all, if the build takes less than the `saved_s` it saves."""

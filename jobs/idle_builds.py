@@ -31,6 +31,10 @@ class Host(Protocol):
         """Whether nothing runs and nothing waits, and the user lets engines be built meanwhile; asked often."""
         ...
 
+    def waiting(self) -> int:
+        """How many prompts run or wait to run."""
+        ...
+
     def free_device(self, needed_bytes: int) -> None:
         """Frees so much of the device if it can, from a thread that does not own it."""
         ...
@@ -68,6 +72,10 @@ class IdleBuilds:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name="i2v-idle-builds", daemon=True)
                 self._thread.start()
+
+    def waiting(self) -> int:
+        """How many prompts the host has."""
+        return self.host.waiting()
 
     @property
     def line(self) -> str:

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..jobs.doctor import diagnose
 from . import host
+from .host_idle import idle_builds
 from .types import CATEGORY, sockets
 
 
@@ -40,6 +41,6 @@ class EngineDoctor(io.ComfyNode):
     @sockets()
     def execute(cls) -> io.NodeOutput:
         with host.sentences():
-            found = diagnose(host.device())
+            found = diagnose(host.device(), idle_builds().line)
         host.say(cls.hidden.unique_id, found.line)
         return io.NodeOutput(found.table.markdown(), found.install, ui=host.table_ui(found.table, [found.line]))

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..jobs.engines import EngineSet
 from ..jobs.policy import EnginePolicy
 from . import host
+from .host_idle import idle_builds
 from .types import (
     CATEGORY,
     Model,
@@ -49,9 +50,15 @@ class EngineLoader(io.ComfyNode):
     ) -> io.NodeOutput:
         with host.sentences():
             sizes = presets_of(shape_policy, presets)
-            policy = EnginePolicy(backend, precision, shape_policy, on_missing, presets=sizes)
+            policy = EnginePolicy(backend, host.fitting_precision(precision), shape_policy, on_missing, presets=sizes)
             engines = EngineSet(
-                model.model, host.engine_store(), policy, host.device(), host.HostResidency(), host.tell_build
+                model.model,
+                host.engine_store(),
+                policy,
+                host.device(),
+                host.HostResidency(),
+                host.tell_build,
+                idle_builds(),
             )
             text = engines.summary()
         host.say(cls.hidden.unique_id, text)

@@ -30,7 +30,7 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ..engine_builder.backends.base import Runner
-from ..engine_builder.backends.registry import choose_backend
+from ..engine_builder.backends.registry import AUTO, choose_backend
 from ..engine_builder.errors import CheckpointError, I2VError, StorageError
 from ..engine_builder.store import EngineStore
 from ..jobs import results
@@ -300,6 +300,12 @@ def free_models() -> None:
 def device() -> torch.device:
     """The device that ComfyUI computes on, with its index."""
     return memory.get_torch_device()
+
+
+def fitting_precision(name: str) -> str:
+    """The precision of that name; for `auto` fp32 on GPUs that ComfyUI knows to be wrong or slow in fp16."""
+    is_unfit = name == AUTO and device().type == "cuda" and not memory.should_use_fp16(device())
+    return "fp32" if is_unfit else name
 
 
 def check_backend(name: Any) -> None:

@@ -33,6 +33,7 @@ from ..jobs.network_call import Call, named_arguments, read_call
 from ..jobs.policy import EnginePolicy
 from ..jobs.residency import LoadInPlace
 from . import host
+from .host_idle import idle_builds
 from .host_network import METHOD, OPTIONS, CoreNetwork
 from .host_patcher import RunnerPatcher
 
@@ -241,7 +242,7 @@ class CompiledModel:
         if self._network is None or self._network[0].network is not patcher.model.diffusion_model:
             self._forget()
             core, store = self._core(patcher), host.engine_store()
-            compiled = CompiledNetwork(core, store, self._policy, self._residency, host.tell_build)
+            compiled = CompiledNetwork(core, store, self._policy, self._residency, host.tell_build, idle_builds())
             self._network = core, compiled
         self._network[0].check()
         return self._network

@@ -67,7 +67,7 @@ class ModelLoader(io.ComfyNode):
         with host.sentences():
             model = open_model(host.checkpoint_folder(checkpoint))
             model.take_digests(reading(cls.hidden.unique_id))
-            policy = EnginePolicy(backend=EagerBackend.name, precision=precision, on_missing="eager")
+            policy = EnginePolicy(EagerBackend.name, host.fitting_precision(precision), on_missing="eager")
             engines = EngineSet(model, host.engine_store(), policy, host.device(), host.HostResidency())
         lines = [f"{model.family}, {engines.precision} on {engines.device}", *model.hints]
         host.say(cls.hidden.unique_id, "\n".join(lines))

@@ -18,7 +18,7 @@ ALLOWED = {
     "training": {"training"},
 }
 COMFY = {"comfy", "comfy_api", "folder_paths", "nodes", "server", "execution", "latent_preview", "comfy_execution"}
-HOST = {"host.py", "host_model.py", "host_network.py", "host_patcher.py"}
+HOST = {"host.py", "host_idle.py", "host_model.py", "host_network.py", "host_patcher.py"}
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "av"}
 
 

@@ -133,6 +133,19 @@ function unfoldWhatIsSet(node) {
 app.registerExtension({
   name: "I2VTensorRT.Face",
 
+  settings: [
+    {
+      id: "I2VTensorRT.BuildWhenIdle", // nodes/host_idle.py reads it
+      category: ["I2V TensorRT", "Engines", "BuildWhenIdle"],
+      name: "Build engines while the queue is empty",
+      tooltip:
+        "Clips run in eager PyTorch until their engines are there. Off: engines are built only where on_missing is " +
+        "build, or by the Engine Builder.",
+      type: "boolean",
+      defaultValue: true,
+    },
+  ],
+
   async init() {
     // Older pages have no such call, and their lists then show the words that programs write.
     translations = (await api.getCustomNodesI18n?.().catch(() => null)) ?? {};

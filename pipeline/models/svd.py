@@ -127,6 +127,8 @@ class StableVideoDiffusion(DiffusersFamily):
     schedulers: ClassVar[tuple[str, ...]] = ("euler",)
     min_guidance_scale: ClassVar[float | None] = 1.0
     decodes_over_time: ClassVar[bool] = True
+    engine_gain: ClassVar[float] = 0.39
+    """From 17.8 s a clip to 10.8, on an H200."""
     engine_components: ClassVar[tuple[str, ...]] = ("image_encoder", "vae_encoder", "core", "vae_decoder")
     build_order: ClassVar[tuple[str, ...]] = ("core", "vae_decoder", "vae_encoder", "image_encoder")
 

@@ -262,6 +262,8 @@ class Wan21(Wan):
 
     family: ClassVar[str] = "wan21"
     title: ClassVar[str] = "Wan 2.1"
+    engine_gain: ClassVar[float] = 0.12
+    """From 3311 ms a call to 2899, on an H200."""
     engine_components: ClassVar[tuple[str, ...]] = ("text_encoder", "image_encoder", *ENCODER, "core", *DECODER)
     build_order: ClassVar[tuple[str, ...]] = ("core", "text_encoder", *DECODER, *ENCODER, "image_encoder")
     layout: ClassVar[Mapping[str, tuple[str, ...]]] = {**LAYOUT, **VISION_LAYOUT}
