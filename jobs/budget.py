@@ -132,12 +132,13 @@ def _cost(engines: EngineSet, component: str, *, guided: bool = False, chunk: in
 
 def _backend(engines: EngineSet, component: str) -> str:
     """The name of the backend that a component runs by, where it can."""
-    if engines.on_missing == EagerBackend.name and not engines.stored(component):
-        return EagerBackend.name
     try:
-        return choose_backend(engines.policy.backend, engines.device).name
+        backend = choose_backend(engines.policy.backend, engines.device)
+        if backend.builds and engines.on_missing == EagerBackend.name and not engines.stored(component):
+            return EagerBackend.name
     except BackendUnavailableError:
         return EagerBackend.name
+    return backend.name
 
 
 def _frames_bytes(size: ClipSize) -> int:

@@ -429,7 +429,7 @@ class EngineSet(Engines[VideoModel]):
 
     def _runs_eager(self, component: str, sizes: Mapping[str, int]) -> bool:
         room = self.residency.room_bytes()
-        weights_bytes = self.model.size_bytes(component, self.precision)
+        weights_bytes = self.model.source(component, self.precision).size_bytes
         return room is None or weights_bytes + self.model.scratch_bytes(component, sizes, self.precision) <= room
 
     def _is_refused(self, core: str, sizes: Mapping[str, int]) -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.jobs import catalog as catalog_module
 from i2v_tensorrt.jobs import engines as engines_module
 from i2v_tensorrt.jobs import parallel, prebuild
 from i2v_tensorrt.jobs.engines import EngineSet
@@ -29,6 +30,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> ToyBackend:
     backend = ToyBackend()
     monkeypatch.setattr(registry, "BACKENDS", {"toy": backend, "eager": registry.BACKENDS["eager"]})
     monkeypatch.setattr(engines_module, "BACKENDS", registry.BACKENDS)
+    monkeypatch.setattr(catalog_module, "BACKENDS", registry.BACKENDS)
     for module in (engines_module, parallel, prebuild):
         monkeypatch.setattr(module, "BuildProcess", InProcess)
     return backend

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from i2v_tensorrt.engine_builder.backends.base import Runner
+from i2v_tensorrt.engine_builder.backends.host_weights import tensors as weights_of
 from i2v_tensorrt.engine_builder.errors import EngineError, MissingEngineError
 from i2v_tensorrt.engine_builder.export import example_inputs
 from i2v_tensorrt.engine_builder.spec import EngineSpec, ShapeProfile
@@ -148,7 +149,7 @@ def test_two_sets_over_one_model_share_the_weights_of_what_runs_eager(tiny_folde
     first, second = (EngineSet(model, EngineStore(tmp_path), EnginePolicy(backend="eager"), CPU) for _ in range(2))
     sizes = {"batch": 2}
     runners = [each.runner("text_encoder", sizes) for each in (first, second)]
-    tensors = [runner._tensors() for runner in runners]
+    tensors = [[*weights_of(runner._module)] for runner in runners]
     assert [each.data_ptr() for each in tensors[0]] == [each.data_ptr() for each in tensors[1]]
     network = model.components["text_encoder"].spec
     inputs = example_inputs(EngineSpec(network, ShapeProfile(), "fp32"), sizes)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from i2v_tensorrt.engine_builder.backends.host_weights import tensors as weights_of
 from i2v_tensorrt.engine_builder.errors import EngineError
 from i2v_tensorrt.engine_builder.export import example_inputs
 from i2v_tensorrt.engine_builder.spec import EngineSpec, ShapeProfile
@@ -105,7 +106,7 @@ def held_by(engines: EngineSet) -> list[Any]:
         inputs = example_inputs(EngineSpec(component.spec, ShapeProfile(), "fp32"), SMALL)
         engines.run(name, inputs)
         runner = engines.runner(name, component.spec.sizes_of(inputs))
-        found += [runner, *runner._tensors()]  # type: ignore[attr-defined]
+        found += [runner, *weights_of(runner._module)]  # type: ignore[attr-defined]
     return found
 
 
