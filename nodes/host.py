@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -36,7 +35,7 @@ from ..engine_builder.store import EngineStore
 from ..jobs import results
 from ..jobs import saved_videos as videos
 from ..jobs.demo_model import BUNDLED, BUNDLED_NAME, PICTURE
-from ..jobs.residency import Memory, concede, is_encoder
+from ..jobs.residency import Concession, concede, is_encoder
 from ..jobs.table import Table
 from ..pipeline.atomic_file import atomic_file
 from ..pipeline.cache import CacheLimits, ConditioningCache
@@ -44,7 +43,7 @@ from ..pipeline.file_digests import TABLE
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.checkpoint import INDEX
 from ..pipeline.models.latent_rgb import latent_rgb
-from .host_patcher import RunnerPatcher, patcher_of, unload, were_last_loaded
+from .host_patcher import RunnerPatcher, empty_cache, loaded_bytes, memory_of, patcher_of, unload, were_last_loaded
 from .places import SavePlace, digest_below, free_place
 from .sheet import Sheet
 
@@ -241,8 +240,9 @@ class HostResidency:
         def idle_encoders() -> str:
             return self._let_go(lambda runner, mine: mine and is_encoder(runner) and runner is not keep)
 
-        concessions = [_forget_kept, lambda: self._let_go(lambda _, mine: not mine)]
-        return concede(_memory(), needed_bytes, [*concessions, *([idle_encoders] if encoders else []), _empty_cache])
+        concessions: list[Concession] = [_forget_kept, lambda: self._let_go(lambda _, mine: not mine)]
+        concessions += [idle_encoders, empty_cache] if encoders else [empty_cache]
+        return concede(memory_of(device()), needed_bytes, concessions)
 
     def _let_go(self, chosen: Callable[[Runner, bool], bool]) -> str:
         """Unloads the pack's runners that are chosen, each shown with whether it is of this model; their names."""
@@ -250,14 +250,11 @@ class HostResidency:
         return ", ".join(unload(lambda runner: chosen(runner, runner in mine)))
 
     def spare_bytes(self) -> int | None:
-        return None if memory.directml_enabled else _memory().spare_bytes()
+        return None if memory.directml_enabled else memory_of(device()).spare_bytes()
 
     def room_bytes(self) -> int | None:
         """What is free, and what the models take that ComfyUI could unload."""
-        if memory.directml_enabled:
-            return None
-        held = [entry.model for entry in memory.current_loaded_models if entry.model is not None]
-        return free_bytes() + sum(patcher.loaded_size() for patcher in held if patcher.load_device == device())
+        return None if memory.directml_enabled else free_bytes() + loaded_bytes(device())
 
     def host_bytes(self) -> int:
         return int(memory.get_free_memory(torch.device("cpu")))
@@ -272,29 +269,16 @@ class HostResidency:
             free_models()
 
 
-def _memory() -> Memory:
-    """The memory of the device that ComfyUI computes on; DirectML's, which nobody knows, does until it fails."""
-    if memory.directml_enabled:
-        return Memory(0, lambda: sys.maxsize - 1)
-    return Memory(int(memory.get_total_memory(device())), free_bytes)
-
-
 def _forget_kept() -> str:
     """Lets go of what the caches hold in memory, where that is the memory in question."""
     caches = (conditioning_cache(), result_cache()) if device().type == "cpu" else ()
     return "what the caches keep in memory" if sum([cache.clear_memory() for cache in caches]) else ""
 
 
-def _empty_cache() -> str:
-    """Lets others than PyTorch have the memory that it keeps for its next tensors, which counts as free."""
-    memory.soft_empty_cache()
-    return ""
-
-
 def free_models() -> None:
     """Takes every model off the device, ComfyUI's own too, for a build or a measurement that wants it free."""
     memory.unload_all_models()
-    _empty_cache()
+    empty_cache()
 
 
 def device() -> torch.device:

@@ -121,8 +121,8 @@ class _Residency(LoadInPlace):
     def _in_use(self) -> list[ModelPatcher]:
         """The sampled model, and what the sampling has loaded beside it, such as ControlNets; no runners."""
         sampled = [] if self.patcher is None else [self.patcher]
-        used = memory.loaded_models(only_currently_used=True)
-        others = [model for model in used if model is not None and model.load_device == host.device()]
+        card, used = host.device(), memory.loaded_models(only_currently_used=True)
+        others = [] if card.type == "cpu" else [each for each in used if each is not None and each.load_device == card]
         return list(dict.fromkeys([*sampled, *(each for each in others if not isinstance(each, RunnerPatcher))]))
 
 

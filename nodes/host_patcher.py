@@ -1,4 +1,4 @@
-"""A runner as ComfyUI's memory manager sees it: one of its models.
+"""A runner as ComfyUI's memory manager sees it: one of its models; and what the manager knows of a device's memory.
 
 ComfyUI walks through its list of loaded models by number, and takes out of it whatever has been collected, at the
 moment when it is. A set of engines may die at any such moment. So a runner's patcher outlives the runner, until the
@@ -7,6 +7,7 @@ pack has ComfyUI take it off the list; the runner's memory is free as soon as th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import ref
@@ -16,6 +17,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..engine_builder.backends.base import Runner
+from ..jobs.residency import Memory
 
 ALL = 1e30
 """More bytes than there are: ComfyUI then unloads whatever it may."""
@@ -132,3 +134,22 @@ def unload(chosen: Callable[[Runner], bool]) -> list[str]:
         memory.free_memory(ALL, device, kept)
     _PATCHERS[:] = [patcher for patcher in _PATCHERS if patcher not in dead]
     return [runner.spec.network.component for runner in found if runner is not None]
+
+
+def memory_of(device: torch.device) -> Memory:
+    """The device's memory, as ComfyUI sees it; DirectML's, of which it always tells the same, does until it fails."""
+    if memory.directml_enabled:
+        return Memory(0, lambda: sys.maxsize - 1)
+    return Memory(int(memory.get_total_memory(device)), lambda: int(memory.get_free_memory(device)))
+
+
+def loaded_bytes(device: torch.device) -> int:
+    """What all models hold on the device, ComfyUI's own too."""
+    models = [entry.model for entry in memory.current_loaded_models if entry.model is not None]
+    return sum(model.loaded_size() for model in models if model.load_device == device)
+
+
+def empty_cache() -> str:
+    """Lets others than PyTorch have the memory that it keeps for its next tensors, which counts as free."""
+    memory.soft_empty_cache()
+    return ""

@@ -2,12 +2,16 @@
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import comfy.model_management as memory
+import torch
 
 from i2v_tensorrt.nodes import host
 from i2v_tensorrt.nodes.host_model import _Residency
 from i2v_tensorrt.tests.comfy.card import GIB, Card, CardModel, CardRunner, pretended
+
+CPU = torch.device("cpu")
 
 
 def case_what_a_sampling_uses_is_there_again_after_a_build(folder: Path) -> None:
@@ -53,6 +57,20 @@ def case_an_engine_of_its_own_weights_sends_nothing_away_that_the_sampling_uses(
         residency.hold(runner, 0)
         assert runner.is_loaded and sampled.is_loaded and control.is_loaded and not idle.is_loaded
         assert set(memory.loaded_models(only_currently_used=True)) > {sampled, control}
+
+
+def case_on_a_cpu_nothing_is_loaded_again(folder: Path) -> None:
+    """No model ever leaves it, so that ComfyUI says of each that it is in use."""
+    with pretended() as card:
+        other, sampled, runner = CardModel(card, GIB), CardModel(card, GIB), HoldingRunner(card, GIB)
+        other.load_device = sampled.load_device = runner.device = CPU
+        memory.load_models_gpu([other])
+        memory.load_models_gpu([sampled])
+        residency = _Residency()
+        residency.patcher = sampled
+        with patch.object(memory, "get_torch_device", lambda: CPU):
+            residency.hold(runner, 0)
+        assert [entry.model for entry in memory.current_loaded_models][::2] == [sampled, other]
 
 
 def case_memory_that_ran_out_is_asked_of_the_pack_and_of_pytorch(folder: Path) -> None:
