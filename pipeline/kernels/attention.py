@@ -39,11 +39,12 @@ class LimitedAttention:
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
         **rest: Any,
     ) -> torch.Tensor:
         """As the processor inside, for hidden_states [items, tokens, channels] and what each of them attends to."""
-        if attention_mask is not None or not exceeds(hidden_states):
-            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, **rest)
+        if attention_mask is not None or temb is not None or not exceeds(hidden_states):
+            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **rest)
         parts = hidden_states.split(MOST_ITEMS)
         others = [None] * len(parts) if encoder_hidden_states is None else encoder_hidden_states.split(MOST_ITEMS)
         return torch.cat([self.inner(attn, part, other, **rest) for part, other in zip(parts, others, strict=True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -54,6 +55,18 @@ def test_a_layer_of_diffusers_gives_the_same_in_parts(calls: list[int], crossed:
     assert not isinstance(layer.processor.inner, LimitedAttention)
     torch.testing.assert_close(layer(x, encoder_hidden_states=other), expected)
     assert calls == [4, 4, 1]
+
+
+def test_a_layer_of_a_vae_says_nothing_of_what_it_is_given(caplog: pytest.LogCaptureFixture) -> None:
+    layer = Attention(8, heads=1, dim_head=8, norm_num_groups=2, spatial_norm_dim=None).eval()
+    limit_attention(torch.nn.Sequential(layer))
+    diffusers_log = logging.getLogger("diffusers")
+    diffusers_log.addHandler(caplog.handler)
+    try:
+        layer(random(1, 8, 4, 4), temb=None)
+    finally:
+        diffusers_log.removeHandler(caplog.handler)
+    assert caplog.text == ""
 
 
 @pytest.mark.gpu
