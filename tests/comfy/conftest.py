@@ -1,6 +1,8 @@
 """One live ComfyUI for all tests of this folder, with the pack linked into it and a tiny checkpoint to run."""
 
 import json
+import os
+import shlex
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,8 +17,10 @@ from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, SVD, WANS, gradient, png
 
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parent.parent
-# No outside host, no database file, and outputs cached whatever the memory pressure.
-ARGUMENTS = ("--disable-api-nodes", "--cache-classic", "--database-url", "sqlite:///:memory:")
+# No outside host, no database file.
+ARGUMENTS = ("--disable-api-nodes", "--database-url", "sqlite:///:memory:")
+FLAGS = "I2VTRT_LIVE_FLAGS"
+"""Further flags of ComfyUI that the live tests are to run with, such as `--disable-cuda-malloc` or `--lowvram`."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -106,7 +110,8 @@ def output(base_directory: Path) -> Path:
 
 
 def device_arguments() -> list[str]:
-    """ComfyUI does not fall back to the CPU by itself."""
+    """On a GPU as people start it. On a CPU, which ComfyUI takes by a flag alone, its cache heeds no memory pressure."""
     import torch
 
-    return [] if torch.cuda.is_available() else ["--cpu"]
+    here = [] if torch.cuda.is_available() else ["--cpu", "--cache-classic"]
+    return [*here, *shlex.split(os.environ.get(FLAGS, ""))]
