@@ -110,7 +110,7 @@ def output(base_directory: Path) -> Path:
 
 
 def device_arguments() -> list[str]:
-    """On a GPU as people start it. On a CPU, which ComfyUI takes by a flag alone, its cache heeds no memory pressure."""
+    """On a GPU as people start it; a CPU is taken by a flag alone, and there the cache heeds no memory pressure."""
     import torch
 
     here = [] if torch.cuda.is_available() else ["--cpu", "--cache-classic"]
