@@ -90,7 +90,7 @@ def _first_minutes(server: ComfyServer, report: Report, options: argparse.Namesp
     """The quick start and the published size in a ComfyUI that has never run before."""
     first = run(server, prompt_of())
     report.note(quick_start_s=first.elapsed_s, quick_start_lines=first.lines)
-    report.note(bundled_build_s=wait_for_engines(server, ENGINES, options.build_minutes))
+    report.note(bundled_build_s=wait_for_engines(server, ENGINES, options.build_minutes), built=builds_of(server))
     report.note(bundled_hot_s=[run(server, prompt_of(seed=seed)).elapsed_s for seed in (2, 3)])
     if options.full:
         _published_size(server, report, options)
@@ -106,7 +106,7 @@ def _published_size(server: ComfyServer, report: Report, options: argparse.Names
     report.note(written_s=round(time.monotonic() - started, 2))
     first = run(server, prompt_of(FULL_SIZE))
     report.note(full_size_first_video_s=first.elapsed_s, full_size_lines=first.lines)
-    report.note(full_build_s=wait_for_engines(server, 2 * ENGINES, options.build_minutes))
+    report.note(full_build_s=wait_for_engines(server, 2 * ENGINES, options.build_minutes), built=builds_of(server))
     hot = [run(server, prompt_of(FULL_SIZE, seed=seed)) for seed in (2, 3)]
     report.note(full_size_hot_s=[each.elapsed_s for each in hot], full_size_hot_lines=hot[-1].lines)
 
@@ -162,6 +162,12 @@ def wait_for_engines(server: ComfyServer, count: int, minutes: float) -> float |
     """Seconds until so many engines are in the server's store; None if they are not there in time."""
     store, started = EngineStore(server.base_directory / "models" / "i2v_engines"), time.monotonic()
     return _until(lambda: len(list(store.plans())) >= count, started, 60 * minutes)
+
+
+def builds_of(server: ComfyServer) -> list[str]:
+    """What the server's log says of builds."""
+    words = ("built ", "Building ", "cannot compile", "could not be built", "needs about")
+    return [line[:300] for line in server.log().splitlines() if any(word in line for word in words)]
 
 
 def seconds_to_free(server: ComfyServer) -> float:
