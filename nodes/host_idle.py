@@ -27,6 +27,9 @@ POLL_S = 0.2
 class _Queue:
     """ComfyUI's queue of prompts, as `IdleBuilds` asks for it."""
 
+    def is_on(self) -> bool:
+        return is_switched_on()
+
     def is_idle(self) -> bool:
         return self.waiting() == 0 and is_switched_on()
 
