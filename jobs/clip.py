@@ -156,7 +156,7 @@ class _Denoiser:
             return
         call_s = (time.monotonic() - self._timed_from) / (WEIGHED_CALL - FIRST_TIMED_CALL)
         engines, steps = self._engines, self._denoising.sampler.steps
-        calls = steps - WEIGHED_CALL + steps * engines.waiting_clips
+        calls = steps - WEIGHED_CALL + 1 + steps * engines.waiting_clips  # this one has not run yet
         sizes = core_sizes(self._core, engines.model, self._conditioning, self._denoising)
         if engines.hasten(self._core, sizes, calls * call_s * engines.model.engine_gain):
             self._take(self._core)
