@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.tests.workflows.locales import LANGUAGES, LOCALES, node_defs, slots, texts
+from i2v_tensorrt.tests.workflows.locales import LANGUAGES, LOCALES, node_defs, settings, slots, texts
 from i2v_tensorrt.tests.workflows.object_info import PREFIX, inputs_of, stored
 
 INFO = {name: info for name, info in stored().items() if name.startswith(PREFIX)}
@@ -20,10 +20,6 @@ each_language = pytest.mark.parametrize("language", LANGUAGES)
 
 def main(language: str) -> dict[str, Any]:
     return json.loads((LOCALES / language / "main.json").read_text("utf-8"))
-
-
-def settings(language: str) -> dict[str, Any]:
-    return json.loads((LOCALES / language / "settings.json").read_text("utf-8"))
 
 
 def on_the_page(pattern: str) -> list[str]:
@@ -87,6 +83,11 @@ class TestLanguage:
             entry.get("options", {}) for node in node_defs(language).values() for entry in node["inputs"].values()
         ]
         assert [labels for labels in choices if len(set(labels.values())) != len(labels)] == []
+
+
+def test_the_setting_on_the_page_is_the_one_that_is_read() -> None:
+    source = (LOCALES.parent / "nodes" / "host_idle.py").read_text("utf-8")
+    assert re.findall(r'^SETTING = "(.+)"$', source, re.MULTILINE) == on_the_page(r'^ +id: "(I2VTensorRT\.\w+)"')
 
 
 def test_the_page_says_in_english_what_the_locale_says() -> None:
