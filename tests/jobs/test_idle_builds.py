@@ -5,14 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.backends.base import Report
@@ -24,60 +21,16 @@ from i2v_tensorrt.jobs import doctor, engine_words, parallel
 from i2v_tensorrt.jobs.doctor import diagnose
 from i2v_tensorrt.jobs.engines import EngineSet
 from i2v_tensorrt.jobs.idle_builds import IdleBuilds
-from i2v_tensorrt.jobs.policy import LATER, EnginePolicy
+from i2v_tensorrt.jobs.policy import LATER
 from i2v_tensorrt.jobs.residency import LoadInPlace
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend, names
+from .toy_host import PATIENCE_S, AsOnAGpu, Room, ToyHost, let_build, wait_for
 from .toy_model import ODD, SIZES, MakeSet, ToyModel, keys, run
 
 CHUNKED = {**SIZES, "chunk": 2}
-PATIENCE_S = 60.0
 CALM_S = 0.05
-
-
-class AsOnAGpu(EnginePolicy):
-    """What the policy comes to on a GPU, where there is none."""
-
-    def on_missing_on(self, device: torch.device, *, builds_later: bool = False) -> str:
-        return super().on_missing_on(torch.device("cuda"), builds_later=builds_later)
-
-
-@dataclass
-class ToyHost:
-    """A host that has something to do until a test says otherwise."""
-
-    idle: bool = False
-    on: bool = True
-    prompts: int = 1
-    asked: int = 0
-    freed: list[int] = field(default_factory=list)
-
-    def is_on(self) -> bool:
-        return self.on
-
-    def is_idle(self) -> bool:
-        self.asked += 1
-        return self.idle and self.on
-
-    def waiting(self) -> int:
-        return self.prompts
-
-    def free_device(self, needed_bytes: int) -> None:
-        self.freed.append(needed_bytes)
-
-
-class Room(LoadInPlace):
-    """A device with so much memory, which counts how often a build wanted it free."""
-
-    def __init__(self, room_bytes: int) -> None:
-        self._room_bytes, self.cleared = room_bytes, 0
-
-    def room_bytes(self) -> int:
-        return self._room_bytes
-
-    def clear(self) -> None:
-        self.cleared += 1
 
 
 @pytest.fixture
@@ -102,21 +55,6 @@ def later(toy: ToyBackend, tmp_path: Path, builds: IdleBuilds) -> MakeSet:
         return EngineSet(ToyModel(), store, wanted, CPU, residency, later=builds)  # pyright: ignore[reportArgumentType]
 
     return make_set
-
-
-def wait_for(found: Callable[[], object]) -> None:
-    """Waits until something is so; the patience is for a machine with other work."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not found():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.01)
-
-
-def let_build(host: ToyHost, builds: IdleBuilds) -> None:
-    """Has all that is wanted built, or tried."""
-    host.idle = True
-    wait_for(lambda: builds.line == "")
-    host.idle = False
 
 
 def test_a_clip_runs_eager_now_and_is_told_why(later: MakeSet, toy: ToyBackend) -> None:
