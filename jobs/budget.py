@@ -74,14 +74,16 @@ class Budget:
         return self.cost(size) <= room
 
 
-def largest(budgets: Sequence[Budget], size: ClipSize) -> ClipSize:
+def largest(budgets: Sequence[Budget], size: ClipSize, multiple: int) -> ClipSize:
     """The clip of about the same shape that has most pixels in all its frames, of those that all budgets allow.
 
-    Raises BudgetError where none does.
+    Its sides are multiples of so many pixels where they are not those of `size`. Raises BudgetError where none fits.
     """
+    if all(budget.allows(size) for budget in budgets):
+        return size
     space = budgets[0].space
     counts = sorted({space.num_frames(number) for number in range(1, space.frames(size.num_frames) + 1)}, reverse=True)
-    sizes = [size, *_smaller(size, space.side_multiple)]
+    sizes = [size, *_smaller(size, multiple)]
     candidates = (replace(each, num_frames=count) for each in sizes for count in counts)
     fitting = [each for each in candidates if all(budget.allows(each) for budget in budgets)]
     if not fitting:
@@ -147,7 +149,7 @@ def _frames_bytes(size: ClipSize) -> int:
 
 def _smaller(size: ClipSize, multiple: int) -> Iterator[ClipSize]:
     """Sizes of about the same shape, the largest first, in multiples of so many pixels."""
-    for width in range(size.width - multiple, MIN_SIDE - 1, -multiple):
+    for width in range((size.width - 1) // multiple * multiple, MIN_SIDE - 1, -multiple):
         height = max(round(size.height * width / size.width / multiple) * multiple, MIN_SIDE)
         yield ClipSize(width, height, size.num_frames)
 

@@ -60,26 +60,30 @@ def core_sizes(core: str, model: VideoModel, conditioning: Conditioning, denoisi
     return clip_sizes(model, width, height, count, guided=denoising.scale_of(core, model) > 1)
 
 
+def engine_multiple(model: VideoModel) -> int:
+    """Of how many pixels a clip's sides are multiples where the core's engines take it; eager PyTorch may take more."""
+    return model.components[model.core].spec.limits.ranges["latent_width"].multiple * model.latent.factor
+
+
 def encode_clip(
     engines: EngineSet, request: ClipRequest, cache: ConditioningCache, stage: Stage, *, shrink: bool = False
 ) -> Conditioning:
     """The clip's conditioning; see `pipeline.conditioning.condition`.
 
     A clip that does not fit the memory is refused before anything is built or encoded, or with `shrink` made as large
-    as fits, which its notes say. Raises InputError and BudgetError.
+    as fits with guidance, which its notes say. Raises InputError and BudgetError.
     """
     check_request(request)
-    size = ClipSize(request.width, request.height, request.num_frames)
-    sizes = clip_sizes(engines.model, *astuple(size))
-    budgets = [budget.denoising(engines, guided=False), *budget.decoding(engines)]
-    notes: tuple[str, ...] = ()
-    if shrink and not all(each.allows(size) for each in budgets):
-        smaller = budget.largest(budgets, size)
-        notes = (f"Made as {smaller}, for {size} does not fit the memory.",)
-        request = replace(request, width=smaller.width, height=smaller.height, num_frames=smaller.num_frames)
-        size, sizes = smaller, clip_sizes(engines.model, *astuple(smaller))
+    asked = ClipSize(request.width, request.height, request.num_frames)
+    clip_sizes(engines.model, *astuple(asked))
+    # Whether guidance will double the batch is not known yet.
+    budgets = [budget.denoising(engines, guided=shrink), *budget.decoding(engines)]
+    size = budget.largest(budgets, asked, engine_multiple(engines.model)) if shrink else asked
     for each in budgets:  # the whole clip's, before anything is encoded for nothing
         each.check(size)
+    request = replace(request, width=size.width, height=size.height, num_frames=size.num_frames)
+    notes = () if size == asked else (f"Made as {size}, for {asked} does not fit the memory.",)
+    sizes = clip_sizes(engines.model, *astuple(size))
     with budget.explained(budgets[0], size):
         found = condition(
             engines.model, request, engines.precision, engines.run, cache, stage, lambda: engines.prepare(sizes)
@@ -152,7 +156,7 @@ class _Denoiser:
             return
         call_s = (time.monotonic() - self._timed_from) / (WEIGHED_CALL - FIRST_TIMED_CALL)
         engines, steps = self._engines, self._denoising.sampler.steps
-        calls = steps - WEIGHED_CALL + steps * engines.waiting_clips
+        calls = steps - WEIGHED_CALL + 1 + steps * engines.waiting_clips  # this one has not run yet
         sizes = core_sizes(self._core, engines.model, self._conditioning, self._denoising)
         if engines.hasten(self._core, sizes, calls * call_s * engines.model.engine_gain):
             self._take(self._core)

@@ -11,6 +11,7 @@ from ..engine_builder.store import Plan
 NOT_BUILT = "On a CPU engines save little;\nfor them, set on_missing to build."
 """In lines, for the page cuts a longer one in the middle of a word."""
 LATER = "In eager PyTorch for now: engines are built\nwhen the queue is empty."
+SWITCHED_OFF = "In eager PyTorch: building engines while the\nqueue is empty is switched off in the settings."
 NAMED_ISLANDS = 3
 """More than these are counted; the list in JSON names them all."""
 

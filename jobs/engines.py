@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 
@@ -47,11 +47,19 @@ TYPICAL_BUILD_S = 300.0
 """What a build on a GPU is taken to need where none has been seen: somewhat more than a large network's took."""
 
 
+class _PutOffError(MissingEngineError):
+    """A missing engine is built later, if at all."""
+
+
 class BuildsLater(Protocol):
     """Whoever builds engines when there is nothing to run."""
 
     generation: int
-    """How many it has built."""
+    """How many of its builds have ended."""
+
+    def is_on(self) -> bool:
+        """Whether it builds at all."""
+        ...
 
     def want(self, request: BuildRequest, store: EngineStore) -> None:
         """Has the engine built when there is time."""
@@ -70,7 +78,7 @@ class _Choice:
     runner: Runner
     warning: str | None = None
     generation: int | None = None
-    """How many engines had been built later by then, where the runner serves until another is."""
+    """How many later builds had ended by then, where the runner serves until another one has."""
 
 
 class Engines(EngineCatalog[AnyNetworks]):
@@ -182,6 +190,11 @@ class Engines(EngineCatalog[AnyNetworks]):
             with suppress(I2VError):
                 self.later.want(self.request(component, sizes), self.store)
 
+    def _put_off(self, component: str, sizes: Mapping[str, int]) -> NoReturn:
+        """Has an engine built later, and says so; raises _PutOffError."""
+        self._want(component, sizes)
+        raise _PutOffError(engine_words.SWITCHED_OFF if self._fate == "off" else engine_words.LATER)
+
     @property
     def waiting_clips(self) -> int:
         """How many clips wait behind this one, as far as anybody knows."""
@@ -286,7 +299,13 @@ class Engines(EngineCatalog[AnyNetworks]):
             raise MissingEngineError(engine_words.missing(missing[0], {}, [], self.store.root))
         if self._is_eager_fine and len(missing) == len(self.model.engine_components):
             return f"eager, {here}\n{engine_words.NOT_BUILT}"
-        return f"{name}, {here}\n{engine_words.stock(self.model.engine_components, missing, self.on_missing)}"
+        return f"{name}, {here}\n{engine_words.stock(self.model.engine_components, missing, self._fate)}"
+
+    @property
+    def _fate(self) -> str:
+        """What becomes of a missing engine."""
+        is_off = self.on_missing == LATER and self.later is not None and not self.later.is_on()
+        return "off" if is_off else self.on_missing
 
     def unload(self) -> None:
         """Gives back the device memory of every runner."""
@@ -295,11 +314,13 @@ class Engines(EngineCatalog[AnyNetworks]):
 
     def _resolve(self, component: str, sizes: Mapping[str, int]) -> _Choice:
         """The runner for these sizes, and for which others it will do without asking again."""
-        network = self.model.components[component].spec
+        network, generation = self.model.components[component].spec, self._generation
         if not network.exportable or self.policy.backend == EagerBackend.name:
             return _Choice(ShapeProfile(), self._eager_runner(component))
         try:
             runner = self._compiled(component, sizes)
+        except _PutOffError as error:
+            return _Choice(network.limits.exact(sizes), self._eager_runner(component), str(error), generation)
         except (EngineError, InputError, StorageError) as error:
             if self.on_missing == "stop":
                 raise  # here: a function that raises what it was given is kept by it, with all that its frame names
@@ -312,8 +333,6 @@ class Engines(EngineCatalog[AnyNetworks]):
         unasked = isinstance(error, BackendUnavailableError) and self.policy.backend == AUTO
         if self._is_eager_fine and (unasked or isinstance(error, MissingEngineError)):
             return _Choice(limits.exact(sizes), self._eager_runner(component))
-        if self.on_missing == LATER and isinstance(error, MissingEngineError):
-            return _Choice(limits.exact(sizes), self._eager_runner(component), str(error), self._generation)
         warning = f"{component} runs in eager PyTorch, which is slower. {error}"
         log.warning("%s", warning)
         return _Choice(limits.exact(sizes), self._eager_runner(component), warning)
@@ -354,14 +373,15 @@ class Engines(EngineCatalog[AnyNetworks]):
             return plan
         if component in self.failures:
             raise anew(self.failures[component])
-        if self._waits(component, sizes):
-            self._want(component, sizes)
-            raise MissingEngineError(engine_words.LATER)
         if self.on_missing not in ("build", LATER):
             raise MissingEngineError(engine_words.missing(component, sizes, self.stored(component), self.store.root))
         try:
             FAILED.check(self.request(component, sizes))
+            if self._waits(component, sizes):
+                self._put_off(component, sizes)
             plan = self.build(component, sizes, process, report=report).plan
+        except _PutOffError:
+            raise
         except EngineError as error:
             self.failures[component] = anew(error)
             raise

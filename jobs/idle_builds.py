@@ -15,7 +15,7 @@ from ..engine_builder.errors import EngineError, I2VError
 from ..engine_builder.store import EngineStore
 from ..engine_builder.worker import BuildProcess
 from .failed_builds import FAILED, build_name
-from .parallel import Task, build_in_parallel
+from .parallel import CancelledError, Task, build_in_parallel
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,10 @@ POLL_S = 0.2
 
 class Host(Protocol):
     """What the builds ask of whoever runs clips."""
+
+    def is_on(self) -> bool:
+        """Whether the user lets engines be built while there is nothing to run."""
+        ...
 
     def is_idle(self) -> bool:
         """Whether nothing runs and nothing waits, and the user lets engines be built meanwhile; asked often."""
@@ -57,7 +61,7 @@ class IdleBuilds:
     host: Host
     calm_s: float = CALM_S
     generation: int = 0
-    """How many engines have been built: whoever went without one may look again when it has changed."""
+    """How many builds have ended, well or not: whoever went without an engine looks again when it has changed."""
     _wanted: dict[str, _Wanted] = field(default_factory=dict)
     _stage: str = ""
     _thread: threading.Thread | None = None
@@ -69,9 +73,13 @@ class IdleBuilds:
             return
         with self._lock:
             self._wanted.setdefault(build_name(request), _Wanted(request, store))
-            if self._thread is None or not self._thread.is_alive():
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="i2v-idle-builds", daemon=True)
                 self._thread.start()
+
+    def is_on(self) -> bool:
+        """Whether what is wanted is built at all, which the user may switch off."""
+        return self.host.is_on()
 
     def waiting(self) -> int:
         """How many prompts the host has."""
@@ -84,13 +92,15 @@ class IdleBuilds:
         if not waiting:
             return ""
         engines = "engine" if waiting == 1 else "engines"
-        return f"{waiting} {engines} to build: {stage or 'waiting for the queue to be empty'}"
+        idle = "waiting for the queue to be empty" if self.is_on() else "switched off in the settings"
+        return f"{waiting} {engines} to build: {stage or idle}"
 
     def _work(self) -> None:
-        while self._wanted:
-            self._wait_for_calm()
-            wanted = dict(self._wanted)
+        while self._has_work():
+            wanted: dict[str, _Wanted] = {}
             try:
+                self._wait_for_calm()
+                wanted = dict(self._wanted)
                 self._build(wanted)
             except _BusyError:
                 log.info("Building engines is put off: there is something to run.")
@@ -99,6 +109,13 @@ class IdleBuilds:
                 self._drop(*wanted)
             finally:
                 self._stage = ""
+
+    def _has_work(self) -> bool:
+        """Whether the thread is to go on; if not, whoever wants an engine next starts another one."""
+        with self._lock:
+            if not self._wanted:
+                self._thread = None
+            return bool(self._wanted)
 
     def _wait_for_calm(self) -> None:
         since = time.monotonic()
@@ -118,15 +135,23 @@ class IdleBuilds:
         def task(process: BuildProcess, report: Report) -> None:
             try:
                 build_engine(wanted.request, wanted.store, process, report=report)
+            except CancelledError:
+                raise
             except I2VError as error:
                 log.warning("%s", error)
                 if isinstance(error, EngineError):
                     FAILED.remember(wanted.request, error)
-            else:
-                self.generation += 1
+            except Exception as error:  # the others go on
+                log.exception("%s could not be built.", wanted.request.spec.network.component)
+                FAILED.remember(wanted.request, EngineError(f"The build failed: {error}."))
             self._drop(name)
+            self._note_end()
 
         return task
+
+    def _note_end(self) -> None:
+        with self._lock:  # several builds may end at a time
+            self.generation += 1
 
     def _drop(self, *names: str) -> None:
         with self._lock:

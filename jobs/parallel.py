@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
+from queue import Empty, Queue
 
 from ..engine_builder.backends.base import Report
 from ..engine_builder.worker import POLL_S, BuildProcess
@@ -14,8 +15,8 @@ Task = Callable[[BuildProcess, Report], None]
 """Builds one engine in the process that it is given."""
 
 
-class _CancelledError(Exception):
-    """Ends the builds of other threads once one has failed or the user has interrupted."""
+class CancelledError(Exception):
+    """Ends the builds of other threads once one has failed or the user has interrupted; tasks let it through."""
 
 
 def build_in_parallel(tasks: Sequence[Task], workers: int, report: Report) -> None:
@@ -29,12 +30,12 @@ def build_in_parallel(tasks: Sequence[Task], workers: int, report: Report) -> No
     def tell(number: int) -> Report:
         def heard(stage: str, done: float) -> None:
             if stop.is_set():
-                raise _CancelledError
+                raise CancelledError
             progress[number] = (stage, done)
 
         return heard
 
-    def work() -> None:
+    def build() -> None:
         with BuildProcess() as process:
             while not stop.is_set():
                 try:
@@ -44,16 +45,38 @@ def build_in_parallel(tasks: Sequence[Task], workers: int, report: Report) -> No
                 task(process, tell(number))
                 progress[number] = ("done", 1.0)
 
-    with ThreadPoolExecutor(workers) as pool:
+    _watch([build] * min(workers, len(tasks)), stop, lambda: report(*_overall(progress)))
+
+
+def _watch(works: Sequence[Callable[[], None]], stop: threading.Event, look: Callable[[], None]) -> None:
+    """Runs each in a thread, and looks time and again; whatever is raised sets `stop` and waits for the others."""
+    ended: Queue[BaseException | None] = Queue()
+
+    def run(work: Callable[[], None]) -> None:
         try:
-            running = {pool.submit(work) for _ in range(min(workers, len(tasks)))}
-            while running:
-                finished, running = wait(running, POLL_S, FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
-                report(*_overall(progress))
-        finally:
-            stop.set()
+            work()
+        except BaseException as error:
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    # No pool's threads, for which a server that ends would wait; the children then end by themselves.
+    threads = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
+    try:
+        for thread in threads:
+            thread.start()
+        running = len(threads)
+        while running:
+            with suppress(Empty):
+                error = ended.get(timeout=POLL_S)
+                running -= 1
+                if error is not None:
+                    raise error
+            look()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def _overall(progress: Sequence[tuple[str, float]]) -> tuple[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..engine_builder.errors import InputError
 from ..jobs.clip import encode_clip
 from ..jobs.engines import EngineSet
 from ..pipeline.conditioning import (
@@ -25,6 +26,8 @@ from ..pipeline.picture import picture_from_tensor
 from . import host
 from .peak import PeakMemory
 from .types import CATEGORY, Conditioning, Model, advanced, sockets, verdict
+
+STOP, SHRINK = "stop", "shrink"
 
 
 class I2VConditioning(io.ComfyNode):
@@ -100,6 +103,16 @@ class I2VConditioning(io.ComfyNode):
                         tooltip="Stable Video Diffusion: what that noise is drawn from.",
                     )
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "if_too_large",
+                        options=[STOP, SHRINK],
+                        default=STOP,
+                        optional=True,
+                        tooltip="The clip does not fit the memory. stop: an error that says what would fit. shrink: "
+                        "the largest clip of about the same shape that fits.",
+                    )
+                ),
             ],
             outputs=[
                 Conditioning.Output(display_name="conditioning", tooltip="For the DDIM Sampler."),
@@ -130,6 +143,7 @@ class I2VConditioning(io.ComfyNode):
         motion_bucket_id: int = ClipRequest.motion_bucket_id,
         noise_aug_strength: float = ClipRequest.noise_aug_strength,
         noise_aug_seed: int = ClipRequest.noise_aug_seed,
+        if_too_large: str = STOP,
     ) -> io.NodeOutput:
         progress, peak = host.Progress(cls.hidden.unique_id, 4), PeakMemory(model.device)
 
@@ -138,10 +152,12 @@ class I2VConditioning(io.ComfyNode):
             progress.say(f"encode: {name.removeprefix('encode ')}")
 
         with host.sentences():
+            if if_too_large not in (STOP, SHRINK):
+                raise InputError(f"if_too_large is {STOP} or {SHRINK}, found {if_too_large!r:.80}.")
             picture = picture_from_tensor(image)
             clip = (picture, prompt, negative_prompt, width, height, num_frames, fps)
             request = ClipRequest(*clip, motion_bucket_id, noise_aug_strength, noise_aug_seed)
-            found = encode_clip(model, request, host.conditioning_cache(), stage)
+            found = encode_clip(model, request, host.conditioning_cache(), stage, shrink=if_too_large == SHRINK)
         progress.step(4, 4)
         spent = peak.lines() if found.place == "encoded" else []
         lines = [_origin(found), *spent, *found.notes, *model.take_notes()]

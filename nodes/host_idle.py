@@ -27,6 +27,9 @@ POLL_S = 0.2
 class _Queue:
     """ComfyUI's queue of prompts, as `IdleBuilds` asks for it."""
 
+    def is_on(self) -> bool:
+        return is_switched_on()
+
     def is_idle(self) -> bool:
         return self.waiting() == 0 and is_switched_on()
 
@@ -35,7 +38,7 @@ class _Queue:
 
     def free_device(self, needed_bytes: int) -> None:
         """Has ComfyUI unload its models in its own thread, where the GPU is too full for the build."""
-        if host.device().type != "cuda" or _free_bytes() >= needed_bytes:
+        if host.device().type != "cuda" or _free_bytes() >= needed_bytes or not self.is_idle():
             return
         PromptServer.instance.prompt_queue.set_flag("unload_models", True)
         deadline = time.monotonic() + PATIENCE_S
@@ -59,7 +62,7 @@ def is_switched_on() -> bool:
 def _setting(path: Path) -> object:
     try:
         return json.loads(path.read_text("utf-8")).get(SETTING)
-    except (OSError, ValueError, AttributeError):  # half-written, or no settings at all
+    except (OSError, ValueError, RecursionError, AttributeError):  # half-written, or no settings at all
         return None
 
 

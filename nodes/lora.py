@@ -78,7 +78,9 @@ class LoRA(io.ComfyNode):
             cores = cores_of(model.model, expert)
             adapted = model.model.with_adapter(host.lora_file(lora), strength, cores)
             adapted.take_digests(reading(cls.hidden.unique_id))
-            engines = EngineSet(adapted, model.store, model.policy, model.device, host.HostResidency(), model.report)
+            engines = EngineSet(
+                adapted, model.store, model.policy, model.device, host.HostResidency(), model.report, model.later
+            )
             line = f"{adapted.adapters[-1].summary}\n{engines.summary()}"
         host.say(cls.hidden.unique_id, line)
         return io.NodeOutput(engines, ui=host.text_ui([line]))

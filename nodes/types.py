@@ -40,8 +40,8 @@ def on_missing_input() -> io.Combo.Input:
         "on_missing",
         options=list(MISS_POLICIES),
         default=AUTO,
-        tooltip="No engine fits. auto: build one on a GPU; on a CPU, where it saves little, run eager PyTorch. "
-        "build: one now. eager: PyTorch with a warning. stop: an error.",
+        tooltip="No engine fits. auto: on a GPU run eager PyTorch now and build the engine while the queue is empty; "
+        "on a CPU, where it saves little, run eager. build: one now. eager: PyTorch with a warning. stop: an error.",
     )
 
 

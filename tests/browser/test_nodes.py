@@ -40,7 +40,7 @@ LOAD = """async (change) => {
   await app.loadGraphData(graph);
 }"""
 FOLDED = {
-    "I2VTRT_Conditioning": {"motion_bucket_id", "noise_aug_strength", "noise_aug_seed"},
+    "I2VTRT_Conditioning": {"motion_bucket_id", "noise_aug_strength", "noise_aug_seed", "if_too_large"},
     "I2VTRT_DDIMSampler": {"eta", "min_guidance_scale", "shift", "late_guidance_scale"},
 }
 HELP_BUTTON = "[data-testid=info-button], .selection-toolbox button:has(.pi-question-circle)"

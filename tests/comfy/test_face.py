@@ -10,7 +10,7 @@ import pytest
 
 from i2v_tensorrt.jobs.comfy_client import ComfyClient
 from i2v_tensorrt.jobs.comfy_host import ComfyServer
-from i2v_tensorrt.tests.workflows.locales import LANGUAGES, LOCALES, english, node_defs
+from i2v_tensorrt.tests.workflows.locales import LANGUAGES, LOCALES, english, node_defs, settings
 from i2v_tensorrt.tests.workflows.object_info import PREFIX
 
 WEB = LOCALES.parent / "web"
@@ -38,7 +38,19 @@ def test_the_english_words_are_the_nodes_own(nodes: dict[str, dict[str, Any]], t
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_page_gets_every_translation(server: ComfyServer, language: str) -> None:
-    assert json.loads(get(server, "/i18n"))[language]["nodeDefs"] == node_defs(language)
+    served = json.loads(get(server, "/i18n"))[language]
+    assert (served["nodeDefs"], served["settings"]) == (node_defs(language), settings(language))
+    main = json.loads((LOCALES / language / "main.json").read_text("utf-8"))
+    assert {key: served[key] for key in main} == main
+
+
+def test_what_the_page_sets_is_written_where_the_pack_reads_it(server: ComfyServer) -> None:
+    for on in (False, True):
+        url, body = f"{server.url}/settings/I2VTensorRT.BuildWhenIdle", json.dumps(on).encode()
+        headers = {"Content-Type": "application/json"}
+        urllib.request.urlopen(urllib.request.Request(url, body, headers)).close()  # noqa: S310 - our own server
+        (path,) = (server.base_directory / "user").glob("*/comfy.settings.json")
+        assert json.loads(path.read_text("utf-8"))["I2VTensorRT.BuildWhenIdle"] is on
 
 
 @pytest.mark.parametrize("name", SERVED)

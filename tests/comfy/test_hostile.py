@@ -221,6 +221,21 @@ def test_what_is_held_gives_way_before_memory_fails(attacked: Attacked) -> None:
     assert "Memory is over" not in text(again, SAMPLER), "nothing is held any more"
 
 
+def test_a_clip_that_does_not_fit_is_refused_or_shrinks(attacked: Attacked) -> None:
+    large = {"width": 1024, "height": 512, "num_frames": 8, "prompt": "too large"}
+    refused = attacked.client.run(clip(attacked.picture, {CONDITIONING: large}))
+    assert refused.error is not None
+    assert "BudgetError: " in refused.error and " would fit." in refused.error
+    result = attacked.client.run(clip(attacked.picture, {CONDITIONING: {**large, "if_too_large": "shrink"}}))
+    assert result.error is None
+    pattern = r"Made as (\d+)x(\d+) with (\d+) frames?, for 1024x512 with 8 frames does not fit the memory."
+    found = re.search(pattern, text(result, CONDITIONING))
+    assert found is not None
+    width, height, frames = map(int, found.groups())
+    assert width * height * frames < 1024 * 512 * 8
+    assert abs(width / height - 2) < 0.5
+
+
 @counted(40, 5000)
 def test_names_lead_nowhere_else(attacked: Attacked, count: int, evidence: Evidence) -> None:
     """In every input that becomes a path, as a widget and over a link."""

@@ -7,14 +7,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import torch
 
 from i2v_tensorrt.engine_builder import build as build_module
 from i2v_tensorrt.engine_builder.backends.base import Availability
-from i2v_tensorrt.engine_builder.build import BuildResult, build_engine, check_room
+from i2v_tensorrt.engine_builder.build import (
+    BASE_DEVICE_BYTES,
+    BUILDERS_ON_CPU,
+    CORES_PER_BUILD,
+    BuildResult,
+    build_engine,
+    builds_at_once,
+    check_room,
+)
 from i2v_tensorrt.engine_builder.compile import BuildRequest
 from i2v_tensorrt.engine_builder.errors import EngineError, StorageError
 from i2v_tensorrt.engine_builder.key import engine_key
@@ -234,6 +244,69 @@ def test_a_build_that_needs_more_of_the_gpu_than_there_is_is_refused(
     with pytest.raises(EngineError, match=r"core needs about 3.0 GiB of GPU memory, found 2.0 GiB free"):
         build_engine(large, store, InProcess())
     assert_nothing_left(store)
+
+
+@dataclass
+class SociableBackend(ToyBackend):
+    """A toy whose builds may run beside others on a GPU."""
+
+    builds_beside_others: ClassVar[bool] = True
+
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine with room for anything, which a test then makes smaller."""
+    monkeypatch.setattr(build_module, "free_bytes", lambda device: 1 << 50)
+    monkeypatch.setattr(build_module, "_available_memory", lambda: 1 << 50)
+    monkeypatch.setattr(build_module.os, "cpu_count", lambda: 64)
+    return monkeypatch
+
+
+def on_gpu(*sizes: int, backend: ToyBackend | None = None, arch: str | None = None) -> list[BuildRequest]:
+    """Builds that take so many GiB of the GPU, all in all."""
+    backend = backend or SociableBackend()
+    bytes_of = [size * GIB - BASE_DEVICE_BYTES for size in sizes]
+    device = torch.device("cuda", 0)
+    return [BuildRequest(toy_spec(), ToySource(), backend, device, arch, device_bytes=each) for each in bytes_of]
+
+
+def test_as_many_are_built_at_once_as_the_gpu_holds(roomy: pytest.MonkeyPatch) -> None:
+    requests = on_gpu(2, 8, 5, 1)
+    for free, expected in ((16, 4), (15, 3), (13, 2), (12, 1), (7, 1), (0, 1)):
+        roomy.setattr(build_module, "free_bytes", lambda device, free=free: free * GIB)
+        assert builds_at_once(requests) == expected, free
+        assert builds_at_once(requests[::-1]) == expected, "in whatever order"
+    assert builds_at_once(on_gpu(8, 8, arch="sm_86")) == 2, "they never meet this GPU"
+
+
+def test_as_many_are_built_at_once_as_the_memory_holds(roomy: pytest.MonkeyPatch) -> None:
+    requests = on_gpu(1, 1, 1)
+    needed = build_module._memory_needed(requests[0])
+    for free, expected in ((3 * needed, 3), (3 * needed - 1, 2), (2 * needed - 1, 1), (0, 1)):
+        roomy.setattr(build_module, "_available_memory", lambda free=free: free)
+        assert builds_at_once(requests) == expected
+    roomy.setattr(build_module, "_available_memory", lambda: None)
+    assert builds_at_once(requests) == 3, "nobody knows the memory"
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(None, 1), (1, 1), (2 * CORES_PER_BUILD, 2), (64, 3)])
+def test_as_many_are_built_at_once_as_cores_are_there(
+    roomy: pytest.MonkeyPatch, cores: int | None, expected: int
+) -> None:
+    roomy.setattr(build_module.os, "cpu_count", lambda: cores)
+    assert builds_at_once(on_gpu(1, 1, 1)) == expected
+
+
+def test_one_that_measures_the_gpu_is_built_alone(roomy: pytest.MonkeyPatch) -> None:
+    assert builds_at_once([*on_gpu(1, 1), *on_gpu(1, backend=ToyBackend())]) == 1
+    assert builds_at_once([]) == 1
+
+
+def test_on_a_cpu_two_are_built_at_once_whatever_the_backend(roomy: pytest.MonkeyPatch) -> None:
+    assert builds_at_once([request(ToyBackend())] * 3) == BUILDERS_ON_CPU
 
 
 def test_a_build_that_needs_more_disk_than_there_is_is_refused(

@@ -9,7 +9,7 @@ from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.jobs import catalog as catalog_module
 from i2v_tensorrt.jobs import engines as engines_module
-from i2v_tensorrt.jobs import parallel, prebuild
+from i2v_tensorrt.jobs import idle_builds, parallel, prebuild
 from i2v_tensorrt.jobs.engines import EngineSet
 from i2v_tensorrt.jobs.failed_builds import FailedBuilds
 from i2v_tensorrt.jobs.policy import EnginePolicy
@@ -21,7 +21,9 @@ from .toy_model import MakeSet, ToyModel
 @pytest.fixture(autouse=True)
 def _no_failed_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed in one test is new to the next one."""
-    monkeypatch.setattr(engines_module, "FAILED", FailedBuilds())
+    failed = FailedBuilds()
+    for module in (engines_module, idle_builds):
+        monkeypatch.setattr(module, "FAILED", failed)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -15,14 +15,17 @@ from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.errors import BudgetError
 from i2v_tensorrt.engine_builder.store import EngineStore
 from i2v_tensorrt.jobs import budget
-from i2v_tensorrt.jobs.budget import TOLERANCE, Budget, ClipSize
-from i2v_tensorrt.jobs.clip import Denoising, decode_clip, encode_clip, sample_clip
+from i2v_tensorrt.jobs.budget import TOLERANCE, Budget, ClipSize, largest
+from i2v_tensorrt.jobs.clip import Denoising, decode_clip, encode_clip, engine_multiple, sample_clip
 from i2v_tensorrt.jobs.engines import EngineSet
 from i2v_tensorrt.jobs.policy import EnginePolicy
 from i2v_tensorrt.jobs.residency import LoadInPlace
 from i2v_tensorrt.pipeline.cache import ConditioningCache
+from i2v_tensorrt.pipeline.conditioning import MIN_SIDE
 from i2v_tensorrt.pipeline.models.base import ClipRequest
+from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
 from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.models.wan import Wan21
 from i2v_tensorrt.pipeline.sampling import SamplerSettings
 
 MIB = 1 << 20
@@ -165,3 +168,83 @@ def test_who_had_to_go_is_told(engines: EngineSet, machine: Machine, monkeypatch
     engines.take_notes()
     sample_clip(engines, conditioning, DENOISING, quiet)
     assert engines.take_notes() == ["Made room."]
+
+
+SPACES = {"pictures": (LatentSpace(), 8), "unet": (LatentSpace(), 64), "wan": (Wan21.latent, 16)}
+
+
+@pytest.mark.parametrize(("space", "multiple"), SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.1, 0.3, 0.62, 0.99])
+@pytest.mark.parametrize(("width", "height", "frames"), [(1024, 768, 17), (512, 960, 5), (704, 1280, 1)])
+def test_the_largest_clip_that_fits_is_as_large_as_any(
+    space: LatentSpace, multiple: int, share: float, width: int, height: int, frames: int
+) -> None:
+    size, pixels = ClipSize(width, height, frames), width * height * frames
+    budgets = [
+        Budget("One", lambda each: each.width * each.height * each.num_frames, int(pixels * share / TOLERANCE), space),
+        Budget("Another", lambda each: each.width * each.height, int(width * height * share**0.5), space),
+        Budget("None", lambda each: 1 << 60, None, space),
+    ]
+    shaped = [
+        ClipSize(w, max(round(height * w / width / multiple) * multiple, MIN_SIDE), n)
+        for w in range(MIN_SIDE, width + 1, multiple)
+        for n in range(1, frames + 1)
+        if space.misfit("a model", multiple, multiple, n) is None
+    ]
+    fitting = [each for each in shaped if all(budget.allows(each) for budget in budgets)]
+    if not fitting:
+        with pytest.raises(BudgetError, match="^One|^Another"):
+            largest(budgets, size, multiple)
+        return
+    found = largest(budgets, size, multiple)
+    assert found in fitting
+    assert found.height == MIN_SIDE or abs(found.height - height * found.width / width) <= multiple
+    pixels_of = [each.width * each.height * each.num_frames for each in (found, *fitting)]
+    assert pixels_of[0] == max(pixels_of)
+
+
+def test_sides_that_no_engine_takes_shrink_to_some_that_one_does() -> None:
+    room = Budget("One", lambda each: each.width * each.height, 500 * 500)
+    assert largest([room], ClipSize(1000, 1000, 2), 64) == ClipSize(512, 512, 2)
+
+
+def test_what_fits_stays_as_it_is() -> None:
+    size = ClipSize(1000, 8, 3)  # whatever else is wrong with it
+    assert largest([Budget("One", lambda _: 100, 100)], size, 64) is size
+
+
+def test_a_clip_shrinks_to_what_fits_with_guidance_and_says_so(engines: EngineSet, machine: Machine) -> None:
+    asked = replace(REQUEST, width=512, height=256, num_frames=8)
+    size = ClipSize(512, 256, 8)
+    machine.device_bytes = int(budget.denoising(engines, guided=True).cost(size) * 0.7 / TOLERANCE)
+    needs = [budget.denoising(engines, guided=True), *budget.decoding(engines)]
+    assert not needs[0].allows(size)
+    cache = ConditioningCache(None)
+    found = encode_clip(engines, asked, cache, quiet, shrink=True)
+    expected = largest(needs, size, engine_multiple(engines.model))
+    assert (found.width, found.height, found.num_frames) == astuple(expected) != astuple(size)
+    assert found.notes[0] == f"Made as {expected}, for 512x256 with 8 frames does not fit the memory."
+    latents = sample_clip(engines, found, DENOISING, quiet)
+    frames = decode_clip(engines, latents, 1, quiet)
+    assert frames.shape == (expected.num_frames, expected.height, expected.width, 3)
+    machine.device_bytes = 1 << 40
+    whole = encode_clip(engines, asked, cache, quiet, shrink=True)
+    assert (whole.width, whole.height, whole.num_frames) == astuple(size)
+    assert [note for note in whole.notes if note.startswith("Made as")] == []
+
+
+def test_what_is_kept_of_a_shrunk_clip_is_what_was_made(engines: EngineSet, machine: Machine) -> None:
+    asked, cache = replace(REQUEST, width=512, height=256, num_frames=8), ConditioningCache(None)
+    need = budget.denoising(engines, guided=True)
+    machine.device_bytes = int(need.cost(ClipSize(512, 256, 8)) * 0.7 / TOLERANCE)
+    shrunk = encode_clip(engines, asked, cache, quiet, shrink=True)
+    again = replace(asked, width=shrunk.width, height=shrunk.height, num_frames=shrunk.num_frames)
+    found = encode_clip(engines, again, cache, quiet)
+    assert found.place != "encoded"
+    assert [note for note in found.notes if note.startswith("Made as")] == []
+
+
+def test_a_clip_that_no_size_of_its_shape_saves_is_refused(engines: EngineSet, machine: Machine) -> None:
+    machine.device_bytes = MIB
+    with pytest.raises(BudgetError, match="close other programs, or choose less.$"):
+        encode_clip(engines, REQUEST, ConditioningCache(None), quiet, shrink=True)

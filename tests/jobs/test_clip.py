@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.errors import I2VError, InputError
 from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs.clip import MAX_GUIDANCE, Denoising, decode_clip, encode_clip, sample_clip
+from i2v_tensorrt.jobs import clip
+from i2v_tensorrt.jobs.clip import MAX_GUIDANCE, Denoising, core_sizes, decode_clip, encode_clip, sample_clip
 from i2v_tensorrt.jobs.engines import EngineSet
 from i2v_tensorrt.jobs.policy import EnginePolicy
 from i2v_tensorrt.pipeline.cache import ConditioningCache
@@ -247,3 +249,61 @@ def test_from_picture_to_frames(engines: EngineSet) -> None:
     frames = decode_clip(engines, sampled(engines, conditioning), 2, quiet)
     assert frames.shape == (3, 72, 64, 3)
     assert 0 <= frames.min() and frames.max() <= 1 and bool(torch.isfinite(frames).all())
+
+
+@pytest.fixture
+def weighed(engines: EngineSet, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, int], float]]:
+    """What was asked of `hasten`, which never does."""
+    asked: list[tuple[str, dict[str, int], float]] = []
+
+    def hasten(component: str, sizes: dict[str, int], saved_s: float) -> bool:
+        asked.append((component, sizes, saved_s))
+        return False
+
+    monkeypatch.setattr(engines, "hasten", hasten)
+    return asked
+
+
+def test_after_some_steps_a_clip_weighs_what_an_engine_would_save(
+    engines: EngineSet,
+    conditioning: Conditioning,
+    weighed: list[tuple[str, dict[str, int], float]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = iter([100.0, 106.0] * 2)  # between the second call and the fifth
+    monkeypatch.setattr(clip, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    clips = replace(GUIDED, sampler=SamplerSettings(11))
+    sampled(engines, conditioning, clips)
+    monkeypatch.setattr(EngineSet, "waiting_clips", 3)
+    sampled(engines, conditioning, clips)
+    (core, sizes, alone_s), (*_, saved_s) = weighed
+    assert core == "core"
+    assert sizes == core_sizes("core", engines.model, conditioning, clips)
+    gain = engines.model.engine_gain
+    assert alone_s == pytest.approx(2 * 7 * gain), "seven calls of two seconds are left, the fifth among them"
+    assert saved_s == pytest.approx(2 * (7 + 3 * 11) * gain)
+
+
+def test_a_clip_of_few_steps_weighs_nothing(
+    engines: EngineSet, conditioning: Conditioning, weighed: list[tuple[str, dict[str, int], float]]
+) -> None:
+    sampled(engines, conditioning, replace(GUIDED, sampler=SamplerSettings(4)))
+    assert weighed == []
+
+
+def test_what_was_hastened_takes_over_at_once(
+    engines: EngineSet, conditioning: Conditioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = replace(GUIDED, sampler=SamplerSettings(7))
+    expected = sampled(engines, conditioning, clips)
+    by: list[str] = []
+    runner = engines.runner
+
+    def watched(name: str, whose: str) -> Any:
+        found = runner(name, core_sizes(name, engines.model, conditioning, clips))
+        return lambda inputs: (by.append(whose), found(inputs))[1]
+
+    monkeypatch.setattr(engines, "runner", lambda name, sizes: watched(name, "engine" if by else "eager"))
+    monkeypatch.setattr(engines, "hasten", lambda *_: True)
+    assert torch.equal(sampled(engines, conditioning, clips), expected)
+    assert by == ["eager"] * 4 + ["engine"] * 3

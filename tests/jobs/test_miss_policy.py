@@ -4,7 +4,7 @@ import torch
 
 from i2v_tensorrt.engine_builder.backends.base import Availability
 from i2v_tensorrt.jobs import engine_words
-from i2v_tensorrt.jobs.policy import EnginePolicy
+from i2v_tensorrt.jobs.policy import LATER, MISS_POLICIES, EnginePolicy
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend
 from .toy_model import INSTALL, SIZES, MakeSet, run
@@ -15,6 +15,14 @@ def test_it_builds_on_a_gpu_alone() -> None:
     found = {name: policy.on_missing_on(torch.device(name)) for name in ("cuda", "cpu", "mps")}
     assert found == {"cuda": "build", "cpu": "eager", "mps": "eager"}
     assert EnginePolicy(on_missing="stop").on_missing_on(CPU) == "stop"
+
+
+def test_it_builds_later_where_somebody_does() -> None:
+    cuda, policy = torch.device("cuda"), EnginePolicy(on_missing="auto")
+    assert policy.on_missing_on(cuda, builds_later=True) == LATER
+    assert policy.on_missing_on(CPU, builds_later=True) == "eager"
+    found = [EnginePolicy(on_missing=name).on_missing_on(cuda, builds_later=True) for name in MISS_POLICIES[1:]]
+    assert found == list(MISS_POLICIES[1:]), "what was asked for by name"
 
 
 def test_on_a_cpu_it_runs_eager_and_says_so_once_on_the_loader(make: MakeSet, toy: ToyBackend) -> None:

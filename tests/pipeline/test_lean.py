@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from i2v_tensorrt.engine_builder.export import dynamic_shapes
+from i2v_tensorrt.engine_builder.spec import DimRange, ShapeProfile
 from i2v_tensorrt.pipeline.kernels.norm import add_and_measure, channel_moments, scale_and_shift
 from i2v_tensorrt.pipeline.kernels.short_attention import short_attention
 from i2v_tensorrt.pipeline.models import lean, lean_vae
@@ -160,3 +162,31 @@ def test_weights_keep_their_values_and_change_their_layout(unet: Any) -> None:
     lean.to_channels_last(unet)
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 8, 17, 63, 100])
+@torch.no_grad()
+def test_attention_in_parts_is_attention_for_any_number_of_tokens(tokens: int) -> None:
+    q, k, v = torch.randn(3, 2, 1, tokens, 24, generator=torch.Generator().manual_seed(tokens))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert distance(lean._plain_attention(q, k, v), expected) < EXACT
+
+
+@torch.no_grad()
+def test_a_decoder_with_attention_in_parts_is_exported_for_a_range(
+    model: I2VGenXL, vae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which the engine is made; places that do not divide by the number of parts are among the sizes."""
+    monkeypatch.setattr(lean, "PLAIN_ATTENTION_WIDTH", 8)
+    cut: list[int] = []
+    attention = lean._plain_attention
+    monkeypatch.setattr(lean, "_plain_attention", lambda *tensors: (cut.append(1), attention(*tensors))[1])
+    decoder, spec = lean_vae.LeanVaeDecoder(vae, ("plain_attention",)), model.components["vae_decoder"].spec
+    (tensor,) = spec.inputs
+    shapes = dynamic_shapes(spec.inputs, ShapeProfile({**spec.limits.ranges, "chunk": DimRange(1, 2, 8)}))
+    program = torch.export.export(decoder, (torch.randn(2, 4, 16, 24),), dynamic_shapes=(shapes[tensor.name],))
+    assert cut
+    exported = program.module()
+    for shape in ((1, 4, 8, 8), (3, 4, 9, 11), (2, 4, 16, 24)):
+        latents = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        assert distance(exported(latents), model.load("vae_decoder", "fp32")(latents)) < EXACT

@@ -20,6 +20,11 @@ def node_defs(language: str) -> dict[str, Any]:
     return json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8"))
 
 
+def settings(language: str) -> dict[str, Any]:
+    """The translations of the pack's settings."""
+    return json.loads((LOCALES / language / "settings.json").read_text("utf-8"))
+
+
 def slots(name: str, info: Mapping[str, Any]) -> set[tuple[str, ...]]:
     """Where a node's translations must have a text, as paths; choices that are files have none."""
     found: set[tuple[str, ...]] = {("display_name",), ("description",)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.tests.workflows.locales import LANGUAGES, LOCALES, node_defs, slots, texts
+from i2v_tensorrt.tests.workflows.locales import LANGUAGES, LOCALES, node_defs, settings, slots, texts
 from i2v_tensorrt.tests.workflows.object_info import PREFIX, inputs_of, stored
 
 INFO = {name: info for name, info in stored().items() if name.startswith(PREFIX)}
@@ -20,6 +20,11 @@ each_language = pytest.mark.parametrize("language", LANGUAGES)
 
 def main(language: str) -> dict[str, Any]:
     return json.loads((LOCALES / language / "main.json").read_text("utf-8"))
+
+
+def on_the_page(pattern: str) -> list[str]:
+    """What the page's script says in such places."""
+    return re.findall(pattern, (LOCALES.parent / "web" / "i2v_tensorrt.js").read_text("utf-8"), re.MULTILINE)
 
 
 def own_types() -> set[str]:
@@ -41,7 +46,7 @@ class TestLanguage:
         assert sorted(found - wanted) == []
 
     def test_no_text_is_empty_or_means_something_else_to_the_page(self, language: str) -> None:
-        words = {**texts(node_defs(language)), **texts(main(language))}
+        words = {**texts(node_defs(language)), **texts(main(language)), **texts(settings(language))}
         assert [path for path, text in words.items() if not text.strip() or MARKUP.search(text)] == []
 
     def test_sentences_are_sentences(self, language: str) -> None:
@@ -52,9 +57,22 @@ class TestLanguage:
 
     def test_the_category_and_our_types_have_names(self, language: str) -> None:
         assert own_types() == {"I2V_MODEL", "I2V_CONDITIONING"}
-        assert set(main(language)) == {"nodeCategories", "dataTypes"}
+        assert set(main(language)) == {"nodeCategories", "dataTypes", "settingsCategories"}
         assert set(main(language)["nodeCategories"]) == {CATEGORY}
         assert set(main(language)["dataTypes"]) == own_types()
+
+    def test_every_setting_has_its_words(self, language: str) -> None:
+        """By its id, with lines for points, which the page's translator takes for steps down a path."""
+        ids = on_the_page(r'^ +id: "(I2VTensorRT\.\w+)"')
+        assert ids
+        assert {key: set(words) for key, words in settings(language).items()} == {
+            name.replace(".", "_"): {"name", "tooltip"} for name in ids
+        }
+
+    def test_what_settings_stand_under_has_its_words(self, language: str) -> None:
+        (category, part, _), *others = [json.loads(f"[{each}]") for each in on_the_page(r"^ +category: \[(.+)\]")]
+        assert others == []
+        assert set(main(language)["settingsCategories"]) == {category, part}
 
     def test_names_of_nodes_differ(self, language: str) -> None:
         names = [node["display_name"] for node in node_defs(language).values()]
@@ -67,8 +85,21 @@ class TestLanguage:
         assert [labels for labels in choices if len(set(labels.values())) != len(labels)] == []
 
 
+def test_the_setting_on_the_page_is_the_one_that_is_read() -> None:
+    source = (LOCALES.parent / "nodes" / "host_idle.py").read_text("utf-8")
+    assert re.findall(r'^SETTING = "(.+)"$', source, re.MULTILINE) == on_the_page(r'^ +id: "(I2VTensorRT\.\w+)"')
+
+
+def test_the_page_says_in_english_what_the_locale_says() -> None:
+    (name,) = on_the_page(r'^      name: "(.+)",$')
+    (words,) = settings("en").values()
+    tooltip = "".join(json.loads(f'"{each}"') for each in on_the_page(r'^        "(.+)"(?: \+|,)$'))
+    assert (name, tooltip) == (words["name"], words["tooltip"])
+
+
 def test_the_chinese_is_chinese() -> None:
-    words = {path: text for path, text in texts(node_defs("zh")).items() if path[-1] in ("tooltip", "description")}
+    known = {**texts(node_defs("zh")), **texts(settings("zh"))}
+    words = {path: text for path, text in known.items() if path[-1] in ("tooltip", "description")}
     assert [path for path, text in words.items() if not CHINESE.search(text)] == []
 
 
