@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 MAX_LATENT_SIDE = 256
 MAX_TOKENS = 512
-DECODER_SCRATCH_BYTES = 64 * BYTES_PER_PIXEL
 ENCODER_SCRATCH_BYTES = 64 * 1536
 """Of the picture VAE's encoder, for each latent place: measured on an H200 from 256x256 to 2048x2048."""
 SMALL_SCRATCH_BYTES = 64 << 20
@@ -63,6 +62,8 @@ class DiffusersFamily(VideoModel):
     core_scratch_bytes: ClassVar[Mapping[str, int]]
     """What a UNet needs for each latent place of each frame and branch, in half precision, by backend; a backend
     that has not been measured needs no more than eager PyTorch."""
+    decoder_scratch_bytes: ClassVar[Mapping[str, int]] = {EAGER: 64 * BYTES_PER_PIXEL}
+    """What the decoder needs for each latent place of each frame, likewise."""
     min_latent_side: ClassVar[int] = 8
     rewriting_backends: ClassVar[frozenset[str]] = frozenset()
     """Whose engines are built with every rewrite there is, unless the user names some."""
@@ -159,7 +160,8 @@ class DiffusersFamily(VideoModel):
             return width * volume * self.core_scratch_bytes.get(backend, self.core_scratch_bytes[EAGER])
         if component == self.decoder_component:
             scores = lean.score_bytes(places) if backend in self.rewriting_backends else 0
-            return SMALL_SCRATCH_BYTES + width * chunk * (places * DECODER_SCRATCH_BYTES + scores)
+            place_bytes = self.decoder_scratch_bytes.get(backend, self.decoder_scratch_bytes[EAGER])
+            return SMALL_SCRATCH_BYTES + width * chunk * (places * place_bytes + scores)
         if component == "vae_encoder":
             return SMALL_SCRATCH_BYTES + width * places * ENCODER_SCRATCH_BYTES
         return SMALL_SCRATCH_BYTES + width * volume * CONDITIONER_SCRATCH_BYTES

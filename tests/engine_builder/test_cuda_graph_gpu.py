@@ -121,7 +121,8 @@ def test_twenty_failures_between_random_numbers_engines_and_builds(plan: Plan, t
         gc.collect()
         torch.cuda.empty_cache()
         held.append(torch.cuda.memory_reserved())
-    assert held[-1] <= held[1] + MIB
+    # PyTorch's smallest blocks are made once for each kind of failure.
+    assert held[-1] <= held[len(FAULTS) - 1] + MIB
     rebuilt = build(tmp_path, CUDA, toy_spec(LIMITS, "fp16"), lambda: Mixed().half())
     again, _ = loaded(rebuilt, CUDA)
     torch.testing.assert_close(again(inputs)["prediction"], expected, rtol=1e-2, atol=1e-2)
