@@ -11,6 +11,7 @@ BENCHMARKS = {
     "builds": "engines of I2VGen-XL at its published size: seconds, memory, bytes, without a GPU too",
     "call": "one call of Wan 2.1's 14 billion parameters, with random weights",
     "live": "a new ComfyUI on this GPU: the first video, engines that come by themselves, a new server, /free",
+    "scratch": "what each network takes of a GPU beside its weights, in eager PyTorch at published sizes",
     "ladder": "one clip in every way there is here, from diffusers in fp32 to the fastest engine",
 }
 USAGE = "usage: run.py bench NAME [options]\n\n" + "".join(

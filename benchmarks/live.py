@@ -112,23 +112,33 @@ def _published_size(server: ComfyServer, report: Report, options: argparse.Names
 
 
 class Report:
-    """The file of figures, written anew after each."""
+    """The file of figures, flat, and beside it one with what nodes and the log said; written anew after each."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._words = path.with_name("live.json")
 
-    def note(self, **figures: Any) -> None:
-        """Adds figures to those that are in the file, and says them."""
-        found: Figures = dict.fromkeys(NAMES)
-        with suppress(OSError, ValueError):
-            found |= json.loads(self._path.read_text("utf-8"))
-        found |= {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-        part.replace(self._path)
-        sys.stdout.write(json.dumps({name: found[name] for name in figures}) + "\n")
+    def note(self, **found: Any) -> None:
+        """Adds to what is in the files, and says it: numbers to the figures, all else to the words."""
+        rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
+        figures = {name: value for name, value in rounded.items() if value is None or isinstance(value, int | float)}
+        _add(self._path, figures, dict.fromkeys(NAMES))
+        _add(self._words, {name: value for name, value in rounded.items() if name not in figures}, {})
+        sys.stdout.write(json.dumps(rounded) + "\n")
         sys.stdout.flush()
+
+
+def _add(path: Path, values: Figures, expected: Figures) -> None:
+    """Adds values to a JSON file, which is written whole or not at all."""
+    if not values:
+        return
+    found = dict(expected)
+    with suppress(OSError, ValueError):
+        found |= json.loads(path.read_text("utf-8"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found | values, indent=1) + "\n", "utf-8")
+    part.replace(path)
 
 
 def prompt_of(*changes: dict[str, dict[str, Any]], seed: int = 1) -> Prompt:

@@ -47,3 +47,11 @@ def test_without_a_gpu_nothing_is_measured(
     assert live.main(["--out", str(tmp_path / "figures.json")]) == 1
     assert "no CUDA GPU was found" in capsys.readouterr().err
     assert not (tmp_path / "figures.json").exists()
+
+
+def test_words_stand_beside_the_figures(tmp_path: Path) -> None:
+    report = Report(tmp_path / "figures.json")
+    report.note(free_s=0.1, free_lines=("freed",))
+    report.note(built=["core"])
+    assert json.loads((tmp_path / "live.json").read_text("utf-8")) == {"free_lines": ["freed"], "built": ["core"]}
+    assert json.loads((tmp_path / "figures.json").read_text("utf-8")) == {**dict.fromkeys(NAMES), "free_s": 0.1}
