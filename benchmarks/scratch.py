@@ -56,9 +56,10 @@ def main(argv: Sequence[str]) -> int:
                 rows.append(row)
                 sys.stdout.write(f"{json.dumps(row)}\n")
                 sys.stdout.flush()
-    facts = {"date": now(), "commit": describe_commit(None), "versions": describe_versions()}
+    facts = {"date": now(), "commit": describe_commit(None), "machine": describe_machine(device)}
+    found = {"benchmark": "scratch", **facts, "versions": describe_versions(), "rows": rows}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"benchmark": "scratch", **facts, "machine": describe_machine(device), "rows": rows}, indent=1) + "\n", "utf-8")
+    options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return 0
 
 
