@@ -135,7 +135,8 @@ class InductorRunner(Runner):
 
         data = self._plan.read(FILE_NAME)
         index = (self.device.index or 0) if self.device.type == "cuda" else -1
-        with tempfile.TemporaryDirectory(prefix="i2v-engine-") as folder:
+        # Windows does not let go of a library that is loaded.
+        with tempfile.TemporaryDirectory(prefix="i2v-engine-", ignore_cleanup_errors=True) as folder:
             path = Path(folder) / FILE_NAME
             path.write_bytes(data)
             try:
