@@ -210,7 +210,9 @@ def test_a_build_is_interrupted(client: ComfyClient, engines: Callable[[], set[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["onnxruntime", "inductor"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("onnxruntime", marks=pytest.mark.usefixtures("onnxruntime")), "inductor"]
+)
 def test_times_for_each_frame(client: ComfyClient, backend: str) -> None:
     """The 5B keeps its first frame: it is given a time for each. No small VAE decodes its latents of 48 channels."""
     prompt = wan("tiny_wan22_5b", backend=backend)
@@ -238,6 +240,7 @@ def latents(client: ComfyClient, result: RunResult, name: str) -> torch.Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("onnxruntime")
 def test_an_engine_that_holds_weights_is_built_for_each_lora(
     client: ComfyClient, engines: Callable[[], set[str]]
 ) -> None:
