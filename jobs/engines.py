@@ -203,7 +203,9 @@ class Engines(EngineCatalog[AnyNetworks]):
     def hasten(self, component: str, sizes: Mapping[str, int], saved_s: float) -> bool:
         """Has a missing engine built at its next use after all, if the build takes less than the `saved_s` it saves."""
         last = self._last.get(component)
-        if last is None or last.backend != EagerBackend.name or not self._waits(component, sizes):
+        if self._fate == "off" or last is None or last.backend != EagerBackend.name:
+            return False
+        if not self._waits(component, sizes):
             return False
         with suppress(I2VError):
             request = self.request(component, sizes)

@@ -327,6 +327,16 @@ def test_an_engine_is_built_at_once_where_clips_save_more_than_it_takes(
     assert not engines.hasten("core", SIZES, saved_s), "it is there, or still not worth it"
 
 
+def test_no_clip_is_held_up_by_a_build_while_building_is_switched_off(
+    later: MakeSet, toy: ToyBackend, host: ToyHost
+) -> None:
+    host.on = False
+    engines = later()
+    run(engines)
+    assert not engines.hasten("core", SIZES, 1e9)
+    assert (run(engines), toy.builds_done) == ("eager", [])
+
+
 def test_what_a_build_took_before_is_what_it_is_taken_to_need(later: MakeSet, make: MakeSet) -> None:
     make(shapes="exact", precision="fp32").build("core", SIZES, InProcess())
     wider = {**SIZES, "latent_width": 8}
