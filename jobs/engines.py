@@ -450,7 +450,7 @@ class EngineSet(Engines[VideoModel]):
         return any(not self._runs_eager(core, sizes) and self._is_refused(core, sizes) for core in due)
 
     def _runs_eager(self, component: str, sizes: Mapping[str, int]) -> bool:
-        room = self.residency.room_bytes()
+        room, sizes = self.residency.room_bytes(), {**sizes, "chunk": 1}  # a decoder takes as many frames as fit
         weights_bytes = self.model.source(component, self.precision).size_bytes
         return room is None or weights_bytes + self.model.scratch_bytes(component, sizes, self.precision) <= room
 

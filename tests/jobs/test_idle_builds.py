@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +335,20 @@ def test_no_clip_is_held_up_by_a_build_while_building_is_switched_off(
     run(engines)
     assert not engines.hasten("core", SIZES, 1e9)
     assert (run(engines), toy.builds_done) == ("eager", [])
+
+
+def test_a_decoder_that_fits_by_single_frames_holds_up_no_clip(later: MakeSet, toy: ToyBackend) -> None:
+    class ByChunk(ToyModel):
+        def scratch_bytes(
+            self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager"
+        ) -> int:
+            return 1000 * sizes["chunk"] if component == "vae_decoder" else 0
+
+    made = later(Room(1000))
+    engines = EngineSet(ByChunk(), made.store, made.policy, CPU, made.residency, later=made.later)  # pyright: ignore[reportArgumentType]
+    engines.prepare(CHUNKED)
+    assert toy.builds_done == []
+    assert run(engines, {**CHUNKED, "chunk": 1}, "vae_decoder") == "eager"
 
 
 def test_what_a_build_took_before_is_what_it_is_taken_to_need(later: MakeSet, make: MakeSet) -> None:
