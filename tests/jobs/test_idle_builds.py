@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from i2v_tensorrt.jobs.doctor import diagnose
 from i2v_tensorrt.jobs.engines import EngineSet
 from i2v_tensorrt.jobs.idle_builds import IdleBuilds
 from i2v_tensorrt.jobs.policy import LATER
-from i2v_tensorrt.jobs.residency import LoadInPlace
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend, names
@@ -30,31 +29,6 @@ from .toy_host import PATIENCE_S, AsOnAGpu, Room, ToyHost, let_build, wait_for
 from .toy_model import ODD, SIZES, MakeSet, ToyModel, keys, run
 
 CHUNKED = {**SIZES, "chunk": 2}
-CALM_S = 0.05
-
-
-@pytest.fixture
-def host() -> Iterator[ToyHost]:
-    host = ToyHost()
-    yield host
-    host.idle = False  # whatever is still being built ends
-
-
-@pytest.fixture
-def builds(host: ToyHost) -> IdleBuilds:
-    return IdleBuilds(host, CALM_S)
-
-
-@pytest.fixture
-def later(toy: ToyBackend, tmp_path: Path, builds: IdleBuilds) -> MakeSet:
-    """Makes an EngineSet as `auto` has it on a GPU; its keywords are a policy's, and `residency`."""
-
-    def make_set(residency: LoadInPlace | None = None, **policy: Any) -> EngineSet:
-        wanted = AsOnAGpu(**{"on_missing": "auto", "precision": "fp32", **policy})
-        store = EngineStore(tmp_path / "engines")
-        return EngineSet(ToyModel(), store, wanted, CPU, residency, later=builds)  # pyright: ignore[reportArgumentType]
-
-    return make_set
 
 
 def test_a_clip_runs_eager_now_and_is_told_why(later: MakeSet, toy: ToyBackend) -> None:
@@ -218,48 +192,6 @@ def test_a_build_that_fails_is_not_tried_again_and_the_next_one_is_built(
     let_build(host, builds)
     assert run(engines, CHUNKED, "vae_decoder") == "toy"
     assert len(tries) == 1
-
-
-SHORT = "Building core needs about 9.0 GiB of GPU memory, found 1.0 GiB free: close other programs."
-
-
-def test_memory_that_does_not_do_on_an_empty_device_is_not_tried_at_every_clip(
-    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost
-) -> None:
-    tries: list[Path] = []
-
-    def fail(folder: Path) -> None:
-        tries.append(folder)
-        raise EngineError(SHORT)
-
-    toy.while_building = fail
-    run(later())
-    let_build(host, builds)
-    engines = later()
-    assert run(engines) == "eager"
-    (note,) = engines.take_notes()
-    assert note.startswith(f"core runs in eager PyTorch, which is slower. {SHORT} It failed before")
-    assert builds.line == ""
-    assert (len(host.freed), len(tries)) == (1, 1)
-
-
-def test_memory_that_a_prompt_has_taken_is_no_failure_of_the_build(
-    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost
-) -> None:
-    def fail(folder: Path) -> None:
-        host.idle = False
-        raise EngineError(SHORT)
-
-    toy.while_building = fail
-    engines = later()
-    run(engines)
-    host.idle = True
-    wait_for(lambda: not host.idle)
-    wait_for(lambda: builds.line == "1 engine to build: waiting for the queue to be empty")
-    assert builds.generation == 0
-    toy.while_building = lambda folder: None
-    let_build(host, builds)
-    assert run(engines) == "toy"
 
 
 def test_a_fault_of_ours_in_one_build_takes_no_other_along(
