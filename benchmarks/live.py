@@ -25,6 +25,7 @@ from ..engine_builder.store import EngineStore
 from ..jobs.comfy_client import ComfyClient, RunResult
 from ..jobs.comfy_host import ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
 from ..jobs.demo_model import PACK
+from ..pipeline.atomic_file import atomic_file
 from .ladder.full_size import write_full_checkpoint
 
 log = logging.getLogger(__name__)
@@ -136,9 +137,8 @@ def _add(path: Path, values: Figures, expected: Figures) -> None:
     with suppress(OSError, ValueError):
         found |= json.loads(path.read_text("utf-8"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found | values, indent=1) + "\n", "utf-8")
-    part.replace(path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(found | values, indent=1) + "\n", "utf-8")
 
 
 def prompt_of(*changes: dict[str, dict[str, Any]], seed: int = 1) -> Prompt:

@@ -203,7 +203,9 @@ class Engines(EngineCatalog[AnyNetworks]):
     def hasten(self, component: str, sizes: Mapping[str, int], saved_s: float) -> bool:
         """Has a missing engine built at its next use after all, if the build takes less than the `saved_s` it saves."""
         last = self._last.get(component)
-        if last is None or last.backend != EagerBackend.name or not self._waits(component, sizes):
+        if self._fate == "off" or last is None or last.backend != EagerBackend.name:
+            return False
+        if not self._waits(component, sizes):
             return False
         with suppress(I2VError):
             request = self.request(component, sizes)
@@ -448,7 +450,7 @@ class EngineSet(Engines[VideoModel]):
         return any(not self._runs_eager(core, sizes) and self._is_refused(core, sizes) for core in due)
 
     def _runs_eager(self, component: str, sizes: Mapping[str, int]) -> bool:
-        room = self.residency.room_bytes()
+        room, sizes = self.residency.room_bytes(), {**sizes, "chunk": 1}  # a decoder takes as many frames as fit
         weights_bytes = self.model.source(component, self.precision).size_bytes
         return room is None or weights_bytes + self.model.scratch_bytes(component, sizes, self.precision) <= room
 

@@ -23,12 +23,13 @@ class FailedBuilds:
         self._sentences: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def remember(self, request: BuildRequest, error: EngineError) -> None:
+    def remember(self, request: BuildRequest, error: EngineError, *, was_alone: bool = False) -> None:
         """Keeps why the build failed, unless memory was short: there may be more of it the next time.
 
-        Errors of a child come as their sentences alone, so that the sentence has to tell.
+        There will not where the build `was_alone` on the machine. Errors of a child come as their sentences alone, so
+        that the sentence has to tell.
         """
-        if "memory" not in str(error).lower():
+        if was_alone or "memory" not in str(error).lower():
             with self._lock:
                 self._sentences[build_name(request)] = str(error)
 

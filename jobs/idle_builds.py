@@ -139,8 +139,10 @@ class IdleBuilds:
                 raise
             except I2VError as error:
                 log.warning("%s", error)
+                if not self.host.is_idle():
+                    return  # what it lacked a prompt may have taken: it is tried again
                 if isinstance(error, EngineError):
-                    FAILED.remember(wanted.request, error)
+                    FAILED.remember(wanted.request, error, was_alone=True)
             except Exception as error:  # the others go on
                 log.exception("%s could not be built.", wanted.request.spec.network.component)
                 FAILED.remember(wanted.request, EngineError(f"The build failed: {error}."))

@@ -14,6 +14,7 @@ from server import PromptServer
 
 from ..jobs.idle_builds import IdleBuilds
 from . import host
+from .host_patcher import memory_of
 
 SETTING = "I2VTensorRT.BuildWhenIdle"
 """Of the page's settings; web/i2v_tensorrt.js shows it."""
@@ -38,7 +39,9 @@ class _Queue:
 
     def free_device(self, needed_bytes: int) -> None:
         """Has ComfyUI unload its models in its own thread, where the GPU is too full for the build."""
-        if host.device().type != "cuda" or _free_bytes() >= needed_bytes or not self.is_idle():
+        if host.device().type != "cuda" or not self.is_idle():
+            return
+        if not _free_bytes() < needed_bytes <= memory_of(host.device()).total_bytes:
             return
         PromptServer.instance.prompt_queue.set_flag("unload_models", True)
         deadline = time.monotonic() + PATIENCE_S

@@ -79,7 +79,7 @@ def _proved(path: str, version: str, device: str, verdict: Path) -> str | None:
             if reason is None:
                 verdict.touch()
             return reason
-    except OSError:  # the verdict cannot be kept: it will prove itself again
+    except (OSError, NotImplementedError):  # the verdict cannot be kept: it will prove itself again
         return _flaw(path, version, device)
 
 

@@ -15,7 +15,7 @@ from ..errors import EngineError
 from ..memory import is_out_of_memory, is_short
 from ..spec import EngineSpec, Scope
 from .base import LoadNetwork, Runner, in_a_line
-from .cuda_graph import CaptureError, Replay, can_capture, is_launch_bound
+from .cuda_graph import Replay, can_capture, is_launch_bound
 from .host_weights import to_device, to_host
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class InductorRunner(Runner):
             kept = frozenset(tensor.name for tensor in self.spec.network.inputs if tensor.scope is not Scope.STEP)
             try:
                 self._replays[sizes] = Replay(self._direct, inputs, kept, self._graphs_pool())
-            except CaptureError as error:  # a graph is never needed: the direct call has worked
+            except Exception as error:  # a graph is never needed: whatever was raised, the direct call has worked
                 self._goes_without_graph(error)
         return found
 

@@ -129,3 +129,11 @@ def case_nobody_waits_for_room_once_there_is_a_prompt(folder: Path) -> None:
         with patch.object(host_idle, "_free_bytes", lambda: 0):
             _Queue().free_device(8 * GIB)
         assert "unload_models" not in queue.get_flags(), "the prompt's models stay"
+
+
+def case_what_no_empty_card_could_hold_sends_nobody_away(folder: Path) -> None:
+    with served(folder) as queue, pretended(Card(16 * GIB)) as card:
+        host.memory.load_models_gpu([CardModel(card, 12 * GIB)])
+        with patch.object(host_idle, "_free_bytes", lambda: card.free_bytes):
+            _Queue().free_device(17 * GIB)
+        assert "unload_models" not in queue.get_flags()

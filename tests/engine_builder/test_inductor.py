@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils._ordered_set import OrderedSet
 
-from i2v_tensorrt.engine_builder.backends import inductor, inductor_compiler, inductor_repairs
+from i2v_tensorrt.engine_builder.backends import inductor, inductor_compiler, inductor_repairs, inductor_runner
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.inductor import InductorBackend, hinted_sizes
 from i2v_tensorrt.engine_builder.backends.inductor_runner import FILE_NAME, InductorRunner
@@ -344,3 +344,23 @@ def test_the_packages_metadata_is_json(plan: Plan) -> None:
     runner, network = loaded(plan, CPU)
     layout = json.loads(runner._package.get_metadata()["layout"])
     assert layout["conv.weight"] == [[4, 4, 3, 3], list(network.conv.weight.stride()), "torch.float32"]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), EngineError("It was refused.")])
+def test_a_graph_for_which_there_is_no_room_costs_no_call(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The capture has a warm-up of its own, on another stream, which needs its scratch memory a second time."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(inductor_runner, "can_capture", lambda device: True)
+    monkeypatch.setattr(inductor_runner, "is_launch_bound", lambda call, device: (call(), True))
+    monkeypatch.setattr(InductorRunner, "_graphs_pool", lambda self: None)
+    monkeypatch.setattr(inductor_runner, "Replay", fail)
+    runner, network = loaded(plan, CPU)
+    for _ in range(3):
+        check(runner, network, SIZES)
+    assert runner.warning is not None
+    assert str(error).rstrip(".") in runner.warning

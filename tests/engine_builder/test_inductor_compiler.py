@@ -1,8 +1,10 @@
 """Which C++ compiler Inductor is given, and what is said where there is none that will do."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 
@@ -76,6 +78,18 @@ def test_a_compiler_proves_itself_once_and_another_version_anew(
     assert [proofs_after_another_process(), proofs_after_another_process()] == [1, 1]
     script(tmp_path, "good-g++", "#!/bin/sh\necho 13.2\n")
     assert [proofs_after_another_process(), proofs_after_another_process()] == [2, 2]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no locks")])
+def test_where_files_cannot_be_locked_a_compiler_proves_itself(
+    proof: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    (path,) = proof("good-g++")
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    assert inductor_compiler.working_compiler("cpu") == path
 
 
 def test_a_flaw_is_not_kept(proof: Callable[..., list[str]], tmp_path: Path) -> None:

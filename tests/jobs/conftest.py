@@ -1,5 +1,6 @@
 """Sets of engines over toys, for the tests of policies and of prebuilding."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ from i2v_tensorrt.jobs import engines as engines_module
 from i2v_tensorrt.jobs import idle_builds, parallel, prebuild
 from i2v_tensorrt.jobs.engines import EngineSet
 from i2v_tensorrt.jobs.failed_builds import FailedBuilds
+from i2v_tensorrt.jobs.idle_builds import IdleBuilds
 from i2v_tensorrt.jobs.policy import EnginePolicy
+from i2v_tensorrt.jobs.residency import LoadInPlace
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend
+from .toy_host import AsOnAGpu, ToyHost
 from .toy_model import MakeSet, ToyModel
+
+CALM_S = 0.05
 
 
 @pytest.fixture(autouse=True)
@@ -44,5 +50,29 @@ def make(toy: ToyBackend, tmp_path: Path) -> MakeSet:
 
     def make_set(model: Any = None, **policy: Any) -> EngineSet:
         return EngineSet(model or ToyModel(), EngineStore(tmp_path / "engines"), EnginePolicy(**policy), CPU)
+
+    return make_set
+
+
+@pytest.fixture
+def host() -> Iterator[ToyHost]:
+    host = ToyHost()
+    yield host
+    host.idle = False  # whatever is still being built ends
+
+
+@pytest.fixture
+def builds(host: ToyHost) -> IdleBuilds:
+    return IdleBuilds(host, CALM_S)
+
+
+@pytest.fixture
+def later(toy: ToyBackend, tmp_path: Path, builds: IdleBuilds) -> MakeSet:
+    """Makes an EngineSet as `auto` has it on a GPU; its keywords are a policy's, and `residency`."""
+
+    def make_set(residency: LoadInPlace | None = None, **policy: Any) -> EngineSet:
+        wanted = AsOnAGpu(**{"on_missing": "auto", "precision": "fp32", **policy})
+        store = EngineStore(tmp_path / "engines")
+        return EngineSet(ToyModel(), store, wanted, CPU, residency, later=builds)  # pyright: ignore[reportArgumentType]
 
     return make_set

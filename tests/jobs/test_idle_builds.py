@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from i2v_tensorrt.jobs.doctor import diagnose
 from i2v_tensorrt.jobs.engines import EngineSet
 from i2v_tensorrt.jobs.idle_builds import IdleBuilds
 from i2v_tensorrt.jobs.policy import LATER
-from i2v_tensorrt.jobs.residency import LoadInPlace
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend, names
@@ -30,31 +29,6 @@ from .toy_host import PATIENCE_S, AsOnAGpu, Room, ToyHost, let_build, wait_for
 from .toy_model import ODD, SIZES, MakeSet, ToyModel, keys, run
 
 CHUNKED = {**SIZES, "chunk": 2}
-CALM_S = 0.05
-
-
-@pytest.fixture
-def host() -> Iterator[ToyHost]:
-    host = ToyHost()
-    yield host
-    host.idle = False  # whatever is still being built ends
-
-
-@pytest.fixture
-def builds(host: ToyHost) -> IdleBuilds:
-    return IdleBuilds(host, CALM_S)
-
-
-@pytest.fixture
-def later(toy: ToyBackend, tmp_path: Path, builds: IdleBuilds) -> MakeSet:
-    """Makes an EngineSet as `auto` has it on a GPU; its keywords are a policy's, and `residency`."""
-
-    def make_set(residency: LoadInPlace | None = None, **policy: Any) -> EngineSet:
-        wanted = AsOnAGpu(**{"on_missing": "auto", "precision": "fp32", **policy})
-        store = EngineStore(tmp_path / "engines")
-        return EngineSet(ToyModel(), store, wanted, CPU, residency, later=builds)  # pyright: ignore[reportArgumentType]
-
-    return make_set
 
 
 def test_a_clip_runs_eager_now_and_is_told_why(later: MakeSet, toy: ToyBackend) -> None:
@@ -283,6 +257,30 @@ def test_an_engine_is_built_at_once_where_clips_save_more_than_it_takes(
     assert run(engines) == ("toy" if pays else "eager")
     assert len(toy.builds_done) == pays
     assert not engines.hasten("core", SIZES, saved_s), "it is there, or still not worth it"
+
+
+def test_no_clip_is_held_up_by_a_build_while_building_is_switched_off(
+    later: MakeSet, toy: ToyBackend, host: ToyHost
+) -> None:
+    host.on = False
+    engines = later()
+    run(engines)
+    assert not engines.hasten("core", SIZES, 1e9)
+    assert (run(engines), toy.builds_done) == ("eager", [])
+
+
+def test_a_decoder_that_fits_by_single_frames_holds_up_no_clip(later: MakeSet, toy: ToyBackend) -> None:
+    class ByChunk(ToyModel):
+        def scratch_bytes(
+            self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager"
+        ) -> int:
+            return 1000 * sizes["chunk"] if component == "vae_decoder" else 0
+
+    made = later(Room(1000))
+    engines = EngineSet(ByChunk(), made.store, made.policy, CPU, made.residency, later=made.later)  # pyright: ignore[reportArgumentType]
+    engines.prepare(CHUNKED)
+    assert toy.builds_done == []
+    assert run(engines, {**CHUNKED, "chunk": 1}, "vae_decoder") == "eager"
 
 
 def test_what_a_build_took_before_is_what_it_is_taken_to_need(later: MakeSet, make: MakeSet) -> None:
