@@ -75,20 +75,23 @@ class Budget:
 
 
 def largest(budgets: Sequence[Budget], size: ClipSize, multiple: int) -> ClipSize:
-    """The clip of about the same shape that has most pixels in all its frames, of those that all budgets allow.
+    """The largest clip of about the same shape that all budgets allow: smaller frames first, then fewer of them.
 
-    Its sides are multiples of so many pixels where they are not those of `size`. Raises BudgetError where none fits.
+    Sides are multiples of so many pixels where they are not those of `size`; below half of what was asked for they go
+    where fewer frames would not do. Raises BudgetError where nothing fits.
     """
     if all(budget.allows(size) for budget in budgets):
         return size
     space = budgets[0].space
     counts = sorted({space.num_frames(number) for number in range(1, space.frames(size.num_frames) + 1)}, reverse=True)
     sizes = [size, *_smaller(size, multiple)]
-    candidates = (replace(each, num_frames=count) for each in sizes for count in counts)
-    fitting = [each for each in candidates if all(budget.allows(each) for budget in budgets)]
-    if not fitting:
-        raise BudgetError(next(budget for budget in budgets if not budget.allows(size)).sentence(size))
-    return max(fitting, key=lambda each: (each.width * each.height * each.num_frames, each.num_frames))
+    roomy = [each for each in sizes if 2 * max(each.width, each.height) >= max(size.width, size.height)]
+    for group in (roomy, sizes):
+        candidates = (replace(each, num_frames=count) for count in counts for each in group)
+        found = next((each for each in candidates if all(budget.allows(each) for budget in budgets)), None)
+        if found is not None:
+            return found
+    raise BudgetError(next(budget for budget in budgets if not budget.allows(size)).sentence(size))
 
 
 def denoising(engines: EngineSet, *, guided: bool) -> Budget:
@@ -148,9 +151,12 @@ def _frames_bytes(size: ClipSize) -> int:
 
 
 def _smaller(size: ClipSize, multiple: int) -> Iterator[ClipSize]:
-    """Sizes of about the same shape, the largest first, in multiples of so many pixels."""
-    for width in range((size.width - 1) // multiple * multiple, MIN_SIDE - 1, -multiple):
-        height = max(round(size.height * width / size.width / multiple) * multiple, MIN_SIDE)
+    """Sizes of about the same shape, the largest first, in multiples of so many pixels along the longer side."""
+    longest = max(size.width, size.height)
+    for side in range((longest - 1) // multiple * multiple, MIN_SIDE - 1, -multiple):
+        width, height = (
+            max(round(each * side / longest / multiple) * multiple, MIN_SIDE) for each in (size.width, size.height)
+        )
         yield ClipSize(width, height, size.num_frames)
 
 

@@ -106,7 +106,7 @@ class IdleBuilds:
                 log.info("Building engines is put off: there is something to run.")
             except Exception:  # the thread goes on with whatever is wanted next
                 log.exception("Engines could not be built while there was nothing to run.")
-                self._drop(*wanted)
+                self._drop(*(wanted or dict(self._wanted)))
             finally:
                 self._stage = ""
 
@@ -139,9 +139,9 @@ class IdleBuilds:
                 raise
             except I2VError as error:
                 log.warning("%s", error)
-                if not self.host.is_idle():
-                    return  # what it lacked a prompt may have taken: it is tried again
                 if isinstance(error, EngineError):
+                    if not self.host.is_idle():
+                        return  # what it lacked a prompt may have taken: it is tried again
                     FAILED.remember(wanted.request, error, was_alone=True)
             except Exception as error:  # the others go on
                 log.exception("%s could not be built.", wanted.request.spec.network.component)

@@ -140,7 +140,7 @@ app.registerExtension({
       name: "Build engines while the queue is empty",
       tooltip:
         "Clips run in eager PyTorch until their engines are there. Off: engines are built only where on_missing is " +
-        "build, or by the Engine Builder.",
+        "build, where eager PyTorch does not fit, or by the Engine Builder.",
       type: "boolean",
       defaultValue: true,
     },

@@ -35,14 +35,19 @@ def to_device(network: torch.nn.Module, device: torch.device) -> None:
 
 
 def to_host(network: torch.nn.Module) -> None:
-    """Has every tensor of the network in host memory: what was kept there, or a copy."""
+    """Has every tensor of the network in host memory: what was kept there, or a copy.
+
+    What was kept counts only for a tensor that is still of its shape and dtype. Nothing may have changed in place
+    on the device meanwhile: that would be lost.
+    """
     if getattr(network, "is_borrowed", False):
         return
     for module in network.modules():
         homes = _homes().pop(module, {})
         for name, tensor in list(_own(module)):
-            if name in homes and tensor.device.type != "cpu":
-                _put(module, name, tensor, homes[name])
+            home = homes.get(name)
+            if home is not None and tensor.device.type != "cpu" and _are_alike(tensor, home):
+                _put(module, name, tensor, home)
     network.to("cpu")
 
 
@@ -67,6 +72,10 @@ def _own(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """A module's own tensors by name, without those of the modules in it."""
     for table in (module._parameters, module._buffers):
         yield from ((name, tensor) for name, tensor in table.items() if tensor is not None)
+
+
+def _are_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _put(module: torch.nn.Module, name: str, tensor: torch.Tensor, home: torch.Tensor) -> None:

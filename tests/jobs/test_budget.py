@@ -176,7 +176,7 @@ SPACES = {"pictures": (LatentSpace(), 8), "unet": (LatentSpace(), 64), "wan": (W
 @pytest.mark.parametrize(("space", "multiple"), SPACES.values(), ids=SPACES)
 @pytest.mark.parametrize("share", [0.001, 0.02, 0.1, 0.3, 0.62, 0.99])
 @pytest.mark.parametrize(("width", "height", "frames"), [(1024, 768, 17), (512, 960, 5), (704, 1280, 1)])
-def test_the_largest_clip_that_fits_is_as_large_as_any(
+def test_the_largest_clip_that_fits_keeps_its_frames_and_shape_as_long_as_it_can(
     space: LatentSpace, multiple: int, share: float, width: int, height: int, frames: int
 ) -> None:
     size, pixels = ClipSize(width, height, frames), width * height * frames
@@ -185,22 +185,28 @@ def test_the_largest_clip_that_fits_is_as_large_as_any(
         Budget("Another", lambda each: each.width * each.height, int(width * height * share**0.5), space),
         Budget("None", lambda each: 1 << 60, None, space),
     ]
-    shaped = [
-        ClipSize(w, max(round(height * w / width / multiple) * multiple, MIN_SIDE), n)
-        for w in range(MIN_SIDE, width + 1, multiple)
-        for n in range(1, frames + 1)
-        if space.misfit("a model", multiple, multiple, n) is None
-    ]
-    fitting = [each for each in shaped if all(budget.allows(each) for budget in budgets)]
-    if not fitting:
+    least = ClipSize(MIN_SIDE, MIN_SIDE, 1)
+    if not all(budget.allows(least) for budget in budgets):
         with pytest.raises(BudgetError, match="^One|^Another"):
             largest(budgets, size, multiple)
         return
     found = largest(budgets, size, multiple)
-    assert found in fitting
-    assert found.height == MIN_SIDE or abs(found.height - height * found.width / width) <= multiple
-    pixels_of = [each.width * each.height * each.num_frames for each in (found, *fitting)]
-    assert pixels_of[0] == max(pixels_of)
+    assert all(budget.allows(found) for budget in budgets)
+    assert space.misfit("a model", multiple, multiple, found.num_frames) is None
+    scale = max(found.width, found.height) / max(width, height)
+    for side, asked in ((found.width, width), (found.height, height)):
+        assert side == MIN_SIDE or abs(side - asked * scale) <= multiple
+    half = ClipSize(round(width / 2 + multiple), round(height / 2 + multiple), frames)
+    if all(budget.allows(half) for budget in budgets):
+        assert found.num_frames == frames
+    larger = replace(found, width=found.width + 2 * multiple, height=found.height + 2 * multiple)
+    assert larger.width > width or not all(budget.allows(larger) for budget in budgets)
+
+
+def test_a_clip_of_any_shape_shrinks_to_the_least_there_is() -> None:
+    """One side of it may be the least long before the other."""
+    room = Budget("One", lambda each: each.width * each.height * each.num_frames, 64 * 64 * 16)
+    assert largest([room], ClipSize(80, 2048, 16), 8).width == 64
 
 
 def test_sides_that_no_engine_takes_shrink_to_some_that_one_does() -> None:
