@@ -120,15 +120,25 @@ def test_a_child_killed_at_any_moment_costs_its_build_alone(
 
 
 def test_a_child_that_died_between_builds_is_replaced(store: EngineStore, tiny_folder: Path) -> None:
-    source = NetworkSource("tests.engine_builder.victims", "no_network", {})
-    request = replace(export_request(tiny_folder), source=source)
     with BuildProcess() as process:
         for _ in range(2):
-            with pytest.raises(CheckpointError, match="no such network"):
-                build_engine(request, store, process)
+            assert not build_engine(export_request(tiny_folder), store, process, force=True).reused
             assert process._child is not None
             process._child._process.kill()
             process._child._process.wait()
+
+
+def test_a_child_that_met_an_error_is_not_used_again(store: EngineStore, tiny_folder: Path) -> None:
+    """A library's error, such as CUDA's, may have left it unfit for any further build."""
+    source = NetworkSource("tests.engine_builder.victims", "no_network", {})
+    with BuildProcess() as process:
+        build_engine(export_request(tiny_folder), store, process)
+        unfit = process._child
+        assert unfit is not None
+        with pytest.raises(CheckpointError, match="no such network"):
+            build_engine(replace(export_request(tiny_folder), source=source), store, process, force=True)
+        assert not unfit.is_alive
+        assert not build_engine(export_request(tiny_folder), store, process, force=True).reused
 
 
 def test_a_child_that_dies_as_it_is_asked_is_replaced(
