@@ -193,7 +193,7 @@ def draw_architecture(data: dict[str, Any]) -> Image.Image:
         box, fill = ROOMS[room]
         canvas.box(box, fill)
         canvas.text(box.left + 20, box.top + 16, f"{room}/", 24)
-        columns = (box.width - 40) // 9
+        columns = (box.width - 40) // 8
         y = canvas.paragraph(box.left + 20, box.top + 54, sentence.replace("`", ""), 17, columns)
         canvas.paragraph(box.left + 20, y + 8, held.get(room, ""), 17, columns, INK)
     for importer, room in direct(data["imports"]):
@@ -204,7 +204,7 @@ def draw_architecture(data: dict[str, Any]) -> Image.Image:
     canvas.text((start[0] + end[0]) / 2, start[1] - 34, "leaves", 16, MUTED, "mm")
     canvas.text((start[0] + end[0]) / 2, start[1] - 16, "only", 16, MUTED, "mm")
     leaves = ", ".join(name.partition(".")[2] + ".py" for name in data["leaves"])
-    canvas.paragraph(engines.left + 20, engines.top + 142, f"leaves that pipeline/ may import: {leaves}", 16, 70)
+    canvas.paragraph(engines.left + 20, engines.top + 142, f"leaves that pipeline/ may import: {leaves}", 16, 80)
     canvas.box(TESTS, GREY)
     canvas.text(TESTS.left + 20, TESTS.top + 25, TESTS_SENTENCE, 18, INK, "lm")
     return canvas.finished()
