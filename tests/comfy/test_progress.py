@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,7 @@ def test_an_interrupt_while_sampling_takes_effect_within_a_step(
     client: ComfyClient, picture: str, output: Path
 ) -> None:
     # Large enough that a step takes far longer than the request to interrupt.
-    large = {CONDITIONING: {"width": 192, "height": 192, "num_frames": 8}, SAMPLER: {"steps": 100}}
+    large = {CONDITIONING: {"width": 384, "height": 384, "num_frames": 8}, SAMPLER: {"steps": 100}}
     before = file_names(output)
     result = client.run(clip(picture, large), interrupt_at(client, SAMPLER, 2))
     assert (result.status, result.error) == ("interrupted", f"node {SAMPLER} (I2VTRT_DDIMSampler) was interrupted")
@@ -184,12 +185,15 @@ def huge(base_directory: Path) -> Iterator[str]:
 
 def test_a_long_reading_of_weights_is_shown_and_can_be_interrupted(client: ComfyClient, huge: str) -> None:
     prompt = only({LOADER: node("I2VTRT_ModelLoader", checkpoint=huge, precision="auto")}, LOADER)
-    with connect(f"ws{client.url.removeprefix('http')}/ws?clientId=reading", proxy=None) as socket:
-        result = client.run(prompt, interrupt_at(client, LOADER, 0))
-        assert (result.status, result.error) == ("interrupted", f"node {LOADER} (I2VTRT_ModelLoader) was interrupted")
+    address = f"ws{client.url.removeprefix('http')}/ws?clientId=reading"
+    with connect(address, proxy=None) as socket, ThreadPoolExecutor(1) as beside:
+        running = beside.submit(client.run, prompt)
         heard: list[tuple[str, str]] = []
         while not heard:
-            heard += [each for each in read_text(socket.recv(timeout=10)) if each[0] == LOADER]
+            heard += [each for each in read_text(socket.recv(timeout=60)) if each[0] == LOADER]
+        client.interrupt()
+        result = running.result(60)
+    assert (result.status, result.error) == ("interrupted", f"node {LOADER} (I2VTRT_ModelLoader) was interrupted")
     assert re.fullmatch(r"reading checkpoint \d\d?%", heard[0][1])
 
 
