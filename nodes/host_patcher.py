@@ -17,6 +17,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..engine_builder.backends.base import Runner
+from ..engine_builder.backends.host_weights import tensors
 from ..jobs.residency import Memory
 
 ALL = 1e30
@@ -103,8 +104,8 @@ _PATCHERS: list[RunnerPatcher] = []
 def _blocks(runner: Runner) -> dict[int, int]:
     """The bytes of each weight that the runner has on its device, by address: runners of one part share them."""
     networks = [value for value in vars(runner).values() if isinstance(value, torch.nn.Module)]
-    tensors = (tensor for each in networks for tensor in (*each.parameters(), *each.buffers()))
-    return {tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.device == runner.device}
+    held = (tensor for each in networks for tensor in tensors(each))
+    return {tensor.data_ptr(): tensor.nbytes for tensor in held if tensor.device == runner.device}
 
 
 def patcher_of(runner: Runner) -> RunnerPatcher:

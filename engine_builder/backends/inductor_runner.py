@@ -173,10 +173,13 @@ class InductorRunner(Runner):
             if replay is not None:
                 return replay(inputs)
             self._calls[sizes] += 1
-            may_capture = self._has_steps and len(self._replays) < MAX_GRAPHS and can_capture(self.device)
-            if may_capture and self._calls[sizes] == WEIGHED_CALL:
+            if self._calls[sizes] == WEIGHED_CALL and self._may_capture():
                 return self._weighed(sizes, inputs)
             return self._direct(inputs)
+
+    def _may_capture(self) -> bool:
+        """Whether one more graph can be captured here and could gain anything."""
+        return self._has_steps and len(self._replays) < MAX_GRAPHS and can_capture(self.device)
 
     def _weighed(self, sizes: tuple[Any, ...], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A call that says whether a graph pays for these sizes, and where it does has one captured for the next."""

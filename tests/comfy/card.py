@@ -1,5 +1,6 @@
 """A pretended GPU under ComfyUI's own memory manager: what is on it is counted, and nothing is computed there."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ import comfy.model_management as memory
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from i2v_tensorrt.engine_builder.backends.base import Runner
+from i2v_tensorrt.engine_builder.backends.base import Runner, no_collection
 from i2v_tensorrt.engine_builder.spec import EngineSpec, NetworkSpec, ShapeProfile
 
 GIB = 1 << 30
@@ -112,3 +113,11 @@ class CardRunner(Runner):
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return inputs
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's collector runs only where a case has it run: what dies here dies by its last reference."""
+    gc.collect()
+    with no_collection():
+        yield

@@ -1,6 +1,5 @@
 """I2V Compile Model over weights that ComfyUI brings in as they are used, as it does on a GPU."""
 
-import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors.torch import load_file
 from i2v_tensorrt.jobs.policy import EnginePolicy
 from i2v_tensorrt.nodes import host_model
 from i2v_tensorrt.nodes.host_model import CompiledModel
+from i2v_tensorrt.tests.comfy.card import uncollected
 from i2v_tensorrt.tests.comfy.core_models import WAN, WANS, filled, write
 
 CARD = torch.device("cpu", 0)
@@ -238,14 +238,3 @@ def case_the_whole_weights_go_with_the_model(folder: Path) -> None:
         assert whole() is not None, "the next node would read them again"
         del model
         assert whole() is None and memory.current_loaded_models == []
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """What dies here dies by its last reference."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

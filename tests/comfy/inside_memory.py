@@ -2,8 +2,7 @@
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,7 +14,7 @@ from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.spec import EngineSpec, NetworkSpec, ShapeProfile
 from i2v_tensorrt.nodes.host import HostResidency
 from i2v_tensorrt.nodes.host_patcher import RunnerPatcher
-from i2v_tensorrt.tests.comfy.card import DEVICE, GIB, Card, CardModel, CardRunner, pretended
+from i2v_tensorrt.tests.comfy.card import DEVICE, GIB, Card, CardModel, CardRunner, pretended, uncollected
 
 
 class InTheWalk(Card):
@@ -38,17 +37,6 @@ def abandoned(card: Card) -> None:
     for runner in runners:
         residency.hold(runner, 0)
         vars(runner)["ring"] = (residency, runners)
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Python's collector runs only where a case has it run."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def listed() -> list[object]:
