@@ -1,7 +1,7 @@
 """Two commands for a fresh machine: `python run.py demo` and `python run.py test`.
 
 Only the door: any Python can read it, and say in a sentence that it is too old. What the
-commands do is in bootstrap/commands.py, and how they get their environment in bootstrap/environment.py.
+commands do is in cli/main.py, and how they get their environment in cli/environment.py.
 """
 
 import sys
@@ -32,4 +32,4 @@ if "i2v_tensorrt" not in sys.modules:
 if __name__ == "__main__":
     # A request to end is answered as Ctrl-C is: children end too, and what is half done is tidied up.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(importlib.import_module("i2v_tensorrt.bootstrap.commands").main(sys.argv[1:]))
+    sys.exit(importlib.import_module("i2v_tensorrt.cli.main").main(sys.argv[1:]))

@@ -19,17 +19,17 @@ import torch
 from PIL import Image
 
 from ..engine_builder.backends.registry import BACKENDS
-from ..engine_builder.store import EngineStore
-from ..jobs.clip import Denoising, decode_clip, encode_clip, sample_clip
-from ..jobs.demo_model import PICTURE, DemoModel, demo_model
-from ..jobs.engines import EngineSet, clip_sizes
-from ..jobs.policy import EnginePolicy, default_device
-from ..pipeline.cache import ConditioningCache
+from ..engine_builder.store.store import EngineStore
+from ..pipeline.denoising.sampler import SamplerSettings
+from ..pipeline.media.image import rgb
 from ..pipeline.models.base import ClipRequest
 from ..pipeline.models.registry import open_model
-from ..pipeline.picture import rgb
-from ..pipeline.sampling import SamplerSettings
-from .likeness import MAX_DB, frames_likeness
+from ..pipeline.quality.similarity import MAX_DB, frames_likeness
+from ..pipeline.tensor_cache import ConditioningCache
+from ..runtime.clip import Denoising, decode_clip, encode_clip, sample_clip
+from ..runtime.demo_model import PICTURE, DemoModel, demo_model
+from ..runtime.engines.engine_set import EngineSet, clip_sizes
+from ..runtime.engines.policy import EnginePolicy, default_device
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

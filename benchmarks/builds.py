@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 
-from ..engine_builder.errors import I2VError
-from ..engine_builder.manifest import Manifest
-from ..engine_builder.store import EngineStore
-from ..engine_builder.worker import BuildProcess
-from ..jobs.demo_model import PACK
-from ..jobs.engines import EngineSet, clip_sizes
-from ..jobs.policy import PRESETS, EnginePolicy
-from ..jobs.presets import ClipSize, parse_presets
+from ..common.errors import I2VError
+from ..engine_builder.build.build_process import BuildProcess
+from ..engine_builder.store.manifest import Manifest
+from ..engine_builder.store.store import EngineStore
+from ..pipeline.dummies.full_size import write_full_checkpoint
 from ..pipeline.models.registry import open_model
-from .ladder.full_size import write_full_checkpoint
+from ..runtime.demo_model import PACK
+from ..runtime.engines.engine_set import EngineSet, clip_sizes
+from ..runtime.engines.policy import PRESETS, EnginePolicy
+from ..runtime.engines.presets import ClipSize, parse_presets
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 
 RESULTS = Path(__file__).resolve().parent / "results" / "builds"

@@ -14,6 +14,8 @@ BENCHMARKS = {
     "scratch": "what each network takes of a GPU beside its weights, in eager PyTorch at published sizes",
     "ladder": "one clip in every way there is here, from diffusers in fp32 to the fastest engine",
 }
+MODULES = {"call": "one_call"}
+"""Where one's module bears another name."""
 USAGE = "usage: run.py bench NAME [options]\n\n" + "".join(
     f"  {name:<10} {what}\n" for name, what in BENCHMARKS.items()
 )
@@ -25,4 +27,4 @@ def main(argv: Sequence[str]) -> int:
         asked = bool(argv) and argv[0] in ("-h", "--help")
         (sys.stdout if asked else sys.stderr).write(USAGE)
         return 0 if asked else 2
-    return importlib.import_module(f".{argv[0]}", __package__).main(argv[1:])
+    return importlib.import_module(f".{MODULES.get(argv[0], argv[0])}", __package__).main(argv[1:])

@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
-from ..engine_builder.store import EngineStore
-from ..jobs.comfy_client import ComfyClient, RunResult
-from ..jobs.comfy_host import ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
-from ..jobs.demo_model import PACK
-from ..pipeline.atomic_file import atomic_file
-from .ladder.full_size import write_full_checkpoint
+from ..common.atomic_file import atomic_file
+from ..engine_builder.store.store import EngineStore
+from ..pipeline.dummies.full_size import write_full_checkpoint
+from ..remote.comfyui.client import ComfyClient, RunResult
+from ..remote.comfyui.server import ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
+from ..runtime.demo_model import PACK
 
 log = logging.getLogger(__name__)
 

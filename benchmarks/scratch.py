@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
+from ..common.out_of_memory import is_out_of_memory
+from ..common.spec import EngineSpec
 from ..engine_builder.backends.eager import EagerBackend
-from ..engine_builder.export import example_inputs
-from ..engine_builder.memory import is_out_of_memory
-from ..engine_builder.spec import EngineSpec
+from ..engine_builder.graph.onnx_export import example_inputs
+from ..pipeline.dummies.full_size import FULL_SIZES, write_full_checkpoint
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.registry import open_model
-from .ladder.full_size import FULL_SIZES, write_full_checkpoint
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu" / "scratch.json"

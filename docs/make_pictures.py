@@ -1,4 +1,4 @@
-"""Draws the pack's pictures: the architecture read off the code, where each node stands, icon and banner.
+"""Draws the pack's pictures: where each node stands, icon and banner.
 
     python docs/make_pictures.py
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ KEY = "drawn-from"
 SCALE = 2
 """Everything is drawn this much larger, for smooth edges."""
 INK, PAPER, MUTED, LINE = "#1d2733", "#ffffff", "#5b6b7c", "#8496a9"
-BLUE, BROWN, PURPLE, GREEN, GREY = "#dde6f7", "#f3e4da", "#ecdff5", "#dcefdf", "#edf0f3"
 
 
 # What is drawn
@@ -33,53 +31,6 @@ BLUE, BROWN, PURPLE, GREEN, GREY = "#dde6f7", "#f3e4da", "#ecdff5", "#dcefdf", "
 def _modules(room: str) -> Iterator[tuple[Path, ast.Module]]:
     for path in sorted((ROOT / room).rglob("*.py")):
         yield path.relative_to(ROOT), ast.parse(path.read_text("utf-8"))
-
-
-def _imported(path: Path, module: ast.Module) -> Iterator[str]:
-    """Dotted names below the root that a module imports, with those that it names for a later import."""
-    for node in ast.walk(module):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = path.with_suffix("").parts[: len(path.parts) - node.level]
-            yield ".".join([*base, node.module] if node.module else base)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if later := re.fullmatch(r"\.\.(\w+(?:\.\w+)+)", node.value):
-                yield later[1]
-
-
-def _named(folder: str, attribute: str) -> list[str]:
-    """The text that each class in a folder gives its attribute."""
-    found = [
-        line.value.value
-        for _, module in _modules(folder)
-        for node in ast.walk(module)
-        if isinstance(node, ast.ClassDef)
-        for line in node.body
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id == attribute
-        if isinstance(line.value, ast.Constant)
-    ]
-    return sorted(map(str, found))
-
-
-def _sentence(room: str) -> str:
-    """What a room says of itself."""
-    text = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text("utf-8"))) or ""
-    return text.partition("\n")[0]
-
-
-def architecture() -> dict[str, Any]:
-    """Rooms, the imports between them, the leaves that the pipeline may import, and what each registry holds."""
-    rooms = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
-    targets = {room: {name for p, m in _modules(room) for name in _imported(p, m)} for room in rooms}
-    leaves = {name for name in targets["pipeline"] if name.startswith("engine_builder")}
-    edges = {(room, name.split(".")[0]) for room, names in targets.items() for name in names - leaves}
-    return {
-        "rooms": {room: _sentence(room) for room in rooms},
-        "imports": [[a, b] for a, b in sorted(edges) if a != b and b in rooms],
-        "leaves": sorted(leaves),
-        "backends": _named("engine_builder/backends", "name"),
-        "families": _named("pipeline/models", "family"),
-        "nodes": sorted(nodes().values()),
-    }
 
 
 def chain() -> list[str]:
@@ -99,16 +50,6 @@ def nodes() -> dict[str, str]:
                 if "node_id" in words:
                     found[str(words["node_id"])] = str(words["display_name"])
     return dict(sorted(found.items()))
-
-
-def direct(edges: list[list[str]]) -> list[tuple[str, str]]:
-    """The imports that no longer way round already stands for."""
-    pairs = {(a, b) for a, b in edges}
-    further = set(pairs)
-    for _ in pairs:
-        further |= {(a, d) for a, b in further for c, d in further if b == c}
-    rooms = {room for pair in pairs for room in pair}
-    return sorted((a, b) for a, b in pairs if not any((a, c) in further and (c, b) in further for c in rooms))
 
 
 # How it is drawn
@@ -144,13 +85,6 @@ class Canvas:
     def text(self, x: float, y: float, text: str, size: int, colour: str = INK, anchor: str = "la") -> None:
         self.draw.text((x * SCALE, y * SCALE), text, colour, ImageFont.load_default(size * SCALE), anchor)
 
-    def paragraph(self, x: float, y: float, text: str, size: int, columns: int, colour: str = MUTED) -> float:
-        """Wraps the text and returns where the next one starts."""
-        for line in textwrap.wrap(text, columns):
-            self.text(x, y, line, size, colour)
-            y += size * 1.35
-        return y
-
     def arrow(self, start: tuple[float, float], end: tuple[float, float], colour: str = MUTED) -> None:
         (x0, y0), (x1, y1) = ((x * SCALE, y * SCALE) for x, y in (start, end))
         length = max(((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5, 1)
@@ -164,50 +98,6 @@ class Canvas:
     def finished(self) -> Image.Image:
         """The picture in its own size."""
         return self.image.resize(self.size, Image.Resampling.LANCZOS)
-
-
-ROOMS: dict[str, tuple[Box, str]] = {
-    "nodes": (Box(40, 90, 480, 220), PURPLE),
-    "benchmarks": (Box(600, 90, 340, 220), BROWN),
-    "bootstrap": (Box(1020, 90, 340, 220), GREY),
-    "jobs": (Box(340, 365, 560, 145), GREEN),
-    "training": (Box(1020, 365, 340, 145), GREY),
-    "pipeline": (Box(40, 560, 560, 180), BLUE),
-    "engine_builder": (Box(720, 560, 640, 180), BLUE),
-}
-"""Where each room stands; who imports stands above what it imports."""
-TESTS = Box(40, 775, 1320, 50)
-TESTS_SENTENCE = "tests/   mirror the rooms; tests/test_rooms.py holds imports to the arrows and what lies behind them"
-
-
-def draw_architecture(data: dict[str, Any]) -> Image.Image:
-    """One page: the rooms, what they are for, what they hold, and which may import which."""
-    canvas = Canvas(1400, 850)
-    canvas.text(40, 34, "I2V TensorRT: its rooms, and who may import whom", 26)
-    held = {
-        "nodes": f"{len(data['nodes'])} nodes: {', '.join(name.removeprefix('I2V ') for name in data['nodes'])}",
-        "pipeline": f"families: {', '.join(data['families'])}",
-        "engine_builder": f"backends: {', '.join(data['backends'])}",
-    }
-    for room, sentence in data["rooms"].items():
-        box, fill = ROOMS[room]
-        canvas.box(box, fill)
-        canvas.text(box.left + 20, box.top + 16, f"{room}/", 24)
-        columns = (box.width - 40) // 8
-        y = canvas.paragraph(box.left + 20, box.top + 54, sentence.replace("`", ""), 17, columns)
-        canvas.paragraph(box.left + 20, y + 8, held.get(room, ""), 17, columns, INK)
-    for importer, room in direct(data["imports"]):
-        canvas.arrow(*_between(ROOMS[importer][0], ROOMS[room][0]))
-    pipeline, engines = ROOMS["pipeline"][0], ROOMS["engine_builder"][0]
-    start, end = _between(pipeline, engines)
-    canvas.arrow(start, end, LINE)
-    canvas.text((start[0] + end[0]) / 2, start[1] - 34, "leaves", 16, MUTED, "mm")
-    canvas.text((start[0] + end[0]) / 2, start[1] - 16, "only", 16, MUTED, "mm")
-    leaves = ", ".join(name.partition(".")[2] + ".py" for name in data["leaves"])
-    canvas.paragraph(engines.left + 20, engines.top + 142, f"leaves that pipeline/ may import: {leaves}", 16, 80)
-    canvas.box(TESTS, GREY)
-    canvas.text(TESTS.left + 20, TESTS.top + 25, TESTS_SENTENCE, 18, INK, "lm")
-    return canvas.finished()
 
 
 def _between(start: Box, end: Box) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -306,14 +196,13 @@ def draw_banner() -> Image.Image:
 
 def pictures() -> dict[str, tuple[Any, Callable[[], Image.Image]]]:
     """Each picture's path below the root, the data that it shows, and how it is drawn."""
-    whole, names, chained = architecture(), nodes(), chain()
+    names, chained = nodes(), chain()
 
     def place(name: str) -> tuple[Any, Callable[[], Image.Image]]:
         others = {other: names[other] for other in [*chained, *FEEDS, name]}
         return {"nodes": others, "chain": chained, "lit": name}, lambda: draw_place(others, chained, name)
 
     return {
-        "docs/architecture.png": (whole, lambda: draw_architecture(whole)),
         "docs/icon.png": ({"frames": FRAMES}, draw_icon),
         "docs/banner.png": ({"frames": FRAMES}, draw_banner),
         **{f"web/docs/images/{name}.png": place(name) for name in names},

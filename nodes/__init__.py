@@ -1,1 +1,1 @@
-"""ComfyUI's face: one thin file a node; the `host` files alone touch ComfyUI's internals."""
+"""ComfyUI's face: one thin file a node; `host` alone touches ComfyUI's internals."""

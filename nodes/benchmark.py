@@ -6,12 +6,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..jobs.benchmark import CHOICES, MAX_MINUTES, MIN_MINUTES, QUICK, BenchmarkOrder, run_benchmark
-from ..jobs.engines import EngineSet
 from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
-from ..pipeline.sampling import MAX_STEPS
-from . import host
-from .types import CATEGORY, Model, sockets, verdict
+from ..pipeline.denoising.sampler import MAX_STEPS
+from ..runtime.engines.engine_set import EngineSet
+from ..runtime.tools.benchmark import CHOICES, MAX_MINUTES, MIN_MINUTES, QUICK, BenchmarkOrder, run_benchmark
+from .host import ui as host
+from .inputs import CATEGORY, Model, sockets, verdict
 
 
 class Benchmark(io.ComfyNode):

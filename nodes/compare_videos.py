@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..jobs.compare import compare_clips
-from . import host
-from .types import CATEGORY, sockets
+from ..runtime.tools.compare import compare_clips
+from .host import ui as host
+from .inputs import CATEGORY, sockets
 
 
 class CompareVideos(io.ComfyNode):

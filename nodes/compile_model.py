@@ -6,9 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..jobs.policy import EnginePolicy
-from . import host, host_model
-from .types import CATEGORY, backend_input, on_missing_input, shape_policy_input, sockets, verdict
+from ..runtime.engines.policy import EnginePolicy
+from .host import model as host_model
+from .host import ui as host
+from .inputs import CATEGORY, backend_input, on_missing_input, shape_policy_input, sockets, verdict
 
 
 class CompileModel(io.ComfyNode):

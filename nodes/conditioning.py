@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..engine_builder.errors import InputError
-from ..jobs.clip import encode_clip
-from ..jobs.engines import EngineSet
+from ..common.errors import InputError
 from ..pipeline.conditioning import (
     MAX_FPS,
     MAX_FRAMES,
@@ -21,11 +19,13 @@ from ..pipeline.conditioning import (
     check_fields,
 )
 from ..pipeline.conditioning import Conditioning as Encoded
+from ..pipeline.media.image import picture_from_tensor
 from ..pipeline.models.base import ClipRequest
-from ..pipeline.picture import picture_from_tensor
-from . import host
-from .peak import PeakMemory
-from .types import CATEGORY, Conditioning, Model, advanced, sockets, verdict
+from ..runtime.clip import encode_clip
+from ..runtime.engines.engine_set import EngineSet
+from .host import ui as host
+from .host.peak_memory import PeakMemory
+from .inputs import CATEGORY, Conditioning, Model, advanced, sockets, verdict
 
 STOP, SHRINK = "stop", "shrink"
 

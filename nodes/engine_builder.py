@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..common.errors import InputError
 from ..engine_builder.backends.registry import AUTO
-from ..engine_builder.backends.tensorrt import TensorRTBackend
-from ..engine_builder.backends.tensorrt_library import RTX_ARCHS
-from ..engine_builder.errors import InputError
-from ..jobs.calibrate import MOST_CLIPS, Material
-from ..jobs.engines import EngineSet
-from ..jobs.policy import EnginePolicy
-from ..jobs.prebuild import ALL, Prebuild, component_names, prebuild
-from ..jobs.presets import parse_presets
+from ..engine_builder.backends.tensorrt.backend import TensorRTBackend
+from ..engine_builder.backends.tensorrt.library import RTX_ARCHS
 from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
-from ..pipeline.picture import picture_from_tensor
-from . import host
-from .types import (
+from ..pipeline.media.image import picture_from_tensor
+from ..runtime.calibration import MOST_CLIPS, Material
+from ..runtime.engines.engine_set import EngineSet
+from ..runtime.engines.policy import EnginePolicy
+from ..runtime.engines.presets import parse_presets
+from ..runtime.prebuild import ALL, Prebuild, component_names, prebuild
+from .host import ui as host
+from .inputs import (
     CATEGORY,
     Model,
     backend_input,

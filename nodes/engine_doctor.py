@@ -7,10 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..jobs.doctor import diagnose
-from . import host
-from .host_idle import idle_builds
-from .types import CATEGORY, sockets
+from ..runtime.tools.doctor import diagnose
+from .host import ui as host
+from .host.idle import idle_builds
+from .inputs import CATEGORY, sockets
 
 
 class EngineDoctor(io.ComfyNode):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..jobs.engines import EngineSet
-from ..jobs.policy import EnginePolicy
-from . import host
-from .host_idle import idle_builds
-from .types import (
+from ..runtime.engines.engine_set import EngineSet
+from ..runtime.engines.policy import EnginePolicy
+from .host import ui as host
+from .host.idle import idle_builds
+from .inputs import (
     CATEGORY,
     Model,
     backend_input,

@@ -7,10 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..jobs.engine_list import check_start
-from ..jobs.engine_manager import ACTIONS, LIST, manage
-from . import host
-from .types import CATEGORY, sockets, verdict
+from ..runtime.tools.engine_list import check_start
+from ..runtime.tools.engine_manager import ACTIONS, LIST, manage
+from .host import ui as host
+from .inputs import CATEGORY, sockets, verdict
 
 
 class EngineManager(io.ComfyNode):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host
 from .benchmark import Benchmark
 from .compare_videos import CompareVideos
 from .compile_model import CompileModel
@@ -13,6 +12,7 @@ from .engine_builder import EngineBuilder
 from .engine_doctor import EngineDoctor
 from .engine_loader import EngineLoader
 from .engine_manager import EngineManager
+from .host import ui as host
 from .lora import LoRA
 from .model_loader import ModelLoader
 from .sampler import DDIMSampler

@@ -7,12 +7,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..engine_builder.errors import InputError
-from ..jobs.engines import EngineSet
+from ..common.errors import InputError
 from ..pipeline.models.base import VideoModel
-from . import host
+from ..runtime.engines.engine_set import EngineSet
+from .host import ui as host
+from .inputs import CATEGORY, Model, sockets, verdict
 from .model_loader import reading
-from .types import CATEGORY, Model, sockets, verdict
 
 NONE = "put a LoRA into models/loras"
 BOTH, HIGH, LOW = EXPERTS = ("both", "high noise", "low noise")

@@ -9,11 +9,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..engine_builder.backends.eager import EagerBackend
-from ..jobs.engines import EngineSet
-from ..jobs.policy import EnginePolicy
 from ..pipeline.models.registry import open_model
-from . import host
-from .types import CATEGORY, PRECISION_NAMES, Model, sockets, verdict
+from ..runtime.engines.engine_set import EngineSet
+from ..runtime.engines.policy import EnginePolicy
+from .host import ui as host
+from .inputs import CATEGORY, PRECISION_NAMES, Model, sockets, verdict
 
 NONE = "put a checkpoint into models/i2v"
 

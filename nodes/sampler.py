@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..jobs.clip import MAX_GUIDANCE, Denoising
-from ..jobs.engines import EngineSet
-from ..jobs.results import Sampled, sample_or_recall
 from ..pipeline.conditioning import Conditioning as Encoded
-from ..pipeline.sampling import MAX_STEPS, SCHEDULERS, SHIFTS, SamplerSettings
-from . import host
-from .peak import PeakMemory
-from .types import CATEGORY, Conditioning, Model, advanced, sockets, verdict
+from ..pipeline.denoising.sampler import MAX_STEPS, SCHEDULERS, SHIFTS, SamplerSettings
+from ..runtime.clip import MAX_GUIDANCE, Denoising
+from ..runtime.engines.engine_set import EngineSet
+from ..runtime.result_cache import Sampled, sample_or_recall
+from .host import ui as host
+from .host.peak_memory import PeakMemory
+from .inputs import CATEGORY, Conditioning, Model, advanced, sockets, verdict
 
 FAMILYS_OWN = -1.0
 MODELS_SHIFT = 0.0

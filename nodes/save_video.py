@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from comfy_api.latest import InputImpl, Types, io
 
-from ..engine_builder.errors import InputError
-from ..engine_builder.manifest import file_digest
-from ..jobs.saved_videos import SavedVideo, note, noted, video_key
-from ..pipeline.frames import play_order
-from ..pipeline.video import write_video
-from ..pipeline.video_format import FORMATS, Audio, VideoInfo, VideoOptions
-from . import host
-from .paths import check_name
-from .places import SavePlace, expanded
-from .types import CATEGORY, sockets, verdict
+from ..common.errors import InputError
+from ..engine_builder.store.manifest import file_digest
+from ..pipeline.media.formats import FORMATS, Audio, VideoInfo, VideoOptions
+from ..pipeline.media.frames import play_order
+from ..pipeline.media.video import write_video
+from ..runtime.saved_videos import SavedVideo, note, noted, video_key
+from .host import ui as host
+from .host.output_path import SavePlace, expanded
+from .host.safe_name import check_name
+from .inputs import CATEGORY, sockets, verdict
 
 AUTO_CRF = -1.0
 PAGE_FORMAT = "mp4-h264"

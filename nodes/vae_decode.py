@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..engine_builder.errors import InputError
-from ..jobs.clip import decode_clip, fitting_chunk
-from ..jobs.engines import EngineSet
-from . import host
-from .peak import PeakMemory
-from .types import CATEGORY, Model, sockets
+from ..common.errors import InputError
+from ..runtime.clip import decode_clip, fitting_chunk
+from ..runtime.engines.engine_set import EngineSet
+from .host import ui as host
+from .host.peak_memory import PeakMemory
+from .inputs import CATEGORY, Model, sockets
 
 MAX_CHUNK = 64
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from ..engine_builder.errors import InputError
-from .cache import ConditioningCache
-from .checks import check_number, shown
+from ..common.errors import InputError
+from ..common.validation import check_number, shown
 from .models.base import ClipRequest, Encoded, Run, Stage, VideoModel
+from .tensor_cache import ConditioningCache
 
 SCHEMA = 1
 """Raised when the meaning of a cached entry changes."""

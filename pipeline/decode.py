@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..engine_builder.errors import InputError
-from ..engine_builder.memory import is_out_of_memory
+from ..common.errors import InputError
+from ..common.out_of_memory import is_out_of_memory
 
 BYTES_PER_PIXEL = 2250
 """Scratch memory of the published VAE's decoder, fp16, for each pixel of each frame decoded at once.

@@ -45,7 +45,7 @@ DEADLINE = pytest.StashKey[float]()
 def pytest_configure(config: pytest.Config) -> None:
     """A worker's live tests are told to the process that sums up."""
     if hasattr(config, "workerinput"):
-        from i2v_tensorrt.bootstrap.checks import LiveTests
+        from i2v_tensorrt.cli.test_command import LiveTests
 
         config.pluginmanager.register(LiveTests())
 
@@ -74,7 +74,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def host() -> Any:
     """The ComfyUI of this machine, a `ComfyHost`."""
-    from i2v_tensorrt.jobs.comfy_host import find_comfyui, not_found_reason
+    from i2v_tensorrt.remote.comfyui.server import find_comfyui, not_found_reason
 
     found = find_comfyui()
     if found is None:
@@ -111,7 +111,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint of random weights in the published layout; read it, never change it."""
-    from i2v_tensorrt.pipeline.models.tiny import write_tiny_checkpoint
+    from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
 
     return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-random")
 
@@ -127,7 +127,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_svd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Stable Video Diffusion of random weights; read it, never change it."""
-    from i2v_tensorrt.pipeline.models.tiny_svd import write_tiny_svd
+    from i2v_tensorrt.pipeline.dummies.svd import write_tiny_svd
 
     return write_tiny_svd(tmp_path_factory.mktemp("checkpoints") / "tiny-svd")
 
@@ -135,6 +135,6 @@ def tiny_svd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Gives a tiny Wan of random weights of one of `tiny_wan.KINDS`; read it, never change it."""
-    from i2v_tensorrt.pipeline.models.tiny_wan import write_tiny_wan
+    from i2v_tensorrt.pipeline.dummies.wan import write_tiny_wan
 
     return cache(lambda kind: write_tiny_wan(tmp_path_factory.mktemp("checkpoints") / f"tiny-{kind}", kind))

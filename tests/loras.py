@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from i2v_tensorrt.pipeline.models.checkpoint import Part, tensor_shapes
+from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import Part, tensor_shapes
 
 RANK, ALPHA = 4, 2.0
 

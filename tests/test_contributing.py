@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_host import find_comfyui, not_found_reason
 from i2v_tensorrt.pipeline.models.base import VideoModel
+from i2v_tensorrt.remote.comfyui.server import find_comfyui, not_found_reason
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
@@ -166,7 +166,7 @@ def is_abstract(value: object) -> bool:
 
 def test_every_room_has_its_row() -> None:
     rows = set(re.findall(r"`(\w+)/`", "\n".join(line.split(" | ")[0] for line in sections(DOCUMENT)["The rooms"])))
-    assert rows == {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"tests", "locales", "web"}
+    assert rows == {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"tests", "locales", "web", "demo_model"}
 
 
 class TestChanged:

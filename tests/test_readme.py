@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ["README.md", "README.zh-CN.md"]
-ROOMS = ("nodes", "jobs", "pipeline", "engine_builder", "bootstrap")
+ROOMS = ("nodes", "runtime", "remote", "pipeline", "engine_builder", "common", "cli")
 GAP = "…"
 """Stands for what a sentence fills in."""
 

@@ -1,73 +1,75 @@
-"""The import direction: pipeline and engine_builder never meet, and only nodes/host*.py knows ComfyUI."""
+"""Imports go one way, and only nodes/host knows ComfyUI."""
+
+from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("pipeline", "engine_builder", "jobs", "nodes", "bootstrap", "benchmarks", "training")
-LEAVES = {f"engine_builder.{name}" for name in ("spec", "errors", "memory", "source")}
 ALLOWED = {
-    "engine_builder": {"engine_builder"},
-    "pipeline": {"pipeline"},
-    "jobs": {"jobs", "pipeline", "engine_builder"},
-    "benchmarks": {"benchmarks", "jobs", "pipeline", "engine_builder"},
-    "bootstrap": {"bootstrap", "jobs", "benchmarks"},
-    "nodes": {"nodes", "jobs", "pipeline", "engine_builder"},
-    "training": {"training"},
+    "common": set(),
+    "engine_builder": {"common"},
+    "pipeline": {"common"},
+    "runtime": {"pipeline", "engine_builder", "common"},
+    "nodes": {"runtime", "pipeline", "engine_builder", "common"},
+    "remote/comfyui": {"common"},
+    "remote/batch": {"remote/comfyui", "common"},
+    "benchmarks": {"remote/comfyui", "runtime", "pipeline", "engine_builder", "common"},
+    "cli": {"benchmarks", "remote/batch", "remote/comfyui", "runtime", "pipeline", "engine_builder", "common"},
+    "demo_model/training": set(),
 }
+"""What each room may import beside itself."""
 COMFY = {"comfy", "comfy_api", "folder_paths", "nodes", "server", "execution", "latent_preview", "comfy_execution"}
-HOST = {"host.py", "host_idle.py", "host_model.py", "host_network.py", "host_patcher.py"}
-HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "av"}
 
 
-def files() -> list[Path]:
-    return [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+@cache
+def modules() -> dict[str, Path]:
+    """Every file of the rooms by the dotted name of its module."""
+    files = [path for room in ALLOWED for path in sorted((ROOT / room).rglob("*.py"))]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+def room_of(name: str) -> str | None:
+    """The room that a module stands in; None where that is none of them."""
+    path = name.replace(".", "/")
+    return next((room for room in ALLOWED if path == room or path.startswith(f"{room}/")), None)
 
 
 def imported(path: Path) -> set[str]:
-    """Absolute dotted names that the file imports, with relative ones resolved from the root."""
-    names: set[str] = set()
+    """The modules of the pack that a file imports, wherever it does."""
+    found: set[str] = set()
     parts = path.relative_to(ROOT).with_suffix("").parts
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(parts[: len(parts) - node.level]) if node.level else ""
-            module = ".".join(part for part in (base, node.module) if part)
-            if not node.level:
-                names.add(module)
-            else:
-                names |= {
-                    module
-                    if (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
-                    else f"{module}.{alias.name}"
-                    for alias in node.names
-                }
-    return names
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join([*parts[: len(parts) - node.level], *filter(None, [node.module])])
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules() else base for name in names}
+    return found
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_one_way(path: Path) -> None:
-    room = path.relative_to(ROOT).parts[0]
-    for name in imported(path):
-        target = name.split(".")[0]
-        if target in ROOMS and name not in LEAVES:
-            assert target in ALLOWED[room], f"{path} imports {name}"
+def absolute(path: Path) -> set[str]:
+    """The packages outside the pack that a file imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    froms = {(node.module or "").split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return froms | {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_nodes_knows_comfyui(path: Path) -> None:
-    text = ast.parse(path.read_text("utf-8"))
-    absolute = {
-        (node.module or "").split(".")[0]
-        for node in ast.walk(text)
-        if isinstance(node, ast.ImportFrom) and not node.level
-    } | {alias.name.split(".")[0] for node in ast.walk(text) if isinstance(node, ast.Import) for alias in node.names}
-    found = absolute & COMFY
-    room = path.relative_to(ROOT).parts[0]
-    if room != "nodes":
-        assert not found
-    elif path.name not in HOST:
-        assert found <= {"comfy_api"}, f"{path} must ask host.py instead of importing {found}"
+def test_imports_go_one_way() -> None:
+    assert len(modules()) > 150
+    wrong = [
+        f"{name} imports {target}"
+        for name, path in modules().items()
+        for target in sorted(imported(path))
+        if (room := room_of(name)) != (other := room_of(target)) and other not in ALLOWED[room or ""]
+    ]
+    assert wrong == []
+
+
+def test_only_the_host_knows_comfyui() -> None:
+    wrong = []
+    for name, path in modules().items():
+        known = {"comfy_api"} if room_of(name) == "nodes" else set()
+        known = COMFY if name.startswith("nodes.host.") else known
+        wrong += [f"{name} imports {package}" for package in sorted(absolute(path) & COMFY - known)]
+    assert wrong == []

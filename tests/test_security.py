@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("nodes", "jobs", "pipeline", "engine_builder", "bootstrap", "benchmarks", "training")
+ROOMS = ("nodes", "runtime", "remote", "pipeline", "engine_builder", "common", "cli", "benchmarks", "demo_model")
 TEXT = (ROOT / "SECURITY.md").read_text("utf-8")
 READS_CODE = {"pickle", "cPickle", "dill", "shelve", "marshal"}
 RUNS_TEXT = {"eval", "exec"}
@@ -59,6 +59,6 @@ def test_files_and_folders_that_it_names_are_ours() -> None:
     named = re.findall(r"`(nodes/[\w/.]+)`", TEXT)
     assert named
     assert [name for name in named if not (ROOT / name).is_file()] == []
-    store = (ROOT / "engine_builder" / "store.py").read_text("utf-8")
+    store = (ROOT / "engine_builder" / "store" / "store.py").read_text("utf-8")
     assert '".secret"' in store
     assert "0o600" in store

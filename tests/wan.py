@@ -24,7 +24,7 @@ def tiny_vae(form: str, channels: int = 8) -> Any:
     """An AutoencoderKLWan of random weights, in which no two channels are scaled alike; never change it."""
     from diffusers import AutoencoderKLWan
 
-    from i2v_tensorrt.pipeline.models.tiny_wan import TinyWanSizes, vae_settings
+    from i2v_tensorrt.pipeline.dummies.wan import TinyWanSizes, vae_settings
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -41,7 +41,7 @@ class VaeRun:
     """A `Run` over a VAE's networks in eager PyTorch; notes which components were called."""
 
     def __init__(self, vae: Any) -> None:
-        from i2v_tensorrt.pipeline.models.wan_vae import vae_networks
+        from i2v_tensorrt.pipeline.models.wan.vae import vae_networks
 
         self.networks = vae_networks(vae.config)
         self.modules = {name: network.module(vae) for name, network in self.networks.items()}
@@ -83,8 +83,8 @@ def tiny_text_encoder(head: int = 16) -> Any:
 
 def networks(form: str, wide: bool = False) -> dict[str, Network]:
     """The rows for one of `FORMS`, or for `TEXT`; with heads that TensorRT has kernels for where `wide`."""
-    from i2v_tensorrt.pipeline.models.wan_text import text_network
-    from i2v_tensorrt.pipeline.models.wan_vae import vae_networks
+    from i2v_tensorrt.pipeline.models.wan.text_encoder import text_network
+    from i2v_tensorrt.pipeline.models.wan.vae import vae_networks
 
     config = _model(form, wide).config
     return {"text_encoder": text_network(config.to_dict())} if form == TEXT else vae_networks(config)

@@ -135,7 +135,7 @@ app.registerExtension({
 
   settings: [
     {
-      id: "I2VTensorRT.BuildWhenIdle", // nodes/host_idle.py reads it
+      id: "I2VTensorRT.BuildWhenIdle", // nodes/host/idle.py reads it
       category: ["I2V TensorRT", "Engines", "BuildWhenIdle"],
       name: "Build engines while the queue is empty",
       tooltip:

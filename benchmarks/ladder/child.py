@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ...engine_builder.errors import I2VError
-from ...pipeline.video import write_video
-from ...pipeline.video_format import VideoOptions
+from ...common.errors import I2VError
+from ...pipeline.media.formats import VideoOptions
+from ...pipeline.media.video import write_video
 from .engine_way import EngineWay
 from .job import Job
 from .measure import (
@@ -79,7 +79,7 @@ def main(path: Path) -> int:
     logging.basicConfig(level=logging.INFO)
     order = order_from_json(path.read_text("utf-8"))
     if order.kind == "checkpoint":
-        from .full_size import write_full_checkpoint
+        from ...pipeline.dummies.full_size import write_full_checkpoint
 
         write_full_checkpoint(Path(order.job.folder), order.job.torch_device, order.job.seed)
         return 0

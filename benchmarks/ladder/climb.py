@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...engine_builder.errors import I2VError
+from ...common.errors import I2VError
 from .child import Order
 from .document import Document, write_text
 from .plot import save_plot

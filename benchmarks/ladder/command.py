@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...engine_builder.errors import I2VError, InputError
-from ...jobs.demo_model import PACK
-from ...jobs.policy import default_device
-from ...pipeline.models.checkpoint import INDEX
+from ...common.errors import I2VError, InputError
+from ...pipeline.models.checkpoints.diffusers_folder import INDEX
 from ...pipeline.models.registry import open_model
+from ...runtime.demo_model import PACK
+from ...runtime.engines.policy import default_device
 from .child import main as run_child
 from .climb import Climb, Limits
 from .document import Document

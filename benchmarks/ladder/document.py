@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...engine_builder.errors import InputError
-from ...pipeline.atomic_file import atomic_file
+from ...common.atomic_file import atomic_file
+from ...common.errors import InputError
 from .job import Job
 from .row import FIGURES, Row, row_from_dict
 from .rungs import COMPILED, REFERENCE

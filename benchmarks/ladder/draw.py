@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ...pipeline.atomic_file import atomic_file
+from ...common.atomic_file import atomic_file
 
 Colour = tuple[int, int, int]
 

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import torch
 
+from ...common.errors import EngineError
 from ...engine_builder.backends.base import Report, Runner
 from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.backends.registry import BACKENDS
-from ...engine_builder.errors import EngineError
-from ...engine_builder.store import EngineStore
-from ...engine_builder.worker import BuildProcess
-from ...jobs.clip import Denoising, decode_clip, encode_clip, sample_clip
-from ...jobs.engines import EngineSet
-from ...jobs.policy import EnginePolicy
-from ...pipeline.cache import ConditioningCache
+from ...engine_builder.build.build_process import BuildProcess
+from ...engine_builder.store.store import EngineStore
 from ...pipeline.conditioning import Conditioning
+from ...pipeline.denoising.sampler import SamplerSettings
 from ...pipeline.models.registry import open_model
-from ...pipeline.sampling import SamplerSettings
+from ...pipeline.tensor_cache import ConditioningCache
+from ...runtime.clip import Denoising, decode_clip, encode_clip, sample_clip
+from ...runtime.engines.engine_set import EngineSet
+from ...runtime.engines.policy import EnginePolicy
 from .flops import count_tflop
 from .job import Job
 from .measure import free_memory, synchronize

@@ -7,7 +7,7 @@ from itertools import chain
 
 import torch
 
-from ...engine_builder.spec import NetworkSpec
+from ...common.spec import NetworkSpec
 
 
 def count_tflop(network: torch.nn.Module, spec: NetworkSpec, sizes: Mapping[str, int]) -> float:

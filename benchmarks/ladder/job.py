@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from ...jobs.demo_model import PICTURE
-from ...jobs.engines import clip_sizes
 from ...pipeline.models.base import ClipRequest, VideoModel
+from ...runtime.demo_model import PICTURE
+from ...runtime.engines.engine_set import clip_sizes
 
 NEGATIVE_PROMPT = "blurry, distorted, static"
 
@@ -70,7 +70,7 @@ class Job:
         """The clip as the pipeline takes it, with the bundled picture."""
         from PIL import Image
 
-        from ...pipeline.picture import rgb
+        from ...pipeline.media.image import rgb
 
         picture = rgb(Image.open(PICTURE))
         return ClipRequest(picture, self.prompt, NEGATIVE_PROMPT, self.width, self.height, self.num_frames, self.fps)

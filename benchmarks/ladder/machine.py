@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ...jobs.demo_model import PACK
-from ...jobs.doctor import installed_versions
+from ...runtime.demo_model import PACK
+from ...runtime.tools.doctor import installed_versions
 from .measure import query_gpu
 
 

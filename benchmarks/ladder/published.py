@@ -103,7 +103,7 @@ class PublishedSvd(Published):
         return StableVideoDiffusionPipeline(**networks, feature_extractor=_processor(model), scheduler=scheduler)
 
     def frames(self, job: Job, steps: int, chunk: int, noise: torch.Tensor) -> torch.Tensor:
-        from ...pipeline.picture import crop_to_aspect
+        from ...pipeline.media.image import crop_to_aspect
 
         request: ClipRequest = job.request()
         return self.pipeline(

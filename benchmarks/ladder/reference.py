@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...pipeline.atomic_file import atomic_file
-from ..likeness import frames_likeness, latents_likeness
+from ...common.atomic_file import atomic_file
+from ...pipeline.quality.similarity import frames_likeness, latents_likeness
 from .job import Job
 from .way import Clip
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...engine_builder.errors import InputError
-from ...pipeline.atomic_file import atomic_file
+from ...common.atomic_file import atomic_file
+from ...common.errors import InputError
 
 MEASURED, INCOMPLETE, MISSING = "measured", "incomplete", "missing"
 STATES = (MEASURED, INCOMPLETE, MISSING)

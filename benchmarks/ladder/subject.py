@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from ...engine_builder.errors import InputError
-from ...jobs.demo_model import BUNDLED_NAME, DemoModel, demo_model
-from ...pipeline.models.checkpoint import INDEX
+from ...common.errors import InputError
+from ...pipeline.models.checkpoints.diffusers_folder import INDEX
 from ...pipeline.models.registry import open_model
+from ...runtime.demo_model import BUNDLED_NAME, DemoModel, demo_model
 
 TINY = "tiny"
 RANDOM = "random"

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from ...engine_builder.errors import I2VError
-from ...engine_builder.export import example_inputs
-from ...engine_builder.spec import EngineSpec
-from ...engine_builder.store import EngineStore
-from ...jobs.clip import Denoising, encode_clip, sample_clip
-from ...jobs.engines import EngineSet
-from ...jobs.policy import EnginePolicy
-from ...pipeline.cache import ConditioningCache
+from ...common.errors import I2VError
+from ...common.spec import EngineSpec
+from ...engine_builder.graph.onnx_export import example_inputs
+from ...engine_builder.store.store import EngineStore
+from ...pipeline.denoising.sampler import SamplerSettings
 from ...pipeline.models.registry import open_model
-from ...pipeline.sampling import SamplerSettings
+from ...pipeline.tensor_cache import ConditioningCache
+from ...runtime.clip import Denoising, encode_clip, sample_clip
+from ...runtime.engines.engine_set import EngineSet
+from ...runtime.engines.policy import EnginePolicy
 from .child import Order
 from .document import Point, write_text
 from .flops import count_tflop

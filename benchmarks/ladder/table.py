@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..likeness import MAX_DB
+from ...pipeline.quality.similarity import MAX_DB
 from .document import Document
 from .row import MEASURED, Row
 

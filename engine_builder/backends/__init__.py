@@ -1,1 +1,1 @@
-"""One file a backend; each imports its heavy packages only when it is used."""
+"""A file or a folder a backend; each imports its heavy packages only when it is used."""

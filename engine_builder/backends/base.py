@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import EngineError, InputError
-from ..spec import EngineSpec, NetworkSpec, Target
+from ...common.errors import EngineError, InputError
+from ...common.spec import EngineSpec, NetworkSpec, Target
 
 if TYPE_CHECKING:
     import torch
 
-    from ..quantize import Calibration
-    from ..store import Plan
+    from ..graph.quantize import Calibration
+    from ..store.store import Plan
 
 LoadNetwork = Callable[[], "torch.nn.Module"]
 """Gives the network in the engine's precision; only backends that need its weights call it."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import EngineError
-from ..spec import EngineSpec, Target
+from ...common.errors import EngineError
+from ...common.spec import EngineSpec, Target
 from .base import Availability, Backend, LoadNetwork, Report, Runner
 from .host_weights import Place, are_on, places, tensors, to_device, to_host
 
 if TYPE_CHECKING:
     import torch
 
-    from ..store import Plan
+    from ..store.store import Plan
 
 
 class EagerRunner(Runner):

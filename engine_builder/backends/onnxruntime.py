@@ -6,16 +6,16 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..errors import BackendUnavailableError, EngineError
-from ..export import FILE_NAME, export_onnx, exporter_version
-from ..memory import says_out_of_memory
-from ..spec import EngineSpec, Target
+from ...common.errors import BackendUnavailableError, EngineError
+from ...common.out_of_memory import says_out_of_memory
+from ...common.spec import EngineSpec, Target
+from ..graph.onnx_export import FILE_NAME, export_onnx, exporter_version
 from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
 
 if TYPE_CHECKING:
     import torch
 
-    from ..store import Plan
+    from ..store.store import Plan
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _CUDA_OPTIONS = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import BackendUnavailableError, InputError
+from ...common.errors import BackendUnavailableError, InputError
 from .base import Backend
 from .eager import EagerBackend
-from .inductor import InductorBackend
+from .inductor.backend import InductorBackend
 from .onnxruntime import OnnxRuntimeBackend
-from .tensorrt import TensorRTBackend
+from .tensorrt.backend import TensorRTBackend
 
 if TYPE_CHECKING:
     import torch

@@ -1,1 +1,1 @@
-"""One file a model family; `registry` finds the family of a checkpoint folder."""
+"""A folder a model family; `registry` finds the family of a checkpoint folder."""

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Union
 from weakref import WeakValueDictionary
 
-from ...engine_builder.errors import InputError
-from ...engine_builder.source import NetworkSource
-from ...engine_builder.spec import NetworkSpec
-from ..file_digests import take_digests
-from ..sampling import SCHEDULERS
-from .adapter import Adapter, open_adapter
-from .checkpoint import Checkpoint
+from ...common.errors import InputError
+from ...common.network_source import NetworkSource
+from ...common.spec import NetworkSpec
+from ..denoising.sampler import SCHEDULERS
+from .checkpoints.diffusers_folder import Checkpoint
+from .checkpoints.file_digests import take_digests
+from .checkpoints.lora import Adapter, open_adapter
 from .latent_space import LatentSpace
 from .parts import load_part
 

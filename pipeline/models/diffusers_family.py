@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ...engine_builder.spec import DimRange, NetworkSpec, ShapeProfile, TensorSpec
+from ...common.spec import DimRange, NetworkSpec, ShapeProfile, TensorSpec
 from ..decode import BYTES_PER_PIXEL
-from ..kernels.attention import limit_attention
-from . import lean
+from ..fused import blocks as lean
+from ..fused.kernels.attention import limit_attention
 from .base import Component, VideoModel
-from .checkpoint import open_checkpoint
+from .checkpoints.diffusers_folder import open_checkpoint
 from .parts import code_of
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...engine_builder.errors import CheckpointError
-from .checkpoint import read_json
+from ...common.errors import CheckpointError
+from .checkpoints.diffusers_folder import read_json
 
 FILE_NAME = "latent_rgb.json"
 """In the checkpoint's folder: `rows` of three numbers, one for each channel and one to add."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...engine_builder.errors import InputError
+from ...common.errors import InputError
 
 if TYPE_CHECKING:
     import torch

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ...engine_builder.errors import CheckpointError
-from ...engine_builder.spec import PRECISIONS
-from .adapter import Adapter, Merge, plain_name
-from .checkpoint import Part
+from ...common.errors import CheckpointError
+from ...common.spec import PRECISIONS
+from .checkpoints.diffusers_folder import Part
+from .checkpoints.lora import Adapter, Merge, plain_name
 
 
 class TextEncoder(torch.nn.Module):

@@ -9,13 +9,13 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from ...engine_builder.errors import CheckpointError
+from ...common.errors import CheckpointError
 from .base import VideoModel
-from .checkpoint import INDEX, pipeline_class, read_index
-from .i2vgen_xl import I2VGenXL
-from .svd import StableVideoDiffusion
-from .wan import Wan21
-from .wan22 import WanA14B, WanTI2V
+from .checkpoints.diffusers_folder import INDEX, pipeline_class, read_index
+from .i2vgen_xl.model import I2VGenXL
+from .svd.model import StableVideoDiffusion
+from .wan.model import Wan21
+from .wan.wan22 import WanA14B, WanTI2V
 
 FAMILIES: tuple[type[VideoModel], ...] = (I2VGenXL, StableVideoDiffusion, Wan21, WanA14B, WanTI2V)
 

@@ -9,8 +9,8 @@ import pytest
 
 from i2v_tensorrt.benchmarks import builds
 from i2v_tensorrt.benchmarks.builds import CASES, Case, main
-from i2v_tensorrt.jobs.policy import SHAPE_POLICIES
-from i2v_tensorrt.jobs.presets import parse_presets
+from i2v_tensorrt.runtime.engines.policy import SHAPE_POLICIES
+from i2v_tensorrt.runtime.engines.presets import parse_presets
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from i2v_tensorrt.benchmarks import call
+from i2v_tensorrt.benchmarks import one_call as call
 from i2v_tensorrt.benchmarks.ladder.flops import count_tflop
 
 META = torch.device("meta")

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.benchmarks.ladder import full_size
-from i2v_tensorrt.benchmarks.ladder.full_size import FULL_SIZES, FullSize, write_full_checkpoint
 from i2v_tensorrt.benchmarks.ladder.subject import PUBLISHED, choose_subject
-from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.pipeline.models.checkpoint import INDEX
+from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.pipeline.dummies import full_size
+from i2v_tensorrt.pipeline.dummies.full_size import FULL_SIZES, FullSize, write_full_checkpoint
+from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
+from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import INDEX
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.pipeline.models.tiny import write_tiny_checkpoint
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 PARAMETERS = {

@@ -17,7 +17,7 @@ from i2v_tensorrt.benchmarks.ladder.document import Document
 from i2v_tensorrt.benchmarks.ladder.job import Job
 from i2v_tensorrt.benchmarks.ladder.row import INCOMPLETE, MEASURED, MISSING, Row, RowFile
 from i2v_tensorrt.benchmarks.ladder.rungs import ENGINES, STOCK, Rung, Task
-from i2v_tensorrt.engine_builder.errors import InputError
+from i2v_tensorrt.common.errors import InputError
 
 EAGER = Rung("eager", "eager PyTorch", ENGINES, "fp32", 4, about_s=45)
 COMPILED = Rung("compile-default", "torch.compile", STOCK, "fp32", 2, compile_mode="default", captured="graph")

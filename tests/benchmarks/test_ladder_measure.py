@@ -6,7 +6,7 @@ import torch
 from i2v_tensorrt.benchmarks.ladder import measure
 from i2v_tensorrt.benchmarks.ladder.flops import count_tflop
 from i2v_tensorrt.benchmarks.ladder.measure import CallWatch, StageClock, host_peaks, sample_ms, step_figures
-from i2v_tensorrt.engine_builder.spec import NetworkSpec, ShapeProfile, TensorSpec
+from i2v_tensorrt.common.spec import NetworkSpec, ShapeProfile, TensorSpec
 
 CPU = torch.device("cpu")
 

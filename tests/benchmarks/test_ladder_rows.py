@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from i2v_tensorrt.benchmarks.ladder.row import FIGURES, MEASURED, MISSING, Row, RowFile, read_row, row_from_dict
-from i2v_tensorrt.engine_builder.errors import InputError
+from i2v_tensorrt.common.errors import InputError
 
 
 def test_what_was_added_is_on_disk_at_once(tmp_path: Path) -> None:

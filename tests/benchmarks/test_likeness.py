@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from i2v_tensorrt.benchmarks.likeness import MAX_DB, frames_likeness, latents_likeness
+from i2v_tensorrt.pipeline.quality.similarity import MAX_DB, frames_likeness, latents_likeness
 
 
 def test_equal_clips() -> None:

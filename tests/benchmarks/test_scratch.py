@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from i2v_tensorrt.benchmarks import scratch
-from i2v_tensorrt.benchmarks.ladder.full_size import FULL_SIZES
 from i2v_tensorrt.benchmarks.scratch import CORE_SIZES, RESULTS, measure_model, sizes_of
+from i2v_tensorrt.pipeline.dummies.full_size import FULL_SIZES
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.bootstrap import checks
+from i2v_tensorrt.cli import test_command as checks
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
 INNER = """
 import runpy, sys
 runpy.run_path(sys.argv[1])
-from i2v_tensorrt.bootstrap.checks import LiveTests, run_pytest
+from i2v_tensorrt.cli.test_command import LiveTests, run_pytest
 live = LiveTests()
 run_pytest(["-q", "-p", "no:cacheprovider", "--import-mode=importlib", *sys.argv[2:]], live)
 print(live.summary())

@@ -9,17 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.bootstrap import commands
-from i2v_tensorrt.bootstrap.children import run_child
-from i2v_tensorrt.bootstrap.environment import (
-    LOCK,
-    STAMP,
-    Environment,
-    EnvironmentSetupError,
-    Installer,
-    only_one,
-    python_in,
-)
+from i2v_tensorrt.cli import main as commands
+from i2v_tensorrt.cli.child import run_child
+from i2v_tensorrt.cli.environment import LOCK, STAMP, Environment, EnvironmentSetupError, Installer, only_one, python_in
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 
@@ -124,7 +116,7 @@ def test_a_failed_set_up_is_one_sentence(
     environment: Environment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "i2v_tensorrt.bootstrap.environment.Installer", lambda: FakeInstaller(fail=EnvironmentSetupError)
+        "i2v_tensorrt.cli.environment.Installer", lambda: FakeInstaller(fail=EnvironmentSetupError)
     )
     assert commands.main(["test"], environment) == 1
     assert capsys.readouterr().err == "run.py: as told\n"
@@ -155,7 +147,7 @@ finally: Path({str(tidied)!r}).touch()
     parent = f"""
 import runpy, sys
 runpy.run_path({str(RUN)!r})
-from i2v_tensorrt.bootstrap.children import run_child
+from i2v_tensorrt.cli.child import run_child
 try: run_child([sys.executable, "-c", {child!r}])
 except KeyboardInterrupt: sys.exit(130)
 """
@@ -305,7 +297,7 @@ def test_a_killed_holder_gives_the_lock_back(tmp_path: Path) -> None:
 import importlib.util, sys, time, runpy
 from pathlib import Path
 runpy.run_path({str(RUN)!r})
-from i2v_tensorrt.bootstrap.environment import only_one
+from i2v_tensorrt.cli.environment import only_one
 with only_one(Path({str(tmp_path / LOCK)!r}), ""):
     print("held", flush=True)
     time.sleep(60)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_host import ComfyServer
+from i2v_tensorrt.remote.comfyui.server import ComfyServer
 from i2v_tensorrt.tests.browser.screen import Screen
 from i2v_tensorrt.tests.workflows.locales import LANGUAGES, LOCALES, node_defs
 

@@ -11,8 +11,8 @@ import comfy.model_management as memory
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec, ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Runner, no_collection
-from i2v_tensorrt.engine_builder.spec import EngineSpec, NetworkSpec, ShapeProfile
 
 GIB = 1 << 30
 DEVICE = torch.device("cuda", 0)

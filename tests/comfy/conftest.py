@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient
-from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, link_pack, start_server
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
+from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack, start_server
 from i2v_tensorrt.tests.comfy.device import Device, device_of, why_no_onnxruntime
 from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, SVD, WANS, gradient, png
 

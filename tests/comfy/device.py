@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
 from i2v_tensorrt.tests.comfy.graphs import node, text
 
 CANNOT = "cannot run"

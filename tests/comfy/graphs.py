@@ -10,7 +10,7 @@ import av
 import torch
 from PIL import Image
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
 
 Prompt = dict[str, dict[str, Any]]
 

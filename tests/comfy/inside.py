@@ -55,7 +55,7 @@ def main(comfyui: str, folder: str, *files: str) -> None:
     folder_paths.models_dir = str(Path(folder) / "models")
     folder_paths.set_temp_directory(str(Path(folder) / "temp"))
     loaded("i2v_tensorrt", PACK / "__init__.py", PACK)
-    from i2v_tensorrt.nodes import host
+    from i2v_tensorrt.nodes.host import ui as host
 
     host.register_folders()
     found: dict[str, str | None] = {}

@@ -21,9 +21,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from safetensors.torch import load_file
 
-from i2v_tensorrt.jobs.policy import EnginePolicy
-from i2v_tensorrt.nodes import host_model
-from i2v_tensorrt.nodes.host_model import CompiledModel
+from i2v_tensorrt.nodes.host import model as host_model
+from i2v_tensorrt.nodes.host.model import CompiledModel
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.tests.comfy.card import uncollected
 from i2v_tensorrt.tests.comfy.core_models import WAN, WANS, filled, write
 

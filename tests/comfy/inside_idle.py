@@ -13,8 +13,9 @@ import execution
 import folder_paths
 from server import PromptServer
 
-from i2v_tensorrt.nodes import host, host_idle
-from i2v_tensorrt.nodes.host_idle import SETTING, SETTINGS, VARIABLE, _Queue, is_switched_on
+from i2v_tensorrt.nodes.host import idle as host_idle
+from i2v_tensorrt.nodes.host import ui as host
+from i2v_tensorrt.nodes.host.idle import SETTING, SETTINGS, VARIABLE, _Queue, is_switched_on
 from i2v_tensorrt.tests.comfy.card import GIB, Card, CardModel, pretended
 
 

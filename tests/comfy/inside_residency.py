@@ -7,8 +7,8 @@ from unittest.mock import patch
 import comfy.model_management as memory
 import torch
 
-from i2v_tensorrt.nodes import host
-from i2v_tensorrt.nodes.host_model import _Residency
+from i2v_tensorrt.nodes.host import ui as host
+from i2v_tensorrt.nodes.host.model import _Residency
 from i2v_tensorrt.tests.comfy.card import GIB, Card, CardModel, CardRunner, pretended
 
 CPU = torch.device("cpu")

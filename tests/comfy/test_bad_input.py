@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
-from i2v_tensorrt.jobs.comfy_host import ComfyHost, start_server
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.server import ComfyHost, start_server
 from i2v_tensorrt.tests.comfy.graphs import (
     CONDITIONING,
     DECODE,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, PromptRefusedError
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, PromptRefusedError
 from i2v_tensorrt.tests.comfy.graphs import (
     BUILDER,
     CONDITIONING,

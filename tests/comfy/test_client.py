@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, Event, PromptRefusedError, RunTimeoutError
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, Event, PromptRefusedError, RunTimeoutError
 
 RED = 0xFF0000
 LONG = 1000

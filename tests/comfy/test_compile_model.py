@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
-from i2v_tensorrt.jobs.comfy_host import ComfyHost
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.server import ComfyHost
 from i2v_tensorrt.tests.comfy.graphs import Prompt, changed, node
 from i2v_tensorrt.tests.comfy.test_progress import interrupt_at
 from i2v_tensorrt.tests.comfy.texts import run_and_hear

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
-from i2v_tensorrt.jobs.comfy_host import ComfyHost, start_server
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.server import ComfyHost, start_server
 from i2v_tensorrt.tests.comfy.device import Device, lines
 from i2v_tensorrt.tests.comfy.graphs import (
     CONDITIONING,

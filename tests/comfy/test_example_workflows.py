@@ -2,7 +2,7 @@
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
 from i2v_tensorrt.tests.comfy.device import HALF_PSNR, Device, rare_encoders
 from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, Prompt, changed, node, published, text
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient
-from i2v_tensorrt.jobs.comfy_host import ComfyServer
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
+from i2v_tensorrt.remote.comfyui.server import ComfyServer
 from i2v_tensorrt.tests.workflows.locales import LANGUAGES, LOCALES, english, node_defs, settings
 from i2v_tensorrt.tests.workflows.object_info import PREFIX
 

@@ -23,9 +23,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, PromptRefusedError
-from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, link_pack, start_server
-from i2v_tensorrt.jobs.comfy_messages import outcome
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, PromptRefusedError
+from i2v_tensorrt.remote.comfyui.messages import outcome
+from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack, start_server
 from i2v_tensorrt.tests.comfy.conftest import PACK
 from i2v_tensorrt.tests.comfy.device import device_of
 from i2v_tensorrt.tests.comfy.graphs import (

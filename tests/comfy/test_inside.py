@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_host import ComfyHost
+from i2v_tensorrt.remote.comfyui.server import ComfyHost
 from i2v_tensorrt.tests.comfy.inside import CASE, OUTCOMES
 
 HERE = Path(__file__).resolve().parent

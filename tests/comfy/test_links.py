@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, Prompt, node
 from i2v_tensorrt.tests.workflows.graph import ANY, WIDGETS
 from i2v_tensorrt.tests.workflows.object_info import PREFIX, inputs_of, stored

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, PromptRefusedError, RunResult
-from i2v_tensorrt.pipeline.models.checkpoint import tensor_shapes
+from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import tensor_shapes
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.pipeline.models.wan_names import published as wan_name
+from i2v_tensorrt.pipeline.models.wan.lora_names import published as wan_name
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, PromptRefusedError, RunResult
 from i2v_tensorrt.tests.comfy.device import Device, assert_alike
 from i2v_tensorrt.tests.comfy.graphs import (
     CONDITIONING,

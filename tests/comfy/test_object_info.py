@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT
 from i2v_tensorrt.tests.workflows.object_info import PREFIX, STORED, contract, stored
 

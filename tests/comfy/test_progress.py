@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from websockets.sync.client import connect
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, Event, RunResult
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, Event, RunResult
 from i2v_tensorrt.tests.comfy.graphs import (
     BUILDER,
     CHECKPOINT,

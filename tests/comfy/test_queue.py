@@ -18,9 +18,9 @@ import av
 import pytest
 from PIL import Image
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient
-from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, free_port, link_pack, start_server
-from i2v_tensorrt.jobs.queue_command import main
+from i2v_tensorrt.cli.queue_command import main
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
+from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, free_port, link_pack, start_server
 from i2v_tensorrt.tests.comfy.conftest import PACK
 from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, PICTURE, SAVE, clip, gradient, node
 from i2v_tensorrt.tests.counts import Evidence, counted

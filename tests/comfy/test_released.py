@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.comfy.graphs import PICTURE, SMALL, changed, clip
 from i2v_tensorrt.tests.workflows.test_released import RELEASED, WORKFLOWS
 

@@ -11,8 +11,8 @@ import av
 import pytest
 from PIL import Image
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
-from i2v_tensorrt.jobs.comfy_messages import made_files
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.messages import made_files
 from i2v_tensorrt.tests.comfy.graphs import PICTURE, SAVE, Prompt, node, save, text
 
 CONTAINERS = {

@@ -9,8 +9,8 @@ import av
 import pytest
 from PIL import Image
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
-from i2v_tensorrt.pipeline.models.tiny import TinySizes, write_tiny_checkpoint
+from i2v_tensorrt.pipeline.dummies.i2vgen_xl import TinySizes, write_tiny_checkpoint
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
 from i2v_tensorrt.tests.comfy.device import BF16_VAE_PSNR, Device, decibels
 from i2v_tensorrt.tests.comfy.graphs import CONDITIONING, DECODE, LOADER, SAMPLER, SAVE, Prompt, clip, node
 

@@ -5,8 +5,8 @@ import subprocess
 import pytest
 import torch
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, Event
-from i2v_tensorrt.jobs.comfy_host import ComfyHost
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, Event
+from i2v_tensorrt.remote.comfyui.server import ComfyHost
 from i2v_tensorrt.tests.comfy.graphs import (
     BUILDER,
     CONDITIONING,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, PromptRefusedError, RunResult
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, PromptRefusedError, RunResult
 from i2v_tensorrt.tests.comfy.device import Device, rare_encoders
 from i2v_tensorrt.tests.comfy.graphs import (
     BUILDER,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
-from i2v_tensorrt.jobs.comfy_host import ComfyHost, ComfyServer, link_pack, start_server
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack, start_server
 from i2v_tensorrt.tests.comfy.conftest import PACK
 from i2v_tensorrt.tests.comfy.graphs import BUILDER, CHECKPOINT, LOADER, builder, clip, file_names, only, text
 

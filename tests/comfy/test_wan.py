@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.comfy.device import Device, assert_alike, lines
 from i2v_tensorrt.tests.comfy.graphs import (
     CONDITIONING,

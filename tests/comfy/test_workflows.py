@@ -9,8 +9,8 @@ from typing import Any
 import av
 import pytest
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
-from i2v_tensorrt.jobs.policy import MISS_POLICIES
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.runtime.engines.policy import MISS_POLICIES
 from i2v_tensorrt.tests.comfy.device import Device
 from i2v_tensorrt.tests.comfy.graphs import (
     BUILDER,

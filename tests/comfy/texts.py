@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, RunResult
-from i2v_tensorrt.jobs.comfy_socket import open_socket
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.event_socket import open_socket
 
 TEXT_MESSAGE = 3
 SILENCE_S = 0.5

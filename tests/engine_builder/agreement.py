@@ -6,18 +6,18 @@ from pathlib import Path
 
 import torch
 
+from i2v_tensorrt.common.spec import EngineSpec, ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.export import example_inputs, trace_sizes
-from i2v_tensorrt.engine_builder.spec import EngineSpec, ShapeProfile
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.engine_builder.worker import BuildProcess
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.policy import EnginePolicy
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest
+from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs, trace_sizes
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.models.base import VideoModel
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
 from .toys import CPU, InProcess
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from i2v_tensorrt.common.spec import EngineSpec, ShapeProfile
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.spec import EngineSpec, ShapeProfile
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from i2v_tensorrt.engine_builder.backends.inductor import InductorBackend
-from i2v_tensorrt.engine_builder.backends.inductor_runner import InductorRunner
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.spec import EngineSpec
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
+from i2v_tensorrt.common.spec import EngineSpec
+from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend
+from i2v_tensorrt.engine_builder.backends.inductor.runner import InductorRunner
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 from .toys import InProcess, ToySource, toy_spec
 

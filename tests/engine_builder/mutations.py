@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from i2v_tensorrt.engine_builder.key import canonical_json
-from i2v_tensorrt.engine_builder.manifest import FILE_NAME, MAX_BYTES
+from i2v_tensorrt.engine_builder.store.key import canonical_json
+from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME, MAX_BYTES
 
 Mutation = Callable[[Path, Path, random.Random], None]
 

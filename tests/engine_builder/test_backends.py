@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, InputError
+from i2v_tensorrt.common.spec import EngineSpec, ShapeProfile, TensorSpec
 from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.backends.base import Availability
 from i2v_tensorrt.engine_builder.backends.eager import EagerBackend, EagerRunner
 from i2v_tensorrt.engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
-from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineError, InputError
-from i2v_tensorrt.engine_builder.export import example_inputs
-from i2v_tensorrt.engine_builder.spec import EngineSpec, ShapeProfile, TensorSpec
+from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 
 from .toys import CPU, LIMITS, ToyBackend, ToyNetwork, toy_network, toy_spec
 

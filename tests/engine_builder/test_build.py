@@ -14,9 +14,11 @@ from typing import ClassVar
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder import build as build_module
+from i2v_tensorrt.common.errors import EngineError, StorageError
+from i2v_tensorrt.common.spec import DimRange, ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Availability
-from i2v_tensorrt.engine_builder.build import (
+from i2v_tensorrt.engine_builder.build import build as build_module
+from i2v_tensorrt.engine_builder.build.build import (
     BASE_DEVICE_BYTES,
     BUILDERS_ON_CPU,
     CORES_PER_BUILD,
@@ -25,13 +27,11 @@ from i2v_tensorrt.engine_builder.build import (
     builds_at_once,
     check_room,
 )
-from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.errors import EngineError, StorageError
-from i2v_tensorrt.engine_builder.key import engine_key
-from i2v_tensorrt.engine_builder.quantize import Calibration
-from i2v_tensorrt.engine_builder.spec import DimRange, ShapeProfile
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.engine_builder.verify import passes
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest
+from i2v_tensorrt.engine_builder.build.parity import passes
+from i2v_tensorrt.engine_builder.graph.quantize import Calibration
+from i2v_tensorrt.engine_builder.store.key import engine_key
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from .toys import CPU, LIMITS, InProcess, ToyBackend, ToyNetwork, ToySource, contents, toy_spec
 
@@ -41,9 +41,9 @@ import runpy, sys, time
 from pathlib import Path
 runpy.run_path(sys.argv[1])
 toys = runpy.run_path(sys.argv[2])
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 store = EngineStore(Path(sys.argv[3]))
 def dawdle(folder):
     print("building", flush=True)

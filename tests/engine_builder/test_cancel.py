@@ -7,16 +7,16 @@ import time
 
 import pytest
 
-from i2v_tensorrt.engine_builder.backends.tensorrt import TensorRTBackend
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.spec import EngineSpec
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.engine_builder.worker import BuildProcess
-from i2v_tensorrt.jobs.engines import clip_sizes
+from i2v_tensorrt.common.spec import EngineSpec
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import TensorRTBackend
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest
+from i2v_tensorrt.engine_builder.store.store import EngineStore
+from i2v_tensorrt.pipeline.dummies.i2vgen_xl import TinySizes, write_tiny_checkpoint
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.pipeline.models.tiny import TinySizes, write_tiny_checkpoint
+from i2v_tensorrt.runtime.engines.engine_set import clip_sizes
 
 from ..counts import Evidence, counted
 from .toys import CPU, InProcess, names

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder.child_environment import ALLOCATORS, child_environment
-from i2v_tensorrt.engine_builder.worker import _Child
+from i2v_tensorrt.common.child_environment import ALLOCATORS, child_environment
+from i2v_tensorrt.engine_builder.build.build_process import _Child
 
 
 @pytest.mark.parametrize("name", ALLOCATORS)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from i2v_tensorrt.common.child_environment import child_environment
 from i2v_tensorrt.engine_builder.backends import cuda_graph
 from i2v_tensorrt.engine_builder.backends.cuda_graph import CaptureError, can_capture, capture, is_launch_bound
-from i2v_tensorrt.engine_builder.child_environment import child_environment
-from i2v_tensorrt.engine_builder.store import Plan
+from i2v_tensorrt.engine_builder.store.store import Plan
 
 from .inductor_toys import Mixed, build, loaded
 from .test_inductor_gpu import CUDA, inputs_of

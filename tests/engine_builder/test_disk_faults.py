@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.errors import StorageError
-from i2v_tensorrt.engine_builder.manifest import Verdict
-from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.common.errors import StorageError
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.store.manifest import Verdict
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from ..counts import Evidence, counted
 from ..faults import DISK, Faults, run_child

@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from i2v_tensorrt.common.errors import EngineError, StorageError
+from i2v_tensorrt.common.spec import DimRange, EngineSpec, ShapeProfile, TensorSpec
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
-from i2v_tensorrt.engine_builder.compile import BuildRequest, compile_engine
-from i2v_tensorrt.engine_builder.errors import EngineError, StorageError
-from i2v_tensorrt.engine_builder.export import (
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest, compile_engine
+from i2v_tensorrt.engine_builder.graph.onnx_export import (
     FILE_NAME,
     OPSET,
     example_inputs,
@@ -24,7 +25,6 @@ from i2v_tensorrt.engine_builder.export import (
     exporter_version,
     trace_sizes,
 )
-from i2v_tensorrt.engine_builder.spec import DimRange, EngineSpec, ShapeProfile, TensorSpec
 
 from .toys import CPU, LIMITS, ToyNetwork, ToySource, toy_network, toy_spec
 

@@ -5,10 +5,10 @@ import gc
 import pytest
 import torch
 
+from i2v_tensorrt.common.spec import ShapeProfile
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.backends.host_weights import _homes, to_device, to_host
-from i2v_tensorrt.engine_builder.spec import ShapeProfile
-from i2v_tensorrt.jobs.network_call import BorrowedNetwork
+from i2v_tensorrt.runtime.external.network_call import BorrowedNetwork
 
 from .toys import CPU, toy_spec
 

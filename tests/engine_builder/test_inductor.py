@@ -15,17 +15,20 @@ import pytest
 import torch
 from torch.utils._ordered_set import OrderedSet
 
-from i2v_tensorrt.engine_builder.backends import inductor, inductor_compiler, inductor_repairs, inductor_runner
+from i2v_tensorrt.common.errors import EngineError, InputError
+from i2v_tensorrt.common.spec import DimRange, ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Runner
-from i2v_tensorrt.engine_builder.backends.inductor import InductorBackend, hinted_sizes
-from i2v_tensorrt.engine_builder.backends.inductor_runner import FILE_NAME, InductorRunner
+from i2v_tensorrt.engine_builder.backends.inductor import backend as inductor
+from i2v_tensorrt.engine_builder.backends.inductor import cpp_compiler as inductor_compiler
+from i2v_tensorrt.engine_builder.backends.inductor import runner as inductor_runner
+from i2v_tensorrt.engine_builder.backends.inductor import torch_workarounds as inductor_repairs
+from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend, hinted_sizes
+from i2v_tensorrt.engine_builder.backends.inductor.runner import FILE_NAME, InductorRunner
 from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
-from i2v_tensorrt.engine_builder.build import quiet
-from i2v_tensorrt.engine_builder.compile import BuildRequest, check_plan, compile_engine
-from i2v_tensorrt.engine_builder.errors import EngineError, InputError
-from i2v_tensorrt.engine_builder.export import example_inputs
-from i2v_tensorrt.engine_builder.spec import DimRange, ShapeProfile
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
+from i2v_tensorrt.engine_builder.build.build import quiet
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest, check_plan, compile_engine
+from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 from .inductor_toys import Mixed, build, loaded, mixed_spec
 from .toys import CPU, FILES, ToySource, names, publish, toy_network, toy_spec
@@ -36,8 +39,8 @@ import runpy, sys
 runpy.run_path(sys.argv[1])
 from importlib import import_module
 from pathlib import Path
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.engine_builder.export import example_inputs
+from i2v_tensorrt.engine_builder.store.store import EngineStore
+from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.tests.engine_builder.inductor_toys import loaded
 import torch
 (plan,) = EngineStore(Path(sys.argv[2])).plans()

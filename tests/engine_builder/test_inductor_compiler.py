@@ -8,10 +8,11 @@ import filelock
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.backends import inductor, inductor_compiler
-from i2v_tensorrt.engine_builder.backends.inductor import InductorBackend
+from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError
+from i2v_tensorrt.engine_builder.backends.inductor import backend as inductor
+from i2v_tensorrt.engine_builder.backends.inductor import cpp_compiler as inductor_compiler
+from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend
 from i2v_tensorrt.engine_builder.backends.registry import AUTO, choose_backend
-from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineError
 
 from .toys import CPU
 

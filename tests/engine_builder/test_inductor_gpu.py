@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.backends import inductor_runner
+from i2v_tensorrt.common.spec import ShapeProfile
 from i2v_tensorrt.engine_builder.backends.cuda_graph import CaptureError
-from i2v_tensorrt.engine_builder.backends.inductor_runner import InductorRunner
-from i2v_tensorrt.engine_builder.export import example_inputs
-from i2v_tensorrt.engine_builder.spec import ShapeProfile
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
-from i2v_tensorrt.engine_builder.verify import passes
-from i2v_tensorrt.engine_builder.worker import BuildProcess
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.policy import EnginePolicy
+from i2v_tensorrt.engine_builder.backends.inductor import runner as inductor_runner
+from i2v_tensorrt.engine_builder.backends.inductor.runner import InductorRunner
+from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
+from i2v_tensorrt.engine_builder.build.parity import passes
+from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 from i2v_tensorrt.pipeline.models.base import VideoModel
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
 from .inductor_toys import Mixed, build, loaded
 from .toys import LIMITS, toy_spec

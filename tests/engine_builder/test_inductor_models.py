@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.engine_builder.export import example_inputs
-from i2v_tensorrt.engine_builder.spec import EngineSpec, ShapeProfile
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.engine_builder.worker import BuildProcess
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.policy import EnginePolicy
+from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.common.spec import EngineSpec, ShapeProfile
+from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
+from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
+from i2v_tensorrt.engine_builder.store.store import EngineStore
+from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import load_network, open_model
-from i2v_tensorrt.pipeline.models.tiny import write_tiny_checkpoint
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
 from .toys import CPU
 

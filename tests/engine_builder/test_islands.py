@@ -11,18 +11,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from i2v_tensorrt.engine_builder import islands
+from i2v_tensorrt.common.errors import EngineError
 from i2v_tensorrt.engine_builder.backends.base import Availability, Backend
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
-from i2v_tensorrt.engine_builder.backends.tensorrt import PLAN, TensorRTBackend
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest, check_plan
-from i2v_tensorrt.engine_builder.errors import EngineError
-from i2v_tensorrt.engine_builder.export import FILE_NAME, example_inputs, export_onnx
-from i2v_tensorrt.engine_builder.islands import HALF_MAX, WHOLE, shelter
-from i2v_tensorrt.engine_builder.manifest import Manifest
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
-from i2v_tensorrt.engine_builder.verify import measure, passes
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import PLAN, TensorRTBackend
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest, check_plan
+from i2v_tensorrt.engine_builder.build.parity import measure, passes
+from i2v_tensorrt.engine_builder.graph import fp32_fallback as islands
+from i2v_tensorrt.engine_builder.graph.fp32_fallback import HALF_MAX, WHOLE, shelter
+from i2v_tensorrt.engine_builder.graph.onnx_export import FILE_NAME, example_inputs, export_onnx
+from i2v_tensorrt.engine_builder.store.manifest import Manifest
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 from .toys import CPU, InProcess, ToyBackend, ToySource, toy_spec
 

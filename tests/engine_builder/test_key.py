@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.engine_builder import key as key_module
-from i2v_tensorrt.engine_builder.key import canonical_json, digest, engine_key
-from i2v_tensorrt.engine_builder.spec import PRECISIONS, ShapeProfile, Target
+from i2v_tensorrt.common.spec import PRECISIONS, ShapeProfile, Target
+from i2v_tensorrt.engine_builder.store import key as key_module
+from i2v_tensorrt.engine_builder.store.key import canonical_json, digest, engine_key
 
 from .toys import LIMITS, TARGET, toy_spec
 
@@ -22,8 +22,8 @@ CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
 CHILD = """
 import json, runpy, sys
 runpy.run_path(sys.argv[1])
-from i2v_tensorrt.engine_builder.key import engine_key
-from i2v_tensorrt.engine_builder.spec import Target, spec_from_dict
+from i2v_tensorrt.engine_builder.store.key import engine_key
+from i2v_tensorrt.common.spec import Target, spec_from_dict
 print(engine_key(spec_from_dict(json.loads(sys.argv[2])), Target(**json.loads(sys.argv[3]))))
 """
 

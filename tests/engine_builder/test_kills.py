@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder import store as store_module
-from i2v_tensorrt.engine_builder import worker
-from i2v_tensorrt.engine_builder.build import BuildResult, build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.errors import CheckpointError, EngineError
-from i2v_tensorrt.engine_builder.key import engine_key
-from i2v_tensorrt.engine_builder.source import NetworkSource
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
-from i2v_tensorrt.engine_builder.worker import BuildProcess
+from i2v_tensorrt.common.errors import CheckpointError, EngineError
+from i2v_tensorrt.common.network_source import NetworkSource
+from i2v_tensorrt.engine_builder.build import build_process as worker
+from i2v_tensorrt.engine_builder.build.build import BuildResult, build_engine
+from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest
+from i2v_tensorrt.engine_builder.store import store as store_module
+from i2v_tensorrt.engine_builder.store.key import engine_key
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 from ..counts import Evidence, counted
 from .toys import CPU, FILES, InProcess, names, publish, quarantined, toy_spec

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2v_tensorrt.engine_builder import manifest as manifest_module
-from i2v_tensorrt.engine_builder.errors import EngineError
-from i2v_tensorrt.engine_builder.manifest import FileDigest, Manifest, Verdict, file_digest, seal, unseal
+from i2v_tensorrt.common.errors import EngineError
+from i2v_tensorrt.engine_builder.store import manifest as manifest_module
+from i2v_tensorrt.engine_builder.store.manifest import FileDigest, Manifest, Verdict, file_digest, seal, unseal
 
 from .toys import TARGET, toy_spec
 

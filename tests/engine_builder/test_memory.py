@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.memory import is_out_of_memory, is_short, says_out_of_memory
+from i2v_tensorrt.common.out_of_memory import is_out_of_memory, is_short, says_out_of_memory
 
 
 class AcceleratorError(RuntimeError):

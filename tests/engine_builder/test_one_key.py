@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import ExitStack
 
-from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from ..counts import Evidence, counted
 from .toys import names, quarantined

@@ -10,16 +10,16 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
+from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, InputError
+from i2v_tensorrt.common.spec import ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest, compile_engine
-from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineError, InputError
-from i2v_tensorrt.engine_builder.export import FILE_NAME, example_inputs, trace_sizes
-from i2v_tensorrt.engine_builder.spec import ShapeProfile
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
-from i2v_tensorrt.engine_builder.verify import measure, passes
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest, compile_engine
+from i2v_tensorrt.engine_builder.build.parity import measure, passes
+from i2v_tensorrt.engine_builder.graph.onnx_export import FILE_NAME, example_inputs, trace_sizes
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 from i2v_tensorrt.pipeline.models.base import VideoModel
 
 from .conftest import Built

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from i2v_tensorrt.engine_builder.key import engine_key
-from i2v_tensorrt.engine_builder.manifest import FILE_NAME, Verdict
-from i2v_tensorrt.engine_builder.spec import DimRange, EngineSpec, NetworkSpec, ShapeProfile, Target
-from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.common.spec import DimRange, EngineSpec, NetworkSpec, ShapeProfile, Target
+from i2v_tensorrt.engine_builder.store.key import engine_key
+from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME, Verdict
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from .toys import TARGET, contents, names, publish, toy_spec
 
@@ -133,8 +133,8 @@ root = Path(sys.argv[1])
 found = importlib.util.spec_from_file_location("pack", root / "__init__.py", submodule_search_locations=[str(root)])
 sys.modules["pack"] = importlib.util.module_from_spec(found)
 found.loader.exec_module(sys.modules["pack"])
-from pack.engine_builder.key import engine_key
-from pack.engine_builder.spec import DimRange, EngineSpec, NetworkSpec, ShapeProfile, Target
+from pack.engine_builder.store.key import engine_key
+from pack.common.spec import DimRange, EngineSpec, NetworkSpec, ShapeProfile, Target
 {dedent(getsource(plain_key))}
 print(plain_key())
 """

@@ -10,15 +10,16 @@ import onnx
 import pytest
 import torch
 
+from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, InputError
+from i2v_tensorrt.common.spec import EngineSpec, spec_from_dict
 from i2v_tensorrt.engine_builder.backends.eager import EagerBackend
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
-from i2v_tensorrt.engine_builder.backends.tensorrt import OPSET, PLAN, TensorRTBackend
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest, check_plan, request_to_dict
-from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, EngineError, InputError
-from i2v_tensorrt.engine_builder.export import example_inputs, export_onnx
-from i2v_tensorrt.engine_builder.key import engine_key
-from i2v_tensorrt.engine_builder.quantize import (
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import OPSET, PLAN, TensorRTBackend
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest, check_plan, request_to_dict
+from i2v_tensorrt.engine_builder.build.parity import judge_recorded, measure, passes
+from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs, export_onnx
+from i2v_tensorrt.engine_builder.graph.quantize import (
     GATE_CALLS,
     RECORDED,
     Calibration,
@@ -29,9 +30,8 @@ from i2v_tensorrt.engine_builder.quantize import (
     quantize,
     save_calls,
 )
-from i2v_tensorrt.engine_builder.spec import EngineSpec, spec_from_dict
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.engine_builder.verify import judge_recorded, measure, passes
+from i2v_tensorrt.engine_builder.store.key import engine_key
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from .toys import (
     CPU,

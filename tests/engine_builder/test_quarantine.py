@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder import quarantine
-from i2v_tensorrt.engine_builder.key import engine_key
-from i2v_tensorrt.engine_builder.manifest import FILE_NAME
-from i2v_tensorrt.engine_builder.quarantine import MOST
-from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.engine_builder.store import quarantine
+from i2v_tensorrt.engine_builder.store.key import engine_key
+from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME
+from i2v_tensorrt.engine_builder.store.quarantine import MOST
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from .toys import FILES, TARGET, publish, quarantined, toy_spec
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from i2v_tensorrt.engine_builder import build as build_module
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.manifest import Manifest
-from i2v_tensorrt.engine_builder.remaining import Remaining, last_build_s
-from i2v_tensorrt.engine_builder.spec import EngineSpec
-from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.common.spec import EngineSpec
+from i2v_tensorrt.engine_builder.build import build as build_module
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest
+from i2v_tensorrt.engine_builder.build.eta import Remaining, last_build_s
+from i2v_tensorrt.engine_builder.store.manifest import Manifest
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from .toys import CPU, LIMITS, TARGET, InProcess, ToyBackend, ToySource, toy_spec
 

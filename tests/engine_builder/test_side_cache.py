@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder import side_cache as side_cache_module
-from i2v_tensorrt.engine_builder.side_cache import SideCache
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
+from i2v_tensorrt.engine_builder.store import sealed_cache as side_cache_module
+from i2v_tensorrt.engine_builder.store.sealed_cache import SideCache
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 from .toys import FILES, fail, names, publish, toy_spec
 

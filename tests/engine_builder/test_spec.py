@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2v_tensorrt.engine_builder.errors import EngineError, InputError
-from i2v_tensorrt.engine_builder.spec import (
+from i2v_tensorrt.common.errors import EngineError, InputError
+from i2v_tensorrt.common.spec import (
     PRECISIONS,
     DimRange,
     EngineSpec,

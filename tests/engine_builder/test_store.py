@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder.manifest import FILE_NAME
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
+from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 from .toys import FILES, contents, names, publish, toy_spec
 
@@ -18,7 +18,7 @@ CHILD = """
 import runpy, sys, time
 from pathlib import Path
 runpy.run_path(sys.argv[1])
-from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 store = EngineStore(Path(sys.argv[2]))
 with store.lock("a" * 64), store.staging() as folder:
     (folder / "network.bin").write_bytes(b"half")

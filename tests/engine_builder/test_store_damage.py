@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder import store as store_module
-from i2v_tensorrt.engine_builder.errors import DamagedEngineError, EngineError
-from i2v_tensorrt.engine_builder.manifest import FILE_NAME, MAX_BYTES
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
+from i2v_tensorrt.common.errors import DamagedEngineError, EngineError
+from i2v_tensorrt.engine_builder.store import store as store_module
+from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME, MAX_BYTES
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 from .toys import FILES, fail, names, publish, quarantined, toy_spec
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder import store as store_module
-from i2v_tensorrt.engine_builder.errors import StorageError
-from i2v_tensorrt.engine_builder.manifest import FILE_NAME, Verdict
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
+from i2v_tensorrt.common.errors import StorageError
+from i2v_tensorrt.engine_builder.store import store as store_module
+from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME, Verdict
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 from .toys import FILES, contents, fail, names, publish, toy_spec
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder import key as key_module
-from i2v_tensorrt.engine_builder import manifest as manifest_module
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.errors import StorageError
-from i2v_tensorrt.engine_builder.manifest import FILE_NAME
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
-from i2v_tensorrt.engine_builder.worker import BuildProcess
+from i2v_tensorrt.common.errors import StorageError
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
+from i2v_tensorrt.engine_builder.store import key as key_module
+from i2v_tensorrt.engine_builder.store import manifest as manifest_module
+from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 from ..faults import DISK, Call, Faults, run_child
 from .toys import FILES, InProcess, contents, names, publish, quarantined, toy_spec

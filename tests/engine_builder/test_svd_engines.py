@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder.backends.tensorrt import PLAN, TensorRTBackend
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.spec import EngineSpec
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.engine_builder.worker import BuildProcess
-from i2v_tensorrt.jobs.engines import clip_sizes
+from i2v_tensorrt.common.spec import EngineSpec
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import PLAN, TensorRTBackend
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest
+from i2v_tensorrt.engine_builder.store.store import EngineStore
+from i2v_tensorrt.pipeline.dummies.svd import TinySvdSizes, write_tiny_svd
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.pipeline.models.tiny_svd import TinySvdSizes, write_tiny_svd
+from i2v_tensorrt.runtime.engines.engine_set import clip_sizes
 
 from .agreement import (
     Pair,

@@ -12,7 +12,7 @@ from ..tools.tensorrt_names import BACKEND, CONTROLS, backend_files, used_names
 
 TABLE = json.loads(Path(__file__).with_name("tensorrt_names.json").read_text("utf-8"))
 LIBRARIES, NAMES = TABLE["libraries"], TABLE["names"]
-DIFFERENCES = BACKEND / "tensorrt_library.py"
+DIFFERENCES = BACKEND / "library.py"
 """The one file that may use what not every library has."""
 SOURCE = """
 import torch

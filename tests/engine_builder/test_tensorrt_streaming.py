@@ -10,18 +10,18 @@ from unittest.mock import create_autospec
 
 import pytest
 
-from i2v_tensorrt.engine_builder.backends import tensorrt as tensorrt_module
-from i2v_tensorrt.engine_builder.backends import tensorrt_runner
-from i2v_tensorrt.engine_builder.backends.tensorrt import PLAN, TensorRTBackend
-from i2v_tensorrt.engine_builder.backends.tensorrt_library import RTX, load_library
-from i2v_tensorrt.engine_builder.backends.tensorrt_streaming import (
+from i2v_tensorrt.common.errors import EngineError
+from i2v_tensorrt.engine_builder.backends.tensorrt import backend as tensorrt_module
+from i2v_tensorrt.engine_builder.backends.tensorrt import runner as tensorrt_runner
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import PLAN, TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt.library import RTX, load_library
+from i2v_tensorrt.engine_builder.backends.tensorrt.weight_streaming import (
     RESERVE_BYTES,
     Streaming,
     needs_streaming,
     set_budget,
 )
-from i2v_tensorrt.engine_builder.errors import EngineError
-from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from .toys import CPU, ToyNetwork, publish, toy_spec
 

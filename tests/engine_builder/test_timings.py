@@ -8,7 +8,8 @@ from unittest.mock import Mock, create_autospec
 
 import pytest
 
-from i2v_tensorrt.engine_builder.backends.tensorrt_library import (
+from i2v_tensorrt.common.errors import EngineError
+from i2v_tensorrt.engine_builder.backends.tensorrt.library import (
     FULL,
     RTX,
     Library,
@@ -16,11 +17,10 @@ from i2v_tensorrt.engine_builder.backends.tensorrt_library import (
     load_library,
     timing_bytes,
 )
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.errors import EngineError
-from i2v_tensorrt.engine_builder.side_cache import TIMINGS
-from i2v_tensorrt.engine_builder.store import EngineStore
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest
+from i2v_tensorrt.engine_builder.store.sealed_cache import TIMINGS
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from .toys import CPU, InProcess, ToyBackend, ToySource, names, toy_spec
 

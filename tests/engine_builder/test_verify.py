@@ -8,21 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder import verify
+from i2v_tensorrt.common.errors import EngineError
+from i2v_tensorrt.common.spec import DimRange, EngineSpec, Scope, ShapeProfile
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
-from i2v_tensorrt.engine_builder.errors import EngineError
-from i2v_tensorrt.engine_builder.export import example_inputs
-from i2v_tensorrt.engine_builder.manifest import Verdict
-from i2v_tensorrt.engine_builder.spec import DimRange, EngineSpec, Scope, ShapeProfile
-from i2v_tensorrt.engine_builder.verify import (
-    THRESHOLDS,
-    TIMESTEPS,
-    judge,
-    measure,
-    passes,
-    timesteps_of,
-    worst,
-)
+from i2v_tensorrt.engine_builder.build import parity as verify
+from i2v_tensorrt.engine_builder.build.parity import THRESHOLDS, TIMESTEPS, judge, measure, passes, timesteps_of, worst
+from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
+from i2v_tensorrt.engine_builder.store.manifest import Verdict
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 from .toys import CPU, LIMITS, ToyNetwork, toy_spec

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from i2v_tensorrt.common.network_source import NetworkSource
+from i2v_tensorrt.common.spec import DimRange, EngineSpec, NetworkSpec, ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Backend
-from i2v_tensorrt.engine_builder.backends.inductor import InductorBackend
+from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
-from i2v_tensorrt.engine_builder.backends.tensorrt import PLAN, TensorRTBackend
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.export import example_inputs, trace_sizes
-from i2v_tensorrt.engine_builder.source import NetworkSource
-from i2v_tensorrt.engine_builder.spec import DimRange, EngineSpec, NetworkSpec, ShapeProfile
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.engine_builder.worker import BuildProcess
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import PLAN, TensorRTBackend
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest
+from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs, trace_sizes
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.tests.wan import FORMS, TEXT, load_network, networks
 
 from .toys import CPU

@@ -11,13 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from i2v_tensorrt.engine_builder.backends.base import Availability, Backend, Report, Runner
-from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
-from i2v_tensorrt.engine_builder.compile import BuildRequest, Compiled, compile_engine
-from i2v_tensorrt.engine_builder.errors import EngineError
-from i2v_tensorrt.engine_builder.manifest import FileDigest, Manifest, Verdict, file_digest
-from i2v_tensorrt.engine_builder.quantize import Calibration
-from i2v_tensorrt.engine_builder.spec import (
+from i2v_tensorrt.common.errors import EngineError
+from i2v_tensorrt.common.spec import (
     DimRange,
     EngineSpec,
     Guidance,
@@ -27,8 +22,13 @@ from i2v_tensorrt.engine_builder.spec import (
     Target,
     TensorSpec,
 )
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
-from i2v_tensorrt.engine_builder.worker import BuildProcess
+from i2v_tensorrt.engine_builder.backends.base import Availability, Backend, Report, Runner
+from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
+from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest, Compiled, compile_engine
+from i2v_tensorrt.engine_builder.graph.quantize import Calibration
+from i2v_tensorrt.engine_builder.store.manifest import FileDigest, Manifest, Verdict, file_digest
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 if TYPE_CHECKING:
     import pytest

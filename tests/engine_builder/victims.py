@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
+from i2v_tensorrt.common.errors import CheckpointError
+from i2v_tensorrt.common.network_source import NetworkSource
+from i2v_tensorrt.common.spec import EngineSpec
 from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
-from i2v_tensorrt.engine_builder.build import build_engine
-from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.errors import CheckpointError
-from i2v_tensorrt.engine_builder.source import NetworkSource
-from i2v_tensorrt.engine_builder.spec import EngineSpec
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.engine_builder.worker import BuildProcess
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 from .toys import CPU, InProcess, ToyBackend, ToySource, toy_spec

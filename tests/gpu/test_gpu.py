@@ -15,10 +15,10 @@ import torch
 
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
-from i2v_tensorrt.engine_builder.verify import measure, passes
-from i2v_tensorrt.engine_builder.worker import BuildProcess
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.prebuild import component_names
+from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
+from i2v_tensorrt.engine_builder.build.parity import measure, passes
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.prebuild import component_names
 
 from .conftest import Figures, Inputs
 

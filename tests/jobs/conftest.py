@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 
 from i2v_tensorrt.engine_builder.backends import registry
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs import catalog as catalog_module
-from i2v_tensorrt.jobs import engines as engines_module
-from i2v_tensorrt.jobs import idle_builds, parallel, prebuild
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.failed_builds import FailedBuilds
-from i2v_tensorrt.jobs.idle_builds import IdleBuilds
-from i2v_tensorrt.jobs.policy import EnginePolicy
-from i2v_tensorrt.jobs.residency import LoadInPlace
+from i2v_tensorrt.engine_builder.store.store import EngineStore
+from i2v_tensorrt.runtime import prebuild
+from i2v_tensorrt.runtime.engines import catalog as catalog_module
+from i2v_tensorrt.runtime.engines import engine_set as engines_module
+from i2v_tensorrt.runtime.engines import idle_builds
+from i2v_tensorrt.runtime.engines import parallel_builds as parallel
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.failed_builds import FailedBuilds
+from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+from i2v_tensorrt.runtime.engines.residency import LoadInPlace
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend
 from .toy_host import AsOnAGpu, ToyHost

@@ -10,7 +10,7 @@ from i2v_tensorrt.benchmarks import backends
 from i2v_tensorrt.benchmarks.backends import measure
 from i2v_tensorrt.benchmarks.command import main
 from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
-from i2v_tensorrt.jobs.demo_model import demo_model
+from i2v_tensorrt.runtime.demo_model import demo_model
 
 from ..engine_builder.toys import CPU
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from i2v_tensorrt.common.errors import EngineError, InputError
 from i2v_tensorrt.engine_builder.backends.registry import AUTO, choose_backend
-from i2v_tensorrt.engine_builder.errors import EngineError, InputError
-from i2v_tensorrt.jobs import benchmark
-from i2v_tensorrt.jobs.benchmark import COMPILED, REFERENCE, BenchmarkOrder, row_names, run_benchmark
+from i2v_tensorrt.runtime.tools import benchmark
+from i2v_tensorrt.runtime.tools.benchmark import COMPILED, REFERENCE, BenchmarkOrder, row_names, run_benchmark
 
 CPU = torch.device("cpu")
 WAITING = """

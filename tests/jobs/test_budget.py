@@ -10,23 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
+from i2v_tensorrt.common.errors import BudgetError
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
-from i2v_tensorrt.engine_builder.errors import BudgetError
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs import budget
-from i2v_tensorrt.jobs.budget import TOLERANCE, Budget, ClipSize, largest
-from i2v_tensorrt.jobs.clip import Denoising, decode_clip, encode_clip, engine_multiple, sample_clip
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.policy import EnginePolicy
-from i2v_tensorrt.jobs.residency import LoadInPlace
-from i2v_tensorrt.pipeline.cache import ConditioningCache
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import MIN_SIDE
+from i2v_tensorrt.pipeline.denoising.sampler import SamplerSettings
 from i2v_tensorrt.pipeline.models.base import ClipRequest
 from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.pipeline.models.wan import Wan21
-from i2v_tensorrt.pipeline.sampling import SamplerSettings
+from i2v_tensorrt.pipeline.models.wan.model import Wan21
+from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
+from i2v_tensorrt.runtime import budget
+from i2v_tensorrt.runtime.budget import TOLERANCE, Budget, ClipSize, largest
+from i2v_tensorrt.runtime.clip import Denoising, decode_clip, encode_clip, engine_multiple, sample_clip
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+from i2v_tensorrt.runtime.engines.residency import LoadInPlace
 
 MIB = 1 << 20
 REQUEST = ClipRequest(Image.new("RGB", (70, 50), "teal"), "a boat", "", 64, 64, 2, 8)

@@ -10,18 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
+from i2v_tensorrt.common.errors import I2VError, InputError
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
-from i2v_tensorrt.engine_builder.errors import I2VError, InputError
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs import clip
-from i2v_tensorrt.jobs.clip import MAX_GUIDANCE, Denoising, core_sizes, decode_clip, encode_clip, sample_clip
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.policy import EnginePolicy
-from i2v_tensorrt.pipeline.cache import ConditioningCache
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import Conditioning
+from i2v_tensorrt.pipeline.denoising.sampler import SCHEDULERS, SamplerSettings
 from i2v_tensorrt.pipeline.models.base import ClipRequest
-from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
-from i2v_tensorrt.pipeline.sampling import SCHEDULERS, SamplerSettings
+from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
+from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
+from i2v_tensorrt.runtime import clip
+from i2v_tensorrt.runtime.clip import MAX_GUIDANCE, Denoising, core_sizes, decode_clip, encode_clip, sample_clip
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy
 

@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, PromptRefusedError, ServerError
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, PromptRefusedError, ServerError
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_host import (
+from i2v_tensorrt.remote.comfyui.server import (
     ComfyHost,
     ServerStartError,
     default_directory,

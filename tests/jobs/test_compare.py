@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.jobs.compare import MAX_LABEL, Compared, compare_clips
+from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.runtime.tools.compare import MAX_LABEL, Compared, compare_clips
 
 
 def compared(difference: float, brightest: float = 0.0, labels: tuple[str, str] = ("eager", "")) -> Compared:

@@ -14,17 +14,17 @@ from weakref import ref
 import pytest
 import torch
 
+from i2v_tensorrt.common.errors import EngineError, MissingEngineError
+from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec, ShapeProfile
 from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.backends.base import Runner
-from i2v_tensorrt.engine_builder.build import quiet
-from i2v_tensorrt.engine_builder.errors import EngineError, MissingEngineError
-from i2v_tensorrt.engine_builder.spec import EngineSpec, NetworkSpec, ShapeProfile
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
-from i2v_tensorrt.jobs import engines as engines_module
-from i2v_tensorrt.jobs.compiled_network import MAX_KINDS, CompiledNetwork, Tally
-from i2v_tensorrt.jobs.network_call import Call, read_call
-from i2v_tensorrt.jobs.policy import EnginePolicy
-from i2v_tensorrt.jobs.residency import LoadInPlace, Residency
+from i2v_tensorrt.engine_builder.build.build import quiet
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
+from i2v_tensorrt.runtime.engines import engine_set as engines_module
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+from i2v_tensorrt.runtime.engines.residency import LoadInPlace, Residency
+from i2v_tensorrt.runtime.external.compiled_network import MAX_KINDS, CompiledNetwork, Tally
+from i2v_tensorrt.runtime.external.network_call import Call, read_call
 
 from ..engine_builder.toys import ToyBackend, ToyNetwork, ToySource
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from i2v_tensorrt.jobs import demo
-from i2v_tensorrt.jobs.demo_model import BUNDLED, demo_model
-from i2v_tensorrt.jobs.demo_runs import DemoJob, run_here
+from i2v_tensorrt.cli import demo_command as demo
+from i2v_tensorrt.cli.demo_runs import DemoJob, run_here
+from i2v_tensorrt.pipeline.media.reader import read_video
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.pipeline.video_reader import read_video
+from i2v_tensorrt.runtime.demo_model import BUNDLED, demo_model
 
 
 def job_for(*arguments: str, out: Path) -> DemoJob:

@@ -8,8 +8,8 @@ import torch
 from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.backends.base import Availability
 from i2v_tensorrt.engine_builder.backends.eager import EagerBackend
-from i2v_tensorrt.jobs import doctor
-from i2v_tensorrt.jobs.doctor import diagnose, installed_versions
+from i2v_tensorrt.runtime.tools import doctor
+from i2v_tensorrt.runtime.tools.doctor import diagnose, installed_versions
 
 CPU = torch.device("cpu")
 

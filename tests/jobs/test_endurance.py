@@ -16,15 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from i2v_tensorrt.engine_builder.errors import I2VError
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs.clip import Denoising, decode_clip, encode_clip, sample_clip
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.policy import EnginePolicy
-from i2v_tensorrt.pipeline.cache import ConditioningCache
+from i2v_tensorrt.common.errors import I2VError
+from i2v_tensorrt.engine_builder.store.store import EngineStore
+from i2v_tensorrt.pipeline.denoising.sampler import SamplerSettings
 from i2v_tensorrt.pipeline.models.base import ClipRequest
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.pipeline.sampling import SamplerSettings
+from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
+from i2v_tensorrt.runtime.clip import Denoising, decode_clip, encode_clip, sample_clip
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
 from ..counts import Evidence, counted
 from ..faults import Call, Faults, run_child

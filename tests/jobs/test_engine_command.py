@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs.engine_command import main
+from i2v_tensorrt.cli.engine_command import main
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.tests.loras import KOHYA, layers, write_lora
 

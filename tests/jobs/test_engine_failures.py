@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from i2v_tensorrt.common.errors import EngineError, MissingEngineError
+from i2v_tensorrt.common.spec import EngineSpec, ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.host_weights import tensors as weights_of
-from i2v_tensorrt.engine_builder.errors import EngineError, MissingEngineError
-from i2v_tensorrt.engine_builder.export import example_inputs
-from i2v_tensorrt.engine_builder.spec import EngineSpec, ShapeProfile
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.engine_builder.verify import passes
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.policy import EnginePolicy
+from i2v_tensorrt.engine_builder.build.parity import passes
+from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend, ToyRunner, contents
 from .toy_model import SIZES, MakeSet, damage, keys, run

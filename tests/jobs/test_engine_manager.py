@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder.errors import EngineError, I2VError, InputError
-from i2v_tensorrt.engine_builder.store import EngineStore, Plan
-from i2v_tensorrt.jobs import engine_list
-from i2v_tensorrt.jobs.engine_list import KEY_CHARS, LEAST_CHARS
-from i2v_tensorrt.jobs.engine_manager import ACTIONS, DELETE, DELETE_STALE, LIST, VERIFY, Managed, manage
+from i2v_tensorrt.common.errors import EngineError, I2VError, InputError
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
+from i2v_tensorrt.runtime.tools import engine_list
+from i2v_tensorrt.runtime.tools.engine_list import KEY_CHARS, LEAST_CHARS
+from i2v_tensorrt.runtime.tools.engine_manager import ACTIONS, DELETE, DELETE_STALE, LIST, VERIFY, Managed, manage
 
 from ..engine_builder.toys import CPU, FILES, TARGET, ToyBackend, contents, publish, toy_spec
 

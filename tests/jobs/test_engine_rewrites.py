@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import pytest
 
+from i2v_tensorrt.common.errors import InputError
 from i2v_tensorrt.engine_builder.backends import registry
-from i2v_tensorrt.engine_builder.compile import BuildRequest
-from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.jobs import engines as engines_module
-from i2v_tensorrt.jobs.engines import EngineSet
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest
+from i2v_tensorrt.runtime.engines import engine_set as engines_module
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
 from ..engine_builder.toys import InProcess, ToyBackend, toy_network
 from .toy_model import SIZES, MakeSet, ToyModel, run

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder.errors import CheckpointError, EngineError
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.residency import LoadInPlace
+from i2v_tensorrt.common.errors import CheckpointError, EngineError
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.residency import LoadInPlace
 
 from ..engine_builder.toys import InProcess, ToyBackend, ToySource, toy_network
 from .toy_model import SIZES, MakeSet, ToyModel, run

@@ -11,18 +11,20 @@ from typing import Any
 
 import pytest
 
+from i2v_tensorrt.common.errors import EngineError
 from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.backends.base import Report
-from i2v_tensorrt.engine_builder.compile import BuildRequest, Compiled
-from i2v_tensorrt.engine_builder.errors import EngineError
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.engine_builder.worker import BuildProcess
-from i2v_tensorrt.jobs import doctor, engine_words, parallel
-from i2v_tensorrt.jobs.doctor import diagnose
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.idle_builds import IdleBuilds
-from i2v_tensorrt.jobs.policy import LATER
+from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest, Compiled
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.runtime.engines import messages as engine_words
+from i2v_tensorrt.runtime.engines import parallel_builds as parallel
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
+from i2v_tensorrt.runtime.engines.policy import LATER
+from i2v_tensorrt.runtime.tools import doctor
+from i2v_tensorrt.runtime.tools.doctor import diagnose
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend, names
 from .toy_host import PATIENCE_S, AsOnAGpu, Room, ToyHost, let_build, wait_for
@@ -148,7 +150,7 @@ def test_the_child_of_a_cancelled_build_is_ended(
 
 ENDING = """
 import threading, time
-from i2v_tensorrt.jobs.parallel import build_in_parallel
+from i2v_tensorrt.runtime.engines.parallel_builds import build_in_parallel
 
 begun = threading.Event()
 

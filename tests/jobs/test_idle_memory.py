@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from i2v_tensorrt.engine_builder.errors import EngineError
-from i2v_tensorrt.jobs.idle_builds import IdleBuilds
+from i2v_tensorrt.common.errors import EngineError
+from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
 
 from ..engine_builder.toys import ToyBackend
 from .toy_host import ToyHost, let_build, wait_for

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_messages import ServerFile, made_files
+from i2v_tensorrt.remote.comfyui.messages import ServerFile, made_files
 
 GOOD = {"filename": "clip_00001_.mp4", "subfolder": "video", "type": "output"}
 

@@ -3,8 +3,8 @@
 import torch
 
 from i2v_tensorrt.engine_builder.backends.base import Availability
-from i2v_tensorrt.jobs import engine_words
-from i2v_tensorrt.jobs.policy import LATER, MISS_POLICIES, EnginePolicy
+from i2v_tensorrt.runtime.engines import messages as engine_words
+from i2v_tensorrt.runtime.engines.policy import LATER, MISS_POLICIES, EnginePolicy
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend
 from .toy_model import INSTALL, SIZES, MakeSet, run

@@ -8,10 +8,10 @@ from weakref import ref
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.errors import EngineError, InputError
-from i2v_tensorrt.engine_builder.export import dynamic_shapes, example_inputs
-from i2v_tensorrt.engine_builder.spec import EngineSpec, NetworkSpec
-from i2v_tensorrt.jobs.network_call import (
+from i2v_tensorrt.common.errors import EngineError, InputError
+from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec
+from i2v_tensorrt.engine_builder.graph.onnx_export import dynamic_shapes, example_inputs
+from i2v_tensorrt.runtime.external.network_call import (
     BorrowedNetwork,
     Call,
     CalledNetwork,

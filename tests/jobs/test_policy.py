@@ -2,12 +2,12 @@
 
 import pytest
 
-from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.engine_builder.spec import DimRange, ShapeProfile
-from i2v_tensorrt.jobs.policy import EnginePolicy, dims_of
-from i2v_tensorrt.jobs.presets import MOST, ClipSize, parse_presets
+from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.common.spec import DimRange, ShapeProfile
 from i2v_tensorrt.pipeline.decode import MAX_ELEMENTS, WIDEST, most_at_once
 from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy, dims_of
+from i2v_tensorrt.runtime.engines.presets import MOST, ClipSize, parse_presets
 
 SIDE = DimRange(8, 64, 256, 8)
 LATENT = LatentSpace()

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder.errors import EngineError, InputError
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.prebuild import ALL, Prebuild, component_names, prebuild
-from i2v_tensorrt.jobs.presets import ClipSize
+from i2v_tensorrt.common.errors import EngineError, InputError
 from i2v_tensorrt.pipeline.models.registry import FAMILIES
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.presets import ClipSize
+from i2v_tensorrt.runtime.prebuild import ALL, Prebuild, component_names, prebuild
 
 from ..engine_builder.toys import ToyBackend
 from .toy_model import MakeSet

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.jobs.queue_command import find_pictures, main, make_jobs, server_url
-from i2v_tensorrt.jobs.queue_ledger import Job
-from i2v_tensorrt.jobs.queue_report import JobResult, Report
-from i2v_tensorrt.jobs.queue_workflow import UsageError, Workflow
+from i2v_tensorrt.cli.queue_command import find_pictures, main, make_jobs, server_url
+from i2v_tensorrt.remote.batch.ledger import Job
+from i2v_tensorrt.remote.batch.progress import JobResult, Report
+from i2v_tensorrt.remote.batch.workflow import UsageError, Workflow
 from i2v_tensorrt.tests.jobs.fake_comfy import FakeComfy, write_pictures
 from i2v_tensorrt.tests.jobs.test_queue_run import GRAPH
 
@@ -170,7 +170,7 @@ def test_without_a_terminal_each_stage_is_a_line() -> None:
 
 def test_a_terminal_shows_one_line_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setattr("i2v_tensorrt.jobs.queue_report.REDRAW_S", 0.0)
+    monkeypatch.setattr("i2v_tensorrt.remote.batch.progress.REDRAW_S", 0.0)
     screen = Terminal()
     show(screen)
     drawn = screen.getvalue().split("\n", 1)[1]  # after the note

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.engine_builder.errors import StorageError
-from i2v_tensorrt.jobs.queue_ledger import LEDGER, Job, Ledger, MadeFile, sole_user
+from i2v_tensorrt.common.errors import StorageError
+from i2v_tensorrt.remote.batch.ledger import LEDGER, Job, Ledger, MadeFile, sole_user
 
 JOB = Job((Path("a.png"),), "p1", "w1", "a")
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.jobs.comfy_client import ComfyClient, ServerError
-from i2v_tensorrt.jobs.queue_command import make_jobs
-from i2v_tensorrt.jobs.queue_ledger import LEDGER, Ledger
-from i2v_tensorrt.jobs.queue_report import JobResult, Report
-from i2v_tensorrt.jobs.queue_run import Patience, QueueRun
-from i2v_tensorrt.jobs.queue_workflow import Place, Workflow
+from i2v_tensorrt.cli.queue_command import make_jobs
+from i2v_tensorrt.remote.batch.ledger import LEDGER, Ledger
+from i2v_tensorrt.remote.batch.progress import JobResult, Report
+from i2v_tensorrt.remote.batch.run import Patience, QueueRun
+from i2v_tensorrt.remote.batch.workflow import Place, Workflow
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, ServerError
 from i2v_tensorrt.tests.interrupts import heed_interrupts
 from i2v_tensorrt.tests.jobs.fake_comfy import FakeComfy, write_pictures
 
@@ -183,7 +183,7 @@ def test_without_any_socket_the_history_is_enough(
     def refuse(*_: str) -> None:
         raise ServerError("no socket")
 
-    monkeypatch.setattr("i2v_tensorrt.jobs.comfy_socket.open_socket", refuse)
+    monkeypatch.setattr("i2v_tensorrt.remote.comfyui.event_socket.open_socket", refuse)
     paths = write_pictures(tmp_path / "in", 4)
     assert verdicts(queue(fake, tmp_path / "out", paths)) == ["done"] * 4
     assert (fake.opened, len(fake.saved)) == (0, 4)
@@ -267,7 +267,7 @@ def test_a_picture_that_changes_meanwhile_is_not_sent(fake: FakeComfy, tmp_path:
 CLIENT = """
 import runpy, sys
 runpy.run_path({run!r})
-from i2v_tensorrt.jobs.queue_command import main
+from i2v_tensorrt.cli.queue_command import main
 raise SystemExit(main(sys.argv[1:]))
 """
 RUN = Path(__file__).resolve().parents[2] / "run.py"

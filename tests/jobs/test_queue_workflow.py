@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.jobs.queue_workflow import (
+from i2v_tensorrt.remote.batch.workflow import (
     Place,
     Prompt,
     UsageError,

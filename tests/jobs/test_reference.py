@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.jobs.clip import Denoising
-from i2v_tensorrt.jobs.engines import EngineSet
+from i2v_tensorrt.pipeline.denoising.sampler import SamplerSettings
 from i2v_tensorrt.pipeline.models.base import ClipRequest
-from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
-from i2v_tensorrt.pipeline.sampling import SamplerSettings
+from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
+from i2v_tensorrt.runtime.clip import Denoising
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
 from .reference_clip import Clip, eager_engines, ours, painted
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs.clip import decode_clip, fitting_chunk
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.policy import EnginePolicy
-from i2v_tensorrt.jobs.residency import LoadInPlace, Memory, concede
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.decode import scratch_bytes
 from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.runtime.clip import decode_clip, fitting_chunk
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+from i2v_tensorrt.runtime.engines.residency import LoadInPlace, Memory, concede
 
 LATENTS = torch.zeros(8, 4, 8, 8)
 

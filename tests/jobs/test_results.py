@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs.clip import Denoising, encode_clip
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.jobs.policy import EnginePolicy
-from i2v_tensorrt.jobs.results import LIMITS, Sampled, result_key, sample_or_recall
-from i2v_tensorrt.pipeline.cache import CacheLimits, ConditioningCache
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import Conditioning
+from i2v_tensorrt.pipeline.denoising.sampler import SamplerSettings
+from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
 from i2v_tensorrt.pipeline.models.base import ClipRequest, Encoded
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.pipeline.models.tiny import write_tiny_checkpoint
-from i2v_tensorrt.pipeline.sampling import SamplerSettings
+from i2v_tensorrt.pipeline.tensor_cache import CacheLimits, ConditioningCache
+from i2v_tensorrt.runtime.clip import Denoising, encode_clip
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+from i2v_tensorrt.runtime.result_cache import LIMITS, Sampled, result_key, sample_or_recall
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.jobs.saved_videos import LIMITS, SavedVideo, note, noted, video_key
-from i2v_tensorrt.pipeline.cache import ConditioningCache
+from i2v_tensorrt.pipeline.media.formats import Audio, VideoOptions
 from i2v_tensorrt.pipeline.models.base import Encoded
-from i2v_tensorrt.pipeline.video_format import Audio, VideoOptions
+from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
+from i2v_tensorrt.runtime.saved_videos import LIMITS, SavedVideo, note, noted, video_key
 
 OPTIONS = VideoOptions("mp4-h264", 8.0, None, False)
 SOUND = Audio(torch.linspace(-1, 1, 100).reshape(1, 100), 8000)

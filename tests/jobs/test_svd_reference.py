@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.jobs.clip import Denoising, decode_clip, encode_clip
-from i2v_tensorrt.jobs.engines import EngineSet
-from i2v_tensorrt.pipeline.cache import ConditioningCache
+from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.pipeline.denoising.sampler import SCHEDULERS, SamplerSettings
+from i2v_tensorrt.pipeline.media.image import crop_to_aspect
 from i2v_tensorrt.pipeline.models.base import ClipRequest
-from i2v_tensorrt.pipeline.models.svd import StableVideoDiffusion
-from i2v_tensorrt.pipeline.picture import crop_to_aspect
-from i2v_tensorrt.pipeline.sampling import SCHEDULERS, SamplerSettings
+from i2v_tensorrt.pipeline.models.svd.model import StableVideoDiffusion
+from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
+from i2v_tensorrt.runtime.clip import Denoising, decode_clip, encode_clip
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
 from .reference_clip import Clip, difference, eager_engines, ours, painted
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.jobs.clip import Denoising, decode_clip
+from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.pipeline.denoising.sampler import FLOW_SCHEDULERS, SCHEDULERS, SamplerSettings
+from i2v_tensorrt.pipeline.dummies.wan import KINDS
+from i2v_tensorrt.pipeline.media.image import crop_to_aspect
 from i2v_tensorrt.pipeline.models.base import ClipRequest
-from i2v_tensorrt.pipeline.models.tiny_wan import KINDS
-from i2v_tensorrt.pipeline.models.wan22 import WanA14B
-from i2v_tensorrt.pipeline.picture import crop_to_aspect
-from i2v_tensorrt.pipeline.sampling import FLOW_SCHEDULERS, SCHEDULERS, SamplerSettings
+from i2v_tensorrt.pipeline.models.wan.wan22 import WanA14B
+from i2v_tensorrt.runtime.clip import Denoising, decode_clip
 
 from .reference_clip import Clip, difference, eager_engines, ours, painted
 

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from i2v_tensorrt.engine_builder.export import example_inputs
-from i2v_tensorrt.engine_builder.spec import DimRange, EngineSpec, NetworkSpec, ShapeProfile, TensorSpec
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.jobs.engines import EngineSet
+from i2v_tensorrt.common.spec import DimRange, EngineSpec, NetworkSpec, ShapeProfile, TensorSpec
+from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.models.base import Component
 from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
 from ..engine_builder.toys import LIMITS, ToyBackend, ToyNetwork, ToySource, toy_network
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.nodes.paths import check_name, inside
+from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.nodes.host.safe_name import check_name, inside
 
 GOOD = [
     "clip",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from i2v_tensorrt.nodes.peak import PeakMemory
+from i2v_tensorrt.nodes.host.peak_memory import PeakMemory
 
 GPU = torch.device("cuda", 1)
 GIB = 2**30

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder.errors import InputError, StorageError
-from i2v_tensorrt.nodes.places import digest_below, free_place
-from i2v_tensorrt.pipeline.atomic_file import atomic_file
+from i2v_tensorrt.common.atomic_file import atomic_file
+from i2v_tensorrt.common.errors import InputError, StorageError
+from i2v_tensorrt.nodes.host.output_path import digest_below, free_place
 
 
 def saved(root: Path, prefix: str, suffix: str = ".mp4") -> str:

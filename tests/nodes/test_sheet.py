@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from i2v_tensorrt.nodes.sheet import MOST_FRAMES, Sheet
+from i2v_tensorrt.nodes.host.preview_grid import MOST_FRAMES, Sheet
 
 
 @pytest.mark.parametrize(

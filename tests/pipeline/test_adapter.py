@@ -14,15 +14,15 @@ from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors.torch import load_file, save_file
 
+from i2v_tensorrt.common.errors import CheckpointError, I2VError
+from i2v_tensorrt.common.spec import PRECISIONS
 from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
-from i2v_tensorrt.engine_builder.errors import CheckpointError, I2VError
-from i2v_tensorrt.engine_builder.spec import PRECISIONS
-from i2v_tensorrt.pipeline.models.adapter import _Places, plain_name
+from i2v_tensorrt.pipeline.dummies.wan import KINDS
 from i2v_tensorrt.pipeline.models.base import VideoModel
-from i2v_tensorrt.pipeline.models.checkpoint import tensor_shapes
+from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import tensor_shapes
+from i2v_tensorrt.pipeline.models.checkpoints.lora import _Places, plain_name
 from i2v_tensorrt.pipeline.models.registry import FAMILIES, open_model
-from i2v_tensorrt.pipeline.models.tiny_wan import KINDS
-from i2v_tensorrt.pipeline.models.wan_names import published
+from i2v_tensorrt.pipeline.models.wan.lora_names import published
 from i2v_tensorrt.tests.loras import DIFFUSERS, KOHYA, PEFT, PLAIN, PUBLISHED, UNET, Style, layers, weights, write_lora
 
 Wan = Callable[[str], Path]

@@ -10,8 +10,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch.nn import functional
 
-from i2v_tensorrt.pipeline.kernels import attention as module
-from i2v_tensorrt.pipeline.kernels.attention import LimitedAttention, attention, limit_attention
+from i2v_tensorrt.pipeline.fused.kernels import attention as module
+from i2v_tensorrt.pipeline.fused.kernels.attention import LimitedAttention, attention, limit_attention
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from i2v_tensorrt.engine_builder.errors import CheckpointError
-from i2v_tensorrt.engine_builder.key import engine_key
-from i2v_tensorrt.engine_builder.spec import EngineSpec, Target
-from i2v_tensorrt.pipeline.models import checkpoint as module
+from i2v_tensorrt.common.errors import CheckpointError
+from i2v_tensorrt.common.spec import EngineSpec, Target
+from i2v_tensorrt.engine_builder.store.key import engine_key
 from i2v_tensorrt.pipeline.models.base import VideoModel
-from i2v_tensorrt.pipeline.models.i2vgen_xl import LAYOUT
+from i2v_tensorrt.pipeline.models.checkpoints import diffusers_folder as module
+from i2v_tensorrt.pipeline.models.i2vgen_xl.model import LAYOUT
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 Damage = Callable[[Path], object]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.pipeline.comparison import GAP, HEAT, compare, heat_map, make_pair, side_by_side
-from i2v_tensorrt.pipeline.metrics import psnr, ssim, temporal_flicker
+from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.pipeline.quality.comparison import GAP, HEAT, compare, heat_map, make_pair, side_by_side
+from i2v_tensorrt.pipeline.quality.metrics import psnr, ssim, temporal_flicker
 
 
 def clips(num_frames: int = 3, height: int = 16, width: int = 24) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from i2v_tensorrt.engine_builder.errors import I2VError, InputError
-from i2v_tensorrt.engine_builder.spec import Guidance
+from i2v_tensorrt.common.errors import I2VError, InputError
+from i2v_tensorrt.common.spec import Guidance
 from i2v_tensorrt.pipeline import conditioning as module
-from i2v_tensorrt.pipeline.cache import ConditioningCache
 from i2v_tensorrt.pipeline.conditioning import (
     MAX_FPS,
     MAX_FRAMES,
@@ -24,9 +23,10 @@ from i2v_tensorrt.pipeline.conditioning import (
     condition,
     conditioning_key,
 )
+from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
 from i2v_tensorrt.pipeline.models.base import ClipRequest
-from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
-from i2v_tensorrt.pipeline.models.tiny import write_tiny_checkpoint
+from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
+from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 
 ENCODERS = ["image_encoder", "vae_encoder", "text_encoder", "conditioner"]
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.pipeline.contact_sheet import BACKGROUND, GAP, LABEL_HEIGHT, MIN_TILE_WIDTH, contact_sheet
-from i2v_tensorrt.pipeline.frames import evenly_chosen
+from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.pipeline.media.contact_sheet import BACKGROUND, GAP, LABEL_HEIGHT, MIN_TILE_WIDTH, contact_sheet
+from i2v_tensorrt.pipeline.media.frames import evenly_chosen
 
 
 def flat_frames(num_frames: int, height: int = 32, width: int = 48) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2v_tensorrt.engine_builder.errors import InputError
+from i2v_tensorrt.common.errors import InputError
 from i2v_tensorrt.pipeline.decode import BYTES_PER_PIXEL, chunk_size, decode
 
 FRAMES = 7

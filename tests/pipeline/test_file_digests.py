@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder.errors import CheckpointError
-from i2v_tensorrt.pipeline import file_digests
-from i2v_tensorrt.pipeline.file_digests import MOST, Digested, DigestTable, Piece, take_digests
-from i2v_tensorrt.pipeline.models.checkpoint import Part
+from i2v_tensorrt.common.errors import CheckpointError
+from i2v_tensorrt.pipeline.models.checkpoints import file_digests
+from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import Part
+from i2v_tensorrt.pipeline.models.checkpoints.file_digests import MOST, Digested, DigestTable, Piece, take_digests
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.tests.conftest import ROOT
 
@@ -248,7 +248,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import conftest
 from pathlib import Path
-from i2v_tensorrt.pipeline.file_digests import TABLE
+from i2v_tensorrt.pipeline.models.checkpoints.file_digests import TABLE
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 def read():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.frames import make_clip, pad_to_even, play_order, to_rgb8, to_yuv420
+from i2v_tensorrt.pipeline.media.frames import make_clip, pad_to_even, play_order, to_rgb8, to_yuv420
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (6, 10), (10, 4)])

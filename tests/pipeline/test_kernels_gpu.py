@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.kernels import gelu, norm, operators, residual, short_attention
+from i2v_tensorrt.pipeline.fused.kernels import gelu, norm, operators, residual, short_attention
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")]
 

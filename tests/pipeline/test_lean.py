@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.export import dynamic_shapes
-from i2v_tensorrt.engine_builder.spec import DimRange, ShapeProfile
-from i2v_tensorrt.pipeline.kernels.norm import add_and_measure, channel_moments, scale_and_shift
-from i2v_tensorrt.pipeline.kernels.short_attention import short_attention
-from i2v_tensorrt.pipeline.models import lean, lean_vae
-from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
-from i2v_tensorrt.pipeline.models.i2vgen_xl_networks import CORE_REWRITES, Core, LeanCore
+from i2v_tensorrt.common.spec import DimRange, ShapeProfile
+from i2v_tensorrt.engine_builder.graph.onnx_export import dynamic_shapes
+from i2v_tensorrt.pipeline.fused import blocks as lean
+from i2v_tensorrt.pipeline.fused.kernels.norm import add_and_measure, channel_moments, scale_and_shift
+from i2v_tensorrt.pipeline.fused.kernels.short_attention import short_attention
+from i2v_tensorrt.pipeline.models import fused_vae as lean_vae
+from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
+from i2v_tensorrt.pipeline.models.i2vgen_xl.networks import CORE_REWRITES, Core, LeanCore
 
 EXACT = 1e-5
 """Relative to the greatest output; float32 rounding leaves some 1e-6."""

@@ -8,8 +8,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.pipeline.metrics import cosine, max_abs_difference, psnr, snr_db, ssim, temporal_flicker
+from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.pipeline.quality.metrics import cosine, max_abs_difference, psnr, snr_db, ssim, temporal_flicker
 
 PAIRED = [psnr, snr_db, cosine, max_abs_difference]
 

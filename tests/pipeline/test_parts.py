@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from i2v_tensorrt.engine_builder.errors import CheckpointError
+from i2v_tensorrt.common.errors import CheckpointError
 from i2v_tensorrt.pipeline.models.base import ClipRequest
-from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
+from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
 
 Tensors = dict[str, torch.Tensor]
 STEMS = {

@@ -8,9 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from i2v_tensorrt.engine_builder.errors import InputError
-from i2v_tensorrt.pipeline import picture as module
-from i2v_tensorrt.pipeline.picture import cover, picture_from_tensor, rgb, to_unit_tensor
+from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.pipeline.media import image as module
+from i2v_tensorrt.pipeline.media.image import cover, picture_from_tensor, rgb, to_unit_tensor
 
 SIDES = st.integers(1, 120)
 TARGETS = st.integers(1, 12).map(lambda count: 8 * count)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.models.checkpoint import Checkpoint, Part
-from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
+from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
+from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "unet": {

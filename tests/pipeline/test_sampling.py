@@ -6,9 +6,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.errors import CheckpointError, InputError
-from i2v_tensorrt.pipeline.models.tiny import SCHEDULER
-from i2v_tensorrt.pipeline.sampling import MAX_STEPS, SCHEDULERS, Denoise, SamplerSettings, make_scheduler, sample
+from i2v_tensorrt.common.errors import CheckpointError, InputError
+from i2v_tensorrt.pipeline.denoising.sampler import (
+    MAX_STEPS,
+    SCHEDULERS,
+    Denoise,
+    SamplerSettings,
+    make_scheduler,
+    sample,
+)
+from i2v_tensorrt.pipeline.dummies.i2vgen_xl import SCHEDULER
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.models.tiny import SCHEDULER
-from i2v_tensorrt.pipeline.sampling import SamplerSettings, make_scheduler, sample
+from i2v_tensorrt.pipeline.denoising.sampler import SamplerSettings, make_scheduler, sample
+from i2v_tensorrt.pipeline.dummies.i2vgen_xl import SCHEDULER
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.pipeline.models.checkpoint import Checkpoint
+from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import Checkpoint
 from i2v_tensorrt.pipeline.models.diffusers_family import DiffusersFamily
-from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
-from i2v_tensorrt.pipeline.models.svd import StableVideoDiffusion
+from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
+from i2v_tensorrt.pipeline.models.svd.model import StableVideoDiffusion
 
 MIB = 1 << 20
 FAMILIES: dict[str, type[DiffusersFamily]] = {"i2vgen-xl": I2VGenXL, "svd": StableVideoDiffusion}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
+from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
 
 SHAPES = [
     (1, 4, 8, 8),

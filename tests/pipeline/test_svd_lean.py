@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.models.svd import StableVideoDiffusion
-from i2v_tensorrt.pipeline.models.svd_lean import CORE_REWRITES, DECODER_REWRITES, LeanCore, LeanTemporalVaeDecoder
-from i2v_tensorrt.pipeline.models.svd_networks import Core, TemporalVaeDecoder
+from i2v_tensorrt.pipeline.models.svd.fused import CORE_REWRITES, DECODER_REWRITES, LeanCore, LeanTemporalVaeDecoder
+from i2v_tensorrt.pipeline.models.svd.model import StableVideoDiffusion
+from i2v_tensorrt.pipeline.models.svd.networks import Core, TemporalVaeDecoder
 from i2v_tensorrt.tests.pipeline.test_lean import EXACT, distance
 
 SHAPES = [(2, 4, 8, 8), (2, 1, 16, 8), (1, 5, 8, 24), (2, 25, 8, 8)]

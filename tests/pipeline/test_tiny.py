@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from i2v_tensorrt.engine_builder.errors import StorageError
-from i2v_tensorrt.pipeline.models import tiny
-from i2v_tensorrt.pipeline.models.i2vgen_xl import I2VGenXL
-from i2v_tensorrt.pipeline.models.tiny import TinySizes, byte_vocabulary, write_tiny_checkpoint
-from i2v_tensorrt.pipeline.models.tiny_wan import KINDS, write_tiny_wan
+from i2v_tensorrt.common.errors import StorageError
+from i2v_tensorrt.pipeline.dummies import i2vgen_xl as tiny
+from i2v_tensorrt.pipeline.dummies.i2vgen_xl import TinySizes, byte_vocabulary, write_tiny_checkpoint
+from i2v_tensorrt.pipeline.dummies.wan import KINDS, write_tiny_wan
+from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
 
 
 def interrupt(*_: object) -> None:

@@ -14,8 +14,8 @@ from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from i2v_tensorrt.pipeline.video import write_video
-from i2v_tensorrt.pipeline.video_format import FORMATS, Audio, VideoInfo, VideoOptions, exact_rate
+from i2v_tensorrt.pipeline.media.formats import FORMATS, Audio, VideoInfo, VideoOptions, exact_rate
+from i2v_tensorrt.pipeline.media.video import write_video
 
 ALL = list(FORMATS)
 CONTAINERS = [key for key, spec in FORMATS.items() if not spec.is_image]

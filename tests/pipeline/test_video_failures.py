@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from i2v_tensorrt.engine_builder.errors import BackendUnavailableError, I2VError, InputError, StorageError
-from i2v_tensorrt.pipeline.video import write_video
-from i2v_tensorrt.pipeline.video_format import FORMATS, Audio, VideoOptions, available_formats
+from i2v_tensorrt.common.errors import BackendUnavailableError, I2VError, InputError, StorageError
+from i2v_tensorrt.pipeline.media.formats import FORMATS, Audio, VideoOptions, available_formats
+from i2v_tensorrt.pipeline.media.video import write_video
 
 ALL = list(FORMATS)
 

@@ -7,8 +7,8 @@ import av
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.errors import StorageError
-from i2v_tensorrt.pipeline.video_reader import read_video
+from i2v_tensorrt.common.errors import StorageError
+from i2v_tensorrt.pipeline.media.reader import read_video
 
 
 def write_lossless(path: Path, frames: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.models.wan_text import TOKENS, TextEncoder, clean, encode_texts
+from i2v_tensorrt.pipeline.models.wan.text_encoder import TOKENS, TextEncoder, clean, encode_texts
 from i2v_tensorrt.tests.wan import VOCABULARY, tiny_text_encoder
 
 GATE = 1e-5

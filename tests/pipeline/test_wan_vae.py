@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.errors import CheckpointError
-from i2v_tensorrt.pipeline.carried import TIME_FACTOR, decode_causal, encode_picture
+from i2v_tensorrt.common.errors import CheckpointError
 from i2v_tensorrt.pipeline.decode import decode
-from i2v_tensorrt.pipeline.models.wan_vae import vae_networks
+from i2v_tensorrt.pipeline.models.wan.causal_vae import TIME_FACTOR, decode_causal, encode_picture
+from i2v_tensorrt.pipeline.models.wan.vae import vae_networks
 from i2v_tensorrt.tests.wan import FORMS, VaeRun, tiny_vae
 
 GATE = 1e-5

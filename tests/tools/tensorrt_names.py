@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-BACKEND = Path(__file__).resolve().parents[2] / "engine_builder" / "backends"
+BACKEND = Path(__file__).resolve().parents[2] / "engine_builder" / "backends" / "tensorrt"
 ROOTS = {"trt", "builder", "network", "parser", "config", "profile", "runtime", "engine", "context", "runtime_cache"}
 """Variables of the backend that hold TensorRT's module or one of its objects."""
 HOLDERS = {"module", "_engine", "_context"}
@@ -41,7 +41,7 @@ def used_names(path: Path) -> set[str]:
 
 def backend_files() -> list[Path]:
     """The files of the TensorRT backend."""
-    return sorted(BACKEND.glob("tensorrt*.py"))
+    return sorted(path for path in BACKEND.glob("*.py") if path.name != "__init__.py")
 
 
 def names_in(wheel: Path) -> tuple[str, bytes]:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.training import networks as nets
-from i2v_tensorrt.training.clips import frame_indices, held_out_seeds
-from i2v_tensorrt.training.evaluate import Judge, agreement, first_frames, follow, held_out, prompts_of
-from i2v_tensorrt.training.measure import psnr
-from i2v_tensorrt.training.sampler import decode, initial_noise, picture_latents, sample
-from i2v_tensorrt.training.vocabulary import captions
+from i2v_tensorrt.demo_model.training import networks as nets
+from i2v_tensorrt.demo_model.training.clips import frame_indices, held_out_seeds
+from i2v_tensorrt.demo_model.training.evaluate import Judge, agreement, first_frames, follow, held_out, prompts_of
+from i2v_tensorrt.demo_model.training.measure import psnr
+from i2v_tensorrt.demo_model.training.sampler import decode, initial_noise, picture_latents, sample
+from i2v_tensorrt.demo_model.training.vocabulary import captions
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "demo_model"
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from i2v_tensorrt.training import train_motion, train_vae
-from i2v_tensorrt.training.clips import (
+from i2v_tensorrt.demo_model.training import train_motion, train_vae
+from i2v_tensorrt.demo_model.training.clips import (
     HELD_OUT,
     caption_rows,
     draw,
@@ -17,9 +17,9 @@ from i2v_tensorrt.training.clips import (
     training_seeds,
     view_pairs,
 )
-from i2v_tensorrt.training.hashing import Numbers, uniform
-from i2v_tensorrt.training.measure import carried_back
-from i2v_tensorrt.training.vocabulary import ADVERBS, ANGULAR, COLOURS, MOTIONS, THINGS, TURNS, captions
+from i2v_tensorrt.demo_model.training.hashing import Numbers, uniform
+from i2v_tensorrt.demo_model.training.measure import carried_back
+from i2v_tensorrt.demo_model.training.vocabulary import ADVERBS, ANGULAR, COLOURS, MOTIONS, THINGS, TURNS, captions
 
 CPU = torch.device("cpu")
 

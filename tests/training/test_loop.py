@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from i2v_tensorrt.training.loop import COOLDOWN, Plan, Run
-from i2v_tensorrt.training.state import load_tensors, save_tensors
+from i2v_tensorrt.demo_model.training.loop import COOLDOWN, Plan, Run
+from i2v_tensorrt.demo_model.training.state import load_tensors, save_tensors
 
 
 def run_to(folder: Path, steps: int, stop: int, compact: Path | None = None) -> Run:
@@ -56,7 +56,7 @@ def test_a_crash_while_saving_leaves_the_former_state(tmp_path: Path, monkeypatc
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("i2v_tensorrt.training.state.write_text", fail)
+        patch.setattr("i2v_tensorrt.demo_model.training.state.write_text", fail)
         with pytest.raises(OSError, match="disk full"):
             run_to(tmp_path, 12, 9)
     after = run_to(tmp_path, 12, 4)
@@ -85,7 +85,7 @@ def test_the_time_limit_ends_a_run(tmp_path: Path) -> None:
 
 
 def test_tensors_survive_their_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("i2v_tensorrt.training.state.SHARD_BYTES", 100)
+    monkeypatch.setattr("i2v_tensorrt.demo_model.training.state.SHARD_BYTES", 100)
     tensors = {f"part{k}": torch.randn(4, 4) for k in range(5)}
     names = save_tensors(tmp_path, "weights", tensors)
     assert len(names) == 5

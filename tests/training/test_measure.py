@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from i2v_tensorrt.training.clips import Clips, render, shape_mask
-from i2v_tensorrt.training.evaluate import MOVES, VIEW_MOTIONS, agreement, held_out
-from i2v_tensorrt.training.measure import (
+from i2v_tensorrt.demo_model.training.clips import Clips, render, shape_mask
+from i2v_tensorrt.demo_model.training.evaluate import MOVES, VIEW_MOTIONS, agreement, held_out
+from i2v_tensorrt.demo_model.training.measure import (
     VIEW_RADIUS,
     Track,
     as_saved,

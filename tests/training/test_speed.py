@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from i2v_tensorrt.training import speed
-from i2v_tensorrt.training.speed import ExactConvolution, TimeConvolution, Watch, flatten_time
+from i2v_tensorrt.demo_model.training import speed
+from i2v_tensorrt.demo_model.training.speed import ExactConvolution, TimeConvolution, Watch, flatten_time
 
 CPU = torch.device("cpu")
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from i2v_tensorrt.training import networks as nets
-from i2v_tensorrt.training.loop import Plan
-from i2v_tensorrt.training.train_motion import train_motion
-from i2v_tensorrt.training.train_vae import PER_CLIP, means_of, shimmer, train_vae, views_of
+from i2v_tensorrt.demo_model.training import networks as nets
+from i2v_tensorrt.demo_model.training.loop import Plan
+from i2v_tensorrt.demo_model.training.train_motion import train_motion
+from i2v_tensorrt.demo_model.training.train_vae import PER_CLIP, means_of, shimmer, train_vae, views_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def motion(folder: Path, steps: int, stop: int | None = None) -> tuple[nets.Netw
 
 
 def test_motion_training_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("i2v_tensorrt.training.loop.LOG_EVERY", 2)
+    monkeypatch.setattr("i2v_tensorrt.demo_model.training.loop.LOG_EVERY", 2)
     whole, curve = motion(tmp_path / "whole", 4)
     motion(tmp_path / "halves", 4, stop=2)
     halves, again = motion(tmp_path / "halves", 4)
@@ -39,7 +39,7 @@ def test_motion_training_resumes_exactly(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_autoencoder_learns_and_its_folder_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("i2v_tensorrt.training.loop.LOG_EVERY", 4)
+    monkeypatch.setattr("i2v_tensorrt.demo_model.training.loop.LOG_EVERY", 4)
     networks = nets.build(nets.Sizes.tiny(), 1)
     run = train_vae(networks, Plan(tmp_path / "state", 12, PER_CLIP, 3e-3, warmup=1), CPU, pixels=32)
     assert run.curve[-1][1] < run.curve[0][1]

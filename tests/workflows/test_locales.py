@@ -86,7 +86,7 @@ class TestLanguage:
 
 
 def test_the_setting_on_the_page_is_the_one_that_is_read() -> None:
-    source = (LOCALES.parent / "nodes" / "host_idle.py").read_text("utf-8")
+    source = (LOCALES.parent / "nodes" / "host" / "idle.py").read_text("utf-8")
     assert re.findall(r'^SETTING = "(.+)"$', source, re.MULTILINE) == on_the_page(r'^ +id: "(I2VTensorRT\.\w+)"')
 
 

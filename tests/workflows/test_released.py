@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.store import EngineStore
-from i2v_tensorrt.pipeline.cache import ConditioningCache
+from i2v_tensorrt.engine_builder.store.store import EngineStore
+from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.tests.workflows.graph import faults, to_prompt
 from i2v_tensorrt.tests.workflows.object_info import stored
 

@@ -1,0 +1,164 @@
+"""`run.py queue`: a workflow, for one picture or a folder of them, through any ComfyUI server."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ..common.errors import I2VError
+from ..remote.batch.ledger import Job, Ledger, sole_user
+from ..remote.batch.progress import JobResult, Report
+from ..remote.batch.run import Patience, QueueRun
+from ..remote.batch.workflow import UsageError, Workflow, find_input, find_picture, read_workflow, set_inputs
+from ..remote.comfyui.client import ComfyClient
+
+DEFAULT_SERVER = "http://127.0.0.1:8188"
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+DESCRIPTION = f"""\
+Run a workflow in API format on a ComfyUI server and fetch what it makes: once, or once for each picture.
+
+The same command goes on where an earlier one ended, however it ended: what is done is skipped, and
+what the server still has is waited for. The file queue.json in the folder of --out keeps count.
+
+Ctrl-C takes what is queued from the server. The status is 0 if all is done, {FAILED} if something
+failed, {USAGE} for a wrong command line and {INTERRUPTED} after an interruption."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser("run.py queue", description=DESCRIPTION, formatter_class=raw, allow_abbrev=False)
+    top.add_argument("workflow", type=Path, metavar="WORKFLOW", help="a workflow in API format, JSON")
+    top.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the videos and pictures go")
+    top.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="an input's value; the node by its id, or by its title or class where only one has it (repeatable)",
+    )
+    top.add_argument(
+        "--image",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE|FOLDER",
+        help="a picture, or a folder of them: one job each (repeatable)",
+    )
+    top.add_argument("--into", metavar="NODE.INPUT", help="where the picture goes, if not into the only LoadImage")
+    top.add_argument("--server", default=DEFAULT_SERVER, metavar="URL", help="(%(default)s)")
+    top.add_argument("--json", action="store_true", help="one line of JSON for each result")
+    top.add_argument("--previews", type=Path, metavar="DIR", help="keep the previews of the samplers there")
+    top.add_argument(
+        "--patience",
+        type=float,
+        default=Patience.gone_s,
+        metavar="SECONDS",
+        help="how long the server may be away in the middle (%(default)g)",
+    )
+    return top
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the queue; the exit status is told in the description."""
+    options = parser().parse_args(argv)
+    try:
+        results = run(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("run.py queue: interrupted; the same command goes on from here\n")
+        return INTERRUPTED
+    except UsageError as error:
+        sys.stderr.write(f"run.py queue: {error}\n")
+        return USAGE
+    except (I2VError, OSError) as error:
+        sys.stderr.write(f"run.py queue: {error}\n")
+        return FAILED
+    return 0 if all(result.is_done for result in results) else FAILED
+
+
+def run(options: argparse.Namespace) -> list[JobResult]:
+    """Does what the options say; raises UsageError, ServerError or StorageError."""
+    paths = find_pictures(options.image, options.out)
+    client = ComfyClient(server_url(options.server))
+    workflow = make_workflow(client, options)
+    jobs = make_jobs(workflow, paths, options.workflow.stem)
+    client.queued()  # a server that is not there from the start is told at once
+    with sole_user(options.out):
+        report = Report(len(jobs), sys.stderr, sys.stdout, options.json, options.previews)
+        for job in jobs:
+            if len(job.pictures) > 1:
+                same = " and ".join(path.name for path in job.pictures)
+                report.note(f"{same} hold the same picture, which is one job.")
+        patience = Patience(gone_s=options.patience)
+        try:
+            return QueueRun(client, workflow, Ledger(options.out), options.out, report, patience).run(jobs)
+        finally:
+            report.close()
+
+
+def make_workflow(client: ComfyClient, options: argparse.Namespace) -> Workflow:
+    """The workflow as the options change it; raises UsageError for what it does not have."""
+    prompt = set_inputs(read_workflow(options.workflow), options.set, client.node_info)
+    if options.into is not None and not options.image:
+        raise UsageError("--into says where the picture of --image goes, and there is none.")
+    if not options.image:
+        return Workflow(prompt)
+    return Workflow(
+        prompt, find_input(prompt, options.into, client.node_info) if options.into else find_picture(prompt)
+    )
+
+
+def find_pictures(given: Sequence[Path], out: Path) -> list[Path]:
+    """The files, and those in the folders by name; raises UsageError where there are none."""
+    found: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            if path.resolve() == out.resolve():
+                raise UsageError(f"The pictures in {path} and what comes of them should lie in two folders.")
+            inside = sorted(entry for entry in path.iterdir() if _is_picture(entry))
+            if not inside:
+                raise UsageError(f"Expected pictures in {path}, found none ({', '.join(sorted(PICTURES))}).")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UsageError(f"Expected a picture or a folder at {path}, found nothing.")
+    return found
+
+
+def make_jobs(workflow: Workflow, paths: Sequence[Path], name: str) -> list[Job]:
+    """One job a picture, or one without; the same picture under several names is one."""
+    if not paths:
+        return [Job((), None, workflow.digest, name)]
+    by_digest: dict[str, list[Path]] = {}
+    for path in paths:
+        by_digest.setdefault(_digest(path), []).append(path)
+    digest = workflow.digest
+    return [Job(tuple(same), picture, digest, same[0].stem) for picture, same in by_digest.items()]
+
+
+def server_url(text: str) -> str:
+    """The server's address, to which http:// is added where it has no scheme; raises UsageError."""
+    url = text if "://" in text else f"http://{text}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise UsageError(f"--server takes an address such as {DEFAULT_SERVER}, found {text}.")
+    return url
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES and path.is_file() and not path.name.startswith(".")
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"Expected a picture at {os.fspath(path)} to read: {error.strerror or error}.") from error

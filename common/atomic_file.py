@@ -1,0 +1,39 @@
+"""A file appears whole or not at all."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import StorageError
+
+TEMPORARY_NAMES = ".[0-9a-f]*.part"
+"""A pattern for what a process that was killed leaves behind."""
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what was written there becomes `path` when the block ends.
+
+    Any failure, an interrupt included, removes the temporary file and leaves what stood at `path` as it was.
+
+    Raises:
+        StorageError: the file could not be created, written or renamed (no such folder, disk full).
+    """
+    temporary = path.absolute().with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        # Created here, so that a missing folder or a lack of rights is told before any work is done.
+        temporary.open("xb").close()
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StorageError(f"{path} could not be written: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""AOTInductor: PyTorch's own compiler, ahead of time."""

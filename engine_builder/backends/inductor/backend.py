@@ -1,0 +1,207 @@
+"""Inductor: PyTorch's own compiler, ahead of time, for GPUs where TensorRT does not run, and for CPUs.
+
+An engine is native code without weights. It takes those of the network that it is loaded with, where they
+lie, so that one engine serves every fine-tune, and a change of the weights in place needs no other. For the same
+reason it has no fp32 islands: which layers overflow in fp16 is a matter of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ....common.errors import EngineError
+from ....common.out_of_memory import is_out_of_memory
+from ....common.spec import EngineSpec, ShapeProfile, Target
+from ...graph.onnx_export import dynamic_shapes, example_inputs, trace_sizes
+from ..base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch, no_collection
+from .cpp_compiler import compilers, install_line, working_compiler
+from .runner import FILE_NAME, LAYOUT, InductorRunner, layout_of
+from .torch_workarounds import arrays_declared, layouts_as_run
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...store.store import Plan
+
+log = logging.getLogger(__name__)
+
+LEAST_TORCH = (2, 8)
+"""The first PyTorch whose packages leave their weights to whoever loads them, on every platform."""
+LEAST_CAPABILITY = (7, 0)
+"""The oldest GPUs that Triton compiles for."""
+
+
+class InductorBackend(Backend):
+    """Exports by torch.export and compiles by AOTInductor."""
+
+    name: ClassVar[str] = "inductor"
+    holds_weights: ClassVar[bool] = False
+    builds_beside_others: ClassVar[bool] = True
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device
+
+    def on(self, device: torch.device) -> InductorBackend:
+        return InductorBackend(device)
+
+    def is_automatic(self, device: torch.device) -> bool:
+        """On CPUs ONNX Runtime is as fast, and builds in seconds; nobody has seen it run on an AMD GPU."""
+        import torch
+
+        return device.type == "cuda" and torch.version.hip is None
+
+    def availability(self, device: torch.device) -> Availability:
+        import torch
+
+        if device.type not in ("cpu", "cuda"):
+            return Availability(False, f"Inductor serves cpu and cuda here, found {device.type}.")
+        if tuple(map(int, torch.__version__.split(".")[:2])) < LEAST_TORCH:
+            return Availability(False, f"Inductor's engines need PyTorch 2.8 or later, found {torch.__version__}.")
+        if device.type == "cuda" and find_spec("triton") is None:
+            package = "triton-windows" if platform.system() == "Windows" else "triton"
+            return Availability(
+                False, "Inductor needs the package triton on a GPU, which is missing.", f"pip install {package}"
+            )
+        if device.type == "cuda" and torch.version.hip is None:
+            capability = torch.cuda.get_device_capability(device)
+            if capability < LEAST_CAPABILITY:
+                least, there = (".".join(map(str, each)) for each in (LEAST_CAPABILITY, capability))
+                return Availability(False, f"Inductor serves GPUs of capability {least} or later, found {there}.")
+        found = compilers()
+        if not found:
+            return Availability(False, "Inductor needs a C++ compiler, found none.", install_line())
+        return Availability(True, f"Inductor of PyTorch {torch.__version__} serves {device.type} by {found[0]}.")
+
+    def target(self, device: torch.device) -> Target:
+        import torch
+
+        versions = [f"torch {torch.__version__}"]
+        if device.type == "cuda":
+            versions.append(f"triton {import_module('triton').__version__}")
+        cpu = f"{platform.machine().lower()} {torch.backends.cpu.get_cpu_capability()}"
+        return Target(self.name, ", ".join(versions), device.type, cuda_arch(device) or cpu)
+
+    def build(self, network: torch.nn.Module, spec: EngineSpec, folder: Path, report: Report) -> dict[str, str]:
+        import torch
+
+        device = self._device or torch.device("cpu")
+        component = spec.network.component
+        report("try the C++ compiler", 0.0)
+        try:
+            with (
+                ThreadPoolExecutor(1) as beside,
+                torch.inference_mode(False),
+                torch.no_grad(),
+                _quiet(),
+                no_collection(),
+            ):
+                proof = beside.submit(working_compiler, device.type)  # takes as long as the export
+                with _attention(device):
+                    report("export", 0.1)
+                    program = _export(network.to(device), spec, device)
+                    compiler = proof.result()
+                    report("compile", 0.3)
+                    _compile(program, network, folder / FILE_NAME, compiler, device)
+        except (OSError, EngineError):
+            raise
+        except Exception as error:  # the compiler raises whatever its passes meet
+            if is_out_of_memory(error):
+                reason = f"Compiling {component} ran out of the GPU's memory: choose a smaller size."
+                raise EngineError(reason) from error
+            log.warning("compiling failed", exc_info=True)
+            raise EngineError(f"Inductor cannot compile the {component} network: {_reason(error)}.") from error
+        return {"compiler": compiler}
+
+    def load(self, plan: Plan | None, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> Runner:
+        if plan is None:
+            raise EngineError("Inductor needs a built engine, found none.")
+        return InductorRunner(plan, spec, network, device)
+
+
+def _export(network: torch.nn.Module, spec: EngineSpec, device: torch.device) -> Any:
+    import torch
+
+    inputs = example_inputs(spec, hinted_sizes(spec.profile))
+    with layouts_as_run(device):
+        program = torch.export.export(
+            network,
+            (),
+            {name: tensor.to(device) for name, tensor in inputs.items()},
+            dynamic_shapes=dynamic_shapes(spec.network.inputs, spec.profile),
+            strict=False,
+        )
+    strange = sorted(set(program.constants) - set(layout_of(network)))
+    if strange:
+        raise EngineError(
+            f"Inductor's engines take all their tensors from the network, but {spec.network.component} "
+            f"makes {len(strange)} of its own: expected them as buffers, found {strange[0]}."
+        )
+    return program
+
+
+def hinted_sizes(profile: ShapeProfile) -> dict[str, int]:
+    """Sizes to trace at: those that the engine is tuned for, but never 1 where a dimension is dynamic."""
+    traced = trace_sizes(profile)
+    return {name: limits.opt if limits.opt > 1 else traced[name] for name, limits in profile.ranges.items()}
+
+
+def _compile(program: Any, network: torch.nn.Module, path: Path, compiler: str, device: torch.device) -> None:
+    import torch._inductor
+
+    with arrays_declared():
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(path),
+            inductor_configs={
+                "cpp.cxx": compiler,
+                # For a GPU the C++ only launches kernels: no need to try out the CPU's vector instructions.
+                **({"cpp.vec_isa_ok": True} if device.type == "cuda" else {}),
+                "aot_inductor.package_constants_in_so": False,
+                "always_keep_tensor_constants": True,  # or parameters of up to 8 elements are written into the code
+                "aot_inductor.metadata": {LAYOUT: json.dumps(layout_of(network))},
+            },
+        )
+
+
+@contextmanager
+def _attention(device: torch.device) -> Iterator[None]:
+    """Prefers cuDNN's attention on NVIDIA's GPUs, the fastest over thousands of tokens."""
+    import torch
+
+    if device.type != "cuda" or torch.version.hip:
+        yield
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = [
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ]
+    with sdpa_kernel(order, set_priority=True):
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back the compiler's warnings about itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _reason(error: Exception) -> str:
+    """The first line that says something."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:300].rstrip(".:") for line in lines if line), type(error).__name__)

@@ -1,0 +1,246 @@
+"""Runs Inductor's engines over a network's own weights; replays a step as a CUDA graph."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ....common.errors import EngineError
+from ....common.out_of_memory import is_out_of_memory, is_short
+from ....common.spec import EngineSpec, Scope
+from ..base import LoadNetwork, Runner, in_a_line
+from ..cuda_graph import Replay, can_capture, is_launch_bound
+from ..host_weights import to_device, to_host
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...store.store import Plan
+
+FILE_NAME = "network.pt2"
+LAYOUT = "layout"
+"""The entry of the package's metadata that says how the weights must lie: shape, strides and dtype by name."""
+MAX_GRAPHS = 4
+"""Sizes of which one runner keeps a CUDA graph; further ones are called directly."""
+WEIGHED_CALL = 2
+"""Which call at a size is timed to learn whether a graph pays there: the one before it warms up."""
+CALL_FAILED = "API call failed"
+"""What compiled code says of an operator that raised, whatever that was."""
+
+Layout = Mapping[str, tuple[list[int], list[int], str]]
+
+
+def tensors_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer, by each of its names."""
+    return {
+        **dict(network.named_parameters(remove_duplicate=False)),
+        **dict(network.named_buffers(remove_duplicate=False)),
+    }
+
+
+def layout_of(network: torch.nn.Module) -> dict[str, tuple[list[int], list[int], str]]:
+    """Shape, strides and dtype of every parameter and buffer."""
+    return {name: (list(x.shape), list(x.stride()), str(x.dtype)) for name, x in tensors_of(network).items()}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One tensor that an engine uses: where the network holds it, and the engine's own reference to its memory."""
+
+    owner: Mapping[str, torch.Tensor | None]
+    name: str
+    memory: torch.Tensor
+
+    @property
+    def holds(self) -> bool:
+        """Whether the network still computes with that memory."""
+        tensor = self.owner.get(self.name)
+        return tensor is not None and tensor.data_ptr() == self.memory.data_ptr()
+
+
+class InductorRunner(Runner):
+    """An engine bound to a network's weights where they lie: what changes them in place changes its results."""
+
+    backend: ClassVar[str] = "inductor"
+
+    def __init__(self, plan: Plan, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> None:
+        super().__init__(spec, device)
+        self._plan = plan
+        self._source = network
+        self._network: torch.nn.Module | None = None
+        self._package: Any = None
+        self._bound: tuple[Binding, ...] = ()
+        self._calls: Counter[tuple[Any, ...]] = Counter()
+        """By the inputs' shapes."""
+        self._replays: dict[tuple[Any, ...], Replay] = {}
+        self._pool: Any = None
+        # What runs once a clip gains nothing from a graph, which would hold on to its scratch memory.
+        self._has_steps = any(tensor.scope is Scope.STEP for tensor in spec.network.inputs)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Read off the weights: another runner may have moved them, or their owner put others in their place."""
+        return self._package is not None and all(binding.holds for binding in self._bound)
+
+    @property
+    def memory_bytes(self) -> int:
+        weights = {tensor.data_ptr(): tensor.nbytes for tensor in tensors_of(self._module).values()}
+        return sum(weights.values()) + sum(replay.memory_bytes for replay in self._replays.values())
+
+    def load(self) -> None:
+        if self.is_loaded:
+            return
+        self._let_go()
+        network = self._module
+        to_device(network, self.device)  # before its engine, which may call operators that come with it
+        package = self._open()
+        # Others may give a parameter another memory: the engine's own reference keeps what it was bound to.
+        bound = {name: tensor.detach() for name, tensor in self._laid_out(network, package).items()}
+        package.load_constants(bound, check_full_update=True, user_managed=True)
+        self._package = package
+        self._bound = tuple(Binding(*_place(network, name), memory) for name, memory in bound.items())
+
+    def unload(self) -> None:
+        self._let_go()
+        if self.device.type == "cpu":
+            self._network = None  # host memory is the device's memory: the source reads the weights again
+        elif self._network is not None:
+            to_host(self._network)
+
+    def _let_go(self) -> None:
+        self._calls.clear()
+        self._replays.clear()
+        self._package, self._pool, self.warning = None, None, None
+        for binding in self._bound:
+            # PyTorch never lets go of tensors that a package was given: only the memory can be taken from them.
+            binding.memory.data = binding.memory.new_empty(0)
+        self._bound = ()
+
+    @property
+    def _module(self) -> torch.nn.Module:
+        if self._network is None:
+            self._network = self._source()
+        return self._network
+
+    def _open(self) -> Any:
+        """The engine's code, from a copy of the very bytes that were checked, which nobody else can write."""
+        import torch
+        from torch.export.pt2_archive._package import AOTICompiledModel
+
+        data = self._plan.read(FILE_NAME)
+        index = (self.device.index or 0) if self.device.type == "cuda" else -1
+        # Windows does not let go of a library that is loaded.
+        with tempfile.TemporaryDirectory(prefix="i2v-engine-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / FILE_NAME
+            path.write_bytes(data)
+            try:
+                # aoti_load_package would first compile probes to learn what this CPU can do, for half a minute
+                # in a new process; the engine's target has said it.
+                aoti: Any = import_module("torch._C._aoti")
+                return AOTICompiledModel(aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # PyTorch raises bare ones
+                raise self._refused("load", error) from error
+
+    def _laid_out(self, network: torch.nn.Module, package: Any) -> dict[str, torch.Tensor]:
+        """The tensors that the engine asks for, in the memory layout that it was compiled for."""
+        tensors, layout = tensors_of(network), json.loads(package.get_metadata()[LAYOUT])
+        used = {name: tensors.get(name) for name in package.get_constant_fqns()}
+        for name, tensor in used.items():
+            shape, stride, dtype = layout[name]
+            found = "none" if tensor is None else f"{list(tensor.shape)} in {tensor.dtype}"
+            if tensor is None or (list(tensor.shape), str(tensor.dtype)) != (shape, dtype):
+                raise EngineError(
+                    f"The {self.spec.network.component} engine expects {name} as {shape} in {dtype}, found {found}."
+                )
+            if list(tensor.stride()) != stride:
+                _lay_out(tensor, stride)
+        return {name: tensor for name, tensor in used.items() if tensor is not None}
+
+    def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        import torch
+
+        sizes = tuple(tuple(tensor.shape) for tensor in inputs.values())
+        with torch.no_grad():
+            replay = self._replays.get(sizes)
+            if replay is not None:
+                return replay(inputs)
+            self._calls[sizes] += 1
+            if self._calls[sizes] == WEIGHED_CALL and self._may_capture():
+                return self._weighed(sizes, inputs)
+            return self._direct(inputs)
+
+    def _may_capture(self) -> bool:
+        """Whether one more graph can be captured here and could gain anything."""
+        return self._has_steps and len(self._replays) < MAX_GRAPHS and can_capture(self.device)
+
+    def _weighed(self, sizes: tuple[Any, ...], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A call that says whether a graph pays for these sizes, and where it does has one captured for the next."""
+        found, pays = is_launch_bound(lambda: self._direct(inputs), self.device)
+        if pays:
+            kept = frozenset(tensor.name for tensor in self.spec.network.inputs if tensor.scope is not Scope.STEP)
+            try:
+                self._replays[sizes] = Replay(self._direct, inputs, kept, self._graphs_pool())
+            except Exception as error:  # a graph is never needed: whatever was raised, the direct call has worked
+                self._goes_without_graph(error)
+        return found
+
+    def _graphs_pool(self) -> Any:
+        """The memory that the graphs of all sizes share: they never run at once, and what they give is copied."""
+        import torch
+
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
+
+    def _direct(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        import torch
+
+        ready = {name: _ready(tensor) for name, tensor in inputs.items()}
+        try:
+            found = self._package(**ready)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if self._ran_out(error):
+                raise torch.OutOfMemoryError(f"CUDA out of memory in {self.spec.network.component}.") from error
+            raise self._refused("run", error) from error
+        outputs = found if isinstance(found, tuple) else (found,)
+        return {tensor.name: value for tensor, value in zip(self.spec.network.outputs, outputs, strict=True)}
+
+    def _ran_out(self, error: RuntimeError) -> bool:
+        """Whether memory ran out in the compiled code, which mostly says no more than that a call failed."""
+        if is_out_of_memory(error):
+            return True
+        return CALL_FAILED in str(error) and is_short(self.device, self.scratch_bytes)
+
+    def _refused(self, act: str, error: Exception) -> EngineError:
+        return EngineError(f"Inductor cannot {act} the {self.spec.network.component} engine: {in_a_line(error)}.")
+
+
+def _place(network: torch.nn.Module, name: str) -> tuple[Mapping[str, torch.Tensor | None], str]:
+    """The table of the module that holds a tensor, and its name there."""
+    path, _, last = name.rpartition(".")
+    owner = network.get_submodule(path)
+    return (owner._parameters if last in owner._parameters else owner._buffers), last
+
+
+def _lay_out(tensor: torch.Tensor, stride: list[int]) -> None:
+    """Gives a parameter the strides, in place, so that all who share it go on sharing it."""
+    import torch
+
+    values = tensor.data
+    tensor.data = torch.empty_strided(values.shape, stride, dtype=values.dtype, device=values.device).copy_(values)
+
+
+def _ready(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as the compiled code reads it without a check: contiguous, and on a boundary of 64 bytes."""
+    dense = tensor.contiguous()
+    return dense.clone() if dense.data_ptr() % 64 else dense

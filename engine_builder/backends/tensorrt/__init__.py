@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: builder, runner, and what their libraries call things."""

@@ -1,0 +1,266 @@
+"""TensorRT 10, 11 and RTX: plans compiled for one GPU architecture."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ....common.errors import BackendUnavailableError, EngineError
+from ....common.spec import EngineSpec, NetworkSpec, ShapeProfile, Target, TensorSpec
+from ...graph.onnx_export import export_onnx, exporter_version
+from ...graph.quantize import Calibration, check_quantizable, quantize
+from ...store.sealed_cache import TIMINGS
+from ..base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
+from .library import (
+    FULL,
+    RTX,
+    RTX_ARCHS,
+    Library,
+    aim,
+    choose_library,
+    install_line,
+    lend_timings,
+    load_library,
+    timing_bytes,
+)
+from .weight_streaming import allow_streaming, needs_streaming, total_bytes, weights_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...store.store import Plan
+
+log = logging.getLogger(__name__)
+
+PLAN = "engine.plan"
+OPSET = 22
+"""The first opset in which bf16 convolutions exist, and the last without Attention.
+
+TensorRT-RTX 1.7 builds that one in fp16 for heads of 12 channels and more, and refuses those of 8 in a sentence;
+in bf16 and fp32 heads of 8, 16 and 128 channels ended it by a segmentation fault. As the products that it consists
+of, all of these build.
+"""
+PRECISIONS = ("fp16", "bf16", "fp32")
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
+BUILD_SPAN = (0.45, 0.8)
+"""The part of the whole progress that building takes, after export and parsing."""
+
+
+class TensorRTBackend(Backend):
+    """Exports to ONNX and compiles it, strongly typed, for the GPU at hand or for a named architecture."""
+
+    name: ClassVar[str] = "tensorrt"
+
+    def __init__(self, arch: str | None = None, calibration: Calibration | None = None) -> None:
+        self._arch = arch
+        self._calibration = calibration
+
+    def aimed_at(self, arch: str) -> TensorRTBackend:
+        """A backend that builds for that architecture; only RTX can, without such a GPU."""
+        if arch not in RTX_ARCHS:
+            raise EngineError(f"TensorRT-RTX builds for {', '.join(RTX_ARCHS)}, found {arch!r:.80}.")
+        return TensorRTBackend(arch, self._calibration)
+
+    def calibrated_by(self, calibration: Calibration) -> TensorRTBackend:
+        return TensorRTBackend(self._arch, calibration)
+
+    def require_library(self) -> None:
+        """Raises BackendUnavailableError, with the line to install it, when the library to build with is missing."""
+        self._library(self._arch or RTX_ARCHS[-1])
+
+    def availability(self, device: torch.device) -> Availability:
+        found = cuda_arch(device)
+        if found is None:
+            return Availability(False, "TensorRT runs on NVIDIA GPUs, found none that PyTorch can use.")
+        if self._arch not in (None, found):
+            return Availability(False, f"This engine is for {self._arch}, found a GPU of {found}.")
+        return _library_availability(found)
+
+    def target(self, device: torch.device) -> Target:
+        arch = self._arch_for(device)
+        return Target(self.name, self._library(arch).version, "cuda", arch, exporter_version(OPSET))
+
+    def build(self, network: torch.nn.Module, spec: EngineSpec, folder: Path, report: Report) -> dict[str, str]:
+        import torch
+
+        arch = self._arch_for(torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu"))
+        library = self._library(arch)
+        if self._calibration is not None:
+            check_quantizable(spec.precision, arch)
+        report("export", 0.0)
+        work = folder / "onnx"
+        work.mkdir()
+        graph = export_onnx(network, spec, work, OPSET)
+        if self._calibration is not None:
+            report("take scales", 0.2)
+            graph = quantize(graph, spec, self._calibration, OPSET)
+        report("parse", 0.4)
+        streams = needs_streaming(weights_bytes(network), total_bytes(arch))
+        plan, activation_bytes = _compile(library, graph, spec, arch, report, folder / TIMINGS, streams=streams)
+        report("serialize", BUILD_SPAN[1])
+        (folder / PLAN).write_bytes(plan)
+        for path in work.iterdir():
+            path.unlink()
+        work.rmdir()
+        found = {"exporter": exporter_version(OPSET), "library": library.version}
+        found |= {"weights": "can be streamed"} if streams else {}
+        return found if activation_bytes is None else {**found, "activation_bytes": str(activation_bytes)}
+
+    def load(self, plan: Plan | None, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> Runner:
+        from .runner import TensorRTRunner
+
+        if plan is None:
+            raise EngineError("TensorRT needs a built engine, found none.")
+        return TensorRTRunner(plan, spec, device, self._library(self._arch_for(device)))
+
+    def _arch_for(self, device: torch.device) -> str:
+        arch = self._arch or cuda_arch(device)
+        if arch is None:
+            raise BackendUnavailableError(
+                f"TensorRT needs an NVIDIA GPU to build for, found none: name one of {', '.join(RTX_ARCHS)}."
+            )
+        return arch
+
+    @staticmethod
+    def _library(arch: str) -> Library:
+        found = _library_availability(arch)
+        name = choose_library(arch)
+        if name is None or not found.ok:
+            raise BackendUnavailableError(found.sentence)
+        return load_library(name)
+
+
+def _library_availability(arch: str) -> Availability:
+    name = choose_library(arch)
+    wanted = RTX if arch in RTX_ARCHS else FULL
+    install = install_line(wanted)
+    if name is None:
+        return Availability(False, f"A GPU of {arch} needs the package {wanted}, which is missing.", install)
+    try:
+        library = load_library(name)
+    except (ImportError, OSError) as error:
+        return Availability(False, f"The package {name} cannot be loaded: {error}.", install)
+    return Availability(True, f"{library.version} serves {arch}.")
+
+
+def _compile(
+    library: Library, graph: Path, spec: EngineSpec, arch: str, report: Report, timings: Path, *, streams: bool
+) -> tuple[Any, int | None]:
+    """Parses the graph and builds it: the plan in TensorRT's own memory, which reads as bytes, and what it will take
+    of the GPU beside its weights, if TensorRT says so. What is measured is added to the file `timings`.
+    """
+    trt = library.module
+    logger = make_logger(library)
+    builder = _made(trt.Builder(logger), "builder", logger)
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = _made(builder.create_network(typed), "network", logger)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        reasons = "; ".join(str(parser.get_error(number).desc()) for number in range(parser.num_errors))
+        raise EngineError(f"TensorRT cannot take the {spec.network.component} network: {reasons}")
+    config = _made(builder.create_builder_config(), "configuration", logger)
+    if not aim(library, config, arch):
+        raise EngineError(f"{library.version} does not build for {arch}.")
+    lend_timings(library, config, timings.read_bytes() if timings.is_file() else None)
+    if streams:
+        allow_streaming(library, config)
+    for shapes in spec.profile.profiles:
+        if config.add_optimization_profile(_profile(builder, network, spec.network, shapes)) < 0:
+            raise EngineError(f"TensorRT refused a shape profile of {spec.network.component}: {logger.last_error}")
+    report("build", BUILD_SPAN[0])
+    monitor = _make_monitor(library, report)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if monitor.raised is not None:
+        raise monitor.raised
+    measured = timing_bytes(library, config)
+    if measured is not None:
+        timings.write_bytes(measured)
+    return _made(plan, f"engine for {spec.network.component}", logger), logger.activation_bytes
+
+
+def _profile(builder: Any, network: Any, described: NetworkSpec, shapes: ShapeProfile) -> Any:
+    """An optimization profile: least, tuned and greatest shape of every input that the graph kept."""
+    by_name = {tensor.name: tensor for tensor in described.inputs}
+    profile = builder.create_optimization_profile()
+    for number in range(network.num_inputs):
+        name = network.get_input(number).name
+        profile.set_shape(name, *(_shape(by_name[name], shapes, which) for which in ("min", "opt", "max")))
+    return profile
+
+
+def _shape(tensor: TensorSpec, shapes: ShapeProfile, which: str) -> tuple[int, ...]:
+    return tensor.shape_at({name: getattr(limits, which) for name, limits in shapes.ranges.items()})
+
+
+def make_logger(library: Library) -> Any:
+    """A TensorRT logger into `logging` that remembers the last error, for TensorRT raises none, and the greatest
+    memory for activations that was told of a profile.
+    """
+    trt = library.module
+    levels = {
+        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
+        trt.ILogger.ERROR: logging.ERROR,
+        trt.ILogger.WARNING: logging.DEBUG,
+    }
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last_error = "no reason was given"
+            self.activation_bytes: int | None = None
+
+        def log(self, severity: Any, message: str) -> None:
+            level = levels.get(severity)
+            if level is not None:
+                log.log(level, "TensorRT: %s", message)
+            if level == logging.ERROR:
+                self.last_error = message
+            told = _ACTIVATIONS.search(message)
+            if told is not None:
+                self.activation_bytes = max(self.activation_bytes or 0, int(told[1]))
+
+    return Logger()
+
+
+def _make_monitor(library: Library, report: Report) -> Any:
+    """Turns TensorRT's phases into progress over BUILD_SPAN.
+
+    What `report` raises ends the build and is kept in `raised`, for it may not pass through TensorRT.
+    """
+    trt = library.module
+    start, end = BUILD_SPAN
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+            self.raised: BaseException | None = None
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self._steps[phase_name] = max(num_steps, 1)
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            steps = self._steps.get(phase_name)
+            if steps is None:
+                return self.raised is None
+            try:
+                report("build", start + (end - start) * min((step + 1) / steps, 1.0))
+            except BaseException as error:
+                self.raised = error
+            return self.raised is None
+
+    return Monitor()
+
+
+def _made(thing: Any, what: str, logger: Any) -> Any:
+    """`thing`, which TensorRT gives as None when it failed."""
+    if thing is None:
+        raise EngineError(f"TensorRT could not make the {what}: {logger.last_error}")
+    return thing

@@ -1,0 +1,1 @@
+"""A build from request to checked engine, in a process of its own."""

@@ -1,0 +1,178 @@
+"""The part of a build that may crash: load the network, compile it, compare it with eager PyTorch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...common.errors import EngineError, StorageError
+from ...common.network_source import NetworkSource
+from ...common.spec import EngineSpec, spec_from_dict
+from ..backends.base import Backend, LoadNetwork, Report, current_device
+from ..backends.eager import EagerBackend
+from ..backends.registry import BACKENDS
+from ..graph.quantize import RECORDED, Calibration, keep_for_the_gate
+from ..store.manifest import Manifest, Verdict, verdict_from_dict
+from ..store.store import Plan, describe_files
+from .parity import judge, judge_recorded, passes, timesteps_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What compiling gave beside the files: details worth keeping, and the gate's verdict.
+
+    The verdict is None for an engine that cannot run here: it was built for another GPU. `islands` names the
+    modules of an fp16 network that compute in fp32.
+    """
+
+    details: Mapping[str, str]
+    verdict: Verdict | None
+    islands: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build, from what, by which backend, for which device."""
+
+    spec: EngineSpec
+    source: NetworkSource
+    backend: Backend
+    device: torch.device
+    arch: str | None = None
+    """Another architecture to build for than that of `device`."""
+    reference: NetworkSource | None = None
+    """What the engine is compared with, where that is not the network it is compiled from."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """Worth keeping beside what the backend has to say."""
+    calibration: Calibration | None = None
+    """What a quantized engine's scales are taken from."""
+    device_bytes: int = 0
+    """GPU memory that the network takes as it is compared, weights and all, if it is built for `device`."""
+
+    @property
+    def aimed_backend(self) -> Backend:
+        """The backend, building for `device`, or for `arch` if one is named, with the calibration if there is one."""
+        backend = self.backend.on(self.device) if self.arch is None else self.backend.aimed_at(self.arch)
+        return backend if self.calibration is None else backend.calibrated_by(self.calibration)
+
+
+def compile_engine(request: BuildRequest, folder: Path, report: Report) -> Compiled:
+    """Compiles into `folder` and checks the result there.
+
+    Raises EngineError when the network cannot be compiled or does not pass, StorageError for a full disk.
+    """
+    report("load network", 0.0)
+    network = request.source.load()
+    islands = _islands(request, network, report)
+    try:
+        details = request.aimed_backend.build(network, request.spec, folder, report)
+        if request.calibration is not None:
+            keep_for_the_gate(request.calibration, folder)
+    except OSError as error:
+        raise StorageError(f"The engine could not be written to {folder}: {error.strerror or error}.") from error
+    report("check", 0.8)
+    runs_here = request.aimed_backend.availability(request.device).ok
+    return Compiled(details, _gate(request, folder, network, islands) if runs_here else None, islands)
+
+
+def _islands(request: BuildRequest, network: torch.nn.Module, report: Report) -> tuple[str, ...]:
+    """Where fp16 is too small for these weights; an engine that serves any weights cannot know."""
+    if request.spec.precision != "fp16" or not request.backend.holds_weights:
+        return ()
+    from ..graph.fp32_fallback import shelter
+
+    report("look for numbers beyond fp16", 0.0)
+    return shelter(network, request.spec)
+
+
+def request_to_dict(request: BuildRequest, folder: Path) -> dict[str, Any]:
+    """The request as JSON data for another process."""
+    return {
+        "spec": asdict(request.spec),
+        "source": asdict(request.source),
+        "reference": request.reference and asdict(request.reference),
+        "backend": request.backend.name,
+        "device": str(request.device),
+        "arch": request.arch,
+        "calibration": request.calibration and str(request.calibration.path),
+        "folder": str(folder),
+    }
+
+
+def compiled_from_dict(data: Mapping[str, Any]) -> Compiled:
+    """Rebuilds a Compiled from `compile_from`'s answer after JSON."""
+    return Compiled(data["details"], verdict_from_dict(data["verdict"]), tuple(data["islands"]))
+
+
+def compile_from(data: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """`compile_engine` over `request_to_dict`'s data, with the result as JSON data too."""
+    import torch
+
+    request = BuildRequest(
+        spec=spec_from_dict(data["spec"]),
+        source=NetworkSource(**data["source"]),
+        backend=BACKENDS[data["backend"]],
+        device=torch.device(data["device"]),
+        arch=data["arch"],
+        calibration=data["calibration"] and Calibration(Path(data["calibration"])),
+        reference=data["reference"] and NetworkSource(**data["reference"]),
+    )
+    with current_device(request.device):  # compilers take the current GPU
+        compiled = compile_engine(request, Path(data["folder"]), report)
+    return asdict(replace(compiled, details={**compiled.details, **_peak_memory()}))
+
+
+def _peak_memory() -> dict[str, str]:
+    """The most host memory that this process has had so far, in bytes; empty where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"peak_memory_bytes": str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
+
+
+def _gate(request: BuildRequest, folder: Path, network: torch.nn.Module, islands: tuple[str, ...]) -> Verdict:
+    """The gate for an engine that is not published yet."""
+    target = request.backend.target(request.device)
+    plan = Plan(folder, Manifest(request.spec, target, describe_files(folder), None, 0.0, "", islands=islands))
+    plain = None if request.reference is None else request.reference.load
+    return check_plan(plan, request.backend, lambda: network, request.device, plain)
+
+
+def check_plan(
+    plan: Plan, backend: Backend, network: LoadNetwork, device: torch.device, plain: LoadNetwork | None = None
+) -> Verdict:
+    """Compares an engine with eager PyTorch on the device; raises EngineError when it does not pass.
+
+    `network` gives the engine its weights where it holds none; `plain` is the reference where that is another. An
+    engine with fp32 islands is compared with a network that has them too, for one without gives no numbers. One in
+    int8 or fp8 is compared with what eager PyTorch answered in recorded calls.
+    """
+    spec = plan.manifest.spec
+    candidate = backend.load(plan, spec, network, device)
+    if spec.calibration:
+        verdict = judge_recorded(candidate, Calibration(plan.verified(RECORDED)).calls())
+    else:
+        reference = EagerBackend().load(None, spec, _sheltered(plain or network, plan.manifest), device)
+        verdict = judge(reference, candidate, spec, timesteps_of(spec, device))
+    try:
+        passes(verdict, spec.precision)
+    except EngineError as error:
+        raise EngineError(f"{spec.network.component}: {error}") from error
+    return verdict
+
+
+def _sheltered(load: LoadNetwork, manifest: Manifest) -> LoadNetwork:
+    """The reference's network, made safe in fp16 if the engine's was."""
+    if not manifest.islands:
+        return load
+    from ..graph.fp32_fallback import sheltered
+
+    return sheltered(load, manifest.spec)

@@ -1,0 +1,83 @@
+"""The process that builds run in: requests as JSON lines in, progress and results as JSON lines out.
+
+A crash, a leak or a full memory stays in here. Run as a script by `build_process`, never imported by the pack.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+ALIAS = "i2v_tensorrt"
+
+
+def main() -> None:
+    """Answers one request after another until its input ends, which is also how a dead host is noticed."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    _alias_pack()
+    requests: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_hear, args=(requests,), daemon=True).start()
+    try:
+        while True:
+            request = json.loads(requests.get())
+            _log_to(request.pop("log"))
+            _answer(request, answers)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # at once, for the thread that waits for requests would disturb an orderly end
+
+
+def _hear(requests: queue.Queue[str]) -> None:
+    """Takes requests in; at the end of the input nobody waits for an answer, whatever is being built."""
+    for line in sys.stdin:
+        requests.put(line)
+    if os.name == "posix" and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)  # with the compilers that the build may have started
+    os._exit(0)
+
+
+def _log_to(path: str) -> None:
+    """Sends what libraries print to the build's log, native code's prints too, and not among the answers."""
+    with Path(path).open("a", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+
+
+def _answer(request: dict[str, Any], answers: TextIO) -> None:
+    compiling = importlib.import_module(f"{ALIAS}.engine_builder.build.compile")
+    errors = importlib.import_module(f"{ALIAS}.common.errors")
+    try:
+        result = compiling.compile_from(request, lambda stage, done: _tell(answers, {"stage": stage, "done": done}))
+    except errors.I2VError as error:
+        _tell(answers, {"error": str(error), "kind": type(error).__name__})
+    except MemoryError:
+        _tell(answers, {"error": "The build ran out of memory.", "kind": "EngineError"})
+    else:
+        _tell(answers, {"result": result})
+
+
+def _tell(answers: TextIO, message: dict[str, Any]) -> None:
+    answers.write(json.dumps(message) + "\n")
+
+
+def _alias_pack() -> None:
+    """Makes the pack importable by a fixed name, whatever its folder is called."""
+    root = Path(__file__).resolve().parent.parent.parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    spec = importlib.util.spec_from_file_location(ALIAS, root / "__init__.py", submodule_search_locations=[str(root)])
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{root} holds no package")
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[ALIAS] = package
+    spec.loader.exec_module(package)
+
+
+if __name__ == "__main__":
+    main()

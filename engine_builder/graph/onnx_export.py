@@ -1,0 +1,155 @@
+"""From a network to ONNX, with the names and the dynamic dimensions of its specification."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...common.errors import EngineError
+from ...common.spec import DimRange, EngineSpec, Guidance, ShapeProfile, TensorSpec, split_dim
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "network.onnx"
+OPSET = 20
+"""The newest opset whose graph ONNX Runtime's CPU and CUDA providers run without falling back."""
+
+
+def exporter_version(opset: int = OPSET) -> str:
+    """What an exported graph depends on beside the network: PyTorch, onnxscript, the opset."""
+    import onnxscript
+    import torch
+
+    return f"torch {torch.__version__}, onnxscript {onnxscript.__version__}, opset {opset}"
+
+
+def export_onnx(network: torch.nn.Module, spec: EngineSpec, folder: Path, opset: int = OPSET) -> Path:
+    """Writes `network.onnx` (weights beside it when they are large) into `folder` and returns its path.
+
+    The graph's inputs and outputs bear the names of the specification; a dimension is dynamic where the
+    profile gives it more than one size. Raises EngineError when the network cannot be exported.
+    """
+    import torch
+
+    inputs = example_inputs(spec, trace_sizes(spec.profile))
+    path = folder / FILE_NAME
+    try:
+        with torch.inference_mode(False), torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                network,
+                (),
+                kwargs=inputs,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[tensor.name for tensor in spec.network.inputs],
+                output_names=[tensor.name for tensor in spec.network.outputs],
+                dynamic_shapes=dynamic_shapes(spec.network.inputs, spec.profile),
+                verbose=False,
+            )
+            if program is None:
+                raise EngineError("PyTorch's ONNX exporter returned nothing.")
+            program.save(str(path), external_data=True)
+    except OSError:
+        raise
+    except Exception as error:  # the exporter raises whatever its passes meet
+        log.debug("export failed", exc_info=True)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EngineError(f"The {spec.network.component} network cannot be exported to ONNX: {reason}") from error
+    return path
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back what the exporter tells of its own passes: hundreds of lines that help no user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def trace_sizes(profile: ShapeProfile) -> dict[str, int]:
+    """Sizes to trace at: small, and never 1 where a dimension is dynamic, since 1 is burnt into a trace."""
+    return {name: _trace_size(limits) for name, limits in profile.ranges.items()}
+
+
+def _trace_size(limits: DimRange) -> int:
+    if limits.min == limits.max:
+        return limits.min
+    step = limits.multiple
+    smallest = -(-max(limits.min, 2) // step) * step
+    return min(smallest + step, limits.max // step * step)
+
+
+def example_inputs(
+    spec: EngineSpec, sizes: dict[str, int], seed: int = 0, part: tuple[float, float] = (0.0, 1.0)
+) -> dict[str, torch.Tensor]:
+    """Random inputs of the specification's dtypes at the given sizes, on the CPU, the same for one seed.
+
+    `part` is the fraction of its span from which a timestep is drawn, see `TensorSpec.is_timestep`.
+    For a rewritten network, what guidance shares is drawn once for the whole batch, as it is in use: such a
+    network may compute it once. Others are shown different values, which make mixed-up branches plain.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [_within(part, tensor) if tensor.is_timestep else tensor for tensor in spec.network.inputs]
+    return {tensor.name: _draw(tensor, spec, sizes, generator) for tensor in tensors}
+
+
+def _within(part: tuple[float, float], tensor: TensorSpec) -> TensorSpec:
+    low, high = tensor.span or (0.0, 1.0)
+    return replace(tensor, span=(low + part[0] * (high - low), low + part[1] * (high - low)))
+
+
+def _draw(tensor: TensorSpec, spec: EngineSpec, sizes: dict[str, int], generator: torch.Generator) -> torch.Tensor:
+    import torch
+
+    shape, dtype = tensor.shape_at(sizes), getattr(torch, tensor.dtype_at(spec.precision))
+    shared = spec.rewrites and tensor.guidance is Guidance.SHARED and tensor.dims[:1] == ("batch",)
+    drawn = (1, *shape[1:]) if shared else shape
+    if tensor.span is None:
+        values = torch.randn(drawn, generator=generator)
+    else:
+        low, high = tensor.span
+        values = low + (high - low) * torch.rand(drawn, generator=generator)
+    return values.to(dtype).expand(shape).contiguous()
+
+
+def dynamic_shapes(inputs: tuple[TensorSpec, ...], profile: ShapeProfile) -> dict[str, dict[int, Any]]:
+    """torch.export's dynamic shapes: one symbol a named dimension, shared by all tensors that have it."""
+    symbols = {name: _symbol(name, limits) for name, limits in profile.ranges.items() if limits.min < limits.max}
+    return {tensor.name: _dynamic_axes(tensor, symbols) for tensor in inputs}
+
+
+def _dynamic_axes(tensor: TensorSpec, symbols: dict[str, Any]) -> dict[int, Any]:
+    named = [(axis, *split_dim(dim)) for axis, dim in enumerate(tensor.dims) if isinstance(dim, str)]
+    return {
+        axis: symbols[name] if factor == 1 else factor * symbols[name]
+        for axis, name, factor in named
+        if name in symbols
+    }
+
+
+def _symbol(name: str, limits: DimRange) -> Any:
+    """A symbol for the dimension; one that comes in multiples is the product of a smaller symbol."""
+    import torch
+
+    if limits.multiple == 1:
+        return torch.export.Dim(name, min=limits.min, max=limits.max)
+    step = limits.multiple
+    return step * torch.export.Dim(f"{name}_by_{step}", min=-(-limits.min // step), max=limits.max // step)

@@ -1,0 +1,1 @@
+"""Engines on disk: keys, manifests, seals and quarantine."""

@@ -1,0 +1,400 @@
+"""Engines inside ComfyUI's own MODEL: where its network is called, one stands in for it where that changes nothing.
+
+The innermost of ComfyUI's wrappers around a diffusion model is the place: guidance, samplers, previews, caches and
+everything else that wraps the network stay outside and see what they always see. What reaches inside it (patches,
+controls, hooks) is looked for at every call, and the network itself then runs.
+
+The weights stay ComfyUI's: loaded, patched, moved and freed by its memory manager. An engine is bound to them while
+a sampler runs and lets go of them at its end, so that what the manager frees between two runs is free. Where ComfyUI
+brings weights in as they are used, a sampling that has room for them runs over a copy that is loaded whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import comfy.model_management as memory
+import comfy.sampler_helpers
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+from ...common.errors import EngineError, InputError
+from ...engine_builder.backends.base import Runner
+from ...engine_builder.backends.eager import EagerBackend
+from ...engine_builder.backends.registry import BACKENDS, choose_backend
+from ...runtime.engines.policy import EnginePolicy
+from ...runtime.engines.residency import LoadInPlace
+from ...runtime.external.compiled_network import CompiledNetwork, Tally
+from ...runtime.external.network_call import Call, named_arguments, read_call
+from . import ui as host
+from .idle import idle_builds
+from .network import METHOD, OPTIONS, CoreNetwork
+from .patcher import RunnerPatcher
+
+log = logging.getLogger(__name__)
+
+KEY = "i2v_tensorrt"
+CONTROL = "control"
+OUTSIDE = {
+    "cond_or_uncond",
+    "uuids",
+    "sigmas",
+    "sample_sigmas",
+    "callbacks",
+    "prefetch_dynamic_vbars",
+    "original_shape",
+    "transformer_index",
+    "total_blocks",
+    "block",
+    "block_index",
+    "block_type",
+    "grid_sizes",
+    "activations_shape",
+    "easycache",
+}
+"""What a network is told, or writes down, without giving another result for it."""
+WRAPPERS = {kind for name, kind in vars(WrappersMP).items() if name.isupper() and isinstance(kind, str)}
+"""The kinds of wrappers that ComfyUI has: all of them are outside the network."""
+Layers = list[tuple[str, torch.nn.Module]]
+"""A network's layers, with their names."""
+_WHOLE: WeakKeyDictionary[torch.nn.Module, ModelPatcher] = WeakKeyDictionary()
+"""What was loaded whole of a model whose weights are dynamic, as long as that one lives: nothing is read twice."""
+
+
+class _Residency(LoadInPlace):
+    """The weights that engines borrow are in place already; an engine that holds its own asks for room."""
+
+    def __init__(self) -> None:
+        self.patcher: ModelPatcher | None = None
+        self.scratch_bytes = 0
+        """What a call of the patcher's model needs beside the weights."""
+        self._host = host.HostResidency()
+        self._sent_away: list[ModelPatcher] = []
+        """What the sampling was using when a build needed the room."""
+        self._borrowing: dict[Runner, None] = {}
+
+    def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
+        self._restore()
+        if runner.backend == EagerBackend.name:
+            return None  # the network itself
+        if BACKENDS[runner.backend].holds_weights:
+            return self._host.hold(runner, scratch_bytes, beside=self._in_use())
+        if self.patcher is not None and not runner.is_loaded:
+            for reason in _weights(layers_of(self.patcher), runner.device):
+                raise EngineError(reason)  # they are loaded anew after a build, and may find less room
+        runner.load()
+        self._borrowing[runner] = None
+        return None
+
+    def give_back(self) -> None:
+        """Lets go of borrowed weights; engines that hold their own stay for as long as the memory manager lets them."""
+        self._sent_away = []
+        while self._borrowing:
+            self._borrowing.popitem()[0].unload()
+
+    def relieve(self, needed_bytes: int, *, encoders: bool) -> str | None:
+        return self._host.relieve(needed_bytes, encoders=encoders)
+
+    def room_bytes(self) -> int | None:
+        return self._host.room_bytes()
+
+    def host_bytes(self) -> int | None:
+        return self._host.host_bytes()
+
+    def clear(self) -> None:
+        if host.device().type != "cpu":
+            self._sent_away = self._in_use()
+            self._host.clear()
+
+    def _restore(self) -> None:
+        """Loads again what was sent away for a build."""
+        models, self._sent_away = self._sent_away, []
+        if models:
+            memory.load_models_gpu(models, memory_required=self.scratch_bytes)
+
+    def _in_use(self) -> list[ModelPatcher]:
+        """The sampled model, and what the sampling has loaded beside it, such as ControlNets; no runners."""
+        sampled = [] if self.patcher is None else [self.patcher]
+        card, used = host.device(), memory.loaded_models(only_currently_used=True)
+        others = [] if card.type == "cpu" else [each for each in used if each is not None and each.load_device == card]
+        return list(dict.fromkeys([*sampled, *(each for each in others if not isinstance(each, RunnerPatcher))]))
+
+
+class CompiledModel:
+    """What stands around the network of a MODEL and its clones; tells the node `node_id` what became of each run."""
+
+    def __init__(self, node_id: str | None, policy: EnginePolicy) -> None:
+        self._node_id, self._policy = node_id, policy
+        self._patcher: ModelPatcher | None = None
+        self._residency = _Residency()
+        self._layers: Layers = []
+        self._network: tuple[CoreNetwork, CompiledNetwork] | None = None
+        self._refused: dict[str, int] = {}
+        """How many calls of this run the network itself took, by the reason."""
+        self._stays_dynamic: str | None = None
+        """Why the weights of this run are not loaded whole."""
+
+    def prospect(self, model: ModelPatcher) -> str:
+        """What is to be expected of the model, before anything ran."""
+        network = f"{type(model.model).__name__}, {_name(model)}"
+        try:
+            self._check(model, 0)
+        except InputError as error:
+            return f"{network} runs as it is: {error}"
+        backend = choose_backend(self._policy.backend, model.load_device)
+        sizes = "one engine for each size" if self._policy.shapes == "exact" else "an engine for many sizes"
+        return f"{network}: {sizes}, {backend.name} on {model.load_device}"
+
+    def attached_to(self, model: ModelPatcher) -> ModelPatcher:
+        """A clone of the model with the engines in it; the model stays as it is."""
+        clone = model.clone()
+        for kind, wrapper in ((WrappersMP.DIFFUSION_MODEL, self), (WrappersMP.OUTER_SAMPLE, self._sample)):
+            clone.remove_wrappers_with_key(kind, KEY)
+            clone.add_wrapper_with_key(kind, KEY, wrapper)
+        for kind, callback in ((CallbacksMP.ON_PRE_RUN, self._begin), (CallbacksMP.ON_CLEANUP, self._end)):
+            clone.remove_callbacks_with_key(kind, KEY)
+            clone.add_callback_with_key(kind, KEY, callback)
+        return clone
+
+    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """The wrapper: lets those that come after it do their part, with an engine in the network's place."""
+        rest = executor.wrappers[executor.idx + 1 :]
+
+        def network(*args: Any, **kwargs: Any) -> Any:
+            return self._run(executor, args, kwargs)
+
+        return type(executor)(network, executor.class_obj, rest, 0).execute(*args, **kwargs)
+
+    def _sample(self, executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The wrapper around a sampling: over weights that are loaded whole, where nothing is the slower for it."""
+        guider = executor.class_obj
+        model: ModelPatcher = guider.model_patcher
+        self._stays_dynamic = None
+        if _is_dynamic(model):
+            try:
+                _, step_bytes = comfy.sampler_helpers.estimate_memory(model, noise.shape, guider.conds)
+                self._check(model, int(step_bytes))
+                guider.model_patcher = _loaded_whole(model)
+            except InputError as error:
+                self._stays_dynamic = str(error)
+        try:
+            return executor(noise, *args, **kwargs)
+        finally:
+            guider.model_patcher = model
+
+    def _check(self, model: ModelPatcher, step_bytes: int) -> None:
+        """Raises InputError for a network that has no engines, or that does not fit whole beside such a step."""
+        self._core(model).check()
+        if not _is_dynamic(model):
+            return
+        backend = choose_backend(self._policy.backend, model.load_device)
+        copies = 2 if backend.builds and backend.holds_weights else 1
+        weights_bytes = copies * sum(weight.numel() * dtype.itemsize for *_, weight, dtype in _weights_of(model.model))
+        step_bytes = int(max(memory.minimum_inference_memory(), step_bytes + memory.extra_reserved_memory()))
+        what = f"{weights_bytes / 2**30:.2f} GiB of weights and {step_bytes / 2**30:.2f} GiB for a step"
+        _check_room(what, weights_bytes + step_bytes, self._residency.room_bytes())
+        if model.model not in _WHOLE:
+            read_bytes, host_bytes = model.model_size(), self._residency.host_bytes()
+            _check_room(f"{read_bytes / 2**30:.2f} GiB of weights on the host", read_bytes, host_bytes)
+
+    def _run(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def original() -> Any:
+            return executor.original(*args, **kwargs)
+
+        try:
+            patcher, call = self._call(executor, args, kwargs)
+            core, compiled = self._engines(patcher)
+        except InputError as error:
+            self._refused[str(error)] = self._refused.get(str(error), 0) + 1
+            return original()
+        core.weights = patcher.patches_uuid
+        self._residency.scratch_bytes = int(patcher.model.memory_required(call.latents.shape))
+        with host.sentences():
+            return compiled.run(call, original)
+
+    def _call(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ModelPatcher, Call]:
+        """The call and whose it is; raises InputError where an engine would not give what the network gives."""
+        patcher = self._patcher
+        if patcher is None or patcher.model.diffusion_model is not executor.class_obj:
+            raise InputError("Expected the network of the model that is sampled, found another one.")
+        if self._stays_dynamic is not None:
+            raise InputError(self._stays_dynamic)
+        if getattr(executor.original, "__name__", "") != METHOD:
+            raise InputError(f"Expected the network's own {METHOD}, found another function in its place.")
+        arguments = named_arguments(executor.original, args, kwargs)
+        options, control = arguments.pop(OPTIONS, None), arguments.pop(CONTROL, None)
+        call = read_call(arguments)
+        for reason in obstacles(patcher, self._layers, options or {}, control, call.latents.device):
+            raise InputError(reason)
+        return patcher, call
+
+    def _engines(self, patcher: ModelPatcher) -> tuple[CoreNetwork, CompiledNetwork]:
+        """The engines of the model's network; raises InputError for one that cannot have any.
+
+        A model that was loaded anew has another network: that of before is forgotten.
+        """
+        if self._network is None or self._network[0].network is not patcher.model.diffusion_model:
+            self._forget()
+            core, store = self._core(patcher), host.engine_store()
+            compiled = CompiledNetwork(core, store, self._policy, self._residency, host.tell_build, idle_builds())
+            self._network = core, compiled
+        self._network[0].check()
+        return self._network
+
+    @staticmethod
+    def _core(patcher: ModelPatcher) -> CoreNetwork:
+        return CoreNetwork(patcher.model, Path(folder_paths.get_temp_directory()))
+
+    def _begin(self, patcher: ModelPatcher) -> None:
+        self._patcher = self._residency.patcher = patcher
+        self._layers = layers_of(patcher)  # to look for them takes longer than to look at them, at every call
+        self._refused.clear()
+
+    def _end(self, patcher: ModelPatcher) -> None:
+        """After a run, whether it came to its end or not: lets go of everything, and tells."""
+        self._patcher = self._residency.patcher = None
+        self._layers = []
+        self._residency.give_back()
+        if self._network is not None:
+            self._network[0].clean()
+        lines = self._told() or [f"The network runs as it is: ComfyUI gives no way to wrap {_name(patcher)}."]
+        for reason in self._refused:
+            log.warning("%s runs as it is: %s", _name(patcher), reason)
+        host.say(self._node_id, "\n".join(lines))
+
+    def _forget(self) -> None:
+        """Frees all that the engines of before hold."""
+        if self._network is not None:
+            self._network[1].unload()
+            self._network = None
+
+    def _told(self) -> list[str]:
+        """What the calls of the run ran on, and why; empty if there were none."""
+        tally, notes, backends = Tally(), [], []
+        if self._network is not None:
+            compiled = self._network[1]
+            tally, compiled.tally = compiled.tally, tally
+            notes, backends = compiled.take_notes(), list(compiled.backends())
+        refused = sum(self._refused.values())
+        if not refused + tally.calls:
+            return []
+        tally.original += refused
+        return [_line(tally, backends), *(f"The network runs as it is: {reason}" for reason in self._refused), *notes]
+
+
+def layers_of(patcher: ModelPatcher) -> Layers:
+    """The layers of the model's network."""
+    return list(patcher.model.diffusion_model.named_modules())
+
+
+def obstacles(
+    patcher: ModelPatcher, layers: Layers, options: Mapping[str, Any], control: object, device: torch.device
+) -> Iterator[str]:
+    """What reaches into the network, or keeps its weights from being used where they lie: a sentence each."""
+    if control is not None:
+        yield "Expected no control, found one, such as a ControlNet's."
+    yield from _patches(options)
+    if patcher.current_hooks is not None:
+        yield "Expected no hooks on the weights, found some."
+    patched = [name for name in patcher.object_patches if name.startswith("diffusion_model")]
+    if patched:
+        yield f"Expected the network's own parts, found another {patched[0]}."
+    if patcher.injections:
+        yield f"Expected nothing injected, found {', '.join(map(str, patcher.injections))}."
+    yield from _weights(layers, device)
+
+
+def _patches(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if name == "wrappers":
+            strange = [kind for kind, each in value.items() if kind not in WRAPPERS and any(each.values())]
+            if strange:
+                yield f"Expected wrappers outside the network, found {strange[0]}."
+        elif name not in OUTSIDE and _is_set(value):
+            inner = f" ({', '.join(map(str, value))})" if isinstance(value, Mapping) else ""
+            yield f"Expected no patches in the network, found {name}{inner}."
+
+
+def _is_set(value: Any) -> bool:
+    """Whether an option has a value; one that nobody can tell has."""
+    return bool(value) if isinstance(value, bool | int | float | str | list | tuple | dict) else value is not None
+
+
+def _weights(layers: Layers, device: torch.device) -> Iterator[str]:
+    elsewhere = False
+    for name, layer in layers:
+        own = vars(layer)
+        if getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None) or "_v" in own:
+            yield "Expected weights that are loaded whole, found some that are patched or brought in as they are used."
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in own:
+            yield f"Expected the network's own layers, found a hook on {name or 'it'}."
+        elsewhere |= any(weight is not None and weight.device != device for weight in layer._parameters.values())
+    if elsewhere:
+        yield f"Expected all weights on {device}, found some elsewhere: the model is too large to be loaded whole."
+
+
+def _check_room(what: str, needed_bytes: int, found_bytes: int | None) -> None:
+    """Raises InputError where there is too little room for weights that are loaded whole."""
+    if found_bytes is not None and needed_bytes > found_bytes:
+        found = f"found {found_bytes / 2**30:.2f} GiB"
+        raise InputError(f"Expected room for {what}, {found}: ComfyUI brings the weights in as they are used.")
+
+
+def _is_dynamic(model: ModelPatcher) -> bool:
+    """Whether ComfyUI brings the model's weights in as they are used; older ones never do."""
+    return bool(getattr(model, "is_dynamic", bool)())
+
+
+def _loaded_whole(model: ModelPatcher) -> ModelPatcher:
+    """A clone over weights that are loaded whole, as ComfyUI's own compiling node asks for them.
+
+    Raises InputError where the model's loader gives no way to read them again.
+    """
+    whole = _WHOLE.get(model.model)
+    if whole is None:
+        try:
+            read = model.clone(disable_dynamic=True)
+        except RuntimeError as error:
+            raise InputError(f"Expected a loader that can load the weights whole, found another: {error}") from error
+        for layer, name, weight, dtype in _weights_of(read.model):
+            if weight.dtype != dtype:
+                setattr(layer, name, torch.nn.Parameter(weight.to(dtype), requires_grad=False))
+        whole = _WHOLE[model.model] = ModelPatcher(read.model, read.load_device, read.offload_device)
+    clone = model.clone(disable_dynamic=True, model_override=whole.get_clone_model_override())
+    clone.parent = whole  # who stands for it in ComfyUI's list of loaded models when it is gone
+    clone.size = whole.model_size()
+    return clone
+
+
+def _weights_of(network: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.Tensor, torch.dtype]]:
+    """The layer of each weight, its name there, the weight, and the precision that the layer was made for.
+
+    Where ComfyUI can bring weights in as they are used, its layers take them from the file as they are, and only
+    what brings them in casts them: loaded whole they would stay in the file's precision.
+    """
+    for layer in network.modules():
+        for name, weight in list(layer.named_parameters(recurse=False)):
+            if type(weight.data) is torch.Tensor:  # others are quantized
+                yield layer, name, weight, getattr(layer, f"{name}_comfy_model_dtype", None) or weight.dtype
+
+
+def _line(tally: Tally, backends: list[str]) -> str:
+    """A run's calls in numbers."""
+    parts: list[str] = []
+    if tally.engine + tally.compared:
+        parts.append(f"{tally.engine} of {tally.calls} calls by the {' and '.join(backends)} engine")
+    if tally.compared:
+        parts.append(f"{tally.compared} by both, to compare them")
+    if tally.original:
+        parts.append(f"{tally.original} of {tally.calls} calls by the network as it is")
+    return ", ".join(parts)
+
+
+def _name(patcher: ModelPatcher) -> str:
+    return type(patcher.model.diffusion_model).__name__

@@ -1,0 +1,134 @@
+"""The sockets' types of our own, and the words that several nodes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import signature
+from typing import Any, TypeVar
+
+from comfy_api.latest import io
+
+from ..common.errors import I2VError, InputError
+from ..common.spec import PRECISIONS, QUANTIZED
+from ..engine_builder.backends.registry import AUTO, BACKENDS
+from ..runtime.engines.policy import MISS_POLICIES, PRESETS, SHAPE_POLICIES
+from ..runtime.engines.presets import ClipSize, parse_presets
+
+Model = io.Custom("I2V_MODEL")
+"""Carries a `runtime.engines.engine_set.EngineSet`: a checkpoint and the policy by which its engines are found."""
+
+Conditioning = io.Custom("I2V_CONDITIONING")
+"""Carries a `pipeline.conditioning.Conditioning`."""
+
+CATEGORY = "I2V TensorRT"
+PRECISION_NAMES = [AUTO, *PRECISIONS]
+
+
+Given = TypeVar("Given", bound=io.Input)
+
+
+def advanced(given: Given) -> Given:
+    """The input, which the page keeps folded away where it can; older hosts have no argument for that."""
+    given.extra_dict = {**given.extra_dict, "advanced": True}
+    return given
+
+
+def on_missing_input() -> io.Combo.Input:
+    """What to do where no engine fits."""
+    return io.Combo.Input(
+        "on_missing",
+        options=list(MISS_POLICIES),
+        default=AUTO,
+        tooltip="No engine fits. auto: on a GPU run eager PyTorch now and build the engine while the queue is empty; "
+        "on a CPU, where it saves little, run eager. build: one now. eager: PyTorch with a warning. stop: an error.",
+    )
+
+
+def shape_policy_input(default: str = "range", options: Sequence[str] = SHAPE_POLICIES) -> io.Combo.Input:
+    """Which sizes an engine that is built serves."""
+    presets = " presets: one for the sizes in presets alone, each as fast." if PRESETS in options else ""
+    return io.Combo.Input(
+        "shape_policy",
+        options=list(options),
+        default=default,
+        tooltip="For engines built here. range: one for every size, tuned for the one asked for. exact: for that "
+        f"size alone, faster and quicker to build.{presets}",
+    )
+
+
+def presets_input() -> io.String.Input:
+    """The sizes for the shape policy of that name."""
+    return io.String.Input(
+        "presets",
+        default="512x512x16, 1280x704x16",
+        optional=True,
+        tooltip="For the shape policy presets: width x height x frames of each, by commas. Nothing is padded to them.",
+    )
+
+
+def presets_of(shape_policy: str, presets: str) -> tuple[ClipSize, ...]:
+    """The sizes in the widget where the policy asks for them; raises InputError for what is no size."""
+    return parse_presets(presets) if shape_policy == PRESETS else ()
+
+
+def precision_input() -> io.Combo.Input:
+    """The precision of engines."""
+    return io.Combo.Input(
+        "precision",
+        options=[*PRECISION_NAMES, *QUANTIZED],
+        default=AUTO,
+        tooltip="auto: fp16 on a CUDA GPU, else fp32. int8, fp8: of the core alone, by TensorRT, with scales that the "
+        "Engine Builder takes from pictures; the rest is fp16.",
+    )
+
+
+def backend_input() -> io.Combo.Input:
+    """The backend of engines."""
+    return io.Combo.Input(
+        "backend",
+        options=[AUTO, *BACKENDS],
+        default=AUTO,
+        tooltip="auto: the fastest that is installed. tensorrt: NVIDIA GPUs. inductor: PyTorch's own compiler, for "
+        "any CUDA GPU or CPU, with a C++ compiler on the machine. onnxruntime: builds in seconds. eager: nothing to "
+        "build, slower.",
+    )
+
+
+Execute = Callable[..., io.NodeOutput]
+
+
+def sockets(**kinds: type | tuple[type, ...]) -> Callable[[Execute], Execute]:
+    """For `execute`: checks what comes in by those names, since ComfyUI lets any JSON stand in place of a link.
+
+    It also hands over links to inputs that a node does not have, which are refused.
+    """
+
+    def decorate(execute: Execute) -> Execute:
+        known = [name for name in signature(execute).parameters if name != "cls"]
+
+        @wraps(execute)
+        def checked(cls: type[io.ComfyNode], **inputs: Any) -> io.NodeOutput:
+            for name in inputs:
+                if name not in known:
+                    wanted = f"inputs among {', '.join(known)}" if known else "no inputs"
+                    raise InputError(f"Expected {wanted}, found {name!r:.60}.")
+            for name, kind in kinds.items():
+                value = inputs.get(name)
+                if not isinstance(value, kind):
+                    found = repr(value)[:60] if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+                    raise InputError(f"Expected {name} over a link from a node that gives it, found {found}.")
+            return execute(cls, **inputs)
+
+        return checked
+
+    return decorate
+
+
+def verdict(check: Callable[[], object]) -> bool | str:
+    """What `validate_inputs` answers: True, or the sentence with which the check refused."""
+    try:
+        check()
+    except I2VError as error:
+        return str(error)
+    return True

@@ -1,0 +1,1 @@
+"""From noise to latents: schedulers and the loop over them."""

@@ -1,0 +1,1 @@
+"""Checkpoints of random weights in the published layouts, tiny or at full size."""

@@ -1,0 +1,1 @@
+"""Blocks of networks whose layers run fused."""

@@ -1,0 +1,1 @@
+"""Pictures, frames and videos as files."""

@@ -1,0 +1,1 @@
+"""Files of weights: diffusers' folders, LoRAs, digests."""

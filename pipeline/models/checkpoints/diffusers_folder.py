@@ -1,0 +1,240 @@
+"""A model folder in the published diffusers layout, checked before any of it is loaded.
+
+Every refusal names the file, what was expected and what was found. Weights are safetensors only: a pickle
+would run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ....common.errors import CheckpointError
+from .file_digests import Digested, Piece
+
+INDEX = "model_index.json"
+_PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+_MAX_JSON_BYTES = 64 << 20
+_VOCABULARY = ("vocab.json", "merges.txt")
+_KINDS = {int: "a whole number above 0", float: "a number above 0", list: "a list of numbers", str: "a list of texts"}
+_CONFIG_NAMES = {
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+    "feature_extractor": "preprocessor_config.json",
+    "image_processor": "preprocessor_config.json",
+}
+
+
+@dataclass(frozen=True)
+class Part(Digested):
+    """One component of a checkpoint: its folder, its configuration, and its weight files by variant."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    weights: Mapping[str, tuple[Path, ...]]
+    class_name: str = ""
+    """The library class that model_index.json names."""
+
+    @property
+    def config_path(self) -> Path:
+        """The file that the configuration is read from."""
+        return self.folder / _CONFIG_NAMES.get(self.name, "config.json")
+
+    def variant_for(self, precision: str) -> str | None:
+        """The stored variant to read: half precision when that is what runs or all there is."""
+        half = "fp16" in self.weights and (precision != "fp32" or "" not in self.weights)
+        return "fp16" if half else None
+
+    @cached_property
+    def elements(self) -> int:
+        """How many numbers the weights are; 0 for a part without weights."""
+        paths = next(iter(self.weights.values()), ())
+        return sum(math.prod(shape) for shape in tensor_shapes(paths).values())
+
+    @property
+    def config_sha256(self) -> str:
+        """Digest of the configuration."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The configuration, and the name and the bytes of every weight or vocabulary file."""
+        weights = [path for paths in self.weights.values() for path in paths]
+        files = (path for path in self.folder.glob("*") if path.is_file())
+        paths = weights or sorted(files, key=lambda path: path.name)  # Windows sorts paths without regard to case
+        return [self.config_sha256, *(piece for path in paths for piece in (path.name, path))]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked model folder."""
+
+    folder: Path
+    parts: Mapping[str, Part]
+    index: Mapping[str, Any] = field(default_factory=dict)
+    """What model_index.json says."""
+
+
+def read_index(folder: Path) -> Mapping[str, Any]:
+    """What the folder's model_index.json says; raises CheckpointError when there is none, or it is no JSON object."""
+    if not folder.is_dir():
+        raise CheckpointError(f"Expected a model folder at {folder}, found nothing there.")
+    return read_json(folder / INDEX)
+
+
+def pipeline_class(folder: Path) -> str:
+    """The pipeline class that the folder's model_index.json names.
+
+    Raises CheckpointError when there is no such file, or nothing sensible in it.
+    """
+    name = read_index(folder).get("_class_name")
+    if not isinstance(name, str):
+        raise CheckpointError(f"{folder / INDEX} names no pipeline class, expected a text under _class_name.")
+    return name
+
+
+def open_checkpoint(
+    folder: Path, expected: Mapping[str, tuple[str, ...]], settings: Mapping[str, Mapping[str, type]]
+) -> Checkpoint:
+    """Checks every part of the folder against `expected`: part name to the class names that will do.
+
+    `settings` are those that a part's configuration cannot do without, each a positive number (`int`,
+    `float`), numbers (`list`) or texts (`str`). Raises CheckpointError.
+    """
+    index = read_json(folder / INDEX)
+    for name, classes in expected.items():
+        entry = index.get(name)
+        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+        if found not in classes:
+            raise CheckpointError(f"{folder / INDEX}: expected {name} to be {' or '.join(classes)}, found {found}.")
+    parts = {name: replace(_open_part(folder / name), class_name=index[name][1]) for name in expected}
+    for name, kinds in settings.items():
+        _check_settings(parts[name], kinds)
+    return Checkpoint(folder, parts, index)
+
+
+def _open_part(folder: Path) -> Part:
+    if not folder.is_dir():
+        raise CheckpointError(f"Expected the folder {folder}, found nothing there.")
+    weights = {} if folder.name in _CONFIG_NAMES else _find_weights(folder)
+    for paths in weights.values():
+        tensor_shapes(paths)
+    part = Part(folder.name, folder, {}, weights)
+    if folder.name == "tokenizer":
+        _check_vocabulary(folder)
+        if not part.config_path.is_file():
+            return part  # every other part is useless without its configuration
+    return replace(part, config=read_json(part.config_path))
+
+
+def _check_vocabulary(folder: Path) -> None:
+    """Without its files transformers makes a tokenizer that knows no word, and says nothing."""
+    if not (folder / "tokenizer.json").is_file():
+        for name in _VOCABULARY:
+            _check_is_file(folder / name)
+
+
+def _check_settings(part: Part, kinds: Mapping[str, type]) -> None:
+    for name, kind in kinds.items():
+        found: Any = part.config.get(name)
+        if kind in (list, str):
+            items = (int, float) if kind is list else (str,)
+            fits = isinstance(found, list) and bool(found) and all(type(value) in items for value in found)
+        else:
+            fits = type(found) in (int, kind) and found > 0
+        if not fits:
+            raise CheckpointError(
+                f"{part.config_path}: expected {name} to be {_KINDS[kind]}, found {repr(found)[:80]}."
+            )
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"Expected the file {path}, found nothing there.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file; raises CheckpointError."""
+    _check_is_file(path)
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, expected a small JSON file.")
+    try:
+        data = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found a {type(data).__name__}.")
+    return data
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)} twice")
+    return data
+
+
+def _find_weights(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Weight files by variant ("" is full precision); sharded weights are found through their index.
+
+    A single file beside shards counts too: which of them is loaded is the library's affair.
+    """
+    stem = "model" if folder.name.endswith("encoder") else "diffusion_pytorch_model"
+    found: dict[str, tuple[Path, ...]] = {}
+    for variant, suffix in (("", ""), ("fp16", ".fp16")):
+        single = folder / f"{stem}{suffix}.safetensors"
+        index = folder / f"{stem}.safetensors.index{suffix}.json"
+        paths = ((single,) if single.is_file() else ()) + (_shards(index) if index.is_file() else ())
+        if paths:
+            found[variant] = paths
+    if found:
+        return found
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise CheckpointError(f"{folder / pickles[0]} is a pickle, which can run code: expected a .safetensors file.")
+    raise CheckpointError(f"Expected the file {folder / stem}.safetensors, found nothing there.")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    weight_map = read_json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{index}: expected a weight_map to file names in the same folder.")
+    shards = tuple(index.parent / name for name in sorted(set(names)))
+    for shard in shards:
+        if not shard.is_file():
+            raise CheckpointError(f"{index} lists {shard.name}, expected that file beside it, found nothing.")
+    return shards
+
+
+def tensor_shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in some safetensors files by its name, read off their headers alone.
+
+    Raises CheckpointError for a file that is missing, not whole or empty; safetensors itself checks that a header
+    covers its file without gap or overlap.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        _check_is_file(path)
+        try:
+            with safe_open(path, framework="pt") as stream:
+                shapes = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is truncated or not a safetensors file ({error}): expected a complete one, "
+                f"found {path.stat().st_size} bytes."
+            ) from error
+        if not shapes:
+            raise CheckpointError(f"{path} holds no tensors.")
+        found.update(shapes)
+    return found

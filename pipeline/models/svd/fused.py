@@ -1,0 +1,148 @@
+"""Stable Video Diffusion's core and decoder by the functions of `fused.blocks`: the same results up to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...fused import blocks as lean
+from .. import fused_vae as lean_vae
+from .networks import Core, TemporalVaeDecoder
+
+CORE_REWRITES = (
+    "channels_last",
+    "joined_embeddings",
+    "fused_qkv",
+    "gated_gelu",
+    "residual_products",
+    "short_attention",
+    "channel_norm",
+    "phase_upsample",
+)
+DECODER_REWRITES = lean_vae.REWRITES
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What every layer is given beside its activation."""
+
+    offsets: lean.Offsets
+    constants: Iterator[tuple[torch.Tensor, torch.Tensor]]
+    """For each transformer its frames' embedding, and what its cross-attention comes to."""
+
+
+def _everywhere(constant: torch.Tensor) -> torch.Tensor:
+    """[batch, channels] for each place of each frame."""
+    return constant[:, None, None, None]
+
+
+def _layer(at: lean.Stream, layer: Any, attended: torch.Tensor, on: lean.On) -> lean.Stream:
+    """Among the places of each frame; `attended` [batch, channels] is what cross-attention comes to."""
+    at = at.add(lean.attend_places(layer.norm1(at.read()), layer.attn1, on), layer.attn1.to_out[0], on)
+    at = at.wait(_everywhere(attended))
+    return at.add(lean.gated(layer.norm3(at.read()), layer.ff, on), layer.ff.net[2], on)
+
+
+def _temporal_layer(at: lean.Stream, layer: Any, attended: torch.Tensor, on: lean.On) -> lean.Stream:
+    """The same among the frames at each place, after a feed-forward of its own."""
+    at = at.add(lean.gated(layer.norm_in(at.read()), layer.ff_in, on), layer.ff_in.net[2], on)
+    at = at.add(lean.attend_frames(layer.norm1(at.read()), layer.attn1, on), layer.attn1.to_out[0], on)
+    at = at.wait(_everywhere(attended))
+    return at.add(lean.gated(layer.norm3(at.read()), layer.ff, on), layer.ff.net[2], on)
+
+
+def _transformer(
+    signal: lean.Signal, model: Any, frame_emb: torch.Tensor, attended: torch.Tensor, on: lean.On
+) -> lean.Signal:
+    """TransformerSpatioTemporalModel with frame_emb [1, frames, channels] and attended [batch, layers]."""
+    h = model.proj_in(lean.group_norm(signal, model.norm, silu=False))
+    share = lean.temporal_share(model.mixer)
+    constants = iter(attended.split(model.channels, dim=1))
+    for spatial, temporal in zip(model.spatial, model.temporal, strict=True):
+        h = _layer(lean.Stream(h), spatial, next(constants), on).read()
+        over_time = _temporal_layer(lean.Stream(h + frame_emb[:, :, None, None]), temporal, next(constants), on)
+        h = (1 - share) * h + share * over_time.read()
+    return lean.added(signal.x, lean.linear(h, model.proj_out), model.proj_out.bias, on)
+
+
+class LeanCore(Core):
+    """`Core` by the functions of `fused.blocks`, with the given rewrites. Takes sides that halve evenly alone."""
+
+    def __init__(self, unet: Any, rewrites: tuple[str, ...]) -> None:
+        super().__init__(unet)
+        self.on = frozenset(rewrites)
+        lean.prepare(self, self.on)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        image_latents: torch.Tensor,
+        clip_emb: torch.Tensor,
+        frame_emb: torch.Tensor,
+        attended: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `Core.forward`."""
+        emb = self.time_embedding(self.time_proj(timestep).to(sample.dtype)) + clip_emb
+        given = _Given(self._offsets(emb), self._constants(frame_emb, attended))
+        pictures = image_latents[:, None].expand(-1, sample.shape[1], -1, -1, -1)
+        x = torch.cat([sample, pictures], dim=2).permute(0, 1, 3, 4, 2).contiguous()
+        at = lean.added(lean.conv2d(x, self.conv_in), None, self.conv_in.bias, self.on)
+        skips = [at]
+        for block in self.down:
+            for number in range(len(block.resnets)):
+                skips.append(at := self._step(block, number, at, given))
+            for sampler in block.samplers:
+                skips.append(at := lean.downsample(at, sampler, self.on))
+        for number in range(len(self.middle.resnets)):
+            at = self._step(self.middle, number, at, given)
+        for block in self.up:
+            for number in range(len(block.resnets)):
+                at = self._step(block, number, lean.joined(at, skips.pop()), given)
+            for sampler in block.samplers:
+                at = lean.upsample(at, sampler, self.on)
+        x = lean.conv2d(lean.group_norm(at, self.norm_out), self.conv_out) + self.conv_out.bias
+        return x.permute(0, 1, 4, 2, 3)
+
+    def _offsets(self, emb: torch.Tensor) -> lean.Offsets:
+        pairs = [resnet for block in (*self.down, self.middle, *self.up) for resnet in block.resnets]
+        blocks = [part for pair in pairs for part in (pair.spatial_res_block, pair.temporal_res_block)]
+        return dict(zip(blocks, lean.time_offsets(emb, blocks, self.on), strict=True))
+
+    def _step(self, block: Any, number: int, at: lean.Signal, given: _Given) -> lean.Signal:
+        """A resnet, and the transformer after it if there is one."""
+        at = lean.spatio_temporal_resnet(at, block.resnets[number], given.offsets, self.on)
+        for transformer in block.transformers[number : number + 1]:
+            at = _transformer(at, transformer, *next(given.constants), self.on)
+        return at
+
+
+class LeanTemporalVaeDecoder(TemporalVaeDecoder):
+    """`TemporalVaeDecoder` by the functions of `fused.blocks`, with the given rewrites."""
+
+    def __init__(self, vae: Any, rewrites: tuple[str, ...]) -> None:
+        super().__init__(vae)
+        self.on = frozenset(rewrites)
+        lean.prepare(self, self.on)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """As `TemporalVaeDecoder.forward`."""
+        decoder, on = self.decoder, self.on
+        x = latents.permute(0, 2, 3, 1).contiguous().unsqueeze(0)
+        at = lean.added(lean.conv2d(x, decoder.conv_in), None, decoder.conv_in.bias, on)
+        first, *rest = decoder.mid_block.resnets
+        at = lean.spatio_temporal_resnet(at, first, {}, on)
+        for attention, resnet in zip(decoder.mid_block.attentions, rest, strict=False):
+            at = lean_vae.attend(at, attention, on)
+            at = lean.spatio_temporal_resnet(at, resnet, {}, on)
+        for block in decoder.up_blocks:
+            for resnet in block.resnets:
+                at = lean.spatio_temporal_resnet(at, resnet, {}, on)
+            for sampler in block.upsamplers or ():
+                at = lean.upsample(at, sampler, on)
+        x = lean.conv2d(lean.group_norm(at, decoder.conv_norm_out), decoder.conv_out) + decoder.conv_out.bias
+        x = lean.conv3d(x, decoder.time_conv_out) + decoder.time_conv_out.bias
+        return x.squeeze(0).permute(0, 3, 1, 2)

@@ -1,0 +1,221 @@
+"""Stable Video Diffusion (Blattmann et al. 2023, arXiv:2311.15127) in the layout of
+stabilityai/stable-video-diffusion-img2vid and -xt.
+
+A picture becomes a clip without a word: it is seen by CLIP as one token, and by the UNet as latents beside
+the noise of every frame.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+
+from ....common.spec import Guidance, Scope, TensorSpec
+from ...fused import blocks as lean
+from ...fused import kernels
+from ...media.image import antialiased, crop_to_aspect, to_unit_tensor
+from .. import fused_vae as lean_vae
+from .. import parts
+from ..base import ClipRequest, Encoded, GuidanceScale, Run, Stage, guide
+from ..checkpoints.diffusers_folder import Checkpoint
+from ..diffusers_family import DiffusersFamily, Network
+from ..parts import ImageEncoder, VaeEncoder
+from . import fused as svd_lean
+from . import networks as svd_networks
+from .fused import CORE_REWRITES, DECODER_REWRITES, LeanCore, LeanTemporalVaeDecoder
+from .networks import Conditioner, Core, TemporalVaeDecoder
+
+LAYOUT: dict[str, tuple[str, ...]] = {
+    "unet": ("UNetSpatioTemporalConditionModel",),
+    "vae": ("AutoencoderKLTemporalDecoder",),
+    "image_encoder": ("CLIPVisionModelWithProjection",),
+    "feature_extractor": ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast"),
+    "scheduler": ("EulerDiscreteScheduler",),
+}
+CODE = (sys.modules[__name__], svd_networks, svd_lean, lean, lean_vae, parts, kernels)
+SETTINGS: dict[str, dict[str, type]] = {
+    "unet": {
+        "in_channels": int,
+        "num_frames": int,
+        "block_out_channels": list,
+        "down_block_types": str,
+        "up_block_types": str,
+    },
+    "vae": {"scaling_factor": float},
+    "image_encoder": {"image_size": int, "projection_dim": int},
+    "feature_extractor": {"image_mean": list, "image_std": list},
+}
+LOG_SIGMAS = (0.25 * math.log(0.002), 0.25 * math.log(700.0))
+"""The network's timesteps: a quarter of the noise's logarithm, over the published range."""
+NO_TEXT = "Stable Video Diffusion has no text encoder: the prompts are not used."
+
+
+def _networks(checkpoint: Checkpoint) -> dict[str, Network]:
+    """Every component of the family, with sizes read from the checkpoint's configurations."""
+    unet, vision = (checkpoint.parts[name].config for name in ("unet", "image_encoder"))
+    channels, attended = _constant_channels(unet)
+    clip, branch = Scope.CLIP, Guidance.PER_BRANCH
+    plane = ("latent_height", "latent_width")
+    latent = unet["in_channels"] // 2
+    side, volume = vision["image_size"], ("batch", "frames", latent, *plane)
+    pixels = TensorSpec("pixel_values", (1, 3, side, side), scope=clip)
+    image_embeds = TensorSpec("image_embeds", (1, vision["projection_dim"]), scope=clip, guidance=branch)
+    clip_emb = TensorSpec("clip_emb", ("batch", unet["block_out_channels"][0] * 4), scope=clip)
+    frame_emb = TensorSpec("frame_emb", (1, "frames", channels), scope=clip)
+    attended_spec = TensorSpec("attended", ("batch", attended), scope=clip, guidance=branch)
+    conditioner_inputs = (
+        TensorSpec("time_ids", ("batch", 3), "float32", clip, span=(0, 128)),
+        TensorSpec("frame_index", ("frames",), "float32", clip, span=(0, 25)),
+        TensorSpec("image_embeds", ("batch", vision["projection_dim"]), scope=clip, guidance=branch),
+    )
+    core_inputs = (
+        TensorSpec("sample", volume),
+        TensorSpec("timestep", ("batch",), "float32", span=LOG_SIGMAS),
+        TensorSpec("image_latents", ("batch", latent, *plane), scope=clip, guidance=branch),
+        clip_emb,
+        frame_emb,
+        attended_spec,
+    )
+    pixel_plane = tuple(f"{name}*8" for name in plane)
+    picture, frames = (TensorSpec("image", (n, 3, *pixel_plane), scope=clip) for n in (1, "chunk"))
+    first, latents = (TensorSpec("latents", (n, latent, *plane), scope=clip) for n in (1, "chunk"))
+    return {
+        "image_encoder": Network("image_encoder", ImageEncoder, (pixels,), (image_embeds,), ()),
+        "vae_encoder": Network("vae", VaeEncoder, (picture,), (first,), plane),
+        "conditioner": Network(
+            "unet", Conditioner, conditioner_inputs, (clip_emb, frame_emb, attended_spec), (), exportable=False
+        ),
+        "core": Network(
+            "unet",
+            Core,
+            core_inputs,
+            (TensorSpec("prediction", volume),),
+            ("batch", "frames", *plane),
+            rewritten=LeanCore,
+        ),
+        "vae_decoder": Network(
+            "vae", TemporalVaeDecoder, (latents,), (frames,), ("chunk", *plane), rewritten=LeanTemporalVaeDecoder
+        ),
+    }
+
+
+def _constant_channels(unet: Mapping[str, Any]) -> tuple[int, int]:
+    """The channels of all transformers together, and of all cross-attentions in them, as diffusers builds them."""
+    channels, levels = unet["block_out_channels"], len(unet["block_out_channels"])
+    depths, layers = (
+        value if isinstance(value, list) else [value] * levels
+        for value in (unet.get("transformer_layers_per_block", 1), unet.get("layers_per_block", 2))
+    )
+    down = [level for level, kind in enumerate(unet["down_block_types"]) if "CrossAttn" in kind]
+    up = [levels - 1 - level for level, kind in enumerate(unet["up_block_types"]) if "CrossAttn" in kind]
+    found = [level for level in down for _ in range(layers[level])]
+    found += [level for level in up for _ in range(layers[level] + 1)]
+    found += [levels - 1]
+    return sum(channels[level] for level in found), sum(2 * depths[level] * channels[level] for level in found)
+
+
+class StableVideoDiffusion(DiffusersFamily):
+    """A checkpoint of Stable Video Diffusion."""
+
+    family: ClassVar[str] = "svd"
+    title: ClassVar[str] = "Stable Video Diffusion"
+    pipeline_class: ClassVar[str] = "StableVideoDiffusionPipeline"
+    hints: ClassVar[tuple[str, ...]] = (NO_TEXT, "Stable Video Diffusion is sampled by the scheduler euler.")
+    unused: ClassVar[Mapping[str, str]] = dict.fromkeys(("prompt", "negative_prompt"), NO_TEXT)
+    schedulers: ClassVar[tuple[str, ...]] = ("euler",)
+    min_guidance_scale: ClassVar[float | None] = 1.0
+    decodes_over_time: ClassVar[bool] = True
+    engine_gain: ClassVar[float] = 0.39
+    """From 17.8 s a clip to 10.8, on an H200."""
+    engine_components: ClassVar[tuple[str, ...]] = ("image_encoder", "vae_encoder", "core", "vae_decoder")
+    build_order: ClassVar[tuple[str, ...]] = ("core", "vae_decoder", "vae_encoder", "image_encoder")
+
+    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "core": CORE_REWRITES,
+        "vae_decoder": DECODER_REWRITES,
+    }
+    rewriting_backends: ClassVar[frozenset[str]] = frozenset({"inductor"})
+    layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT
+    settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
+    made_by: ClassVar[tuple[ModuleType, ...]] = CODE
+    core_scratch_bytes: ClassVar[Mapping[str, int]] = {"eager": 18_000}
+    """7.7 GiB at 1024x576, 25 frames, guided: measured on an H200."""
+
+    def networks(self) -> Mapping[str, Network]:
+        return _networks(self.checkpoint)
+
+    def encode(self, request: ClipRequest, run: Run, stage: Stage) -> Encoded:
+        """The picture through both encoders, then with the frame rate and the motion through the conditioner."""
+        stage("encode picture", 0, 3)
+        picture = crop_to_aspect(request.picture, request.width, request.height)
+        image_embeds = run("image_encoder", {"pixel_values": self._clip_pixels(picture)})["image_embeds"]
+        stage("encode latents", 1, 3)
+        latents = run("vae_encoder", {"image": _noisy(picture, request)})["latents"].float().cpu()
+        stage("condition", 2, 3)
+        tensors = run("conditioner", _conditioner_inputs(request, image_embeds))
+        stage("condition", 3, 3)
+        shared = {"clip_emb": tensors["clip_emb"][:1], "frame_emb": tensors["frame_emb"]}
+        found = {name: tensor.float().cpu() for name, tensor in {**shared, "attended": tensors["attended"]}.items()}
+        # The unconditional branch sees no picture: zeros in its place, unscaled as the network was trained.
+        found["image_latents"] = torch.cat([torch.zeros_like(latents), latents])
+        return Encoded(found, self._notes(request))
+
+    def noise(self, width: int, height: int, num_frames: int, generator: torch.Generator) -> torch.Tensor:
+        torch.randn(1, 3, height, width, generator=generator)  # the published pipeline has drawn the picture's by now
+        return torch.randn(self.latent.shape(width, height, num_frames), generator=generator)
+
+    def prepare_input(
+        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor], guided: bool
+    ) -> dict[str, torch.Tensor]:
+        batch = 2 if guided else 1
+        return {
+            "sample": x.expand(batch, *x.shape),
+            "timestep": t.float().reshape(1).expand(batch),
+            "image_latents": tensors["image_latents"][-batch:],
+            "clip_emb": tensors["clip_emb"].expand(batch, -1),
+            "frame_emb": tensors["frame_emb"],
+            "attended": tensors["attended"][-batch:],
+        }
+
+    def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: GuidanceScale) -> torch.Tensor:
+        return guide(outputs["prediction"], guidance_scale)
+
+    def _clip_pixels(self, picture: Image.Image) -> torch.Tensor:
+        """The whole picture for CLIP, float32 [1, 3, side, side], normalised."""
+        extractor, side = self.config("feature_extractor"), self.config("image_encoder")["image_size"]
+        square = antialiased(to_unit_tensor(picture) * 2 - 1, side) / 2 + 0.5
+        mean, std = (torch.tensor(extractor[name]).reshape(1, 3, 1, 1) for name in ("image_mean", "image_std"))
+        return (square - mean) / std
+
+    def _notes(self, request: ClipRequest) -> tuple[str, ...]:
+        trained = self.config("unet")["num_frames"]
+        if request.num_frames == trained:
+            return ()
+        return (
+            f"This checkpoint was trained for {trained} frames, asked for {request.num_frames}: they may look worse.",
+        )
+
+
+def _noisy(picture: Image.Image, request: ClipRequest) -> torch.Tensor:
+    """The picture under its noise, float32 [1, 3, height, width], about -1..1."""
+    scaled = picture.resize((request.width, request.height), Image.Resampling.LANCZOS)
+    image = to_unit_tensor(scaled) * 2 - 1
+    generator = torch.Generator().manual_seed(request.noise_aug_seed)
+    return image + request.noise_aug_strength * torch.randn(image.shape, generator=generator)
+
+
+def _conditioner_inputs(request: ClipRequest, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The conditioner's inputs for both guidance branches; the unconditional one sees no picture embedding."""
+    # Trained on one frame per second less: generative-models/scripts/sampling/simple_video_sample.py.
+    ids = torch.tensor([[request.fps - 1, request.motion_bucket_id, request.noise_aug_strength]])
+    return {
+        "time_ids": ids.expand(2, -1),
+        "frame_index": torch.arange(request.num_frames, dtype=torch.float32),
+        "image_embeds": torch.cat([torch.zeros_like(image_embeds), image_embeds]),
+    }

@@ -1,0 +1,303 @@
+"""Wan (Wan Team 2025, arXiv:2503.20314) in diffusers' layouts of Wan-AI: 2.1 I2V 14B (480P and 720P), 2.2 I2V A14B
+and 2.2 TI2V-5B, and what was distilled from them.
+
+A picture and a prompt become a clip by flow matching in the latents of a causal video VAE: one frame of them is the
+picture, each later one four frames of the clip. In 2.1 the picture comes as latents beside the noise and through
+CLIP, in A14B as latents alone, in TI2V it is the clip's first frame, free of noise at every step.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from PIL import Image
+
+from ....common.errors import CheckpointError
+from ....common.spec import DimRange, Guidance, Scope, ShapeProfile, TensorSpec
+from ...decode import DecodeChunk
+from ...denoising.sampler import FLOW_SCHEDULERS
+from ...media.image import crop_to_aspect, middle_square, to_unit_tensor
+from .. import parts
+from ..base import ClipRequest, Encoded, GuidanceScale, Run, Stage, guide
+from ..diffusers_family import DiffusersFamily, Network
+from ..latent_space import LatentSpace
+from ..parts import tokenize_padded
+from . import networks as wan_networks
+from . import text_encoder as wan_text
+from . import vae as wan_vae
+from . import vae_layers as wan_vae_layers
+from .causal_vae import TIME_FACTOR, decode_causal, encode_picture
+from .lora_names import published
+from .networks import PATCH, Core, VisionEncoder
+from .text_encoder import TOKENS, clean, encode_texts, text_network
+from .vae import PLANE, vae_networks
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+TIMESTEPS = (0.0, 1000.0)
+MAX_FRAMES = 161
+"""Ten seconds at the 16 frames a second that 2.1 and A14B were trained for; 121 of TI2V's 24 are published."""
+TEXT_SCRATCH_BYTES = 1 << 30
+VAE_CACHE_BYTES, VAE_FRAME_BYTES = 9500, 1300
+"""Of scratch in half precision, for each pixel of a frame: the decoder's caches before and after a call, and what
+each frame of a call adds, as counted over 2.1's layers in eager PyTorch."""
+PARTS = {"core": "transformer", "core_late": "transformer_2"}
+"""The part that each core comes from."""
+ENCODER = ("vae_encoder_first", "vae_encoder_next", "vae_encoder_last")
+DECODER = ("vae_decoder_first", "vae_decoder_next")
+"""The VAE, in the order in which a clip needs its parts."""
+NO_MOTION = "Wan is told to move by its prompt: motion bucket and noise augmentation are not used."
+HINT = "Wan makes a frame and then 4 at a time, 81 as published, by the schedulers unipc, euler and dpmpp_2m."
+SETTINGS: dict[str, dict[str, type]] = {
+    "transformer": {
+        "in_channels": int,
+        "out_channels": int,
+        "num_attention_heads": int,
+        "attention_head_dim": int,
+        "ffn_dim": int,
+        "text_dim": int,
+        "patch_size": list,
+    },
+    "vae": {"z_dim": int, "latents_mean": list, "latents_std": list},
+    "text_encoder": {"vocab_size": int, "d_model": int},
+}
+CODE = (sys.modules[__name__], wan_networks, wan_text, wan_vae, wan_vae_layers, parts)
+VISION_SETTINGS: dict[str, dict[str, type]] = {
+    "image_encoder": {"image_size": int, "patch_size": int, "hidden_size": int},
+    "image_processor": {"image_mean": list, "image_std": list},
+}
+LAYOUT: dict[str, tuple[str, ...]] = {
+    "transformer": ("WanTransformer3DModel",),
+    "vae": ("AutoencoderKLWan",),
+    "text_encoder": ("UMT5EncoderModel",),
+    "tokenizer": ("T5TokenizerFast", "T5Tokenizer"),
+    "scheduler": ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"),
+}
+VISION_LAYOUT: dict[str, tuple[str, ...]] = {
+    "image_encoder": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+    "image_processor": ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast"),
+}
+
+
+class Wan(DiffusersFamily):
+    """What all Wans share."""
+
+    pipeline_class: ClassVar[str] = "WanImageToVideoPipeline"
+    hints: ClassVar[tuple[str, ...]] = (HINT,)
+    unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("motion_bucket_id", "noise_aug_strength", "noise_aug_seed"), NO_MOTION
+    )
+    silent: ClassVar[frozenset[str]] = frozenset({"fps"})
+    schedulers: ClassVar[tuple[str, ...]] = tuple(FLOW_SCHEDULERS)
+    decoder_component: ClassVar[str] = "vae_decoder_next"
+    latent: ClassVar[LatentSpace] = LatentSpace(16, 8, TIME_FACTOR, 8 * PATCH, MAX_FRAMES, "Wan21", video=True)
+    min_latent_side: ClassVar[int] = 2 * PATCH
+    not_encoding: ClassVar[frozenset[str]] = frozenset({"scheduler", *PARTS.values()})
+    layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT
+    settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
+    made_by: ClassVar[tuple[ModuleType, ...]] = CODE
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        model = super().open(folder)
+        model.check()
+        return model
+
+    def check(self) -> None:
+        """Raises CheckpointError when the parts' configurations do not go together."""
+        vae, latent = self.config("vae"), self.latent.channels
+        sizes = (vae["z_dim"], len(vae["latents_mean"]), len(vae["latents_std"]))
+        if set(sizes) != {latent}:
+            path = self.checkpoint.parts["vae"].config_path
+            raise CheckpointError(f"{path}: expected z_dim, latents_mean and latents_std of {latent}, found {sizes}.")
+        for name in self.cores:
+            part = self.checkpoint.parts[PARTS[name]]
+            found = (part.config["in_channels"], part.config["out_channels"])
+            if found != (latent + self.condition_channels, latent):
+                raise CheckpointError(
+                    f"{part.config_path}: expected in_channels {latent + self.condition_channels} and out_channels "
+                    f"{latent} for {self.title}, found {found[0]} and {found[1]}."
+                )
+
+    def other_names(self, module: str) -> tuple[str, ...]:
+        return (published(module),)
+
+    @property
+    def condition_channels(self) -> int:
+        """The channels beside the noise: a mask over the frames that a latent frame stands for, and latents."""
+        return self.latent.time_factor + self.latent.channels
+
+    def networks(self) -> Mapping[str, Network]:
+        text, cores = text_network(self.config("text_encoder")), {name: self._core(PARTS[name]) for name in self.cores}
+        return {"text_encoder": text, **vae_networks(self.config("vae")), **cores}
+
+    def _core(self, part: str) -> Network:
+        volume = ("batch", self.latent.channels, "frames", *PLANE)
+        inputs = (
+            TensorSpec("sample", volume),
+            TensorSpec("timestep", ("batch",), "float32", span=TIMESTEPS),
+            TensorSpec(
+                "text_states",
+                ("batch", TOKENS, self.config(part)["text_dim"]),
+                scope=Scope.CLIP,
+                guidance=Guidance.PER_BRANCH,
+            ),
+            *self.picture_inputs(),
+        )
+        return Network(part, Core, inputs, (TensorSpec("prediction", volume),), ("batch", "frames", *PLANE))
+
+    def picture_inputs(self) -> tuple[TensorSpec, ...]:
+        """What of the picture the core takes beside the sample."""
+        return (TensorSpec("condition", ("batch", self.condition_channels, "frames", *PLANE), scope=Scope.CLIP),)
+
+    @property
+    def core_side_multiple(self) -> int:
+        return PATCH
+
+    def _limits(self, ranges: tuple[str, ...], side_multiple: int) -> ShapeProfile:
+        limits = super()._limits(ranges, side_multiple).ranges
+        # A frame of latents is four of the clip, which are work enough for a GPU.
+        return ShapeProfile({**limits, "chunk": DimRange(1, 1, 4)} if "chunk" in limits else limits)
+
+    @property
+    def latent_scale(self) -> float:
+        return 1.0
+
+    def to_latent(self, x: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics()
+        return self.latent.pack(x * std + mean)
+
+    def from_latent(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics()
+        return (self.latent.unpack(latents) - mean) / std
+
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the VAE's latents, float32 [1, channels, 1, 1]."""
+        names = ("latents_mean", "latents_std")
+        mean, std = (torch.tensor(self.config("vae")[name]).reshape(1, -1, 1, 1) for name in names)
+        return mean, std
+
+    def decoder(self, run: Run) -> DecodeChunk:
+        return decode_causal(run)
+
+    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
+        width, places = 2 if precision == "fp32" else 1, sizes.get("latent_height", 8) * sizes.get("latent_width", 8)
+        if component in self.cores:
+            config = self.config(PARTS[component])
+            inner = config["num_attention_heads"] * config["attention_head_dim"]
+            # Of a token: the state, queries, keys and values in half precision, norms in full, the feed-forward twice.
+            token_bytes = 24 * inner + 4 * config["ffn_dim"]
+            return width * token_bytes * sizes["batch"] * sizes["frames"] * places // PATCH**2
+        if component.startswith("vae"):
+            pixel_bytes = VAE_CACHE_BYTES + VAE_FRAME_BYTES * self.latent.time_factor * sizes.get("chunk", 1)
+            return width * pixel_bytes * places * self.latent.factor**2
+        return TEXT_SCRATCH_BYTES
+
+    def encode(self, request: ClipRequest, run: Run, stage: Stage) -> Encoded:
+        """The prompts through the text encoder, the picture through the VAE and, in 2.1, through CLIP."""
+        stage("encode text", 0, 3)
+        ids, counts = self._tokenize(request)
+        found = {"text_states": encode_texts(run, ids, counts)}
+        stage("encode picture", 1, 3)
+        scaled = crop_to_aspect(request.picture, request.width, request.height)
+        picture = scaled.resize((request.width, request.height), Image.Resampling.LANCZOS)
+        found.update(self.see(picture, run))
+        stage("encode latents", 2, 3)
+        image = to_unit_tensor(picture) * 2 - 1
+        found.update(self.condition(image, self.latent.frames(request.num_frames), run, stage))
+        stage("encode latents", 3, 3)
+        named = zip(("negative prompt", "prompt"), counts, strict=True)
+        notes = (f"The {name} has {n} tokens: only the first {TOKENS} count." for name, n in named if n > TOKENS)
+        return Encoded({name: tensor.float().cpu() for name, tensor in found.items()}, tuple(notes))
+
+    def see(self, picture: Image.Image, run: Run) -> dict[str, torch.Tensor]:
+        """What CLIP makes of the picture, where the core takes it."""
+        return {}
+
+    def condition(self, image: torch.Tensor, frames: int, run: Run, stage: Stage) -> dict[str, torch.Tensor]:
+        """The picture [1, 3, height, width] in -1..1 as the core takes it in latents, for a clip of so many frames."""
+        latents = encode_picture(run, image, frames, lambda *_: stage("encode latents", 2, 3)).float().cpu()
+        known = torch.zeros(1, self.latent.time_factor, *latents.transpose(0, 1).shape[1:])
+        known[:, :, 0] = 1
+        return {"condition": torch.cat([known, latents.transpose(0, 1)[None]], dim=1)}
+
+    def noise(self, width: int, height: int, num_frames: int, generator: torch.Generator) -> torch.Tensor:
+        frames, channels, *plane = self.latent.shape(width, height, num_frames)
+        return torch.randn(channels, frames, *plane, generator=generator).transpose(0, 1)
+
+    def prepare_input(
+        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor], guided: bool
+    ) -> dict[str, torch.Tensor]:
+        batch = 2 if guided else 1
+        sample = x.transpose(0, 1)[None]
+        return {
+            "sample": sample.expand(batch, *sample.shape[1:]),
+            "timestep": t.float().reshape(1).expand(batch),
+            **{name: value[-batch:].expand(batch, *value.shape[1:]) for name, value in tensors.items()},
+        }
+
+    def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: GuidanceScale) -> torch.Tensor:
+        return guide(outputs["prediction"].transpose(1, 2), guidance_scale)
+
+    def _tokenize(self, request: ClipRequest) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """Token ids int64 [2, 512] of the negative and the positive prompt, and how many each has, uncut."""
+        part, size = self.checkpoint.parts["tokenizer"], self.config("text_encoder")["vocab_size"]
+        ids, counts = tokenize_padded(part, [clean(request.negative_prompt), clean(request.prompt)], TOKENS)
+        if int(ids.max()) >= size:
+            raise CheckpointError(
+                f"{part.folder}: expected token numbers below the text encoder's {size}, found {int(ids.max())}."
+            )
+        return ids, counts
+
+
+class Wan21(Wan):
+    """Wan 2.1 I2V."""
+
+    @classmethod
+    def recognises(cls, index: Mapping[str, Any]) -> bool:
+        others = index.get("expand_timesteps") or is_named(index, "transformer_2")
+        return super().recognises(index) and not others
+
+    family: ClassVar[str] = "wan21"
+    title: ClassVar[str] = "Wan 2.1"
+    engine_gain: ClassVar[float] = 0.12
+    """From 3311 ms a call to 2899, on an H200."""
+    engine_components: ClassVar[tuple[str, ...]] = ("text_encoder", "image_encoder", *ENCODER, "core", *DECODER)
+    build_order: ClassVar[tuple[str, ...]] = ("core", "text_encoder", *DECODER, *ENCODER, "image_encoder")
+    layout: ClassVar[Mapping[str, tuple[str, ...]]] = {**LAYOUT, **VISION_LAYOUT}
+    settings: ClassVar[Mapping[str, Mapping[str, type]]] = {**SETTINGS, **VISION_SETTINGS}
+
+    def networks(self) -> Mapping[str, Network]:
+        vision, side = self.config("image_encoder"), self.config("image_encoder")["image_size"]
+        pixels = TensorSpec("pixel_values", (1, 3, side, side), scope=Scope.CLIP)
+        states = TensorSpec("image_states", (1, _patches(vision), vision["hidden_size"]), scope=Scope.CLIP)
+        encoder = Network("image_encoder", VisionEncoder, (pixels,), (states,), ())
+        return {"image_encoder": encoder, **super().networks()}
+
+    def picture_inputs(self) -> tuple[TensorSpec, ...]:
+        vision = self.config("image_encoder")
+        states = TensorSpec("image_states", ("batch", _patches(vision), vision["hidden_size"]), scope=Scope.CLIP)
+        return (*super().picture_inputs(), states)
+
+    def see(self, picture: Image.Image, run: Run) -> dict[str, torch.Tensor]:
+        processor, side = self.config("image_processor"), self.config("image_encoder")["image_size"]
+        mean, std = (torch.tensor(processor[name]).reshape(1, 3, 1, 1) for name in ("image_mean", "image_std"))
+        pixels = (to_unit_tensor(middle_square(picture, side)) - mean) / std
+        return {"image_states": run("image_encoder", {"pixel_values": pixels})["image_states"]}
+
+
+def _patches(vision: Mapping[str, Any]) -> int:
+    """How many tokens CLIP makes of a picture."""
+    return (vision["image_size"] // vision["patch_size"]) ** 2 + 1
+
+
+def is_named(index: Mapping[str, Any], part: str) -> bool:
+    """Whether an index says of a part what it is; published ones name those that a pipeline does without, too."""
+    entry = index.get(part)
+    return isinstance(entry, list) and any(entry)

@@ -1,0 +1,1 @@
+"""How like another a clip is."""

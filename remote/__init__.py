@@ -1,0 +1,1 @@
+"""A live ComfyUI from outside, without PyTorch."""

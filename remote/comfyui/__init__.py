@@ -1,0 +1,1 @@
+"""The client of a ComfyUI server, and a server of one's own."""

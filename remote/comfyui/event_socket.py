@@ -1,0 +1,127 @@
+"""The socket over which ComfyUI tells what it is doing, opened once or kept open.
+
+Needs the package `websockets` (15 or newer).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from .errors import ServerError
+from .messages import Message, read_message
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
+FLAGS = '{"type": "feature_flags", "data": {"supports_preview_metadata": true}}'
+"""Asks the server to name each preview's node and prompt."""
+CLOSE_S = 1.0
+"""How long a server may take to say goodbye: it may be gone."""
+
+
+@contextmanager
+def open_socket(url: str, client_id: str) -> Iterator[ClientConnection]:
+    """A socket that the server knows by `client_id`, to read until the block ends; raises ServerError."""
+    from websockets.exceptions import WebSocketException
+    from websockets.sync.client import connect
+
+    address = f"ws{url.removeprefix('http')}/ws?clientId={client_id}"
+    with ExitStack() as stack:
+        try:
+            # No pings: a node that holds the interpreter's lock for long would pass for a dead server.
+            connection = stack.enter_context(
+                connect(address, max_size=None, compression=None, ping_interval=None, proxy=None, close_timeout=CLOSE_S)
+            )
+            connection.send(FLAGS)
+        except (OSError, WebSocketException) as error:
+            raise ServerError(f"ComfyUI at {url} opened no socket: {error}") from error
+        yield connection
+
+
+class Backoff:
+    """How long to wait before the next attempt: twice as long after each failure, up to `longest_s`."""
+
+    def __init__(self, first_s: float, longest_s: float) -> None:
+        self._first_s, self._longest_s = first_s, longest_s
+        self.reset()
+
+    def reset(self) -> None:
+        """After a success: the next attempt may be made at once."""
+        self._wait_s, self._due = self._first_s, 0.0
+
+    def fail(self) -> None:
+        """After a failure: the next attempt waits."""
+        self._due = time.monotonic() + self._wait_s
+        self._wait_s = min(2 * self._wait_s, self._longest_s)
+
+    def remaining_s(self) -> float:
+        """Seconds until the next attempt may be made; 0 if it may be made now."""
+        return max(0.0, self._due - time.monotonic())
+
+
+class EventSocket:
+    """A socket that opens again by itself, under the same name, whenever it is lost.
+
+    `opened` counts how often it has been: messages may have been missed where the number has changed.
+    """
+
+    def __init__(self, url: str, client_id: str, backoff: Backoff) -> None:
+        self.client_id = client_id
+        self.opened = 0
+        self._url = url
+        self._backoff = backoff
+        self._connection: ClientConnection | None = None
+        self._close = ExitStack()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, as far as is known: one that is cut may go unnoticed."""
+        return self._connection is not None
+
+    def receive(self, timeout_s: float) -> Message | None:
+        """The next message of interest, or None after `timeout_s` or after something that is none."""
+        from websockets.exceptions import ConnectionClosed
+
+        connection = self._connection or self._open()
+        if connection is None:
+            time.sleep(min(timeout_s, self._backoff.remaining_s()))
+            return None
+        try:
+            return read_message(connection.recv(timeout=timeout_s))
+        except (TimeoutError, KeyError, ValueError):  # nothing came, or nothing that can be read
+            return None
+        except ConnectionClosed:
+            self.close()
+            return None
+
+    def answers(self, timeout_s: float) -> bool:
+        """Whether the other end still hears; a connection that does not answer is given up."""
+        from websockets.exceptions import WebSocketException
+
+        if self._connection is None:
+            return False
+        with suppress(OSError, WebSocketException):
+            if self._connection.ping().wait(timeout_s):
+                return True
+        self.close()
+        return False
+
+    def close(self) -> None:
+        """Closes the connection, if there is one; the next `receive` opens another."""
+        self._connection = None
+        self._close.close()
+
+    def _open(self) -> ClientConnection | None:
+        if self._backoff.remaining_s():
+            return None
+        try:
+            self._connection = self._close.enter_context(open_socket(self._url, self.client_id))
+        except ServerError:
+            self._backoff.fail()
+            return None
+        self._backoff.reset()
+        self.opened += 1
+        return self._connection

@@ -1,0 +1,164 @@
+"""What a clip needs of memory, computed before anything is allocated, and what would fit in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from ..common.errors import BackendUnavailableError, BudgetError
+from ..common.out_of_memory import is_out_of_memory
+from ..engine_builder.backends.eager import EagerBackend
+from ..engine_builder.backends.registry import choose_backend
+from ..pipeline.conditioning import MIN_SIDE
+from ..pipeline.models.latent_space import LatentSpace
+from .engines.engine_set import EngineSet, clip_sizes
+
+TOLERANCE = 1.15
+"""How far an estimate may lie above the memory at hand before a clip is refused: estimates are no better."""
+_FRAME_CHANNELS, _FLOAT_BYTES = 3, 4
+
+
+@dataclass(frozen=True)
+class ClipSize:
+    """Width and height in pixels, and the number of frames."""
+
+    width: int
+    height: int
+    num_frames: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height} with {self.num_frames} {'frame' if self.num_frames == 1 else 'frames'}"
+
+
+Cost = Callable[[ClipSize], int]
+"""Bytes that a clip of a size takes."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One stage's need of a memory with `room` bytes (None: not known). `stage` begins a sentence.
+
+    What would fit is looked for among the clips of a `space`.
+    """
+
+    stage: str
+    cost: Cost
+    room: int | None
+    space: LatentSpace = field(default_factory=LatentSpace)
+
+    def check(self, size: ClipSize) -> None:
+        """Raises BudgetError, with what would fit, when the clip needs far more than there is."""
+        if not self.allows(size):
+            raise BudgetError(self.sentence(size))
+
+    def allows(self, size: ClipSize) -> bool:
+        """Whether the clip needs no more than there may be."""
+        return self.room is None or self.cost(size) <= self.room * TOLERANCE
+
+    def sentence(self, size: ClipSize) -> str:
+        """What the clip needs, what there is, and what would fit."""
+        found = "" if self.room is None else f", found {_gib(self.room)}"
+        return f"{self.stage} {size} needs about {_gib(self.cost(size))} of memory{found}: {self._advice(size)}."
+
+    def _advice(self, size: ClipSize) -> str:
+        room = self.cost(size) * 3 // 4 if self.room is None else self.room
+        counts = map(self.space.num_frames, range(self.space.frames(size.num_frames) - 1, 0, -1))
+        fewer = next((count for count in counts if self._fits(replace(size, num_frames=count), room)), 0)
+        smaller = next((each for each in _smaller(size, self.space.side_multiple) if self._fits(each, room)), None)
+        found = [f"{fewer} of these frames"] if fewer else []
+        found += [str(smaller)] if smaller else []
+        return f"{' or '.join(found)} would fit" if found else "close other programs, or choose less"
+
+    def _fits(self, size: ClipSize, room: int) -> bool:
+        return self.cost(size) <= room
+
+
+def largest(budgets: Sequence[Budget], size: ClipSize, multiple: int) -> ClipSize:
+    """The largest clip of about the same shape that all budgets allow: smaller frames first, then fewer of them.
+
+    Sides are multiples of so many pixels where they are not those of `size`; below half of what was asked for they go
+    where fewer frames would not do. Raises BudgetError where nothing fits.
+    """
+    if all(budget.allows(size) for budget in budgets):
+        return size
+    space = budgets[0].space
+    counts = sorted({space.num_frames(number) for number in range(1, space.frames(size.num_frames) + 1)}, reverse=True)
+    sizes = [size, *_smaller(size, multiple)]
+    roomy = [each for each in sizes if 2 * max(each.width, each.height) >= max(size.width, size.height)]
+    for group in (roomy, sizes):
+        candidates = (replace(each, num_frames=count) for count in counts for each in group)
+        found = next((each for each in candidates if all(budget.allows(each) for budget in budgets)), None)
+        if found is not None:
+            return found
+    raise BudgetError(next(budget for budget in budgets if not budget.allows(size)).sentence(size))
+
+
+def denoising(engines: EngineSet, *, guided: bool) -> Budget:
+    """The core at every step."""
+    cost, room = _cost(engines, engines.model.core, guided=guided), engines.residency.room_bytes()
+    return Budget("Denoising", cost, room, engines.model.latent)
+
+
+def decoding(engines: EngineSet) -> list[Budget]:
+    """One frame at a time on the device, and all of them on the host."""
+    space = engines.model.latent
+    host = Budget("Holding the frames of", _frames_bytes, engines.residency.host_bytes(), space)
+    one = _cost(engines, engines.model.decoder_component, chunk=1)
+    return [Budget("Decoding", one, engines.residency.room_bytes(), space), host]
+
+
+@contextmanager
+def explained(budget: Budget, size: ClipSize) -> Iterator[None]:
+    """Adds to an error of missing memory what would fit; on a GPU its type stays, by which ComfyUI knows it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sentence = budget.sentence(size)
+        if type(error) is RuntimeError or isinstance(error, MemoryError):
+            raise BudgetError(sentence) from error
+        error.args = (f"{sentence} {error}",)
+        raise
+
+
+def _cost(engines: EngineSet, component: str, *, guided: bool = False, chunk: int | None = None) -> Cost:
+    model, precision, backend = engines.model, engines.precision, _backend(engines, component)
+    weights_bytes = model.size_bytes(component, precision)
+
+    def cost(size: ClipSize) -> int:
+        sizes = clip_sizes(model, size.width, size.height, size.num_frames, guided=guided)
+        sizes["chunk"] = sizes["chunk"] if chunk is None else chunk
+        return weights_bytes + model.scratch_bytes(component, sizes, precision, backend)
+
+    return cost
+
+
+def _backend(engines: EngineSet, component: str) -> str:
+    """The name of the backend that a component runs by, where it can."""
+    try:
+        backend = choose_backend(engines.policy.backend, engines.device)
+        if backend.builds and engines.on_missing == EagerBackend.name and not engines.stored(component):
+            return EagerBackend.name
+    except BackendUnavailableError:
+        return EagerBackend.name
+    return backend.name
+
+
+def _frames_bytes(size: ClipSize) -> int:
+    return size.num_frames * size.width * size.height * _FRAME_CHANNELS * _FLOAT_BYTES
+
+
+def _smaller(size: ClipSize, multiple: int) -> Iterator[ClipSize]:
+    """Sizes of about the same shape, the largest first, in multiples of so many pixels along the longer side."""
+    longest = max(size.width, size.height)
+    for side in range((longest - 1) // multiple * multiple, MIN_SIDE - 1, -multiple):
+        width, height = (
+            max(round(each * side / longest / multiple) * multiple, MIN_SIDE) for each in (size.width, size.height)
+        )
+        yield ClipSize(width, height, size.num_frames)
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.2f} GiB"

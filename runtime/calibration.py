@@ -1,0 +1,161 @@
+"""What int8 and fp8 take their scales from: the calls of a model's cores in clips of the user's own pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..common.errors import InputError
+from ..engine_builder.backends.base import Runner
+from ..engine_builder.backends.eager import EagerBackend
+from ..engine_builder.graph.quantize import Calibration, Call, evenly, save_calls
+from ..engine_builder.store.key import digest
+from ..pipeline.denoising.sampler import SamplerSettings
+from ..pipeline.media.image import rgb
+from ..pipeline.models.base import ClipRequest
+from ..pipeline.tensor_cache import ConditioningCache
+from .clip import Denoising, encode_clip, sample_clip
+from .engines.engine_set import EngineSet
+from .engines.policy import EnginePolicy
+from .engines.presets import ClipSize
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MOST_CLIPS = 4
+STEPS = 8
+"""Of each clip: all of the schedule, from noise to picture, in steps as wide as a fast clip's."""
+MOST_CALLS = 16
+"""Scales hardly change with more, and each is run on the CPU."""
+GUIDANCE_SCALE = 5.0
+FPS = 8
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+OnClip = Callable[[int, int], None]
+"""Told how many clips are recorded, and how many there are; may raise to cancel."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Pictures in RGB and prompts; raises InputError without a picture."""
+
+    pictures: tuple[Image.Image, ...]
+    prompts: tuple[str, ...] = ("",)
+
+    def __post_init__(self) -> None:
+        if not self.pictures or not self.prompts:
+            raise InputError("int8 and fp8 take their scales from at least one picture and one prompt, found none.")
+
+    @property
+    def clips(self) -> list[tuple[Image.Image, str]]:
+        """Each picture and each prompt at least once, up to MOST_CLIPS of them."""
+        count = min(max(len(self.pictures), len(self.prompts)), MOST_CLIPS)
+        return [
+            (self.pictures[number % len(self.pictures)], self.prompts[number % len(self.prompts)])
+            for number in range(count)
+        ]
+
+    def name(self, size: ClipSize) -> str:
+        """A digest of what is recorded at that size; the model is named by an engine's specification already."""
+        pictures = [(hashlib.sha256(each.tobytes()).hexdigest(), each.size, prompt) for each, prompt in self.clips]
+        return digest({"clips": pictures, "size": size, "settings": [STEPS, MOST_CALLS, GUIDANCE_SCALE, FPS]})
+
+
+def read_material(paths: Sequence[Path], prompts: Sequence[str]) -> Material:
+    """Pictures from files and from folders of them, in alphabetical order; raises InputError for what is none."""
+    from PIL import Image, UnidentifiedImageError
+
+    pictures = []
+    for file in [file for path in paths for file in _files(path)][:MOST_CLIPS]:
+        try:
+            with Image.open(file) as picture:
+                pictures.append(rgb(picture))
+        except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise InputError(f"Expected a picture in {file}, which cannot be read: {error}.") from error
+    return Material(tuple(pictures), tuple(prompts) or ("",))
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not found:
+        raise InputError(f"Expected pictures ({', '.join(SUFFIXES)}) in {path}, found none.")
+    return found
+
+
+def calibration_of(core: str, material: Material, size: ClipSize, folder: Path) -> Calibration:
+    """What `record` leaves of a core in `folder`."""
+    return Calibration(folder / f"{core}.safetensors", material.name(size))
+
+
+def record(engines: EngineSet, material: Material, size: ClipSize, folder: Path, on_clip: OnClip) -> None:
+    """Writes the calls of each core over the material's clips, in eager PyTorch, as `calibration_of` has them.
+
+    Raises InputError for a size that the model does not make.
+    """
+    policy = EnginePolicy(EagerBackend.name, on_missing="eager")
+    recording = _Recording(engines.model, engines.store, policy, engines.device, engines.residency)
+    cache, count = ConditioningCache(None), len(material.clips)
+    for number, (picture, prompt) in enumerate(material.clips):
+        tell = partial(on_clip, number, count)
+        tell()
+        request = ClipRequest(picture, prompt, "", *size, fps=FPS)
+        conditioning = encode_clip(recording, request, cache, lambda stage, done, total: None)
+        denoising = Denoising(number, GUIDANCE_SCALE, SamplerSettings(STEPS))
+        sample_clip(recording, conditioning, denoising, lambda done, total, latents, tell=tell: tell())
+    recording.unload()
+    for core, calls in recording.calls.items():
+        save_calls(evenly(calls, MOST_CALLS), calibration_of(core, material, size, folder).path)
+
+
+class _Recording(EngineSet):
+    """Runners of which those of the cores keep what they are given and what they answer."""
+
+    @cached_property
+    def calls(self) -> dict[str, list[Call]]:
+        """The calls of each core."""
+        return {core: [] for core in self.model.cores}
+
+    def runner(self, component: str, sizes: Mapping[str, int]) -> Runner:
+        found = super().runner(component, sizes)
+        return _Recorder(found, self.calls[component]) if component in self.calls else found
+
+
+class _Recorder(Runner):
+    """A loaded runner that keeps a copy of each call in host memory."""
+
+    backend = EagerBackend.name
+
+    def __init__(self, runner: Runner, calls: list[Call]) -> None:
+        super().__init__(runner.spec, runner.device)
+        self._runner, self._calls = runner, calls
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._runner.is_loaded
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._runner.memory_bytes
+
+    def load(self) -> None:
+        self._runner.load()
+
+    def unload(self) -> None:
+        self._runner.unload()
+
+    def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = self._runner(inputs)
+        self._calls.append(Call(_copied(inputs), _copied(found)))
+        return found
+
+
+def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: x.detach().to("cpu", copy=True) for name, x in tensors.items()}

@@ -1,0 +1,1 @@
+"""Which engine runs a network: policy, catalog, builds, runners."""

@@ -1,0 +1,134 @@
+"""Which engines a policy asks for, and which of them are in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Generic
+
+import torch
+
+from ...common.errors import BackendUnavailableError, InputError, MissingEngineError
+from ...common.spec import QUANTIZED, EngineSpec, ShapeProfile, network_precision
+from ...engine_builder.backends.base import Backend
+from ...engine_builder.backends.registry import BACKENDS, choose_backend
+from ...engine_builder.backends.tensorrt.backend import TensorRTBackend
+from ...engine_builder.build.compile import BuildRequest
+from ...engine_builder.graph.quantize import Calibration
+from ...engine_builder.store.store import EngineStore, Plan
+from . import messages as engine_words
+from .networks import AnyNetworks
+from .policy import EnginePolicy
+
+
+class EngineCatalog(Generic[AnyNetworks]):
+    """The engines of some networks under one policy, as descriptions: built or not, and never loaded."""
+
+    def __init__(self, model: AnyNetworks, store: EngineStore, policy: EnginePolicy, device: torch.device) -> None:
+        self.model = model
+        self.store = store
+        self.policy = policy
+        self.device = device
+        self.precision = policy.precision_on(device)
+        self._check_rewrites()
+
+    def request(
+        self,
+        component: str,
+        sizes: Mapping[str, int],
+        *,
+        arch: str | None = None,
+        calibration: Calibration | None = None,
+    ) -> BuildRequest:
+        """What to build for the component at these sizes by the shape policy, or to look for in the store.
+
+        Takes and raises what `build` does, but for what goes wrong in a build.
+        """
+        backend = self._backend() if arch is None else BACKENDS[TensorRTBackend.name]
+        rewrites, network = self._rewrites(component, backend), self.model.components[component].spec
+        spec = self._spec(component, self._profile(component, sizes), backend)
+        if spec.precision not in QUANTIZED:
+            calibration = None
+        elif calibration is None:
+            raise MissingEngineError(engine_words.uncalibrated(component, spec.precision))
+        else:
+            spec = replace(spec, calibration=calibration.name)
+        precision = network_precision(spec.precision)
+        source = self.model.source(component, precision, rewrites)
+        return BuildRequest(
+            spec=spec,
+            source=source,
+            backend=backend,
+            device=self.device,
+            arch=arch,
+            reference=self.model.source(component, precision) if rewrites else None,
+            details={} if backend.holds_weights else {"gated_with": network.weights_sha256},
+            calibration=calibration,
+            device_bytes=source.size_bytes // (2 if calibration else 1) + self._scratch_bytes(component, spec),
+        )
+
+    def _scratch_bytes(self, component: str, spec: EngineSpec) -> int:
+        """What the largest call of the gate takes of the device beside the weights."""
+        precision = "fp16" if spec.calibration else spec.precision
+        return max(self.model.scratch_bytes(component, sizes, precision) for sizes in spec.profile.corners)
+
+    def stored(self, component: str) -> list[Plan]:
+        """The engines in the store that serve this component here, the narrowest profile first, then the newest.
+
+        Those in int8 and fp8 whatever their scales were taken from.
+        """
+        backend = self._backend()
+        target = backend.target(self.device)
+        wanted = self._spec(component, ShapeProfile(), backend)
+        plans = [
+            plan
+            for plan in self.store.plans()
+            if plan.manifest.target == target
+            and replace(plan.manifest.spec, profile=wanted.profile, calibration=wanted.calibration) == wanted
+        ]
+        plans.sort(key=lambda plan: plan.manifest.created_at, reverse=True)
+        return sorted(plans, key=lambda plan: plan.manifest.spec.profile.width)
+
+    def _backend(self) -> Backend:
+        """The backend that the policy names; raises BackendUnavailableError when it does not serve the device."""
+        backend = choose_backend(self.policy.backend, self.device)
+        if not backend.builds:
+            found = [each.availability(self.device) for each in BACKENDS.values() if each.builds]
+            reasons = " ".join(each.sentence for each in found if not each.ok)
+            raise BackendUnavailableError(f"No engine backend serves {self.device.type} here. {reasons}")
+        return backend
+
+    def _can_build(self) -> bool:
+        try:
+            return self._backend().builds
+        except BackendUnavailableError:
+            return False
+
+    def _fitting(self, component: str, sizes: Mapping[str, int]) -> Plan | None:
+        """The narrowest engine in the store that serves these sizes, of which some may not be the component's."""
+        return next((plan for plan in self.stored(component) if plan.manifest.spec.profile.fits(sizes)), None)
+
+    def _profile(self, component: str, sizes: Mapping[str, int]) -> ShapeProfile:
+        limits = self.model.components[component].spec.limits
+        own = {name: size for name, size in sizes.items() if name in limits.ranges}
+        return self.policy.profile(limits, own, self.model.latent)
+
+    def _spec(self, component: str, profile: ShapeProfile, backend: Backend) -> EngineSpec:
+        network = backend.network_of(self.model.components[component].spec)
+        return EngineSpec(network, profile, self.precision_of(component), self._rewrites(component, backend))
+
+    def precision_of(self, component: str) -> str:
+        """The precision of a component's engines."""
+        return self.precision
+
+    def _rewrites(self, component: str, backend: Backend) -> tuple[str, ...]:
+        if self.policy.rewrites is None:
+            return self.model.rewrites(component, backend.name)
+        known = self.model.known_rewrites.get(component, ())
+        return tuple(name for name in known if name in self.policy.rewrites)
+
+    def _check_rewrites(self) -> None:
+        known = {name: None for names in self.model.known_rewrites.values() for name in names}
+        unknown = [name for name in self.policy.rewrites or () if name not in known]
+        if unknown:
+            raise InputError(f"The rewrites are {', '.join(known) or 'none'}, found {', '.join(unknown)}.")

@@ -1,0 +1,61 @@
+"""Which engines could not be built in this process, so that a build that fails after minutes fails once."""
+
+from __future__ import annotations
+
+import threading
+
+from ...common.errors import EngineError
+from ...engine_builder.build.compile import BuildRequest
+from ...engine_builder.store.key import digest, engine_key
+
+AGAIN = "It failed before, and is tried again after a restart or by an Engine Builder."
+
+
+def anew(error: EngineError) -> EngineError:
+    """The error without the frames that it went through, which keep all that they name."""
+    return type(error)(str(error))
+
+
+class FailedBuilds:
+    """Failed builds by their engine's key; an engine without weights is another one beside other weights."""
+
+    def __init__(self) -> None:
+        self._sentences: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def remember(self, request: BuildRequest, error: EngineError, *, was_alone: bool = False) -> None:
+        """Keeps why the build failed, unless memory was short: there may be more of it the next time.
+
+        There will not where the build `was_alone` on the machine. Errors of a child come as their sentences alone, so
+        that the sentence has to tell.
+        """
+        if was_alone or "memory" not in str(error).lower():
+            with self._lock:
+                self._sentences[build_name(request)] = str(error)
+
+    def forget(self, request: BuildRequest) -> None:
+        """The engine could be built after all."""
+        with self._lock:
+            self._sentences.pop(build_name(request), None)
+
+    def knows(self, request: BuildRequest) -> bool:
+        """Whether the build has failed."""
+        with self._lock:
+            return build_name(request) in self._sentences
+
+    def check(self, request: BuildRequest) -> None:
+        """Raises EngineError, with the reason, if the build has failed."""
+        with self._lock:
+            sentence = self._sentences.get(build_name(request))
+        if sentence is not None:
+            raise EngineError(f"{sentence} {AGAIN}")
+
+
+FAILED = FailedBuilds()
+"""The process's."""
+
+
+def build_name(request: BuildRequest) -> str:
+    """What tells one build from another."""
+    key = engine_key(request.spec, request.aimed_backend.target(request.device))
+    return digest([key, dict(request.details)])

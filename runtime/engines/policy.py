@@ -1,0 +1,146 @@
+"""What the user wants of engines, in words that widgets and command lines share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...common.errors import InputError
+from ...common.spec import PRECISIONS, QUANTIZED, DimRange, ShapeProfile, span
+from ...engine_builder.backends.registry import AUTO
+from ...pipeline.decode import most_at_once
+from ...pipeline.models.latent_space import LatentSpace
+from .presets import ClipSize
+
+PRESETS = "presets"
+SHAPE_POLICIES = ("range", "exact", PRESETS)
+TUNED_CHUNK = 8
+"""Frames decoded at once that a decoder's engine is tuned for."""
+MISS_POLICIES = (AUTO, "build", "eager", "stop")
+LATER = "later"
+"""What `auto` comes to on a GPU where somebody builds engines when there is nothing to run."""
+
+
+@dataclass(frozen=True)
+class EnginePolicy:
+    """What the user wants of engines.
+
+    `shapes`: `range` serves every size the network takes, `exact` the requested one, faster, `presets` those in
+    `presets` and no others, each as fast as if it were alone, from one engine. `on_missing`: `build` it now, run
+    `eager` with a warning, `stop`, or `auto`, see `on_missing_on`. `rewrites` are names of
+    `VideoModel.known_rewrites`, each used where a component knows it; None for those that pay on the backend.
+    """
+
+    backend: str = AUTO
+    precision: str = AUTO
+    shapes: str = "range"
+    on_missing: str = "build"
+    rewrites: tuple[str, ...] | None = None
+    presets: tuple[ClipSize, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("precision", self.precision, (AUTO, *PRECISIONS, *QUANTIZED)),
+            ("shape policy", self.shapes, SHAPE_POLICIES),
+            ("miss policy", self.on_missing, MISS_POLICIES),
+        ):
+            if value not in known:
+                raise InputError(f"The {name} is one of {', '.join(known)}, found {value!r:.80}.")
+        if self.shapes == PRESETS and not self.presets:
+            raise InputError("The shape policy presets needs sizes such as 512x512x16, found none.")
+
+    def profile(self, limits: ShapeProfile, sizes: Mapping[str, int], latent: LatentSpace) -> ShapeProfile:
+        """The shapes that an engine is built for: of those that its network takes, all, `sizes` or the presets.
+
+        One clip is decoded in chunks of several sizes: even an exact decoder takes all that can be indexed. Raises
+        InputError for sizes that the network does not take, or that are no preset.
+        """
+        pixels = f"(a latent is {latent.factor} pixels)"
+        misfits = limits.misfits(sizes)
+        if misfits:
+            raise InputError(f"No engine can serve this size: {'; '.join(misfits)} {pixels}.")
+        if self.shapes == "range":
+            return limits.tuned_for(sizes)
+        if self.shapes == "exact":
+            return _exact(limits, sizes, _most(sizes, latent))
+        presets = [_preset_sizes(each, limits, sizes, latent) for each in self.presets]
+        most = _most({name: max(each[name] for each in presets) for name in sizes}, latent)
+        found = span([_exact(limits, each, most) for each in presets], limits)
+        if misfits := found.misfits({name: size for name, size in sizes.items() if name != "chunk"}):
+            raise InputError(f"No preset serves this size: in the nearest, {'; '.join(misfits)} {pixels}.")
+        return found
+
+    @property
+    def quantized(self) -> str | None:
+        """int8 or fp8, where that is the precision of a model's cores; None where they have that of the rest."""
+        return self.precision if self.precision in QUANTIZED else None
+
+    def precision_on(self, device: torch.device) -> str:
+        """The precision to run in: `auto` is fp16 on a CUDA GPU, where it is faster, and fp32 elsewhere.
+
+        fp16 beside cores in int8 or fp8, see `quantized`.
+        """
+        if self.quantized is not None:
+            return "fp16"
+        if self.precision != AUTO:
+            return self.precision
+        return "fp16" if device.type == "cuda" else "fp32"
+
+    def on_missing_on(self, device: torch.device, *, builds_later: bool = False) -> str:
+        """What to do where no engine fits: `auto` builds on a CUDA GPU, now or later, and runs eager elsewhere.
+
+        On a CPU an engine of ONNX Runtime saves about a tenth of a step, and its build takes as long as some clips.
+        """
+        if self.on_missing != AUTO:
+            return self.on_missing
+        if device.type != "cuda":
+            return "eager"
+        return LATER if builds_later else "build"
+
+
+def dims_of(latent: LatentSpace, size: ClipSize) -> dict[str, int]:
+    """What a clip of that size is in latents; its chunk is what decoders are tuned for."""
+    frames = latent.frames(size.num_frames)
+    return {
+        "frames": frames,
+        "latent_height": size.height // latent.factor,
+        "latent_width": size.width // latent.factor,
+        "chunk": min(frames, TUNED_CHUNK),
+    }
+
+
+def _preset_sizes(
+    preset: ClipSize, limits: ShapeProfile, asked: Mapping[str, int], latent: LatentSpace
+) -> dict[str, int]:
+    """The sizes of a network at a preset; of what a preset does not say, such as guidance's batch, those asked for."""
+    found = {name: size for name, size in dims_of(latent, preset).items() if name in asked}
+    misfit = latent.misfit("this model", *preset) or "; ".join(limits.misfits(found))
+    if misfit:
+        raise InputError(f"No engine can serve the preset {preset}: {misfit.rstrip('.')}.")
+    return {**asked, **found}
+
+
+def _most(sizes: Mapping[str, int], latent: LatentSpace) -> int | None:
+    """How many frames a decoder takes at once at these sizes; None for another network."""
+    if "chunk" not in sizes or "latent_height" not in sizes:
+        return None
+    return most_at_once(sizes["latent_height"] * latent.factor, sizes["latent_width"] * latent.factor)
+
+
+def _exact(limits: ShapeProfile, sizes: Mapping[str, int], most: int | None) -> ShapeProfile:
+    """The sizes alone, but for a decoder's chunk of up to `most` frames."""
+    exact = limits.exact({name: size for name, size in sizes.items() if name != "chunk"})
+    if most is None:
+        return exact
+    return ShapeProfile({**exact.ranges, "chunk": _at_most(limits.ranges["chunk"], most)})
+
+
+def _at_most(limits: DimRange, most: int) -> DimRange:
+    return replace(limits, opt=min(limits.opt, most), max=min(limits.max, most))
+
+
+def default_device() -> torch.device:
+    """What to compute on where no ComfyUI says so: the first CUDA GPU, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

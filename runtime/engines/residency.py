@@ -1,0 +1,96 @@
+"""Who owns the device's memory: asked before a runner is used, and what gives way when there is little of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ...engine_builder.backends.base import Runner
+
+PRESSURE = 0.9
+"""The share of a memory beyond which something gives way, before anything fails."""
+
+
+class Residency(Protocol):
+    """Whoever owns the device's memory."""
+
+    def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
+        """Loads the runner, after making room for it and for its scratch memory; sentences if others had to go."""
+
+    def relieve(self, needed_bytes: int, *, encoders: bool) -> str | None:
+        """Lets go of what the pack holds beside the clip, and with `encoders` of those, while memory is short.
+
+        Sentences on what went; None when nothing did. Memory is short while less than a tenth of it would be free
+        beside `needed_bytes`.
+        """
+
+    def clear(self) -> None:
+        """Frees the device for a build in another process."""
+
+    def spare_bytes(self) -> int | None:
+        """What one computation can take now before memory is short; None where nobody knows."""
+
+    def room_bytes(self) -> int | None:
+        """What one computation could have on the device, with all others gone from it; None where nobody knows."""
+
+    def host_bytes(self) -> int | None:
+        """Host memory that is free now; None where nobody knows."""
+
+
+class LoadInPlace:
+    """Residency without a host: loads and never evicts."""
+
+    def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
+        runner.load()
+        return None
+
+    def relieve(self, needed_bytes: int, *, encoders: bool) -> str | None:
+        return None
+
+    def clear(self) -> None:
+        pass
+
+    def spare_bytes(self) -> int | None:
+        return None
+
+    def room_bytes(self) -> int | None:
+        return None
+
+    def host_bytes(self) -> int | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A memory of `total_bytes`; `free_bytes` reads how much of it is free."""
+
+    total_bytes: int
+    free_bytes: Callable[[], int]
+
+    def spare_bytes(self) -> int:
+        """What can be taken before it is nine tenths full; less than nothing where it is fuller."""
+        return self.free_bytes() - round(self.total_bytes * (1 - PRESSURE))
+
+
+Concession = Callable[[], str]
+"""Lets go of something; says what in words that end a sentence, or nothing where there was nothing."""
+
+
+def concede(memory: Memory, needed_bytes: int, concessions: Iterable[Concession]) -> str | None:
+    """Makes one concession after another for as long as the memory is too full for `needed_bytes`.
+
+    One sentence on all that went; None when nothing did.
+    """
+    gone = []
+    for make in concessions:
+        if memory.spare_bytes() >= needed_bytes:
+            break
+        gone.append(make())
+    told = ", ".join(filter(None, gone))
+    return f"Memory is over {PRESSURE:.0%} full: let go of {told}." if told else None
+
+
+def is_encoder(runner: Runner) -> bool:
+    """Whether the runner's network has done its work before the first step of a clip."""
+    return not runner.spec.network.component.startswith(("core", "vae_decoder"))

@@ -1,0 +1,1 @@
+"""The network of a ComfyUI MODEL on engines."""

@@ -1,0 +1,311 @@
+"""Runs calls of somebody else's network through engines: each call's sizes decide which, by the user's policy.
+
+The network stays what it is. An engine is used only after it has given what the network gives for the very same
+inputs and weights; whatever stands in the way, the network itself runs, and a sentence says why.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from ...common.errors import BackendUnavailableError, EngineError, I2VError, InputError
+from ...common.network_source import NetworkSource
+from ...common.out_of_memory import is_out_of_memory
+from ...common.spec import NetworkSpec, TensorSpec
+from ...engine_builder.backends.base import Report, Runner
+from ...engine_builder.backends.eager import EagerBackend
+from ...engine_builder.backends.registry import choose_backend
+from ...engine_builder.build.parity import measure, passes
+from ...engine_builder.store.key import digest
+from ...engine_builder.store.store import EngineStore
+from ...pipeline.models.base import Component
+from ...pipeline.models.latent_space import LatentSpace
+from ..engines.engine_set import BuildsLater, Engines
+from ..engines.policy import EnginePolicy
+from ..engines.residency import Residency
+from .network_call import Call, limits_of, one_tensor, tensor_specs
+
+NETWORK, PREDICTION = "network", "prediction"
+MAX_KINDS = 8
+"""Kinds of calls that are told apart; a network with more has arguments that change at every call."""
+
+OUT_OF_MEMORY = "The network runs as it is: memory ran out for its engine."
+
+Original = Callable[[], Any]
+"""The call as it is without us."""
+_State = tuple[object, object]
+"""A call's sizes, and its network's weights."""
+
+
+class _ExhaustedError(I2VError):
+    """Memory ran out for an engine, and not for the network itself."""
+
+
+@contextmanager
+def _exhaustion() -> Iterator[None]:
+    """Tells memory that runs out in what an engine does from all other errors."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise _ExhaustedError(OUT_OF_MEMORY) from error
+        raise
+
+
+class NetworkOwner(Protocol):
+    """Whoever has the network, and may change its weights between calls."""
+
+    @cached_property
+    def identity(self) -> NetworkSpec:
+        """The network without its tensors; `weights_sha256` is empty."""
+        ...
+
+    @property
+    def weights(self) -> object:
+        """Equal as long as the weights are the same."""
+        ...
+
+    def weights_sha256(self) -> str:
+        """A digest of the weights as they are now."""
+        ...
+
+    def called(self, tree: str) -> torch.nn.Module:
+        """The network over its own weights, called as in `tree`."""
+        ...
+
+    def source(self, tree: str, device: torch.device, *, weights: bool) -> NetworkSource:
+        """How another process gets the network, with its weights or with others of their kind."""
+        ...
+
+
+class _OneNetwork:
+    """The network, called in one way, as `Engines` asks for networks."""
+
+    engine_components: ClassVar[tuple[str, ...]] = (NETWORK,)
+    build_order: ClassVar[tuple[str, ...]] = (NETWORK,)
+    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    latent: ClassVar[LatentSpace] = LatentSpace()
+
+    def __init__(self, owner: NetworkOwner, spec: NetworkSpec, tree: str, device: torch.device) -> None:
+        self.spec, self.device = spec, device
+        self._owner, self._tree = owner, tree
+
+    @cached_property
+    def components(self) -> Mapping[str, Component]:
+        owner, tree = self._owner, self._tree  # and not `self`, which would outlive its last user
+
+        def load(precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
+            return owner.called(tree)
+
+        return {NETWORK: Component(self.spec, load)}
+
+    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
+        return ()
+
+    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource:
+        return self._owner.source(self._tree, self.device, weights=bool(self.spec.weights_sha256))
+
+    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
+        return 0  # whoever owns the network has made room for what it needs itself
+
+
+@dataclass
+class _Kind:
+    """One kind of calls: its engines, and which of them have been compared at which sizes and weights."""
+
+    engines: Engines[_OneNetwork]
+    compared: dict[tuple[Runner, object, object], str | None] = field(default_factory=dict)
+    """None for an engine that passed, else why it is not used."""
+    exhausted: set[_State] = field(default_factory=set)
+    """At which sizes and weights memory ran out for an engine in this run."""
+
+
+@dataclass
+class Tally:
+    """What the calls since the last look ran on."""
+
+    engine: int = 0
+    compared: int = 0
+    """Calls that the network ran, with an engine beside it to be compared."""
+    original: int = 0
+
+    @property
+    def calls(self) -> int:
+        """All of them."""
+        return self.engine + self.compared + self.original
+
+
+class CompiledNetwork:
+    """Somebody else's network, through engines where there are any for a call."""
+
+    def __init__(
+        self,
+        owner: NetworkOwner,
+        store: EngineStore,
+        policy: EnginePolicy,
+        residency: Residency,
+        report: Report,
+        later: BuildsLater | None = None,
+    ) -> None:
+        self.tally = Tally()
+        self._owner, self._store, self._policy = owner, store, policy
+        self._residency, self._report, self._later = residency, report, later
+        self._kinds: dict[tuple[object, ...], _Kind] = {}
+        self._notes: dict[str, None] = {}
+
+    def run(self, call: Call, original: Original) -> Any:
+        """What `original()` gives, by an engine if one is there or may be built.
+
+        Raises MissingEngineError, or what a build failed of, when the policy is to stop.
+        """
+        original = cache(original)  # it runs once a call, whoever asks for its result
+        try:
+            kind = self._kind(call) or self._new_kind(call, one_tensor(original()))
+        except I2VError as error:
+            return self._as_it_is(original, str(error))
+        state = (tuple(call.tensors[name].shape for name in call.tensors), self._owner.weights)
+        if state not in kind.exhausted:
+            try:
+                return self._with_engine(kind, call, state, original)
+            except _ExhaustedError:
+                kind.exhausted.add(state)
+            # After the failed call's frames are gone, with what they held.
+            kind.engines.unload()
+            relieved = self._residency.relieve(sys.maxsize, encoders=True)
+            self._notes.update(dict.fromkeys(filter(None, [relieved, OUT_OF_MEMORY])))
+        return self._as_it_is(original)
+
+    def take_notes(self) -> list[str]:
+        """Sentences for the user since the last call, each once; engines that lacked memory are tried again."""
+        for kind in self._kinds.values():
+            self._notes.update(dict.fromkeys(kind.engines.take_notes()))
+            kind.exhausted.clear()
+        notes, self._notes = list(self._notes), {}
+        return notes
+
+    def unload(self) -> None:
+        """Lets go of the weights, and of all memory of the engines."""
+        for kind in self._kinds.values():
+            kind.engines.unload()
+
+    def backends(self) -> Iterator[str]:
+        """The backends whose engines are in use."""
+        yield from dict.fromkeys(runner.backend for kind in self._kinds.values() for runner, *_ in kind.compared)
+
+    def _with_engine(self, kind: _Kind, call: Call, state: _State, original: Original) -> Any:
+        """The result, by an engine where there is one; raises _ExhaustedError where memory runs out for it."""
+        with _exhaustion():
+            runner = self._runner(kind, call)
+        if runner is None:
+            return self._as_it_is(original)
+        proof = (runner, *state)
+        if proof not in kind.compared:
+            kind.compared[proof] = self._difference(runner, call, one_tensor(original()))
+            self.tally.compared += 1
+            return original()
+        why = kind.compared[proof]
+        if why is None:
+            try:
+                with _exhaustion():
+                    found = runner(call.tensors)[PREDICTION]
+            except EngineError as error:
+                kind.compared[proof] = why = str(error)
+            else:
+                self.tally.engine += 1
+                return found
+        return self._as_it_is(original, why)
+
+    def _as_it_is(self, original: Original, why: str | None = None) -> Any:
+        if why is not None:
+            self._notes[why] = None
+        result = original()
+        self.tally.original += 1
+        return result
+
+    def _difference(self, runner: Runner, call: Call, expected: torch.Tensor) -> str | None:
+        """Why the engine may not stand for the network: it failed, or gives something else. None when it may."""
+        try:
+            with _exhaustion():
+                found = runner(call.tensors)[PREDICTION]
+            sizes = runner.spec.network.sizes_of(call.tensors)
+            if found.shape != expected.shape:
+                raise EngineError(f"Expected a result of {list(expected.shape)}, found {list(found.shape)}.")
+            passes(measure(expected, found, sizes), runner.spec.precision)
+        except EngineError as error:
+            why = f"The network runs as it is: {error}"
+            self._notes[why] = None
+            return why
+        return None
+
+    def _kind(self, call: Call) -> _Kind | None:
+        return self._kinds.get(self._key(call))
+
+    def _key(self, call: Call) -> tuple[object, ...]:
+        """All that engines depend on but the sizes in which they may differ; the weights stand last."""
+        limits = tuple(limits_of(call.latents).ranges.items())
+        specs = self._specs(call, call.tensors)
+        return (call.tree, specs, limits, call.latents.device, self._weights_sha256(call))
+
+    def _new_kind(self, call: Call, output: torch.Tensor) -> _Kind:
+        """Raises InputError for latents of another precision than engines have, or for too many kinds."""
+        key = self._key(call)
+        self._drop_others(key)
+        if len(self._kinds) >= MAX_KINDS:
+            raise InputError(f"The network is called in more than {MAX_KINDS} ways, of which each needs an engine.")
+        identity = self._owner.identity
+        spec = replace(
+            identity,
+            config_sha256=digest([identity.config_sha256, call.tree]),
+            weights_sha256=self._weights_sha256(call),
+            inputs=self._specs(call, call.tensors),
+            outputs=self._specs(call, {PREDICTION: output}),
+            limits=limits_of(call.latents),
+        )
+        networks = _OneNetwork(self._owner, spec, call.tree, call.latents.device)
+        kind = _Kind(self._engines(networks, replace(self._policy, precision=call.precision)))
+        self._kinds[key] = kind
+        return kind
+
+    def _drop_others(self, key: tuple[object, ...]) -> None:
+        """Forgets the engines that hold other weights: the store has them, should those come back."""
+        for other in [each for each in self._kinds if each[-1] != key[-1]]:
+            self._kinds.pop(other).engines.unload()
+
+    def _runner(self, kind: _Kind, call: Call) -> Runner | None:
+        """An engine that is loaded over the weights as they are; None where the network itself is to run."""
+        sizes = kind.engines.model.spec.sizes_of(call.tensors)
+        runner = kind.engines.runner(NETWORK, sizes)
+        if runner.backend != EagerBackend.name:
+            return runner
+        failure, policy = kind.engines.failures.get(NETWORK), kind.engines.policy
+        if failure is None or policy.shapes == "exact":
+            return None
+        # Not every network can be compiled for a range of sizes.
+        kind.engines.take_notes()
+        self._notes[f"Each size has its own engine. {failure}"] = None
+        kind.engines = self._engines(kind.engines.model, replace(policy, shapes="exact"))
+        return self._runner(kind, call)
+
+    def _engines(self, networks: _OneNetwork, policy: EnginePolicy) -> Engines[_OneNetwork]:
+        # Weights that are written for a build are gone once the run is over.
+        later = None if networks.spec.weights_sha256 else self._later
+        return Engines(networks, self._store, policy, networks.device, self._residency, self._report, later)
+
+    def _weights_sha256(self, call: Call) -> str:
+        """The digest that the engines of the backend depend on, empty for one whose engines hold no weights."""
+        try:
+            backend = choose_backend(self._policy.backend, call.latents.device)
+        except BackendUnavailableError:
+            return ""
+        return self._owner.weights_sha256() if backend.builds and backend.holds_weights else ""
+
+    @staticmethod
+    def _specs(call: Call, tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
+        return tensor_specs(tensors, call.latents)

@@ -1,0 +1,111 @@
+"""Engines ahead of time: every chosen component of a model, for one size."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from ..common.errors import BackendUnavailableError, InputError
+from ..engine_builder.backends.base import Report, cuda_arch
+from ..engine_builder.build.build import BuildResult, find_engine
+from ..engine_builder.build.build_process import BuildProcess
+from ..engine_builder.graph.quantize import Calibration, check_quantizable
+from ..pipeline.models.registry import FAMILIES
+from .calibration import Material, calibration_of, record
+from .engines.engine_set import EngineSet, clip_sizes
+from .engines.messages import precision
+from .engines.presets import ClipSize
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Prebuild:
+    """Which components to build, for which size in pixels and frames, and whether again if they are there.
+
+    Under a policy of presets those are built for, and the size here is not.
+    `arch` is the GPU architecture to build for, such as `sm_89`, if it is not this machine's. From `material` int8
+    and fp8 take their scales.
+    """
+
+    components: tuple[str, ...]
+    width: int
+    height: int
+    num_frames: int
+    force: bool = False
+    arch: str | None = None
+    material: Material | None = None
+
+
+def component_names() -> list[str]:
+    """The components that any family can compile."""
+    return list(dict.fromkeys(name for family in FAMILIES for name in family.engine_components))
+
+
+def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
+    """Builds what is missing and returns a line for each component; `report` hears the whole job's fraction.
+
+    Raises InputError for a component that the model does not have, EngineError as soon as one cannot be
+    built: those before it stay.
+    """
+    for component in set(job.components) - set(engines.model.engine_components):
+        known = ", ".join(engines.model.engine_components)
+        raise InputError(f"The networks to compile are {known}, found {component!r:.80}.")
+    count = len(job.components)
+    size = next(iter(engines.policy.presets), ClipSize(job.width, job.height, job.num_frames))
+    sizes = clip_sizes(engines.model, *size)
+    lines = []
+    with ExitStack() as stack:
+        calibrations = _calibrations(engines, job, size, stack, report)
+        process = stack.enter_context(BuildProcess())
+        engines.make_room()
+        for number, component in enumerate(job.components):
+
+            def tell(stage: str, done: float, number: int = number) -> None:
+                report(stage, (number + done) / count)
+
+            calibration = calibrations.get(component)
+            result = engines.build(
+                component, sizes, process, force=job.force, arch=job.arch, report=tell, calibration=calibration
+            )
+            lines.append(_line(component, result))
+    report("done", 1.0)
+    return lines
+
+
+def _calibrations(
+    engines: EngineSet, job: Prebuild, size: ClipSize, stack: ExitStack, report: Report
+) -> dict[str, Calibration]:
+    """What the job's cores take their scales from, in the store until `stack` ends; empty without int8 and fp8.
+
+    Clips are recorded only where an engine is to be built with them. Raises InputError for pictures that nothing
+    makes use of, and where they are missing; EngineError, before anything is recorded, for a GPU, a backend or an
+    installation that cannot.
+    """
+    quantized, cores = engines.policy.quantized, set(job.components) & set(engines.model.cores)
+    if quantized is None and job.material is not None:
+        raise InputError(f"Pictures to take scales from are for int8 and fp8, found {engines.precision}.")
+    if quantized is None or not cores:
+        return {}
+    if job.material is None:
+        raise InputError(f"{quantized} takes its scales from pictures, found none.")
+    arch = job.arch or cuda_arch(engines.device)
+    if arch is None:
+        raise BackendUnavailableError(f"{quantized} is for TensorRT on NVIDIA GPUs, found none to build for: name one.")
+    folder = stack.enter_context(engines.store.staging())
+    calibrations = {core: calibration_of(core, job.material, size, folder) for core in cores}
+    sizes = clip_sizes(engines.model, *size)
+    requests = [engines.request(core, sizes, arch=job.arch, calibration=each) for core, each in calibrations.items()]
+    if not all([find_engine(request, engines.store) for request in requests]) or job.force:
+        check_quantizable(quantized, arch)
+        record(engines, job.material, size, folder, lambda done, count: report("record clips", 0.0))
+    return calibrations
+
+
+def _line(component: str, result: BuildResult) -> str:
+    manifest = result.plan.manifest
+    how = "already there" if result.reused else f"built in {manifest.build_s:.1f} s"
+    verdict, size_mb = manifest.verdict, manifest.size_bytes / 1e6
+    match = "unverified here" if verdict is None else f"cosine {verdict.cosine:.7f}, {verdict.snr_db:.0f} dB"
+    where = f"{manifest.target.backend} for {manifest.target.arch}"
+    return f"{component}: {how} by {where}, {precision(manifest)}, {size_mb:.1f} MB, {match}"

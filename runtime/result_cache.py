@@ -1,0 +1,122 @@
+"""Sampled clips kept by all that they are made from, so that the same request is answered at once."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from ..common.errors import BackendUnavailableError
+from ..engine_builder.backends.base import Backend
+from ..engine_builder.store.key import digest
+from ..pipeline.conditioning import Conditioning
+from ..pipeline.denoising.sampler import OnStep
+from ..pipeline.models.base import Encoded
+from ..pipeline.tensor_cache import CacheLimits, ConditioningCache
+from .clip import Denoising, core_sizes, sample_clip
+from .engines.engine_set import EngineSet
+
+SCHEMA = 1
+"""Raised when the meaning of a kept result changes."""
+LIMITS = CacheLimits(memory_bytes=64 << 20, disk_bytes=2 << 30)
+_LATENTS = "latents"
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Latents as `sample_clip` gives them, where they came from (`sampled`, `memory`, `disk`), and how long they took.
+
+    `elapsed_s` is what sampling took, now or then.
+    """
+
+    latents: torch.Tensor
+    place: str
+    elapsed_s: float
+
+
+def sample_or_recall(
+    engines: EngineSet,
+    conditioning: Conditioning,
+    denoising: Denoising,
+    on_step: OnStep,
+    results: ConditioningCache | None,
+) -> Sampled:
+    """The request's latents, from `results` if they are there, else sampled now and kept; None keeps none.
+
+    What ran otherwise than the policy says, such as eager in place of an engine that failed, is not kept.
+    """
+    name = None if results is None else result_key(engines, conditioning, denoising)
+    if results is not None and name is not None:
+        hit = results.get(name)
+        if hit is not None and (found := _fitting(hit.encoded, engines, conditioning)) is not None:
+            return Sampled(found, hit.place, hit.encode_s)
+    started = time.monotonic()
+    latents = sample_clip(engines, conditioning, denoising, on_step)
+    elapsed_s = time.monotonic() - started
+    if results is not None and name is not None and _ran_as_asked(engines, conditioning, denoising):
+        results.put(name, Encoded({_LATENTS: latents.clone()}), elapsed_s)
+    return Sampled(latents, "sampled", elapsed_s)
+
+
+def result_key(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> str | None:
+    """The name of a request's result: a digest of model, conditioning, settings, policy and backend.
+
+    None where the policy's backend does not serve the device, for then something else runs.
+    """
+    model = engines.model
+    if engines.policy.quantized is not None:
+        return None  # two engines with scales from other pictures would share a name
+    try:
+        backends = _backends(engines, conditioning, denoising)
+        targets = [asdict(backend.target(engines.device)) for backend in backends.values()]
+    except BackendUnavailableError:
+        return None
+    return digest(
+        {
+            "schema": SCHEMA,
+            "networks": [asdict(model.components[name].spec) for name in model.cores],
+            "scheduler": repr(sorted(model.scheduler_config.items())),
+            "latent_scale": model.latent_scale,
+            "policy": asdict(replace(engines.policy, precision=engines.precision)),
+            "targets": targets,
+            "size": [conditioning.width, conditioning.height, conditioning.num_frames, conditioning.fps],
+            "conditioning": content(conditioning.tensors),
+            "denoising": asdict(denoising),
+        }
+    )
+
+
+def content(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A digest of the tensors' names, types, shapes and values."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        sha.update(f"{name} {plain.dtype} {list(plain.shape)}\0".encode())
+        sha.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _fitting(encoded: Encoded, engines: EngineSet, conditioning: Conditioning) -> torch.Tensor | None:
+    """A copy of the kept latents, whose user may change them; None for what is no result of this size."""
+    latents, model = encoded.tensors.get(_LATENTS), engines.model
+    shape = model.latent.shape(conditioning.width, conditioning.height, conditioning.num_frames)
+    wanted = model.latent.pack(torch.empty(shape, device="meta")).shape
+    if latents is None or latents.shape != wanted or latents.dtype != torch.float32:
+        return None
+    return latents.clone()
+
+
+def _ran_as_asked(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> bool:
+    asked = {core: backend.name for core, backend in _backends(engines, conditioning, denoising).items()}
+    return engines.last_backends(asked).items() <= asked.items()
+
+
+def _backends(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> dict[str, Backend]:
+    """What each core should run on at the request's size."""
+    model = engines.model
+    return {
+        core: engines.expected(core, core_sizes(core, model, conditioning, denoising)) for core in model.cores
+    }

@@ -1,0 +1,1 @@
+"""Reports for nodes and commands: doctor, engine list, comparison, benchmark."""
