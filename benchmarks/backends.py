@@ -18,18 +18,21 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..common.device import default_device
+from ..common.pack_paths import PICTURE
 from ..engine_builder.backends.registry import BACKENDS
 from ..engine_builder.store.store import EngineStore
-from ..pipeline.denoising.sampler import SamplerSettings
+from ..pipeline.denoising.schedulers import SamplerSettings
 from ..pipeline.media.image import rgb
-from ..pipeline.models.base import ClipRequest
 from ..pipeline.models.registry import open_model
 from ..pipeline.quality.similarity import MAX_DB, frames_likeness
+from ..pipeline.request import ClipRequest
 from ..pipeline.tensor_cache import ConditioningCache
-from ..runtime.clip import Denoising, decode_clip, encode_clip, sample_clip
-from ..runtime.demo_model import PICTURE, DemoModel, demo_model
-from ..runtime.engines.engine_set import EngineSet, clip_sizes
-from ..runtime.engines.policy import EnginePolicy, default_device
+from ..runtime.clip import decode_clip, encode_clip, sample_clip
+from ..runtime.clip_plan import Denoising, clip_sizes
+from ..runtime.demo_model import DemoModel, demo_model
+from ..runtime.engines.engine_set import EngineSet
+from ..runtime.engines.policy import EnginePolicy
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -19,15 +19,17 @@ from typing import Any
 import torch
 
 from ..common.errors import I2VError
+from ..common.pack_paths import PACK
 from ..engine_builder.build.build_process import BuildProcess
 from ..engine_builder.store.manifest import Manifest
 from ..engine_builder.store.store import EngineStore
 from ..pipeline.dummies.full_size import write_full_checkpoint
 from ..pipeline.models.registry import open_model
-from ..runtime.demo_model import PACK
-from ..runtime.engines.engine_set import EngineSet, clip_sizes
+from ..pipeline.request import ClipSize
+from ..runtime.clip_plan import clip_sizes
+from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import PRESETS, EnginePolicy
-from ..runtime.engines.presets import ClipSize, parse_presets
+from ..runtime.engines.presets import parse_presets
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 
 RESULTS = Path(__file__).resolve().parent / "results" / "builds"

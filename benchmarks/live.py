@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from ..common.atomic_file import atomic_file
+from ..common.pack_paths import PACK
 from ..engine_builder.store.store import EngineStore
 from ..pipeline.dummies.full_size import write_full_checkpoint
 from ..remote.comfyui.client import ComfyClient, RunResult
 from ..remote.comfyui.server import ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
-from ..runtime.demo_model import PACK
 
 log = logging.getLogger(__name__)
 

@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from ..common.device import default_device
+from ..common.pack_paths import PACK
 from ..common.spec import EngineSpec
 from ..engine_builder.backends.base import Runner
 from ..engine_builder.backends.inductor.backend import InductorBackend
@@ -30,9 +32,7 @@ from ..engine_builder.store.store import Plan, describe_files
 from ..pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
 from ..pipeline.models.wan.model import Wan21
 from ..pipeline.quality.similarity import latents_likeness
-from ..runtime.demo_model import PACK
-from ..runtime.engines.engine_set import clip_sizes
-from ..runtime.engines.policy import default_device
+from ..runtime.clip_plan import clip_sizes
 from .ladder.flops import count_tflop
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 from .ladder.measure import GIB, free_memory, gpu_state, sample_ms, step_figures

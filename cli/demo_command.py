@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import I2VError
+from ..common.pack_paths import PACK, PICTURE
 from ..remote.comfyui.server import ServerStartError, find_comfyui, not_found_reason
-from ..runtime.demo_model import PACK, PICTURE, DemoModel, demo_model
+from ..runtime.demo_model import DemoModel, demo_model
 from .demo_runs import DemoJob, DemoRun, run_here, run_in_comfyui
 
 CACHE = PACK / ".cache" / "demo"

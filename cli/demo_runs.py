@@ -9,18 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common.device import default_device
+from ..common.pack_paths import BUNDLED_NAME, PACK
 from ..engine_builder.store.store import EngineStore
 from ..pipeline.decode import chunk_size
-from ..pipeline.denoising.sampler import SamplerSettings
-from ..pipeline.models.base import ClipRequest
+from ..pipeline.denoising.schedulers import SamplerSettings
 from ..pipeline.models.registry import open_model
+from ..pipeline.request import ClipRequest
 from ..pipeline.tensor_cache import ConditioningCache
 from ..remote.comfyui.client import ComfyClient, Event, RunResult, ServerError
 from ..remote.comfyui.server import ComfyHost, link_pack, start_server
-from ..runtime.clip import Denoising, decode_clip, encode_clip, sample_clip
-from ..runtime.demo_model import BUNDLED_NAME, PACK, DemoModel
-from ..runtime.engines.engine_set import EngineSet, clip_sizes
-from ..runtime.engines.policy import EnginePolicy, default_device
+from ..runtime.clip import decode_clip, encode_clip, sample_clip
+from ..runtime.clip_plan import Denoising, clip_sizes
+from ..runtime.demo_model import DemoModel
+from ..runtime.engines.engine_set import EngineSet
+from ..runtime.engines.policy import EnginePolicy
 
 ARGUMENTS = ("--disable-api-nodes", "--database-url", "sqlite:///:memory:")
 FREE_BYTES = 1 << 30

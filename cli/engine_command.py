@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..common.device import default_device
 from ..common.errors import I2VError, InputError
+from ..common.pack_paths import PACK
 from ..common.spec import PRECISIONS, QUANTIZED
 from ..engine_builder.backends.registry import AUTO, BACKENDS
 from ..engine_builder.backends.tensorrt.library import RTX_ARCHS
@@ -17,9 +19,8 @@ from ..engine_builder.store.store import EngineStore
 from ..pipeline.conditioning import check_fields
 from ..pipeline.models.registry import open_model
 from ..runtime.calibration import read_material
-from ..runtime.demo_model import PACK
 from ..runtime.engines.engine_set import EngineSet
-from ..runtime.engines.policy import PRESETS, SHAPE_POLICIES, EnginePolicy, default_device
+from ..runtime.engines.policy import PRESETS, SHAPE_POLICIES, EnginePolicy
 from ..runtime.engines.presets import parse_presets
 from ..runtime.prebuild import ALL, Prebuild, component_names, prebuild
 from ..runtime.tools.doctor import diagnose

@@ -1,17 +1,17 @@
 """What a network is, which shapes an engine serves, and where it runs: plain frozen data.
 
-A leaf that every room may import; it imports nothing of the pack but the errors. Dimensions are named
-(`batch`, `frames`, `latent_height`, ...), so that one table describes a tensor at every size.
+Dimensions are named (`batch`, `frames`, `latent_height`, ...), so that one table describes a tensor at every size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from .errors import EngineError, InputError
+from .shapes import ShapeProfile, profile_from_dict
 
 if TYPE_CHECKING:
     import torch
@@ -103,158 +103,6 @@ def _read(dim: str, size: int, sizes: dict[str, int]) -> bool:
 
 
 @dataclass(frozen=True)
-class DimRange:
-    """The sizes that one dimension may take: multiples of `multiple` from `min` to `max`, tuned for `opt`."""
-
-    min: int
-    opt: int
-    max: int
-    multiple: int = 1
-
-    def misfit(self, size: int) -> str | None:
-        """Why `size` lies outside, and by how much; None when it fits."""
-        if size < self.min:
-            return f"is {size}, {self.min - size} below the smallest supported {self.min}"
-        if size > self.max:
-            return f"is {size}, {size - self.max} above the largest supported {self.max}"
-        if size % self.multiple:
-            return f"is {size}, {size % self.multiple} more than a multiple of {self.multiple}"
-        return None
-
-    def distance(self, size: int) -> int:
-        """By how much `size` lies outside; 0 when it fits."""
-        return max(self.min - size, size - self.max, 0) or size % self.multiple
-
-    def above(self, count: int) -> int:
-        """The size `count` multiples above the smallest, or the largest if that comes first."""
-        smallest = -(-self.min // self.multiple) * self.multiple
-        return min(smallest + count * self.multiple, self.max // self.multiple * self.multiple)
-
-
-@dataclass(frozen=True)
-class ShapeProfile:
-    """A range for each named dimension of a network."""
-
-    ranges: Mapping[str, DimRange] = field(default_factory=dict)
-
-    def misfits(self, sizes: Mapping[str, int]) -> list[str]:
-        """One phrase for each dimension of `sizes` that does not fit; empty when all fit."""
-        found = ((name, self.ranges[name].misfit(size)) for name, size in sizes.items() if name in self.ranges)
-        return [f"{name} {reason}" for name, reason in found if reason]
-
-    def fits(self, sizes: Mapping[str, int]) -> bool:
-        """True when every dimension of `sizes` lies in its range."""
-        return not self.misfits(sizes)
-
-    def distance(self, sizes: Mapping[str, int]) -> tuple[int, int]:
-        """How far `sizes` lie outside: in how many dimensions, and by how much in all."""
-        found = [self.ranges[name].distance(size) for name, size in sizes.items() if name in self.ranges]
-        return sum(each > 0 for each in found), sum(found)
-
-    def exact(self, sizes: Mapping[str, int]) -> ShapeProfile:
-        """The profile that serves `sizes` alone; dimensions that `sizes` does not name keep their range."""
-        fixed = {
-            name: DimRange(sizes[name], sizes[name], sizes[name]) if name in sizes else limits
-            for name, limits in self.ranges.items()
-        }
-        return ShapeProfile(fixed)
-
-    def tuned_for(self, sizes: Mapping[str, int]) -> ShapeProfile:
-        """This profile with `sizes` as its optimum."""
-        tuned = {name: replace(limits, opt=sizes.get(name, limits.opt)) for name, limits in self.ranges.items()}
-        return ShapeProfile(tuned)
-
-    @property
-    def profiles(self) -> tuple[ShapeProfile, ...]:
-        """The ranges that an engine is tuned for one by one: this one alone, or the presets."""
-        return (self,)
-
-    @property
-    def optimum(self) -> dict[str, int]:
-        """The sizes that an engine is tuned for."""
-        return {name: limits.opt for name, limits in self.ranges.items()}
-
-    @property
-    def corners(self) -> list[dict[str, int]]:
-        """What verification runs: the smallest sizes, uneven ones above, the tuned ones; without duplicates.
-
-        The uneven ones show what a single item or a square would hide, such as swapped branches or sides.
-        """
-        smallest = {name: limits.above(0) for name, limits in self.ranges.items()}
-        uneven = {name: limits.above(number) for number, (name, limits) in enumerate(self.ranges.items(), 1)}
-        found = [smallest, uneven, self.optimum]
-        return [sizes for number, sizes in enumerate(found) if sizes not in found[:number]]
-
-    @property
-    def width(self) -> int:
-        """How much more than one shape the profile spans: the product of the ranges' ratios, rounded."""
-        ratio = 1.0
-        for limits in self.ranges.values():
-            ratio *= limits.max / max(limits.min, 1)
-        return round(ratio)
-
-
-@dataclass(frozen=True)
-class Presets(ShapeProfile):
-    """Several profiles of one engine, over one set of weights; `ranges` spans them, and only they are served.
-
-    Raises InputError for fewer than two, of which one is a profile of its own.
-    """
-
-    presets: tuple[ShapeProfile, ...] = ()
-
-    def __post_init__(self) -> None:
-        if len(self.presets) < 2:
-            raise InputError(f"Presets are two profiles or more, found {len(self.presets)}.")
-
-    @property
-    def profiles(self) -> tuple[ShapeProfile, ...]:
-        return self.presets
-
-    def misfits(self, sizes: Mapping[str, int]) -> list[str]:
-        """Those of the nearest preset."""
-        return self._nearest(sizes).misfits(sizes)
-
-    def distance(self, sizes: Mapping[str, int]) -> tuple[int, int]:
-        """That of the nearest preset."""
-        return self._nearest(sizes).distance(sizes)
-
-    @property
-    def corners(self) -> list[dict[str, int]]:
-        """Those of every preset, without duplicates."""
-        found = [sizes for preset in self.presets for sizes in preset.corners]
-        return [sizes for number, sizes in enumerate(found) if sizes not in found[:number]]
-
-    @property
-    def width(self) -> int:
-        """The sum over the presets: more than one alone, less than a range over them."""
-        return sum(preset.width for preset in self.presets)
-
-    def _nearest(self, sizes: Mapping[str, int]) -> ShapeProfile:
-        return min(self.presets, key=lambda preset: ShapeProfile.distance(preset, sizes))
-
-
-def span(presets: Sequence[ShapeProfile], limits: ShapeProfile) -> ShapeProfile:
-    """One engine for all of the presets, tuned for the first where it must choose; a single profile if they are equal.
-
-    `limits` are the network's own: sizes between the presets come in its multiples.
-    """
-    distinct = tuple(preset for number, preset in enumerate(presets) if preset not in presets[:number])
-    if len(distinct) == 1:
-        return distinct[0]
-    ranges = {
-        name: replace(
-            found,
-            min=min(preset.ranges[name].min for preset in distinct),
-            opt=distinct[0].ranges[name].opt,
-            max=max(preset.ranges[name].max for preset in distinct),
-        )
-        for name, found in limits.ranges.items()
-    }
-    return Presets(ranges, distinct)
-
-
-@dataclass(frozen=True)
 class NetworkSpec:
     """A network by what it is: family, component, configuration, weights, tensors, and shapes it can take."""
 
@@ -325,8 +173,8 @@ def spec_from_dict(data: dict[str, Any]) -> EngineSpec:
         network = dict(data["network"])
         for side in ("inputs", "outputs"):
             network[side] = tuple(_tensor_from_dict(tensor) for tensor in network[side])
-        network["limits"] = _profile_from_dict(network["limits"])
-        profile = _profile_from_dict(data["profile"])
+        network["limits"] = profile_from_dict(network["limits"])
+        profile = profile_from_dict(data["profile"])
         rewrites, calibration = tuple(data.get("rewrites", ())), data.get("calibration", "")
         return EngineSpec(NetworkSpec(**network), profile, data["precision"], rewrites, calibration)
     except (LookupError, TypeError, ValueError, AttributeError, InputError) as error:
@@ -343,10 +191,3 @@ def _tensor_from_dict(data: dict[str, Any]) -> TensorSpec:
         guidance=Guidance(data["guidance"]),
         span=None if span is None else (span[0], span[1]),
     )
-
-
-def _profile_from_dict(data: dict[str, Any]) -> ShapeProfile:
-    ranges = {name: DimRange(**limits) for name, limits in data["ranges"].items()}
-    if "presets" not in data:
-        return ShapeProfile(ranges)
-    return Presets(ranges, tuple(_profile_from_dict(preset) for preset in data["presets"]))

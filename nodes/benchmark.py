@@ -7,17 +7,17 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
-from ..pipeline.denoising.sampler import MAX_STEPS
+from ..pipeline.denoising.schedulers import MAX_STEPS
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.tools.benchmark import CHOICES, MAX_MINUTES, MIN_MINUTES, QUICK, BenchmarkOrder, run_benchmark
-from .host import ui as host
+from .host import folders, memory, ui
 from .inputs import CATEGORY, Model, sockets, verdict
 
 
 class Benchmark(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return ui.schema(
             node_id="I2VTRT_Benchmark",
             display_name="I2V Benchmark",
             category=CATEGORY,
@@ -63,18 +63,18 @@ class Benchmark(io.ComfyNode):
     def execute(
         cls, model: EngineSet, rows: str, width: int, height: int, num_frames: int, steps: int, minutes: int
     ) -> io.NodeOutput:
-        progress = host.Progress(cls.hidden.unique_id, 100)
+        progress = ui.Progress(cls.hidden.unique_id, 100)
 
         def report(stage: str, done: float) -> None:
             progress.step(round(100 * done), 100)
             progress.say(stage)
 
-        with host.sentences():
+        with ui.sentences():
             check_fields({"width": width, "height": height, "num_frames": num_frames})
             order = BenchmarkOrder(model.model.checkpoint.folder, rows, width, height, num_frames, steps, minutes)
-            host.free_models()
+            memory.free_models()
             model.unload()
-            with host.scratch_folder("i2v_benchmark") as work:
-                found = run_benchmark(order, host.device(), work, report)
+            with folders.scratch_folder("i2v_benchmark") as work:
+                found = run_benchmark(order, memory.device(), work, report)
         progress.say(found.line)
-        return io.NodeOutput(found.plot, found.markdown, ui=host.table_ui(found.table, [found.line]))
+        return io.NodeOutput(found.plot, found.markdown, ui=ui.table_ui(found.table, [found.line]))

@@ -6,14 +6,14 @@ import torch
 from comfy_api.latest import io
 
 from ..runtime.tools.compare import compare_clips
-from .host import ui as host
+from .host import ui
 from .inputs import CATEGORY, sockets
 
 
 class CompareVideos(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return ui.schema(
             node_id="I2VTRT_CompareVideos",
             display_name="I2V Compare Videos",
             category=CATEGORY,
@@ -64,9 +64,9 @@ class CompareVideos(io.ComfyNode):
         label_b: str = "B",
         brightest: float = 0.0,
     ) -> io.NodeOutput:
-        progress = host.Progress(cls.hidden.unique_id, len(frames_a))
-        with host.sentences():
+        progress = ui.Progress(cls.hidden.unique_id, len(frames_a))
+        with ui.sentences():
             found = compare_clips(frames_a, frames_b, (label_a, label_b), brightest, progress.step)
         progress.say(found.line)
-        ui = host.table_ui(found.table, [found.line])
-        return io.NodeOutput(found.both, found.difference, found.table.markdown(), ui=ui)
+        shown = ui.table_ui(found.table, [found.line])
+        return io.NodeOutput(found.both, found.difference, found.table.markdown(), ui=shown)

@@ -7,15 +7,15 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..runtime.engines.policy import EnginePolicy
+from .host import memory, ui
 from .host import model as host_model
-from .host import ui as host
 from .inputs import CATEGORY, backend_input, on_missing_input, shape_policy_input, sockets, verdict
 
 
 class CompileModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return ui.schema(
             node_id="I2VTRT_CompileModel",
             display_name="I2V Compile Model",
             category=CATEGORY,
@@ -39,15 +39,15 @@ class CompileModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, backend: Any = None) -> bool | str:
-        return True if backend is None else verdict(lambda: host.check_backend(backend))
+        return True if backend is None else verdict(lambda: memory.check_backend(backend))
 
     @classmethod
     @sockets(model=host_model.ModelPatcher)
     def execute(cls, model: host_model.ModelPatcher, on_missing: str, shape_policy: str, backend: str) -> io.NodeOutput:
-        with host.sentences():
+        with ui.sentences():
             policy = EnginePolicy(backend=backend, shapes=shape_policy, on_missing=on_missing)
             compiled = host_model.CompiledModel(cls.hidden.unique_id, policy)
             status = compiled.prospect(model)
             clone = compiled.attached_to(model)
-        host.say(cls.hidden.unique_id, status)
-        return io.NodeOutput(clone, status, ui=host.text_ui([status]))
+        ui.say(cls.hidden.unique_id, status)
+        return io.NodeOutput(clone, status, ui=ui.text_ui([status]))

@@ -20,10 +20,10 @@ from ..pipeline.conditioning import (
 )
 from ..pipeline.conditioning import Conditioning as Encoded
 from ..pipeline.media.image import picture_from_tensor
-from ..pipeline.models.base import ClipRequest
+from ..pipeline.request import ClipRequest
 from ..runtime.clip import encode_clip
 from ..runtime.engines.engine_set import EngineSet
-from .host import ui as host
+from .host import folders, ui
 from .host.peak_memory import PeakMemory
 from .inputs import CATEGORY, Conditioning, Model, advanced, sockets, verdict
 
@@ -33,7 +33,7 @@ STOP, SHRINK = "stop", "shrink"
 class I2VConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return ui.schema(
             node_id="I2VTRT_Conditioning",
             display_name="I2V Conditioning",
             category=CATEGORY,
@@ -145,24 +145,24 @@ class I2VConditioning(io.ComfyNode):
         noise_aug_seed: int = ClipRequest.noise_aug_seed,
         if_too_large: str = STOP,
     ) -> io.NodeOutput:
-        progress, peak = host.Progress(cls.hidden.unique_id, 4), PeakMemory(model.device)
+        progress, peak = ui.Progress(cls.hidden.unique_id, 4), PeakMemory(model.device)
 
         def stage(name: str, done: int, total: int) -> None:
             progress.step(done, total)
             progress.say(f"encode: {name.removeprefix('encode ')}")
 
-        with host.sentences():
+        with ui.sentences():
             if if_too_large not in (STOP, SHRINK):
                 raise InputError(f"if_too_large is {STOP} or {SHRINK}, found {if_too_large!r:.80}.")
             picture = picture_from_tensor(image)
             clip = (picture, prompt, negative_prompt, width, height, num_frames, fps)
             request = ClipRequest(*clip, motion_bucket_id, noise_aug_strength, noise_aug_seed)
-            found = encode_clip(model, request, host.conditioning_cache(), stage, shrink=if_too_large == SHRINK)
+            found = encode_clip(model, request, folders.conditioning_cache(), stage, shrink=if_too_large == SHRINK)
         progress.step(4, 4)
         spent = peak.lines() if found.place == "encoded" else []
         lines = [_origin(found), *spent, *found.notes, *model.take_notes()]
         progress.say("\n".join(lines))
-        return io.NodeOutput(found, float(fps), ui=host.text_ui(lines))
+        return io.NodeOutput(found, float(fps), ui=ui.text_ui(lines))
 
 
 def _origin(found: Encoded) -> str:

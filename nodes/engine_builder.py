@@ -18,7 +18,7 @@ from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
 from ..runtime.engines.presets import parse_presets
 from ..runtime.prebuild import ALL, Prebuild, component_names, prebuild
-from .host import ui as host
+from .host import folders, memory, ui
 from .inputs import (
     CATEGORY,
     Model,
@@ -37,7 +37,7 @@ HERE = "this machine"
 class EngineBuilder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return ui.schema(
             node_id="I2VTRT_EngineBuilder",
             display_name="I2V Engine Builder",
             category=CATEGORY,
@@ -104,7 +104,7 @@ class EngineBuilder(io.ComfyNode):
             if target not in (None, HERE):
                 TensorRTBackend().aimed_at(target).require_library()
             elif backend is not None:
-                host.check_backend(backend)
+                memory.check_backend(backend)
 
         return verdict(check)
 
@@ -126,25 +126,25 @@ class EngineBuilder(io.ComfyNode):
         pictures: torch.Tensor | None = None,
         prompts: str | None = None,
     ) -> io.NodeOutput:
-        progress = host.Progress(cls.hidden.unique_id, 100)
+        progress = ui.Progress(cls.hidden.unique_id, 100)
 
         def report(stage: str, done: float) -> None:
             progress.step(round(100 * done), 100)
             progress.say(f"building {stage}")
 
-        with host.sentences():
+        with ui.sentences():
             check_fields({"width": width, "height": height, "num_frames": num_frames})
             names = model.model.engine_components if component == ALL else (component,)
             arch = None if target == HERE else target
             if arch is not None and precision == AUTO:
                 precision = "fp16"
             policy = EnginePolicy(backend, precision, shape_policy, presets=presets_of(shape_policy, presets))
-            engines = EngineSet(model.model, host.engine_store(), policy, host.device(), host.HostResidency())
+            engines = EngineSet(model.model, folders.engine_store(), policy, memory.device(), memory.HostResidency())
             material = None if pictures is None else _material(pictures, prompts or "")
             job = Prebuild(tuple(names), width, height, num_frames, force, arch, material)
             lines = prebuild(engines, job, report)
         progress.say("\n".join(lines))
-        return io.NodeOutput(model, "\n".join(lines), ui=host.text_ui(lines))
+        return io.NodeOutput(model, "\n".join(lines), ui=ui.text_ui(lines))
 
 
 def _material(pictures: Any, prompts: Any) -> Material:

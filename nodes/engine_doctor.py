@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..runtime.tools.doctor import diagnose
-from .host import ui as host
+from .host import memory, ui
 from .host.idle import idle_builds
 from .inputs import CATEGORY, sockets
 
@@ -16,7 +16,7 @@ from .inputs import CATEGORY, sockets
 class EngineDoctor(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return ui.schema(
             node_id="I2VTRT_EngineDoctor",
             display_name="I2V Engine Doctor",
             category=CATEGORY,
@@ -40,7 +40,7 @@ class EngineDoctor(io.ComfyNode):
     @classmethod
     @sockets()
     def execute(cls) -> io.NodeOutput:
-        with host.sentences():
-            found = diagnose(host.device(), idle_builds().line)
-        host.say(cls.hidden.unique_id, found.line)
-        return io.NodeOutput(found.table.markdown(), found.install, ui=host.table_ui(found.table, [found.line]))
+        with ui.sentences():
+            found = diagnose(memory.device(), idle_builds().line)
+        ui.say(cls.hidden.unique_id, found.line)
+        return io.NodeOutput(found.table.markdown(), found.install, ui=ui.table_ui(found.table, [found.line]))

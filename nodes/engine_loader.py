@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
-from .host import ui as host
+from .host import folders, memory, ui
 from .host.idle import idle_builds
 from .inputs import (
     CATEGORY,
@@ -24,7 +24,7 @@ from .inputs import (
 class EngineLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return ui.schema(
             node_id="I2VTRT_EngineLoader",
             display_name="I2V Engine Loader",
             category=CATEGORY,
@@ -48,18 +48,18 @@ class EngineLoader(io.ComfyNode):
     def execute(
         cls, model: EngineSet, on_missing: str, shape_policy: str, precision: str, backend: str, presets: str = ""
     ) -> io.NodeOutput:
-        with host.sentences():
+        with ui.sentences():
             sizes = presets_of(shape_policy, presets)
-            policy = EnginePolicy(backend, host.fitting_precision(precision), shape_policy, on_missing, presets=sizes)
+            policy = EnginePolicy(backend, memory.fitting_precision(precision), shape_policy, on_missing, presets=sizes)
             engines = EngineSet(
                 model.model,
-                host.engine_store(),
+                folders.engine_store(),
                 policy,
-                host.device(),
-                host.HostResidency(),
-                host.tell_build,
+                memory.device(),
+                memory.HostResidency(),
+                ui.tell_build,
                 idle_builds(),
             )
             text = engines.summary()
-        host.say(cls.hidden.unique_id, text)
-        return io.NodeOutput(engines, ui=host.text_ui([text]))
+        ui.say(cls.hidden.unique_id, text)
+        return io.NodeOutput(engines, ui=ui.text_ui([text]))

@@ -9,14 +9,14 @@ from comfy_api.latest import io
 
 from ..runtime.tools.engine_list import check_start
 from ..runtime.tools.engine_manager import ACTIONS, LIST, manage
-from .host import ui as host
+from .host import folders, memory, ui
 from .inputs import CATEGORY, sockets, verdict
 
 
 class EngineManager(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return ui.schema(
             node_id="I2VTRT_EngineManager",
             display_name="I2V Engine Manager",
             category=CATEGORY,
@@ -60,10 +60,10 @@ class EngineManager(io.ComfyNode):
     @classmethod
     @sockets()
     def execute(cls, action: str, engine: str, after: Any = None) -> io.NodeOutput:
-        progress = host.Progress(cls.hidden.unique_id, 1)
-        with host.sentences():
-            done = manage(action, engine, host.engine_store(), host.device(), progress.step)
+        progress = ui.Progress(cls.hidden.unique_id, 1)
+        with ui.sentences():
+            done = manage(action, engine, folders.engine_store(), memory.device(), progress.step)
         progress.step(1, 1)
         progress.say(done.line)
         report = f"{done.line}\n\n{done.table.markdown()}"
-        return io.NodeOutput(report, ui=host.table_ui(done.table, [done.line]))
+        return io.NodeOutput(report, ui=ui.table_ui(done.table, [done.line]))

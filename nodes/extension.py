@@ -12,7 +12,7 @@ from .engine_builder import EngineBuilder
 from .engine_doctor import EngineDoctor
 from .engine_loader import EngineLoader
 from .engine_manager import EngineManager
-from .host import ui as host
+from .host import folders
 from .lora import LoRA
 from .model_loader import ModelLoader
 from .sampler import DDIMSampler
@@ -24,9 +24,9 @@ class I2VExtension(ComfyExtension):
     """The pack's nodes, in the order of a graph, then the tools."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        host.register_folders()
-        host.keep_digests()
-        host.provide_picture()
+        folders.register_folders()
+        folders.keep_digests()
+        folders.provide_picture()
         tools = [CompileModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]
         models = [ModelLoader, LoRA, EngineBuilder, EngineLoader]
         return [*models, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo, *tools]

@@ -12,8 +12,9 @@ from comfy_api.latest import io
 from ..common.errors import I2VError, InputError
 from ..common.spec import PRECISIONS, QUANTIZED
 from ..engine_builder.backends.registry import AUTO, BACKENDS
+from ..pipeline.request import ClipSize
 from ..runtime.engines.policy import MISS_POLICIES, PRESETS, SHAPE_POLICIES
-from ..runtime.engines.presets import ClipSize, parse_presets
+from ..runtime.engines.presets import parse_presets
 
 Model = io.Custom("I2V_MODEL")
 """Carries a `runtime.engines.engine_set.EngineSet`: a checkpoint and the policy by which its engines are found."""

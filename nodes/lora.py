@@ -7,10 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..common.errors import InputError
+from ..common.errors import I2VError, InputError
 from ..pipeline.models.base import VideoModel
 from ..runtime.engines.engine_set import EngineSet
-from .host import ui as host
+from .host import folders, memory, ui
 from .inputs import CATEGORY, Model, sockets, verdict
 from .model_loader import reading
 
@@ -22,7 +22,7 @@ MOST_STRENGTH = 10.0
 class LoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return ui.schema(
             node_id="I2VTRT_LoRA",
             display_name="I2V LoRA",
             category=CATEGORY,
@@ -33,7 +33,7 @@ class LoRA(io.ComfyNode):
                 Model.Input("model", tooltip="From the I2V Model Loader, the I2V Engine Loader or another I2V LoRA."),
                 io.Combo.Input(
                     "lora",
-                    options=sorted(host.loras()) or [NONE],
+                    options=sorted(folders.loras()) or [NONE],
                     tooltip="A .safetensors file with the names of diffusers, of PEFT, of Kohya's trainers or of Wan's "
                     "publishers.",
                 ),
@@ -60,30 +60,30 @@ class LoRA(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora: Any = None) -> bool | str:
-        return True if lora is None else verdict(lambda: host.lora_file(lora))
+        return True if lora is None else verdict(lambda: folders.lora_file(lora))
 
     @classmethod
     def fingerprint_inputs(cls, lora: str, **others: Any) -> Any:
         """Changes when the file does; a digest, since ComfyUI embeds it in what is saved."""
         try:
-            stat = host.lora_file(lora).stat()
-        except (OSError, host.I2VError):
+            stat = folders.lora_file(lora).stat()
+        except (OSError, I2VError):
             return float("nan")
         return hashlib.sha256(repr((lora, stat.st_size, stat.st_mtime_ns)).encode()).hexdigest()
 
     @classmethod
     @sockets(model=EngineSet)
     def execute(cls, model: EngineSet, lora: str, strength: float = 1.0, expert: str = BOTH) -> io.NodeOutput:
-        with host.sentences():
+        with ui.sentences():
             cores = cores_of(model.model, expert)
-            adapted = model.model.with_adapter(host.lora_file(lora), strength, cores)
+            adapted = model.model.with_adapter(folders.lora_file(lora), strength, cores)
             adapted.take_digests(reading(cls.hidden.unique_id))
             engines = EngineSet(
-                adapted, model.store, model.policy, model.device, host.HostResidency(), model.report, model.later
+                adapted, model.store, model.policy, model.device, memory.HostResidency(), model.report, model.later
             )
             line = f"{adapted.adapters[-1].summary}\n{engines.summary()}"
-        host.say(cls.hidden.unique_id, line)
-        return io.NodeOutput(engines, ui=host.text_ui([line]))
+        ui.say(cls.hidden.unique_id, line)
+        return io.NodeOutput(engines, ui=ui.text_ui([line]))
 
 
 def cores_of(model: VideoModel, expert: object) -> tuple[str, ...]:

@@ -8,11 +8,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..common.errors import I2VError
 from ..engine_builder.backends.eager import EagerBackend
 from ..pipeline.models.registry import open_model
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
-from .host import ui as host
+from .host import folders, memory, ui
 from .inputs import CATEGORY, PRECISION_NAMES, Model, sockets, verdict
 
 NONE = "put a checkpoint into models/i2v"
@@ -21,7 +22,7 @@ NONE = "put a checkpoint into models/i2v"
 class ModelLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return ui.schema(
             node_id="I2VTRT_ModelLoader",
             display_name="I2V Model Loader",
             category=CATEGORY,
@@ -31,7 +32,7 @@ class ModelLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=sorted(host.checkpoints()) or [NONE],
+                    options=sorted(folders.checkpoints()) or [NONE],
                     tooltip="A folder with a model_index.json, such as the published ali-vilab/i2vgen-xl.",
                 ),
                 io.Combo.Input(
@@ -48,15 +49,15 @@ class ModelLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint: Any = None) -> bool | str:
-        return True if checkpoint is None else verdict(lambda: host.checkpoint_folder(checkpoint))
+        return True if checkpoint is None else verdict(lambda: folders.checkpoint_folder(checkpoint))
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, precision: str = "auto") -> Any:
         """Changes when a file of the checkpoint does; a digest, since ComfyUI embeds it in what is saved."""
         try:
-            folder = host.checkpoint_folder(checkpoint)
+            folder = folders.checkpoint_folder(checkpoint)
             stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*.*"))]
-        except (OSError, host.I2VError):
+        except (OSError, I2VError):
             return float("nan")
         content = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         return hashlib.sha256(repr((precision, content)).encode()).hexdigest()
@@ -64,19 +65,19 @@ class ModelLoader(io.ComfyNode):
     @classmethod
     @sockets()
     def execute(cls, checkpoint: str, precision: str = "auto") -> io.NodeOutput:
-        with host.sentences():
-            model = open_model(host.checkpoint_folder(checkpoint))
+        with ui.sentences():
+            model = open_model(folders.checkpoint_folder(checkpoint))
             model.take_digests(reading(cls.hidden.unique_id))
-            policy = EnginePolicy(EagerBackend.name, host.fitting_precision(precision), on_missing="eager")
-            engines = EngineSet(model, host.engine_store(), policy, host.device(), host.HostResidency())
+            policy = EnginePolicy(EagerBackend.name, memory.fitting_precision(precision), on_missing="eager")
+            engines = EngineSet(model, folders.engine_store(), policy, memory.device(), memory.HostResidency())
         lines = [f"{model.family}, {engines.precision} on {engines.device}", *model.hints]
-        host.say(cls.hidden.unique_id, "\n".join(lines))
-        return io.NodeOutput(engines, ui=host.text_ui(lines))
+        ui.say(cls.hidden.unique_id, "\n".join(lines))
+        return io.NodeOutput(engines, ui=ui.text_ui(lines))
 
 
 def reading(node_id: str | None) -> Callable[[float], None]:
     """A report of the reading of weights on a node; lets an interruption through."""
-    progress = host.Progress(node_id, 100)
+    progress = ui.Progress(node_id, 100)
 
     def report(done: float) -> None:
         progress.step(round(100 * done), 100)

@@ -8,11 +8,11 @@ import torch
 from comfy_api.latest import io
 
 from ..pipeline.conditioning import Conditioning as Encoded
-from ..pipeline.denoising.sampler import MAX_STEPS, SCHEDULERS, SHIFTS, SamplerSettings
-from ..runtime.clip import MAX_GUIDANCE, Denoising
+from ..pipeline.denoising.schedulers import MAX_STEPS, SCHEDULERS, SHIFTS, SamplerSettings
+from ..runtime.clip_plan import MAX_GUIDANCE, Denoising
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.result_cache import Sampled, sample_or_recall
-from .host import ui as host
+from .host import folders, ui
 from .host.peak_memory import PeakMemory
 from .inputs import CATEGORY, Conditioning, Model, advanced, sockets, verdict
 
@@ -23,7 +23,7 @@ MODELS_SHIFT = 0.0
 class DDIMSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return ui.schema(
             node_id="I2VTRT_DDIMSampler",
             display_name="I2V DDIM Sampler",
             category=CATEGORY,
@@ -148,25 +148,25 @@ class DDIMSampler(io.ComfyNode):
         shift: float = MODELS_SHIFT,
         late_guidance_scale: float = FAMILYS_OWN,
     ) -> io.NodeOutput:
-        progress, peak = host.Progress(cls.hidden.unique_id, steps), PeakMemory(model.device)
-        preview = host.previewer(model.model, conditioning.num_frames, conditioning.fps)
+        progress, peak = ui.Progress(cls.hidden.unique_id, steps), PeakMemory(model.device)
+        preview = ui.previewer(model.model, conditioning.num_frames, conditioning.fps)
 
         def on_step(done: int, total: int, latents: torch.Tensor) -> None:
             progress.step(done, total, preview(latents))
             progress.say(f"denoise: step {done} of {total}")
 
-        with host.sentences():
+        with ui.sentences():
             progress.say("denoise: loading")
             settings = SamplerSettings(steps, scheduler, eta, _shift(shift))
             scales = (guidance_scale, settings, _scale(min_guidance_scale), _scale(late_guidance_scale))
             denoising = Denoising(seed, *scales)
-            results = host.result_cache() if reuse_result else None
+            results = folders.result_cache() if reuse_result else None
             found = sample_or_recall(model, conditioning, denoising, on_step, results)
             if found.place != "sampled":
                 progress.step(steps, steps)
         lines = _lines(found, model, peak)
         progress.say("\n".join(lines))
-        return io.NodeOutput({"samples": found.latents}, ui=host.text_ui(lines))
+        return io.NodeOutput({"samples": found.latents}, ui=ui.text_ui(lines))
 
 
 def _scale(widget: float | None) -> float | None:

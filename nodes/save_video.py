@@ -16,7 +16,7 @@ from ..pipeline.media.formats import FORMATS, Audio, VideoInfo, VideoOptions
 from ..pipeline.media.frames import play_order
 from ..pipeline.media.video import write_video
 from ..runtime.saved_videos import SavedVideo, note, noted, video_key
-from .host import ui as host
+from .host import folders, ui
 from .host.output_path import SavePlace, expanded
 from .host.safe_name import check_name
 from .inputs import CATEGORY, sockets, verdict
@@ -30,7 +30,7 @@ UNPLAYABLE = ("mkv-ffv1", "mp4-h265")
 class SaveVideo(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return ui.schema(
             node_id="I2VTRT_SaveVideo",
             display_name="I2V Save Video",
             category=CATEGORY,
@@ -95,12 +95,12 @@ class SaveVideo(io.ComfyNode):
         audio: Any = None,
         reuse_result: bool = False,
     ) -> io.NodeOutput:
-        with host.sentences():
+        with ui.sentences():
             options = VideoOptions(format, fps, _crf(crf), pingpong)
-            progress = host.Progress(cls.hidden.unique_id, len(frames))
+            progress = ui.Progress(cls.hidden.unique_id, len(frames))
             sound = None if audio is None else _sound(audio)
             size = (frames.shape[2], frames.shape[1]) if frames.ndim == 4 else (0, 0)
-            wish = _Wish(frames, options, sound, host.metadata(cls.hidden), expanded(filename_prefix, *size))
+            wish = _Wish(frames, options, sound, folders.metadata(cls.hidden), expanded(filename_prefix, *size))
             saved, lines = _saved(wish, progress, reuse=reuse_result)
             shown = _shown(frames, options, saved, sound, progress)
         progress.say("\n".join(lines))
@@ -108,8 +108,8 @@ class SaveVideo(io.ComfyNode):
         components = Types.VideoComponents(images=played, frame_rate=Fraction(options.rate), audio=audio)
         # `images` is for the page; programs fetch the file itself, which the page may have a stand-in for.
         files = [{**saved, "type": "output"}]
-        ui = host.text_ui(lines, {**shown, "files": files})
-        return io.NodeOutput(InputImpl.VideoFromComponents(components), ui=ui)
+        result = ui.text_ui(lines, {**shown, "files": files})
+        return io.NodeOutput(InputImpl.VideoFromComponents(components), ui=result)
 
 
 def _crf(value: Any) -> float | None:
@@ -136,16 +136,16 @@ class _Wish(NamedTuple):
     name: str
 
 
-def _saved(wish: _Wish, progress: host.Progress, *, reuse: bool) -> tuple[dict[str, str], list[str]]:
+def _saved(wish: _Wish, progress: ui.Progress, *, reuse: bool) -> tuple[dict[str, str], list[str]]:
     """The file of a wish, written now or, with `reuse`, found; its name and subfolder, and what to say of it."""
     key = video_key(*wish) if reuse else None
-    found = None if key is None else noted(host.saved_videos(), key)
-    if found is not None and host.digest_of_output(found.subfolder, found.filename) == found.sha256:
+    found = None if key is None else noted(folders.saved_videos(), key)
+    if found is not None and folders.digest_of_output(found.subfolder, found.filename) == found.sha256:
         told = [*found.lines, f"result cache hit: the file was there, {found.elapsed_s:.2f} s saved"]
         progress.step(1, 1)
         return {"filename": found.filename, "subfolder": found.subfolder}, told
     started = time.monotonic()
-    with host.save_place(wish.name, wish.options.spec.suffix, 0, 0) as place:
+    with folders.save_place(wish.name, wish.options.spec.suffix, 0, 0) as place:
         info = write_video(
             wish.frames, place.path, wish.options, metadata=wish.metadata, audio=wish.audio, on_frame=progress.step
         )
@@ -153,7 +153,7 @@ def _saved(wish: _Wish, progress: host.Progress, *, reuse: bool) -> tuple[dict[s
     lines = [*_describe(info, place), *info.notes]
     if key is not None:
         elapsed_s = time.monotonic() - started
-        note(host.saved_videos(), key, SavedVideo(place.subfolder, place.filename, sha256, tuple(lines), elapsed_s))
+        note(folders.saved_videos(), key, SavedVideo(place.subfolder, place.filename, sha256, tuple(lines), elapsed_s))
     return {"filename": place.filename, "subfolder": place.subfolder}, lines
 
 
@@ -164,13 +164,13 @@ def _describe(info: VideoInfo, place: SavePlace) -> list[str]:
 
 
 def _shown(
-    frames: torch.Tensor, options: VideoOptions, saved: dict[str, str], sound: Audio | None, progress: host.Progress
+    frames: torch.Tensor, options: VideoOptions, saved: dict[str, str], sound: Audio | None, progress: ui.Progress
 ) -> dict[str, Any]:
     """What the page plays: the file, or a temporary one in its place that browsers can play."""
     result = {**saved, "type": "output"}
     if options.format in UNPLAYABLE:
         playable = VideoOptions(PAGE_FORMAT, options.fps, None, options.pingpong)
-        with host.save_place("i2v_preview", playable.spec.suffix, 0, 0, temporary=True) as place:
+        with folders.save_place("i2v_preview", playable.spec.suffix, 0, 0, temporary=True) as place:
             # The bar has reached its end with the file itself: this only lets an interruption through.
             write_video(
                 frames, place.path, playable, audio=sound, on_frame=lambda *_: progress.say("save: what the page plays")

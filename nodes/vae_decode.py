@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..common.errors import InputError
 from ..runtime.clip import decode_clip, fitting_chunk
 from ..runtime.engines.engine_set import EngineSet
-from .host import ui as host
+from .host import ui
 from .host.peak_memory import PeakMemory
 from .inputs import CATEGORY, Model, sockets
 
@@ -21,7 +21,7 @@ MAX_CHUNK = 64
 class VAEDecode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return host.schema(
+        return ui.schema(
             node_id="I2VTRT_VAEDecode",
             display_name="I2V VAE Decode",
             category=CATEGORY,
@@ -46,13 +46,13 @@ class VAEDecode(io.ComfyNode):
     @classmethod
     @sockets(model=EngineSet, latents=dict)
     def execute(cls, model: EngineSet, latents: Any, chunk: int = 0) -> io.NodeOutput:
-        with host.sentences():
+        with ui.sentences():
             samples, space = latents.get("samples"), model.model.latent
             if not isinstance(samples, torch.Tensor):
                 raise InputError(f"Expected latents as a tensor, found {type(samples).__name__}.")
             frames_of_latents, _, height, width = space.unpack(samples).shape
             count = space.num_frames(frames_of_latents)
-            progress, started = host.Progress(cls.hidden.unique_id, count), time.monotonic()
+            progress, started = ui.Progress(cls.hidden.unique_id, count), time.monotonic()
             peak = PeakMemory(model.device)
 
             ends: list[int] = []
@@ -77,4 +77,4 @@ class VAEDecode(io.ComfyNode):
         if not chunk and size < count and space.time_factor == 1:
             lines.insert(1, f"{size} of {count} frames at once, for the memory that is free")
         progress.say("\n".join(lines))
-        return io.NodeOutput(frames, ui=host.text_ui(lines))
+        return io.NodeOutput(frames, ui=ui.text_ui(lines))

@@ -12,7 +12,8 @@ import torch
 
 from ..common.errors import InputError
 from ..common.validation import check_number, shown
-from .models.base import ClipRequest, Encoded, Run, Stage, VideoModel
+from .models.base import Run, Stage, VideoModel
+from .request import ClipRequest, Encoded
 from .tensor_cache import ConditioningCache
 
 SCHEMA = 1

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ..common.atomic_file import TEMPORARY_NAMES, atomic_file
 from ..common.errors import StorageError
-from .models.base import Encoded
+from .request import Encoded
 
 log = logging.getLogger(__name__)
 

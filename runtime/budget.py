@@ -12,7 +12,8 @@ from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.backends.registry import choose_backend
 from ..pipeline.conditioning import MIN_SIDE
 from ..pipeline.models.latent_space import LatentSpace
-from .engines.engine_set import EngineSet, clip_sizes
+from .clip_plan import clip_sizes
+from .engines.engine_set import EngineSet
 
 TOLERANCE = 1.15
 """How far an estimate may lie above the memory at hand before a clip is refused: estimates are no better."""

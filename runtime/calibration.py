@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..common.digest import digest
 from ..common.errors import InputError
 from ..engine_builder.backends.base import Runner
 from ..engine_builder.backends.eager import EagerBackend
-from ..engine_builder.graph.quantize import Calibration, Call, evenly, save_calls
-from ..engine_builder.store.key import digest
-from ..pipeline.denoising.sampler import SamplerSettings
+from ..engine_builder.graph.recorded_calls import Calibration, Call, evenly, save_calls
+from ..pipeline.denoising.schedulers import SamplerSettings
 from ..pipeline.media.image import rgb
-from ..pipeline.models.base import ClipRequest
+from ..pipeline.request import ClipRequest, ClipSize
 from ..pipeline.tensor_cache import ConditioningCache
-from .clip import Denoising, encode_clip, sample_clip
+from .clip import encode_clip, sample_clip
+from .clip_plan import Denoising
 from .engines.engine_set import EngineSet
 from .engines.policy import EnginePolicy
-from .engines.presets import ClipSize
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -3,61 +3,25 @@
 from __future__ import annotations
 
 import sys
-import time
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from functools import partial
 
 import torch
 
 from ..common.errors import InputError
-from ..common.validation import check_number
 from ..pipeline.conditioning import Conditioning, check_request, condition
 from ..pipeline.decode import OnChunk, chunk_size, decode, most_at_once, scratch_bytes
-from ..pipeline.denoising.sampler import OnStep, SamplerSettings, make_scheduler, sample
-from ..pipeline.models.base import ClipRequest, GuidanceScale, Stage, VideoModel
+from ..pipeline.denoising.sampler import OnStep, sample
+from ..pipeline.denoising.schedulers import make_scheduler
+from ..pipeline.models.base import Stage, VideoModel
+from ..pipeline.models.latent_space import TUNED_CHUNK
+from ..pipeline.request import ClipRequest
 from ..pipeline.tensor_cache import ConditioningCache
 from . import budget
 from .budget import ClipSize
-from .engines.engine_set import EngineSet, clip_sizes
-from .engines.policy import TUNED_CHUNK
-
-MAX_GUIDANCE = 100.0
-FIRST_TIMED_CALL, WEIGHED_CALL = 2, 5
-"""Between which calls of a clip one is timed: the first is slower, for libraries make what they need."""
-
-
-@dataclass(frozen=True)
-class Denoising:
-    """How to sample a clip. A guidance scale of 1 or less runs the conditional branch alone, in half the time.
-
-    With `min_guidance_scale` guidance goes evenly from that in the first frame to `guidance_scale` in the
-    last; None leaves it to the family. `late_guidance_scale` is that of a second core, which ends the clip;
-    None gives it the first one's.
-    """
-
-    seed: int
-    guidance_scale: float
-    sampler: SamplerSettings
-    min_guidance_scale: float | None = None
-    late_guidance_scale: float | None = None
-
-    def __post_init__(self) -> None:
-        others = (scale for scale in (self.min_guidance_scale, self.late_guidance_scale) if scale is not None)
-        for scale in (self.guidance_scale, *others):
-            check_number("Guidance is", scale, 0, MAX_GUIDANCE)
-        if type(self.seed) is not int or not 0 <= self.seed < 1 << 64:
-            raise InputError(f"The seed is a whole number from 0 to {(1 << 64) - 1}, found {self.seed}.")
-
-    def scale_of(self, core: str, model: VideoModel) -> float:
-        """The guidance scale of one of a model's cores."""
-        late = self.late_guidance_scale
-        return self.guidance_scale if late is None or core == model.core else late
-
-
-def core_sizes(core: str, model: VideoModel, conditioning: Conditioning, denoising: Denoising) -> dict[str, int]:
-    """The sizes at which sampling calls one of a model's cores."""
-    width, height, count = conditioning.width, conditioning.height, conditioning.num_frames
-    return clip_sizes(model, width, height, count, guided=denoising.scale_of(core, model) > 1)
+from .clip_plan import Denoising, clip_sizes
+from .denoiser import Denoiser
+from .engines.engine_set import EngineSet
 
 
 def engine_multiple(model: VideoModel) -> int:
@@ -112,63 +76,13 @@ def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoi
 def _sample(engines: EngineSet, conditioning: Conditioning, denoising: Denoising, on_step: OnStep) -> torch.Tensor:
     model, device = engines.model, engines.device
     scheduler = make_scheduler(denoising.sampler, model.scheduler_config)
-    denoise = _Denoiser(engines, conditioning, denoising)
+    denoise = Denoiser(engines, conditioning, denoising)
     generator = torch.Generator().manual_seed(denoising.seed)
     noise = model.noise(conditioning.width, conditioning.height, conditioning.num_frames, generator)
     latents = sample(denoise, scheduler, noise.to(device), denoising.sampler, generator, on_step)
     if not bool(torch.isfinite(latents).all()):
         raise InputError(f"Sampling gave values that are not finite in {engines.precision}: choose bf16 or fp32.")
     return model.to_latent(model.finish(latents, denoise.tensors).cpu())
-
-
-class _Denoiser:
-    """`denoise(x, t)` over a clip's conditioning, by the core that each timestep is for."""
-
-    def __init__(self, engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> None:
-        self._engines, self._conditioning, self._denoising = engines, conditioning, denoising
-        self.tensors = {name: tensor.to(engines.device) for name, tensor in conditioning.tensors.items()}
-        self._calls, self._timed_from = 0, 0.0
-        self._take(engines.model.core)
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        model, core = self._engines.model, self._engines.model.select_core(float(t))
-        if core != self._core:
-            self._take(core)
-        self._weigh()
-        # On a GPU without waiting: what was queued before must not be done first. Others may read it too early.
-        there = t.to(self._engines.device, non_blocking=self._engines.device.type == "cuda")
-        inputs = model.prepare_input(x, there, self.tensors, self._guided)
-        return model.combine(self._runner(inputs), self._guidance)
-
-    def _take(self, core: str) -> None:
-        """Has the core on the device, in the other's place where there is no room for both."""
-        model, scale = self._engines.model, self._denoising.scale_of(core, self._engines.model)
-        self._core, self._guided = core, scale > 1
-        self._runner = self._engines.runner(core, core_sizes(core, model, self._conditioning, self._denoising))
-        self._guidance = self._rising(scale)
-
-    def _weigh(self) -> None:
-        """After some calls: whether this clip and those behind it would be done sooner with an engine built now."""
-        self._calls += 1
-        if self._calls == FIRST_TIMED_CALL:
-            self._timed_from = time.monotonic()
-        if self._calls != WEIGHED_CALL:
-            return
-        call_s = (time.monotonic() - self._timed_from) / (WEIGHED_CALL - FIRST_TIMED_CALL)
-        engines, steps = self._engines, self._denoising.sampler.steps
-        calls = steps - WEIGHED_CALL + 1 + steps * engines.waiting_clips  # this one has not run yet
-        sizes = core_sizes(self._core, engines.model, self._conditioning, self._denoising)
-        if engines.hasten(self._core, sizes, calls * call_s * engines.model.engine_gain):
-            self._take(self._core)
-
-    def _rising(self, last: float) -> GuidanceScale:
-        """The guidance of all frames, or of each where it rises towards the last."""
-        first = self._denoising.min_guidance_scale
-        first = self._engines.model.min_guidance_scale if first is None else first
-        if first is None:
-            return last
-        frames = self._engines.model.latent.frames(self._conditioning.num_frames)
-        return torch.linspace(first, last, frames).reshape(-1, 1, 1, 1).to(self._engines.device)
 
 
 def decode_clip(engines: EngineSet, latents: torch.Tensor, chunk: int, on_chunk: OnChunk) -> torch.Tensor:

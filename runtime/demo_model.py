@@ -5,14 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.pack_paths import BUNDLED, BUNDLED_NAME
 from ..pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
 from ..pipeline.models.checkpoints.diffusers_folder import INDEX
-
-PACK = Path(__file__).resolve().parent.parent
-BUNDLED = PACK / "demo_model"
-BUNDLED_NAME = "i2v-demo"
-"""How workflows name the bundled model, wherever the pack lies."""
-PICTURE = PACK / "workflows" / "pictures" / "lake.png"
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from ..common.device import cuda_arch
 from ..common.errors import BackendUnavailableError, InputError
-from ..engine_builder.backends.base import Report, cuda_arch
+from ..engine_builder.backends.base import Report
 from ..engine_builder.build.build import BuildResult, find_engine
 from ..engine_builder.build.build_process import BuildProcess
-from ..engine_builder.graph.quantize import Calibration, check_quantizable
+from ..engine_builder.graph.quantize import check_quantizable
+from ..engine_builder.graph.recorded_calls import Calibration
 from ..pipeline.models.registry import FAMILIES
+from ..pipeline.request import ClipSize
 from .calibration import Material, calibration_of, record
-from .engines.engine_set import EngineSet, clip_sizes
+from .clip_plan import clip_sizes
+from .engines.engine_set import EngineSet
 from .engines.messages import precision
-from .engines.presets import ClipSize
 
 ALL = "all"
 

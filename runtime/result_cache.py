@@ -9,14 +9,15 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from ..common.digest import digest
 from ..common.errors import BackendUnavailableError
 from ..engine_builder.backends.base import Backend
-from ..engine_builder.store.key import digest
 from ..pipeline.conditioning import Conditioning
 from ..pipeline.denoising.sampler import OnStep
-from ..pipeline.models.base import Encoded
+from ..pipeline.request import Encoded
 from ..pipeline.tensor_cache import CacheLimits, ConditioningCache
-from .clip import Denoising, core_sizes, sample_clip
+from .clip import sample_clip
+from .clip_plan import Denoising, core_sizes
 from .engines.engine_set import EngineSet
 
 SCHEMA = 1

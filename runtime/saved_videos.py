@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from ..engine_builder.store.key import digest
+from ..common.digest import digest
 from ..pipeline.media.formats import Audio, VideoOptions, as_json
-from ..pipeline.models.base import Encoded
+from ..pipeline.request import Encoded
 from ..pipeline.tensor_cache import CacheLimits, ConditioningCache
 from .result_cache import content
 

@@ -5,14 +5,12 @@ What it has measured stands in files, one for each row, that the ladder reads wh
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...common.errors import I2VError
@@ -30,9 +28,10 @@ from .measure import (
     sample_ms,
     step_figures,
 )
+from .order import Order, order_from_json
 from .reference import against_reference, save_reference
 from .row import INCOMPLETE, MEASURED, MISSING, RowFile
-from .rungs import EAGER, ENGINES, Rung
+from .rungs import EAGER, ENGINES
 from .stock_way import StockWay
 from .way import Clip, Way
 
@@ -43,35 +42,6 @@ MEMORY_STEPS = 2
 TRACE_CHARS = 2000
 _REMAINING = re.compile(r" \([^)]* left\)")
 """What builds say of the time they will still take, which changes all the time."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a process is to do: `kind` is `row`, `warm`, `sweep` or `checkpoint`. Times are `time.time()`."""
-
-    kind: str
-    job: Job
-    rung: Rung
-    rows: Path
-    """The folder that rows are written to."""
-    samples: int
-    started_at: float
-    """When the process was started."""
-    began_at: float
-    """When the ladder began, for the seconds that progress is told with."""
-
-    def to_json(self) -> str:
-        """As text for another process."""
-        return json.dumps({**asdict(self), "rows": str(self.rows)}, indent=1)
-
-
-def order_from_json(text: str) -> Order:
-    """The order that `Order.to_json` wrote."""
-    data = json.loads(text)
-    rung = data["rung"]
-    rewrites = rung["rewrites"]
-    rung = Rung(**{**rung, "rewrites": None if rewrites is None else tuple(rewrites)})
-    return Order(**{**data, "job": Job(**data["job"]), "rung": rung, "rows": Path(data["rows"])})
 
 
 def main(path: Path) -> int:

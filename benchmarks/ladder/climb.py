@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...common.errors import I2VError
-from .child import Order
 from .document import Document, write_text
+from .order import Order
 from .plot import save_plot
 from .process import run_order
 from .row import INCOMPLETE, MEASURED, MISSING, Row, read_row

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...common.device import default_device
 from ...common.errors import I2VError, InputError
+from ...common.pack_paths import PACK
 from ...pipeline.models.checkpoints.diffusers_folder import INDEX
 from ...pipeline.models.registry import open_model
-from ...runtime.demo_model import PACK
-from ...runtime.engines.policy import default_device
 from .child import main as run_child
 from .climb import Climb, Limits
 from .document import Document

@@ -17,10 +17,11 @@ from ...engine_builder.backends.registry import BACKENDS
 from ...engine_builder.build.build_process import BuildProcess
 from ...engine_builder.store.store import EngineStore
 from ...pipeline.conditioning import Conditioning
-from ...pipeline.denoising.sampler import SamplerSettings
+from ...pipeline.denoising.schedulers import SamplerSettings
 from ...pipeline.models.registry import open_model
 from ...pipeline.tensor_cache import ConditioningCache
-from ...runtime.clip import Denoising, decode_clip, encode_clip, sample_clip
+from ...runtime.clip import decode_clip, encode_clip, sample_clip
+from ...runtime.clip_plan import Denoising
 from ...runtime.engines.engine_set import EngineSet
 from ...runtime.engines.policy import EnginePolicy
 from .flops import count_tflop

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from ...pipeline.models.base import ClipRequest, VideoModel
-from ...runtime.demo_model import PICTURE
-from ...runtime.engines.engine_set import clip_sizes
+from ...common.pack_paths import PICTURE
+from ...pipeline.models.base import VideoModel
+from ...pipeline.request import ClipRequest
+from ...runtime.clip_plan import clip_sizes
 
 NEGATIVE_PROMPT = "blurry, distorted, static"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...runtime.demo_model import PACK
+from ...common.pack_paths import PACK
 from ...runtime.tools.doctor import installed_versions
 from .measure import query_gpu
 

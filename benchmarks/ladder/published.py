@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...pipeline.models.base import ClipRequest, VideoModel
+from ...pipeline.models.base import VideoModel
+from ...pipeline.request import ClipRequest
 from .job import NEGATIVE_PROMPT, Job
 
 

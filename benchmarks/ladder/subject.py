@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from ...common.errors import InputError
+from ...common.pack_paths import BUNDLED_NAME
 from ...pipeline.models.checkpoints.diffusers_folder import INDEX
 from ...pipeline.models.registry import open_model
-from ...runtime.demo_model import BUNDLED_NAME, DemoModel, demo_model
+from ...runtime.demo_model import DemoModel, demo_model
 
 TINY = "tiny"
 RANDOM = "random"

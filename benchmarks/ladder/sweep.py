@@ -14,17 +14,18 @@ from ...common.errors import I2VError
 from ...common.spec import EngineSpec
 from ...engine_builder.graph.onnx_export import example_inputs
 from ...engine_builder.store.store import EngineStore
-from ...pipeline.denoising.sampler import SamplerSettings
+from ...pipeline.denoising.schedulers import SamplerSettings
 from ...pipeline.models.registry import open_model
 from ...pipeline.tensor_cache import ConditioningCache
-from ...runtime.clip import Denoising, encode_clip, sample_clip
+from ...runtime.clip import encode_clip, sample_clip
+from ...runtime.clip_plan import Denoising
 from ...runtime.engines.engine_set import EngineSet
 from ...runtime.engines.policy import EnginePolicy
-from .child import Order
 from .document import Point, write_text
 from .flops import count_tflop
 from .job import Job
 from .measure import GIB, StageClock, free_memory, sample_ms
+from .order import Order
 from .rungs import Rung
 
 SWEEP_FILE = "sweep.json"

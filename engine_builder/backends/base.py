@@ -5,18 +5,19 @@ from __future__ import annotations
 import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from ...common.device import current_device
 from ...common.errors import EngineError, InputError
 from ...common.spec import EngineSpec, NetworkSpec, Target
 
 if TYPE_CHECKING:
     import torch
 
-    from ..graph.quantize import Calibration
+    from ..graph.recorded_calls import Calibration
     from ..store.store import Plan
 
 LoadNetwork = Callable[[], "torch.nn.Module"]
@@ -164,23 +165,6 @@ class Backend(ABC):
         """A runner for the plan (None for a backend that builds none), not yet loaded."""
 
 
-def cuda_arch(device: torch.device) -> str | None:
-    """The architecture of a CUDA device, such as `sm_89`; None for any other device."""
-    import torch
-
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
-
-
-def current_device(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a CUDA device the current one, whose stream libraries take; does nothing for any other."""
-    import torch
-
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 @contextmanager
 def no_collection() -> Iterator[None]:
     """Keeps Python from collecting garbage: compilers spend a sixth of their time on it, and a capture forbids it."""
@@ -191,21 +175,6 @@ def no_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """What is free of a CUDA device's memory now, whoever holds the rest; None for any other device."""
-    import torch
-
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-
-
-def free_cached(device: torch.device) -> None:
-    """Lets other libraries have the memory that PyTorch keeps on a CUDA device for its own next tensors."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -6,11 +6,12 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...common.device import cuda_arch
 from ...common.errors import BackendUnavailableError, EngineError
 from ...common.out_of_memory import says_out_of_memory
 from ...common.spec import EngineSpec, Target
 from ..graph.onnx_export import FILE_NAME, export_onnx, exporter_version
-from .base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
+from .base import Availability, Backend, LoadNetwork, Report, Runner
 
 if TYPE_CHECKING:
     import torch

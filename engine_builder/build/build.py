@@ -12,8 +12,9 @@ from datetime import datetime, timezone
 from itertools import accumulate
 from pathlib import Path
 
+from ...common.device import free_bytes
 from ...common.errors import EngineError, StorageError
-from ..backends.base import Report, free_bytes
+from ..backends.base import Report
 from ..store.key import engine_key
 from ..store.manifest import Manifest
 from ..store.sealed_cache import lent

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...common.device import current_device
 from ...common.errors import EngineError, StorageError
 from ...common.network_source import NetworkSource
 from ...common.spec import EngineSpec, spec_from_dict
-from ..backends.base import Backend, LoadNetwork, Report, current_device
+from ..backends.base import Backend, LoadNetwork, Report
 from ..backends.eager import EagerBackend
 from ..backends.registry import BACKENDS
-from ..graph.quantize import RECORDED, Calibration, keep_for_the_gate
+from ..graph.recorded_calls import RECORDED, Calibration, keep_for_the_gate
 from ..store.manifest import Manifest, Verdict, verdict_from_dict
 from ..store.store import Plan, describe_files
 from .parity import judge, judge_recorded, passes, timesteps_of

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
+from ...common.device import free_cached
 from ...common.errors import EngineError
 from ...common.spec import EngineSpec
-from ..backends.base import Runner, free_cached
+from ..backends.base import Runner
 from ..graph.onnx_export import example_inputs
-from ..graph.quantize import Call
+from ..graph.recorded_calls import Call
 from ..store.manifest import Verdict
 
 if TYPE_CHECKING:

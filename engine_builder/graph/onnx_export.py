@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.errors import EngineError
-from ...common.spec import DimRange, EngineSpec, Guidance, ShapeProfile, TensorSpec, split_dim
+from ...common.shapes import DimRange, ShapeProfile
+from ...common.spec import EngineSpec, Guidance, TensorSpec, split_dim
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...common.digest import canonical_json
 from ...common.errors import EngineError, OtherVersionError
 from ...common.spec import EngineSpec, Target, spec_from_dict
-from .key import SCHEMA, canonical_json, engine_key
+from .key import SCHEMA, engine_key
 
 FILE_NAME = "manifest.json"
 MAX_BYTES = 1 << 20

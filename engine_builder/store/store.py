@@ -18,10 +18,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from ...common.digest import digest
 from ...common.errors import DamagedEngineError, EngineError, OtherVersionError, StorageError
 from ...common.spec import Target
 from . import quarantine
-from .key import digest
 from .manifest import FILE_NAME, MAX_BYTES, FileDigest, Manifest, Verdict, file_digest, seal, unseal
 from .sealed_cache import SideCache
 

@@ -13,7 +13,7 @@ import torch
 from server import PromptServer
 
 from ...runtime.engines.idle_builds import IdleBuilds
-from . import ui as host
+from .memory import device
 from .patcher import memory_of
 
 SETTING = "I2VTensorRT.BuildWhenIdle"
@@ -39,9 +39,9 @@ class _Queue:
 
     def free_device(self, needed_bytes: int) -> None:
         """Has ComfyUI unload its models in its own thread, where the GPU is too full for the build."""
-        if host.device().type != "cuda" or not self.is_idle():
+        if device().type != "cuda" or not self.is_idle():
             return
-        if not _free_bytes() < needed_bytes <= memory_of(host.device()).total_bytes:
+        if not _free_bytes() < needed_bytes <= memory_of(device()).total_bytes:
             return
         PromptServer.instance.prompt_queue.set_flag("unload_models", True)
         deadline = time.monotonic() + PATIENCE_S
@@ -51,7 +51,7 @@ class _Queue:
 
 def _free_bytes() -> int:
     """What another process could have of the GPU: what PyTorch keeps for its next tensors is not free for it."""
-    return int(torch.cuda.mem_get_info(host.device())[0])
+    return int(torch.cuda.mem_get_info(device())[0])
 
 
 def is_switched_on() -> bool:

@@ -12,7 +12,7 @@ brings weights in as they are used, a sampling that has room for them runs over 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,37 +32,18 @@ from ...runtime.engines.policy import EnginePolicy
 from ...runtime.engines.residency import LoadInPlace
 from ...runtime.external.compiled_network import CompiledNetwork, Tally
 from ...runtime.external.network_call import Call, named_arguments, read_call
-from . import ui as host
+from .folders import engine_store
 from .idle import idle_builds
+from .memory import HostResidency, device
 from .network import METHOD, OPTIONS, CoreNetwork
+from .obstacles import Layers, layers_of, obstacles, weight_obstacles
 from .patcher import RunnerPatcher
+from .ui import say, sentences, tell_build
 
 log = logging.getLogger(__name__)
 
 KEY = "i2v_tensorrt"
 CONTROL = "control"
-OUTSIDE = {
-    "cond_or_uncond",
-    "uuids",
-    "sigmas",
-    "sample_sigmas",
-    "callbacks",
-    "prefetch_dynamic_vbars",
-    "original_shape",
-    "transformer_index",
-    "total_blocks",
-    "block",
-    "block_index",
-    "block_type",
-    "grid_sizes",
-    "activations_shape",
-    "easycache",
-}
-"""What a network is told, or writes down, without giving another result for it."""
-WRAPPERS = {kind for name, kind in vars(WrappersMP).items() if name.isupper() and isinstance(kind, str)}
-"""The kinds of wrappers that ComfyUI has: all of them are outside the network."""
-Layers = list[tuple[str, torch.nn.Module]]
-"""A network's layers, with their names."""
 _WHOLE: WeakKeyDictionary[torch.nn.Module, ModelPatcher] = WeakKeyDictionary()
 """What was loaded whole of a model whose weights are dynamic, as long as that one lives: nothing is read twice."""
 
@@ -74,7 +55,7 @@ class _Residency(LoadInPlace):
         self.patcher: ModelPatcher | None = None
         self.scratch_bytes = 0
         """What a call of the patcher's model needs beside the weights."""
-        self._host = host.HostResidency()
+        self._host = HostResidency()
         self._sent_away: list[ModelPatcher] = []
         """What the sampling was using when a build needed the room."""
         self._borrowing: dict[Runner, None] = {}
@@ -86,7 +67,7 @@ class _Residency(LoadInPlace):
         if BACKENDS[runner.backend].holds_weights:
             return self._host.hold(runner, scratch_bytes, beside=self._in_use())
         if self.patcher is not None and not runner.is_loaded:
-            for reason in _weights(layers_of(self.patcher), runner.device):
+            for reason in weight_obstacles(layers_of(self.patcher), runner.device):
                 raise EngineError(reason)  # they are loaded anew after a build, and may find less room
         runner.load()
         self._borrowing[runner] = None
@@ -108,7 +89,7 @@ class _Residency(LoadInPlace):
         return self._host.host_bytes()
 
     def clear(self) -> None:
-        if host.device().type != "cpu":
+        if device().type != "cpu":
             self._sent_away = self._in_use()
             self._host.clear()
 
@@ -121,7 +102,7 @@ class _Residency(LoadInPlace):
     def _in_use(self) -> list[ModelPatcher]:
         """The sampled model, and what the sampling has loaded beside it, such as ControlNets; no runners."""
         sampled = [] if self.patcher is None else [self.patcher]
-        card, used = host.device(), memory.loaded_models(only_currently_used=True)
+        card, used = device(), memory.loaded_models(only_currently_used=True)
         others = [] if card.type == "cpu" else [each for each in used if each is not None and each.load_device == card]
         return list(dict.fromkeys([*sampled, *(each for each in others if not isinstance(each, RunnerPatcher))]))
 
@@ -215,7 +196,7 @@ class CompiledModel:
             return original()
         core.weights = patcher.patches_uuid
         self._residency.scratch_bytes = int(patcher.model.memory_required(call.latents.shape))
-        with host.sentences():
+        with sentences():
             return compiled.run(call, original)
 
     def _call(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ModelPatcher, Call]:
@@ -241,8 +222,8 @@ class CompiledModel:
         """
         if self._network is None or self._network[0].network is not patcher.model.diffusion_model:
             self._forget()
-            core, store = self._core(patcher), host.engine_store()
-            compiled = CompiledNetwork(core, store, self._policy, self._residency, host.tell_build, idle_builds())
+            core, store = self._core(patcher), engine_store()
+            compiled = CompiledNetwork(core, store, self._policy, self._residency, tell_build, idle_builds())
             self._network = core, compiled
         self._network[0].check()
         return self._network
@@ -266,7 +247,7 @@ class CompiledModel:
         lines = self._told() or [f"The network runs as it is: ComfyUI gives no way to wrap {_name(patcher)}."]
         for reason in self._refused:
             log.warning("%s runs as it is: %s", _name(patcher), reason)
-        host.say(self._node_id, "\n".join(lines))
+        say(self._node_id, "\n".join(lines))
 
     def _forget(self) -> None:
         """Frees all that the engines of before hold."""
@@ -286,57 +267,6 @@ class CompiledModel:
             return []
         tally.original += refused
         return [_line(tally, backends), *(f"The network runs as it is: {reason}" for reason in self._refused), *notes]
-
-
-def layers_of(patcher: ModelPatcher) -> Layers:
-    """The layers of the model's network."""
-    return list(patcher.model.diffusion_model.named_modules())
-
-
-def obstacles(
-    patcher: ModelPatcher, layers: Layers, options: Mapping[str, Any], control: object, device: torch.device
-) -> Iterator[str]:
-    """What reaches into the network, or keeps its weights from being used where they lie: a sentence each."""
-    if control is not None:
-        yield "Expected no control, found one, such as a ControlNet's."
-    yield from _patches(options)
-    if patcher.current_hooks is not None:
-        yield "Expected no hooks on the weights, found some."
-    patched = [name for name in patcher.object_patches if name.startswith("diffusion_model")]
-    if patched:
-        yield f"Expected the network's own parts, found another {patched[0]}."
-    if patcher.injections:
-        yield f"Expected nothing injected, found {', '.join(map(str, patcher.injections))}."
-    yield from _weights(layers, device)
-
-
-def _patches(options: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in options.items():
-        if name == "wrappers":
-            strange = [kind for kind, each in value.items() if kind not in WRAPPERS and any(each.values())]
-            if strange:
-                yield f"Expected wrappers outside the network, found {strange[0]}."
-        elif name not in OUTSIDE and _is_set(value):
-            inner = f" ({', '.join(map(str, value))})" if isinstance(value, Mapping) else ""
-            yield f"Expected no patches in the network, found {name}{inner}."
-
-
-def _is_set(value: Any) -> bool:
-    """Whether an option has a value; one that nobody can tell has."""
-    return bool(value) if isinstance(value, bool | int | float | str | list | tuple | dict) else value is not None
-
-
-def _weights(layers: Layers, device: torch.device) -> Iterator[str]:
-    elsewhere = False
-    for name, layer in layers:
-        own = vars(layer)
-        if getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None) or "_v" in own:
-            yield "Expected weights that are loaded whole, found some that are patched or brought in as they are used."
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in own:
-            yield f"Expected the network's own layers, found a hook on {name or 'it'}."
-        elsewhere |= any(weight is not None and weight.device != device for weight in layer._parameters.values())
-    if elsewhere:
-        yield f"Expected all weights on {device}, found some elsewhere: the model is too large to be loaded whole."
 
 
 def _check_room(what: str, needed_bytes: int, found_bytes: int | None) -> None:

@@ -23,11 +23,12 @@ from typing import Any
 
 import torch
 
+from ...common.digest import canonical_json, digest
 from ...common.errors import EngineError, InputError, StorageError
 from ...common.network_source import NetworkSource
-from ...common.spec import NetworkSpec, ShapeProfile
+from ...common.shapes import ShapeProfile
+from ...common.spec import NetworkSpec
 from ...engine_builder.backends.inductor.runner import Layout, layout_of, tensors_of
-from ...engine_builder.store.key import canonical_json, digest
 from ...runtime.external.network_call import BorrowedNetwork, CalledNetwork
 
 METHOD = "_forward"

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from weakref import WeakValueDictionary
 
 from ...common.errors import InputError
 from ...common.network_source import NetworkSource
 from ...common.spec import NetworkSpec
-from ..denoising.sampler import SCHEDULERS
+from ..denoising.guidance import GuidanceScale
+from ..denoising.schedulers import SCHEDULERS
+from ..request import ClipRequest, Encoded
 from .checkpoints.diffusers_folder import Checkpoint
 from .checkpoints.file_digests import take_digests
 from .checkpoints.lora import Adapter, open_adapter
@@ -23,7 +25,6 @@ from .latent_space import LatentSpace
 from .parts import load_part
 
 if TYPE_CHECKING:
-    import PIL.Image
     import torch
     from typing_extensions import Self
 
@@ -34,42 +35,6 @@ Run = Callable[[str, Mapping[str, "torch.Tensor"]], Mapping[str, "torch.Tensor"]
 
 Stage = Callable[[str, int, int], None]
 """Told the name of the stage, how many steps are done and how many there are; may raise to interrupt."""
-
-GuidanceScale = Union[float, "torch.Tensor"]
-"""How far to go from the unconditional to the conditional prediction: one number, or float32 [frames, 1, 1, 1]."""
-
-
-@dataclass(frozen=True)
-class ClipRequest:
-    """What one clip is made from: a picture in RGB, width and height in pixels, `fps` in frames per second.
-
-    What a family makes no use of is named in its `unused`. `noise_aug_strength` is the standard deviation of
-    the noise laid over the picture in -1..1, drawn from `noise_aug_seed`.
-    """
-
-    picture: PIL.Image.Image
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    num_frames: int
-    fps: int
-    motion_bucket_id: int = 127
-    noise_aug_strength: float = 0.02
-    noise_aug_seed: int = 0
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A request as tensors that stay the same for the whole clip.
-
-    The first axis is the guidance branch: 2 (unconditional, conditional) for a tensor that differs
-    between them, 1 for one that does not. `notes` are sentences for the user.
-    """
-
-    tensors: Mapping[str, torch.Tensor]
-    notes: tuple[str, ...] = ()
-
 
 class LoadComponent(Protocol):
     """Gives a network in a precision (`fp32`, `fp16`, `bf16`), made with these rewrites."""
@@ -284,14 +249,3 @@ class VideoModel(ABC):
     def decoder(self, run: Run) -> DecodeChunk:
         """What decodes one clip, a chunk of latent frames after another, in their order."""
         return lambda latents: run("vae_decoder", {"latents": latents})["image"]
-
-
-def guide(prediction: torch.Tensor, guidance_scale: GuidanceScale) -> torch.Tensor:
-    """Classifier-free guidance over [branches, frames, ...], float32 [frames, ...]; one branch stays as it is.
-
-    Ho and Salimans 2022, arXiv:2207.12598.
-    """
-    if len(prediction) == 1:
-        return prediction[0].float()
-    unconditional, conditional = prediction.float()
-    return unconditional + guidance_scale * (conditional - unconditional)

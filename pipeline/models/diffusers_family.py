@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ...common.spec import DimRange, NetworkSpec, ShapeProfile, TensorSpec
+from ...common.shapes import DimRange, ShapeProfile
+from ...common.spec import NetworkSpec, TensorSpec
 from ..decode import BYTES_PER_PIXEL
-from ..fused import blocks as lean
+from ..fused import blocks
 from ..fused.kernels.attention import limit_attention
 from .base import Component, VideoModel
 from .checkpoints.diffusers_folder import open_checkpoint
@@ -159,7 +160,7 @@ class DiffusersFamily(VideoModel):
         if component in self.cores:
             return width * volume * self.core_scratch_bytes.get(backend, self.core_scratch_bytes[EAGER])
         if component == self.decoder_component:
-            scores = lean.score_bytes(places) if backend in self.rewriting_backends else 0
+            scores = blocks.score_bytes(places) if backend in self.rewriting_backends else 0
             place_bytes = self.decoder_scratch_bytes.get(backend, self.decoder_scratch_bytes[EAGER])
             return SMALL_SCRATCH_BYTES + width * chunk * (places * place_bytes + scores)
         if component == "vae_encoder":

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...common.errors import InputError
+from ..request import ClipSize
 
 if TYPE_CHECKING:
     import torch
+
+TUNED_CHUNK = 8
+"""Frames decoded at once that a decoder's engine is tuned for."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,14 @@ class LatentSpace:
             told = " and ".join(str(count) for count in near if count <= self.max_frames)
             return f"{title} makes a frame and then {self.time_factor} at a time, found {num_frames}: near are {told}."
         return None
+
+
+def dims_of(latent: LatentSpace, size: ClipSize) -> dict[str, int]:
+    """What a clip of that size is in latents; its chunk is what decoders are tuned for."""
+    frames = latent.frames(size.num_frames)
+    return {
+        "frames": frames,
+        "latent_height": size.height // latent.factor,
+        "latent_width": size.width // latent.factor,
+        "chunk": min(frames, TUNED_CHUNK),
+    }

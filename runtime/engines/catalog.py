@@ -9,14 +9,15 @@ from typing import Generic
 import torch
 
 from ...common.errors import BackendUnavailableError, InputError, MissingEngineError
-from ...common.spec import QUANTIZED, EngineSpec, ShapeProfile, network_precision
+from ...common.shapes import ShapeProfile
+from ...common.spec import QUANTIZED, EngineSpec, network_precision
 from ...engine_builder.backends.base import Backend
 from ...engine_builder.backends.registry import BACKENDS, choose_backend
 from ...engine_builder.backends.tensorrt.backend import TensorRTBackend
 from ...engine_builder.build.compile import BuildRequest
-from ...engine_builder.graph.quantize import Calibration
+from ...engine_builder.graph.recorded_calls import Calibration
 from ...engine_builder.store.store import EngineStore, Plan
-from . import messages as engine_words
+from . import messages
 from .networks import AnyNetworks
 from .policy import EnginePolicy
 
@@ -50,7 +51,7 @@ class EngineCatalog(Generic[AnyNetworks]):
         if spec.precision not in QUANTIZED:
             calibration = None
         elif calibration is None:
-            raise MissingEngineError(engine_words.uncalibrated(component, spec.precision))
+            raise MissingEngineError(messages.uncalibrated(component, spec.precision))
         else:
             spec = replace(spec, calibration=calibration.name)
         precision = network_precision(spec.precision)

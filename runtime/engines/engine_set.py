@@ -20,7 +20,8 @@ from ...common.errors import (
     MissingEngineError,
     StorageError,
 )
-from ...common.spec import EngineSpec, ShapeProfile, network_precision
+from ...common.shapes import ShapeProfile
+from ...common.spec import EngineSpec, network_precision
 from ...engine_builder.backends.base import Backend, Report, Runner
 from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
@@ -28,17 +29,16 @@ from ...engine_builder.build.build import BuildResult, build_engine, builds_at_o
 from ...engine_builder.build.build_process import BuildProcess
 from ...engine_builder.build.compile import BuildRequest, check_plan
 from ...engine_builder.build.eta import last_build_s
-from ...engine_builder.graph.quantize import Calibration
+from ...engine_builder.graph.recorded_calls import Calibration
 from ...engine_builder.store.manifest import Manifest
 from ...engine_builder.store.store import EngineStore, Plan
 from ...pipeline.models.base import VideoModel
-from . import messages as engine_words
+from . import messages
 from .catalog import EngineCatalog
 from .failed_builds import FAILED, anew
 from .networks import AnyNetworks
 from .parallel_builds import Task, build_in_parallel
-from .policy import LATER, EnginePolicy, dims_of
-from .presets import ClipSize
+from .policy import LATER, EnginePolicy
 from .residency import LoadInPlace, Residency
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ class Engines(EngineCatalog[AnyNetworks]):
     def _put_off(self, component: str, sizes: Mapping[str, int]) -> NoReturn:
         """Has an engine built later, and says so; raises _PutOffError."""
         self._want(component, sizes)
-        raise _PutOffError(engine_words.SWITCHED_OFF if self._fate == "off" else engine_words.LATER)
+        raise _PutOffError(messages.SWITCHED_OFF if self._fate == "off" else messages.LATER)
 
     @property
     def waiting_clips(self) -> int:
@@ -298,10 +298,10 @@ class Engines(EngineCatalog[AnyNetworks]):
             return f"eager, {here}: {error}"
         missing = [name for name in self.model.engine_components if not self.stored(name)]
         if missing and self.on_missing == "stop":
-            raise MissingEngineError(engine_words.missing(missing[0], {}, [], self.store.root))
+            raise MissingEngineError(messages.missing(missing[0], {}, [], self.store.root))
         if self._is_eager_fine and len(missing) == len(self.model.engine_components):
-            return f"eager, {here}\n{engine_words.NOT_BUILT}"
-        return f"{name}, {here}\n{engine_words.stock(self.model.engine_components, missing, self._fate)}"
+            return f"eager, {here}\n{messages.NOT_BUILT}"
+        return f"{name}, {here}\n{messages.stock(self.model.engine_components, missing, self._fate)}"
 
     @property
     def _fate(self) -> str:
@@ -376,7 +376,7 @@ class Engines(EngineCatalog[AnyNetworks]):
         if component in self.failures:
             raise anew(self.failures[component])
         if self.on_missing not in ("build", LATER):
-            raise MissingEngineError(engine_words.missing(component, sizes, self.stored(component), self.store.root))
+            raise MissingEngineError(messages.missing(component, sizes, self.stored(component), self.store.root))
         try:
             FAILED.check(self.request(component, sizes))
             if self._waits(component, sizes):
@@ -430,7 +430,7 @@ class Engines(EngineCatalog[AnyNetworks]):
     def _note_built(self, started: float) -> None:
         """Tells in one sentence what has been built since that reading of the monotonic clock."""
         if self._built:
-            sentence = engine_words.built(self._built, time.monotonic() - started)
+            sentence = messages.built(self._built, time.monotonic() - started)
             log.info("%s", sentence.replace("\n", " "))
             self._notes[sentence] = None
             self._built = []
@@ -462,14 +462,3 @@ class EngineSet(Engines[VideoModel]):
         except EngineError:
             return True
         return False
-
-
-def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, guided: bool = True) -> dict[str, int]:
-    """The sizes of every named dimension for a clip of width x height (pixels).
-
-    Raises InputError, with the nearest, for a size that the family does not make.
-    """
-    misfit = model.latent.misfit(model.title, width, height, num_frames)
-    if misfit is not None:
-        raise InputError(misfit)
-    return {"batch": 2 if guided else 1, **dims_of(model.latent, ClipSize(width, height, num_frames))}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 
+from ...common.digest import digest
 from ...common.errors import EngineError
 from ...engine_builder.build.compile import BuildRequest
-from ...engine_builder.store.key import digest, engine_key
+from ...engine_builder.store.key import engine_key
 
 AGAIN = "It failed before, and is tried again after a restart or by an Engine Builder."
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...common.errors import InputError
-from ...common.spec import PRECISIONS, QUANTIZED, DimRange, ShapeProfile, span
+from ...common.shapes import DimRange, ShapeProfile, span
+from ...common.spec import PRECISIONS, QUANTIZED
 from ...engine_builder.backends.registry import AUTO
 from ...pipeline.decode import most_at_once
-from ...pipeline.models.latent_space import LatentSpace
-from .presets import ClipSize
+from ...pipeline.models.latent_space import LatentSpace, dims_of
+from ...pipeline.request import ClipSize
 
 PRESETS = "presets"
 SHAPE_POLICIES = ("range", "exact", PRESETS)
-TUNED_CHUNK = 8
-"""Frames decoded at once that a decoder's engine is tuned for."""
 MISS_POLICIES = (AUTO, "build", "eager", "stop")
 LATER = "later"
 """What `auto` comes to on a GPU where somebody builds engines when there is nothing to run."""
@@ -100,17 +99,6 @@ class EnginePolicy:
         return LATER if builds_later else "build"
 
 
-def dims_of(latent: LatentSpace, size: ClipSize) -> dict[str, int]:
-    """What a clip of that size is in latents; its chunk is what decoders are tuned for."""
-    frames = latent.frames(size.num_frames)
-    return {
-        "frames": frames,
-        "latent_height": size.height // latent.factor,
-        "latent_width": size.width // latent.factor,
-        "chunk": min(frames, TUNED_CHUNK),
-    }
-
-
 def _preset_sizes(
     preset: ClipSize, limits: ShapeProfile, asked: Mapping[str, int], latent: LatentSpace
 ) -> dict[str, int]:
@@ -139,8 +127,3 @@ def _exact(limits: ShapeProfile, sizes: Mapping[str, int], most: int | None) -> 
 
 def _at_most(limits: DimRange, most: int) -> DimRange:
     return replace(limits, opt=min(limits.opt, most), max=min(limits.max, most))
-
-
-def default_device() -> torch.device:
-    """What to compute on where no ComfyUI says so: the first CUDA GPU, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

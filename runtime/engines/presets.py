@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from ...common.errors import InputError
 from ...pipeline.conditioning import check_fields
+from ...pipeline.request import ClipSize
 
 MOST = 8
 """Each preset makes a build longer."""
 _SIZE = re.compile(r"\s*([0-9]{1,5})\s*x\s*([0-9]{1,5})\s*x\s*([0-9]{1,4})\s*")
-
-
-class ClipSize(NamedTuple):
-    """A clip's sides in pixels, and its frames."""
-
-    width: int
-    height: int
-    num_frames: int
-
-    def __str__(self) -> str:
-        return "x".join(map(str, self))
 
 
 def parse_presets(text: str) -> tuple[ClipSize, ...]:

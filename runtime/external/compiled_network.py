@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from ...common.digest import digest
 from ...common.errors import BackendUnavailableError, EngineError, I2VError, InputError
 from ...common.network_source import NetworkSource
 from ...common.out_of_memory import is_out_of_memory
@@ -23,7 +24,6 @@ from ...engine_builder.backends.base import Report, Runner
 from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.backends.registry import choose_backend
 from ...engine_builder.build.parity import measure, passes
-from ...engine_builder.store.key import digest
 from ...engine_builder.store.store import EngineStore
 from ...pipeline.models.base import Component
 from ...pipeline.models.latent_space import LatentSpace

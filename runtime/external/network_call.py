@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from ...common.digest import canonical_json
 from ...common.errors import EngineError, InputError
-from ...common.spec import PRECISIONS, DimRange, ShapeProfile, TensorSpec
-from ...engine_builder.store.key import canonical_json
+from ...common.shapes import DimRange, ShapeProfile
+from ...common.spec import PRECISIONS, TensorSpec
 
 SIDE = DimRange(8, 64, 512, 8)
 """What an engine for a range takes in latent height and width: a latent is 8 or 16 pixels."""

@@ -23,11 +23,11 @@ from PIL import Image
 
 from ...common.child_environment import child_environment
 from ...common.errors import EngineError, InputError
+from ...common.pack_paths import BUNDLED, BUNDLED_NAME, PACK
 from ...engine_builder.backends.base import Report
 from ...engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
 from ...engine_builder.build.build_process import last_line
 from ...pipeline.media.image import to_unit_tensor
-from ..demo_model import BUNDLED, BUNDLED_NAME, PACK
 from .table import Table
 
 COMMAND = (str(PACK / "run.py"), "--inside", "bench", "ladder")

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from ...engine_builder.backends.base import cuda_arch
+from ...common.device import cuda_arch
 from ...engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
 from ...engine_builder.graph.quantize import LEAST_ARCH
 from ..engines.policy import EnginePolicy

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ...common.errors import EngineError, InputError
-from ...common.spec import ShapeProfile, Target
+from ...common.shapes import ShapeProfile
+from ...common.spec import Target
 from ...engine_builder.backends.registry import BACKENDS
 from ...engine_builder.store.store import EngineStore, Plan
 from ..engines.messages import precision

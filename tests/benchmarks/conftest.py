@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.benchmarks.ladder.child import Order
 from i2v_tensorrt.benchmarks.ladder.document import Document
 from i2v_tensorrt.benchmarks.ladder.job import Job
+from i2v_tensorrt.benchmarks.ladder.order import Order
 from i2v_tensorrt.benchmarks.ladder.row import MEASURED, Row
 from i2v_tensorrt.benchmarks.ladder.rungs import Rung
 

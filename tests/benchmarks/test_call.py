@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from i2v_tensorrt.benchmarks import one_call as call
+from i2v_tensorrt.benchmarks import one_call
 from i2v_tensorrt.benchmarks.ladder.flops import count_tflop
 
 META = torch.device("meta")
@@ -15,13 +15,13 @@ TEXT_TOKENS, PICTURE_TOKENS = 512, 257
 
 
 def counted(layers: int) -> float:
-    model = call.RandomWan(META, layers)
-    return count_tflop(model.load("core", "bf16"), model.components["core"].spec, call.Setting().sizes(model))
+    model = one_call.RandomWan(META, layers)
+    return count_tflop(model.load("core", "bf16"), model.components["core"].spec, one_call.Setting().sizes(model))
 
 
 def test_a_layer_costs_its_products_and_its_attention() -> None:
     """21 frames of latents of 30x52 patches; attention is the greater half, and 787 TFLOP a call leave it out."""
-    config, tokens = call.CONFIGS["transformer"], 21 * 30 * 52
+    config, tokens = one_call.CONFIGS["transformer"], 21 * 30 * 52
     inner = config["num_attention_heads"] * config["attention_head_dim"]
     seen = TEXT_TOKENS + PICTURE_TOKENS
     products = 2 * tokens * (6 * inner**2 + 2 * inner * config["ffn_dim"]) + 2 * seen * 2 * inner**2
@@ -35,19 +35,19 @@ def child(code: str) -> "subprocess.Popen[str]":
 
 def test_a_way_prepares_waits_and_answers(capsys: pytest.CaptureFixture[str]) -> None:
     way = child('print("compile", flush=True); print("ready", flush=True); input(); print(\'{"step_ms": 2.0}\')')
-    assert call._wait_ready("way", way, deadline=float("inf"))
+    assert one_call._wait_ready("way", way, deadline=float("inf"))
     assert "compile" in capsys.readouterr().out
-    assert call._ask("way", way) == json.loads('{"step_ms": 2.0}')
+    assert one_call._ask("way", way) == json.loads('{"step_ms": 2.0}')
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit(3)", "import time; time.sleep(60)"])
 def test_a_way_that_dies_or_takes_too_long_is_not_ready(code: str) -> None:
     way = child(code)
-    assert not call._wait_ready("way", way, deadline=0.0)
+    assert not one_call._wait_ready("way", way, deadline=0.0)
     way.wait()
 
 
 def test_a_way_that_fails_while_it_is_measured_has_no_figures() -> None:
     way = child('print("ready", flush=True); input(); raise SystemExit(1)')
-    assert call._wait_ready("way", way, deadline=float("inf"))
-    assert call._ask("way", way) == {}
+    assert one_call._wait_ready("way", way, deadline=float("inf"))
+    assert one_call._ask("way", way) == {}

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from i2v_tensorrt.benchmarks.ladder import child
-from i2v_tensorrt.benchmarks.ladder.child import main, order_from_json
+from i2v_tensorrt.benchmarks.ladder.child import main
 from i2v_tensorrt.benchmarks.ladder.job import Job
+from i2v_tensorrt.benchmarks.ladder.order import order_from_json
 from i2v_tensorrt.benchmarks.ladder.reference import reference_path
 from i2v_tensorrt.benchmarks.ladder.row import FIGURES, INCOMPLETE, MEASURED, MISSING, Row, read_row
 from i2v_tensorrt.benchmarks.ladder.rungs import ENGINES, REFERENCE, STOCK, Rung

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from i2v_tensorrt.benchmarks.ladder import climb as climb_module
-from i2v_tensorrt.benchmarks.ladder.child import order_from_json
 from i2v_tensorrt.benchmarks.ladder.climb import Climb, Limits
 from i2v_tensorrt.benchmarks.ladder.document import Document
 from i2v_tensorrt.benchmarks.ladder.job import Job
+from i2v_tensorrt.benchmarks.ladder.order import order_from_json
 from i2v_tensorrt.benchmarks.ladder.row import INCOMPLETE, MEASURED, MISSING, Row, RowFile
 from i2v_tensorrt.benchmarks.ladder.rungs import ENGINES, STOCK, Rung, Task
 from i2v_tensorrt.common.errors import InputError

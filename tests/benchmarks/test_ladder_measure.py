@@ -6,7 +6,8 @@ import torch
 from i2v_tensorrt.benchmarks.ladder import measure
 from i2v_tensorrt.benchmarks.ladder.flops import count_tflop
 from i2v_tensorrt.benchmarks.ladder.measure import CallWatch, StageClock, host_peaks, sample_ms, step_figures
-from i2v_tensorrt.common.spec import NetworkSpec, ShapeProfile, TensorSpec
+from i2v_tensorrt.common.shapes import ShapeProfile
+from i2v_tensorrt.common.spec import NetworkSpec, TensorSpec
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.benchmarks.ladder import process as process_module
+from i2v_tensorrt.benchmarks.ladder import process
 from i2v_tensorrt.benchmarks.ladder.process import run_order
 
 SLEEPS = """
@@ -21,7 +21,7 @@ time.sleep(600)
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "script.py"
-    monkeypatch.setattr(process_module, "COMMAND", (str(path),))
+    monkeypatch.setattr(process, "COMMAND", (str(path),))
     return path
 
 

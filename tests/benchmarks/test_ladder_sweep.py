@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.benchmarks.ladder import sweep as sweep_module
+from i2v_tensorrt.benchmarks.ladder import sweep
 from i2v_tensorrt.benchmarks.ladder.job import Job
 from i2v_tensorrt.benchmarks.ladder.rungs import ENGINES, Rung
 from i2v_tensorrt.benchmarks.ladder.sweep import SWEEP_FILE, Place, Sweep, places, read_points, run_sweep
@@ -34,7 +34,7 @@ def test_every_place_is_measured(make_order: MakeOrder, monkeypatch: pytest.Monk
         Place("steps", "1 steps", replace(job, steps=1)),
         Place("size", "24x24", replace(job, width=24, height=24)),
     ]
-    monkeypatch.setattr(sweep_module, "places", lambda job: few)
+    monkeypatch.setattr(sweep, "places", lambda job: few)
     told: list[str] = []
     assert run_sweep(order, told.append) == 0
     points = read_points(order.rows / SWEEP_FILE)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.cli import test_command as checks
+from i2v_tensorrt.cli import test_command
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 
@@ -90,9 +90,9 @@ def test_one_failing_step_fails_the_run(
     expected: int,
 ) -> None:
     monkeypatch.chdir(RUN.parent)
-    monkeypatch.setattr(checks, "run_child", lambda command: statuses.get(command[2], 0))
-    monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: statuses.get("pytest", 0))
-    assert checks.run_tests([], fast=True) == expected
+    monkeypatch.setattr(test_command, "run_child", lambda command: statuses.get(command[2], 0))
+    monkeypatch.setattr(test_command, "run_pytest", lambda arguments, plugin: statuses.get("pytest", 0))
+    assert test_command.run_tests([], fast=True) == expected
     summary = capsys.readouterr().out.splitlines()
     for name in ("ruff", "pyright", "pytest"):
         verdict = f"FAILED, status {statuses[name]}" if name in statuses else "passed"
@@ -102,30 +102,30 @@ def test_one_failing_step_fails_the_run(
 @pytest.mark.parametrize(("fast", "selection"), [(True, ["-m", "not comfy and not gpu and not slow"]), (False, [])])
 def test_fast_leaves_out_live_and_slow_tests(monkeypatch: pytest.MonkeyPatch, fast: bool, selection: list[str]) -> None:
     monkeypatch.chdir(RUN.parent)
-    monkeypatch.setattr(checks, "run_child", lambda command: 0)
+    monkeypatch.setattr(test_command, "run_child", lambda command: 0)
     seen: list[list[str]] = []
-    monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: seen.append(arguments) or 0)
-    checks.run_tests(["-x"], fast)
+    monkeypatch.setattr(test_command, "run_pytest", lambda arguments, plugin: seen.append(arguments) or 0)
+    test_command.run_tests(["-x"], fast)
     assert seen == [["-q", "-n", seen[0][2], "--dist", "loadfile", *selection, "-x"]]
-    assert 1 <= int(seen[0][2]) <= checks.MOST_WORKERS
+    assert 1 <= int(seen[0][2]) <= test_command.MOST_WORKERS
 
 
 @pytest.mark.parametrize("argument", ["-n0", "-s", "--pdb"])
 def test_who_looks_into_a_test_gets_it_in_one_process(monkeypatch: pytest.MonkeyPatch, argument: str) -> None:
     monkeypatch.chdir(RUN.parent)
-    monkeypatch.setattr(checks, "run_child", lambda command: 0)
+    monkeypatch.setattr(test_command, "run_child", lambda command: 0)
     seen: list[list[str]] = []
-    monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: seen.append(arguments) or 0)
-    checks.run_tests([argument], fast=False)
+    monkeypatch.setattr(test_command, "run_pytest", lambda arguments, plugin: seen.append(arguments) or 0)
+    test_command.run_tests([argument], fast=False)
     assert seen == [["-q", argument]]
 
 
 def test_one_marker_alone_runs_without_the_other_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(RUN.parent)
-    monkeypatch.setattr(checks, "run_child", lambda command: pytest.fail(f"{command} was run"))
+    monkeypatch.setattr(test_command, "run_child", lambda command: pytest.fail(f"{command} was run"))
     seen: list[list[str]] = []
-    monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: seen.append(arguments) or 3)
-    assert checks.run_only("torture", ["-x"]) == 3
+    monkeypatch.setattr(test_command, "run_pytest", lambda arguments, plugin: seen.append(arguments) or 3)
+    assert test_command.run_only("torture", ["-x"]) == 3
     assert seen == [["-q", "-m", "torture", "-x"]]
 
 
@@ -134,13 +134,13 @@ def test_the_browser_s_library_is_installed_when_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, there: bool, installed: list[str]
 ) -> None:
     monkeypatch.chdir(RUN.parent)
-    monkeypatch.setattr(checks, "run_pytest", lambda arguments, plugin: 0)
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: object() if there else None)
+    monkeypatch.setattr(test_command, "run_pytest", lambda arguments, plugin: 0)
+    monkeypatch.setattr(test_command.importlib.util, "find_spec", lambda name: object() if there else None)
     seen: list[Path] = []
-    monkeypatch.setattr(checks.Installer, "install", lambda self, python, files: seen.extend(files))
-    checks.run_only("torture", [])
+    monkeypatch.setattr(test_command.Installer, "install", lambda self, python, files: seen.extend(files))
+    test_command.run_only("torture", [])
     assert seen == []
-    assert checks.run_only("browser", []) == 0
+    assert test_command.run_only("browser", []) == 0
     assert [path.relative_to(RUN.parent).as_posix() for path in seen] == installed
     assert all(path.is_file() for path in seen)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.cli import main as commands
+from i2v_tensorrt.cli import main
 from i2v_tensorrt.cli.child import run_child
 from i2v_tensorrt.cli.environment import LOCK, STAMP, Environment, EnvironmentSetupError, Installer, only_one, python_in
 
@@ -74,7 +74,7 @@ def test_help_needs_the_standard_library_only(arguments: list[str], words: list[
 def test_help_of_the_demo_before_anything_is_installed(
     environment: Environment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert commands.main(["demo", "--help"], environment) == 0
+    assert main.main(["demo", "--help"], environment) == 0
     assert not environment.folder.exists()
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("--out", "--prompt", "contact sheet", "ComfyUI"))
@@ -107,9 +107,9 @@ def test_the_job_gets_its_arguments_and_gives_its_status(
 ) -> None:
     prepared(environment)
     seen: list[list[str]] = []
-    monkeypatch.setattr(commands, "run_child", lambda command: seen.append(command) or 7)
-    assert commands.main(["demo", "--out", "a b", "--steps", "2"], environment) == 7
-    assert seen == [[str(environment.python), str(RUN), commands.INSIDE, "demo", "--out", "a b", "--steps", "2"]]
+    monkeypatch.setattr(main, "run_child", lambda command: seen.append(command) or 7)
+    assert main.main(["demo", "--out", "a b", "--steps", "2"], environment) == 7
+    assert seen == [[str(environment.python), str(RUN), main.INSIDE, "demo", "--out", "a b", "--steps", "2"]]
 
 
 def test_a_failed_set_up_is_one_sentence(
@@ -118,7 +118,7 @@ def test_a_failed_set_up_is_one_sentence(
     monkeypatch.setattr(
         "i2v_tensorrt.cli.environment.Installer", lambda: FakeInstaller(fail=EnvironmentSetupError)
     )
-    assert commands.main(["test"], environment) == 1
+    assert main.main(["test"], environment) == 1
     assert capsys.readouterr().err == "run.py: as told\n"
 
 
@@ -167,23 +167,23 @@ def test_an_interrupted_job_is_a_status(
         raise KeyboardInterrupt
 
     prepared(environment)
-    monkeypatch.setattr(commands, "run_child", interrupted)
-    assert commands.main(["test"], environment) == 130
+    monkeypatch.setattr(main, "run_child", interrupted)
+    assert main.main(["test"], environment) == 130
     assert capsys.readouterr().err == "run.py: interrupted\n"
 
 
 def test_a_test_run_hands_the_rest_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[list[str], bool]] = []
-    monkeypatch.setattr(commands, "run_tests", lambda rest, fast: seen.append((rest, fast)) or 0)
-    assert commands.inside("test", ["--fast", "tests/pipeline", "-k", "a or b"]) == 0
+    monkeypatch.setattr(main, "run_tests", lambda rest, fast: seen.append((rest, fast)) or 0)
+    assert main.inside("test", ["--fast", "tests/pipeline", "-k", "a or b"]) == 0
     assert seen == [(["tests/pipeline", "-k", "a or b"], True)]
 
 
 @pytest.mark.parametrize("only", ["gpu", "torture", "browser"])
 def test_a_test_run_can_be_one_marker_alone(monkeypatch: pytest.MonkeyPatch, only: str) -> None:
     seen: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(commands, "run_only", lambda marker, rest: seen.append((marker, rest)) or 0)
-    assert commands.inside("test", [f"--{only}", "-x"]) == 0
+    monkeypatch.setattr(main, "run_only", lambda marker, rest: seen.append((marker, rest)) or 0)
+    assert main.inside("test", [f"--{only}", "-x"]) == 0
     assert seen == [(only, ["-x"])]
 
 

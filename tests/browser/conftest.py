@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from i2v_tensorrt.common.pack_paths import PACK
 from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack, start_server
-from i2v_tensorrt.runtime.demo_model import PACK
 from i2v_tensorrt.tests.browser.screen import VIEWPORTS, Console, Screen, kind, set_settings
 from i2v_tensorrt.tests.comfy.conftest import ARGUMENTS, device_arguments
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from i2v_tensorrt.runtime.demo_model import PACK
+from i2v_tensorrt.common.pack_paths import PACK
 from i2v_tensorrt.tests.browser.screen import VIEWPORTS
 
 QUICK_START = "image_to_video"

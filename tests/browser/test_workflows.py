@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from i2v_tensorrt.common.pack_paths import PACK
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyServer
-from i2v_tensorrt.runtime.demo_model import PACK
 from i2v_tensorrt.tests.browser.screen import LOAD_MS, VIEWPORTS, Screen
 from i2v_tensorrt.tests.workflows.locales import LANGUAGES
 

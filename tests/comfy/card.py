@@ -11,7 +11,8 @@ import comfy.model_management as memory
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec, ShapeProfile
+from i2v_tensorrt.common.shapes import ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec
 from i2v_tensorrt.engine_builder.backends.base import Runner, no_collection
 
 GIB = 1 << 30

@@ -55,9 +55,9 @@ def main(comfyui: str, folder: str, *files: str) -> None:
     folder_paths.models_dir = str(Path(folder) / "models")
     folder_paths.set_temp_directory(str(Path(folder) / "temp"))
     loaded("i2v_tensorrt", PACK / "__init__.py", PACK)
-    from i2v_tensorrt.nodes.host import ui as host
+    from i2v_tensorrt.nodes.host import folders
 
-    host.register_folders()
+    folders.register_folders()
     found: dict[str, str | None] = {}
     for path in map(Path, files):
         module = loaded(f"i2v_tensorrt.tests.comfy.{path.stem}", path)

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import comfy.model_management as memory
 import execution
 import folder_paths
 from server import PromptServer
 
-from i2v_tensorrt.nodes.host import idle as host_idle
-from i2v_tensorrt.nodes.host import ui as host
+from i2v_tensorrt.nodes.host import idle
 from i2v_tensorrt.nodes.host.idle import SETTING, SETTINGS, VARIABLE, _Queue, is_switched_on
+from i2v_tensorrt.nodes.host.memory import free_models
 from i2v_tensorrt.tests.comfy.card import GIB, Card, CardModel, pretended
 
 
@@ -102,7 +103,7 @@ def worker(queue: Any) -> Iterator[None]:
         while not ended.is_set():
             queue.get(timeout=0.05)
             if queue.get_flags().get("unload_models"):
-                host.free_models()
+                free_models()
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -116,8 +117,8 @@ def worker(queue: Any) -> Iterator[None]:
 def case_a_full_card_is_freed_by_the_thread_that_owns_it(folder: Path) -> None:
     with served(folder) as queue, pretended(Card(16 * GIB)) as card, worker(queue):
         model = CardModel(card, 12 * GIB)
-        host.memory.load_models_gpu([model])
-        with patch.object(host_idle, "_free_bytes", lambda: card.free_bytes):
+        memory.load_models_gpu([model])
+        with patch.object(idle, "_free_bytes", lambda: card.free_bytes):
             _Queue().free_device(2 * GIB)
             assert model.is_loaded, "there is room beside it"
             _Queue().free_device(8 * GIB)
@@ -127,14 +128,14 @@ def case_a_full_card_is_freed_by_the_thread_that_owns_it(folder: Path) -> None:
 def case_nobody_waits_for_room_once_there_is_a_prompt(folder: Path) -> None:
     with served(folder) as queue, pretended(Card(GIB)):
         queue.put((0, "prompt", {}, {}, [], {}))
-        with patch.object(host_idle, "_free_bytes", lambda: 0):
+        with patch.object(idle, "_free_bytes", lambda: 0):
             _Queue().free_device(8 * GIB)
         assert "unload_models" not in queue.get_flags(), "the prompt's models stay"
 
 
 def case_what_no_empty_card_could_hold_sends_nobody_away(folder: Path) -> None:
     with served(folder) as queue, pretended(Card(16 * GIB)) as card:
-        host.memory.load_models_gpu([CardModel(card, 12 * GIB)])
-        with patch.object(host_idle, "_free_bytes", lambda: card.free_bytes):
+        memory.load_models_gpu([CardModel(card, 12 * GIB)])
+        with patch.object(idle, "_free_bytes", lambda: card.free_bytes):
             _Queue().free_device(17 * GIB)
         assert "unload_models" not in queue.get_flags()

@@ -10,10 +10,11 @@ from unittest.mock import patch
 import comfy.model_management as memory
 import torch
 
-from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec, ShapeProfile
+from i2v_tensorrt.common.shapes import ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
+from i2v_tensorrt.nodes.host.memory import HostResidency
 from i2v_tensorrt.nodes.host.patcher import RunnerPatcher
-from i2v_tensorrt.nodes.host.ui import HostResidency
 from i2v_tensorrt.tests.comfy.card import DEVICE, GIB, Card, CardModel, CardRunner, pretended, uncollected
 
 

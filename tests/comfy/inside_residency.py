@@ -7,7 +7,7 @@ from unittest.mock import patch
 import comfy.model_management as memory
 import torch
 
-from i2v_tensorrt.nodes.host import ui as host
+from i2v_tensorrt.nodes.host.memory import HostResidency
 from i2v_tensorrt.nodes.host.model import _Residency
 from i2v_tensorrt.tests.comfy.card import GIB, Card, CardModel, CardRunner, pretended
 
@@ -75,7 +75,7 @@ def case_on_a_cpu_nothing_is_loaded_again(folder: Path) -> None:
 
 def case_memory_that_ran_out_is_asked_of_the_pack_and_of_pytorch(folder: Path) -> None:
     with pretended() as card:
-        others, another = host.HostResidency(), CardRunner(card, 3 * GIB)
+        others, another = HostResidency(), CardRunner(card, 3 * GIB)
         others.hold(another, 0)
         card.cached_bytes = 2 * GIB
         told = _Residency().relieve(sys.maxsize, encoders=True)

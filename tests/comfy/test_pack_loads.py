@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
+from i2v_tensorrt.common.pack_paths import PACK, PICTURE
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack, start_server
-from i2v_tensorrt.runtime.demo_model import PACK, PICTURE
 
 CORES_OWN = re.compile(r"IMPORT FAILED: nodes_\w+\.py$", re.MULTILINE)
 """A file of the core's extra nodes that lacks a package."""

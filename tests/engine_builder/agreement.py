@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from i2v_tensorrt.common.spec import EngineSpec, ShapeProfile
+from i2v_tensorrt.common.shapes import ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner

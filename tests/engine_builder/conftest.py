@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.common.spec import EngineSpec, ShapeProfile
+from i2v_tensorrt.common.shapes import ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
 from i2v_tensorrt.engine_builder.build.build import build_engine
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest

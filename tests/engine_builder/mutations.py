@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from i2v_tensorrt.engine_builder.store.key import canonical_json
+from i2v_tensorrt.common.digest import canonical_json
 from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME, MAX_BYTES
 
 Mutation = Callable[[Path, Path, random.Random], None]

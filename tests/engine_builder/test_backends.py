@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, InputError
-from i2v_tensorrt.common.spec import EngineSpec, ShapeProfile, TensorSpec
+from i2v_tensorrt.common.shapes import ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec, TensorSpec
 from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.backends.base import Availability
 from i2v_tensorrt.engine_builder.backends.eager import EagerBackend, EagerRunner

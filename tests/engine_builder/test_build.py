@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from i2v_tensorrt.common.errors import EngineError, StorageError
-from i2v_tensorrt.common.spec import DimRange, ShapeProfile
+from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Availability
 from i2v_tensorrt.engine_builder.build import build as build_module
 from i2v_tensorrt.engine_builder.build.build import (
@@ -29,7 +29,7 @@ from i2v_tensorrt.engine_builder.build.build import (
 )
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest
 from i2v_tensorrt.engine_builder.build.parity import passes
-from i2v_tensorrt.engine_builder.graph.quantize import Calibration
+from i2v_tensorrt.engine_builder.graph.recorded_calls import Calibration
 from i2v_tensorrt.engine_builder.store.key import engine_key
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 

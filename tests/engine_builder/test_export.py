@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2v_tensorrt.common.errors import EngineError, StorageError
-from i2v_tensorrt.common.spec import DimRange, EngineSpec, ShapeProfile, TensorSpec
+from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec, TensorSpec
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest, compile_engine
 from i2v_tensorrt.engine_builder.graph.onnx_export import (

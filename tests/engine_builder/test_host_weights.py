@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from i2v_tensorrt.common.spec import ShapeProfile
+from i2v_tensorrt.common.shapes import ShapeProfile
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.backends.host_weights import _homes, to_device, to_host
 from i2v_tensorrt.runtime.external.network_call import BorrowedNetwork

@@ -16,12 +16,11 @@ import torch
 from torch.utils._ordered_set import OrderedSet
 
 from i2v_tensorrt.common.errors import EngineError, InputError
-from i2v_tensorrt.common.spec import DimRange, ShapeProfile
+from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.inductor import backend as inductor
-from i2v_tensorrt.engine_builder.backends.inductor import cpp_compiler as inductor_compiler
+from i2v_tensorrt.engine_builder.backends.inductor import cpp_compiler, torch_workarounds
 from i2v_tensorrt.engine_builder.backends.inductor import runner as inductor_runner
-from i2v_tensorrt.engine_builder.backends.inductor import torch_workarounds as inductor_repairs
 from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend, hinted_sizes
 from i2v_tensorrt.engine_builder.backends.inductor.runner import FILE_NAME, InductorRunner
 from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
@@ -61,7 +60,7 @@ RANGED = [
 def trusted() -> Iterator[None]:
     """The compiler is proved by the slow test alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inductor, "working_compiler", lambda device: inductor_compiler.compilers()[0])
+        patch.setattr(inductor, "working_compiler", lambda device: cpp_compiler.compilers()[0])
         yield
 
 
@@ -314,7 +313,7 @@ def test_layouts_are_traced_as_they_are_when_the_engine_runs() -> None:
     """An engine that was traced without cuDNN read its convolutions' results in an order that cuDNN does not give."""
     network = Switched()
     inputs = example_inputs(mixed_spec(), SIZES)
-    with inductor_repairs.layouts_as_run(torch.device("cuda")):
+    with torch_workarounds.layouts_as_run(torch.device("cuda")):
         torch.export.export(network, (), inputs)
     assert network.cudnn is True
     assert import_module("torch.export._trace")._ignore_backend_decomps is not nullcontext
@@ -330,7 +329,7 @@ def test_every_array_is_declared_both_times_that_code_is_written() -> None:
     wrapper.declared_int_array_vars = OrderedSet()
     wrapper.int_array_id = itertools.count()
     texts = [IndentedBuffer(), IndentedBuffer()]
-    with inductor_repairs.arrays_declared():
+    with torch_workarounds.arrays_declared():
         names = [wrapper.codegen_int_array_var("{4L, 2L}", text.writeline, True) for text in texts]
         again = [wrapper.codegen_int_array_var("{4L, 2L}", text.writeline, True) for text in texts]
     assert again == names

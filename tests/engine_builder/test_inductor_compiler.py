@@ -10,7 +10,7 @@ import torch
 
 from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError
 from i2v_tensorrt.engine_builder.backends.inductor import backend as inductor
-from i2v_tensorrt.engine_builder.backends.inductor import cpp_compiler as inductor_compiler
+from i2v_tensorrt.engine_builder.backends.inductor import cpp_compiler
 from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend
 from i2v_tensorrt.engine_builder.backends.registry import AUTO, choose_backend
 
@@ -25,10 +25,10 @@ def test_cxx_comes_first_and_each_compiler_once(tmp_path: Path, monkeypatch: pyt
     link.symlink_to(own)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", str(own))
-    monkeypatch.setattr(inductor_compiler, "SYSTEM", (str(link), "/nonexistent/g++"))
-    assert inductor_compiler.compilers() == [str(own), str(tmp_path / "c++")]
+    monkeypatch.setattr(cpp_compiler, "SYSTEM", (str(link), "/nonexistent/g++"))
+    assert cpp_compiler.compilers() == [str(own), str(tmp_path / "c++")]
     monkeypatch.delenv("CXX")
-    assert inductor_compiler.compilers() == [str(link), str(tmp_path / "c++")]
+    assert cpp_compiler.compilers() == [str(link), str(tmp_path / "c++")]
 
 
 def script(folder: Path, name: str, text: str) -> str:
@@ -50,12 +50,12 @@ if "failing" in sys.argv[1]: sys.exit("RuntimeError: no such header.")
 @pytest.fixture
 def proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Puts compilers of these names in place of the system's; their names say how their proof ends."""
-    monkeypatch.setattr(inductor_compiler, "PROOF", Path(script(tmp_path, "proof.py", PROOF)))
+    monkeypatch.setattr(cpp_compiler, "PROOF", Path(script(tmp_path, "proof.py", PROOF)))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "caches"))
 
     def put(*kinds: str) -> list[str]:
         paths = [script(tmp_path, kind, "#!/bin/sh\n") for kind in kinds]
-        monkeypatch.setattr(inductor_compiler, "compilers", lambda: paths)
+        monkeypatch.setattr(cpp_compiler, "compilers", lambda: paths)
         return paths
 
     return put
@@ -63,7 +63,7 @@ def proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
 
 def test_a_compiler_whose_output_crashes_is_passed_over(proof: Callable[..., list[str]]) -> None:
     paths = proof("crashing-g++", "failing-c++", "good-g++")
-    assert inductor_compiler.working_compiler("cpu") == paths[-1]
+    assert cpp_compiler.working_compiler("cpu") == paths[-1]
 
 
 def test_a_compiler_proves_itself_once_and_another_version_anew(
@@ -72,8 +72,8 @@ def test_a_compiler_proves_itself_once_and_another_version_anew(
     (path,) = proof("good-g++")
 
     def proofs_after_another_process() -> int:
-        inductor_compiler._flaw.cache_clear()
-        assert inductor_compiler.working_compiler("cpu") == path
+        cpp_compiler._flaw.cache_clear()
+        assert cpp_compiler.working_compiler("cpu") == path
         return len((tmp_path / "proofs").read_text().split())
 
     assert [proofs_after_another_process(), proofs_after_another_process()] == [1, 1]
@@ -90,27 +90,27 @@ def test_where_files_cannot_be_locked_a_compiler_proves_itself(
 
     (path,) = proof("good-g++")
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
-    assert inductor_compiler.working_compiler("cpu") == path
+    assert cpp_compiler.working_compiler("cpu") == path
 
 
 def test_a_flaw_is_not_kept(proof: Callable[..., list[str]], tmp_path: Path) -> None:
     """What it lacked may be installed by now."""
     proof("failing-c++")
     for number in (1, 2):
-        inductor_compiler._flaw.cache_clear()
+        cpp_compiler._flaw.cache_clear()
         with pytest.raises(EngineError):
-            inductor_compiler.working_compiler("cpu")
+            cpp_compiler.working_compiler("cpu")
         assert len((tmp_path / "proofs").read_text().split()) == number
 
 
 def test_without_a_working_compiler_each_reason_is_told_with_what_to_install(proof: Callable[..., list[str]]) -> None:
     proof("crashing-g++", "failing-c++")
     with pytest.raises(EngineError) as caught:
-        inductor_compiler.working_compiler("cpu")
+        cpp_compiler.working_compiler("cpu")
     text = str(caught.value)
     assert "crashing-g++: loading its output ended with signal 11" in text
     assert "failing-c++: RuntimeError: no such header" in text
-    assert text.endswith(f"To install one: {inductor_compiler.install_line()}")
+    assert text.endswith(f"To install one: {cpp_compiler.install_line()}")
 
 
 def test_no_compiler_at_all_makes_the_backend_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,4 +154,4 @@ def test_the_target_names_pytorch_and_the_processor() -> None:
 @pytest.mark.slow
 def test_this_machine_has_a_compiler_that_proves_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where nothing has been proved yet
-    assert inductor_compiler.working_compiler("cpu") in inductor_compiler.compilers()
+    assert cpp_compiler.working_compiler("cpu") in cpp_compiler.compilers()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from i2v_tensorrt.common.spec import ShapeProfile
+from i2v_tensorrt.common.shapes import ShapeProfile
 from i2v_tensorrt.engine_builder.backends.cuda_graph import CaptureError
 from i2v_tensorrt.engine_builder.backends.inductor import runner as inductor_runner
 from i2v_tensorrt.engine_builder.backends.inductor.runner import InductorRunner

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from i2v_tensorrt.common.errors import InputError
-from i2v_tensorrt.common.spec import EngineSpec, ShapeProfile
+from i2v_tensorrt.common.shapes import ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec
 from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.engine_builder.store.store import EngineStore

@@ -14,11 +14,12 @@ from torch.nn import functional
 from i2v_tensorrt.common.errors import EngineError
 from i2v_tensorrt.engine_builder.backends.base import Availability, Backend
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
-from i2v_tensorrt.engine_builder.backends.tensorrt.backend import PLAN, TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN
 from i2v_tensorrt.engine_builder.build.build import build_engine
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest, check_plan
 from i2v_tensorrt.engine_builder.build.parity import measure, passes
-from i2v_tensorrt.engine_builder.graph import fp32_fallback as islands
+from i2v_tensorrt.engine_builder.graph import fp32_fallback
 from i2v_tensorrt.engine_builder.graph.fp32_fallback import HALF_MAX, WHOLE, shelter
 from i2v_tensorrt.engine_builder.graph.onnx_export import FILE_NAME, example_inputs, export_onnx
 from i2v_tensorrt.engine_builder.store.manifest import Manifest
@@ -198,7 +199,7 @@ def test_a_network_without_overflow_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_without_islands_the_gate_refuses_it(monkeypatch: pytest.MonkeyPatch, store: EngineStore) -> None:
-    monkeypatch.setattr(islands, "shelter", lambda network, spec: ())
+    monkeypatch.setattr(fp32_fallback, "shelter", lambda network, spec: ())
     with pytest.raises(EngineError, match="found values that are not finite"):
         build_engine(request(loud, OnnxRuntimeBackend()), store, InProcess())
     assert list(store.plans()) == []
@@ -246,7 +247,7 @@ def test_only_fp16_engines_that_hold_their_weights_are_looked_at(
         pass
 
     Elsewhere.holds_weights = holds_weights
-    monkeypatch.setattr(islands, "shelter", refuse)
+    monkeypatch.setattr(fp32_fallback, "shelter", refuse)
     backend = Elsewhere(available=Availability(False, "Only the build matters here."))
     request = BuildRequest(toy_spec(precision=precision), ToySource(), backend, CPU)
     assert build_engine(request, store, InProcess()).plan.manifest.islands == ()

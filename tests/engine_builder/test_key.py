@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.common.spec import PRECISIONS, ShapeProfile, Target
+from i2v_tensorrt.common.digest import canonical_json, digest
+from i2v_tensorrt.common.shapes import ShapeProfile
+from i2v_tensorrt.common.spec import PRECISIONS, Target
 from i2v_tensorrt.engine_builder.store import key as key_module
-from i2v_tensorrt.engine_builder.store.key import canonical_json, digest, engine_key
+from i2v_tensorrt.engine_builder.store.key import engine_key
 
 from .toys import LIMITS, TARGET, toy_spec
 

@@ -17,7 +17,7 @@ import pytest
 
 from i2v_tensorrt.common.errors import CheckpointError, EngineError
 from i2v_tensorrt.common.network_source import NetworkSource
-from i2v_tensorrt.engine_builder.build import build_process as worker
+from i2v_tensorrt.engine_builder.build import build_process
 from i2v_tensorrt.engine_builder.build.build import BuildResult, build_engine
 from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest
@@ -152,7 +152,7 @@ def test_a_child_that_dies_as_it_is_asked_is_replaced(
         killed = process._child
         killed._process.kill()
         killed._process.wait()
-        monkeypatch.setattr(worker._Child, "is_alive", True)
+        monkeypatch.setattr(build_process._Child, "is_alive", True)
         assert not build_engine(request, store, process, force=True).reused
         assert process._child is not killed
 
@@ -163,7 +163,7 @@ def test_a_child_that_dies_at_its_first_request_is_not_asked_again(
     """Where none can start, the next one cannot either."""
     child, starts = tmp_path / "child.py", tmp_path / "starts"
     child.write_text(f"with open({str(starts)!r}, 'a') as stream:\n    stream.write('.')\n")
-    monkeypatch.setattr(worker, "CHILD", child)
+    monkeypatch.setattr(build_process, "CHILD", child)
     with BuildProcess() as process, pytest.raises(EngineError, match="ended without an answer"):
         build_engine(export_request(tiny_folder), store, process)
     assert starts.read_text() == "."

@@ -17,8 +17,7 @@ import pytest
 from i2v_tensorrt.common.errors import EngineError
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeRunner
 from i2v_tensorrt.engine_builder.backends.tensorrt import runner as tensorrt_runner
-from i2v_tensorrt.engine_builder.backends.tensorrt.backend import PLAN
-from i2v_tensorrt.engine_builder.backends.tensorrt.library import Library
+from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN, Library
 from i2v_tensorrt.engine_builder.graph.onnx_export import FILE_NAME as GRAPH
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 

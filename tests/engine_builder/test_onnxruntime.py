@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, InputError
-from i2v_tensorrt.common.spec import ShapeProfile
+from i2v_tensorrt.common.shapes import ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from i2v_tensorrt.common.spec import DimRange, EngineSpec, NetworkSpec, ShapeProfile, Target
+from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec, Target
 from i2v_tensorrt.engine_builder.store.key import engine_key
 from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME, Verdict
 from i2v_tensorrt.engine_builder.store.store import EngineStore
@@ -134,7 +135,8 @@ found = importlib.util.spec_from_file_location("pack", root / "__init__.py", sub
 sys.modules["pack"] = importlib.util.module_from_spec(found)
 found.loader.exec_module(sys.modules["pack"])
 from pack.engine_builder.store.key import engine_key
-from pack.common.spec import DimRange, EngineSpec, NetworkSpec, ShapeProfile, Target
+from pack.common.shapes import DimRange, ShapeProfile
+from pack.common.spec import EngineSpec, NetworkSpec, Target
 {dedent(getsource(plain_key))}
 print(plain_key())
 """

@@ -14,20 +14,19 @@ from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, Inp
 from i2v_tensorrt.common.spec import EngineSpec, spec_from_dict
 from i2v_tensorrt.engine_builder.backends.eager import EagerBackend
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
-from i2v_tensorrt.engine_builder.backends.tensorrt.backend import OPSET, PLAN, TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import OPSET, TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN
 from i2v_tensorrt.engine_builder.build.build import build_engine
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest, check_plan, request_to_dict
 from i2v_tensorrt.engine_builder.build.parity import judge_recorded, measure, passes
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs, export_onnx
-from i2v_tensorrt.engine_builder.graph.quantize import (
+from i2v_tensorrt.engine_builder.graph.quantize import check_quantizable, left_out, quantize
+from i2v_tensorrt.engine_builder.graph.recorded_calls import (
     GATE_CALLS,
     RECORDED,
     Calibration,
     Call,
-    check_quantizable,
     keep_for_the_gate,
-    left_out,
-    quantize,
     save_calls,
 )
 from i2v_tensorrt.engine_builder.store.key import engine_key

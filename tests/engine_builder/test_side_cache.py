@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.engine_builder.store import sealed_cache as side_cache_module
+from i2v_tensorrt.engine_builder.store import sealed_cache
 from i2v_tensorrt.engine_builder.store.sealed_cache import SideCache
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
@@ -120,7 +120,7 @@ def test_one_under_another_name_is_not_read(plan: Plan, cache: SideCache) -> Non
 
 
 def test_one_that_is_too_large_is_neither_read_nor_written(cache: SideCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(side_cache_module, "MAX_BYTES", 100)
+    monkeypatch.setattr(sealed_cache, "MAX_BYTES", 100)
     assert cache.read() is None
     before = cache.path.read_bytes()
     cache.write(DATA)

@@ -10,18 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2v_tensorrt.common.errors import EngineError, InputError
-from i2v_tensorrt.common.spec import (
-    PRECISIONS,
-    DimRange,
-    EngineSpec,
-    NetworkSpec,
-    Presets,
-    ShapeProfile,
-    TensorSpec,
-    span,
-    spec_from_dict,
-    split_dim,
-)
+from i2v_tensorrt.common.shapes import DimRange, Presets, ShapeProfile, span
+from i2v_tensorrt.common.spec import PRECISIONS, EngineSpec, NetworkSpec, TensorSpec, spec_from_dict, split_dim
 
 from .toys import LIMITS, toy_network, toy_spec
 

@@ -15,7 +15,7 @@ from i2v_tensorrt.common.errors import StorageError
 from i2v_tensorrt.engine_builder.build.build import build_engine
 from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
 from i2v_tensorrt.engine_builder.store import key as key_module
-from i2v_tensorrt.engine_builder.store import manifest as manifest_module
+from i2v_tensorrt.engine_builder.store import manifest
 from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
@@ -132,7 +132,7 @@ def test_faults_of_the_system(shim: Path, tmp_path: Path) -> None:
 def of_schema(monkeypatch: pytest.MonkeyPatch, schema: int) -> None:
     """Stands for another version of the pack."""
     monkeypatch.setattr(key_module, "SCHEMA", schema)
-    monkeypatch.setattr(manifest_module, "SCHEMA", schema)
+    monkeypatch.setattr(manifest, "SCHEMA", schema)
 
 
 @pytest.mark.parametrize("schema", [0, 2])

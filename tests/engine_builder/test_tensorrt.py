@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, InputError
-from i2v_tensorrt.common.spec import EngineSpec, ShapeProfile, span
+from i2v_tensorrt.common.shapes import ShapeProfile, span
+from i2v_tensorrt.common.spec import EngineSpec
 from i2v_tensorrt.engine_builder.backends.cuda_graph import CaptureError
 from i2v_tensorrt.engine_builder.backends.tensorrt import runner as tensorrt_runner
-from i2v_tensorrt.engine_builder.backends.tensorrt.backend import PLAN, TensorRTBackend, _library_availability
-from i2v_tensorrt.engine_builder.backends.tensorrt.library import RTX, RTX_ARCHS, choose_library, load_library
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import TensorRTBackend, _library_availability
+from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN, RTX, RTX_ARCHS, choose_library, load_library
 from i2v_tensorrt.engine_builder.build.build import BuildResult, build_engine
 from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest
@@ -29,7 +30,7 @@ from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import TinySizes, write_tiny_checkpoint
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.runtime.engines.engine_set import clip_sizes
+from i2v_tensorrt.runtime.clip_plan import clip_sizes
 
 from .toys import LIMITS, toy_spec
 

@@ -11,10 +11,9 @@ from unittest.mock import create_autospec
 import pytest
 
 from i2v_tensorrt.common.errors import EngineError
-from i2v_tensorrt.engine_builder.backends.tensorrt import backend as tensorrt_module
-from i2v_tensorrt.engine_builder.backends.tensorrt import runner as tensorrt_runner
-from i2v_tensorrt.engine_builder.backends.tensorrt.backend import PLAN, TensorRTBackend
-from i2v_tensorrt.engine_builder.backends.tensorrt.library import RTX, load_library
+from i2v_tensorrt.engine_builder.backends.tensorrt import backend, runner
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN, RTX, load_library
 from i2v_tensorrt.engine_builder.backends.tensorrt.weight_streaming import (
     RESERVE_BYTES,
     Streaming,
@@ -96,7 +95,7 @@ def test_the_flag_is_on_the_build_of_what_does_not_fit(
         return real(builder, network, config)
 
     monkeypatch.setattr(trt.Builder, "build_serialized_network", seen)
-    monkeypatch.setattr(tensorrt_module, "total_bytes", lambda arch: gpu)
+    monkeypatch.setattr(backend, "total_bytes", lambda arch: gpu)
     details = TensorRTBackend("sm_89").build(ToyNetwork().half(), toy_spec(precision="fp16"), tmp_path, lambda *_: None)
     assert found == [flag]
     assert ("weights" in details) == flag
@@ -115,9 +114,9 @@ def rig(monkeypatch: pytest.MonkeyPatch, store: EngineStore) -> Iterator[SimpleN
     runtime.deserialize_cuda_engine.return_value = engine
     rig = SimpleNamespace(engine=engine, config=config, plan=plan, free=0)
     monkeypatch.setattr(trt, "Runtime", lambda logger: runtime)
-    monkeypatch.setattr(tensorrt_runner, "OwnStream", lambda device: SimpleNamespace(active=Nothing, synchronize=int))
-    monkeypatch.setattr(tensorrt_runner, "free_bytes", lambda device: rig.free)
-    rig.runner = tensorrt_runner.TensorRTRunner(plan, plan.manifest.spec, CPU, load_library(RTX))
+    monkeypatch.setattr(runner, "OwnStream", lambda device: SimpleNamespace(active=Nothing, synchronize=int))
+    monkeypatch.setattr(runner, "free_bytes", lambda device: rig.free)
+    rig.runner = runner.TensorRTRunner(plan, plan.manifest.spec, CPU, load_library(RTX))
     yield rig
 
 

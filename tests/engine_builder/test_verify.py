@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from i2v_tensorrt.common.errors import EngineError
-from i2v_tensorrt.common.spec import DimRange, EngineSpec, Scope, ShapeProfile
+from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec, Scope
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
-from i2v_tensorrt.engine_builder.build import parity as verify
+from i2v_tensorrt.engine_builder.build import parity
 from i2v_tensorrt.engine_builder.build.parity import THRESHOLDS, TIMESTEPS, judge, measure, passes, timesteps_of, worst
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.engine_builder.store.manifest import Verdict
@@ -218,7 +219,7 @@ def test_a_large_output_does_not_hide_a_small_one() -> None:
 
 @pytest.mark.parametrize("block", [1, 3, 1 << 24])
 def test_blocks_give_the_figures_of_the_whole(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "BLOCK", block)
+    monkeypatch.setattr(parity, "BLOCK", block)
     verdict = measure(torch.arange(10.0), torch.arange(10.0) + 0.5, {})
     assert verdict.snr_db == pytest.approx(10 * math.log10(285 / 2.5))
     assert verdict.cosine == pytest.approx(307.5 / math.sqrt(285 * 332.5))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from i2v_tensorrt.common.spec import EngineSpec
-from i2v_tensorrt.engine_builder.backends.tensorrt.backend import PLAN, TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN
 from i2v_tensorrt.engine_builder.build.build import build_engine
 from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest
@@ -15,7 +16,7 @@ from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.dummies.wan import TinyWanSizes, write_tiny_wan
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.runtime.engines.engine_set import clip_sizes
+from i2v_tensorrt.runtime.clip_plan import clip_sizes
 
 from .agreement import (
     Pair,

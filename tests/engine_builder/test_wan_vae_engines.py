@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from i2v_tensorrt.common.network_source import NetworkSource
-from i2v_tensorrt.common.spec import DimRange, EngineSpec, NetworkSpec, ShapeProfile
+from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec
 from i2v_tensorrt.engine_builder.backends.base import Backend
 from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
-from i2v_tensorrt.engine_builder.backends.tensorrt.backend import PLAN, TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN
 from i2v_tensorrt.engine_builder.build.build import build_engine
 from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest

@@ -12,21 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from i2v_tensorrt.common.errors import EngineError
-from i2v_tensorrt.common.spec import (
-    DimRange,
-    EngineSpec,
-    Guidance,
-    NetworkSpec,
-    Scope,
-    ShapeProfile,
-    Target,
-    TensorSpec,
-)
+from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec, Guidance, NetworkSpec, Scope, Target, TensorSpec
 from i2v_tensorrt.engine_builder.backends.base import Availability, Backend, Report, Runner
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
 from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest, Compiled, compile_engine
-from i2v_tensorrt.engine_builder.graph.quantize import Calibration
+from i2v_tensorrt.engine_builder.graph.recorded_calls import Calibration
 from i2v_tensorrt.engine_builder.store.manifest import FileDigest, Manifest, Verdict, file_digest
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from i2v_tensorrt.common.device import default_device
+from i2v_tensorrt.common.pack_paths import BUNDLED
 from i2v_tensorrt.common.spec import EngineSpec
 from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.runtime.demo_model import BUNDLED, demo_model
-from i2v_tensorrt.runtime.engines.engine_set import EnginePolicy, EngineSet, clip_sizes
-from i2v_tensorrt.runtime.engines.policy import default_device
+from i2v_tensorrt.runtime.clip_plan import clip_sizes
+from i2v_tensorrt.runtime.demo_model import demo_model
+from i2v_tensorrt.runtime.engines.engine_set import EnginePolicy, EngineSet
 
 from .report import ROOT, Case, Report, environment
 

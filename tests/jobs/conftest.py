@@ -9,10 +9,7 @@ import pytest
 from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.runtime import prebuild
-from i2v_tensorrt.runtime.engines import catalog as catalog_module
-from i2v_tensorrt.runtime.engines import engine_set as engines_module
-from i2v_tensorrt.runtime.engines import idle_builds
-from i2v_tensorrt.runtime.engines import parallel_builds as parallel
+from i2v_tensorrt.runtime.engines import catalog, engine_set, idle_builds, parallel_builds
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.failed_builds import FailedBuilds
 from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
@@ -30,7 +27,7 @@ CALM_S = 0.05
 def _no_failed_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed in one test is new to the next one."""
     failed = FailedBuilds()
-    for module in (engines_module, idle_builds):
+    for module in (engine_set, idle_builds):
         monkeypatch.setattr(module, "FAILED", failed)
 
 
@@ -39,9 +36,9 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> ToyBackend:
     """The toy as the one backend beside eager, compiling in this process."""
     backend = ToyBackend()
     monkeypatch.setattr(registry, "BACKENDS", {"toy": backend, "eager": registry.BACKENDS["eager"]})
-    monkeypatch.setattr(engines_module, "BACKENDS", registry.BACKENDS)
-    monkeypatch.setattr(catalog_module, "BACKENDS", registry.BACKENDS)
-    for module in (engines_module, parallel, prebuild):
+    monkeypatch.setattr(engine_set, "BACKENDS", registry.BACKENDS)
+    monkeypatch.setattr(catalog, "BACKENDS", registry.BACKENDS)
+    for module in (engine_set, parallel_builds, prebuild):
         monkeypatch.setattr(module, "BuildProcess", InProcess)
     return backend
 

@@ -10,10 +10,11 @@ from PIL import Image
 
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.media.image import picture_from_tensor
-from i2v_tensorrt.pipeline.models.base import ClipRequest
 from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
-from i2v_tensorrt.runtime.clip import Denoising, encode_clip, sample_clip
+from i2v_tensorrt.runtime.clip import encode_clip, sample_clip
+from i2v_tensorrt.runtime.clip_plan import Denoising
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 

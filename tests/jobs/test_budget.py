@@ -15,15 +15,16 @@ from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import MIN_SIDE
-from i2v_tensorrt.pipeline.denoising.sampler import SamplerSettings
-from i2v_tensorrt.pipeline.models.base import ClipRequest
+from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
 from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.model import Wan21
+from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime import budget
 from i2v_tensorrt.runtime.budget import TOLERANCE, Budget, ClipSize, largest
-from i2v_tensorrt.runtime.clip import Denoising, decode_clip, encode_clip, engine_multiple, sample_clip
+from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, engine_multiple, sample_clip
+from i2v_tensorrt.runtime.clip_plan import Denoising
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.engines.residency import LoadInPlace

@@ -14,6 +14,7 @@ from i2v_tensorrt.cli.engine_command import main
 from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, InputError, MissingEngineError
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.runtime import prebuild as prebuilding
 from i2v_tensorrt.runtime.calibration import (
     MOST_CALLS,
@@ -24,9 +25,9 @@ from i2v_tensorrt.runtime.calibration import (
     read_material,
     record,
 )
-from i2v_tensorrt.runtime.engines.engine_set import EngineSet, clip_sizes
+from i2v_tensorrt.runtime.clip_plan import clip_sizes
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
-from i2v_tensorrt.runtime.engines.presets import ClipSize
 from i2v_tensorrt.runtime.prebuild import Prebuild, prebuild
 from i2v_tensorrt.tests.engine_builder.toys import InProcess, let_onnxruntime_be_calibrated
 

@@ -14,12 +14,13 @@ from i2v_tensorrt.common.errors import I2VError, InputError
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import Conditioning
-from i2v_tensorrt.pipeline.denoising.sampler import SCHEDULERS, SamplerSettings
-from i2v_tensorrt.pipeline.models.base import ClipRequest
+from i2v_tensorrt.pipeline.denoising.schedulers import SCHEDULERS, SamplerSettings
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
+from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
-from i2v_tensorrt.runtime import clip
-from i2v_tensorrt.runtime.clip import MAX_GUIDANCE, Denoising, core_sizes, decode_clip, encode_clip, sample_clip
+from i2v_tensorrt.runtime import denoiser
+from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, sample_clip
+from i2v_tensorrt.runtime.clip_plan import MAX_GUIDANCE, Denoising, core_sizes
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
@@ -271,7 +272,7 @@ def test_after_some_steps_a_clip_weighs_what_an_engine_would_save(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seconds = iter([100.0, 106.0] * 2)  # between the second call and the fifth
-    monkeypatch.setattr(clip, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(denoiser, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     clips = replace(GUIDED, sampler=SamplerSettings(11))
     sampled(engines, conditioning, clips)
     monkeypatch.setattr(EngineSet, "waiting_clips", 3)

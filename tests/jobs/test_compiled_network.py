@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from i2v_tensorrt.common.errors import EngineError, MissingEngineError
-from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec, ShapeProfile
+from i2v_tensorrt.common.shapes import ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec
 from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.build.build import quiet
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
-from i2v_tensorrt.runtime.engines import engine_set as engines_module
+from i2v_tensorrt.runtime.engines import engine_set
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.engines.residency import LoadInPlace, Residency
 from i2v_tensorrt.runtime.external.compiled_network import MAX_KINDS, CompiledNetwork, Tally
@@ -133,7 +134,7 @@ def make_scene(toy: ToyBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
     def make(borrows: bool = True, residency: Residency | None = None, **policy: Any) -> Scene:
         chosen = Borrowing() if borrows else toy
-        for module in (registry, engines_module):
+        for module in (registry, engine_set):
             monkeypatch.setitem(module.BACKENDS, "toy", chosen)
         owner, store = Owner(), EngineStore(tmp_path / "engines")
         wanted = EnginePolicy(**{"shapes": "exact", **policy})

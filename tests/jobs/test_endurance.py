@@ -18,11 +18,12 @@ from PIL import Image
 
 from i2v_tensorrt.common.errors import I2VError
 from i2v_tensorrt.engine_builder.store.store import EngineStore
-from i2v_tensorrt.pipeline.denoising.sampler import SamplerSettings
-from i2v_tensorrt.pipeline.models.base import ClipRequest
+from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
 from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
-from i2v_tensorrt.runtime.clip import Denoising, decode_clip, encode_clip, sample_clip
+from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, sample_clip
+from i2v_tensorrt.runtime.clip_plan import Denoising
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from i2v_tensorrt.common.errors import EngineError, MissingEngineError
-from i2v_tensorrt.common.spec import EngineSpec, ShapeProfile
+from i2v_tensorrt.common.shapes import ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.host_weights import tensors as weights_of
 from i2v_tensorrt.engine_builder.build.parity import passes

@@ -10,7 +10,7 @@ import pytest
 from i2v_tensorrt.common.errors import InputError
 from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest
-from i2v_tensorrt.runtime.engines import engine_set as engines_module
+from i2v_tensorrt.runtime.engines import engine_set
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
 from ..engine_builder.toys import InProcess, ToyBackend, toy_network
@@ -100,7 +100,7 @@ def test_the_request_compares_with_the_plain_network(
     def note(request: BuildRequest, *_: object, **__: object) -> None:
         seen.append(request)
 
-    monkeypatch.setattr(engines_module, "build_engine", note)
+    monkeypatch.setattr(engine_set, "build_engine", note)
     for policy in (None, ()):
         make(backend="rewriting toy", rewrites=policy).build("core", SIZES, InProcess())
     assert [request.reference is None for request in seen] == [False, True]

@@ -10,9 +10,10 @@ import torch
 from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, InputError, MissingEngineError
 from i2v_tensorrt.engine_builder.backends.base import Availability, Runner
 from i2v_tensorrt.engine_builder.store.store import EngineStore
-from i2v_tensorrt.runtime.engines.engine_set import EngineSet, LoadInPlace, clip_sizes
+from i2v_tensorrt.pipeline.request import ClipSize
+from i2v_tensorrt.runtime.clip_plan import clip_sizes
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet, LoadInPlace
 from i2v_tensorrt.runtime.engines.policy import MISS_POLICIES, EnginePolicy
-from i2v_tensorrt.runtime.engines.presets import ClipSize
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend
 from .toy_model import INSTALL, ODD, SIZES, MakeSet, ToyModel, keys, run

@@ -18,8 +18,7 @@ from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest, Compiled
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.runtime.engines import messages as engine_words
-from i2v_tensorrt.runtime.engines import parallel_builds as parallel
+from i2v_tensorrt.runtime.engines import messages, parallel_builds
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
 from i2v_tensorrt.runtime.engines.policy import LATER
@@ -37,9 +36,9 @@ def test_a_clip_runs_eager_now_and_is_told_why(later: MakeSet, toy: ToyBackend) 
     engines = later()
     assert engines.on_missing == LATER
     assert engines.expected("core", SIZES).name == run(engines) == "eager"
-    assert engines.take_notes() == [engine_words.LATER]
+    assert engines.take_notes() == [messages.LATER]
     assert run(engines) == "eager"
-    assert engines.take_notes() == [engine_words.LATER], "at every clip"
+    assert engines.take_notes() == [messages.LATER], "at every clip"
     assert toy.builds_done == []
 
 
@@ -97,7 +96,7 @@ class Slow(InProcess):
 
 @pytest.fixture
 def slow(toy: ToyBackend, monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
-    monkeypatch.setattr(parallel, "BuildProcess", Slow)
+    monkeypatch.setattr(parallel_builds, "BuildProcess", Slow)
     Slow.begun.clear()
     Slow.allowed.clear()
     return Slow
@@ -134,7 +133,7 @@ def test_the_child_of_a_cancelled_build_is_ended(
             children.append(super()._living())
             return children[-1]
 
-    monkeypatch.setattr(parallel, "BuildProcess", Watched)
+    monkeypatch.setattr(parallel_builds, "BuildProcess", Watched)
     policy = AsOnAGpu(backend="onnxruntime", shapes="exact", on_missing="auto", precision="fp32")
     engines = EngineSet(open_model(tiny_folder), EngineStore(tmp_path), policy, CPU, later=builds)
     assert engines.runner("text_encoder", {"batch": 2}).backend == "eager"
@@ -332,7 +331,7 @@ def test_nothing_is_promised_while_building_is_switched_off(
     engines = later()
     assert engines.summary().splitlines()[-1] == "the rest runs eager"
     assert run(engines) == "eager"
-    assert engines.take_notes() == [engine_words.SWITCHED_OFF]
+    assert engines.take_notes() == [messages.SWITCHED_OFF]
     assert builds.line == "1 engine to build: switched off in the settings"
     host.on = True
     wait_for(lambda: builds.line == "")

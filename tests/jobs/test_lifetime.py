@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from i2v_tensorrt.common.errors import EngineError
-from i2v_tensorrt.common.spec import EngineSpec, ShapeProfile
+from i2v_tensorrt.common.shapes import ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec
 from i2v_tensorrt.engine_builder.backends.host_weights import tensors as weights_of
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.engine_builder.store.store import EngineStore

@@ -3,7 +3,7 @@
 import torch
 
 from i2v_tensorrt.engine_builder.backends.base import Availability
-from i2v_tensorrt.runtime.engines import messages as engine_words
+from i2v_tensorrt.runtime.engines import messages
 from i2v_tensorrt.runtime.engines.policy import LATER, MISS_POLICIES, EnginePolicy
 
 from ..engine_builder.toys import CPU, InProcess, ToyBackend
@@ -27,7 +27,7 @@ def test_it_builds_later_where_somebody_does() -> None:
 
 def test_on_a_cpu_it_runs_eager_and_says_so_once_on_the_loader(make: MakeSet, toy: ToyBackend) -> None:
     engines = make(on_missing="auto")
-    assert engines.summary() == f"eager, fp32 on cpu\n{engine_words.NOT_BUILT}"
+    assert engines.summary() == f"eager, fp32 on cpu\n{messages.NOT_BUILT}"
     engines.prepare({**SIZES, "chunk": 2})
     assert run(engines) == "eager"
     assert engines.take_notes() == []

@@ -3,11 +3,12 @@
 import pytest
 
 from i2v_tensorrt.common.errors import InputError
-from i2v_tensorrt.common.spec import DimRange, ShapeProfile
+from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
 from i2v_tensorrt.pipeline.decode import MAX_ELEMENTS, WIDEST, most_at_once
-from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
-from i2v_tensorrt.runtime.engines.policy import EnginePolicy, dims_of
-from i2v_tensorrt.runtime.engines.presets import MOST, ClipSize, parse_presets
+from i2v_tensorrt.pipeline.models.latent_space import LatentSpace, dims_of
+from i2v_tensorrt.pipeline.request import ClipSize
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+from i2v_tensorrt.runtime.engines.presets import MOST, parse_presets
 
 SIDE = DimRange(8, 64, 256, 8)
 LATENT = LatentSpace()

@@ -6,8 +6,8 @@ import pytest
 
 from i2v_tensorrt.common.errors import EngineError, InputError
 from i2v_tensorrt.pipeline.models.registry import FAMILIES
+from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.presets import ClipSize
 from i2v_tensorrt.runtime.prebuild import ALL, Prebuild, component_names, prebuild
 
 from ..engine_builder.toys import ToyBackend

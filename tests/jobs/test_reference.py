@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.denoising.sampler import SamplerSettings
-from i2v_tensorrt.pipeline.models.base import ClipRequest
+from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
-from i2v_tensorrt.runtime.clip import Denoising
+from i2v_tensorrt.pipeline.request import ClipRequest
+from i2v_tensorrt.runtime.clip_plan import Denoising
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
 from .reference_clip import Clip, eager_engines, ours, painted

@@ -14,12 +14,13 @@ from PIL import Image
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import Conditioning
-from i2v_tensorrt.pipeline.denoising.sampler import SamplerSettings
+from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
-from i2v_tensorrt.pipeline.models.base import ClipRequest, Encoded
 from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.request import ClipRequest, Encoded
 from i2v_tensorrt.pipeline.tensor_cache import CacheLimits, ConditioningCache
-from i2v_tensorrt.runtime.clip import Denoising, encode_clip
+from i2v_tensorrt.runtime.clip import encode_clip
+from i2v_tensorrt.runtime.clip_plan import Denoising
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.result_cache import LIMITS, Sampled, result_key, sample_or_recall

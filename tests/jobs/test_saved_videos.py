@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from i2v_tensorrt.pipeline.media.formats import Audio, VideoOptions
-from i2v_tensorrt.pipeline.models.base import Encoded
+from i2v_tensorrt.pipeline.request import Encoded
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime.saved_videos import LIMITS, SavedVideo, note, noted, video_key
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from i2v_tensorrt.common.errors import InputError
-from i2v_tensorrt.pipeline.denoising.sampler import SCHEDULERS, SamplerSettings
+from i2v_tensorrt.pipeline.denoising.schedulers import SCHEDULERS, SamplerSettings
 from i2v_tensorrt.pipeline.media.image import crop_to_aspect
-from i2v_tensorrt.pipeline.models.base import ClipRequest
 from i2v_tensorrt.pipeline.models.svd.model import StableVideoDiffusion
+from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
-from i2v_tensorrt.runtime.clip import Denoising, decode_clip, encode_clip
+from i2v_tensorrt.runtime.clip import decode_clip, encode_clip
+from i2v_tensorrt.runtime.clip_plan import Denoising
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
 from .reference_clip import Clip, difference, eager_engines, ours, painted

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 
 from i2v_tensorrt.common.errors import InputError
-from i2v_tensorrt.pipeline.denoising.sampler import FLOW_SCHEDULERS, SCHEDULERS, SamplerSettings
+from i2v_tensorrt.pipeline.denoising.schedulers import FLOW_SCHEDULERS, SCHEDULERS, SamplerSettings
 from i2v_tensorrt.pipeline.dummies.wan import KINDS
 from i2v_tensorrt.pipeline.media.image import crop_to_aspect
-from i2v_tensorrt.pipeline.models.base import ClipRequest
 from i2v_tensorrt.pipeline.models.wan.wan22 import WanA14B
-from i2v_tensorrt.runtime.clip import Denoising, decode_clip
+from i2v_tensorrt.pipeline.request import ClipRequest
+from i2v_tensorrt.runtime.clip import decode_clip
+from i2v_tensorrt.runtime.clip_plan import Denoising
 
 from .reference_clip import Clip, difference, eager_engines, ours, painted
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from i2v_tensorrt.common.spec import DimRange, EngineSpec, NetworkSpec, ShapeProfile, TensorSpec
+from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
+from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec, TensorSpec
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.models.base import Component

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.models.base import Encoded
+from i2v_tensorrt.pipeline.request import Encoded
 from i2v_tensorrt.pipeline.tensor_cache import CacheLimits, ConditioningCache
 
 KEY, OTHER, THIRD = ("a" * 64, "b" * 64, "c" * 64)

@@ -24,8 +24,8 @@ from i2v_tensorrt.pipeline.conditioning import (
     conditioning_key,
 )
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
-from i2v_tensorrt.pipeline.models.base import ClipRequest
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
+from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 
 ENCODERS = ["image_encoder", "vae_encoder", "text_encoder", "conditioner"]

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from i2v_tensorrt.common.errors import CheckpointError
+from i2v_tensorrt.common.pack_paths import BUNDLED, PICTURE
 from i2v_tensorrt.pipeline.models.latent_rgb import FILE_NAME, latent_rgb
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.runtime.demo_model import BUNDLED, PICTURE
 
 
 def test_most_checkpoints_have_none(tiny_folder: Path) -> None:

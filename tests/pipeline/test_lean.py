@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from i2v_tensorrt.common.spec import DimRange, ShapeProfile
+from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
 from i2v_tensorrt.engine_builder.graph.onnx_export import dynamic_shapes
-from i2v_tensorrt.pipeline.fused import blocks as lean
+from i2v_tensorrt.pipeline.fused import blocks
 from i2v_tensorrt.pipeline.fused.kernels.norm import add_and_measure, channel_moments, scale_and_shift
 from i2v_tensorrt.pipeline.fused.kernels.short_attention import short_attention
-from i2v_tensorrt.pipeline.models import fused_vae as lean_vae
+from i2v_tensorrt.pipeline.models import fused_vae
+from i2v_tensorrt.pipeline.models.i2vgen_xl.fused import CORE_REWRITES, LeanCore
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
-from i2v_tensorrt.pipeline.models.i2vgen_xl.networks import CORE_REWRITES, Core, LeanCore
+from i2v_tensorrt.pipeline.models.i2vgen_xl.networks import Core
 
 EXACT = 1e-5
 """Relative to the greatest output; float32 rounding leaves some 1e-6."""
@@ -94,27 +95,27 @@ def test_a_disturbed_layer_is_noticed(unet: Any) -> None:
         weight.div_(1.01)
 
 
-@pytest.mark.parametrize("count", range(1, len(lean_vae.REWRITES) + 1))
+@pytest.mark.parametrize("count", range(1, len(fused_vae.REWRITES) + 1))
 @pytest.mark.parametrize("shape", [(1, 4, 8, 8), (3, 4, 8, 12)])
 @torch.no_grad()
 def test_every_rewrite_of_the_decoder_keeps_the_result(
     model: I2VGenXL, vae: Any, shape: tuple[int, ...], count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lean, "PLAIN_ATTENTION_WIDTH", 8)
+    monkeypatch.setattr(blocks, "PLAIN_ATTENTION_WIDTH", 8)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     expected = model.load("vae_decoder", "fp32")(latents)
-    assert distance(lean_vae.LeanVaeDecoder(vae, lean_vae.REWRITES[:count])(latents), expected) < EXACT
+    assert distance(fused_vae.LeanVaeDecoder(vae, fused_vae.REWRITES[:count])(latents), expected) < EXACT
 
 
 @pytest.mark.parametrize("together", [8, 1024], ids=["one by one", "together"])
 @torch.no_grad()
 def test_phases_are_an_upsampled_convolution(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean, "JOINED_PHASES_WIDTH", together)
+    monkeypatch.setattr(blocks, "JOINED_PHASES_WIDTH", together)
     conv = torch.nn.Conv2d(6, 10, 3, padding=1)
     x = torch.randn(2, 3, 5, 7, 6)
     near = torch.nn.functional.interpolate(x.flatten(0, 1).permute(0, 3, 1, 2), scale_factor=2.0, mode="nearest")
     expected = torch.nn.functional.conv2d(near, conv.weight, None, 1, 1).permute(0, 2, 3, 1).unflatten(0, (2, 3))
-    assert distance(lean._phases(x, conv.weight), expected) < EXACT
+    assert distance(blocks._phases(x, conv.weight), expected) < EXACT
 
 
 @pytest.mark.parametrize("items", [1, 3], ids=["by frame", "over frames"])
@@ -145,8 +146,8 @@ def test_add_and_measure_adds_and_measures(other: bool) -> None:
 def test_joined_moments_are_those_of_the_joined() -> None:
     one, two = torch.randn(1, 3, 4, 4, 8), torch.randn(2, 3, 4, 4, 16)
     on = frozenset({"channel_norm"})
-    both = lean.joined(lean.measured(one, on), lean.measured(two, on))
-    again = lean.measured(both.x, on)
+    both = blocks.joined(blocks.measured(one, on), blocks.measured(two, on))
+    again = blocks.measured(both.x, on)
     assert both.x.shape == (2, 3, 4, 4, 24)
     torch.testing.assert_close(both.moments, again.moments)
 
@@ -160,7 +161,7 @@ def test_short_attention_is_attention_among_tokens() -> None:
 
 def test_weights_keep_their_values_and_change_their_layout(unet: Any) -> None:
     before = {name: value.clone() for name, value in unet.state_dict().items()}
-    lean.to_channels_last(unet)
+    blocks.to_channels_last(unet)
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -170,7 +171,7 @@ def test_weights_keep_their_values_and_change_their_layout(unet: Any) -> None:
 def test_attention_in_parts_is_attention_for_any_number_of_tokens(tokens: int) -> None:
     q, k, v = torch.randn(3, 2, 1, tokens, 24, generator=torch.Generator().manual_seed(tokens))
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    assert distance(lean._plain_attention(q, k, v), expected) < EXACT
+    assert distance(blocks._plain_attention(q, k, v), expected) < EXACT
 
 
 @torch.no_grad()
@@ -178,11 +179,11 @@ def test_a_decoder_with_attention_in_parts_is_exported_for_a_range(
     model: I2VGenXL, vae: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of which the engine is made; places that do not divide by the number of parts are among the sizes."""
-    monkeypatch.setattr(lean, "PLAIN_ATTENTION_WIDTH", 8)
+    monkeypatch.setattr(blocks, "PLAIN_ATTENTION_WIDTH", 8)
     cut: list[int] = []
-    attention = lean._plain_attention
-    monkeypatch.setattr(lean, "_plain_attention", lambda *tensors: (cut.append(1), attention(*tensors))[1])
-    decoder, spec = lean_vae.LeanVaeDecoder(vae, ("plain_attention",)), model.components["vae_decoder"].spec
+    attention = blocks._plain_attention
+    monkeypatch.setattr(blocks, "_plain_attention", lambda *tensors: (cut.append(1), attention(*tensors))[1])
+    decoder, spec = fused_vae.LeanVaeDecoder(vae, ("plain_attention",)), model.components["vae_decoder"].spec
     (tensor,) = spec.inputs
     shapes = dynamic_shapes(spec.inputs, ShapeProfile({**spec.limits.ranges, "chunk": DimRange(1, 2, 8)}))
     program = torch.export.export(decoder, (torch.randn(2, 4, 16, 24),), dynamic_shapes=(shapes[tensor.name],))

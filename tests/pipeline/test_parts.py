@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from i2v_tensorrt.common.errors import CheckpointError
-from i2v_tensorrt.pipeline.models.base import ClipRequest
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
+from i2v_tensorrt.pipeline.request import ClipRequest
 
 Tensors = dict[str, torch.Tensor]
 STEMS = {

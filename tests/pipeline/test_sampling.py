@@ -7,14 +7,8 @@ import pytest
 import torch
 
 from i2v_tensorrt.common.errors import CheckpointError, InputError
-from i2v_tensorrt.pipeline.denoising.sampler import (
-    MAX_STEPS,
-    SCHEDULERS,
-    Denoise,
-    SamplerSettings,
-    make_scheduler,
-    sample,
-)
+from i2v_tensorrt.pipeline.denoising.sampler import Denoise, sample
+from i2v_tensorrt.pipeline.denoising.schedulers import MAX_STEPS, SCHEDULERS, SamplerSettings, make_scheduler
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import SCHEDULER
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy

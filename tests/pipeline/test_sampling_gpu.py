@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.denoising.sampler import SamplerSettings, make_scheduler, sample
+from i2v_tensorrt.pipeline.denoising.sampler import sample
+from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings, make_scheduler
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import SCHEDULER
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")]

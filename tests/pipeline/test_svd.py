@@ -14,12 +14,14 @@ from PIL import Image
 from i2v_tensorrt.common.errors import CheckpointError, InputError
 from i2v_tensorrt.common.spec import Guidance
 from i2v_tensorrt.pipeline.conditioning import MAX_MOTION, MAX_NOISE_AUG, condition, conditioning_key
+from i2v_tensorrt.pipeline.denoising.guidance import guide
 from i2v_tensorrt.pipeline.dummies.svd import write_tiny_svd
 from i2v_tensorrt.pipeline.media.image import antialiased, crop_to_aspect
-from i2v_tensorrt.pipeline.models.base import ClipRequest, VideoModel, guide
+from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.svd.model import StableVideoDiffusion
+from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 
 REQUEST = ClipRequest(Image.new("RGB", (90, 60), "teal"), "", "", 64, 72, 4, 7)

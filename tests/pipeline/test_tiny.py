@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from i2v_tensorrt.common.errors import StorageError
-from i2v_tensorrt.pipeline.dummies import i2vgen_xl as tiny
+from i2v_tensorrt.pipeline.dummies import i2vgen_xl
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import TinySizes, byte_vocabulary, write_tiny_checkpoint
 from i2v_tensorrt.pipeline.dummies.wan import KINDS, write_tiny_wan
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
@@ -80,7 +80,7 @@ def test_a_full_disk_is_told_and_nothing_stays(
 
 
 def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny, "write_vision", interrupt)
+    monkeypatch.setattr(i2vgen_xl, "write_vision", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_tiny_checkpoint(tmp_path / "tiny")
     assert list(tmp_path.iterdir()) == []
@@ -88,7 +88,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_what_stood_in_the_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    monkeypatch.setattr(tiny, "_write_diffusion", interrupt)
+    monkeypatch.setattr(i2vgen_xl, "_write_diffusion", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_tiny_checkpoint(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"

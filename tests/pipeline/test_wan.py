@@ -13,15 +13,17 @@ from PIL import Image
 
 from i2v_tensorrt.common.errors import CheckpointError, InputError
 from i2v_tensorrt.pipeline.conditioning import conditioning_key
-from i2v_tensorrt.pipeline.denoising.sampler import SamplerSettings, make_scheduler, sample
+from i2v_tensorrt.pipeline.denoising.sampler import sample
+from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings, make_scheduler
 from i2v_tensorrt.pipeline.dummies.wan import KINDS
 from i2v_tensorrt.pipeline.media.image import middle_square
-from i2v_tensorrt.pipeline.models.base import ClipRequest, VideoModel
+from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import Checkpoint
 from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.model import Wan21
 from i2v_tensorrt.pipeline.models.wan.wan22 import WanA14B, WanTI2V
+from i2v_tensorrt.pipeline.request import ClipRequest
 
 Folder = Callable[[str], Path]
 CLASSES = {"wan21": Wan21, "a14b": WanA14B, "ti2v": WanTI2V}

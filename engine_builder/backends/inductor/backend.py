@@ -19,11 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ....common.device import cuda_arch
 from ....common.errors import EngineError
 from ....common.out_of_memory import is_out_of_memory
-from ....common.spec import EngineSpec, ShapeProfile, Target
+from ....common.shapes import ShapeProfile
+from ....common.spec import EngineSpec, Target
 from ...graph.onnx_export import dynamic_shapes, example_inputs, trace_sizes
-from ..base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch, no_collection
+from ..base import Availability, Backend, LoadNetwork, Report, Runner, no_collection
 from .cpp_compiler import compilers, install_line, working_compiler
 from .runner import FILE_NAME, LAYOUT, InductorRunner, layout_of
 from .torch_workarounds import arrays_declared, layouts_as_run

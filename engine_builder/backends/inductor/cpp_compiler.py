@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 
 from ....common.child_environment import child_environment
+from ....common.digest import digest
 from ....common.errors import EngineError
-from ...store.key import digest
 
 log = logging.getLogger(__name__)
 

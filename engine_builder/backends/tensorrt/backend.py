@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ....common.device import cuda_arch
 from ....common.errors import BackendUnavailableError, EngineError
-from ....common.spec import EngineSpec, NetworkSpec, ShapeProfile, Target, TensorSpec
+from ....common.shapes import ShapeProfile
+from ....common.spec import EngineSpec, NetworkSpec, Target, TensorSpec
 from ...graph.onnx_export import export_onnx, exporter_version
-from ...graph.quantize import Calibration, check_quantizable, quantize
+from ...graph.quantize import check_quantizable, quantize
+from ...graph.recorded_calls import Calibration
 from ...store.sealed_cache import TIMINGS
-from ..base import Availability, Backend, LoadNetwork, Report, Runner, cuda_arch
+from ..base import Availability, Backend, LoadNetwork, Report, Runner
 from .library import (
     FULL,
+    PLAN,
     RTX,
     RTX_ARCHS,
     Library,
@@ -23,6 +26,7 @@ from .library import (
     install_line,
     lend_timings,
     load_library,
+    make_logger,
     timing_bytes,
 )
 from .weight_streaming import allow_streaming, needs_streaming, total_bytes, weights_bytes
@@ -34,7 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PLAN = "engine.plan"
 OPSET = 22
 """The first opset in which bf16 convolutions exist, and the last without Attention.
 
@@ -43,7 +46,6 @@ in bf16 and fp32 heads of 8, 16 and 128 channels ended it by a segmentation faul
 of, all of these build.
 """
 PRECISIONS = ("fp16", "bf16", "fp32")
-_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 BUILD_SPAN = (0.45, 0.8)
 """The part of the whole progress that building takes, after export and parsing."""
 
@@ -193,36 +195,6 @@ def _profile(builder: Any, network: Any, described: NetworkSpec, shapes: ShapePr
 
 def _shape(tensor: TensorSpec, shapes: ShapeProfile, which: str) -> tuple[int, ...]:
     return tensor.shape_at({name: getattr(limits, which) for name, limits in shapes.ranges.items()})
-
-
-def make_logger(library: Library) -> Any:
-    """A TensorRT logger into `logging` that remembers the last error, for TensorRT raises none, and the greatest
-    memory for activations that was told of a profile.
-    """
-    trt = library.module
-    levels = {
-        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
-        trt.ILogger.ERROR: logging.ERROR,
-        trt.ILogger.WARNING: logging.DEBUG,
-    }
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last_error = "no reason was given"
-            self.activation_bytes: int | None = None
-
-        def log(self, severity: Any, message: str) -> None:
-            level = levels.get(severity)
-            if level is not None:
-                log.log(level, "TensorRT: %s", message)
-            if level == logging.ERROR:
-                self.last_error = message
-            told = _ACTIVATIONS.search(message)
-            if told is not None:
-                self.activation_bytes = max(self.activation_bytes or 0, int(told[1]))
-
-    return Logger()
 
 
 def _make_monitor(library: Library, report: Report) -> Any:

@@ -9,15 +9,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 log = logging.getLogger(__name__)
 
+PLAN = "engine.plan"
+"""The engine's file in its folder."""
 RTX, FULL = "tensorrt_rtx", "tensorrt"
 RTX_ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 """GPU architectures that TensorRT-RTX builds for and runs on; Hopper is not among them."""
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 @dataclass(frozen=True)
@@ -118,3 +122,33 @@ def kernel_bytes(runtime_cache: Any) -> bytes | None:
     """What RTX has compiled so far; None where there is no such cache, or it gives nothing."""
     data = None if runtime_cache is None else runtime_cache.serialize()
     return None if data is None else bytes(data) or None
+
+
+def make_logger(library: Library) -> Any:
+    """A TensorRT logger into `logging` that remembers the last error, for TensorRT raises none, and the greatest
+    memory for activations that was told of a profile.
+    """
+    trt = library.module
+    levels = {
+        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
+        trt.ILogger.ERROR: logging.ERROR,
+        trt.ILogger.WARNING: logging.DEBUG,
+    }
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last_error = "no reason was given"
+            self.activation_bytes: int | None = None
+
+        def log(self, severity: Any, message: str) -> None:
+            level = levels.get(severity)
+            if level is not None:
+                log.log(level, "TensorRT: %s", message)
+            if level == logging.ERROR:
+                self.last_error = message
+            told = _ACTIVATIONS.search(message)
+            if told is not None:
+                self.activation_bytes = max(self.activation_bytes or 0, int(told[1]))
+
+    return Logger()

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from ....common.device import free_bytes
 from ....common.errors import EngineError
 from ....common.out_of_memory import says_out_of_memory
 from ....common.spec import EngineSpec
-from ..base import Runner, free_bytes
+from ..base import Runner
 from ..cuda_graph import CaptureError, can_capture, capture
-from .backend import PLAN, make_logger
-from .library import Library, kernel_bytes, make_context
+from .library import PLAN, Library, kernel_bytes, make_context, make_logger
 from .weight_streaming import Streaming, set_budget
 
 if TYPE_CHECKING:

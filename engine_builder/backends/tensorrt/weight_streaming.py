@@ -69,7 +69,7 @@ def total_bytes(arch: str) -> int | None:
     """The memory of the GPU at hand; None if there is none of that architecture."""
     import torch
 
-    from ..base import cuda_arch
+    from ....common.device import cuda_arch
 
     device = torch.device("cuda")
     return torch.cuda.get_device_properties(device).total_memory if cuda_arch(device) == arch else None

@@ -19,18 +19,19 @@ from PIL import Image
 from ....common.errors import CheckpointError
 from ....common.spec import Guidance, Scope, TensorSpec
 from ...decode import BYTES_PER_PIXEL
-from ...fused import blocks as lean
-from ...fused import kernels
+from ...denoising.guidance import GuidanceScale, guide
+from ...fused import blocks, kernels
 from ...media.image import cover, to_unit_tensor
-from .. import fused_vae as lean_vae
-from .. import parts
-from ..base import ClipRequest, Encoded, GuidanceScale, Run, Stage, guide
+from ...request import ClipRequest, Encoded
+from .. import fused_vae, parts
+from ..base import Run, Stage
 from ..checkpoints.diffusers_folder import Checkpoint
 from ..diffusers_family import DiffusersFamily, Network
 from ..fused_vae import LeanVaeDecoder
 from ..parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder, tokenize
-from . import networks as i2vgen_xl_networks
-from .networks import CORE_REWRITES, Conditioner, Core, LeanCore
+from . import fused, networks
+from .fused import CORE_REWRITES, LeanCore
+from .networks import Conditioner, Core
 
 LAYOUT: dict[str, tuple[str, ...]] = {
     "unet": ("I2VGenXLUNet",),
@@ -41,7 +42,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "feature_extractor": ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast"),
     "scheduler": ("DDIMScheduler",),
 }
-CODE = (sys.modules[__name__], i2vgen_xl_networks, lean, lean_vae, parts, kernels)
+CODE = (sys.modules[__name__], networks, fused, blocks, fused_vae, parts, kernels)
 SETTINGS: dict[str, dict[str, type]] = {
     "unet": {"in_channels": int, "cross_attention_dim": int, "block_out_channels": list},
     "vae": {"scaling_factor": float},
@@ -131,7 +132,7 @@ class I2VGenXL(DiffusersFamily):
 
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "core": CORE_REWRITES,
-        "vae_decoder": lean_vae.REWRITES,
+        "vae_decoder": fused_vae.REWRITES,
     }
 
     layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...fused import blocks as lean
-from .. import fused_vae as lean_vae
+from .. import fused_vae
 from .networks import Core, TemporalVaeDecoder
 
 CORE_REWRITES = (
@@ -22,7 +22,7 @@ CORE_REWRITES = (
     "channel_norm",
     "phase_upsample",
 )
-DECODER_REWRITES = lean_vae.REWRITES
+DECODER_REWRITES = fused_vae.REWRITES
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class LeanTemporalVaeDecoder(TemporalVaeDecoder):
         first, *rest = decoder.mid_block.resnets
         at = lean.spatio_temporal_resnet(at, first, {}, on)
         for attention, resnet in zip(decoder.mid_block.attentions, rest, strict=False):
-            at = lean_vae.attend(at, attention, on)
+            at = fused_vae.attend(at, attention, on)
             at = lean.spatio_temporal_resnet(at, resnet, {}, on)
         for block in decoder.up_blocks:
             for resnet in block.resnets:

@@ -17,17 +17,16 @@ import torch
 from PIL import Image
 
 from ....common.spec import Guidance, Scope, TensorSpec
-from ...fused import blocks as lean
-from ...fused import kernels
+from ...denoising.guidance import GuidanceScale, guide
+from ...fused import blocks, kernels
 from ...media.image import antialiased, crop_to_aspect, to_unit_tensor
-from .. import fused_vae as lean_vae
-from .. import parts
-from ..base import ClipRequest, Encoded, GuidanceScale, Run, Stage, guide
+from ...request import ClipRequest, Encoded
+from .. import fused_vae, parts
+from ..base import Run, Stage
 from ..checkpoints.diffusers_folder import Checkpoint
 from ..diffusers_family import DiffusersFamily, Network
 from ..parts import ImageEncoder, VaeEncoder
-from . import fused as svd_lean
-from . import networks as svd_networks
+from . import fused, networks
 from .fused import CORE_REWRITES, DECODER_REWRITES, LeanCore, LeanTemporalVaeDecoder
 from .networks import Conditioner, Core, TemporalVaeDecoder
 
@@ -38,7 +37,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "feature_extractor": ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast"),
     "scheduler": ("EulerDiscreteScheduler",),
 }
-CODE = (sys.modules[__name__], svd_networks, svd_lean, lean, lean_vae, parts, kernels)
+CODE = (sys.modules[__name__], networks, fused, blocks, fused_vae, parts, kernels)
 SETTINGS: dict[str, dict[str, type]] = {
     "unet": {
         "in_channels": int,

@@ -18,19 +18,19 @@ import torch
 from PIL import Image
 
 from ....common.errors import CheckpointError
-from ....common.spec import DimRange, Guidance, Scope, ShapeProfile, TensorSpec
+from ....common.shapes import DimRange, ShapeProfile
+from ....common.spec import Guidance, Scope, TensorSpec
 from ...decode import DecodeChunk
-from ...denoising.sampler import FLOW_SCHEDULERS
+from ...denoising.guidance import GuidanceScale, guide
+from ...denoising.schedulers import FLOW_SCHEDULERS
 from ...media.image import crop_to_aspect, middle_square, to_unit_tensor
+from ...request import ClipRequest, Encoded
 from .. import parts
-from ..base import ClipRequest, Encoded, GuidanceScale, Run, Stage, guide
+from ..base import Run, Stage
 from ..diffusers_family import DiffusersFamily, Network
 from ..latent_space import LatentSpace
 from ..parts import tokenize_padded
-from . import networks as wan_networks
-from . import text_encoder as wan_text
-from . import vae as wan_vae
-from . import vae_layers as wan_vae_layers
+from . import networks, text_encoder, vae, vae_layers
 from .causal_vae import TIME_FACTOR, decode_causal, encode_picture
 from .lora_names import published
 from .networks import PATCH, Core, VisionEncoder
@@ -67,7 +67,7 @@ SETTINGS: dict[str, dict[str, type]] = {
     "vae": {"z_dim": int, "latents_mean": list, "latents_std": list},
     "text_encoder": {"vocab_size": int, "d_model": int},
 }
-CODE = (sys.modules[__name__], wan_networks, wan_text, wan_vae, wan_vae_layers, parts)
+CODE = (sys.modules[__name__], networks, text_encoder, vae, vae_layers, parts)
 VISION_SETTINGS: dict[str, dict[str, type]] = {
     "image_encoder": {"image_size": int, "patch_size": int, "hidden_size": int},
     "image_processor": {"image_mean": list, "image_std": list},

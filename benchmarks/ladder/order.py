@@ -1,0 +1,39 @@
+"""What one of the ladder's processes is to do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .job import Job
+from .rungs import Rung
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process is to do: `kind` is `row`, `warm`, `sweep` or `checkpoint`. Times are `time.time()`."""
+
+    kind: str
+    job: Job
+    rung: Rung
+    rows: Path
+    """The folder that rows are written to."""
+    samples: int
+    started_at: float
+    """When the process was started."""
+    began_at: float
+    """When the ladder began, for the seconds that progress is told with."""
+
+    def to_json(self) -> str:
+        """As text for another process."""
+        return json.dumps({**asdict(self), "rows": str(self.rows)}, indent=1)
+
+
+def order_from_json(text: str) -> Order:
+    """The order that `Order.to_json` wrote."""
+    data = json.loads(text)
+    rung = data["rung"]
+    rewrites = rung["rewrites"]
+    rung = Rung(**{**rung, "rewrites": None if rewrites is None else tuple(rewrites)})
+    return Order(**{**data, "job": Job(**data["job"]), "rung": rung, "rows": Path(data["rows"])})

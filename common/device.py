@@ -1,0 +1,48 @@
+"""Devices: their architecture, what is free of their memory, which one to take."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def cuda_arch(device: torch.device) -> str | None:
+    """The architecture of a CUDA device, such as `sm_89`; None for any other device."""
+    import torch
+
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a CUDA device the current one, whose stream libraries take; does nothing for any other."""
+    import torch
+
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What is free of a CUDA device's memory now, whoever holds the rest; None for any other device."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def free_cached(device: torch.device) -> None:
+    """Lets other libraries have the memory that PyTorch keeps on a CUDA device for its own next tensors."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def default_device() -> torch.device:
+    """What to compute on where no ComfyUI says so: the first CUDA GPU, else the CPU."""
+    import torch
+
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,174 @@
+"""Where ComfyUI keeps things: checkpoints, LoRAs, engines, caches, inputs and outputs."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy.cli_args import args
+
+from ...common.atomic_file import atomic_file
+from ...common.errors import CheckpointError, StorageError
+from ...common.pack_paths import BUNDLED, BUNDLED_NAME, PICTURE
+from ...engine_builder.store.store import EngineStore
+from ...pipeline.models.checkpoints.diffusers_folder import INDEX
+from ...pipeline.models.checkpoints.file_digests import TABLE
+from ...pipeline.tensor_cache import CacheLimits, ConditioningCache
+from ...runtime import result_cache as results
+from ...runtime import saved_videos as videos
+from .output_path import SavePlace, digest_below, free_place
+
+log = logging.getLogger(__name__)
+
+MODELS, ENGINES, DIFFUSERS = "i2v", "i2v_engines", "diffusers"
+_SEARCH_DEPTH = 2
+
+
+def register_folders() -> None:
+    """Tells ComfyUI of models/i2v and models/i2v_engines, which extra_model_paths.yaml may move."""
+    for key in (MODELS, ENGINES):
+        folder_paths.add_model_folder_path(key, str(Path(folder_paths.models_dir) / key), is_default=True)
+
+
+def provide_picture() -> None:
+    """Puts the picture of the shipped workflows into ComfyUI's input folder, so that they run as they open.
+
+    One of that name that is there already stays, and a folder that may not be written is no reason to stop.
+    """
+    target = Path(folder_paths.get_input_directory()) / PICTURE.name
+    if target.exists():
+        return
+    try:
+        with atomic_file(target) as temporary:
+            shutil.copyfile(PICTURE, temporary)
+    except StorageError as error:
+        log.warning("The workflows' picture is not among the inputs: %s", error)
+
+
+def checkpoints() -> dict[str, Path]:
+    """Every folder with a model_index.json below models/i2v and models/diffusers, by its relative name.
+
+    Last the model that the pack brings along, unless one of that name is there.
+    """
+    found: dict[str, Path] = {}
+    for root in _checkpoint_roots():
+        for depth in range(1, _SEARCH_DEPTH + 1):
+            for index in sorted(root.glob("/".join(["*"] * depth + [INDEX]))):
+                found.setdefault(index.parent.relative_to(root).as_posix(), index.parent)
+    if (BUNDLED / INDEX).is_file():
+        found.setdefault(BUNDLED_NAME, BUNDLED)
+    return found
+
+
+def checkpoint_folder(name: object) -> Path:
+    """The folder of a checkpoint by its name; no path is made from what a workflow says.
+
+    Raises CheckpointError with the folder looked in and the command that downloads the published one.
+    """
+    found = checkpoints()
+    if isinstance(name, str) and name in found:
+        return found[name]
+    root = _checkpoint_roots()[0]
+    known = f"found {', '.join(sorted(found))}" if found else "found none"
+    raise CheckpointError(
+        f"There is no checkpoint {str(name)[:80]!r} in {root} ({known}); to download the published one: "
+        'hf download ali-vilab/i2vgen-xl --include "*.json" --include "*.txt" --include "*fp16.safetensors" '
+        f'--local-dir "{root / "i2vgen-xl"}"'
+    )
+
+
+def loras() -> dict[str, Path]:
+    """Every .safetensors file in models/loras by its relative name."""
+    names = (name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors"))
+    found = {name: folder_paths.get_full_path("loras", name) for name in names}
+    return {name: Path(path) for name, path in found.items() if path is not None}
+
+
+def lora_file(name: object) -> Path:
+    """The file of a LoRA by its name; no path is made from what a workflow says. Raises CheckpointError."""
+    found = loras()
+    if isinstance(name, str) and name in found:
+        return found[name]
+    root = folder_paths.get_folder_paths("loras")[0]
+    raise CheckpointError(
+        f"There is no LoRA {str(name)[:80]!r} in {root}: expected a .safetensors file there, found {len(found)} others."
+    )
+
+
+def _checkpoint_roots() -> list[Path]:
+    return [Path(root) for key in (MODELS, DIFFUSERS) for root in folder_paths.get_folder_paths(key)]
+
+
+def engine_store() -> EngineStore:
+    """The store in models/i2v_engines."""
+    return EngineStore(Path(folder_paths.get_folder_paths(ENGINES)[0]))
+
+
+def _cache(name: str, limits: CacheLimits | None = None, what: str = "conditioning") -> ConditioningCache:
+    """A cache of the server, kept in a folder that HTTP does not reach."""
+    return ConditioningCache(Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / name, limits, what)
+
+
+@lru_cache(maxsize=1)
+def conditioning_cache() -> ConditioningCache:
+    """The server's one cache of conditioning, shared by graph and API runs."""
+    return _cache("conditioning")
+
+
+@lru_cache(maxsize=1)
+def result_cache() -> ConditioningCache:
+    """The server's one cache of sampled latents; see `runtime.result_cache`."""
+    return _cache("results", results.LIMITS, "result")
+
+
+@lru_cache(maxsize=1)
+def saved_videos() -> ConditioningCache:
+    """The server's notes on which video came of which request; see `runtime.saved_videos`."""
+    return _cache("videos", videos.LIMITS, "note on a video")
+
+
+def keep_digests() -> None:
+    """Keeps what was learned of checkpoints' files beside the caches, so that the next server reads none of them."""
+    TABLE.keep_in(Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "digests.json")
+
+
+def save_place(
+    prefix: object, suffix: str, width: int, height: int, *, temporary: bool = False
+) -> AbstractContextManager[SavePlace]:
+    """A free name in ComfyUI's output (or temp) folder from a prefix; see `output_path.free_place`."""
+    root = folder_paths.get_temp_directory() if temporary else folder_paths.get_output_directory()
+    return free_place(Path(root), prefix, suffix, width, height)
+
+
+def digest_of_output(subfolder: str, filename: str) -> str | None:
+    """The SHA-256 of a file in ComfyUI's output folder, or None; see `output_path.digest_below`."""
+    return digest_below(Path(folder_paths.get_output_directory()), subfolder, filename)
+
+
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """A fresh folder below ComfyUI's temp folder, removed at the end."""
+    root = Path(folder_paths.get_temp_directory())
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix=f"{name}_", dir=root, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StorageError(f"No folder can be made in {root}: {error.strerror or error}.") from error
+    with made as folder:
+        yield Path(folder)
+
+
+def metadata(hidden: Any) -> dict[str, Any]:
+    """The prompt and the workflow to embed in a file; nothing when ComfyUI was started without metadata."""
+    if args.disable_metadata or hidden is None:
+        return {}
+    prompt = {} if hidden.prompt is None else {"prompt": hidden.prompt}
+    more = hidden.extra_pnginfo  # whatever the request said
+    return {**prompt, **(more if isinstance(more, Mapping) else {})}

@@ -1,0 +1,116 @@
+"""The device that ComfyUI computes on, and its memory manager: who is loaded, who leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.model_management as memory
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...engine_builder.backends.base import Runner
+from ...engine_builder.backends.registry import AUTO, choose_backend
+from ...runtime.engines.residency import Concession, concede, is_encoder
+from .folders import conditioning_cache, result_cache
+from .patcher import RunnerPatcher, empty_cache, loaded_bytes, memory_of, patcher_of, unload, were_last_loaded
+
+
+class HostResidency:
+    """Residency by ComfyUI's memory manager."""
+
+    def __init__(self) -> None:
+        self._patchers: list[RunnerPatcher] = []
+
+    def hold(self, runner: Runner, scratch_bytes: int, beside: Sequence[ModelPatcher] = ()) -> str | None:
+        """Makes room for the runner and its scratch memory, evicting what ComfyUI can spare, and loads it.
+
+        `beside` are models that are in use and stay. Nothing is asked of anybody where the runner was the last that
+        was loaded, for no less scratch memory.
+        """
+        patcher = patcher_of(runner)
+        if patcher not in self._patchers:
+            self._patchers.append(patcher)
+        models = [*beside, patcher]
+        if runner.is_loaded and scratch_bytes <= patcher.scratch_bytes and were_last_loaded(models):
+            return None
+        needed_bytes = scratch_bytes + (0 if runner.is_loaded else patcher.model_size())
+        told = [self.relieve(needed_bytes, encoders=True, keep=runner)]
+        there, name = self._loaded(), runner.spec.network.component
+        room_bytes = self.room_bytes()
+        if room_bytes is not None and room_bytes < needed_bytes:
+            told.append(f"Memory may not do for {name}, whose weights are held whole and not streamed.")
+        memory.load_models_gpu(models, memory_required=scratch_bytes)
+        patcher.scratch_bytes = scratch_bytes
+        if not runner.is_loaded:  # its weights were moved by a runner that shares them
+            patcher.load()
+        gone = [name for name in there if name not in self._loaded()]
+        told += [f"Made room for {name}: {', '.join(gone)} left the device."] if gone else []
+        return " ".join(filter(None, told)) or None
+
+    def relieve(self, needed_bytes: int, *, encoders: bool, keep: Runner | None = None) -> str | None:
+        """The pack's own: what it keeps in memory, runners of other models, then this one's encoders."""
+
+        def idle_encoders() -> str:
+            return self._let_go(lambda runner, mine: mine and is_encoder(runner) and runner is not keep)
+
+        concessions: list[Concession] = [_forget_kept, lambda: self._let_go(lambda _, mine: not mine)]
+        concessions += [idle_encoders, empty_cache] if encoders else [empty_cache]
+        return concede(memory_of(device()), needed_bytes, concessions)
+
+    def _let_go(self, chosen: Callable[[Runner, bool], bool]) -> str:
+        """Unloads the pack's runners that are chosen, each shown with whether it is of this model; their names."""
+        mine = [patcher.runner for patcher in self._patchers]
+        return ", ".join(unload(lambda runner: chosen(runner, runner in mine)))
+
+    def spare_bytes(self) -> int | None:
+        return None if memory.directml_enabled else memory_of(device()).spare_bytes()
+
+    def room_bytes(self) -> int | None:
+        """What is free, and what the models take that ComfyUI could unload."""
+        return None if memory.directml_enabled else free_bytes() + loaded_bytes(device())
+
+    def host_bytes(self) -> int:
+        return int(memory.get_free_memory(torch.device("cpu")))
+
+    def _loaded(self) -> list[str]:
+        runners = [patcher.runner for patcher in self._patchers]
+        return [runner.spec.network.component for runner in runners if runner is not None and runner.is_loaded]
+
+    def clear(self) -> None:
+        """Unloads every model on a GPU, where the child that builds needs the room."""
+        if device().type != "cpu":
+            free_models()
+
+
+def _forget_kept() -> str:
+    """Lets go of what the caches hold in memory, where that is the memory in question."""
+    caches = (conditioning_cache(), result_cache()) if device().type == "cpu" else ()
+    return "what the caches keep in memory" if sum([cache.clear_memory() for cache in caches]) else ""
+
+
+def free_models() -> None:
+    """Takes every model off the device, ComfyUI's own too, for a build or a measurement that wants it free."""
+    memory.unload_all_models()
+    empty_cache()
+
+
+def device() -> torch.device:
+    """The device that ComfyUI computes on, with its index."""
+    return memory.get_torch_device()
+
+
+def fitting_precision(name: str) -> str:
+    """The precision of that name; for `auto` fp32 on GPUs that ComfyUI knows to be wrong or slow in fp16."""
+    is_unfit = name == AUTO and device().type == "cuda" and not memory.should_use_fp16(device())
+    return "fp32" if is_unfit else name
+
+
+def check_backend(name: Any) -> None:
+    """Raises an I2VError, with the line to install it, when the backend does not serve `device()`."""
+    choose_backend(str(name), device())
+
+
+def free_bytes() -> int:
+    """Memory that a computation on `device()` could take now."""
+    return int(memory.get_free_memory(device()))

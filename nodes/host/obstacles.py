@@ -1,0 +1,85 @@
+"""What keeps an engine from standing in for the network of a ComfyUI MODEL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+OUTSIDE = {
+    "cond_or_uncond",
+    "uuids",
+    "sigmas",
+    "sample_sigmas",
+    "callbacks",
+    "prefetch_dynamic_vbars",
+    "original_shape",
+    "transformer_index",
+    "total_blocks",
+    "block",
+    "block_index",
+    "block_type",
+    "grid_sizes",
+    "activations_shape",
+    "easycache",
+}
+"""What a network is told, or writes down, without giving another result for it."""
+WRAPPERS = {kind for name, kind in vars(WrappersMP).items() if name.isupper() and isinstance(kind, str)}
+"""The kinds of wrappers that ComfyUI has: all of them are outside the network."""
+Layers = list[tuple[str, torch.nn.Module]]
+"""A network's layers, with their names."""
+
+
+def layers_of(patcher: ModelPatcher) -> Layers:
+    """The layers of the model's network."""
+    return list(patcher.model.diffusion_model.named_modules())
+
+
+def obstacles(
+    patcher: ModelPatcher, layers: Layers, options: Mapping[str, Any], control: object, device: torch.device
+) -> Iterator[str]:
+    """What reaches into the network, or keeps its weights from being used where they lie: a sentence each."""
+    if control is not None:
+        yield "Expected no control, found one, such as a ControlNet's."
+    yield from _patches(options)
+    if patcher.current_hooks is not None:
+        yield "Expected no hooks on the weights, found some."
+    patched = [name for name in patcher.object_patches if name.startswith("diffusion_model")]
+    if patched:
+        yield f"Expected the network's own parts, found another {patched[0]}."
+    if patcher.injections:
+        yield f"Expected nothing injected, found {', '.join(map(str, patcher.injections))}."
+    yield from weight_obstacles(layers, device)
+
+
+def _patches(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if name == "wrappers":
+            strange = [kind for kind, each in value.items() if kind not in WRAPPERS and any(each.values())]
+            if strange:
+                yield f"Expected wrappers outside the network, found {strange[0]}."
+        elif name not in OUTSIDE and _is_set(value):
+            inner = f" ({', '.join(map(str, value))})" if isinstance(value, Mapping) else ""
+            yield f"Expected no patches in the network, found {name}{inner}."
+
+
+def _is_set(value: Any) -> bool:
+    """Whether an option has a value; one that nobody can tell has."""
+    return bool(value) if isinstance(value, bool | int | float | str | list | tuple | dict) else value is not None
+
+
+def weight_obstacles(layers: Layers, device: torch.device) -> Iterator[str]:
+    """What keeps the layers' weights from being used where they lie: a sentence each."""
+    elsewhere = False
+    for name, layer in layers:
+        own = vars(layer)
+        if getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None) or "_v" in own:
+            yield "Expected weights that are loaded whole, found some that are patched or brought in as they are used."
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in own:
+            yield f"Expected the network's own layers, found a hook on {name or 'it'}."
+        elsewhere |= any(weight is not None and weight.device != device for weight in layer._parameters.values())
+    if elsewhere:
+        yield f"Expected all weights on {device}, found some elsewhere: the model is too large to be loaded whole."
