@@ -140,7 +140,7 @@ def _backend(engines: EngineSet, component: str) -> str:
     """The name of the backend that a component runs by, where it can."""
     try:
         backend = choose_backend(engines.policy.backend, engines.device)
-        if backend.builds and engines.on_missing == EagerBackend.name and not engines.stored(component):
+        if backend.builds and engines.on_missing == EagerBackend.name and not engines.catalog.stored(component):
             return EagerBackend.name
     except BackendUnavailableError:
         return EagerBackend.name

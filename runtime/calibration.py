@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +101,12 @@ def record(engines: EngineSet, material: Material, size: ClipSize, folder: Path,
     Raises InputError for a size that the model does not make.
     """
     policy = EnginePolicy(EagerBackend.name, on_missing="eager")
-    recording = _Recording(engines.model, engines.store, policy, engines.device, engines.residency)
+    calls: dict[str, list[Call]] = {core: [] for core in engines.model.cores}
+
+    def wrap(component: str, runner: Runner) -> Runner:
+        return _Recorder(runner, calls[component]) if component in calls else runner
+
+    recording = EngineSet(engines.model, engines.store, policy, engines.device, engines.residency, wrap=wrap)
     cache, count = ConditioningCache(None), len(material.clips)
     for number, (picture, prompt) in enumerate(material.clips):
         tell = partial(on_clip, number, count)
@@ -111,21 +116,8 @@ def record(engines: EngineSet, material: Material, size: ClipSize, folder: Path,
         denoising = Denoising(number, GUIDANCE_SCALE, SamplerSettings(STEPS))
         sample_clip(recording, conditioning, denoising, lambda done, total, latents, tell=tell: tell())
     recording.unload()
-    for core, calls in recording.calls.items():
-        save_calls(evenly(calls, MOST_CALLS), calibration_of(core, material, size, folder).path)
-
-
-class _Recording(EngineSet):
-    """Runners of which those of the cores keep what they are given and what they answer."""
-
-    @cached_property
-    def calls(self) -> dict[str, list[Call]]:
-        """The calls of each core."""
-        return {core: [] for core in self.model.cores}
-
-    def runner(self, component: str, sizes: Mapping[str, int]) -> Runner:
-        found = super().runner(component, sizes)
-        return _Recorder(found, self.calls[component]) if component in self.calls else found
+    for core, made in calls.items():
+        save_calls(evenly(made, MOST_CALLS), calibration_of(core, material, size, folder).path)
 
 
 class _Recorder(Runner):

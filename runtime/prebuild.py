@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from ..common.device import cuda_arch
 from ..common.errors import BackendUnavailableError, InputError
@@ -61,7 +62,7 @@ def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
     with ExitStack() as stack:
         calibrations = _calibrations(engines, job, size, stack, report)
         process = stack.enter_context(BuildProcess())
-        engines.make_room()
+        engines.builds.make_room()
         for number, component in enumerate(job.components):
 
             def tell(stage: str, done: float, number: int = number) -> None:
@@ -98,7 +99,8 @@ def _calibrations(
     folder = stack.enter_context(engines.store.staging())
     calibrations = {core: calibration_of(core, job.material, size, folder) for core in cores}
     sizes = clip_sizes(engines.model, *size)
-    requests = [engines.request(core, sizes, arch=job.arch, calibration=each) for core, each in calibrations.items()]
+    request = partial(engines.catalog.request, sizes=sizes, arch=job.arch)
+    requests = [request(core, calibration=each) for core, each in calibrations.items()]
     if not all([find_engine(request, engines.store) for request in requests]) or job.force:
         check_quantizable(quantized, arch)
         record(engines, job.material, size, folder, lambda done, count: report("record clips", 0.0))

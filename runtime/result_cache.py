@@ -112,7 +112,7 @@ def _fitting(encoded: Encoded, engines: EngineSet, conditioning: Conditioning) -
 
 def _ran_as_asked(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> bool:
     asked = {core: backend.name for core, backend in _backends(engines, conditioning, denoising).items()}
-    return engines.last_backends(asked).items() <= asked.items()
+    return engines.runners.last_backends(asked).items() <= asked.items()
 
 
 def _backends(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> dict[str, Backend]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,13 +34,6 @@ AFTER_CONDITIONING = ("vae_decoder",)
 """What a clip needs beside the core once it is conditioned."""
 
 
-class _Beside(EngineSet):
-    """The engines beside a core that another set has: its own core is not built ahead with them."""
-
-    def prepare(self, sizes: Mapping[str, int]) -> None:
-        """Leaves each build to the first use."""
-
-
 class EngineWay(Way):
     """Engines under one policy; the first clip's conditioning is kept on disk for the warm start.
 
@@ -53,8 +46,9 @@ class EngineWay(Way):
         self._model = open_model(Path(job.folder))
         self._sizes = job.sizes(self._model)
         store, policy = EngineStore(job.work_folder / "engines"), EnginePolicy(rung.backend, rung.precision, "exact")
-        others = EngineSet if rung.rewrites is None else _Beside
-        self._engines = others(self._model, store, policy, self.device, report=report)
+        # Beside a core that another set has: its own core is not built ahead.
+        ahead = rung.rewrites is None
+        self._engines = EngineSet(self._model, store, policy, self.device, report=report, builds_ahead=ahead)
         self._cores = self._engines
         if rung.rewrites is not None:
             policy = replace(policy, rewrites=rung.rewrites)
@@ -129,7 +123,7 @@ class EngineWay(Way):
         """What an earlier row built is not built again: what is called cold is then less than that."""
         there = [
             name for name in self._model.engine_components
-            if any(plan.manifest.spec.profile.fits(self._sizes) for plan in self._set_of(name).stored(name))
+            if any(plan.manifest.spec.profile.fits(self._sizes) for plan in self._set_of(name).catalog.stored(name))
         ]  # fmt: skip
         if there:
             self._notes.append(f"Engines of {', '.join(there)} were there already, so that cold leaves them out.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Generic
 
 import torch
 
@@ -18,14 +17,14 @@ from ...engine_builder.build.compile import BuildRequest
 from ...engine_builder.graph.recorded_calls import Calibration
 from ...engine_builder.store.store import EngineStore, Plan
 from . import messages
-from .networks import AnyNetworks
+from .networks import Networks
 from .policy import EnginePolicy
 
 
-class EngineCatalog(Generic[AnyNetworks]):
+class EngineCatalog:
     """The engines of some networks under one policy, as descriptions: built or not, and never loaded."""
 
-    def __init__(self, model: AnyNetworks, store: EngineStore, policy: EnginePolicy, device: torch.device) -> None:
+    def __init__(self, model: Networks, store: EngineStore, policy: EnginePolicy, device: torch.device) -> None:
         self.model = model
         self.store = store
         self.policy = policy
@@ -45,9 +44,9 @@ class EngineCatalog(Generic[AnyNetworks]):
 
         Takes and raises what `build` does, but for what goes wrong in a build.
         """
-        backend = self._backend() if arch is None else BACKENDS[TensorRTBackend.name]
-        rewrites, network = self._rewrites(component, backend), self.model.components[component].spec
-        spec = self._spec(component, self._profile(component, sizes), backend)
+        backend = self.backend() if arch is None else BACKENDS[TensorRTBackend.name]
+        rewrites, network = self.rewrites(component, backend), self.model.components[component].spec
+        spec = self._spec(component, self.profile(component, sizes), backend)
         if spec.precision not in QUANTIZED:
             calibration = None
         elif calibration is None:
@@ -78,7 +77,7 @@ class EngineCatalog(Generic[AnyNetworks]):
 
         Those in int8 and fp8 whatever their scales were taken from.
         """
-        backend = self._backend()
+        backend = self.backend()
         target = backend.target(self.device)
         wanted = self._spec(component, ShapeProfile(), backend)
         plans = [
@@ -90,7 +89,7 @@ class EngineCatalog(Generic[AnyNetworks]):
         plans.sort(key=lambda plan: plan.manifest.created_at, reverse=True)
         return sorted(plans, key=lambda plan: plan.manifest.spec.profile.width)
 
-    def _backend(self) -> Backend:
+    def backend(self) -> Backend:
         """The backend that the policy names; raises BackendUnavailableError when it does not serve the device."""
         backend = choose_backend(self.policy.backend, self.device)
         if not backend.builds:
@@ -99,30 +98,37 @@ class EngineCatalog(Generic[AnyNetworks]):
             raise BackendUnavailableError(f"No engine backend serves {self.device.type} here. {reasons}")
         return backend
 
-    def _can_build(self) -> bool:
+    def can_build(self) -> bool:
+        """Whether a backend that builds serves the device."""
         try:
-            return self._backend().builds
+            return self.backend().builds
         except BackendUnavailableError:
             return False
 
-    def _fitting(self, component: str, sizes: Mapping[str, int]) -> Plan | None:
+    def fitting(self, component: str, sizes: Mapping[str, int]) -> Plan | None:
         """The narrowest engine in the store that serves these sizes, of which some may not be the component's."""
         return next((plan for plan in self.stored(component) if plan.manifest.spec.profile.fits(sizes)), None)
 
-    def _profile(self, component: str, sizes: Mapping[str, int]) -> ShapeProfile:
+    def profile(self, component: str, sizes: Mapping[str, int]) -> ShapeProfile:
+        """The shapes of the component's engine by the policy; raises InputError for sizes that it does not take."""
         limits = self.model.components[component].spec.limits
         own = {name: size for name, size in sizes.items() if name in limits.ranges}
         return self.policy.profile(limits, own, self.model.latent)
 
     def _spec(self, component: str, profile: ShapeProfile, backend: Backend) -> EngineSpec:
         network = backend.network_of(self.model.components[component].spec)
-        return EngineSpec(network, profile, self.precision_of(component), self._rewrites(component, backend))
+        return EngineSpec(network, profile, self.precision_of(component), self.rewrites(component, backend))
 
     def precision_of(self, component: str) -> str:
-        """The precision of a component's engines."""
-        return self.precision
+        """The precision of a component's engines.
 
-    def _rewrites(self, component: str, backend: Backend) -> tuple[str, ...]:
+        int8 or fp8 for the cores alone, which take the time: what encodes and decodes would show it.
+        """
+        quantized = self.policy.quantized
+        return quantized if quantized is not None and component in self.model.cores else self.precision
+
+    def rewrites(self, component: str, backend: Backend) -> tuple[str, ...]:
+        """The rewrites of a component's engines: those that the policy names, else those that pay on the backend."""
         if self.policy.rewrites is None:
             return self.model.rewrites(component, backend.name)
         known = self.model.known_rewrites.get(component, ())

@@ -12,8 +12,12 @@ from ...pipeline.models.latent_space import LatentSpace
 
 
 class Networks(Protocol):
-    """What `Engines` asks of a model; a `VideoModel` is one, and says what each of these is."""
+    """What `Engines` asks of a model; a `VideoModel` is one, and says what each of these is.
 
+    A network that somebody else lends, and has on the device already, has no `cores`.
+    """
+
+    cores: ClassVar[tuple[str, ...]]
     engine_components: ClassVar[tuple[str, ...]]
     build_order: ClassVar[tuple[str, ...]]
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]]

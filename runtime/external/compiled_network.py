@@ -27,7 +27,8 @@ from ...engine_builder.build.parity import measure, passes
 from ...engine_builder.store.store import EngineStore
 from ...pipeline.models.base import Component
 from ...pipeline.models.latent_space import LatentSpace
-from ..engines.engine_set import BuildsLater, Engines
+from ..engines.engine_set import Engines
+from ..engines.missing import BuildsLater
 from ..engines.policy import EnginePolicy
 from ..engines.residency import Residency
 from .network_call import Call, limits_of, one_tensor, tensor_specs
@@ -88,6 +89,7 @@ class NetworkOwner(Protocol):
 class _OneNetwork:
     """The network, called in one way, as `Engines` asks for networks."""
 
+    cores: ClassVar[tuple[str, ...]] = ()
     engine_components: ClassVar[tuple[str, ...]] = (NETWORK,)
     build_order: ClassVar[tuple[str, ...]] = (NETWORK,)
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -284,7 +286,7 @@ class CompiledNetwork:
         runner = kind.engines.runner(NETWORK, sizes)
         if runner.backend != EagerBackend.name:
             return runner
-        failure, policy = kind.engines.failures.get(NETWORK), kind.engines.policy
+        failure, policy = kind.engines.builds.failures.get(NETWORK), kind.engines.policy
         if failure is None or policy.shapes == "exact":
             return None
         # Not every network can be compiled for a range of sizes.

@@ -101,8 +101,8 @@ def test_a_fine_tune_is_served_by_the_same_engine(model: VideoModel, tmp_path: P
     first, second = (engine_set(each, tmp_path / "engines", "exact") for each in (model, other))
     with BuildProcess() as process:
         first.build("vae_encoder", CLIP, process)
-    assert [plan.manifest.key for plan in second.stored("vae_encoder")] == [
-        plan.manifest.key for plan in first.stored("vae_encoder")
+    assert [plan.manifest.key for plan in second.catalog.stored("vae_encoder")] == [
+        plan.manifest.key for plan in first.catalog.stored("vae_encoder")
     ]
     spec = EngineSpec(other.components["vae_encoder"].spec, ShapeProfile(), "fp32")
     inputs = example_inputs(spec, {"latent_height": 8, "latent_width": 16})

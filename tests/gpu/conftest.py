@@ -21,7 +21,8 @@ from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.runtime.clip_plan import clip_sizes
 from i2v_tensorrt.runtime.demo_model import demo_model
-from i2v_tensorrt.runtime.engines.engine_set import EnginePolicy, EngineSet
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
 from .report import ROOT, Case, Report, environment
 

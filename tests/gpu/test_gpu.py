@@ -69,7 +69,7 @@ def needs_builds(engines: EngineSet) -> None:
 
 def runner_of(engines: EngineSet, component: str, sizes: dict[str, int]) -> Runner:
     """The backend's own runner: built if no test has done so yet, and never eager PyTorch in its place."""
-    if BACKENDS[engines.policy.backend].builds and not engines.stored(component):
+    if BACKENDS[engines.policy.backend].builds and not engines.catalog.stored(component):
         with BuildProcess() as process:
             engines.build(component, sizes, process)
     runner = engines.runner(component, sizes)
@@ -104,7 +104,7 @@ def test_an_engine_is_built_and_passes_the_gate(
     assert manifest.verdict is not None
     figures(**{name: value for name, value in asdict(manifest.verdict).items() if name != "shapes"})
     passes(manifest.verdict, engines.precision)
-    assert engines.stored(component) != []
+    assert engines.catalog.stored(component) != []
 
 
 @each_component

@@ -9,7 +9,8 @@ import pytest
 from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.runtime import prebuild
-from i2v_tensorrt.runtime.engines import catalog, engine_set, idle_builds, parallel_builds
+from i2v_tensorrt.runtime.engines import builds as engine_builds
+from i2v_tensorrt.runtime.engines import catalog, idle_builds, missing, parallel_builds, runners
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.failed_builds import FailedBuilds
 from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
@@ -27,7 +28,7 @@ CALM_S = 0.05
 def _no_failed_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed in one test is new to the next one."""
     failed = FailedBuilds()
-    for module in (engine_set, idle_builds):
+    for module in (engine_builds, idle_builds):
         monkeypatch.setattr(module, "FAILED", failed)
 
 
@@ -36,9 +37,9 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> ToyBackend:
     """The toy as the one backend beside eager, compiling in this process."""
     backend = ToyBackend()
     monkeypatch.setattr(registry, "BACKENDS", {"toy": backend, "eager": registry.BACKENDS["eager"]})
-    monkeypatch.setattr(engine_set, "BACKENDS", registry.BACKENDS)
-    monkeypatch.setattr(catalog, "BACKENDS", registry.BACKENDS)
-    for module in (engine_set, parallel_builds, prebuild):
+    for module in (catalog, missing):
+        monkeypatch.setattr(module, "BACKENDS", registry.BACKENDS)
+    for module in (runners, parallel_builds, prebuild):
         monkeypatch.setattr(module, "BuildProcess", InProcess)
     return backend
 

@@ -117,10 +117,10 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_cores_alone_are_quantized(engines: EngineSet) -> None:
-    assert engines.precision_of("core") == "int8"
-    assert engines.precision_of("vae_decoder") == engines.precision == "fp16"
+    assert engines.catalog.precision_of("core") == "int8"
+    assert engines.catalog.precision_of("vae_decoder") == engines.precision == "fp16"
     plain = EngineSet(engines.model, engines.store, replace(QUANTIZED, precision="bf16"), CPU)
-    assert plain.precision_of("core") == "bf16"
+    assert plain.catalog.precision_of("core") == "bf16"
 
 
 def test_a_core_without_such_an_engine_runs_eager_and_says_what_to_do(engines: EngineSet) -> None:
@@ -153,7 +153,7 @@ def test_an_engine_is_found_whatever_its_scales_were_taken_from(
     assert engines.runner("core", sizes).backend == "onnxruntime"
     other = replace(calibration, name=Material((BLUE,)).name(SIZE))
     engines.build("core", sizes, InProcess(), calibration=other)
-    assert len(engines.stored("core")) == 2
+    assert len(engines.catalog.stored("core")) == 2
 
 
 @pytest.mark.slow

@@ -21,7 +21,6 @@ from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.build.build import quiet
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
-from i2v_tensorrt.runtime.engines import engine_set
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.engines.residency import LoadInPlace, Residency
 from i2v_tensorrt.runtime.external.compiled_network import MAX_KINDS, CompiledNetwork, Tally
@@ -134,8 +133,7 @@ def make_scene(toy: ToyBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
     def make(borrows: bool = True, residency: Residency | None = None, **policy: Any) -> Scene:
         chosen = Borrowing() if borrows else toy
-        for module in (registry, engine_set):
-            monkeypatch.setitem(module.BACKENDS, "toy", chosen)
+        monkeypatch.setitem(registry.BACKENDS, "toy", chosen)
         owner, store = Owner(), EngineStore(tmp_path / "engines")
         wanted = EnginePolicy(**{"shapes": "exact", **policy})
         return Scene(owner, chosen, CompiledNetwork(owner, store, wanted, residency or LoadInPlace(), quiet))

@@ -10,7 +10,7 @@ import pytest
 from i2v_tensorrt.common.errors import InputError
 from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest
-from i2v_tensorrt.runtime.engines import engine_set
+from i2v_tensorrt.runtime.engines import builds
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
 from ..engine_builder.toys import InProcess, ToyBackend, toy_network
@@ -55,7 +55,7 @@ def test_the_policy_names_the_rewrites_or_leaves_them_to_the_model(
     assert rewrites_of(engines) == [expected]
     plain = [("core", ())] if expected else []
     assert model.sources == [("core", expected), *plain], "what it is compiled from, and what it is compared with"
-    assert len(engines.stored("core")) == 1
+    assert len(engines.catalog.stored("core")) == 1
 
 
 def test_a_component_gets_the_rewrites_that_it_knows(make: MakeSet, rewriting: RewritingToy) -> None:
@@ -67,7 +67,7 @@ def test_a_component_gets_the_rewrites_that_it_knows(make: MakeSet, rewriting: R
 def test_engines_of_other_rewrites_are_not_taken(make: MakeSet, rewriting: RewritingToy) -> None:
     make(backend="rewriting toy", rewrites=("halved",)).build("core", SIZES, InProcess())
     other = make(backend="rewriting toy")
-    assert other.stored("core") == []
+    assert other.catalog.stored("core") == []
     other.build("core", SIZES, InProcess())
     assert rewrites_of(other) == [("doubled",), ("halved",)]
 
@@ -100,7 +100,7 @@ def test_the_request_compares_with_the_plain_network(
     def note(request: BuildRequest, *_: object, **__: object) -> None:
         seen.append(request)
 
-    monkeypatch.setattr(engine_set, "build_engine", note)
+    monkeypatch.setattr(builds, "build_engine", note)
     for policy in (None, ()):
         make(backend="rewriting toy", rewrites=policy).build("core", SIZES, InProcess())
     assert [request.reference is None for request in seen] == [False, True]

@@ -60,7 +60,7 @@ def test_one_engine_serves_its_presets(make: MakeSet, toy: ToyBackend) -> None:
     assert [run(engines, WIDE), run(engines, SIZES), run(engines, WIDE)] == ["toy"] * 3
     (spec,) = toy.builds_done
     assert [each.optimum for each in spec.profile.profiles] == [SIZES, WIDE]
-    (plan,) = engines.stored("core")
+    (plan,) = engines.catalog.stored("core")
     assert plan.manifest.verdict is not None
     assert plan.manifest.verdict.shapes == (SIZES, WIDE)
     assert run(make(shapes="presets", presets=PRESETS, on_missing="stop"), WIDE) == "toy"
@@ -82,7 +82,7 @@ def test_what_is_no_preset_runs_eager_with_the_distance_and_builds_nothing(make:
 def test_an_exact_engine_goes_before_presets_and_presets_before_a_range(make: MakeSet) -> None:
     for policy in ({"shapes": "range"}, {"shapes": "presets", "presets": PRESETS}, {"shapes": "exact"}):
         make(**policy).build("core", SIZES, InProcess())
-    assert [len(plan.manifest.spec.profile.profiles) for plan in make().stored("core")] == [1, 2, 1]
+    assert [len(plan.manifest.spec.profile.profiles) for plan in make().catalog.stored("core")] == [1, 2, 1]
     assert make().runner("core", SIZES).spec.profile.width == 1
     assert len(make().runner("core", WIDE).spec.profile.profiles) == 2
 

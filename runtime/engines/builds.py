@@ -1,0 +1,188 @@
+"""Engines that a clip lacks, built on its way, several at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from ...common.errors import EngineError, I2VError, InputError, MissingEngineError
+from ...engine_builder.backends.base import Report
+from ...engine_builder.build.build import BuildResult, build_engine, builds_at_once, check_memory
+from ...engine_builder.build.build_process import BuildProcess
+from ...engine_builder.build.eta import last_build_s
+from ...engine_builder.graph.recorded_calls import Calibration
+from ...engine_builder.store.manifest import Manifest
+from ...engine_builder.store.store import Plan
+from . import messages
+from .catalog import EngineCatalog
+from .failed_builds import FAILED, anew
+from .missing import MissingEngines, PutOffError
+from .notes import Notes
+from .parallel_builds import Task, build_in_parallel
+from .policy import LATER
+from .residency import Residency
+
+log = logging.getLogger(__name__)
+
+TYPICAL_BUILD_S = 300.0
+"""What a build on a GPU is taken to need where none has been seen: somewhat more than a large network's took."""
+
+
+class EngineBuilds:
+    """Builds what a catalog lacks, where its policy is to build."""
+
+    def __init__(
+        self, catalog: EngineCatalog, missing: MissingEngines, residency: Residency, notes: Notes, report: Report
+    ) -> None:
+        self._catalog, self._missing, self._residency = catalog, missing, residency
+        self._notes, self._report = notes, report
+        self._built: list[Manifest] = []
+        self.failures: dict[str, EngineError] = {}
+
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        """Builds every engine that a clip of these sizes lacks, where the policy is to build.
+
+        All in one go, so that the user waits once; nothing for a clip that cannot be made. A component whose build
+        fails runs eager, with a note: raises nothing but what the report does.
+        """
+        if self._missing.on_missing not in ("build", LATER) or not self._catalog.can_build():
+            return
+        due = [name for name in self._catalog.model.build_order if self.is_due(name, sizes)]
+        names = [name for name in due if not self._missing.waits(name, sizes)]
+        for name in due:
+            if name not in names:
+                self._missing.want(name, sizes)
+        if not names:
+            return
+        self.make_room()
+        if not self._is_in_vain(sizes):
+            started = time.monotonic()
+            build_in_parallel([self._task(name, sizes) for name in names], self._builders(names, sizes), self._report)
+            self.note_built(started)
+
+    def build(
+        self,
+        component: str,
+        sizes: Mapping[str, int],
+        process: BuildProcess,
+        *,
+        force: bool = False,
+        arch: str | None = None,
+        report: Report | None = None,
+        calibration: Calibration | None = None,
+    ) -> BuildResult:
+        """The component's engine for these sizes by the shape policy, from the store or built now.
+
+        `sizes` may name dimensions that the component does not have; `arch` another GPU than this one. Where the
+        component's precision is int8 or fp8 it takes a calibration. Raises EngineError when it cannot be built,
+        InputError when the network does not take the sizes.
+        """
+        request = self._catalog.request(component, sizes, arch=arch, calibration=calibration)
+        tell = report or self._report
+        try:
+            result = build_engine(
+                request,
+                self._catalog.store,
+                process,
+                force=force,
+                report=lambda stage, done: tell(f"{component}: {stage}", done),
+            )
+        except EngineError as error:
+            FAILED.remember(request, error)
+            raise
+        FAILED.forget(request)
+        return result
+
+    def plan(self, component: str, sizes: Mapping[str, int], process: BuildProcess, report: Report) -> Plan:
+        """The narrowest engine in the store that fits, or one built now if that is the policy."""
+        catalog, missing = self._catalog, self._missing
+        plan = catalog.fitting(component, sizes)
+        if plan is not None:
+            return plan
+        if component in self.failures:
+            raise anew(self.failures[component])
+        if missing.on_missing not in ("build", LATER):
+            raise MissingEngineError(messages.missing(component, sizes, catalog.stored(component), catalog.store.root))
+        try:
+            FAILED.check(catalog.request(component, sizes))
+            if missing.waits(component, sizes):
+                missing.put_off(component, sizes)
+            plan = self.build(component, sizes, process, report=report).plan
+        except PutOffError:
+            raise
+        except EngineError as error:
+            self.failures[component] = anew(error)
+            raise
+        self._built.append(plan.manifest)
+        return plan
+
+    def is_due(self, component: str, sizes: Mapping[str, int]) -> bool:
+        """Whether an engine for these sizes is missing, can be had, and has not failed before."""
+        try:
+            self._catalog.profile(component, sizes)
+        except InputError:
+            return False
+        return not self._has_failed(component, sizes) and self._catalog.fitting(component, sizes) is None
+
+    def hasten(self, component: str, sizes: Mapping[str, int], saved_s: float) -> bool:
+        """Has a missing engine built at its next use after all, if the build takes less than the `saved_s` it saves."""
+        if self._missing.fate == "off" or not self._missing.waits(component, sizes):
+            return False
+        with suppress(I2VError):
+            request = self._catalog.request(component, sizes)
+            build_s = last_build_s(request.spec, request.backend.name, self._catalog.store) or TYPICAL_BUILD_S
+            if saved_s > build_s and self.is_due(component, sizes):
+                self._missing.hasten(component)
+                return True
+        return False
+
+    def make_room(self) -> None:
+        """Frees the device for builds in other processes; called from the thread that uses it."""
+        self._residency.clear()
+
+    def note_built(self, started: float) -> None:
+        """Tells in one sentence what has been built since that reading of the monotonic clock."""
+        if self._built:
+            sentence = messages.built(self._built, time.monotonic() - started)
+            log.info("%s", sentence.replace("\n", " "))
+            self._notes.note(sentence)
+            self._built = []
+
+    def _task(self, component: str, sizes: Mapping[str, int]) -> Task:
+        def task(process: BuildProcess, report: Report) -> None:
+            with suppress(I2VError):  # told when the component is asked for
+                self.plan(component, sizes, process, report)
+
+        return task
+
+    def _builders(self, names: Sequence[str], sizes: Mapping[str, int]) -> int:
+        """How many builds may run at a time."""
+        requests = []
+        for name in names:
+            with suppress(I2VError):  # told when the component is asked for
+                requests.append(self._catalog.request(name, sizes))
+        return builds_at_once(requests)
+
+    def _has_failed(self, component: str, sizes: Mapping[str, int]) -> bool:
+        """Whether a build of an engine for these sizes has failed before, for this set or for another one."""
+        if component in self.failures:
+            return True
+        with suppress(EngineError):  # told when the component is asked for
+            return FAILED.knows(self._catalog.request(component, sizes))
+        return False
+
+    def _is_in_vain(self, sizes: Mapping[str, int]) -> bool:
+        """Whether there is too little memory to build a core's engine, and too little to run the core without one."""
+        due = [core for core in self._catalog.model.cores if self.is_due(core, sizes)]
+        return any(not self._missing.runs_eager(core, sizes) and self._is_refused(core, sizes) for core in due)
+
+    def _is_refused(self, core: str, sizes: Mapping[str, int]) -> bool:
+        try:
+            check_memory(self._catalog.request(core, sizes))
+        except MissingEngineError:
+            return False  # one in int8 or fp8, which is not built on the way to a clip
+        except EngineError:
+            return True
+        return False
