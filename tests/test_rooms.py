@@ -66,6 +66,38 @@ def test_imports_go_one_way() -> None:
     assert wrong == []
 
 
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, by whatever way round."""
+    reached = {name: _reached(name, imports) for name in imports}
+    found = {
+        tuple(sorted(other for other in reached[name] if name in reached[other]))
+        for name in imports
+        if name in reached[name]
+    }
+    return sorted(map(list, found))
+
+
+def _reached(name: str, imports: dict[str, set[str]]) -> set[str]:
+    """What a module imports, and what that imports, and so on."""
+    reached: set[str] = set()
+    todo = [name]
+    while todo:
+        new = imports.get(todo.pop(), set()) - reached
+        reached |= new
+        todo += new
+    return reached
+
+
+def test_no_modules_import_each_other() -> None:
+    """By way of others neither, nor in a function."""
+    assert circles({name: imported(path) for name, path in modules().items()}) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    imports = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"a"}}
+    assert circles(imports) == [["a", "b", "c"]]
+
+
 def test_only_the_host_knows_comfyui() -> None:
     wrong = []
     for name, path in modules().items():

@@ -34,9 +34,10 @@ def dangers(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_file_reads_code_out_of_data_or_uses_a_shell(path: Path) -> None:
-    assert dangers(path.read_text("utf-8")) == []
+def test_no_file_reads_code_out_of_data_or_uses_a_shell() -> None:
+    assert len(files()) > 150
+    found = {str(path.relative_to(ROOT)): dangers(path.read_text("utf-8")) for path in files()}
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 @pytest.mark.parametrize(
