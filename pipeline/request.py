@@ -21,6 +21,11 @@ class ClipSize(NamedTuple):
     def __str__(self) -> str:
         return "x".join(map(str, self))
 
+    @property
+    def words(self) -> str:
+        """The size within a sentence, such as `512x512 with 16 frames`."""
+        return f"{self.width}x{self.height} with {self.num_frames} {'frame' if self.num_frames == 1 else 'frames'}"
+
 
 @dataclass(frozen=True)
 class ClipRequest:

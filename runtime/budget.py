@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ..common.errors import BackendUnavailableError, BudgetError
 from ..common.out_of_memory import is_out_of_memory
@@ -12,24 +12,13 @@ from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.backends.registry import choose_backend
 from ..pipeline.conditioning import MIN_SIDE
 from ..pipeline.models.latent_space import LatentSpace
+from ..pipeline.request import ClipSize
 from .clip_plan import clip_sizes
 from .engines.engine_set import EngineSet
 
 TOLERANCE = 1.15
 """How far an estimate may lie above the memory at hand before a clip is refused: estimates are no better."""
 _FRAME_CHANNELS, _FLOAT_BYTES = 3, 4
-
-
-@dataclass(frozen=True)
-class ClipSize:
-    """Width and height in pixels, and the number of frames."""
-
-    width: int
-    height: int
-    num_frames: int
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height} with {self.num_frames} {'frame' if self.num_frames == 1 else 'frames'}"
 
 
 Cost = Callable[[ClipSize], int]
@@ -60,15 +49,15 @@ class Budget:
     def sentence(self, size: ClipSize) -> str:
         """What the clip needs, what there is, and what would fit."""
         found = "" if self.room is None else f", found {_gib(self.room)}"
-        return f"{self.stage} {size} needs about {_gib(self.cost(size))} of memory{found}: {self._advice(size)}."
+        return f"{self.stage} {size.words} needs about {_gib(self.cost(size))} of memory{found}: {self._advice(size)}."
 
     def _advice(self, size: ClipSize) -> str:
         room = self.cost(size) * 3 // 4 if self.room is None else self.room
         counts = map(self.space.num_frames, range(self.space.frames(size.num_frames) - 1, 0, -1))
-        fewer = next((count for count in counts if self._fits(replace(size, num_frames=count), room)), 0)
+        fewer = next((count for count in counts if self._fits(size._replace(num_frames=count), room)), 0)
         smaller = next((each for each in _smaller(size, self.space.side_multiple) if self._fits(each, room)), None)
         found = [f"{fewer} of these frames"] if fewer else []
-        found += [str(smaller)] if smaller else []
+        found += [smaller.words] if smaller else []
         return f"{' or '.join(found)} would fit" if found else "close other programs, or choose less"
 
     def _fits(self, size: ClipSize, room: int) -> bool:
@@ -88,7 +77,7 @@ def largest(budgets: Sequence[Budget], size: ClipSize, multiple: int) -> ClipSiz
     sizes = [size, *_smaller(size, multiple)]
     roomy = [each for each in sizes if 2 * max(each.width, each.height) >= max(size.width, size.height)]
     for group in (roomy, sizes):
-        candidates = (replace(each, num_frames=count) for count in counts for each in group)
+        candidates = (each._replace(num_frames=count) for count in counts for each in group)
         found = next((each for each in candidates if all(budget.allows(each) for budget in budgets)), None)
         if found is not None:
             return found

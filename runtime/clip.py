@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,10 +15,9 @@ from ..pipeline.denoising.sampler import OnStep, sample
 from ..pipeline.denoising.schedulers import make_scheduler
 from ..pipeline.models.base import Stage, VideoModel
 from ..pipeline.models.latent_space import TUNED_CHUNK
-from ..pipeline.request import ClipRequest
+from ..pipeline.request import ClipRequest, ClipSize
 from ..pipeline.tensor_cache import ConditioningCache
 from . import budget
-from .budget import ClipSize
 from .clip_plan import Denoising, clip_sizes
 from .denoiser import Denoiser
 from .engines.engine_set import EngineSet
@@ -39,15 +38,15 @@ def encode_clip(
     """
     check_request(request)
     asked = ClipSize(request.width, request.height, request.num_frames)
-    clip_sizes(engines.model, *astuple(asked))
+    clip_sizes(engines.model, *asked)
     # Whether guidance will double the batch is not known yet.
     budgets = [budget.denoising(engines, guided=shrink), *budget.decoding(engines)]
     size = budget.largest(budgets, asked, engine_multiple(engines.model)) if shrink else asked
     for each in budgets:  # the whole clip's, before anything is encoded for nothing
         each.check(size)
     request = replace(request, width=size.width, height=size.height, num_frames=size.num_frames)
-    notes = () if size == asked else (f"Made as {size}, for {asked} does not fit the memory.",)
-    sizes = clip_sizes(engines.model, *astuple(size))
+    notes = () if size == asked else (f"Made as {size.words}, for {asked.words} does not fit the memory.",)
+    sizes = clip_sizes(engines.model, *size)
     with budget.explained(budgets[0], size):
         found = condition(
             engines.model, request, engines.precision, engines.run, cache, stage, lambda: engines.prepare(sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,10 @@ from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
 from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.model import Wan21
-from i2v_tensorrt.pipeline.request import ClipRequest
+from i2v_tensorrt.pipeline.request import ClipRequest, ClipSize
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime import budget
-from i2v_tensorrt.runtime.budget import TOLERANCE, Budget, ClipSize, largest
+from i2v_tensorrt.runtime.budget import TOLERANCE, Budget, largest
 from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, engine_multiple, sample_clip
 from i2v_tensorrt.runtime.clip_plan import Denoising
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
@@ -125,7 +125,7 @@ def test_the_advice_is_the_largest_that_fits(room: int) -> None:
     size = ClipSize(1024, 768, 16)
     told = replace(LINEAR, room=room).sentence(size)
     cost = LINEAR.cost
-    frames = [n for n in range(1, 16) if cost(replace(size, num_frames=n)) <= room]
+    frames = [n for n in range(1, 16) if cost(size._replace(num_frames=n)) <= room]
     assert (f": {frames[-1]} of these frames" in told) if frames else ("of these frames" not in told)
     sides = [w for w in range(64, 1024, 8) if cost(ClipSize(w, max(round(768 * w / 1024 / 8) * 8, 64), 16)) <= room]
     assert (f"{sides[-1]}x" in told) if sides else told.endswith(": close other programs, or choose less.")
@@ -200,7 +200,7 @@ def test_the_largest_clip_that_fits_keeps_its_frames_and_shape_as_long_as_it_can
     half = ClipSize(round(width / 2 + multiple), round(height / 2 + multiple), frames)
     if all(budget.allows(half) for budget in budgets):
         assert found.num_frames == frames
-    larger = replace(found, width=found.width + 2 * multiple, height=found.height + 2 * multiple)
+    larger = found._replace(width=found.width + 2 * multiple, height=found.height + 2 * multiple)
     assert larger.width > width or not all(budget.allows(larger) for budget in budgets)
 
 
@@ -229,14 +229,14 @@ def test_a_clip_shrinks_to_what_fits_with_guidance_and_says_so(engines: EngineSe
     cache = ConditioningCache(None)
     found = encode_clip(engines, asked, cache, quiet, shrink=True)
     expected = largest(needs, size, engine_multiple(engines.model))
-    assert (found.width, found.height, found.num_frames) == astuple(expected) != astuple(size)
-    assert found.notes[0] == f"Made as {expected}, for 512x256 with 8 frames does not fit the memory."
+    assert (found.width, found.height, found.num_frames) == expected != size
+    assert found.notes[0] == f"Made as {expected.words}, for 512x256 with 8 frames does not fit the memory."
     latents = sample_clip(engines, found, DENOISING, quiet)
     frames = decode_clip(engines, latents, 1, quiet)
     assert frames.shape == (expected.num_frames, expected.height, expected.width, 3)
     machine.device_bytes = 1 << 40
     whole = encode_clip(engines, asked, cache, quiet, shrink=True)
-    assert (whole.width, whole.height, whole.num_frames) == astuple(size)
+    assert (whole.width, whole.height, whole.num_frames) == size
     assert [note for note in whole.notes if note.startswith("Made as")] == []
 
 
