@@ -11,7 +11,8 @@ import json
 import logging
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -104,11 +105,9 @@ class InductorBackend(Backend):
             with torch.inference_mode(False), torch.no_grad(), _quiet(), no_collection(), _attention(device):
                 report("export", 0.1)
                 program = _export(network.to(device), spec, device)
-                if not proof.done():
-                    report("try the C++ compiler", 0.2)
-                compiler = proof.result()
                 report("compile", 0.3)
-                _compile(program, network, folder / FILE_NAME, compiler, device)
+                path = folder / FILE_NAME
+                compiler = _with_proved(proof, lambda name: _compile(program, network, path, name, device))
         except (OSError, EngineError):
             raise
         except Exception as error:  # the compiler raises whatever its passes meet
@@ -154,6 +153,22 @@ def hinted_sizes(profile: ShapeProfile) -> dict[str, int]:
     """Sizes to trace at: those that the engine is tuned for, but never 1 where a dimension is dynamic."""
     traced = trace_sizes(profile)
     return {name: limits.opt if limits.opt > 1 else traced[name] for name, limits in profile.ranges.items()}
+
+
+def _with_proved(proof: Future[str], compile_by: Callable[[str], None]) -> str:
+    """Compiles by a compiler that has proved itself, and names it.
+
+    While the proof is under way the first there is does the work, which is done again if it proves unfit.
+    """
+    compiler = proof.result() if proof.done() else compilers()[0]
+    try:
+        compile_by(compiler)
+    except Exception:
+        if proof.result() == compiler:
+            raise
+    if proof.result() != compiler:
+        compile_by(proof.result())
+    return proof.result()
 
 
 def _compile(program: Any, network: torch.nn.Module, path: Path, compiler: str, device: torch.device) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import copy
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -91,8 +92,9 @@ def mutations_remembered() -> Iterator[None]:
         yield
 
 
+@cache
 def remembered(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of a kernel and its arguments, asked once for each kernel and kinds of arguments."""
+    """The function of a kernel and its arguments, asked once in a process for each kernel and kinds of arguments."""
     answers: dict[Hashable, tuple[Any, Any]] = {}
 
     def answer(kernel: Any, arguments: Mapping[str, Any], *rest: Any) -> Any:
@@ -106,14 +108,17 @@ def remembered(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _kind(value: Any) -> Hashable:
-    """All of an argument that the translation of a kernel depends on: of a tensor its dtype."""
+    """All of an argument that decides what a kernel writes to.
+
+    No kernel of ours chooses by the value of a number: of a tensor or a number the type is enough.
+    """
     import torch
 
     if isinstance(value, torch.Tensor):
         return "tensor", value.dtype
     if hasattr(value, "get_dtype"):  # a tensor as the compiler's later passes have it
         return "tensor", value.get_dtype()
-    return type(value), str(value)
+    return type(value), str(value) if isinstance(value, bool | str | torch.dtype) else ""
 
 
 @contextmanager

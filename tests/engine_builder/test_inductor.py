@@ -365,12 +365,43 @@ def test_what_a_kernel_writes_to_is_found_out_once_for_each_kind_of_arguments() 
     for other, arguments, tma in (
         (object(), half, {}),
         (kernel, {**half, "out": torch.zeros(2)}, {}),
-        (kernel, {**half, "block": 32}, {}),
+        (kernel, {**half, "block": True}, {}),
+        (kernel, {**half, "block": False}, {}),
         (kernel, {**half, "block": None}, {}),
         (kernel, half, {"out": "stable"}),
     ):
         ask(other, arguments, tma)
-    assert len(asked) == 6
+    assert len(asked) == 7
+
+
+def test_a_compiler_that_proves_unfit_while_it_works_has_its_work_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "compilers", lambda: ["first", "second"])
+    used: list[str] = []
+
+    def compile_by(proof: Future[str], name: str) -> None:
+        used.append(name)
+        if not proof.done():
+            proof.set_result("second")
+            raise RuntimeError("no such header")
+
+    unfit, fit = Future[str](), Future[str]()
+    assert inductor._with_proved(unfit, lambda name: compile_by(unfit, name)) == "second"
+    assert used == ["first", "second"]
+    fit.set_result("first")
+    assert inductor._with_proved(fit, used.append) == "first"
+    assert used == ["first", "second", "first"]
+
+
+def test_an_error_of_a_compiler_that_has_proved_itself_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "compilers", lambda: ["first"])
+    proof = Future[str]()
+
+    def fail(name: str) -> None:
+        proof.set_result("first")
+        raise RuntimeError("the network's own fault")
+
+    with pytest.raises(RuntimeError, match="own fault"):
+        inductor._with_proved(proof, fail)
 
 
 def test_pytorch_asks_by_a_name_that_is_replaced() -> None:
