@@ -21,11 +21,10 @@ from i2v_tensorrt.jobs.policy import default_device
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
 
+from ..counts import REPORT_FOLDER
 from .report import ROOT, Case, Report, environment
 
 NO_GPU = "No CUDA GPU that PyTorch can use was found, so nothing of the GPU suite ran."
-REPORT_FOLDER = "I2VTRT_GPU_REPORT"
-"""Names a folder for the report other than `out`."""
 CASES = "test_gpu.py::"
 Inputs = Callable[[str, int], dict[str, torch.Tensor]]
 Figures = Callable[..., None]
