@@ -164,8 +164,13 @@ def run(server: ComfyServer, prompt: Prompt) -> Measured:
     elapsed_s = time.monotonic() - started
     if result.status != "success":
         raise RuntimeError(f"Expected a clip, found {result.status}: {result.error}; {server.log()[-2000:]}")
+    return Measured(elapsed_s, lines_of(result))
+
+
+def lines_of(result: RunResult) -> tuple[str, ...]:
+    """What the nodes said, line by line."""
     texts = (text for output in result.outputs.values() for text in output.get("text", ()))
-    return Measured(elapsed_s, tuple(line for text in texts if isinstance(text, str) for line in text.splitlines()))
+    return tuple(line for text in texts if isinstance(text, str) for line in text.splitlines())
 
 
 def wait_for_engines(server: ComfyServer, count: int, minutes: float) -> float | None:

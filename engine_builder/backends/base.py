@@ -153,6 +153,9 @@ class Backend(ABC):
     def target(self, device: torch.device) -> Target:
         """What an engine built here and now would be bound to."""
 
+    def begin(self) -> None:  # noqa: B027  # most have nothing to start
+        """Starts what a build waits for and the network is not needed for; called before the network is loaded."""
+
     @abstractmethod
     def build(self, network: torch.nn.Module, spec: EngineSpec, folder: Path, report: Report) -> dict[str, str]:
         """Compiles the network into files in `folder`; returns details worth keeping in the manifest.

@@ -69,16 +69,18 @@ def compile_engine(request: BuildRequest, folder: Path, report: Report) -> Compi
     Raises EngineError when the network cannot be compiled or does not pass, StorageError for a full disk.
     """
     report("load network", 0.0)
+    backend = request.aimed_backend
+    backend.begin()
     network = request.source.load()
     islands = _islands(request, network, report)
     try:
-        details = request.aimed_backend.build(network, request.spec, folder, report)
+        details = backend.build(network, request.spec, folder, report)
         if request.calibration is not None:
             keep_for_the_gate(request.calibration, folder)
     except OSError as error:
         raise StorageError(f"The engine could not be written to {folder}: {error.strerror or error}.") from error
     report("check", 0.8)
-    runs_here = request.aimed_backend.availability(request.device).ok
+    runs_here = backend.availability(request.device).ok
     return Compiled(details, _gate(request, folder, network, islands) if runs_here else None, islands)
 
 

@@ -27,12 +27,17 @@ LOADER, COMPILED, POSITIVE, NEGATIVE, VIDEO, VAE, SAMPLER, FRAMES, PLAIN_SAMPLER
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def core_models(host: ComfyHost, base_directory: Path) -> None:
-    """Checkpoints in the core's layouts, in the server's folders."""
+def write_core_models(host: ComfyHost, base_directory: Path) -> None:
+    """Checkpoints in the core's layouts, in a server's folders."""
     command = [str(host.python), str(SCRIPT), str(host.directory), str(base_directory / "models")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=base_directory)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module", autouse=True)
+def core_models(host: ComfyHost, base_directory: Path) -> None:
+    """Those of the server that most tests share."""
+    write_core_models(host, base_directory)
 
 
 def compiled(model: Any, **inputs: Any) -> dict[str, Any]:

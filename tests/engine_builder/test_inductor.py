@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,8 +61,10 @@ RANGED = [
 @pytest.fixture(scope="module", autouse=True)
 def trusted() -> Iterator[None]:
     """The compiler is proved by the slow test alone."""
+    proof: Future[str] = Future()
+    proof.set_result(cpp_compiler.compilers()[0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inductor, "working_compiler", lambda device: cpp_compiler.compilers()[0])
+        patch.setattr(inductor, "proof_begun", lambda device: proof)
         yield
 
 
@@ -335,6 +339,81 @@ def test_every_array_is_declared_both_times_that_code_is_written() -> None:
     assert again == names
     for name, text in zip(names, texts, strict=True):
         assert text.getvalue().count(f"{name}[] = {{4L, 2L}}") == 1
+
+
+def test_a_gpus_engine_tries_no_vector_instructions_of_the_cpu() -> None:
+    """Trying them out took 30 of the 60 s in which the smallest network was compiled for a GPU."""
+    from torch._inductor.cpu_vec_isa import invalid_vec_isa, pick_vec_isa
+
+    with torch_workarounds.vectors_untried(torch.device("cuda")):
+        assert pick_vec_isa() is invalid_vec_isa
+    with torch_workarounds.vectors_untried(CPU):
+        assert pick_vec_isa() is not invalid_vec_isa
+
+
+def test_what_a_kernel_writes_to_is_found_out_once_for_each_kind_of_arguments() -> None:
+    asked: list[dict[str, Any]] = []
+
+    def find(kernel: object, arguments: dict[str, Any], tma: dict[str, Any]) -> list[str]:
+        asked.append(arguments)
+        return ["out"]
+
+    ask, kernel = torch_workarounds.remembered(find), object()
+    half = {"out": torch.zeros(2, dtype=torch.float16), "block": 64}
+    answer = ask(kernel, half, {})
+    answer.append("spoilt")  # the answer is the caller's own
+    assert ask(kernel, {**half, "out": torch.ones(5, dtype=torch.float16)}, {}) == ["out"]
+    assert len(asked) == 1
+    for other, arguments, tma in (
+        (object(), half, {}),
+        (kernel, {**half, "out": torch.zeros(2)}, {}),
+        (kernel, {**half, "block": True}, {}),
+        (kernel, {**half, "block": False}, {}),
+        (kernel, {**half, "block": None}, {}),
+        (kernel, half, {"out": "stable"}),
+    ):
+        ask(other, arguments, tma)
+    assert len(asked) == 7
+
+
+def test_a_compiler_that_proves_unfit_while_it_works_has_its_work_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "compilers", lambda: ["first", "second"])
+    used: list[str] = []
+
+    def compile_by(proof: Future[str], name: str) -> None:
+        used.append(name)
+        if not proof.done():
+            proof.set_result("second")
+            raise RuntimeError("no such header")
+
+    unfit, fit = Future[str](), Future[str]()
+    assert inductor._with_proved(unfit, lambda name: compile_by(unfit, name)) == "second"
+    assert used == ["first", "second"]
+    fit.set_result("first")
+    assert inductor._with_proved(fit, used.append) == "first"
+    assert used == ["first", "second", "first"]
+
+
+def test_an_error_of_a_compiler_that_has_proved_itself_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "compilers", lambda: ["first"])
+    proof = Future[str]()
+
+    def fail(name: str) -> None:
+        proof.set_result("first")
+        raise RuntimeError("the network's own fault")
+
+    with pytest.raises(RuntimeError, match="own fault"):
+        inductor._with_proved(proof, fail)
+
+
+def test_pytorch_asks_by_a_name_that_is_replaced() -> None:
+    wrap = import_module("torch._higher_order_ops.triton_kernel_wrap")
+    names = [name for name in ("identify_mutated_tensors", "identify_accessed_tensors") if hasattr(wrap, name)]
+    assert names
+    before = {name: getattr(wrap, name) for name in names}
+    with torch_workarounds.mutations_remembered():
+        assert all(getattr(wrap, name) is not before[name] for name in names)
+    assert {name: getattr(wrap, name) for name in names} == before
 
 
 def test_an_engine_is_tuned_for_the_profiles_optimum_and_never_traced_at_one() -> None:

@@ -1,6 +1,9 @@
 """Which C++ compiler Inductor is given, and what is said where there is none that will do."""
 
 import errno
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 
 from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError
+from i2v_tensorrt.common.pack_paths import PACK
 from i2v_tensorrt.engine_builder.backends.inductor import backend as inductor
 from i2v_tensorrt.engine_builder.backends.inductor import cpp_compiler
 from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend
@@ -149,6 +153,39 @@ def test_the_target_names_pytorch_and_the_processor() -> None:
     assert (target.backend, target.device, target.exporter) == ("inductor", "cpu", "")
     assert torch.__version__ in target.backend_version
     assert torch.backends.cpu.get_cpu_capability() in target.arch
+
+
+IMPORTS = """
+import builtins, importlib.util, sys, threading
+from pathlib import Path
+root = Path(sys.argv[1])
+init, places = root / "__init__.py", [str(root)]
+spec = importlib.util.spec_from_file_location("i2v_tensorrt", init, submodule_search_locations=places)
+sys.modules["i2v_tensorrt"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+import torch
+from i2v_tensorrt.engine_builder.backends.inductor import cpp_compiler
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if threading.current_thread() is not threading.main_thread() and name.startswith("torch"):
+            print(name)
+sys.meta_path.insert(0, Watch())
+cpp_compiler.compilers = list
+print(type(cpp_compiler.proof_begun("cpu").exception()).__name__)
+cpp_compiler.compilers = lambda: ["true"]
+cpp_compiler._flaw = lambda *_: None
+cpp_compiler.proof_begun.cache_clear()
+print(cpp_compiler.proof_begun("cpu").result())
+"""
+
+
+def test_the_thread_that_waits_for_the_proof_imports_nothing_of_pytorch(tmp_path: Path) -> None:
+    """Two threads that import the compiler's modules at once find them half made: an export failed of it on a GPU."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, str(PACK)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.stdout.split() == ["EngineError", "true"], done.stderr
 
 
 @pytest.mark.slow

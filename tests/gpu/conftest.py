@@ -24,11 +24,10 @@ from i2v_tensorrt.runtime.demo_model import demo_model
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
+from ..counts import REPORT_FOLDER
 from .report import ROOT, Case, Report, environment
 
 NO_GPU = "No CUDA GPU that PyTorch can use was found, so nothing of the GPU suite ran."
-REPORT_FOLDER = "I2VTRT_GPU_REPORT"
-"""Names a folder for the report other than `out`."""
 CASES = "test_gpu.py::"
 Inputs = Callable[[str, int], dict[str, torch.Tensor]]
 Figures = Callable[..., None]

@@ -11,8 +11,8 @@ import json
 import logging
 import platform
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,9 +26,9 @@ from ....common.shapes import ShapeProfile
 from ....common.spec import EngineSpec, Target
 from ...graph.onnx_export import dynamic_shapes, example_inputs, trace_sizes
 from ..base import Availability, Backend, LoadNetwork, Report, Runner, no_collection
-from .cpp_compiler import compilers, install_line, working_compiler
+from .cpp_compiler import compilers, install_line, proof_begun
 from .runner import FILE_NAME, LAYOUT, InductorRunner, layout_of
-from .torch_workarounds import arrays_declared, layouts_as_run
+from .torch_workarounds import arrays_declared, layouts_as_run, mutations_remembered, vectors_untried
 
 if TYPE_CHECKING:
     import torch
@@ -93,27 +93,23 @@ class InductorBackend(Backend):
         cpu = f"{platform.machine().lower()} {torch.backends.cpu.get_cpu_capability()}"
         return Target(self.name, ", ".join(versions), device.type, cuda_arch(device) or cpu)
 
+    def begin(self) -> None:
+        """Has the C++ compiler tried out, once for all processes, while the network is loaded and traced."""
+        proof_begun(self._device_type)
+
     def build(self, network: torch.nn.Module, spec: EngineSpec, folder: Path, report: Report) -> dict[str, str]:
         import torch
 
         device = self._device or torch.device("cpu")
         component = spec.network.component
-        report("try the C++ compiler", 0.0)
         try:
-            with (
-                ThreadPoolExecutor(1) as beside,
-                torch.inference_mode(False),
-                torch.no_grad(),
-                _quiet(),
-                no_collection(),
-            ):
-                proof = beside.submit(working_compiler, device.type)  # takes as long as the export
-                with _attention(device):
-                    report("export", 0.1)
-                    program = _export(network.to(device), spec, device)
-                    compiler = proof.result()
-                    report("compile", 0.3)
-                    _compile(program, network, folder / FILE_NAME, compiler, device)
+            proof = proof_begun(self._device_type)
+            with torch.inference_mode(False), torch.no_grad(), _quiet(), no_collection(), _attention(device):
+                report("export", 0.1)
+                program = _export(network.to(device), spec, device)
+                report("compile", 0.3)
+                path = folder / FILE_NAME
+                compiler = _with_proved(proof, lambda name: _compile(program, network, path, name, device))
         except (OSError, EngineError):
             raise
         except Exception as error:  # the compiler raises whatever its passes meet
@@ -123,6 +119,10 @@ class InductorBackend(Backend):
             log.warning("compiling failed", exc_info=True)
             raise EngineError(f"Inductor cannot compile the {component} network: {_reason(error)}.") from error
         return {"compiler": compiler}
+
+    @property
+    def _device_type(self) -> str:
+        return "cpu" if self._device is None else self._device.type
 
     def load(self, plan: Plan | None, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> Runner:
         if plan is None:
@@ -134,7 +134,7 @@ def _export(network: torch.nn.Module, spec: EngineSpec, device: torch.device) ->
     import torch
 
     inputs = example_inputs(spec, hinted_sizes(spec.profile))
-    with layouts_as_run(device):
+    with layouts_as_run(device), mutations_remembered():
         program = torch.export.export(
             network,
             (),
@@ -157,17 +157,31 @@ def hinted_sizes(profile: ShapeProfile) -> dict[str, int]:
     return {name: limits.opt if limits.opt > 1 else traced[name] for name, limits in profile.ranges.items()}
 
 
+def _with_proved(proof: Future[str], compile_by: Callable[[str], None]) -> str:
+    """Compiles by a compiler that has proved itself, and names it.
+
+    While the proof is under way the first there is does the work, which is done again if it proves unfit.
+    """
+    compiler = proof.result() if proof.done() else compilers()[0]
+    try:
+        compile_by(compiler)
+    except Exception:
+        if proof.result() == compiler:
+            raise
+    if proof.result() != compiler:
+        compile_by(proof.result())
+    return proof.result()
+
+
 def _compile(program: Any, network: torch.nn.Module, path: Path, compiler: str, device: torch.device) -> None:
     import torch._inductor
 
-    with arrays_declared():
+    with arrays_declared(), mutations_remembered(), vectors_untried(device):
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(path),
             inductor_configs={
                 "cpp.cxx": compiler,
-                # For a GPU the C++ only launches kernels: no need to try out the CPU's vector instructions.
-                **({"cpp.vec_isa_ok": True} if device.type == "cuda" else {}),
                 "aot_inductor.package_constants_in_so": False,
                 "always_keep_tensor_constants": True,  # or parameters of up to 8 elements are written into the code
                 "aot_inductor.metadata": {LAYOUT: json.dumps(layout_of(network))},

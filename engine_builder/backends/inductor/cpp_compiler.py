@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 
@@ -64,6 +66,23 @@ def working_compiler(device: str) -> str:
         f"Inductor needs a C++ compiler whose output this PyTorch can load, found {found}. "
         f"To install one: {install_line()}"
     )
+
+
+@cache
+def proof_begun(device: str) -> Future[str]:
+    """`working_compiler` in a thread of its own, begun once in a process."""
+    import torch._inductor.runtime.cache_dir_utils  # noqa: F401  # imported by two threads at once it fails
+
+    found: Future[str] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(working_compiler(device))
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=work, name="i2v-compiler-proof", daemon=True).start()
+    return found
 
 
 def _proved(path: str, version: str, device: str, verdict: Path) -> str | None:

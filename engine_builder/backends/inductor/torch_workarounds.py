@@ -1,12 +1,14 @@
-"""Two faults of PyTorch's compiler, put right for as long as an engine is built.
+"""Faults of PyTorch's compiler, put right for as long as an engine is built: two in its results, two in its pace.
 
 Each lies in a function that PyTorch does not promise to keep. Where a version has it no longer, nothing is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from copy import copy
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +58,67 @@ def arrays_declared() -> Iterator[None]:
 
     with _replaced(cpp_wrapper_cpu.CppWrapperCpu, "codegen_int_array_var", holding):
         yield
+
+
+@contextmanager
+def vectors_untried(device: torch.device) -> Iterator[None]:
+    """A GPU's engine is compiled without trying out the CPU's vector instructions, which it has no use for.
+
+    Each of up to six sets is tried by starting another Python that imports PyTorch: 4 to 5 s each were seen.
+    `cpp.vec_isa_ok` answers for the sets themselves, not for their extensions.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    from torch._inductor import cpu_vec_isa
+
+    with _replaced(cpu_vec_isa, "valid_vec_isa_list", lambda _: lambda: []):
+        yield
+
+
+@contextmanager
+def mutations_remembered() -> Iterator[None]:
+    """What a Triton kernel writes to is found out once for each kind of its arguments.
+
+    PyTorch finds out by translating the kernel's source, anew at each of its calls in each pass over the graph:
+    nearly half the time in which I2VGen-XL's core was traced and lowered.
+    """
+    from torch._higher_order_ops import triton_kernel_wrap
+
+    with (
+        _replaced(triton_kernel_wrap, "identify_mutated_tensors", remembered),
+        _replaced(triton_kernel_wrap, "identify_accessed_tensors", remembered),  # its name from PyTorch 2.12 on
+    ):
+        yield
+
+
+@cache
+def remembered(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a kernel and its arguments, asked once in a process for each kernel and kinds of arguments."""
+    answers: dict[Hashable, tuple[Any, Any]] = {}
+
+    def answer(kernel: Any, arguments: Mapping[str, Any], *rest: Any) -> Any:
+        kinds = tuple((name, _kind(value)) for name, value in arguments.items())
+        key = (id(kernel), kinds, repr(rest))
+        if key not in answers:
+            answers[key] = kernel, original(kernel, arguments, *rest)  # a kernel that is held keeps its id
+        return copy(answers[key][1])
+
+    return answer
+
+
+def _kind(value: Any) -> Hashable:
+    """All of an argument that decides what a kernel writes to.
+
+    No kernel of ours chooses by the value of a number: of a tensor or a number the type is enough.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return "tensor", value.dtype
+    if hasattr(value, "get_dtype"):  # a tensor as the compiler's later passes have it
+        return "tensor", value.get_dtype()
+    return type(value), str(value) if isinstance(value, bool | str | torch.dtype) else ""
 
 
 @contextmanager

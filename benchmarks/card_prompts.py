@@ -1,0 +1,120 @@
+"""The prompts of `run.py bench cards`, and the models that they run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..common.pack_paths import PACK
+from ..pipeline.dummies.full_size import write_full_checkpoint
+from ..pipeline.dummies.wan import write_tiny_wan
+from ..remote.comfyui.server import ComfyHost, link_pack
+from .live import CONDITIONING, ENGINE_LOADER, FULL, LOADER, SAMPLER, Prompt
+
+SVD = "svd-xt-random"
+TINY_WAN = "tiny-wan21"
+CORE_MODEL = "tiny_wan22_a14b"
+CORE_MODELS = PACK / "tests" / "comfy" / "core_models.py"
+PROBES = PACK / "tests" / "comfy" / "probe_nodes.py"
+"""A node that gives what a text encoder of billions of weights would."""
+NO_PROMPTS = "The models of ComfyUI's own need the folder tests, which {} has not."
+NO_ENGINES = "none"
+Changes = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt to be run on each card, and what it is in words."""
+
+    name: str
+    describes: str
+    prompt: Prompt
+
+
+def cases(engines: str) -> list[Case]:
+    """All of them, the quick start first; the pack's own with that policy for missing engines, or with none at all."""
+    full = {
+        LOADER: {"checkpoint": FULL},
+        CONDITIONING: {"width": 512, "height": 512, "num_frames": 16, "fps": 16},
+        SAMPLER: {"steps": 10, "guidance_scale": 9.0},
+    }
+    svd = {LOADER: {"checkpoint": SVD}, CONDITIONING: {"num_frames": 14}, SAMPLER: {"steps": 4}}
+    wan = {
+        LOADER: {"checkpoint": TINY_WAN},
+        CONDITIONING: {"width": 64, "height": 64, "num_frames": 5},
+        SAMPLER: {"steps": 3},
+    }
+    policy = {ENGINE_LOADER: {"backend": "eager"} if engines == NO_ENGINES else {"on_missing": engines}}
+    return [
+        Case("quick start", "the bundled model as shipped", shipped("image_to_video", policy)),
+        Case("I2VGen-XL", "512x512, 16 frames, 10 steps", shipped("image_to_video", full, policy)),
+        Case("SVD-XT", "1024x576, 14 frames, 4 steps", shipped("svd_image_to_video", svd, policy)),
+        Case("tiny Wan 2.1", "64x64, 5 frames, 3 steps", shipped("wan21_image_to_video", wan, policy)),
+        Case("Compile Model", "a tiny Wan 2.2 of ComfyUI's own, 64x64, 9 frames, 3 steps", compile_model()),
+    ]
+
+
+def shipped(name: str, *changes: Changes) -> Prompt:
+    """A workflow of the pack with other inputs."""
+    prompt: Prompt = json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
+    for change in changes:
+        for node, inputs in change.items():
+            prompt[node]["inputs"].update(inputs)
+    return prompt
+
+
+def compile_model() -> Prompt:
+    """ComfyUI's own graph for a Wan with I2V Compile Model in it, whose engine is built where it is missing."""
+
+    def node(kind: str, **inputs: Any) -> dict[str, Any]:
+        return {"class_type": kind, "inputs": inputs}
+
+    tokens = {"tokens": 12, "width": 4096, "picture_tokens": 257}
+    video = {"vae": ["vae", 0], "width": 64, "height": 64, "length": 9, "batch_size": 1, "start_image": ["picture", 0]}
+    compiled = {"on_missing": "build", "shape_policy": "exact", "backend": "auto"}
+    sampled = {"seed": 1, "steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    links = {"positive": ["video", 0], "negative": ["video", 1], "latent_image": ["video", 2]}
+    return {
+        "model": node("UNETLoader", unet_name=f"{CORE_MODEL}.safetensors", weight_dtype="default"),
+        "compiled": node("I2VTRT_CompileModel", model=["model", 0], **compiled),
+        "positive": node("ProbeConditioning", seed=1, **tokens),
+        "negative": node("ProbeConditioning", seed=2, **tokens),
+        "vae": node("VAELoader", vae_name="tiny_wan_vae.safetensors"),
+        "picture": node("EmptyImage", width=64, height=64, batch_size=1, color=0x3366AA),
+        "video": node("WanImageToVideo", positive=["positive", 0], negative=["negative", 0], **video),
+        "sampler": node("KSampler", model=["compiled", 0], **sampled, **links),
+        "frames": node("VAEDecode", samples=["sampler", 0], vae=["vae", 0]),
+        "saved": node("PreviewImage", images=["frames", 0]),
+        "said": node("PreviewAny", source=["compiled", 1]),
+    }
+
+
+def write_models(host: ComfyHost, models: Path, device: torch.device, *, full: bool = True) -> None:
+    """All checkpoints in a `models` folder; with `full`, those of the published sizes with random weights too.
+
+    Raises FileNotFoundError where the pack's tests are not there, and CalledProcessError.
+    """
+    if not CORE_MODELS.is_file():
+        raise FileNotFoundError(NO_PROMPTS.format(PACK))
+    for name in (FULL, SVD) if full else ():
+        write_full_checkpoint(models / "i2v" / name, device, 0)
+    if not (models / "i2v" / TINY_WAN).is_dir():
+        write_tiny_wan(models / "i2v" / TINY_WAN, "wan21")
+    command = [str(host.python), str(CORE_MODELS), str(host.directory), str(models)]
+    subprocess.run(command, cwd=models, check=True)  # noqa: S603 - the user's own ComfyUI
+
+
+def base_folder(base: Path, models: Path) -> Path:
+    """A new base folder for ComfyUI, which shares `models` with others, and has the nodes that the prompts need."""
+    link_pack(PACK, base)
+    link_pack(PROBES, base, PROBES.name)
+    target = base / "models"
+    if not target.exists():
+        os.symlink(models.resolve(), target, target_is_directory=True)
+    return base

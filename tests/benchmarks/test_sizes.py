@@ -1,0 +1,47 @@
+"""`run.py bench sizes`: the weights that it counts, and that what is kept is what it computes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from i2v_tensorrt.benchmarks.full_models import PUBLISHED, Published, full_model
+from i2v_tensorrt.benchmarks.sizes import CARDS_GIB, CPU, GIB, RESULTS, page, rows_of
+from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
+
+PARAMETERS = {
+    "I2VGen-XL": {"core": 1.42e9, "text_encoder": 0.354e9},
+    "SVD-XT": {"core": 1.52e9},
+    "Wan 2.2 TI2V-5B": {"core": 5.0e9, "text_encoder": 5.68e9},
+    "Wan 2.1 I2V 14B": {"core": 16.4e9, "text_encoder": 5.68e9, "image_encoder": 0.63e9},
+    "Wan 2.2 I2V A14B": {"core": 14.3e9, "core_late": 14.3e9},
+}
+"""As published, where the whole of a part counts for each component of it."""
+each_model = pytest.mark.parametrize("published", PUBLISHED, ids=[each.title for each in PUBLISHED])
+
+
+@each_model
+def test_the_figures_that_are_kept_are_those_of_the_budgets(published: Published, tmp_path: Path) -> None:
+    if not BACKENDS["inductor"].availability(CPU).ok:
+        pytest.skip("Inductor has no compiler here")
+    model = full_model(published, tmp_path / "tiny")
+    for component, parameters in PARAMETERS[published.title].items():
+        assert model.size_bytes(component, "fp16") / 2 == pytest.approx(parameters, rel=0.02)
+    rows = [asdict(row) for row in rows_of(published, model, tmp_path / "engines")]
+    kept = [row for row in json.loads(RESULTS.read_text("utf-8"))["rows"] if row["model"] == published.title]
+    assert rows == kept
+    for row in rows:
+        assert row["card_gib"] in CARDS_GIB
+        assert row["made"] is None or row["card_gib"] > row["weights_gib"]
+    assert [row["card_gib"] for row in rows if row["made"]] == [
+        each for each in CARDS_GIB * 2 if each * GIB > model.size_bytes(model.core, "fp16")
+    ]
+
+
+def test_the_kept_page_is_that_of_the_kept_rows() -> None:
+    rows = json.loads(RESULTS.read_text("utf-8"))["rows"]
+    assert RESULTS.with_suffix(".md").read_text("utf-8").rstrip() == page(rows)
+    assert {row["model"] for row in rows} == set(PARAMETERS)
