@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from ...common.child_process import last_line
 from ...common.pack_paths import PACK
-from ...engine_builder.build.build_process import last_line
 
 GRACE_S = 3.0
 COMMAND = (str(PACK / "run.py"), "--inside", "bench", "ladder", "--child")

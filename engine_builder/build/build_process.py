@@ -13,14 +13,12 @@ import queue
 import signal
 import subprocess
 import sys
-import threading
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ...common import errors
-from ...common.child_environment import child_environment
+from ...common.child_process import child_environment, end, hear, last_line
 from ...common.errors import EngineError, StorageError
 from ..backends.base import Report
 from .compile import BuildRequest, Compiled, compiled_from_dict, request_to_dict
@@ -116,8 +114,7 @@ class _Child:
             env=child_environment(),
             start_new_session=_HAS_GROUPS,
         )
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._hear, daemon=True).start()
+        self._lines = hear(self._process)
 
     @property
     def is_alive(self) -> bool:
@@ -160,23 +157,13 @@ class _Child:
 
     def end(self) -> None:
         """Ends the process, asked first, then made to; and the compilers that it may have started."""
-        for stop in (self._process.terminate, self._process.kill):
-            if self._process.poll() is None:
-                stop()
-                with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(GRACE_S)
+        end(self._process, GRACE_S)
         if _HAS_GROUPS:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         if self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()
-
-    def _hear(self) -> None:
-        with suppress(ValueError, OSError):
-            for line in self._process.stdout or ():
-                self._lines.put(line)
-        self._lines.put(None)
 
 
 def _error(answer: dict[str, Any]) -> errors.I2VError:
@@ -202,11 +189,3 @@ def _begin(log_path: Path) -> None:
         log_path.write_text("", "utf-8")
     except OSError as error:
         raise StorageError(f"The log {log_path} cannot be written: {error.strerror or error}.") from error
-
-
-def last_line(log_path: Path) -> str:
-    """The last words of a process: its log's last line that says something, at most 300 characters, or `none`."""
-    last: deque[str] = deque(maxlen=1)
-    with suppress(OSError), log_path.open(encoding="utf-8", errors="replace") as stream:
-        last.extend(line.strip() for line in stream if line.strip())
-    return last[0][:300] if last else "none"

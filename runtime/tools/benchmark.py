@@ -11,9 +11,7 @@ import queue
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,12 +19,11 @@ from typing import IO, Any
 import torch
 from PIL import Image
 
-from ...common.child_environment import child_environment
+from ...common.child_process import child_environment, end, hear, last_line
 from ...common.errors import EngineError, InputError
 from ...common.pack_paths import BUNDLED, BUNDLED_NAME, PACK
 from ...engine_builder.backends.base import Report
 from ...engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
-from ...engine_builder.build.build_process import last_line
 from ...pipeline.media.image import to_unit_tensor
 from .table import Table
 
@@ -132,8 +129,7 @@ def _visible(device: torch.device) -> str:
 
 def _listen(process: subprocess.Popen[str], count: int, report: Report) -> int:
     """Passes on what the ladder says until it ends; its exit status."""
-    lines: queue.Queue[str | None] = queue.Queue()
-    threading.Thread(target=_hear, args=(process, lines), daemon=True).start()
+    lines = hear(process)
     stage, begun = "starting", 0
     try:
         while True:
@@ -149,23 +145,7 @@ def _listen(process: subprocess.Popen[str], count: int, report: Report) -> int:
                 stage = found[1].strip()[:MAX_LINE]
                 begun += stage.endswith(" ...")
     finally:
-        _end(process)
-
-
-def _hear(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
-    with suppress(ValueError, OSError):
-        for line in process.stdout or ():
-            lines.put(line)
-    lines.put(None)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Asks the ladder to end, which ends the process of its row, and makes it if it does not."""
-    for stop in (process.terminate, process.kill):
-        if process.poll() is None:
-            stop()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_S)
+        end(process, GRACE_S)  # which ends the process of its row
 
 
 def _result(out: Path, names: list[str], ended: str) -> BenchmarkResult:

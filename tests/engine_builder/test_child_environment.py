@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.common.child_environment import ALLOCATORS, child_environment
+from i2v_tensorrt.common.child_process import ALLOCATORS, child_environment
 from i2v_tensorrt.engine_builder.build.build_process import _Child
 
 

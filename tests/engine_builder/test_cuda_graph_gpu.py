@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from i2v_tensorrt.common.child_environment import child_environment
+from i2v_tensorrt.common.child_process import child_environment
 from i2v_tensorrt.engine_builder.backends import cuda_graph
 from i2v_tensorrt.engine_builder.backends.cuda_graph import CaptureError, can_capture, capture, is_launch_bound
 from i2v_tensorrt.engine_builder.store.store import Plan

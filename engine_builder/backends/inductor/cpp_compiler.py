@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 
-from ....common.child_environment import child_environment
+from ....common.child_process import child_environment
 from ....common.digest import digest
 from ....common.errors import EngineError
 

@@ -1,0 +1,61 @@
+"""Child processes: what they are given of the environment, how they are heard, how they end, their last words."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+ALLOCATORS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+"""Where PyTorch reads the settings of its allocator, under its names over time."""
+
+
+def hear(process: subprocess.Popen[str]) -> queue.Queue[str | None]:
+    """The lines that the process writes, as they come, and None at its end; heard by a thread of its own."""
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def work() -> None:
+        with suppress(ValueError, OSError):
+            for line in process.stdout or ():
+                lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=work, daemon=True).start()
+    return lines
+
+
+def end(process: subprocess.Popen[str], grace_s: float) -> None:
+    """Asks the process to end, and makes it if it does not within so many seconds."""
+    for stop in (process.terminate, process.kill):
+        if process.poll() is None:
+            stop()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(grace_s)
+
+
+def last_line(log_path: Path) -> str:
+    """The last words of a process: its log's last line that says something, at most 300 characters, or `none`."""
+    last: deque[str] = deque(maxlen=1)
+    with suppress(OSError), log_path.open(encoding="utf-8", errors="replace") as stream:
+        last.extend(line.strip() for line in stream if line.strip())
+    return last[0][:300] if last else "none"
+
+
+def child_environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables for a child, with `changes`.
+
+    ComfyUI writes its choice of PyTorch's allocator into its own environment; with cudaMallocAsync a child could
+    capture no CUDA graph. What else stands in those variables is the user's and stays.
+    """
+    found = {**os.environ, **(changes or {})}
+    for name in ALLOCATORS:
+        settings = [each for each in found.pop(name, "").split(",") if each.strip()]
+        kept = [each for each in settings if not each.strip().startswith("backend:")]
+        if kept:
+            found[name] = ",".join(kept)
+    return found
