@@ -111,6 +111,17 @@ class Runner(ABC):
         }
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of several parts of a network that are compiled side by side; the first has the index 0."""
+
+    index: int = 0
+    count: int = 1
+
+
+WHOLE = Part()
+
+
 class Backend(ABC):
     """One way to compile and run networks."""
 
@@ -121,6 +132,8 @@ class Backend(ABC):
     """False for a backend whose engines serve any weights of the same configuration."""
     builds_beside_others: ClassVar[bool] = False
     """Whether builds on one GPU leave each other's results alone; timing kernels against each other does not."""
+    builds_in_parts: ClassVar[bool] = False
+    """Whether several processes can compile one network, each a part of it."""
 
     def aimed_at(self, arch: str) -> Backend:
         """This backend, building for another architecture than the one at hand, such as `sm_89`.
@@ -135,6 +148,12 @@ class Backend(ABC):
 
     def on(self, device: torch.device) -> Backend:
         """This backend, building for that device; most find theirs by themselves."""
+        return self
+
+    def for_part(self, part: Part) -> Backend:
+        """This backend, building that part of the network into the folder that all parts share."""
+        if part != WHOLE:
+            raise EngineError(f"The backend {self.name} builds a network in one piece, found {part.count} parts.")
         return self
 
     def is_automatic(self, device: torch.device) -> bool:

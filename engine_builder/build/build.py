@@ -7,14 +7,15 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import accumulate
 from pathlib import Path
 
 from ...common.device import free_bytes
 from ...common.errors import EngineError, StorageError
-from ..backends.base import Report
+from ...common.spec import Scope
+from ..backends.base import Part, Report
 from ..store.key import engine_key
 from ..store.manifest import Manifest
 from ..store.sealed_cache import lent
@@ -39,6 +40,11 @@ MEMORY_PER_QUANTIZED_WEIGHT = 10.0
 DISK_PER_WEIGHT = 1.2
 CORES_PER_BUILD = 3
 """Of a build with a GPU: one for Python, the others for the compilers that it starts."""
+MAX_PARTS = 4
+LEAST_PARTED_BYTES = 1 << 23
+"""Weights of a network that is worth more than one process: the bundled model's core has nearly twice as many."""
+CORES_PER_PART = 4
+"""Of a machine for each part in which a network is compiled: other networks are compiled beside it."""
 BUILDERS_ON_CPU = 2
 """Builds at a time on a machine without a GPU: each is one thread of Python."""
 BASE_DEVICE_BYTES = 1 << 29
@@ -110,6 +116,7 @@ def _compile(
 ) -> tuple[Compiled, float]:
     """What the child gave, and the seconds it took."""
     started = time.monotonic()
+    request = replace(request, part=Part(0, parts_of(request)))
     compiled = process.compile(request, folder, log_path, report)
     return compiled, round(time.monotonic() - started, 3)
 
@@ -169,6 +176,22 @@ def builds_at_once(requests: Sequence[BuildRequest]) -> int:
     on_device = _fitting([needed_device_bytes(each) for each in requests], free_bytes(requests[0].device))
     in_memory = _fitting([_memory_needed(each) for each in requests], _available_memory())
     return max(1, min(on_device, in_memory, (os.cpu_count() or 1) // CORES_PER_BUILD))
+
+
+def parts_of(request: BuildRequest) -> int:
+    """In how many parts to compile the network, for which half of what is free has the room.
+
+    Worth it are the networks of a clip's steps, whose graphs have thousands of operators, at sizes that are known.
+    """
+    ranges = request.spec.profile.ranges.values()
+    has_steps = any(tensor.scope is Scope.STEP for tensor in request.spec.network.inputs)
+    is_large = request.source.size_bytes >= LEAST_PARTED_BYTES
+    is_fixed = all(limits.min == limits.max for limits in ranges)
+    if not (request.backend.builds_in_parts and has_steps and is_large and is_fixed):
+        return 1
+    free = ((_available_memory(), _memory_needed(request)), (free_bytes(request.device), needed_device_bytes(request)))
+    room = (there // 2 // needed for there, needed in free if there is not None and needed)
+    return max(1, min(MAX_PARTS, (os.cpu_count() or 1) // CORES_PER_PART, *room))
 
 
 def _fitting(sizes: Sequence[int], free: int | None) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...common.device import current_device
 from ...common.errors import EngineError, StorageError
 from ...common.network_source import NetworkSource
 from ...common.spec import EngineSpec, spec_from_dict
-from ..backends.base import Backend, LoadNetwork, Report
+from ..backends.base import WHOLE, Backend, LoadNetwork, Part, Report
 from ..backends.eager import EagerBackend
 from ..backends.registry import BACKENDS
 from ..graph.recorded_calls import RECORDED, Calibration, keep_for_the_gate
@@ -55,19 +54,28 @@ class BuildRequest:
     """What a quantized engine's scales are taken from."""
     device_bytes: int = 0
     """GPU memory that the network takes as it is compared, weights and all, if it is built for `device`."""
+    part: Part = WHOLE
+    """Which part of the network, where several processes compile it; the first is compared when all are there."""
 
     @property
     def aimed_backend(self) -> Backend:
         """The backend, building for `device`, or for `arch` if one is named, with the calibration if there is one."""
         backend = self.backend.on(self.device) if self.arch is None else self.backend.aimed_at(self.arch)
+        backend = backend.for_part(self.part)
         return backend if self.calibration is None else backend.calibrated_by(self.calibration)
 
 
-def compile_engine(request: BuildRequest, folder: Path, report: Report) -> Compiled:
+def compile_engine(
+    request: BuildRequest, folder: Path, report: Report, other_parts: Callable[[], None] | None = None
+) -> Compiled:
     """Compiles into `folder` and checks the result there.
 
-    Raises EngineError when the network cannot be compiled or does not pass, StorageError for a full disk.
+    `other_parts` returns when the network's other parts are there too, which other processes compile; without it the
+    network is compiled in one piece. Raises EngineError when the network cannot be compiled or does not pass,
+    StorageError for a full disk.
     """
+    if other_parts is None and request.part.index == 0:
+        request = replace(request, part=WHOLE)
     report("load network", 0.0)
     backend = request.aimed_backend
     backend.begin()
@@ -79,6 +87,10 @@ def compile_engine(request: BuildRequest, folder: Path, report: Report) -> Compi
             keep_for_the_gate(request.calibration, folder)
     except OSError as error:
         raise StorageError(f"The engine could not be written to {folder}: {error.strerror or error}.") from error
+    if request.part.index:
+        return Compiled(details, None)
+    if other_parts is not None:
+        other_parts()
     report("check", 0.8)
     runs_here = backend.availability(request.device).ok
     return Compiled(details, _gate(request, folder, network, islands) if runs_here else None, islands)
@@ -105,19 +117,20 @@ def request_to_dict(request: BuildRequest, folder: Path) -> dict[str, Any]:
         "arch": request.arch,
         "calibration": request.calibration and str(request.calibration.path),
         "folder": str(folder),
+        "part": asdict(request.part),
     }
 
 
 def compiled_from_dict(data: Mapping[str, Any]) -> Compiled:
-    """Rebuilds a Compiled from `compile_from`'s answer after JSON."""
+    """Rebuilds a Compiled from `compiled_to_dict`'s data after JSON."""
     return Compiled(data["details"], verdict_from_dict(data["verdict"]), tuple(data["islands"]))
 
 
-def compile_from(data: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """`compile_engine` over `request_to_dict`'s data, with the result as JSON data too."""
+def request_from_dict(data: Mapping[str, Any]) -> BuildRequest:
+    """Rebuilds a BuildRequest from `request_to_dict`'s data after JSON."""
     import torch
 
-    request = BuildRequest(
+    return BuildRequest(
         spec=spec_from_dict(data["spec"]),
         source=NetworkSource(**data["source"]),
         backend=BACKENDS[data["backend"]],
@@ -125,9 +138,12 @@ def compile_from(data: Mapping[str, Any], report: Report) -> dict[str, Any]:
         arch=data["arch"],
         calibration=data["calibration"] and Calibration(Path(data["calibration"])),
         reference=data["reference"] and NetworkSource(**data["reference"]),
+        part=Part(**data["part"]),
     )
-    with current_device(request.device):  # compilers take the current GPU
-        compiled = compile_engine(request, Path(data["folder"]), report)
+
+
+def compiled_to_dict(compiled: Compiled) -> dict[str, Any]:
+    """The result as JSON data, with the most host memory that this process has had."""
     return asdict(replace(compiled, details={**compiled.details, **_peak_memory()}))
 
 

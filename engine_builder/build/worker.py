@@ -27,8 +27,9 @@ def main() -> None:
     try:
         while True:
             request = json.loads(requests.get())
-            _log_to(request.pop("log"))
-            _answer(request, answers)
+            log_path = Path(request.pop("log"))
+            _log_to(log_path)
+            _answer(request, log_path, answers)
     except BaseException:
         traceback.print_exc()
         os._exit(1)  # at once, for the thread that waits for requests would disturb an orderly end
@@ -43,18 +44,18 @@ def _hear(requests: queue.Queue[str]) -> None:
     os._exit(0)
 
 
-def _log_to(path: str) -> None:
+def _log_to(path: Path) -> None:
     """Sends what libraries print to the build's log, native code's prints too, and not among the answers."""
-    with Path(path).open("a", encoding="utf-8") as log:
+    with path.open("a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
 
 
-def _answer(request: dict[str, Any], answers: TextIO) -> None:
-    compiling = importlib.import_module(f"{ALIAS}.engine_builder.build.compile")
+def _answer(request: dict[str, Any], log_path: Path, answers: TextIO) -> None:
+    builds = importlib.import_module(f"{ALIAS}.engine_builder.build.part_builds")
     errors = importlib.import_module(f"{ALIAS}.common.errors")
     try:
-        result = compiling.compile_from(request, lambda stage, done: _tell(answers, {"stage": stage, "done": done}))
+        result = builds.answer(request, log_path, lambda stage, done: _tell(answers, {"stage": stage, "done": done}))
     except errors.I2VError as error:
         _tell(answers, {"error": str(error), "kind": type(error).__name__})
     except MemoryError:

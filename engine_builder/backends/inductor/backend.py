@@ -25,9 +25,10 @@ from ....common.out_of_memory import is_out_of_memory
 from ....common.shapes import ShapeProfile
 from ....common.spec import EngineSpec, Target
 from ...graph.onnx_export import dynamic_shapes, example_inputs, trace_sizes
-from ..base import Availability, Backend, LoadNetwork, Report, Runner, no_collection
+from ..base import WHOLE, Availability, Backend, LoadNetwork, Part, Report, Runner, no_collection
 from .cpp_compiler import compilers, install_line, proof_begun
-from .runner import FILE_NAME, LAYOUT, InductorRunner, layout_of
+from .parts import WIRES, Cut, cut, wires_text
+from .runner import LAYOUT, InductorRunner, file_name, layout_of
 from .torch_workarounds import arrays_declared, layouts_as_run, mutations_remembered, vectors_untried
 
 if TYPE_CHECKING:
@@ -49,12 +50,17 @@ class InductorBackend(Backend):
     name: ClassVar[str] = "inductor"
     holds_weights: ClassVar[bool] = False
     builds_beside_others: ClassVar[bool] = True
+    builds_in_parts: ClassVar[bool] = True
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, part: Part = WHOLE) -> None:
         self._device = device
+        self._part = part
 
     def on(self, device: torch.device) -> InductorBackend:
-        return InductorBackend(device)
+        return InductorBackend(device, self._part)
+
+    def for_part(self, part: Part) -> InductorBackend:
+        return InductorBackend(self._device, part)
 
     def is_automatic(self, device: torch.device) -> bool:
         """On CPUs ONNX Runtime is as fast, and builds in seconds; nobody has seen it run on an AMD GPU."""
@@ -107,9 +113,15 @@ class InductorBackend(Backend):
             with torch.inference_mode(False), torch.no_grad(), _quiet(), no_collection(), _attention(device):
                 report("export", 0.1)
                 program = _export(network.to(device), spec, device)
+                metadata = {LAYOUT: json.dumps(layout_of(network))}
+                part = None if self._part == WHOLE else cut(program, self._part)
+                if part is not None:
+                    program, metadata[WIRES] = _export_cut(part, device), wires_text(part.wires)
+                elif self._part.index:
+                    return {}  # it cannot be cut: the first part is the whole
                 report("compile", 0.3)
-                path = folder / FILE_NAME
-                compiler = _with_proved(proof, lambda name: _compile(program, network, path, name, device))
+                path = folder / file_name(self._part.index)
+                compiler = _with_proved(proof, lambda name: _compile(program, metadata, path, name, device))
         except (OSError, EngineError):
             raise
         except Exception as error:  # the compiler raises whatever its passes meet
@@ -118,7 +130,7 @@ class InductorBackend(Backend):
                 raise EngineError(reason) from error
             log.warning("compiling failed", exc_info=True)
             raise EngineError(f"Inductor cannot compile the {component} network: {_reason(error)}.") from error
-        return {"compiler": compiler}
+        return {"compiler": compiler, "parts": str(part.wires.count if part else 1)}
 
     @property
     def _device_type(self) -> str:
@@ -151,6 +163,13 @@ def _export(network: torch.nn.Module, spec: EngineSpec, device: torch.device) ->
     return program
 
 
+def _export_cut(part: Cut, device: torch.device) -> Any:
+    import torch
+
+    with layouts_as_run(device), mutations_remembered():
+        return torch.export.export(part.module, part.examples, strict=False)
+
+
 def hinted_sizes(profile: ShapeProfile) -> dict[str, int]:
     """Sizes to trace at: those that the engine is tuned for, but never 1 where a dimension is dynamic."""
     traced = trace_sizes(profile)
@@ -173,7 +192,7 @@ def _with_proved(proof: Future[str], compile_by: Callable[[str], None]) -> str:
     return proof.result()
 
 
-def _compile(program: Any, network: torch.nn.Module, path: Path, compiler: str, device: torch.device) -> None:
+def _compile(program: Any, metadata: dict[str, str], path: Path, compiler: str, device: torch.device) -> None:
     import torch._inductor
 
     with arrays_declared(), mutations_remembered(), vectors_untried(device):
@@ -184,7 +203,7 @@ def _compile(program: Any, network: torch.nn.Module, path: Path, compiler: str, 
                 "cpp.cxx": compiler,
                 "aot_inductor.package_constants_in_so": False,
                 "always_keep_tensor_constants": True,  # or parameters of up to 8 elements are written into the code
-                "aot_inductor.metadata": {LAYOUT: json.dumps(layout_of(network))},
+                "aot_inductor.metadata": metadata,
             },
         )
 

@@ -17,6 +17,7 @@ from ....common.spec import EngineSpec, Scope
 from ..base import LoadNetwork, Runner, in_a_line
 from ..cuda_graph import Replay, can_capture, is_launch_bound
 from ..host_weights import to_device, to_host
+from .parts import PartedPackage, wires_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ...store.store import Plan
 
 FILE_NAME = "network.pt2"
+"""The whole network, or its first part."""
 LAYOUT = "layout"
 """The entry of the package's metadata that says how the weights must lie: shape, strides and dtype by name."""
 MAX_GRAPHS = 4
@@ -34,6 +36,11 @@ CALL_FAILED = "API call failed"
 """What compiled code says of an operator that raised, whatever that was."""
 
 Layout = Mapping[str, tuple[list[int], list[int], str]]
+
+
+def file_name(part: int) -> str:
+    """The file of a part of a network, whose first is 0."""
+    return FILE_NAME if part == 0 else f"network.{part}.pt2"
 
 
 def tensors_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -129,15 +136,24 @@ class InductorRunner(Runner):
         return self._network
 
     def _open(self) -> Any:
-        """The engine's code, from a copy of the very bytes that were checked, which nobody else can write."""
+        """The engine's code, whose parts, if it has some, are as one."""
+        first = self._open_file(FILE_NAME)
+        wires = wires_of(first.get_metadata())
+        if wires is None:
+            return first
+        others = [self._open_file(file_name(part)) for part in range(1, wires.count)]
+        return PartedPackage([first, *others])
+
+    def _open_file(self, name: str) -> Any:
+        """A package, from a copy of the very bytes that were checked, which nobody else can write."""
         import torch
         from torch.export.pt2_archive._package import AOTICompiledModel
 
-        data = self._plan.read(FILE_NAME)
+        data = self._plan.read(name)
         index = (self.device.index or 0) if self.device.type == "cuda" else -1
         # Windows does not let go of a library that is loaded.
         with tempfile.TemporaryDirectory(prefix="i2v-engine-", ignore_cleanup_errors=True) as folder:
-            path = Path(folder) / FILE_NAME
+            path = Path(folder) / name
             path.write_bytes(data)
             try:
                 # aoti_load_package would first compile probes to learn what this CPU can do, for half a minute

@@ -1,0 +1,254 @@
+"""Cuts a traced network into parts that processes compile side by side, and runs the compiled parts as one.
+
+PyTorch's compiler is one thread of Python: a graph of thousands of operators takes it minutes, whatever cores there
+are. Each part is a stretch of the graph; what later parts read of it is what it returns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from ..base import Part
+
+if TYPE_CHECKING:
+    import torch
+
+WIRES = "wires"
+"""The entry of a part's metadata that says what it reads and returns."""
+SLACK = 8
+"""A cut lies within this fraction of a part's length of where parts of one length would have it."""
+
+
+@dataclass(frozen=True)
+class Wires:
+    """What a part reads and returns, by name and in order; `strides` are those it expects of what it reads."""
+
+    reads: tuple[str, ...]
+    strides: tuple[tuple[int, ...], ...]
+    returns: tuple[str, ...]
+    results: tuple[str, ...]
+    """The whole network's outputs, in order."""
+    count: int
+    """How many parts there are."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One part of a traced network: a module over its own weights, example inputs, and its wires."""
+
+    module: torch.nn.Module
+    examples: tuple[torch.Tensor, ...]
+    wires: Wires
+
+
+def cut(program: Any, part: Part) -> Cut | None:
+    """The part of a torch.export.ExportedProgram; None where the graph cannot be cut into so many.
+
+    It cannot where its shapes are symbols, where an operator writes to what it is given, or where at every place that
+    would do something else than a tensor is needed later.
+    """
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    if any(_is_mutable(node) for node in nodes):
+        return None
+    bounds = _bounds(nodes, program.graph_signature.user_outputs, part.count)
+    if bounds is None:
+        return None
+    return _cut(program, nodes, bounds, part)
+
+
+def _is_mutable(node: Any) -> bool:
+    """Whether the operator writes to its arguments; one that does not say so is taken to."""
+    import operator
+
+    if node.target is operator.getitem:
+        return False
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or schema.is_mutable
+
+
+def _bounds(nodes: Sequence[Any], outputs: Sequence[str], count: int) -> list[int] | None:
+    """Where each part begins, and the end; each cut where the fewest values cross, near its even place."""
+    alive = list(_crossing(nodes, set(outputs)))
+    length = len(nodes) // count
+    bounds = [0]
+    for number in range(1, count):
+        near = range(number * length - length // SLACK, number * length + length // SLACK + 1)
+        fit = [place for place in near if 0 < place < len(nodes) and alive[place] is not None]
+        if not fit:
+            return None
+        bounds.append(min(fit, key=lambda place: (alive[place], abs(place - number * length))))
+    return [*bounds, len(nodes)]
+
+
+def _crossing(nodes: Sequence[Any], outputs: set[str]) -> Iterator[int | None]:
+    """For each place before a node, how many values are made before it and needed from there on.
+
+    None where one of them is not a tensor of known shape.
+    """
+    number = {node: at for at, node in enumerate(nodes)}
+    ends: dict[int, list[Any]] = {}
+    alive: set[Any] = set()
+    for at, node in enumerate(nodes):
+        for ended in ends.pop(at, ()):
+            alive.discard(ended)
+        yield len(alive) if all(_is_known(each.meta.get("val")) for each in alive) else None
+        last = max((number.get(user, len(nodes)) for user in node.users), default=at)
+        last = len(nodes) if node.name in outputs else last
+        if last > at:
+            alive.add(node)
+            ends.setdefault(last + 1, []).append(node)
+
+
+def _is_known(value: Any) -> bool:
+    """Whether the value is a tensor whose sizes are numbers."""
+    import torch
+
+    return isinstance(value, torch.Tensor) and all(type(size) is int for size in (*value.shape, *value.stride()))
+
+
+def _strides(value: torch.Tensor) -> tuple[int, ...]:
+    """How the tensor lies when it goes from part to part: as it is if its elements lie side by side, else in order."""
+    import torch
+
+    expected = 1
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return tuple(torch.empty(value.shape, device="meta").stride())
+            expected *= size
+    return tuple(value.stride())
+
+
+def _cut(program: Any, nodes: Sequence[Any], bounds: Sequence[int], part: Part) -> Cut:
+    import torch
+
+    mine = nodes[bounds[part.index] : bounds[part.index + 1]]
+    inside, outputs = set(mine), program.graph_signature.user_outputs
+    graph, copies, reads, root = torch.fx.Graph(), {}, [], {}
+    weights = _weights(program)
+    outer = [each for node in mine for each in node.all_input_nodes if each not in inside]
+    for node in dict.fromkeys(outer):
+        if node.name in weights:
+            name, root[name] = weights[node.name][0], weights[node.name][1]
+            copies[node] = graph.get_attr(name)
+        elif node.op == "get_attr":
+            root[node.target] = attrgetter(node.target)(program.graph_module)
+            copies[node] = graph.get_attr(node.target)
+        else:
+            reads.append(node)
+    for node in reads:
+        copies[node] = graph.placeholder(f"read_{len(copies)}")
+    for node in mine:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    later = {each for node in nodes[bounds[part.index + 1] :] for each in node.all_input_nodes}
+    returned = [node for node in mine if node in later or node.name in outputs]
+    graph.output(tuple(_in_order(graph, node, copies[node]) for node in returned))
+    wires = Wires(
+        reads=tuple(node.name for node in reads),
+        strides=tuple(_strides(node.meta["val"]) for node in reads),
+        returns=tuple(node.name for node in returned),
+        results=tuple(outputs),
+        count=part.count,
+    )
+    return Cut(torch.fx.GraphModule(root, graph), tuple(_example(node.meta["val"]) for node in reads), wires)
+
+
+def _in_order(graph: Any, node: Any, copied: Any) -> Any:
+    """The value with its elements side by side."""
+    import torch
+
+    value = node.meta["val"]
+    if _strides(value) == tuple(value.stride()):
+        return copied
+    return graph.call_function(torch.ops.aten.clone.default, (copied,), {"memory_format": torch.contiguous_format})
+
+
+def _weights(program: Any) -> dict[str, tuple[str, torch.Tensor]]:
+    """Every parameter, buffer and constant of the network: its own name and the tensor, by the graph's name."""
+    signature = program.graph_signature
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    tensors = {**program.constants, **program.state_dict}
+    return {placeholder: (name, tensors[name]) for placeholder, name in names.items()}
+
+
+def _example(value: torch.Tensor) -> torch.Tensor:
+    """A tensor that lies as that one does."""
+    import torch
+
+    return torch.empty_strided(tuple(value.shape), _strides(value), dtype=value.dtype, device=value.device).zero_()
+
+
+def wires_text(wires: Wires) -> str:
+    """The wires as an entry of a package's metadata."""
+    return json.dumps(asdict(wires))
+
+
+def wires_of(metadata: Mapping[str, str]) -> Wires | None:
+    """The wires in a package's metadata; None for a network that is in one piece."""
+    if WIRES not in metadata:
+        return None
+    data = json.loads(metadata[WIRES])
+    names = {key: tuple(data[key]) for key in ("reads", "returns", "results")}
+    return Wires(**names, strides=tuple(map(tuple, data["strides"])), count=data["count"])
+
+
+class PartedPackage:
+    """Several compiled parts behind the face of one package."""
+
+    def __init__(self, packages: Sequence[Any]) -> None:
+        """Takes the parts in their order; raises ValueError for one that does not say what it reads."""
+        self._packages = packages
+        self._wires = wires = [_own_wires(package) for package in packages]
+        last = {name: at for at, each in enumerate(wires) for name in each.reads}
+        self._done = [
+            [name for name in {*each.reads, *each.returns} - {*each.results} if last.get(name, at) <= at]
+            for at, each in enumerate(wires)
+        ]
+
+    def __call__(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        values = dict(inputs)
+        for package, wires, done in zip(self._packages, self._wires, self._done, strict=True):
+            given = zip(wires.reads, wires.strides, strict=True)
+            found = package(*[_lying(values[name], strides) for name, strides in given])
+            values.update(zip(wires.returns, found if isinstance(found, tuple | list) else (found,), strict=True))
+            for name in done:
+                del values[name]
+        return tuple(values[name] for name in self._wires[-1].results)
+
+    def get_metadata(self) -> dict[str, str]:
+        """The first part's, which says how the weights of all must lie."""
+        return self._packages[0].get_metadata()
+
+    def get_constant_fqns(self) -> list[str]:
+        """The names of all weights that any part uses."""
+        return list(dict.fromkeys(name for package in self._packages for name in package.get_constant_fqns()))
+
+    def load_constants(self, constants: Mapping[str, torch.Tensor], **options: bool) -> None:
+        """Gives each part the weights that it uses."""
+        for package in self._packages:
+            own = {name: constants[name] for name in package.get_constant_fqns()}
+            package.load_constants(own, **options)
+
+
+def _own_wires(package: Any) -> Wires:
+    wires = wires_of(package.get_metadata())
+    if wires is None:
+        raise ValueError(f"Expected a part with {WIRES} in its metadata, found none.")
+    return wires
+
+
+def _lying(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    """The tensor as compiled code reads it without a check: with those strides, on a boundary of 64 bytes."""
+    import torch
+
+    if tensor.stride() == strides and tensor.data_ptr() % 64 == 0:
+        return tensor
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
