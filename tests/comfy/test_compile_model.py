@@ -1,5 +1,6 @@
 """I2V Compile Model between the core's own loaders and samplers."""
 
+import itertools
 import math
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ ALL_BY_THE_ENGINE = "3 of 3 calls by the inductor engine"
 NONE_BY_THE_ENGINE = "3 of 3 calls by the network as it is"
 LORA = "tiny_wan_lora.safetensors"
 AS_IT_IS = "The network runs as it is"
+FRESH = itertools.count(1000)
+"""Seeds that no prompt has had: ComfyUI answers one that it knows from its cache, and the node says nothing."""
 LOADER, COMPILED, POSITIVE, NEGATIVE, VIDEO, VAE, SAMPLER, FRAMES, PLAIN_SAMPLER, PLAIN_FRAMES, DIFFERENCE = (
     str(number) for number in range(1, 12)
 )
@@ -131,8 +134,27 @@ def test_wan_makes_the_clip_that_it_makes_without_the_node(client: ComfyClient, 
 
 @pytest.mark.slow
 def test_svd_makes_the_clip_that_it_makes_without_the_node(client: ComfyClient) -> None:
-    assert "2 of 3 calls by the inductor engine" in told(client, svd())
-    assert told(client, svd(seed=2)) == ALL_BY_THE_ENGINE
+    """As near to the clip in fp32: in fp16 the network's own rounding takes this one 40 dB away from it."""
+    assert "2 of 3 calls by the inductor engine" in told_beside_fp32(client, svd())
+    assert told_beside_fp32(client, svd(seed=2)) == ALL_BY_THE_ENGINE
+
+
+def told_beside_fp32(client: ComfyClient, prompt: Prompt) -> str:
+    """What the node says after a run whose frames are as near to those in fp32 as the network's own, within 3 dB."""
+    precise = {**prompt[PLAIN_SAMPLER]["inputs"], "model": ["70", 0]}
+    beside = {
+        "70": node("ModelComputeDtype", model=[LOADER, 0], dtype="fp32"),
+        "71": node("KSampler", **precise),
+        "72": node("VAEDecode", samples=["71", 0], vae=[VAE, 0]),
+        "73": node("ProbeDifference", a=[FRAMES, 0], b=["72", 0]),
+        "74": node("ProbeDifference", a=[PLAIN_FRAMES, 0], b=["72", 0]),
+    }
+    result, heard = run_and_hear(client, prompt | beside)
+    assert (result.status, result.error) == ("success", None)
+    assert result.outputs[DIFFERENCE]["std"][0] > 0.01, "a clip of one colour shows nothing"
+    engine, network = (result.outputs[name]["mse"][0] for name in ("73", "74"))
+    assert engine <= max(2 * network, 10 ** (-LEAST_PSNR / 10)), (engine, network)
+    return heard[COMPILED][-1]
 
 
 @pytest.mark.slow
@@ -144,7 +166,7 @@ class TestOneEngine:
     @pytest.fixture(autouse=True)
     def built(self, client: ComfyClient, engines: Callable[[], set[str]]) -> Iterator[None]:
         """The engine is there before, and no other one after."""
-        told(client, wan(self.NAME))
+        told(client, wan(self.NAME, seed=next(FRESH)))
         before = engines()
         yield
         assert engines() == before

@@ -7,6 +7,7 @@ are. Each part is a stretch of the graph; what later parts read of it is what it
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 WIRES = "wires"
 """The entry of a part's metadata that says what it reads and returns."""
-SLACK = 8
-"""A cut lies within this fraction of a part's length of where parts of one length would have it."""
+SLACKS = (8, 4, 2)
+"""A cut lies within such a fraction of a part's length of its even place: the first that has room for one."""
 
 
 @dataclass(frozen=True)
@@ -48,40 +49,38 @@ class Cut:
 def cut(program: Any, part: Part) -> Cut | None:
     """The part of a torch.export.ExportedProgram; None where the graph cannot be cut into so many.
 
-    It cannot where its shapes are symbols, where an operator writes to what it is given, or where at every place that
-    would do something else than a tensor is needed later.
+    It cannot where its shapes are symbols, or where at every place that would do something else than a tensor is
+    needed later, or a tensor that is still to be written to.
     """
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
-    if any(_is_mutable(node) for node in nodes):
-        return None
+    if any(node.target is not operator.getitem and not hasattr(node.target, "_schema") for node in nodes):
+        return None  # nobody says what they write to
     bounds = _bounds(nodes, program.graph_signature.user_outputs, part.count)
     if bounds is None:
         return None
     return _cut(program, nodes, bounds, part)
 
 
-def _is_mutable(node: Any) -> bool:
-    """Whether the operator writes to its arguments; one that does not say so is taken to."""
-    import operator
-
-    if node.target is operator.getitem:
-        return False
-    schema = getattr(node.target, "_schema", None)
-    return schema is None or schema.is_mutable
-
-
 def _bounds(nodes: Sequence[Any], outputs: Sequence[str], count: int) -> list[int] | None:
     """Where each part begins, and the end; each cut where the fewest values cross, near its even place."""
-    alive = list(_crossing(nodes, set(outputs)))
+    changing = _changing(nodes)
+    alive = [None if place in changing else count for place, count in enumerate(_crossing(nodes, set(outputs)))]
     length = len(nodes) // count
+    if not length:
+        return None
     bounds = [0]
-    for number in range(1, count):
-        near = range(number * length - length // SLACK, number * length + length // SLACK + 1)
-        fit = [place for place in near if 0 < place < len(nodes) and alive[place] is not None]
-        if not fit:
+    for even in range(length, count * length, length):
+        fit = next(filter(None, (_fit(alive, even, length // slack) for slack in SLACKS)), None)
+        if fit is None or fit <= bounds[-1]:
             return None
-        bounds.append(min(fit, key=lambda place: (alive[place], abs(place - number * length))))
+        bounds.append(fit)
     return [*bounds, len(nodes)]
+
+
+def _fit(alive: Sequence[int | None], even: int, reach: int) -> int | None:
+    """The place so near to an even one where the fewest values cross, and the nearest of those; None if none can."""
+    near = [(alive[at], abs(at - even), at) for at in range(max(1, even - reach), min(even + reach + 1, len(alive)))]
+    return min((found for found in near if found[0] is not None), default=(0, 0, None))[2]
 
 
 def _crossing(nodes: Sequence[Any], outputs: set[str]) -> Iterator[int | None]:
@@ -101,6 +100,32 @@ def _crossing(nodes: Sequence[Any], outputs: set[str]) -> Iterator[int | None]:
         if last > at:
             alive.add(node)
             ends.setdefault(last + 1, []).append(node)
+
+
+def _changing(nodes: Sequence[Any]) -> set[int]:
+    """The places before which there is a value that an operator from there on writes to."""
+    number = {node: at for at, node in enumerate(nodes)}
+    spans = [(number.get(_memory(each), -1), at) for at, node in enumerate(nodes) for each in _written(node)]
+    return {place for made, written in spans for place in range(made + 1, written + 1)}
+
+
+def _written(node: Any) -> list[Any]:
+    """The arguments that the operator writes to."""
+    if node.target is operator.getitem:
+        return []
+    arguments = node.target._schema.arguments
+    given = {**dict(zip((each.name for each in arguments), node.args, strict=False)), **node.kwargs}
+    return [given[each.name] for each in arguments if each.is_write and each.name in given]
+
+
+def _memory(node: Any) -> Any:
+    """The node that made the memory in which the value lies: views lie in that of another."""
+    while node.op == "call_function" and node.all_input_nodes:
+        is_view = node.target is operator.getitem or any(each.alias_info for each in node.target._schema.returns)
+        if not is_view:
+            break
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _is_known(value: Any) -> bool:
