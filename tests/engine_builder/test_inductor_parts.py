@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,15 @@ from i2v_tensorrt.common.network_source import NetworkSource
 from i2v_tensorrt.common.spec import EngineSpec, Scope
 from i2v_tensorrt.engine_builder.backends.base import WHOLE, Part
 from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend
-from i2v_tensorrt.engine_builder.backends.inductor.parts import WIRES, Cut, PartedPackage, cut, wires_of, wires_text
+from i2v_tensorrt.engine_builder.backends.inductor.parts import (
+    WIRES,
+    Cut,
+    Parts,
+    cut,
+    whole_wires,
+    wires_of,
+    wires_text,
+)
 from i2v_tensorrt.engine_builder.backends.inductor.runner import FILE_NAME, file_name
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
 from i2v_tensorrt.engine_builder.build import build as build_module
@@ -70,8 +79,8 @@ class Package:
         self.given: tuple[torch.Tensor, ...] = ()
         self.constants: dict[str, torch.Tensor] = {}
 
-    def __call__(self, *values: torch.Tensor) -> Any:
-        self.given = values
+    def __call__(self, values: Sequence[torch.Tensor]) -> Any:
+        self.given = tuple(values)
         return self.part.module(*values)
 
     def get_metadata(self) -> dict[str, str]:
@@ -81,7 +90,7 @@ class Package:
         tensors = (*self.part.module.named_parameters(), *self.part.module.named_buffers())
         return [name for name, _ in tensors]
 
-    def load_constants(self, constants: dict[str, torch.Tensor], **_: bool) -> None:
+    def load_constants(self, constants: dict[str, torch.Tensor]) -> None:
         self.constants = constants
 
 
@@ -95,7 +104,7 @@ def parts(network: torch.nn.Module, count: int) -> list[Package]:
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_parts_in_a_row_give_what_the_network_gives(count: int) -> None:
     network = Deep()
-    package = PartedPackage(parts(network, count))
+    package = Parts(parts(network, count))
     for found, expected in zip(package(**inputs()), network(**inputs()), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -113,9 +122,9 @@ def test_each_part_is_traced_again_and_has_its_own_weights_by_their_names() -> N
 
 def test_weights_go_to_the_parts_that_use_them() -> None:
     packages = parts(Deep(), 3)
-    package = PartedPackage(packages)
+    package = Parts(packages)
     tensors = {name: torch.zeros(1) for name in package.get_constant_fqns()}
-    package.load_constants(tensors, user_managed=True)
+    package.load_constants(tensors)
     assert [set(each.constants) for each in packages] == [set(each.get_constant_fqns()) for each in packages]
 
 
@@ -123,14 +132,14 @@ def test_what_lies_otherwise_is_copied_on_its_way() -> None:
     """Compiled code reads what it is given without a check."""
     first, second = parts(Deep(), 2)
 
-    def shifted(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        found = Package.__call__(first, *values)
+    def shifted(values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        found = Package.__call__(first, values)
         return tuple(torch.empty(x.numel() + 1)[1:].view(x.shape).copy_(x) for x in found)
 
     moved = Package(first.part)
-    moved.__class__ = type("Shifted", (Package,), {"__call__": lambda self, *values: shifted(*values)})
-    expected = PartedPackage([first, second])(**inputs())
-    found = PartedPackage([moved, second])(**inputs())
+    moved.__class__ = type("Shifted", (Package,), {"__call__": lambda self, values: shifted(values)})
+    expected = Parts([first, second])(**inputs())
+    found = Parts([moved, second])(**inputs())
     assert all(x.data_ptr() % 64 == 0 for x in second.given)
     assert [x.stride() for x in second.given] == list(second.part.wires.strides)
     for one, other in zip(found, expected, strict=True):
@@ -143,19 +152,19 @@ def test_what_no_later_part_reads_is_let_go() -> None:
     left: set[str] = set()
 
     class Seen(Package):
-        def __call__(self, *values: torch.Tensor) -> Any:
-            found = super().__call__(*values)
+        def __call__(self, values: Sequence[torch.Tensor]) -> Any:
+            found = super().__call__(values)
             made.update(zip(self.part.wires.returns, map(weakref.ref, found), strict=True))
             return found
 
     class Last(Package):
-        def __call__(self, *values: torch.Tensor) -> Any:
+        def __call__(self, values: Sequence[torch.Tensor]) -> Any:
             second.given = ()
             gc.collect()
             left.update(name for name, x in made.items() if x() is not None)
-            return super().__call__(*values)
+            return super().__call__(values)
 
-    PartedPackage([Seen(first.part), second, Last(third.part)])(**inputs())
+    Parts([Seen(first.part), second, Last(third.part)])(**inputs())
     needed = {*third.part.wires.reads, *third.part.wires.results}
     assert left == set(made) & needed
     assert set(made) - needed
@@ -186,7 +195,7 @@ class Stream(Deep):
 @pytest.mark.parametrize("count", [2, 3])
 def test_what_is_written_to_is_made_and_written_in_one_part(count: int) -> None:
     network = Writing()
-    for found, expected in zip(PartedPackage(parts(network, count))(**inputs()), network(**inputs()), strict=True):
+    for found, expected in zip(Parts(parts(network, count))(**inputs()), network(**inputs()), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -205,7 +214,10 @@ def test_what_cannot_be_cut_stays_whole() -> None:
 def test_wires_come_back_from_their_text() -> None:
     (first, _) = parts(Deep(), 2)
     assert wires_of(first.get_metadata()) == first.part.wires
-    assert wires_of({"layout": "{}"}) is None
+    whole = whole_wires(["x", "other"], ["prediction"])
+    assert wires_of({WIRES: wires_text(whole)}) == whole
+    with pytest.raises(ValueError, match="with wires in its metadata, found layout"):
+        wires_of({"layout": "{}"})
 
 
 def request(spec: EngineSpec | None = None, **changes: Any) -> BuildRequest:

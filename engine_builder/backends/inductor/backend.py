@@ -27,7 +27,7 @@ from ....common.spec import EngineSpec, Target
 from ...graph.onnx_export import dynamic_shapes, example_inputs, trace_sizes
 from ..base import WHOLE, Availability, Backend, LoadNetwork, Part, Report, Runner, no_collection
 from .cpp_compiler import compilers, install_line, proof_begun
-from .parts import WIRES, Cut, cut, wires_text
+from .parts import WIRES, Cut, Wires, cut, whole_wires, wires_text
 from .runner import LAYOUT, InductorRunner, file_name, layout_of
 from .torch_workarounds import arrays_declared, layouts_as_run, mutations_remembered, vectors_untried
 
@@ -113,13 +113,13 @@ class InductorBackend(Backend):
             with torch.inference_mode(False), torch.no_grad(), _quiet(), no_collection(), _attention(device):
                 report("export", 0.1)
                 program = _export(network.to(device), spec, device)
-                metadata = {LAYOUT: json.dumps(layout_of(network))}
                 part = None if self._part == WHOLE else cut(program, self._part)
-                if part is not None:
-                    program, metadata[WIRES] = _export_cut(part, device), wires_text(part.wires)
-                elif self._part.index:
+                if part is None and self._part.index:
                     return {}  # it cannot be cut: the first part is the whole
+                program = program if part is None else _export_cut(part, device)
+                wires = _wires(spec) if part is None else part.wires
                 report("compile", 0.3)
+                metadata = {LAYOUT: json.dumps(layout_of(network)), WIRES: wires_text(wires)}
                 path = folder / file_name(self._part.index)
                 compiler = _with_proved(proof, lambda name: _compile(program, metadata, path, name, device))
         except (OSError, EngineError):
@@ -130,7 +130,7 @@ class InductorBackend(Backend):
                 raise EngineError(reason) from error
             log.warning("compiling failed", exc_info=True)
             raise EngineError(f"Inductor cannot compile the {component} network: {_reason(error)}.") from error
-        return {"compiler": compiler, "parts": str(part.wires.count if part else 1)}
+        return {"compiler": compiler, "parts": str(wires.count)}
 
     @property
     def _device_type(self) -> str:
@@ -168,6 +168,12 @@ def _export_cut(part: Cut, device: torch.device) -> Any:
 
     with layouts_as_run(device), mutations_remembered():
         return torch.export.export(part.module, part.examples, strict=False)
+
+
+def _wires(spec: EngineSpec) -> Wires:
+    """Those of the network in one piece."""
+    network = spec.network
+    return whole_wires([tensor.name for tensor in network.inputs], [tensor.name for tensor in network.outputs])
 
 
 def hinted_sizes(profile: ShapeProfile) -> dict[str, int]:

@@ -10,7 +10,9 @@ import json
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base import Part
@@ -26,10 +28,13 @@ SLACKS = (8, 4, 2)
 
 @dataclass(frozen=True)
 class Wires:
-    """What a part reads and returns, by name and in order; `strides` are those it expects of what it reads."""
+    """What a part reads and returns, by name and in order; `strides` are those it expects of what it reads.
+
+    Strides of None are anybody's care but the parts': a network in one piece reads what the runner has made ready.
+    """
 
     reads: tuple[str, ...]
-    strides: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[int, ...] | None, ...]
     returns: tuple[str, ...]
     results: tuple[str, ...]
     """The whole network's outputs, in order."""
@@ -216,22 +221,56 @@ def wires_text(wires: Wires) -> str:
     return json.dumps(asdict(wires))
 
 
-def wires_of(metadata: Mapping[str, str]) -> Wires | None:
-    """The wires in a package's metadata; None for a network that is in one piece."""
+def wires_of(metadata: Mapping[str, str]) -> Wires:
+    """The wires in a package's metadata; raises ValueError for one that has none."""
     if WIRES not in metadata:
-        return None
+        raise ValueError(f"Expected an engine with {WIRES} in its metadata, found {', '.join(metadata) or 'none'}.")
     data = json.loads(metadata[WIRES])
     names = {key: tuple(data[key]) for key in ("reads", "returns", "results")}
-    return Wires(**names, strides=tuple(map(tuple, data["strides"])), count=data["count"])
+    strides = tuple(None if each is None else tuple(each) for each in data["strides"])
+    return Wires(**names, strides=strides, count=data["count"])
 
 
-class PartedPackage:
-    """Several compiled parts behind the face of one package."""
+def whole_wires(inputs: Sequence[str], outputs: Sequence[str]) -> Wires:
+    """Those of a network in one piece, with its tensors in order."""
+    return Wires(tuple(inputs), (None,) * len(inputs), tuple(outputs), tuple(outputs), 1)
 
-    def __init__(self, packages: Sequence[Any]) -> None:
+
+class Package:
+    """A compiled network, or a part of one, as PyTorch's loader has it.
+
+    `torch.export` has a face for it too, which takes seconds to import and reads the call's form anew at each call.
+    """
+
+    def __init__(self, path: Path, device_index: int) -> None:
+        """Loads the file onto the device of that number, -1 for the CPU; what PyTorch raises goes on."""
+        aoti: Any = import_module("torch._C._aoti")
+        self._loader = aoti.AOTIModelPackageLoader(str(path), "model", True, 1, device_index)
+
+    def __call__(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return self._loader.boxed_run(list(values))
+
+    def get_metadata(self) -> dict[str, str]:
+        """What was put beside the code when it was compiled."""
+        return self._loader.get_metadata()
+
+    def get_constant_fqns(self) -> list[str]:
+        """The names of the weights that the code uses."""
+        return self._loader.get_constant_fqns()
+
+    def load_constants(self, constants: Mapping[str, torch.Tensor]) -> None:
+        """Has the code compute with these weights where they lie; whoever gives them keeps them alive."""
+        use_inactive, check_full_update, user_managed = False, True, True
+        self._loader.load_constants(dict(constants), use_inactive, check_full_update, user_managed)
+
+
+class Parts:
+    """A compiled network behind one face, in however many parts it is."""
+
+    def __init__(self, packages: Sequence[Package]) -> None:
         """Takes the parts in their order; raises ValueError for one that does not say what it reads."""
         self._packages = packages
-        self._wires = wires = [_own_wires(package) for package in packages]
+        self._wires = wires = [wires_of(package.get_metadata()) for package in packages]
         last = {name: at for at, each in enumerate(wires) for name in each.reads}
         self._done = [
             [name for name in {*each.reads, *each.returns} - {*each.results} if last.get(name, at) <= at]
@@ -242,8 +281,8 @@ class PartedPackage:
         values = dict(inputs)
         for package, wires, done in zip(self._packages, self._wires, self._done, strict=True):
             given = zip(wires.reads, wires.strides, strict=True)
-            found = package(*[_lying(values[name], strides) for name, strides in given])
-            values.update(zip(wires.returns, found if isinstance(found, tuple | list) else (found,), strict=True))
+            found = package([_lying(values[name], strides) for name, strides in given])
+            values.update(zip(wires.returns, found, strict=True))
             for name in done:
                 del values[name]
         return tuple(values[name] for name in self._wires[-1].results)
@@ -256,24 +295,18 @@ class PartedPackage:
         """The names of all weights that any part uses."""
         return list(dict.fromkeys(name for package in self._packages for name in package.get_constant_fqns()))
 
-    def load_constants(self, constants: Mapping[str, torch.Tensor], **options: bool) -> None:
+    def load_constants(self, constants: Mapping[str, torch.Tensor]) -> None:
         """Gives each part the weights that it uses."""
         for package in self._packages:
-            own = {name: constants[name] for name in package.get_constant_fqns()}
-            package.load_constants(own, **options)
+            package.load_constants({name: constants[name] for name in package.get_constant_fqns()})
 
 
-def _own_wires(package: Any) -> Wires:
-    wires = wires_of(package.get_metadata())
-    if wires is None:
-        raise ValueError(f"Expected a part with {WIRES} in its metadata, found none.")
-    return wires
-
-
-def _lying(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+def _lying(tensor: torch.Tensor, strides: tuple[int, ...] | None) -> torch.Tensor:
     """The tensor as compiled code reads it without a check: with those strides, on a boundary of 64 bytes."""
     import torch
 
+    if strides is None:
+        return tensor
     if tensor.stride() == strides and tensor.data_ptr() % 64 == 0:
         return tensor
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

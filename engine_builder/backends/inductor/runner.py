@@ -7,7 +7,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +16,7 @@ from ....common.spec import EngineSpec, Scope
 from ..base import LoadNetwork, Runner, in_a_line
 from ..cuda_graph import Replay, can_capture, is_launch_bound
 from ..host_weights import to_device, to_host
-from .parts import PartedPackage, wires_of
+from .parts import Package, Parts, wires_of
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +80,7 @@ class InductorRunner(Runner):
         self._plan = plan
         self._source = network
         self._network: torch.nn.Module | None = None
-        self._package: Any = None
+        self._package: Parts | None = None
         self._bound: tuple[Binding, ...] = ()
         self._calls: Counter[tuple[Any, ...]] = Counter()
         """By the inputs' shapes."""
@@ -109,7 +108,7 @@ class InductorRunner(Runner):
         package = self._open()
         # Others may give a parameter another memory: the engine's own reference keeps what it was bound to.
         bound = {name: tensor.detach() for name, tensor in self._laid_out(network, package).items()}
-        package.load_constants(bound, check_full_update=True, user_managed=True)
+        package.load_constants(bound)
         self._package = package
         self._bound = tuple(Binding(*_place(network, name), memory) for name, memory in bound.items())
 
@@ -135,20 +134,15 @@ class InductorRunner(Runner):
             self._network = self._source()
         return self._network
 
-    def _open(self) -> Any:
-        """The engine's code, whose parts, if it has some, are as one."""
+    def _open(self) -> Parts:
+        """The engine's code, in however many parts it is."""
         first = self._open_file(FILE_NAME)
-        wires = wires_of(first.get_metadata())
-        if wires is None:
-            return first
-        others = [self._open_file(file_name(part)) for part in range(1, wires.count)]
-        return PartedPackage([first, *others])
+        others = range(1, wires_of(first.get_metadata()).count)
+        return Parts([first, *(self._open_file(file_name(part)) for part in others)])
 
-    def _open_file(self, name: str) -> Any:
+    def _open_file(self, name: str) -> Package:
         """A package, from a copy of the very bytes that were checked, which nobody else can write."""
         import torch
-        from torch.export.pt2_archive._package import AOTICompiledModel
-
         data = self._plan.read(name)
         index = (self.device.index or 0) if self.device.type == "cuda" else -1
         # Windows does not let go of a library that is loaded.
@@ -158,8 +152,7 @@ class InductorRunner(Runner):
             try:
                 # aoti_load_package would first compile probes to learn what this CPU can do, for half a minute
                 # in a new process; the engine's target has said it.
-                aoti: Any = import_module("torch._C._aoti")
-                return AOTICompiledModel(aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index))
+                return Package(path, index)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # PyTorch raises bare ones
@@ -221,14 +214,13 @@ class InductorRunner(Runner):
 
         ready = {name: _ready(tensor) for name, tensor in inputs.items()}
         try:
-            found = self._package(**ready)
+            outputs = self._package(**ready)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             if self._ran_out(error):
                 raise torch.OutOfMemoryError(f"CUDA out of memory in {self.spec.network.component}.") from error
             raise self._refused("run", error) from error
-        outputs = found if isinstance(found, tuple) else (found,)
         return {tensor.name: value for tensor, value in zip(self.spec.network.outputs, outputs, strict=True)}
 
     def _ran_out(self, error: RuntimeError) -> bool:
