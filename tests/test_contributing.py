@@ -18,6 +18,8 @@ import pytest
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.remote.comfyui.server import find_comfyui, not_found_reason
 
+from .test_rooms import ALLOWED
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "node_modules", "out", "*.safetensors")
@@ -144,28 +146,51 @@ def test_a_family_from_nothing_gives_what_the_table_says() -> None:
     assert set(rows) == {name for name, value in vars(VideoModel).items() if is_abstract(value)}
 
 
-def test_the_families_took_as_many_lines_as_told() -> None:
-    text = "\n".join(sections(DOCUMENT)["Add a family"])
-    rows = re.findall(r"^\| (`[^|:]+`): .* \| (\d+) \|$", text, re.MULTILINE)
-    counts = {
-        paths: sum(
-            len(path.read_text("utf-8").splitlines())
-            for pattern in re.findall(r"`([^`]+)`", paths)
-            for path in ROOT.glob(pattern)
-        )
-        for paths, _ in rows
-    }
-    assert len(counts) == 7 + 9
-    assert [paths for paths, told in rows if abs(counts[paths] - int(told)) > 0.15 * counts[paths]] == []
-
-
 def is_abstract(value: object) -> bool:
     """Whether a class leaves it to others; a cached property does not say so by itself."""
     return getattr(getattr(value, "func", value), "__isabstractmethod__", False)
 
 
+def test_the_arrows_are_the_imports_that_are_allowed() -> None:
+    (diagram,) = re.findall(r"^```mermaid\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+    named = dict(re.findall(r"(\w+)\[([\w/]+)\]", diagram))
+    chains = [re.sub(r"\[[\w/]+\]", "", line).split(" --> ") for line in diagram.splitlines() if "-->" in line]
+    arrows: dict[str, set[str]] = {}
+    for chain in chains:
+        rooms = [named.get(name.strip(), name.strip()) for name in chain]
+        for one, other in zip(rooms, rooms[1:], strict=False):
+            arrows.setdefault(one, set()).add(other)
+    assert {room: reached(room, arrows) for room in ALLOWED if "demo_model" not in room} == {
+        room: allowed for room, allowed in ALLOWED.items() if "demo_model" not in room
+    }
+
+
+def reached(room: str, arrows: dict[str, set[str]]) -> set[str]:
+    """The rooms that arrows lead to from one, over others too."""
+    nearest = arrows.get(room, set())
+    return nearest.union(*(reached(other, arrows) for other in nearest))
+
+
+def test_the_way_from_a_picture_to_a_file_is_short_and_never_goes_back() -> None:
+    files = re.findall(
+        r"^\d+\. `([\w/]+\.py)`", "\n".join(sections(DOCUMENT)["From a picture to a file"]), re.MULTILINE
+    )
+    assert 1 < len(files) <= 12
+    assert len(set(files)) == len(files)
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+    assert (files[0], files[-2]) == ("nodes/conditioning.py", "nodes/save_video.py")
+
+
+def test_adding_a_node_lists_every_file_that_it_touches() -> None:
+    lines = sections(DOCUMENT)["Add a node"]
+    rows = "\n".join(line for line in lines if line.startswith("| "))
+    touched = {step.path for step in steps(lines) if step.path}
+    assert touched == set(re.findall(r"`([\w/.-]+\.\w+)`", rows))
+
+
 def test_every_room_has_its_row() -> None:
-    rows = set(re.findall(r"`(\w+)/`", "\n".join(line.split(" | ")[0] for line in sections(DOCUMENT)["The rooms"])))
+    first = (line.split(" | ")[0] for line in sections(DOCUMENT)["The rooms"] if line.startswith("|"))
+    rows = set(re.findall(r"`(\w+)/`", "\n".join(first)))
     assert rows == {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"tests", "locales", "web", "demo_model"}
 
 
