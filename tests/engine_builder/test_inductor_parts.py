@@ -178,7 +178,7 @@ class Writing(Deep):
         for layer in self.layers:
             x = torch.tanh(layer(x))
             torch.ops.aten.add_.Tensor(x.view(-1), other.reshape(-1))
-            x.mul_(self.scale)
+            torch.ops.aten.mul_.Tensor(x, self.scale)
         return x + first, x.transpose(0, 1)
 
 

@@ -80,7 +80,7 @@ class InductorRunner(Runner):
         self._plan = plan
         self._source = network
         self._network: torch.nn.Module | None = None
-        self._package: Parts | None = None
+        self._package: Any = None
         self._bound: tuple[Binding, ...] = ()
         self._calls: Counter[tuple[Any, ...]] = Counter()
         """By the inputs' shapes."""
