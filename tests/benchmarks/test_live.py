@@ -55,3 +55,11 @@ def test_words_stand_beside_the_figures(tmp_path: Path) -> None:
     report.note(built=["core"])
     assert json.loads((tmp_path / "live.json").read_text("utf-8")) == {"free_lines": ["freed"], "built": ["core"]}
     assert json.loads((tmp_path / "figures.json").read_text("utf-8")) == {**dict.fromkeys(NAMES), "free_s": 0.1}
+
+
+def test_live_tests_are_counted_and_what_could_not_begin_has_failed() -> None:
+    from i2v_tensorrt.tests.comfy.conftest import live_figures
+
+    stats: dict[str, list[object]] = {"passed": [1, 2, 3], "skipped": [4], "failed": [5], "error": [6, 7], "": [8]}
+    assert live_figures(stats) == {"live_passed": 3, "live_failed": 3}
+    assert live_figures({}) == {"live_passed": 0, "live_failed": 0}

@@ -5,16 +5,20 @@ import os
 import shlex
 import shutil
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from i2v_tensorrt.benchmarks.live import Report
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack, start_server
 from i2v_tensorrt.tests.comfy.device import Device, device_of, why_no_onnxruntime
 from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, SVD, WANS, gradient, png
 
+FIGURES = "I2VTRT_LIVE_FIGURES"
+"""Names the file of figures, such as benchmarks/results/gpu/figures.json, in which the live tests are counted."""
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parent.parent
 # No outside host, no database file.
@@ -29,6 +33,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker("comfy")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Writes how many live tests passed and failed, where a file is named for it."""
+    path = os.environ.get(FIGURES)
+    if path:
+        Report(Path(path)).note(**live_figures(terminalreporter.stats))
+
+
+def live_figures(stats: Mapping[str, Sequence[object]]) -> dict[str, int]:
+    """The figures of pytest's lists by outcome: what could not be set up has failed too."""
+    passed, failed, errors = (len(stats.get(name, ())) for name in ("passed", "failed", "error"))
+    return {"live_passed": passed, "live_failed": failed + errors}
 
 
 @pytest.fixture(scope="session", autouse=True)
