@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..common.errors import InputError
 from ..common.validation import check_number
 from ..pipeline.conditioning import Conditioning
+from ..pipeline.denoising.guidance import BOTH, branches_of
 from ..pipeline.denoising.schedulers import SamplerSettings
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.latent_space import dims_of
@@ -57,4 +58,5 @@ class Denoising:
 def core_sizes(core: str, model: VideoModel, conditioning: Conditioning, denoising: Denoising) -> dict[str, int]:
     """The sizes at which sampling calls one of a model's cores."""
     width, height, count = conditioning.width, conditioning.height, conditioning.num_frames
-    return clip_sizes(model, width, height, count, guided=denoising.scale_of(core, model) > 1)
+    guided = branches_of(denoising.scale_of(core, model)) == BOTH
+    return clip_sizes(model, width, height, count, guided=guided)

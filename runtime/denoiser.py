@@ -7,7 +7,7 @@ import time
 import torch
 
 from ..pipeline.conditioning import Conditioning
-from ..pipeline.denoising.guidance import GuidanceScale
+from ..pipeline.denoising.guidance import GuidanceScale, branch_inputs, branches_of
 from .clip_plan import Denoising, core_sizes
 from .engines.engine_set import EngineSet
 
@@ -31,13 +31,14 @@ class Denoiser:
         self._weigh()
         # On a GPU without waiting: what was queued before must not be done first. Others may read it too early.
         there = t.to(self._engines.device, non_blocking=self._engines.device.type == "cuda")
-        inputs = model.prepare_input(x, there, self.tensors, self._guided)
+        values = model.prepare_input(x, there, self.tensors)
+        inputs = branch_inputs(model.components[core].spec.inputs, values, self._branches)
         return model.combine(self._runner(inputs), self._guidance)
 
     def _take(self, core: str) -> None:
         """Has the core on the device, in the other's place where there is no room for both."""
         model, scale = self._engines.model, self._denoising.scale_of(core, self._engines.model)
-        self._core, self._guided = core, scale > 1
+        self._core, self._branches = core, branches_of(scale)
         self._runner = self._engines.runner(core, core_sizes(core, model, self._conditioning, self._denoising))
         self._guidance = self._rising(scale)
 

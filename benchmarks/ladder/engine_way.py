@@ -17,6 +17,7 @@ from ...engine_builder.backends.registry import BACKENDS
 from ...engine_builder.build.build_process import BuildProcess
 from ...engine_builder.store.store import EngineStore
 from ...pipeline.conditioning import Conditioning
+from ...pipeline.denoising.guidance import branch_inputs, branches_of
 from ...pipeline.denoising.schedulers import SamplerSettings
 from ...pipeline.models.registry import open_model
 from ...pipeline.tensor_cache import ConditioningCache
@@ -106,7 +107,9 @@ class EngineWay(Way):
             raise EngineError("A clip comes before its core call is repeated.")
         tensors = {name: tensor.to(self.device) for name, tensor in self._conditioning.tensors.items()}
         noise, t = self.job.noise(self._model).to(self.device), torch.tensor(500.0, device=self.device)
-        inputs = self._model.prepare_input(noise, t, tensors, self.job.guided)
+        values = self._model.prepare_input(noise, t, tensors)
+        network = self._model.components[self._model.core].spec
+        inputs = branch_inputs(network.inputs, values, branches_of(self.job.guidance_scale))
         runner = self._core()
         return lambda: runner(inputs)
 

@@ -199,8 +199,8 @@ def test_control_without_one_part_of_the_conditioning_fails_the_gate(
     family = type(engines(kind).model)
     prepare = family.prepare_input
 
-    def blind(self: Any, x: torch.Tensor, t: torch.Tensor, given: Any, guided: bool) -> dict[str, torch.Tensor]:
-        return prepare(self, x, t, {**given, name: torch.zeros_like(given[name])}, guided)
+    def blind(self: Any, x: torch.Tensor, t: torch.Tensor, given: Any) -> dict[str, torch.Tensor]:
+        return prepare(self, x, t, {**given, name: torch.zeros_like(given[name])})
 
     monkeypatch.setattr(family, "prepare_input", blind)
     assert difference(ours(engines(kind), BASE), expected(kind)) > GATE
