@@ -19,7 +19,7 @@ from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
 from i2v_tensorrt.pipeline.models.base import Component
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
 from i2v_tensorrt.pipeline.request import ClipRequest
-from i2v_tensorrt.runtime.clip_plan import Denoising
+from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.result_cache import result_key
@@ -77,8 +77,7 @@ def test_cached_conditioning_and_results_keep_their_names(tiny_folder: Path, tmp
     engines = Set(model, EngineStore(tmp_path), EnginePolicy("eager", "fp32"), CPU)
     tensors = {"context": torch.arange(6.0).reshape(2, 3), "image_cond": torch.ones(1, 2, dtype=torch.float64)}
     conditioning = Conditioning("i2vgen_xl", 64, 72, 3, 8, tensors, (), "encoded", 1.0)
-    found = {
-        scale: result_key(engines, conditioning, Denoising(5, scale, SamplerSettings(2, eta=0.5), 0.5, 2.0))
-        for scale in RESULT_KEYS
-    }
-    assert found == RESULT_KEYS
+    clip = plan_clip(engines, conditioning.size)
+    for scale, key in RESULT_KEYS.items():
+        plan = plan_sampling(clip, Denoising(5, scale, SamplerSettings(2, eta=0.5), 0.5, 2.0))
+        assert result_key(plan, conditioning) == key

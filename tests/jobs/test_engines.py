@@ -11,7 +11,7 @@ from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, Inp
 from i2v_tensorrt.engine_builder.backends.base import Availability, Runner
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.request import ClipSize
-from i2v_tensorrt.runtime.clip_plan import clip_sizes
+from i2v_tensorrt.runtime.clip_sizes import clip_sizes
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet, LoadInPlace
 from i2v_tensorrt.runtime.engines.policy import MISS_POLICIES, EnginePolicy
 

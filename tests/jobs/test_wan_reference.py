@@ -19,7 +19,7 @@ from i2v_tensorrt.pipeline.media.image import crop_to_aspect
 from i2v_tensorrt.pipeline.models.wan.wan22 import WanA14B
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.runtime.clip import decode_clip
-from i2v_tensorrt.runtime.clip_plan import Denoising
+from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip
 
 from .reference_clip import Clip, difference, eager_engines, ours, painted
 
@@ -118,7 +118,7 @@ def test_the_same_latents(
 def test_the_same_frames_whatever_the_chunk(engines: Of, reference: Of, kind: str, chunk: int) -> None:
     wanted = clip(frames=13)
     latents = engines(kind).model.to_latent(ours(engines(kind), wanted))
-    frames = decode_clip(engines(kind), latents, chunk, lambda *_: None)
+    frames = decode_clip(plan_clip(engines(kind), wanted.request.size), latents, chunk, lambda *_: None)
     assert difference(frames, theirs(reference(kind), wanted, "pt").movedim(1, -1)) <= 1e-4
 
 
