@@ -29,7 +29,8 @@ from ..pipeline.quality.similarity import MAX_DB, frames_likeness
 from ..pipeline.request import ClipRequest
 from ..pipeline.tensor_cache import ConditioningCache
 from ..runtime.clip import decode_clip, encode_clip, sample_clip
-from ..runtime.clip_plan import Denoising, clip_sizes
+from ..runtime.clip_plan import Denoising, plan_clip, plan_sampling
+from ..runtime.clip_sizes import clip_sizes
 from ..runtime.demo_model import DemoModel, demo_model
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
@@ -114,12 +115,13 @@ def _clip(engines: EngineSet, model: DemoModel, steps: int, seconds: dict[str, f
     side = model.side
     request = ClipRequest(rgb(Image.open(PICTURE)), model.prompts[0], "", side, side, model.num_frames, model.fps)
     started = time.monotonic()
-    conditioning = encode_clip(engines, request, ConditioningCache(None), _ignore)
+    plan = plan_clip(engines, request.size)
+    conditioning = encode_clip(plan, request, ConditioningCache(None), _ignore)
     encoded = time.monotonic()
     denoising = Denoising(1, model.guidance_scale, SamplerSettings(steps))
-    latents = sample_clip(engines, conditioning, denoising, _ignore)
+    latents = sample_clip(plan_sampling(plan, denoising), conditioning, _ignore)
     denoised = time.monotonic()
-    frames = decode_clip(engines, latents, model.num_frames, _ignore)
+    frames = decode_clip(plan, latents, model.num_frames, _ignore)
     seconds.update(encode_s=encoded - started, denoise_s=denoised - encoded, decode_s=time.monotonic() - denoised)
     return frames
 

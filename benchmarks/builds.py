@@ -26,7 +26,7 @@ from ..engine_builder.store.store import EngineStore
 from ..pipeline.dummies.full_size import write_full_checkpoint
 from ..pipeline.models.registry import open_model
 from ..pipeline.request import ClipSize
-from ..runtime.clip_plan import clip_sizes
+from ..runtime.clip_sizes import clip_sizes
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import PRESETS, EnginePolicy
 from ..runtime.engines.presets import parse_presets

@@ -32,7 +32,7 @@ from ..engine_builder.store.store import Plan, describe_files
 from ..pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
 from ..pipeline.models.wan.model import Wan21
 from ..pipeline.quality.similarity import latents_likeness
-from ..runtime.clip_plan import clip_sizes
+from ..runtime.clip_sizes import clip_sizes
 from .ladder.flops import count_tflop
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 from .ladder.measure import GIB, free_memory, gpu_state, sample_ms, step_figures

@@ -26,8 +26,8 @@ from ..pipeline.models.base import VideoModel
 from ..pipeline.request import ClipSize
 from ..runtime import budget
 from ..runtime.budget import Budget, largest
-from ..runtime.clip import engine_multiple
-from ..runtime.clip_plan import clip_sizes
+from ..runtime.clip_plan import engine_multiple
+from ..runtime.clip_sizes import clip_sizes
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
 from ..runtime.engines.residency import LoadInPlace

@@ -15,12 +15,12 @@ from ..engine_builder.store.store import EngineStore
 from ..pipeline.decode import chunk_size
 from ..pipeline.denoising.schedulers import SamplerSettings
 from ..pipeline.models.registry import open_model
-from ..pipeline.request import ClipRequest
+from ..pipeline.request import ClipRequest, ClipSize
 from ..pipeline.tensor_cache import ConditioningCache
 from ..remote.comfyui.client import ComfyClient, Event, RunResult, ServerError
 from ..remote.comfyui.server import ComfyHost, link_pack, start_server
 from ..runtime.clip import decode_clip, encode_clip, sample_clip
-from ..runtime.clip_plan import Denoising, clip_sizes
+from ..runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from ..runtime.demo_model import DemoModel
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
@@ -71,15 +71,16 @@ def run_here(job: DemoJob) -> DemoRun:
     cache = ConditioningCache(job.cache / "conditioning")
     denoising = Denoising(job.seed, model.guidance_scale, SamplerSettings(model.steps))
     run.add("open model", clock.lap())
-    engines.prepare(clip_sizes(engines.model, side, side, frames))
+    plan = plan_clip(engines, ClipSize(side, side, frames))
+    engines.prepare(plan.sizes)
     run.add("build engines", clock.lap())
     for prompt, video in job.clips:
         request = ClipRequest(picture, prompt, "", side, side, frames, model.fps)
-        conditioning = encode_clip(engines, request, cache, _ignore)
+        conditioning = encode_clip(plan, request, cache, _ignore)
         run.add("encode", clock.lap())
-        latents = sample_clip(engines, conditioning, denoising, _ignore)
+        latents = sample_clip(plan_sampling(plan, denoising), conditioning, _ignore)
         run.add("denoise", clock.lap())
-        pictures = decode_clip(engines, latents, chunk_size(FREE_BYTES, side, side, frames), _ignore)
+        pictures = decode_clip(plan, latents, chunk_size(FREE_BYTES, side, side, frames), _ignore)
         run.add("decode", clock.lap())
         info = write_video(pictures, video, VideoOptions("mp4-h264", float(model.fps)))
         run.add("save", clock.lap())

@@ -17,11 +17,13 @@ from ..pipeline.conditioning import (
     MAX_SIDE,
     MIN_SIDE,
     check_fields,
+    check_request,
 )
 from ..pipeline.conditioning import Conditioning as Encoded
 from ..pipeline.media.image import picture_from_tensor
 from ..pipeline.request import ClipRequest
 from ..runtime.clip import encode_clip
+from ..runtime.clip_plan import plan_clip
 from ..runtime.engines.engine_set import EngineSet
 from .host import folders, ui
 from .host.peak_memory import PeakMemory
@@ -157,7 +159,9 @@ class I2VConditioning(io.ComfyNode):
             picture = picture_from_tensor(image)
             clip = (picture, prompt, negative_prompt, width, height, num_frames, fps)
             request = ClipRequest(*clip, motion_bucket_id, noise_aug_strength, noise_aug_seed)
-            found = encode_clip(model, request, folders.conditioning_cache(), stage, shrink=if_too_large == SHRINK)
+            check_request(request)  # which may have come over links
+            plan = plan_clip(model, request.size, shrink=if_too_large == SHRINK)
+            found = encode_clip(plan, request, folders.conditioning_cache(), stage)
         progress.step(4, 4)
         spent = peak.lines() if found.place == "encoded" else []
         lines = [_origin(found), *spent, *found.notes, *model.take_notes()]

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..pipeline.conditioning import Conditioning as Encoded
 from ..pipeline.denoising.schedulers import MAX_STEPS, SCHEDULERS, SHIFTS, SamplerSettings
-from ..runtime.clip_plan import MAX_GUIDANCE, Denoising
+from ..runtime.clip_plan import MAX_GUIDANCE, Denoising, plan_clip, plan_sampling
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.result_cache import Sampled, sample_or_recall
 from .host import folders, ui
@@ -161,7 +161,8 @@ class DDIMSampler(io.ComfyNode):
             scales = (guidance_scale, settings, _scale(min_guidance_scale), _scale(late_guidance_scale))
             denoising = Denoising(seed, *scales)
             results = folders.result_cache() if reuse_result else None
-            found = sample_or_recall(model, conditioning, denoising, on_step, results)
+            plan = plan_sampling(plan_clip(model, conditioning.size), denoising)
+            found = sample_or_recall(plan, conditioning, on_step, results)
             if found.place != "sampled":
                 progress.step(steps, steps)
         lines = _lines(found, model, peak)

@@ -9,7 +9,8 @@ import torch
 from comfy_api.latest import io
 
 from ..common.errors import InputError
-from ..runtime.clip import decode_clip, fitting_chunk
+from ..runtime.clip import decode_clip, fitting_chunk, latents_size
+from ..runtime.clip_plan import plan_clip
 from ..runtime.engines.engine_set import EngineSet
 from .host import ui
 from .host.peak_memory import PeakMemory
@@ -50,8 +51,8 @@ class VAEDecode(io.ComfyNode):
             samples, space = latents.get("samples"), model.model.latent
             if not isinstance(samples, torch.Tensor):
                 raise InputError(f"Expected latents as a tensor, found {type(samples).__name__}.")
-            frames_of_latents, _, height, width = space.unpack(samples).shape
-            count = space.num_frames(frames_of_latents)
+            plan = plan_clip(model, latents_size(model.model, samples))
+            count = plan.size.num_frames
             progress, started = ui.Progress(cls.hidden.unique_id, count), time.monotonic()
             peak = PeakMemory(model.device)
 
@@ -62,10 +63,9 @@ class VAEDecode(io.ComfyNode):
                 progress.step(done, total)
                 progress.say(f"decode: frame {done} of {total}")
 
-            sides = (height * space.factor, width * space.factor)
-            size = min(chunk or fitting_chunk(model, *sides, count), MAX_CHUNK)
+            size = min(chunk or fitting_chunk(plan), MAX_CHUNK)
             progress.say("decode: loading")
-            frames = decode_clip(model, samples, size, on_chunk)
+            frames = decode_clip(plan, samples, size, on_chunk)
         lines = [
             f"decoded in {time.monotonic() - started:.2f} s",
             *peak.lines(),

@@ -13,7 +13,7 @@ import torch
 from ..common.errors import InputError
 from ..common.validation import check_number, shown
 from .models.base import Run, Stage, VideoModel
-from .request import ClipRequest, Encoded
+from .request import ClipRequest, ClipSize, Encoded
 from .tensor_cache import ConditioningCache
 
 SCHEMA = 1
@@ -59,6 +59,11 @@ class Conditioning:
     notes: tuple[str, ...]
     place: str
     encode_s: float
+
+    @property
+    def size(self) -> ClipSize:
+        """Sides in pixels, and frames."""
+        return ClipSize(self.width, self.height, self.num_frames)
 
 
 def check_request(request: ClipRequest) -> None:

@@ -46,6 +46,11 @@ class ClipRequest:
     noise_aug_strength: float = 0.02
     noise_aug_seed: int = 0
 
+    @property
+    def size(self) -> ClipSize:
+        """Sides in pixels, and frames."""
+        return ClipSize(self.width, self.height, self.num_frames)
+
 
 @dataclass(frozen=True)
 class Encoded:

@@ -13,7 +13,7 @@ from ..engine_builder.backends.registry import choose_backend
 from ..pipeline.conditioning import MIN_SIDE
 from ..pipeline.models.latent_space import LatentSpace
 from ..pipeline.request import ClipSize
-from .clip_plan import clip_sizes
+from .clip_sizes import clip_sizes
 from .engines.engine_set import EngineSet
 
 TOLERANCE = 1.15

@@ -21,7 +21,7 @@ from ..pipeline.media.image import rgb
 from ..pipeline.request import ClipRequest, ClipSize
 from ..pipeline.tensor_cache import ConditioningCache
 from .clip import encode_clip, sample_clip
-from .clip_plan import Denoising
+from .clip_plan import Denoising, plan_clip, plan_sampling
 from .engines.engine_set import EngineSet
 from .engines.policy import EnginePolicy
 
@@ -107,14 +107,15 @@ def record(engines: EngineSet, material: Material, size: ClipSize, folder: Path,
         return _Recorder(runner, calls[component]) if component in calls else runner
 
     recording = EngineSet(engines.model, engines.store, policy, engines.device, engines.residency, wrap=wrap)
-    cache, count = ConditioningCache(None), len(material.clips)
+    plan, cache, count = plan_clip(recording, size), ConditioningCache(None), len(material.clips)
     for number, (picture, prompt) in enumerate(material.clips):
         tell = partial(on_clip, number, count)
         tell()
         request = ClipRequest(picture, prompt, "", *size, fps=FPS)
-        conditioning = encode_clip(recording, request, cache, lambda stage, done, total: None)
+        conditioning = encode_clip(plan, request, cache, lambda stage, done, total: None)
         denoising = Denoising(number, GUIDANCE_SCALE, SamplerSettings(STEPS))
-        sample_clip(recording, conditioning, denoising, lambda done, total, latents, tell=tell: tell())
+        sampling = plan_sampling(plan, denoising)
+        sample_clip(sampling, conditioning, lambda done, total, latents, tell=tell: tell())
     recording.unload()
     for core, made in calls.items():
         save_calls(evenly(made, MOST_CALLS), calibration_of(core, material, size, folder).path)

@@ -1,4 +1,4 @@
-"""The three stages of a clip over a set of engines: encode, denoise, decode."""
+"""The three stages of a clip, each from its plan and what the last one gave: encode, denoise, decode."""
 
 from __future__ import annotations
 
@@ -17,98 +17,98 @@ from ..pipeline.models.base import Stage, VideoModel
 from ..pipeline.models.latent_space import TUNED_CHUNK
 from ..pipeline.request import ClipRequest, ClipSize
 from ..pipeline.tensor_cache import ConditioningCache
-from . import budget
-from .clip_plan import Denoising, clip_sizes
+from .budget import explained
+from .clip_plan import ClipPlan, SamplingPlan
+from .clip_sizes import check_size
 from .denoiser import Denoiser
 from .engines.engine_set import EngineSet
 
 
-def engine_multiple(model: VideoModel) -> int:
-    """Of how many pixels a clip's sides are multiples where the core's engines take it; eager PyTorch may take more."""
-    return model.components[model.core].spec.limits.ranges["latent_width"].multiple * model.latent.factor
+def encode_clip(plan: ClipPlan, request: ClipRequest, cache: ConditioningCache, stage: Stage) -> Conditioning:
+    """The conditioning of a request, at the plan's size; see `pipeline.conditioning.condition`.
 
-
-def encode_clip(
-    engines: EngineSet, request: ClipRequest, cache: ConditioningCache, stage: Stage, *, shrink: bool = False
-) -> Conditioning:
-    """The clip's conditioning; see `pipeline.conditioning.condition`.
-
-    A clip that does not fit the memory is refused before anything is built or encoded, or with `shrink` made as large
-    as fits with guidance, which its notes say. Raises InputError and BudgetError.
+    A clip that does not fit the memory is refused before anything is built or encoded. Raises InputError and
+    BudgetError.
     """
     check_request(request)
-    asked = ClipSize(request.width, request.height, request.num_frames)
-    clip_sizes(engines.model, *asked)
-    # Whether guidance will double the batch is not known yet.
-    budgets = [budget.denoising(engines, guided=shrink), *budget.decoding(engines)]
-    size = budget.largest(budgets, asked, engine_multiple(engines.model)) if shrink else asked
-    for each in budgets:  # the whole clip's, before anything is encoded for nothing
+    engines, size = plan.engines, plan.size
+    check_size(engines.model, size)
+    for each in (plan.step, plan.decode, plan.frames):  # the whole clip's, before anything is encoded for nothing
         each.check(size)
     request = replace(request, width=size.width, height=size.height, num_frames=size.num_frames)
-    notes = () if size == asked else (f"Made as {size.words}, for {asked.words} does not fit the memory.",)
-    sizes = clip_sizes(engines.model, *size)
-    with budget.explained(budgets[0], size):
+    with explained(plan.step, size):
         found = condition(
-            engines.model, request, engines.precision, engines.run, cache, stage, lambda: engines.prepare(sizes)
+            engines.model, request, engines.precision, engines.run, cache, stage, lambda: engines.prepare(plan.sizes)
         )
-    return replace(found, notes=(*notes, *found.notes))
+    return replace(found, notes=(*plan.notes, *found.notes))
 
 
-def sample_clip(engines: EngineSet, conditioning: Conditioning, denoising: Denoising, on_step: OnStep) -> torch.Tensor:
+def sample_clip(plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep) -> torch.Tensor:
     """Unscaled latents, float32 on the CPU, as ComfyUI's LATENT holds the family's.
 
-    Raises InputError when the conditioning is of another family, or the result is not finite.
+    Raises InputError when the conditioning is of another family or size, or the result is not finite.
     """
-    model = engines.model
+    model, size, scheduler = plan.clip.engines.model, plan.clip.size, plan.denoising.sampler.scheduler
     if conditioning.family != model.family:
         raise InputError(f"Expected conditioning of {model.family}, found {conditioning.family}.")
-    if denoising.sampler.scheduler not in model.schedulers:
-        known, found = " or ".join(model.schedulers), denoising.sampler.scheduler
-        raise InputError(f"{model.title} is sampled by the scheduler {known}, found {found}.")
-    size = ClipSize(conditioning.width, conditioning.height, conditioning.num_frames)
-    need = budget.denoising(engines, guided=any(denoising.scale_of(core, model) > 1 for core in model.cores))
-    need.check(size)
-    with budget.explained(need, size):
-        return _sample(engines, conditioning, denoising, on_step)
+    if conditioning.size != size:
+        raise InputError(f"Expected conditioning of {size.words}, found {conditioning.size.words}.")
+    if scheduler not in model.schedulers:
+        known = " or ".join(model.schedulers)
+        raise InputError(f"{model.title} is sampled by the scheduler {known}, found {scheduler}.")
+    check_size(model, size)
+    plan.step.check(size)
+    with explained(plan.step, size):
+        return _sample(plan, conditioning, on_step)
 
 
-def _sample(engines: EngineSet, conditioning: Conditioning, denoising: Denoising, on_step: OnStep) -> torch.Tensor:
-    model, device = engines.model, engines.device
+def _sample(plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep) -> torch.Tensor:
+    engines, denoising = plan.clip.engines, plan.denoising
+    model = engines.model
     scheduler = make_scheduler(denoising.sampler, model.scheduler_config)
-    denoise = Denoiser(engines, conditioning, denoising)
+    denoise = Denoiser(plan, conditioning)
     generator = torch.Generator().manual_seed(denoising.seed)
-    noise = model.noise(conditioning.width, conditioning.height, conditioning.num_frames, generator)
-    latents = sample(denoise, scheduler, noise.to(device), denoising.sampler, generator, on_step)
+    noise = model.noise(*plan.clip.size, generator)
+    latents = sample(denoise, scheduler, noise.to(engines.device), denoising.sampler, generator, on_step)
     if not bool(torch.isfinite(latents).all()):
         raise InputError(f"Sampling gave values that are not finite in {engines.precision}: choose bf16 or fp32.")
     return model.to_latent(model.finish(latents, denoise.tensors).cpu())
 
 
-def decode_clip(engines: EngineSet, latents: torch.Tensor, chunk: int, on_chunk: OnChunk) -> torch.Tensor:
+def latents_size(model: VideoModel, latents: torch.Tensor) -> ClipSize:
+    """The size of the clip that a LATENT of the family stands for; raises InputError for latents of another family."""
+    space = model.latent
+    frames, _, height, width = space.unpack(latents).shape
+    return ClipSize(width * space.factor, height * space.factor, space.num_frames(frames))
+
+
+def decode_clip(plan: ClipPlan, latents: torch.Tensor, chunk: int, on_chunk: OnChunk) -> torch.Tensor:
     """Frames, float32 [frames, height, width, 3] in 0..1 on the CPU, from a LATENT of the family.
 
     `chunk` frames are decoded at once, or those of one frame of latents where that is more; no more than an engine
-    of the decoder serves. Raises InputError for latents of another family.
+    of the decoder serves. Raises InputError for latents of another family or size.
     """
-    model = engines.model
-    x, factor = model.from_latent(latents), model.latent.factor
-    count, _, height, width = x.shape
-    size = ClipSize(width * factor, height * factor, model.latent.num_frames(count))
-    budgets = budget.decoding(engines)
-    for each in budgets:
+    engines, size, model = plan.engines, plan.size, plan.engines.model
+    found = latents_size(model, latents)
+    if found != size:
+        raise InputError(f"Expected latents of {size.words}, found {found.words}.")
+    for each in (plan.decode, plan.frames):
         each.check(size)
-    with budget.explained(budgets[0], size):
-        run, time_factor = model.decoder(engines.run), model.latent.time_factor
+    with explained(plan.decode, size):
+        x, run, space = model.from_latent(latents), model.decoder(engines.run), model.latent
         at_once = _at_once(model, chunk, most_at_once(size.height, size.width))
         shortage = partial(_relieve, engines)
-        return decode(x, run, at_once, on_chunk, factor=factor, time_factor=time_factor, on_shortage=shortage)
+        return decode(
+            x, run, at_once, on_chunk, factor=space.factor, time_factor=space.time_factor, on_shortage=shortage
+        )
 
 
-def fitting_chunk(engines: EngineSet, height: int, width: int, frames: int) -> int:
-    """How many frames of height x width (pixels) to decode at once, after the pack has let go of what is in the way.
+def fitting_chunk(plan: ClipPlan) -> int:
+    """How many frames of the clip to decode at once, after the pack has let go of what is in the way.
 
     No more than engines are tuned for on a GPU, where more are no faster; all of them where nobody knows the memory.
     """
+    engines, (width, height, frames) = plan.engines, plan.size
     if engines.device.type == "cuda" and not engines.model.decodes_over_time:
         frames = min(frames, TUNED_CHUNK)
     engines.note(engines.residency.relieve(scratch_bytes(height, width, frames), encoders=False))

@@ -1,29 +1,34 @@
-"""What a clip comes to: its sizes, and how it is sampled."""
+"""What a clip comes to, computed once, before any of it is made: the stages read it and compute nothing of it again.
+
+A plan is made in two steps, for the nodes of ComfyUI are: `plan_clip` takes the size, which is all that encoding and
+decoding need, and `plan_sampling` adds the sampler's settings. Whoever has all of it makes one plan for a clip:
+
+    plan = plan_clip(engines, request.size)
+    conditioning = encode_clip(plan, request, cache, stage)
+    latents = sample_clip(plan_sampling(plan, denoising), conditioning, on_step)
+    frames = decode_clip(plan, latents, chunk, on_chunk)
+
+A result's name is no part of the plan, for a digest of the conditioning goes into it: see `result_cache.result_key`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..common.errors import InputError
+from ..common.errors import BackendUnavailableError, InputError
 from ..common.validation import check_number
-from ..pipeline.conditioning import Conditioning
+from ..engine_builder.backends.base import Backend
+from ..pipeline.denoising.guidance import BOTH, Branches, branches_of
 from ..pipeline.denoising.schedulers import SamplerSettings
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.latent_space import dims_of
 from ..pipeline.request import ClipSize
+from . import budget
+from .budget import Budget
+from .engines.engine_set import EngineSet
 
 MAX_GUIDANCE = 100.0
-
-
-def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, guided: bool = True) -> dict[str, int]:
-    """The sizes of every named dimension for a clip of width x height (pixels).
-
-    Raises InputError, with the nearest, for a size that the family does not make.
-    """
-    misfit = model.latent.misfit(model.title, width, height, num_frames)
-    if misfit is not None:
-        raise InputError(misfit)
-    return {"batch": 2 if guided else 1, **dims_of(model.latent, ClipSize(width, height, num_frames))}
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,85 @@ class Denoising:
         return self.guidance_scale if late is None or core == model.core else late
 
 
-def core_sizes(core: str, model: VideoModel, conditioning: Conditioning, denoising: Denoising) -> dict[str, int]:
-    """The sizes at which sampling calls one of a model's cores."""
-    width, height, count = conditioning.width, conditioning.height, conditioning.num_frames
-    return clip_sizes(model, width, height, count, guided=denoising.scale_of(core, model) > 1)
+@dataclass(frozen=True)
+class ClipPlan:
+    """A clip of one size over a set of engines.
+
+    `sizes` are those of every named dimension, with guidance: what engines are built for. `step` is the budget of a
+    denoising step, `decode` that of decoding one frame, `frames` that of all of them in host memory. `notes` are
+    sentences for the user.
+    """
+
+    engines: EngineSet
+    size: ClipSize
+    sizes: Mapping[str, int]
+    step: Budget
+    decode: Budget
+    frames: Budget
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CorePlan:
+    """How sampling calls one of a model's cores.
+
+    `sizes` are those of every named dimension of a call. `backend` serves it unless something fails; None where the
+    policy's does not serve the device.
+    """
+
+    guidance_scale: float
+    branches: Branches
+    sizes: Mapping[str, int]
+    backend: Backend | None
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """A clip with its sampler's settings; `step` is the budget of a step, of which guidance is known now."""
+
+    clip: ClipPlan
+    denoising: Denoising
+    cores: Mapping[str, CorePlan]
+    step: Budget
+
+
+def plan_clip(engines: EngineSet, asked: ClipSize, *, shrink: bool = False) -> ClipPlan:
+    """The plan of a clip of that size, or with `shrink` of the largest one that fits the memory with guidance.
+
+    Without `shrink` a step is planned without guidance, which nobody knows yet. The size is checked by the stages: a
+    decoder takes more than a request may ask for. Raises BudgetError where nothing fits.
+    """
+    step, (decode, frames) = budget.denoising(engines, guided=shrink), budget.decoding(engines)
+    size, notes = asked, ()
+    if shrink:
+        size = budget.largest([step, decode, frames], asked, engine_multiple(engines.model))
+    if size != asked:
+        notes = (f"Made as {size.words}, for {asked.words} does not fit the memory.",)
+    return ClipPlan(engines, size, _sizes(engines.model, size, BOTH), step, decode, frames, notes)
+
+
+def plan_sampling(clip: ClipPlan, denoising: Denoising) -> SamplingPlan:
+    """The plan of a clip, extended by how it is sampled."""
+    cores = {core: _plan_core(clip, core, denoising) for core in clip.engines.model.cores}
+    guided = any(core.branches == BOTH for core in cores.values())
+    return SamplingPlan(clip, denoising, cores, budget.denoising(clip.engines, guided=guided))
+
+
+def engine_multiple(model: VideoModel) -> int:
+    """Of how many pixels a clip's sides are multiples where the core's engines take it; eager PyTorch may take more."""
+    return model.components[model.core].spec.limits.ranges["latent_width"].multiple * model.latent.factor
+
+
+def _plan_core(clip: ClipPlan, core: str, denoising: Denoising) -> CorePlan:
+    scale = denoising.scale_of(core, clip.engines.model)
+    branches = branches_of(scale)
+    sizes = _sizes(clip.engines.model, clip.size, branches)
+    try:
+        backend = clip.engines.expected(core, sizes)
+    except BackendUnavailableError:
+        backend = None
+    return CorePlan(scale, branches, sizes, backend)
+
+
+def _sizes(model: VideoModel, size: ClipSize, branches: Branches) -> dict[str, int]:
+    return {"batch": len(branches), **dims_of(model.latent, size)}

@@ -7,9 +7,8 @@ import time
 import torch
 
 from ..pipeline.conditioning import Conditioning
-from ..pipeline.denoising.guidance import GuidanceScale
-from .clip_plan import Denoising, core_sizes
-from .engines.engine_set import EngineSet
+from ..pipeline.denoising.guidance import GuidanceScale, branch_inputs
+from .clip_plan import SamplingPlan
 
 FIRST_TIMED_CALL, WEIGHED_CALL = 2, 5
 """Between which calls of a clip one is timed: the first is slower, for libraries make what they need."""
@@ -18,11 +17,11 @@ FIRST_TIMED_CALL, WEIGHED_CALL = 2, 5
 class Denoiser:
     """`denoise(x, t)` over a clip's conditioning, by the core that each timestep is for."""
 
-    def __init__(self, engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> None:
-        self._engines, self._conditioning, self._denoising = engines, conditioning, denoising
-        self.tensors = {name: tensor.to(engines.device) for name, tensor in conditioning.tensors.items()}
+    def __init__(self, plan: SamplingPlan, conditioning: Conditioning) -> None:
+        self._plan, self._engines = plan, plan.clip.engines
+        self.tensors = {name: tensor.to(self._engines.device) for name, tensor in conditioning.tensors.items()}
         self._calls, self._timed_from = 0, 0.0
-        self._take(engines.model.core)
+        self._take(self._engines.model.core)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         model, core = self._engines.model, self._engines.model.select_core(float(t))
@@ -31,15 +30,15 @@ class Denoiser:
         self._weigh()
         # On a GPU without waiting: what was queued before must not be done first. Others may read it too early.
         there = t.to(self._engines.device, non_blocking=self._engines.device.type == "cuda")
-        inputs = model.prepare_input(x, there, self.tensors, self._guided)
+        values = model.prepare_input(x, there, self.tensors)
+        inputs = branch_inputs(model.components[core].spec.inputs, values, self._plan.cores[core].branches)
         return model.combine(self._runner(inputs), self._guidance)
 
     def _take(self, core: str) -> None:
         """Has the core on the device, in the other's place where there is no room for both."""
-        model, scale = self._engines.model, self._denoising.scale_of(core, self._engines.model)
-        self._core, self._guided = core, scale > 1
-        self._runner = self._engines.runner(core, core_sizes(core, model, self._conditioning, self._denoising))
-        self._guidance = self._rising(scale)
+        planned = self._plan.cores[core]
+        self._core, self._runner = core, self._engines.runner(core, planned.sizes)
+        self._guidance = self._rising(planned.guidance_scale)
 
     def _weigh(self) -> None:
         """After some calls: whether this clip and those behind it would be done sooner with an engine built now."""
@@ -49,17 +48,17 @@ class Denoiser:
         if self._calls != WEIGHED_CALL:
             return
         call_s = (time.monotonic() - self._timed_from) / (WEIGHED_CALL - FIRST_TIMED_CALL)
-        engines, steps = self._engines, self._denoising.sampler.steps
+        engines, steps = self._engines, self._plan.denoising.sampler.steps
         calls = steps - WEIGHED_CALL + 1 + steps * engines.waiting_clips  # this one has not run yet
-        sizes = core_sizes(self._core, engines.model, self._conditioning, self._denoising)
+        sizes = self._plan.cores[self._core].sizes
         if engines.hasten(self._core, sizes, calls * call_s * engines.model.engine_gain):
             self._take(self._core)
 
     def _rising(self, last: float) -> GuidanceScale:
         """The guidance of all frames, or of each where it rises towards the last."""
-        first = self._denoising.min_guidance_scale
-        first = self._engines.model.min_guidance_scale if first is None else first
+        model, first = self._engines.model, self._plan.denoising.min_guidance_scale
+        first = model.min_guidance_scale if first is None else first
         if first is None:
             return last
-        frames = self._engines.model.latent.frames(self._conditioning.num_frames)
+        frames = model.latent.frames(self._plan.clip.size.num_frames)
         return torch.linspace(first, last, frames).reshape(-1, 1, 1, 1).to(self._engines.device)

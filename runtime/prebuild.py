@@ -16,7 +16,7 @@ from ..engine_builder.graph.recorded_calls import Calibration
 from ..pipeline.models.registry import FAMILIES
 from ..pipeline.request import ClipSize
 from .calibration import Material, calibration_of, record
-from .clip_plan import clip_sizes
+from .clip_sizes import clip_sizes
 from .engines.engine_set import EngineSet
 from .engines.messages import precision
 

@@ -11,14 +11,12 @@ import torch
 
 from ..common.digest import digest
 from ..common.errors import BackendUnavailableError
-from ..engine_builder.backends.base import Backend
 from ..pipeline.conditioning import Conditioning
 from ..pipeline.denoising.sampler import OnStep
 from ..pipeline.request import Encoded
 from ..pipeline.tensor_cache import CacheLimits, ConditioningCache
 from .clip import sample_clip
-from .clip_plan import Denoising, core_sizes
-from .engines.engine_set import EngineSet
+from .clip_plan import SamplingPlan
 
 SCHEMA = 1
 """Raised when the meaning of a kept result changes."""
@@ -39,42 +37,40 @@ class Sampled:
 
 
 def sample_or_recall(
-    engines: EngineSet,
-    conditioning: Conditioning,
-    denoising: Denoising,
-    on_step: OnStep,
-    results: ConditioningCache | None,
+    plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep, results: ConditioningCache | None
 ) -> Sampled:
-    """The request's latents, from `results` if they are there, else sampled now and kept; None keeps none.
+    """The clip's latents, from `results` if they are there, else sampled now and kept; None keeps none.
 
-    What ran otherwise than the policy says, such as eager in place of an engine that failed, is not kept.
+    What ran otherwise than planned, such as eager in place of an engine that failed, is not kept.
     """
-    name = None if results is None else result_key(engines, conditioning, denoising)
+    name = None if results is None else result_key(plan, conditioning)
     if results is not None and name is not None:
         hit = results.get(name)
-        if hit is not None and (found := _fitting(hit.encoded, engines, conditioning)) is not None:
+        if hit is not None and (found := _fitting(hit.encoded, plan)) is not None:
             return Sampled(found, hit.place, hit.encode_s)
     started = time.monotonic()
-    latents = sample_clip(engines, conditioning, denoising, on_step)
+    latents = sample_clip(plan, conditioning, on_step)
     elapsed_s = time.monotonic() - started
-    if results is not None and name is not None and _ran_as_asked(engines, conditioning, denoising):
+    if results is not None and name is not None and _ran_as_planned(plan):
         results.put(name, Encoded({_LATENTS: latents.clone()}), elapsed_s)
     return Sampled(latents, "sampled", elapsed_s)
 
 
-def result_key(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> str | None:
-    """The name of a request's result: a digest of model, conditioning, settings, policy and backend.
+def result_key(plan: SamplingPlan, conditioning: Conditioning) -> str | None:
+    """The name of a clip's result: a digest of model, conditioning, settings, policy and backend.
 
     None where the policy's backend does not serve the device, for then something else runs.
     """
-    model = engines.model
+    engines, backends = plan.clip.engines, [core.backend for core in plan.cores.values()]
     if engines.policy.quantized is not None:
         return None  # two engines with scales from other pictures would share a name
     try:
-        backends = _backends(engines, conditioning, denoising)
-        targets = [asdict(backend.target(engines.device)) for backend in backends.values()]
+        targets = [asdict(backend.target(engines.device)) for backend in backends if backend is not None]
     except BackendUnavailableError:
         return None
+    if len(targets) < len(backends):
+        return None
+    model = engines.model
     return digest(
         {
             "schema": SCHEMA,
@@ -83,9 +79,9 @@ def result_key(engines: EngineSet, conditioning: Conditioning, denoising: Denois
             "latent_scale": model.latent_scale,
             "policy": asdict(replace(engines.policy, precision=engines.precision)),
             "targets": targets,
-            "size": [conditioning.width, conditioning.height, conditioning.num_frames, conditioning.fps],
+            "size": [*conditioning.size, conditioning.fps],
             "conditioning": content(conditioning.tensors),
-            "denoising": asdict(denoising),
+            "denoising": asdict(plan.denoising),
         }
     )
 
@@ -100,24 +96,15 @@ def content(tensors: Mapping[str, torch.Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _fitting(encoded: Encoded, engines: EngineSet, conditioning: Conditioning) -> torch.Tensor | None:
+def _fitting(encoded: Encoded, plan: SamplingPlan) -> torch.Tensor | None:
     """A copy of the kept latents, whose user may change them; None for what is no result of this size."""
-    latents, model = encoded.tensors.get(_LATENTS), engines.model
-    shape = model.latent.shape(conditioning.width, conditioning.height, conditioning.num_frames)
-    wanted = model.latent.pack(torch.empty(shape, device="meta")).shape
+    latents, space = encoded.tensors.get(_LATENTS), plan.clip.engines.model.latent
+    wanted = space.pack(torch.empty(space.shape(*plan.clip.size), device="meta")).shape
     if latents is None or latents.shape != wanted or latents.dtype != torch.float32:
         return None
     return latents.clone()
 
 
-def _ran_as_asked(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> bool:
-    asked = {core: backend.name for core, backend in _backends(engines, conditioning, denoising).items()}
-    return engines.runners.last_backends(asked).items() <= asked.items()
-
-
-def _backends(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> dict[str, Backend]:
-    """What each core should run on at the request's size."""
-    model = engines.model
-    return {
-        core: engines.expected(core, core_sizes(core, model, conditioning, denoising)) for core in model.cores
-    }
+def _ran_as_planned(plan: SamplingPlan) -> bool:
+    planned = {name: core.backend.name for name, core in plan.cores.items() if core.backend is not None}
+    return plan.clip.engines.runners.last_backends(planned).items() <= planned.items()

@@ -17,11 +17,12 @@ from ...engine_builder.backends.registry import BACKENDS
 from ...engine_builder.build.build_process import BuildProcess
 from ...engine_builder.store.store import EngineStore
 from ...pipeline.conditioning import Conditioning
+from ...pipeline.denoising.guidance import branch_inputs, branches_of
 from ...pipeline.denoising.schedulers import SamplerSettings
 from ...pipeline.models.registry import open_model
 from ...pipeline.tensor_cache import ConditioningCache
 from ...runtime.clip import decode_clip, encode_clip, sample_clip
-from ...runtime.clip_plan import Denoising
+from ...runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from ...runtime.engines.engine_set import EngineSet
 from ...runtime.engines.policy import EnginePolicy
 from .flops import count_tflop
@@ -90,14 +91,17 @@ class EngineWay(Way):
     def clip(self, steps: int, mark: Mark, *, offload: bool = False) -> Clip:
         job, engines = self.job, self._engines
         cache = self._cache if self._conditioning is None else ConditioningCache(None)
-        self._conditioning = encode_clip(engines, job.request(), cache, _ignore)
+        request = job.request()
+        plan = plan_clip(engines, request.size)
+        self._conditioning = encode_clip(plan, request, cache, _ignore)
         if offload:
             self._offload()
         mark("encode")
         denoising = Denoising(job.seed, job.guidance_scale, SamplerSettings(steps, self._model.schedulers[0]))
-        latents = sample_clip(self._cores, self._conditioning, denoising, _ignore)
+        sampling = plan_sampling(plan_clip(self._cores, plan.size), denoising)
+        latents = sample_clip(sampling, self._conditioning, _ignore)
         mark("denoise")
-        frames = decode_clip(engines, latents, job.chunk, _ignore)
+        frames = decode_clip(plan, latents, job.chunk, _ignore)
         mark("decode")
         return Clip(latents, frames)
 
@@ -106,7 +110,9 @@ class EngineWay(Way):
             raise EngineError("A clip comes before its core call is repeated.")
         tensors = {name: tensor.to(self.device) for name, tensor in self._conditioning.tensors.items()}
         noise, t = self.job.noise(self._model).to(self.device), torch.tensor(500.0, device=self.device)
-        inputs = self._model.prepare_input(noise, t, tensors, self.job.guided)
+        values = self._model.prepare_input(noise, t, tensors)
+        network = self._model.components[self._model.core].spec
+        inputs = branch_inputs(network.inputs, values, branches_of(self.job.guidance_scale))
         runner = self._core()
         return lambda: runner(inputs)
 

@@ -12,7 +12,7 @@ import torch
 from ...common.pack_paths import PICTURE
 from ...pipeline.models.base import VideoModel
 from ...pipeline.request import ClipRequest
-from ...runtime.clip_plan import clip_sizes
+from ...runtime.clip_sizes import clip_sizes
 
 NEGATIVE_PROMPT = "blurry, distorted, static"
 

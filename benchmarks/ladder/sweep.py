@@ -18,7 +18,7 @@ from ...pipeline.denoising.schedulers import SamplerSettings
 from ...pipeline.models.registry import open_model
 from ...pipeline.tensor_cache import ConditioningCache
 from ...runtime.clip import encode_clip, sample_clip
-from ...runtime.clip_plan import Denoising
+from ...runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from ...runtime.engines.engine_set import EngineSet
 from ...runtime.engines.policy import EnginePolicy
 from .document import Point, write_text
@@ -126,11 +126,13 @@ class Sweep:
 
     def _steps(self, job: Job) -> Point:
         """All steps of a clip."""
-        conditioning = encode_clip(self._engines, job.request(), ConditioningCache(None), _ignore)
+        request = job.request()
+        plan = plan_clip(self._engines, request.size)
+        conditioning = encode_clip(plan, request, ConditioningCache(None), _ignore)
         clock = StageClock(self._device)
         sampler = SamplerSettings(job.steps, self._engines.model.schedulers[0])
         denoising = Denoising(job.seed, job.guidance_scale, sampler)
-        sample_clip(self._engines, conditioning, denoising, _ignore)
+        sample_clip(plan_sampling(plan, denoising), conditioning, _ignore)
         clock.mark("denoise")
         return {"steps": job.steps, "denoise_s": round(clock.seconds["denoise"], 4), "backend": self._backend}
 

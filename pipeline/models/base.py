@@ -230,9 +230,12 @@ class VideoModel(ABC):
 
     @abstractmethod
     def prepare_input(
-        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor], guided: bool
+        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """The core's inputs for latents [frames, channels, height, width] at timestep `t` (a scalar)."""
+        """The core's inputs for latents [frames, channels, height, width] at timestep `t` (a scalar).
+
+        Guidance branches lie as in `Encoded`: `guidance.branch_inputs` makes calls of them.
+        """
 
     @abstractmethod
     def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: GuidanceScale) -> torch.Tensor:

@@ -19,7 +19,7 @@ from ...common.digest import digest
 from ...common.errors import BackendUnavailableError, EngineError, I2VError, InputError
 from ...common.network_source import NetworkSource
 from ...common.out_of_memory import is_out_of_memory
-from ...common.spec import NetworkSpec, TensorSpec
+from ...common.spec import NetworkSpec
 from ...engine_builder.backends.base import Report, Runner
 from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.backends.registry import choose_backend
@@ -252,7 +252,7 @@ class CompiledNetwork:
     def _key(self, call: Call) -> tuple[object, ...]:
         """All that engines depend on but the sizes in which they may differ; the weights stand last."""
         limits = tuple(limits_of(call.latents).ranges.items())
-        specs = self._specs(call, call.tensors)
+        specs = tensor_specs(call.tensors, call.latents)
         return (call.tree, specs, limits, call.latents.device, self._weights_sha256(call))
 
     def _new_kind(self, call: Call, output: torch.Tensor) -> _Kind:
@@ -266,8 +266,8 @@ class CompiledNetwork:
             identity,
             config_sha256=digest([identity.config_sha256, call.tree]),
             weights_sha256=self._weights_sha256(call),
-            inputs=self._specs(call, call.tensors),
-            outputs=self._specs(call, {PREDICTION: output}),
+            inputs=tensor_specs(call.tensors, call.latents),
+            outputs=tensor_specs({PREDICTION: output}, call.latents),
             limits=limits_of(call.latents),
         )
         networks = _OneNetwork(self._owner, spec, call.tree, call.latents.device)
@@ -307,7 +307,3 @@ class CompiledNetwork:
         except BackendUnavailableError:
             return ""
         return self._owner.weights_sha256() if backend.builds and backend.holds_weights else ""
-
-    @staticmethod
-    def _specs(call: Call, tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
-        return tensor_specs(tensors, call.latents)

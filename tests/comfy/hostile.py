@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import random
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -348,3 +350,15 @@ def _beside(body: dict[str, Any], draw: random.Random) -> None:
 
 
 MALFORMED = (_no_prompt, _no_node, _no_inputs, _no_class, _cycle, _beside)
+
+
+def posted(url: str, body: bytes) -> int:
+    """The status with which the server answers."""
+    request = urllib.request.Request(f"{url}/prompt", body, {"Content-Type": "application/json"})  # noqa: S310
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=60) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code

@@ -11,7 +11,6 @@ import shutil
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +51,7 @@ from i2v_tensorrt.tests.comfy.hostile import (
     generated_graph,
     hostile_name,
     malformed_request,
+    posted,
     spare_the_host,
 )
 from i2v_tensorrt.tests.counts import Evidence, counted
@@ -347,18 +347,6 @@ def test_malformed_requests_leave_the_server_up(attacked: Attacked, count: int, 
     assert set(statuses) <= {200, 400, 500}
     answers = ", ".join(f"{number} x {status}" for status, number in sorted(statuses.items()))
     evidence("malformed requests", count, f"{answers}; server up, a good workflow passes")
-
-
-def posted(url: str, body: bytes) -> int:
-    """The status with which the server answers."""
-    request = urllib.request.Request(f"{url}/prompt", body, {"Content-Type": "application/json"})  # noqa: S310
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=60) as response:
-            return response.status
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
 
 
 PICTURES: dict[str, bytes] = {

@@ -16,7 +16,7 @@ from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.dummies.svd import TinySvdSizes, write_tiny_svd
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.runtime.clip_plan import clip_sizes
+from i2v_tensorrt.runtime.clip_sizes import clip_sizes
 
 from .agreement import (
     Pair,

@@ -19,7 +19,7 @@ from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.runtime.clip_plan import clip_sizes
+from i2v_tensorrt.runtime.clip_sizes import clip_sizes
 from i2v_tensorrt.runtime.demo_model import demo_model
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy

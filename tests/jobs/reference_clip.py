@@ -14,7 +14,7 @@ from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime.clip import encode_clip, sample_clip
-from i2v_tensorrt.runtime.clip_plan import Denoising
+from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
@@ -37,8 +37,9 @@ def eager_engines(checkpoint: Path, store: Path) -> EngineSet:
 
 def ours(engines: EngineSet, wanted: Clip) -> torch.Tensor:
     """Final latents [frames, channels, h, w] in the sampler's scale."""
-    conditioning = encode_clip(engines, wanted.request, ConditioningCache(None), lambda *_: None)
-    latents = sample_clip(engines, conditioning, wanted.denoising, lambda *_: None)
+    plan = plan_clip(engines, wanted.request.size)
+    conditioning = encode_clip(plan, wanted.request, ConditioningCache(None), lambda *_: None)
+    latents = sample_clip(plan_sampling(plan, wanted.denoising), conditioning, lambda *_: None)
     return engines.model.from_latent(latents) * engines.model.latent_scale
 
 

@@ -14,7 +14,8 @@ from i2v_tensorrt.common.errors import BudgetError
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.store.store import EngineStore
-from i2v_tensorrt.pipeline.conditioning import MIN_SIDE
+from i2v_tensorrt.pipeline.conditioning import MIN_SIDE, Conditioning
+from i2v_tensorrt.pipeline.denoising.sampler import OnStep
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
 from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
 from i2v_tensorrt.pipeline.models.registry import open_model
@@ -23,8 +24,8 @@ from i2v_tensorrt.pipeline.request import ClipRequest, ClipSize
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime import budget
 from i2v_tensorrt.runtime.budget import TOLERANCE, Budget, largest
-from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, engine_multiple, sample_clip
-from i2v_tensorrt.runtime.clip_plan import Denoising
+from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, latents_size, sample_clip
+from i2v_tensorrt.runtime.clip_plan import Denoising, engine_multiple, plan_clip, plan_sampling
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.engines.residency import LoadInPlace
@@ -66,8 +67,19 @@ def quiet(*_: object) -> None:
     """Watches no progress."""
 
 
-def encoded(engines: EngineSet, request: ClipRequest = REQUEST):
-    return encode_clip(engines, request, ConditioningCache(None), quiet)
+def encoded(
+    engines: EngineSet, request: ClipRequest = REQUEST, cache: ConditioningCache | None = None, *, shrink: bool = False
+) -> Conditioning:
+    plan = plan_clip(engines, request.size, shrink=shrink)
+    return encode_clip(plan, request, cache or ConditioningCache(None), quiet)
+
+
+def sampled(engines: EngineSet, conditioning: Conditioning, on_step: OnStep = quiet) -> torch.Tensor:
+    return sample_clip(plan_sampling(plan_clip(engines, conditioning.size), DENOISING), conditioning, on_step)
+
+
+def decoded(engines: EngineSet, latents: torch.Tensor, chunk: int = 1) -> torch.Tensor:
+    return decode_clip(plan_clip(engines, latents_size(engines.model, latents)), latents, chunk, quiet)
 
 
 @pytest.mark.parametrize("stage", ["encode", "sample", "decode"])
@@ -82,9 +94,9 @@ def test_what_does_not_fit_is_refused_before_anything_runs(
         if stage == "encode":
             encoded(engines, replace(REQUEST, width=1024, height=512, num_frames=16))
         elif stage == "sample":
-            sample_clip(engines, size, DENOISING, quiet)
+            sampled(engines, size)
         else:
-            decode_clip(engines, torch.zeros(16, 4, 64, 128), 1, quiet)
+            decoded(engines, torch.zeros(16, 4, 64, 128))
     told = str(caught.value)
     assert told.startswith(("Denoising 1024x512 with 16 frames needs about ", "Decoding 1024x512 with 16 frames needs"))
     assert ", found 0.29 GiB: " in told
@@ -95,7 +107,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(
 def test_frames_that_the_host_cannot_hold_are_refused(engines: EngineSet, machine: Machine) -> None:
     machine.free_on_host_bytes = 10 * MIB
     with pytest.raises(BudgetError, match="Holding the frames of 512x512 with 16 frames needs about 0.05 GiB"):
-        decode_clip(engines, torch.zeros(16, 4, 64, 64), 1, quiet)
+        decoded(engines, torch.zeros(16, 4, 64, 64))
 
 
 def test_the_least_that_a_clip_needs_is_asked_for(engines: EngineSet, machine: Machine) -> None:
@@ -104,13 +116,13 @@ def test_the_least_that_a_clip_needs_is_asked_for(engines: EngineSet, machine: M
     needs = [budget.denoising(engines, guided=False), *budget.decoding(engines)[:1]]
     machine.device_bytes = int(max(need.cost(size) for need in needs) / TOLERANCE) + 1
     conditioning = encoded(engines)
-    decode_clip(engines, torch.zeros(2, 4, 8, 8), 2, quiet)
+    decoded(engines, torch.zeros(2, 4, 8, 8), 2)
     machine.device_bytes -= 10
     with pytest.raises(BudgetError):
         encoded(engines)
     machine.device_bytes = int(budget.denoising(engines, guided=True).cost(size) / TOLERANCE) - 1
     with pytest.raises(BudgetError, match="Denoising"):
-        sample_clip(engines, conditioning, DENOISING, quiet)
+        sampled(engines, conditioning)
 
 
 def test_where_nobody_knows_the_memory_nothing_is_refused() -> None:
@@ -149,7 +161,7 @@ def test_memory_that_runs_out_in_the_middle_is_explained(engines: EngineSet, err
         raise error
 
     with pytest.raises((BudgetError, torch.cuda.OutOfMemoryError)) as caught:
-        sample_clip(engines, encoded(engines), DENOISING, run_out)
+        sampled(engines, encoded(engines), run_out)
     assert str(caught.value).startswith("Denoising 64x64 with 2 frames needs about ")
     assert isinstance(caught.value, torch.cuda.OutOfMemoryError) == isinstance(error, torch.cuda.OutOfMemoryError)
 
@@ -159,7 +171,7 @@ def test_other_errors_are_not_explained_away(engines: EngineSet) -> None:
         raise RuntimeError("another")
 
     with pytest.raises(RuntimeError, match="^another$"):
-        sample_clip(engines, encoded(engines), DENOISING, fail)
+        sampled(engines, encoded(engines), fail)
 
 
 def test_who_had_to_go_is_told(engines: EngineSet, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +179,7 @@ def test_who_had_to_go_is_told(engines: EngineSet, machine: Machine, monkeypatch
     monkeypatch.setattr(machine, "hold", lambda runner, scratch: hold(machine, runner, scratch) or "Made room.")
     conditioning = encoded(engines)
     engines.take_notes()
-    sample_clip(engines, conditioning, DENOISING, quiet)
+    sampled(engines, conditioning)
     assert engines.take_notes() == ["Made room."]
 
 
@@ -227,15 +239,15 @@ def test_a_clip_shrinks_to_what_fits_with_guidance_and_says_so(engines: EngineSe
     needs = [budget.denoising(engines, guided=True), *budget.decoding(engines)]
     assert not needs[0].allows(size)
     cache = ConditioningCache(None)
-    found = encode_clip(engines, asked, cache, quiet, shrink=True)
+    found = encoded(engines, asked, cache, shrink=True)
     expected = largest(needs, size, engine_multiple(engines.model))
     assert (found.width, found.height, found.num_frames) == expected != size
     assert found.notes[0] == f"Made as {expected.words}, for 512x256 with 8 frames does not fit the memory."
-    latents = sample_clip(engines, found, DENOISING, quiet)
-    frames = decode_clip(engines, latents, 1, quiet)
+    latents = sampled(engines, found)
+    frames = decoded(engines, latents)
     assert frames.shape == (expected.num_frames, expected.height, expected.width, 3)
     machine.device_bytes = 1 << 40
-    whole = encode_clip(engines, asked, cache, quiet, shrink=True)
+    whole = encoded(engines, asked, cache, shrink=True)
     assert (whole.width, whole.height, whole.num_frames) == size
     assert [note for note in whole.notes if note.startswith("Made as")] == []
 
@@ -244,9 +256,9 @@ def test_what_is_kept_of_a_shrunk_clip_is_what_was_made(engines: EngineSet, mach
     asked, cache = replace(REQUEST, width=512, height=256, num_frames=8), ConditioningCache(None)
     need = budget.denoising(engines, guided=True)
     machine.device_bytes = int(need.cost(ClipSize(512, 256, 8)) * 0.7 / TOLERANCE)
-    shrunk = encode_clip(engines, asked, cache, quiet, shrink=True)
+    shrunk = encoded(engines, asked, cache, shrink=True)
     again = replace(asked, width=shrunk.width, height=shrunk.height, num_frames=shrunk.num_frames)
-    found = encode_clip(engines, again, cache, quiet)
+    found = encoded(engines, again, cache)
     assert found.place != "encoded"
     assert [note for note in found.notes if note.startswith("Made as")] == []
 
@@ -254,4 +266,4 @@ def test_what_is_kept_of_a_shrunk_clip_is_what_was_made(engines: EngineSet, mach
 def test_a_clip_that_no_size_of_its_shape_saves_is_refused(engines: EngineSet, machine: Machine) -> None:
     machine.device_bytes = MIB
     with pytest.raises(BudgetError, match="close other programs, or choose less.$"):
-        encode_clip(engines, REQUEST, ConditioningCache(None), quiet, shrink=True)
+        encoded(engines, shrink=True)

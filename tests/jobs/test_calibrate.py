@@ -25,7 +25,7 @@ from i2v_tensorrt.runtime.calibration import (
     read_material,
     record,
 )
-from i2v_tensorrt.runtime.clip_plan import clip_sizes
+from i2v_tensorrt.runtime.clip_sizes import clip_sizes
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.prebuild import Prebuild, prebuild

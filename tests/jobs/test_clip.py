@@ -19,8 +19,8 @@ from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime import denoiser
-from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, sample_clip
-from i2v_tensorrt.runtime.clip_plan import MAX_GUIDANCE, Denoising, core_sizes
+from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, latents_size, sample_clip
+from i2v_tensorrt.runtime.clip_plan import MAX_GUIDANCE, Denoising, SamplingPlan, plan_clip, plan_sampling
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
@@ -62,11 +62,19 @@ def quiet(*_: object) -> None:
 
 
 def encoded(engines: EngineSet, request: ClipRequest = REQUEST, cache: ConditioningCache | None = None) -> Conditioning:
-    return encode_clip(engines, request, cache or ConditioningCache(None), quiet)
+    return encode_clip(plan_clip(engines, request.size), request, cache or ConditioningCache(None), quiet)
 
 
 def sampled(engines: EngineSet, conditioning: Conditioning, denoising: Denoising = GUIDED) -> torch.Tensor:
-    return sample_clip(engines, conditioning, denoising, quiet)
+    return sample_clip(planned(engines, conditioning, denoising), conditioning, quiet)
+
+
+def planned(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> SamplingPlan:
+    return plan_sampling(plan_clip(engines, conditioning.size), denoising)
+
+
+def decoded(engines: EngineSet, latents: torch.Tensor, chunk: int) -> torch.Tensor:
+    return decode_clip(plan_clip(engines, latents_size(engines.model, latents)), latents, chunk, quiet)
 
 
 def assert_one_sentence(error: pytest.ExceptionInfo[I2VError]) -> None:
@@ -174,7 +182,7 @@ def test_an_interruption_takes_effect_within_its_step_and_leaves_nothing_behind(
     expected = sampled(engines, conditioning)
     calls.clear()
     with pytest.raises(KeyboardInterrupt):
-        sample_clip(engines, conditioning, GUIDED, stop)
+        sample_clip(planned(engines, conditioning, GUIDED), conditioning, stop)
     assert len(calls) == stop_at
     assert torch.equal(sampled(engines, conditioning), expected)
 
@@ -191,6 +199,25 @@ def test_conditioning_of_another_family_is_refused(engines: EngineSet, condition
     with pytest.raises(InputError, match="Expected conditioning of i2vgen_xl, found svd") as error:
         sampled(engines, replace(conditioning, family="svd"))
     assert_one_sentence(error)
+
+
+def test_what_another_plan_gave_is_refused(engines: EngineSet, conditioning: Conditioning) -> None:
+    other = plan_clip(engines, conditioning.size._replace(width=128))
+    with pytest.raises(InputError, match="Expected conditioning of 128x72 with 3 frames, found 64x72 with 3 frames"):
+        sample_clip(plan_sampling(other, GUIDED), conditioning, quiet)
+    with pytest.raises(InputError, match="Expected latents of 128x72 with 3 frames, found 64x64 with 1 frame."):
+        decode_clip(other, torch.zeros(1, 4, 8, 8), 1, quiet)
+
+
+def test_a_plan_says_how_each_core_is_called(engines: EngineSet) -> None:
+    for scale, branches in ((9.0, 2), (1.0, 1)):
+        plan = plan_sampling(plan_clip(engines, REQUEST.size), replace(GUIDED, guidance_scale=scale))
+        core = plan.cores["core"]
+        dims = {"frames": 3, "latent_height": 9, "latent_width": 8, "chunk": 3}
+        assert core.sizes == {"batch": branches, **dims}
+        assert (core.guidance_scale, len(core.branches)) == (scale, branches)
+        assert core.backend is not None and core.backend.name == "eager"
+        assert plan.clip.sizes == {"batch": 2, **dims}
 
 
 @pytest.mark.parametrize(
@@ -223,11 +250,11 @@ def test_latents_that_are_not_finite_are_refused(
 
 def test_decoding_in_chunks_equals_the_whole(engines: EngineSet, calls: list[tuple[str, int]]) -> None:
     latents = torch.randn(5, 4, 8, 9, generator=torch.Generator().manual_seed(0))
-    whole = decode_clip(engines, latents, 5, quiet)
+    whole = decoded(engines, latents, 5)
     assert whole.shape == (5, 64, 72, 3) and whole.dtype == torch.float32
     assert 0 <= whole.min() and whole.max() <= 1 and whole.std() > 0.01
     for chunk in (1, 3):
-        assert (decode_clip(engines, latents, chunk, quiet) - whole).abs().max() <= 1e-5
+        assert (decoded(engines, latents, chunk) - whole).abs().max() <= 1e-5
     assert [batch for _, batch in calls] == [5, *[1] * 5, 3, 2]
 
 
@@ -235,19 +262,19 @@ def test_decoding_is_what_the_vae_does(engines: EngineSet) -> None:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     vae = engines.model.part("vae", "fp32")
     expected = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
-    assert (decode_clip(engines, latents, 2, quiet) - expected).abs().max() <= 1e-6
+    assert (decoded(engines, latents, 2) - expected).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 8, 8), (4, 8, 8), (1, 4, 2, 8, 8), (2, 3, 64, 64)])
 def test_latents_of_another_kind_are_refused(engines: EngineSet, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="Expected latents as .frames, 4, height, width., found") as error:
-        decode_clip(engines, torch.zeros(shape), 1, quiet)
+        decoded(engines, torch.zeros(shape), 1)
     assert_one_sentence(error)
 
 
 def test_from_picture_to_frames(engines: EngineSet) -> None:
     conditioning = encoded(engines)
-    frames = decode_clip(engines, sampled(engines, conditioning), 2, quiet)
+    frames = decoded(engines, sampled(engines, conditioning), 2)
     assert frames.shape == (3, 72, 64, 3)
     assert 0 <= frames.min() and frames.max() <= 1 and bool(torch.isfinite(frames).all())
 
@@ -279,7 +306,7 @@ def test_after_some_steps_a_clip_weighs_what_an_engine_would_save(
     sampled(engines, conditioning, clips)
     (core, sizes, alone_s), (*_, saved_s) = weighed
     assert core == "core"
-    assert sizes == core_sizes("core", engines.model, conditioning, clips)
+    assert sizes == planned(engines, conditioning, clips).cores["core"].sizes
     gain = engines.model.engine_gain
     assert alone_s == pytest.approx(2 * 7 * gain), "seven calls of two seconds are left, the fifth among them"
     assert saved_s == pytest.approx(2 * (7 + 3 * 11) * gain)
@@ -301,7 +328,7 @@ def test_what_was_hastened_takes_over_at_once(
     runner = engines.runner
 
     def watched(name: str, whose: str) -> Any:
-        found = runner(name, core_sizes(name, engines.model, conditioning, clips))
+        found = runner(name, planned(engines, conditioning, clips).cores[name].sizes)
         return lambda inputs: (by.append(whose), found(inputs))[1]
 
     monkeypatch.setattr(engines, "runner", lambda name, sizes: watched(name, "engine" if by else "eager"))

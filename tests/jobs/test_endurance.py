@@ -23,7 +23,7 @@ from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, sample_clip
-from i2v_tensorrt.runtime.clip_plan import Denoising
+from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
@@ -61,9 +61,10 @@ class Clips:
         def heard(*_: object) -> None:
             report()
 
-        conditioning = encode_clip(self.engines, REQUEST, ConditioningCache(None), heard)
-        latents = sample_clip(self.engines, conditioning, DENOISING, heard)
-        return decode_clip(self.engines, latents, 2, heard)
+        plan = plan_clip(self.engines, REQUEST.size)
+        conditioning = encode_clip(plan, REQUEST, ConditioningCache(None), heard)
+        latents = sample_clip(plan_sampling(plan, DENOISING), conditioning, heard)
+        return decode_clip(plan, latents, 2, heard)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, sample_clip
-from i2v_tensorrt.runtime.clip_plan import Denoising
+from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from i2v_tensorrt.runtime.demo_model import demo_model
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
@@ -69,11 +69,12 @@ class Clips:
 
     def make(self, next_stage: Callable[[], None] = lambda: None) -> torch.Tensor:
         """Frames, float32 [frames, height, width, 3] on the CPU; `next_stage` is called between the three stages."""
-        conditioning = encode_clip(self.engines, self.request, ConditioningCache(None), _quiet)
+        plan = plan_clip(self.engines, self.request.size)
+        conditioning = encode_clip(plan, self.request, ConditioningCache(None), _quiet)
         next_stage()
-        latents = sample_clip(self.engines, conditioning, self.denoising, _quiet)
+        latents = sample_clip(plan_sampling(plan, self.denoising), conditioning, _quiet)
         next_stage()
-        return decode_clip(self.engines, latents, self.request.num_frames, _quiet)
+        return decode_clip(plan, latents, self.request.num_frames, _quiet)
 
 
 def _quiet(*_: object) -> None:

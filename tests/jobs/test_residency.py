@@ -13,12 +13,15 @@ from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.decode import scratch_bytes
 from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.runtime.clip import decode_clip, fitting_chunk
+from i2v_tensorrt.runtime.clip_plan import plan_clip
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.engines.residency import LoadInPlace, Memory, concede
 
 LATENTS = torch.zeros(8, 4, 8, 8)
+SIZE = ClipSize(64, 64, 8)
 
 
 class Shelf:
@@ -90,7 +93,7 @@ def short(tiny_folder: Path, tmp_path: Path) -> tuple[EngineSet, Short]:
 
 def test_the_pack_gives_way_before_chunks_become_smaller(short: tuple[EngineSet, Short]) -> None:
     engines, residency = short
-    assert fitting_chunk(engines, 64, 64, 8) == 3
+    assert fitting_chunk(plan_clip(engines, SIZE)) == 3
     assert residency.asked == [(scratch_bytes(64, 64, 8), False)]
     assert engines.take_notes() == ["Let go of caches."]
 
@@ -98,14 +101,15 @@ def test_the_pack_gives_way_before_chunks_become_smaller(short: tuple[EngineSet,
 def test_where_nobody_knows_the_memory_all_frames_are_decoded_at_once(tiny_folder: Path, tmp_path: Path) -> None:
     policy = EnginePolicy("eager", "fp32")
     engines = EngineSet(open_model(tiny_folder), EngineStore(tmp_path), policy, torch.device("cpu"))
-    assert fitting_chunk(engines, 64, 64, 8) == 8
+    assert fitting_chunk(plan_clip(engines, SIZE)) == 8
 
 
 def test_a_shortage_costs_caches_then_the_chunk_then_encoders(
     short: tuple[EngineSet, Short], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines, residency = short
-    whole, sizes, run = decode_clip(engines, LATENTS, 8, lambda *_: None), list[int](), EagerRunner._run
+    plan, sizes, run = plan_clip(engines, SIZE), list[int](), EagerRunner._run
+    whole = decode_clip(plan, LATENTS, 8, lambda *_: None)
 
     def cramped(runner: EagerRunner, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         sizes.append(len(inputs["latents"]))
@@ -116,7 +120,7 @@ def test_a_shortage_costs_caches_then_the_chunk_then_encoders(
         return run(runner, inputs)
 
     monkeypatch.setattr(EagerRunner, "_run", cramped)
-    assert torch.allclose(decode_clip(engines, LATENTS, 8, lambda *_: None), whole, atol=1e-5)
+    assert torch.allclose(decode_clip(plan, LATENTS, 8, lambda *_: None), whole, atol=1e-5)
     assert sizes == [8, 8, 4, 2, 1, *[1] * 8]
     assert engines.take_notes() == [
         "Let go of caches.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from i2v_tensorrt.engine_builder.backends.base import Backend
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
+from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import Conditioning
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
@@ -20,7 +22,7 @@ from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.request import ClipRequest, Encoded
 from i2v_tensorrt.pipeline.tensor_cache import CacheLimits, ConditioningCache
 from i2v_tensorrt.runtime.clip import encode_clip
-from i2v_tensorrt.runtime.clip_plan import Denoising
+from i2v_tensorrt.runtime.clip_plan import Denoising, SamplingPlan, plan_clip, plan_sampling
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.result_cache import LIMITS, Sampled, result_key, sample_or_recall
@@ -48,7 +50,7 @@ def engines(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Engi
 
 @pytest.fixture(scope="module")
 def conditioning(engines: EngineSet) -> Conditioning:
-    return encode_clip(engines, REQUEST, ConditioningCache(None), quiet)
+    return encode_clip(plan_clip(engines, REQUEST.size), REQUEST, ConditioningCache(None), quiet)
 
 
 @pytest.fixture
@@ -66,7 +68,15 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def asked(request: Request, results: ConditioningCache | None) -> Sampled:
-    return sample_or_recall(*request, quiet, results)
+    return sample_or_recall(planned(*request), request[1], quiet, results)
+
+
+def planned(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> SamplingPlan:
+    return plan_sampling(plan_clip(engines, conditioning.size), denoising)
+
+
+def key(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> str | None:
+    return result_key(planned(engines, conditioning, denoising), conditioning)
 
 
 def test_the_same_request_runs_once_and_across_restarts(
@@ -116,7 +126,7 @@ SETTINGS: dict[str, Callable[[Denoising], Denoising]] = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_another_setting_is_another_request(engines: EngineSet, conditioning: Conditioning, name: str) -> None:
     other = SETTINGS[name](DENOISING)
-    assert result_key(engines, conditioning, other) != result_key(engines, conditioning, DENOISING)
+    assert key(engines, conditioning, other) != key(engines, conditioning, DENOISING)
 
 
 @pytest.mark.parametrize("field", ["width", "height", "num_frames", "fps", "tensors"])
@@ -125,9 +135,9 @@ def test_other_conditioning_is_another_request(engines: EngineSet, conditioning:
         other = other_tensor(conditioning)
     else:
         other = replace(conditioning, **{field: getattr(conditioning, field) + 8})
-    assert result_key(engines, other, DENOISING) != result_key(engines, conditioning, DENOISING)
+    assert key(engines, other, DENOISING) != key(engines, conditioning, DENOISING)
     told = replace(conditioning, notes=("Other words.",), place="disk", encode_s=7.0)
-    assert result_key(engines, told, DENOISING) == result_key(engines, conditioning, DENOISING)
+    assert key(engines, told, DENOISING) == key(engines, conditioning, DENOISING)
 
 
 @pytest.mark.parametrize("policy", [{"precision": "bf16"}, {"backend": "onnxruntime"}, {"shapes": "exact"}], ids=str)
@@ -135,19 +145,19 @@ def test_another_policy_is_another_request(
     engines: EngineSet, conditioning: Conditioning, policy: dict[str, str], tiny_folder: Path, tmp_path: Path
 ) -> None:
     other = engines_of(tiny_folder, tmp_path, **policy)
-    assert result_key(other, conditioning, DENOISING) != result_key(engines, conditioning, DENOISING)
+    assert key(other, conditioning, DENOISING) != key(engines, conditioning, DENOISING)
 
 
 def test_other_weights_are_another_request(engines: EngineSet, conditioning: Conditioning, tmp_path: Path) -> None:
     other = engines_of(write_tiny_checkpoint(tmp_path / "other", seed=1), tmp_path / "store")
-    assert result_key(other, conditioning, DENOISING) != result_key(engines, conditioning, DENOISING)
+    assert key(other, conditioning, DENOISING) != key(engines, conditioning, DENOISING)
 
 
 def test_the_key_is_the_same_in_another_set_of_engines(
     engines: EngineSet, conditioning: Conditioning, tiny_folder: Path, tmp_path: Path
 ) -> None:
     again = engines_of(tiny_folder, tmp_path / "elsewhere")
-    assert result_key(again, conditioning, DENOISING) == result_key(engines, conditioning, DENOISING)
+    assert key(again, conditioning, DENOISING) == key(engines, conditioning, DENOISING)
 
 
 def test_eager_in_the_place_of_an_engine_is_not_kept(
@@ -157,6 +167,30 @@ def test_eager_in_the_place_of_an_engine_is_not_kept(
     results = ConditioningCache(tmp_path / "results")
     assert [asked((fallen, conditioning, DENOISING), results).place for _ in range(2)] == ["sampled"] * 2
     assert not (tmp_path / "results").exists()
+
+
+class Hastened(EngineSet):
+    """A set that is to run by ONNX Runtime until a step is done, and then by eager PyTorch, as it did all along."""
+
+    is_past = False
+
+    def expected(self, component: str, sizes: Mapping[str, int]) -> Backend:
+        return BACKENDS["eager" if self.is_past else "onnxruntime"]
+
+
+def test_what_a_clip_should_run_by_is_settled_before_it_runs(
+    engines: EngineSet, conditioning: Conditioning, tmp_path: Path
+) -> None:
+    """Or it would be kept under the name of what another backend makes."""
+    hastened = Hastened(engines.model, engines.store, engines.policy, engines.device)
+    results = ConditioningCache(tmp_path)
+
+    def on_step(*_: object) -> None:
+        hastened.is_past = True
+
+    plan = planned(hastened, conditioning, DENOISING)
+    assert sample_or_recall(plan, conditioning, on_step, results).place == "sampled"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_eager_as_a_matter_of_course_is_kept(conditioning: Conditioning, tiny_folder: Path, tmp_path: Path) -> None:
@@ -169,7 +203,7 @@ def test_a_backend_that_is_not_here_has_no_results(
     conditioning: Conditioning, tiny_folder: Path, tmp_path: Path
 ) -> None:
     absent = engines_of(tiny_folder, tmp_path, backend="tensorrt", on_missing="eager")
-    assert result_key(absent, conditioning, DENOISING) is None
+    assert key(absent, conditioning, DENOISING) is None
     assert asked((absent, conditioning, DENOISING), ConditioningCache(tmp_path / "results")).place == "sampled"
 
 
@@ -186,7 +220,7 @@ def test_what_is_no_result_of_this_request_is_made_again(
     engines: EngineSet, conditioning: Conditioning, tensors: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     request, results = (engines, conditioning, DENOISING), ConditioningCache(tmp_path)
-    name = result_key(*request)
+    name = key(*request)
     assert name is not None
     results.put(name, Encoded(tensors), 1.0)
     first = asked(request, results)
@@ -207,4 +241,4 @@ def test_a_quantized_cores_result_has_no_name(engines: EngineSet, conditioning: 
     """Its scales are no part of the policy: two engines with scales from other pictures would share one."""
     policy = replace(engines.policy, backend="auto", precision="int8")
     quantized = EngineSet(engines.model, engines.store, policy, engines.device)
-    assert result_key(quantized, conditioning, DENOISING) is None
+    assert key(quantized, conditioning, DENOISING) is None

@@ -15,7 +15,7 @@ from i2v_tensorrt.pipeline.models.svd.model import StableVideoDiffusion
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime.clip import decode_clip, encode_clip
-from i2v_tensorrt.runtime.clip_plan import Denoising
+from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
 from .reference_clip import Clip, difference, eager_engines, ours, painted
@@ -100,11 +100,12 @@ def test_the_same_frames_by_the_same_chunks(engines: EngineSet, reference: Any, 
     """Chunks decide what a frame's decoder sees, so that another size gives another clip."""
     wanted = clip(frames=5)
     latents = ours(engines, wanted) / engines.model.latent_scale
-    frames = decode_clip(engines, latents, chunk, lambda *_: None)
+    plan = plan_clip(engines, wanted.request.size)
+    frames = decode_clip(plan, latents, chunk, lambda *_: None)
     expected = theirs(reference, wanted, "pt", chunk).movedim(1, -1)
     assert difference(frames, expected) <= 1e-4
     if chunk < 5:
-        assert difference(frames, decode_clip(engines, latents, 5, lambda *_: None)) > 1e-3
+        assert difference(frames, decode_clip(plan, latents, 5, lambda *_: None)) > 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -213,8 +214,9 @@ def test_what_it_was_not_trained_for_is_refused_in_a_sentence(engines: EngineSet
 
 def test_a_prompt_is_told_to_be_of_no_use_and_changes_nothing(engines: EngineSet) -> None:
     cache = ConditioningCache(None)
-    quiet = encode_clip(engines, BASE.request, cache, lambda *_: None)
-    told = encode_clip(engines, asked(prompt="a boat", negative_prompt="blurry").request, cache, lambda *_: None)
+    plan = plan_clip(engines, BASE.request.size)
+    quiet = encode_clip(plan, BASE.request, cache, lambda *_: None)
+    told = encode_clip(plan, asked(prompt="a boat", negative_prompt="blurry").request, cache, lambda *_: None)
     assert quiet.notes == ()
     assert told.notes == ("Stable Video Diffusion has no text encoder: the prompts are not used.",)
     assert told.place == "memory"

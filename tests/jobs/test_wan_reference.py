@@ -19,7 +19,7 @@ from i2v_tensorrt.pipeline.media.image import crop_to_aspect
 from i2v_tensorrt.pipeline.models.wan.wan22 import WanA14B
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.runtime.clip import decode_clip
-from i2v_tensorrt.runtime.clip_plan import Denoising
+from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip
 
 from .reference_clip import Clip, difference, eager_engines, ours, painted
 
@@ -118,7 +118,7 @@ def test_the_same_latents(
 def test_the_same_frames_whatever_the_chunk(engines: Of, reference: Of, kind: str, chunk: int) -> None:
     wanted = clip(frames=13)
     latents = engines(kind).model.to_latent(ours(engines(kind), wanted))
-    frames = decode_clip(engines(kind), latents, chunk, lambda *_: None)
+    frames = decode_clip(plan_clip(engines(kind), wanted.request.size), latents, chunk, lambda *_: None)
     assert difference(frames, theirs(reference(kind), wanted, "pt").movedim(1, -1)) <= 1e-4
 
 
@@ -199,8 +199,8 @@ def test_control_without_one_part_of_the_conditioning_fails_the_gate(
     family = type(engines(kind).model)
     prepare = family.prepare_input
 
-    def blind(self: Any, x: torch.Tensor, t: torch.Tensor, given: Any, guided: bool) -> dict[str, torch.Tensor]:
-        return prepare(self, x, t, {**given, name: torch.zeros_like(given[name])}, guided)
+    def blind(self: Any, x: torch.Tensor, t: torch.Tensor, given: Any) -> dict[str, torch.Tensor]:
+        return prepare(self, x, t, {**given, name: torch.zeros_like(given[name])})
 
     monkeypatch.setattr(family, "prepare_input", blind)
     assert difference(ours(engines(kind), BASE), expected(kind)) > GATE

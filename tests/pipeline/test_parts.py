@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from i2v_tensorrt.common.errors import CheckpointError
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
+from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.request import ClipRequest
 
 Tensors = dict[str, torch.Tensor]
@@ -252,3 +253,11 @@ def test_tokenizer_that_cannot_serve_is_refused(folder: Path, damage: Callable[[
         I2VGenXL.open(folder).encode(request, run, lambda *_: None)
     text = str(error.value)
     assert str(folder / "tokenizer") in text and text.endswith(".") and "\n" not in text
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_size_is_that_of_the_loaded_part(tiny_folder: Path, precision: str) -> None:
+    """Whatever the files hold: they may be of either precision, or of both."""
+    model = open_model(tiny_folder)
+    weights = model.part("unet", precision).parameters()
+    assert model.size_bytes("core", precision) == sum(tensor.nbytes for tensor in weights)

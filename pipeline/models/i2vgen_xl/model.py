@@ -19,7 +19,7 @@ from PIL import Image
 from ....common.errors import CheckpointError
 from ....common.spec import Guidance, Scope, TensorSpec
 from ...decode import BYTES_PER_PIXEL
-from ...denoising.guidance import GuidanceScale, guide
+from ...denoising.guidance import BOTH, GuidanceScale, branch_inputs, branch_values, guide
 from ...fused import blocks, kernels
 from ...media.image import cover, to_unit_tensor
 from ...request import ClipRequest, Encoded
@@ -160,26 +160,21 @@ class I2VGenXL(DiffusersFamily):
         ids, notes = self._tokenize(request)
         text_states = run("text_encoder", {"input_ids": ids})["text_states"]
         stage("condition", 3, 4)
-        tensors = run("conditioner", _branches(text_states, image_embeds, image_latents, request.fps))
+        network = self.networks()["conditioner"]
+        values = _conditioner_values(text_states, image_embeds, image_latents, request.fps)
+        outputs = run("conditioner", branch_inputs(network.inputs, values, BOTH))
         stage("condition", 4, 4)
-        shared = {name: tensors[name][:1].float().cpu() for name in ("image_cond", "fps_emb")}
-        return Encoded({**shared, "context": tensors["context"].float().cpu()}, notes)
+        tensors = branch_values(network.outputs, outputs)
+        return Encoded({name: tensor.float().cpu() for name, tensor in tensors.items()}, notes)
 
     def noise(self, width: int, height: int, num_frames: int, generator: torch.Generator) -> torch.Tensor:
         frames, channels, *plane = self.latent.shape(width, height, num_frames)
         return torch.randn(channels, frames, *plane, generator=generator).transpose(0, 1)
 
     def prepare_input(
-        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor], guided: bool
+        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        batch = 2 if guided else 1
-        sample = x.transpose(0, 1)[None]
-        clip = {name: tensor[-1:] if not guided else tensor for name, tensor in tensors.items()}
-        return {
-            "sample": sample.expand(batch, *sample.shape[1:]),
-            "timestep": t.float().reshape(1).expand(batch),
-            **{name: tensor.expand(batch, *tensor.shape[1:]) for name, tensor in clip.items()},
-        }
+        return {**tensors, "sample": x.transpose(0, 1)[None], "timestep": t.float().reshape(1)}
 
     def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: GuidanceScale) -> torch.Tensor:
         return guide(outputs["prediction"].transpose(1, 2), guidance_scale)
@@ -218,14 +213,14 @@ class I2VGenXL(DiffusersFamily):
         return latents
 
 
-def _branches(
+def _conditioner_values(
     text_states: torch.Tensor, image_embeds: torch.Tensor, image_latents: torch.Tensor, fps: int
 ) -> dict[str, torch.Tensor]:
-    """The conditioner's inputs for both guidance branches; the unconditional one sees no picture embedding."""
+    """What the conditioner takes; the unconditional branch sees no picture embedding."""
     embeds = image_embeds.unsqueeze(1)
     return {
-        "fps": torch.full((2,), float(fps)),
-        "image_latents": image_latents.expand(2, *image_latents.shape[1:]),
+        "fps": torch.tensor([float(fps)]),
+        "image_latents": image_latents,
         "image_embeds": torch.cat([torch.zeros_like(embeds), embeds]),
         "text_states": text_states,
     }

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ....common.spec import Guidance, Scope, TensorSpec
-from ...denoising.guidance import GuidanceScale, guide
+from ...denoising.guidance import BOTH, GuidanceScale, branch_inputs, branch_values, guide
 from ...fused import blocks, kernels
 from ...media.image import antialiased, crop_to_aspect, to_unit_tensor
 from ...request import ClipRequest, Encoded
@@ -157,10 +157,10 @@ class StableVideoDiffusion(DiffusersFamily):
         stage("encode latents", 1, 3)
         latents = run("vae_encoder", {"image": _noisy(picture, request)})["latents"].float().cpu()
         stage("condition", 2, 3)
-        tensors = run("conditioner", _conditioner_inputs(request, image_embeds))
+        network = self.networks()["conditioner"]
+        outputs = run("conditioner", branch_inputs(network.inputs, _conditioner_values(request, image_embeds), BOTH))
         stage("condition", 3, 3)
-        shared = {"clip_emb": tensors["clip_emb"][:1], "frame_emb": tensors["frame_emb"]}
-        found = {name: tensor.float().cpu() for name, tensor in {**shared, "attended": tensors["attended"]}.items()}
+        found = {name: x.float().cpu() for name, x in branch_values(network.outputs, outputs).items()}
         # The unconditional branch sees no picture: zeros in its place, unscaled as the network was trained.
         found["image_latents"] = torch.cat([torch.zeros_like(latents), latents])
         return Encoded(found, self._notes(request))
@@ -170,17 +170,9 @@ class StableVideoDiffusion(DiffusersFamily):
         return torch.randn(self.latent.shape(width, height, num_frames), generator=generator)
 
     def prepare_input(
-        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor], guided: bool
+        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        batch = 2 if guided else 1
-        return {
-            "sample": x.expand(batch, *x.shape),
-            "timestep": t.float().reshape(1).expand(batch),
-            "image_latents": tensors["image_latents"][-batch:],
-            "clip_emb": tensors["clip_emb"].expand(batch, -1),
-            "frame_emb": tensors["frame_emb"],
-            "attended": tensors["attended"][-batch:],
-        }
+        return {**tensors, "sample": x[None], "timestep": t.float().reshape(1)}
 
     def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: GuidanceScale) -> torch.Tensor:
         return guide(outputs["prediction"], guidance_scale)
@@ -209,12 +201,12 @@ def _noisy(picture: Image.Image, request: ClipRequest) -> torch.Tensor:
     return image + request.noise_aug_strength * torch.randn(image.shape, generator=generator)
 
 
-def _conditioner_inputs(request: ClipRequest, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The conditioner's inputs for both guidance branches; the unconditional one sees no picture embedding."""
+def _conditioner_values(request: ClipRequest, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the conditioner takes; the unconditional branch sees no picture embedding."""
     # Trained on one frame per second less: generative-models/scripts/sampling/simple_video_sample.py.
     ids = torch.tensor([[request.fps - 1, request.motion_bucket_id, request.noise_aug_strength]])
     return {
-        "time_ids": ids.expand(2, -1),
+        "time_ids": ids,
         "frame_index": torch.arange(request.num_frames, dtype=torch.float32),
         "image_embeds": torch.cat([torch.zeros_like(image_embeds), image_embeds]),
     }

@@ -232,15 +232,9 @@ class Wan(DiffusersFamily):
         return torch.randn(channels, frames, *plane, generator=generator).transpose(0, 1)
 
     def prepare_input(
-        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor], guided: bool
+        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        batch = 2 if guided else 1
-        sample = x.transpose(0, 1)[None]
-        return {
-            "sample": sample.expand(batch, *sample.shape[1:]),
-            "timestep": t.float().reshape(1).expand(batch),
-            **{name: value[-batch:].expand(batch, *value.shape[1:]) for name, value in tensors.items()},
-        }
+        return {**tensors, "sample": x.transpose(0, 1)[None], "timestep": t.float().reshape(1)}
 
     def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: GuidanceScale) -> torch.Tensor:
         return guide(outputs["prediction"].transpose(1, 2), guidance_scale)

@@ -85,12 +85,12 @@ class WanTI2V(Wan):
         return {"first_frame": encode_picture(run, image, 1, lambda *_: stage("encode latents", 2, 3))}
 
     def prepare_input(
-        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor], guided: bool
+        self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         others = {name: value for name, value in tensors.items() if name != "first_frame"}
-        found = super().prepare_input(self.finish(x, tensors), t, others, guided)
+        found = super().prepare_input(self.finish(x, tensors), t, others)
         timestep = torch.cat([torch.zeros(1, device=x.device), t.float().reshape(1).expand(len(x) - 1)])
-        return {**found, "timestep": timestep.expand(len(found["sample"]), -1)}
+        return {**found, "timestep": timestep[None]}
 
     def finish(self, x: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([tensors["first_frame"], x[1:]])
