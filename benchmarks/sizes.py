@@ -66,16 +66,20 @@ class Row:
 
 
 class Card(LoadInPlace):
-    """A GPU with so much memory, of which a ComfyUI's context is taken, and a host with any amount.
-
-    Budgets allow more than there is, for they may be wrong; here they are to allow what there is.
-    """
+    """A GPU with so much memory, of which a ComfyUI's context is taken, and a host with any amount."""
 
     def __init__(self, total_bytes: int) -> None:
-        self._room_bytes = int((total_bytes - CONTEXT_BYTES) / budget.TOLERANCE)
+        self._room_bytes = total_bytes - CONTEXT_BYTES
 
     def room_bytes(self) -> int | None:
         return self._room_bytes
+
+
+class Strict(Budget):
+    """A budget that allows what there is, and not what there may be."""
+
+    def allows(self, size: ClipSize) -> bool:
+        return self.room is None or self.cost(size) <= self.room
 
 
 def main(argv: Sequence[str]) -> int:
@@ -116,7 +120,8 @@ def rows_of(published: Published, model: VideoModel, store: Path) -> Iterator[Ro
         for card_gib in CARDS_GIB:
             policy = EnginePolicy(backend, "fp16", on_missing="build")
             engines = EngineSet(model, EngineStore(store), policy, CPU, Card(card_gib * GIB))
-            budgets = [budget.denoising(engines, guided=True), *budget.decoding(engines)]
+            steps = (budget.encoding(engines), budget.denoising(engines, guided=True), *budget.decoding(engines))
+            budgets = [Strict(each.stage, each.cost, each.room, each.space, each.known_bytes) for each in steps]
             yield Row(
                 published.title,
                 published.size.words,
@@ -197,7 +202,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         first = own[0]
         parts.append(
             f"## {title}\n\nWeights that denoise: {first['weights_gib']:.1f} GiB. The largest encoder takes "
-            f"{first['encoder_gib']:.1f} GiB before that; no budget asks for it.\n\n"
+            f"{first['encoder_gib']:.1f} GiB before that.\n\n"
             f"{table(first['asked'], own).markdown()}\n"
         )
     return "\n".join(parts).rstrip()

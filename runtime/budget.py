@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +17,11 @@ from ..pipeline.request import ClipSize
 from .clip_sizes import clip_sizes
 from .engines.engine_set import EngineSet
 
+log = logging.getLogger(__name__)
+
 TOLERANCE = 1.15
-"""How far an estimate may lie above the memory at hand before a clip is refused: estimates are no better."""
+"""How far an estimate may lie above what it stands for: no clip is refused that may need less, none advised that may
+need more once memory did run out."""
 _FRAME_CHANNELS, _FLOAT_BYTES = 3, 4
 
 
@@ -36,6 +40,8 @@ class Budget:
     cost: Cost
     room: int | None
     space: LatentSpace = field(default_factory=LatentSpace)
+    known_bytes: int = 0
+    """What of the cost is no estimate, such as weights."""
 
     def check(self, size: ClipSize) -> None:
         """Raises BudgetError, with what would fit, when the clip needs far more than there is."""
@@ -44,15 +50,20 @@ class Budget:
 
     def allows(self, size: ClipSize) -> bool:
         """Whether the clip needs no more than there may be."""
-        return self.room is None or self.cost(size) <= self.room * TOLERANCE
+        estimated = self.cost(size) - self.known_bytes
+        return self.room is None or self.known_bytes + estimated / TOLERANCE <= self.room
 
-    def sentence(self, size: ClipSize) -> str:
-        """What the clip needs, what there is, and what would fit."""
-        found = "" if self.room is None else f", found {_gib(self.room)}"
-        return f"{self.stage} {size.words} needs about {_gib(self.cost(size))} of memory{found}: {self._advice(size)}."
-
-    def _advice(self, size: ClipSize) -> str:
+    def sentence(self, size: ClipSize, *, ran_out: bool = False) -> str:
+        """What the clip needs, what there is, and what would fit, surely if memory `ran_out` for this one."""
+        cost, found = _gib(self.cost(size)), "" if self.room is None else f", found {_gib(self.room)}"
         room = self.cost(size) * 3 // 4 if self.room is None else self.room
+        if ran_out:
+            estimated = self.cost(size) - self.known_bytes
+            room = min(room, self.cost(size) - 1) - int(estimated * (1 - 1 / TOLERANCE))
+        needed = "more than" if ran_out else "about"
+        return f"{self.stage} {size.words} needs {needed} {cost} of memory{found}: {self._advice(size, room)}."
+
+    def _advice(self, size: ClipSize, room: int) -> str:
         counts = map(self.space.num_frames, range(self.space.frames(size.num_frames) - 1, 0, -1))
         fewer = next((count for count in counts if self._fits(size._replace(num_frames=count), room)), 0)
         smaller = next((each for each in _smaller(size, self.space.side_multiple) if self._fits(each, room)), None)
@@ -84,36 +95,53 @@ def largest(budgets: Sequence[Budget], size: ClipSize, multiple: int) -> ClipSiz
     raise BudgetError(next(budget for budget in budgets if not budget.allows(size)).sentence(size))
 
 
+def encoding(engines: EngineSet) -> Budget:
+    """The encoder that takes the most; each runs alone."""
+    model = engines.model
+    others = {model.decoder_component, *model.cores}
+    each = [_on_device("Encoding for", engines, name) for name in model.engine_components if name not in others]
+    known_bytes = max((budget.known_bytes for budget in each), default=0)
+    return Budget(
+        "Encoding for",
+        lambda size: max((budget.cost(size) for budget in each), default=0),
+        engines.residency.room_bytes(),
+        model.latent,
+        known_bytes,
+    )
+
+
 def denoising(engines: EngineSet, *, guided: bool) -> Budget:
     """The core at every step."""
-    cost, room = _cost(engines, engines.model.core, guided=guided), engines.residency.room_bytes()
-    return Budget("Denoising", cost, room, engines.model.latent)
+    return _on_device("Denoising", engines, engines.model.core, guided=guided)
 
 
 def decoding(engines: EngineSet) -> list[Budget]:
     """One frame at a time on the device, and all of them on the host."""
     space = engines.model.latent
     host = Budget("Holding the frames of", _frames_bytes, engines.residency.host_bytes(), space)
-    one = _cost(engines, engines.model.decoder_component, chunk=1)
-    return [Budget("Decoding", one, engines.residency.room_bytes(), space), host]
+    return [_on_device("Decoding", engines, engines.model.decoder_component, chunk=1), host]
 
 
 @contextmanager
 def explained(budget: Budget, size: ClipSize) -> Iterator[None]:
-    """Adds to an error of missing memory what would fit; on a GPU its type stays, by which ComfyUI knows it."""
+    """Says of missing memory what would fit; on a GPU the error's type stays, by which ComfyUI knows it."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        sentence = budget.sentence(size)
+        sentence = budget.sentence(size, ran_out=True)
         if type(error) is RuntimeError or isinstance(error, MemoryError):
             raise BudgetError(sentence) from error
-        error.args = (f"{sentence} {error}",)
+        log.debug("memory ran out: %s", error)
+        error.args = (sentence,)
         raise
 
 
-def _cost(engines: EngineSet, component: str, *, guided: bool = False, chunk: int | None = None) -> Cost:
+def _on_device(
+    stage: str, engines: EngineSet, component: str, *, guided: bool = False, chunk: int | None = None
+) -> Budget:
+    """A component's weights and the scratch memory of its call."""
     model, precision, backend = engines.model, engines.precision, _backend(engines, component)
     weights_bytes = model.size_bytes(component, precision)
 
@@ -122,7 +150,7 @@ def _cost(engines: EngineSet, component: str, *, guided: bool = False, chunk: in
         sizes["chunk"] = sizes["chunk"] if chunk is None else chunk
         return weights_bytes + model.scratch_bytes(component, sizes, precision, backend)
 
-    return cost
+    return Budget(stage, cost, engines.residency.room_bytes(), model.latent, weights_bytes)
 
 
 def _backend(engines: EngineSet, component: str) -> str:

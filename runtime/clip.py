@@ -36,10 +36,13 @@ def encode_clip(plan: ClipPlan, request: ClipRequest, cache: ConditioningCache, 
     for each in (plan.step, plan.decode, plan.frames):  # the whole clip's, before anything is encoded for nothing
         each.check(size)
     request = replace(request, width=size.width, height=size.height, num_frames=size.num_frames)
-    with explained(plan.step, size):
-        found = condition(
-            engines.model, request, engines.precision, engines.run, cache, stage, lambda: engines.prepare(plan.sizes)
-        )
+
+    def prepare() -> None:
+        plan.encode.check(size)  # conditioning that is kept needs no encoder
+        engines.prepare(plan.sizes)
+
+    with explained(plan.encode, size):
+        found = condition(engines.model, request, engines.precision, engines.run, cache, stage, prepare)
     return replace(found, notes=(*plan.notes, *found.notes))
 
 

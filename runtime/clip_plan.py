@@ -63,14 +63,15 @@ class Denoising:
 class ClipPlan:
     """A clip of one size over a set of engines.
 
-    `sizes` are those of every named dimension, with guidance: what engines are built for. `step` is the budget of a
-    denoising step, `decode` that of decoding one frame, `frames` that of all of them in host memory. `notes` are
-    sentences for the user.
+    `sizes` are those of every named dimension, with guidance: what engines are built for. `encode` is the budget of
+    the largest encoder, `step` that of a denoising step, `decode` that of decoding one frame, `frames` that of all of
+    them in host memory. `notes` are sentences for the user.
     """
 
     engines: EngineSet
     size: ClipSize
     sizes: Mapping[str, int]
+    encode: Budget
     step: Budget
     decode: Budget
     frames: Budget
@@ -113,7 +114,8 @@ def plan_clip(engines: EngineSet, asked: ClipSize, *, shrink: bool = False) -> C
         size = budget.largest([step, decode, frames], asked, engine_multiple(engines.model))
     if size != asked:
         notes = (f"Made as {size.words}, for {asked.words} does not fit the memory.",)
-    return ClipPlan(engines, size, _sizes(engines.model, size, BOTH), step, decode, frames, notes)
+    encode, sizes = budget.encoding(engines), _sizes(engines.model, size, BOTH)
+    return ClipPlan(engines, size, sizes, encode, step, decode, frames, notes)
 
 
 def plan_sampling(clip: ClipPlan, denoising: Denoising) -> SamplingPlan:

@@ -17,6 +17,7 @@ from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import MIN_SIDE, Conditioning
 from i2v_tensorrt.pipeline.denoising.sampler import OnStep
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
+from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.model import Wan21
@@ -110,17 +111,58 @@ def test_frames_that_the_host_cannot_hold_are_refused(engines: EngineSet, machin
         decoded(engines, torch.zeros(16, 4, 64, 64))
 
 
+def least(need: Budget, size: ClipSize) -> int:
+    """The smallest room that a clip is not refused: of what is estimated it may need less."""
+    return need.known_bytes + int((need.cost(size) - need.known_bytes) / TOLERANCE) + 1
+
+
+def test_weights_are_no_estimate() -> None:
+    """26.6 GiB of weights were allowed on a card of 24."""
+    size, heavy = ClipSize(64, 64, 1), replace(LINEAR, known_bytes=1000)
+    assert replace(heavy, room=1000 + 64 * 64).allows(size)
+    assert replace(heavy, room=1000 + int(64 * 64 / TOLERANCE) + 1).allows(size)
+    assert not replace(heavy, room=1000 + int(64 * 64 / TOLERANCE) - 1).allows(size)
+    assert not replace(heavy, room=999, cost=lambda size: 1000).allows(size)
+
+
+def test_an_encoder_that_the_memory_cannot_hold_is_refused_unless_nobody_needs_it(
+    engines: EngineSet, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, size_bytes = ConditioningCache(None), type(engines.model).size_bytes
+    kept = encoded(engines, cache=cache)
+
+    def huge(model: VideoModel, name: str, precision: str) -> int:
+        return 2 << 40 if name == "text_encoder" else size_bytes(model, name, precision)
+
+    monkeypatch.setattr(type(engines.model), "size_bytes", huge)
+    with pytest.raises(BudgetError) as caught:
+        encoded(engines)
+    assert str(caught.value).startswith("Encoding for 64x64 with 2 frames needs about 2048.")
+    assert str(caught.value).endswith(" of memory, found 1024.00 GiB: close other programs, or choose less.")
+    assert encoded(engines, cache=cache).size == kept.size
+
+
+def test_after_memory_ran_out_the_advice_leaves_out_what_may_be_too_large_too() -> None:
+    size, need = ClipSize(1024, 768, 16), replace(LINEAR, known_bytes=1000)
+    told = replace(need, room=need.cost(size)).sentence(size, ran_out=True)
+    frames = next(n for n in range(15, 0, -1) if need.cost(size._replace(num_frames=n)) * TOLERANCE <= need.cost(size))
+    assert "needs more than 0.01 GiB of memory, found 0.01 GiB: " in told
+    assert f": {frames} of these frames" in told
+    fixed = replace(need, cost=lambda size: 1000, room=5000)
+    assert fixed.sentence(size, ran_out=True).endswith(": close other programs, or choose less.")
+
+
 def test_the_least_that_a_clip_needs_is_asked_for(engines: EngineSet, machine: Machine) -> None:
     """Encoding does not know yet whether guidance will double the batch, and how many frames are decoded at once."""
     size = ClipSize(REQUEST.width, REQUEST.height, REQUEST.num_frames)
     needs = [budget.denoising(engines, guided=False), *budget.decoding(engines)[:1]]
-    machine.device_bytes = int(max(need.cost(size) for need in needs) / TOLERANCE) + 1
+    machine.device_bytes = max(least(need, size) for need in needs)
     conditioning = encoded(engines)
     decoded(engines, torch.zeros(2, 4, 8, 8), 2)
     machine.device_bytes -= 10
     with pytest.raises(BudgetError):
         encoded(engines)
-    machine.device_bytes = int(budget.denoising(engines, guided=True).cost(size) / TOLERANCE) - 1
+    machine.device_bytes = least(budget.denoising(engines, guided=True), size) - 10
     with pytest.raises(BudgetError, match="Denoising"):
         sampled(engines, conditioning)
 
@@ -162,7 +204,8 @@ def test_memory_that_runs_out_in_the_middle_is_explained(engines: EngineSet, err
 
     with pytest.raises((BudgetError, torch.cuda.OutOfMemoryError)) as caught:
         sampled(engines, encoded(engines), run_out)
-    assert str(caught.value).startswith("Denoising 64x64 with 2 frames needs about ")
+    assert str(caught.value).startswith("Denoising 64x64 with 2 frames needs more than ")
+    assert str(caught.value).endswith(" would fit."), "what the allocator has to say is for the log"
     assert isinstance(caught.value, torch.cuda.OutOfMemoryError) == isinstance(error, torch.cuda.OutOfMemoryError)
 
 
