@@ -14,9 +14,9 @@ from i2v_tensorrt.cli.words_command import COMMAND, ENGLISH, READMES, generated,
 from i2v_tensorrt.common.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-NEW = "I2VTRT_ClipInfo"
+NEW = "I2VTRT_Stopwatch"
 INFO: dict[str, Any] = {
-    "display_name": "I2V Clip Info",
+    "display_name": "I2V Stopwatch",
     "description": "Says how long a clip of frames plays. Nothing is changed.",
     "input": {
         "required": {
@@ -31,7 +31,7 @@ INFO: dict[str, Any] = {
     "output_node": True,
 }
 CHINESE: dict[str, Any] = {
-    "display_name": "I2V 片段信息",
+    "display_name": "I2V 秒表",
     "description": "显示一段视频的时长。不作任何改变。",
     "inputs": {
         "frames": {"name": "帧", "tooltip": "每帧一张图像。"},
@@ -93,15 +93,15 @@ def test_a_new_node_gets_all_its_words(copy: Path) -> None:
     assert {name for name in entries if not name.startswith(PREFIX)} < set(stored())
     assert (entries[NEW]["output"], "tooltip" in str(entries[NEW])) == (["STRING"], False)
     english, chinese = ((copy / name).read_text("utf-8") for name in READMES)
-    assert "\n| **I2V Clip Info** | Says how long a clip of frames plays. |\n" in english
-    assert "\n| **I2V Clip Info** | 显示一段视频的时长。 |\n" in chinese
+    assert "\n| **I2V Stopwatch** | Says how long a clip of frames plays. |\n" in english
+    assert "\n| **I2V Stopwatch** | 显示一段视频的时长。 |\n" in chinese
 
 
 def test_a_page_begins_with_all_that_the_schema_says(copy: Path) -> None:
     add_chinese(copy)
     write(outdated(copy, as_of_a_server()))
     english, chinese = ((copy / "web" / "docs" / NEW / f"{name}.md").read_text("utf-8") for name in ("en", "zh"))
-    assert english.startswith("# I2V Clip Info\n\nSays how long a clip of frames plays. Nothing is changed.\n\n![")
+    assert english.startswith("# I2V Stopwatch\n\nSays how long a clip of frames plays. Nothing is changed.\n\n![")
     assert "- `frames`: One image a frame.\n- `unit`: How it is said. Choices: `seconds`, `frames`.\n" in english
     assert english.endswith("\n## Outputs\n\n- `info`: The sentence that the node shows.\n")
     assert "- **帧** `frames`：每帧一张图像。\n" in chinese
