@@ -19,8 +19,11 @@ ELSEWHERE = {
     "queue": ".queue_command",
     "engine": ".engine_command",
     "bench": "..benchmarks.command",
+    "words": ".words_command",
 }
-"""Commands that another room's module owns, options and all."""
+"""Commands that another module owns, options and all."""
+BARE = "words"
+"""The command that needs no environment."""
 INTERRUPTED = 130  # 128 + SIGINT
 
 DESCRIPTION = """\
@@ -74,6 +77,11 @@ ELSEWHERE_HELP = {
         "NAME ...",
         "measure speed and likeness on this machine",
         "Measure on this machine, and write the figures as JSON.",
+    ),
+    "words": (
+        "[--check] [--server URL]",
+        "write locale, READMEs' tables and help pages from the nodes' schemas",
+        "Write what follows from the nodes' schemas.",
     ),
 }
 """By command: how it is called, a line for the list of commands, and the description, before anything is installed."""
@@ -144,6 +152,8 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
     if options.command is None:
         parser().print_help()
         return 2
+    if options.command == BARE:
+        return inside(BARE, arguments[1:])
     if options.command in ELSEWHERE and options.help and not environment.is_ready():
         options.show()
         return 0

@@ -27,7 +27,8 @@ class ModelLoader(io.ComfyNode):
             display_name="I2V Model Loader",
             category=CATEGORY,
             description="Opens a picture-to-video checkpoint (diffusers layout, safetensors) from models/i2v or "
-            "models/diffusers. Without an Engine Loader behind it, the model runs in eager PyTorch.",
+            "models/diffusers, or the bundled i2v-demo. Without an Engine Loader behind it, the model runs in eager "
+            "PyTorch.",
             search_aliases=["i2vgen-xl", "stable video diffusion", "svd", "wan", "image to video", "load video model"],
             inputs=[
                 io.Combo.Input(

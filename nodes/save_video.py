@@ -34,7 +34,8 @@ class SaveVideo(io.ComfyNode):
             node_id="I2VTRT_SaveVideo",
             display_name="I2V Save Video",
             category=CATEGORY,
-            description="Writes frames into a video file in the output folder, with the workflow inside, and shows it.",
+            description="Writes frames into a video file (mp4, webm, mkv, webp, gif) in the output folder, with the "
+            "workflow inside, and shows it.",
             search_aliases=["video combine", "save mp4", "save webm", "gif", "export video"],
             inputs=[
                 io.Image.Input("frames", tooltip="One image a frame."),

@@ -11,6 +11,7 @@ const PURPLE = "#48305c";
 const GREEN = "#24492f";
 
 // Of the title: blue opens and compiles models, brown says what to make, purple makes it, green shows it.
+const FACE = { title: GREEN, width: 300 }; // of a node that is not listed
 const FACES = {
   I2VTRT_ModelLoader: { title: BLUE, width: 300 },
   I2VTRT_LoRA: { title: BLUE, width: 300 },
@@ -40,6 +41,10 @@ const MOST_TEXT = 200;
 const WIDGET_MARGIN = 10;
 
 let translations = {};
+
+function faceOf(node) {
+  return node.comfyClass?.startsWith("I2VTRT_") ? FACES[node.comfyClass] ?? FACE : undefined;
+}
 
 function choices(nodeName, inputName) {
   const locale = setting("Comfy.Locale") ?? "en";
@@ -152,7 +157,7 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    const face = FACES[node.comfyClass];
+    const face = faceOf(node);
     if (!face) return;
     node.color = face.title; // the title alone: a whole node in colour outshouts its pictures
     foldAdvanced(node);
@@ -170,6 +175,6 @@ app.registerExtension({
   },
 
   loadedGraphNode(node) {
-    if (FACES[node.comfyClass]) unfoldWhatIsSet(node);
+    if (faceOf(node)) unfoldWhatIsSet(node);
   },
 });

@@ -63,6 +63,7 @@ def prepared(environment: Environment, installer: FakeInstaller | None = None) -
     [
         (["--help"], ["demo", "test", ".venv", "Python 3.10"]),
         (["test", "--help"], ["ruff", "pyright", "pytest", "--fast", "ComfyUI"]),
+        (["words", "--help"], ["schemas", "--check", "--server", "ComfyUI"]),
     ],
 )
 def test_help_needs_the_standard_library_only(arguments: list[str], words: list[str]) -> None:

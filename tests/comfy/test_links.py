@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from i2v_tensorrt.cli.node_info import PREFIX, inputs_of, stored
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT, Prompt, node
 from i2v_tensorrt.tests.workflows.graph import ANY, WIDGETS
-from i2v_tensorrt.tests.workflows.object_info import PREFIX, inputs_of, stored
 
 LORA = "style.safetensors"
 INFO = {name: info for name, info in stored().items() if name.startswith(PREFIX)}

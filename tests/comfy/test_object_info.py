@@ -1,31 +1,17 @@
 """What the server tells programs and people of each node."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from i2v_tensorrt.cli import words_command
+from i2v_tensorrt.cli.node_info import PREFIX, stored
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
+from i2v_tensorrt.remote.comfyui.server import ComfyServer
 from i2v_tensorrt.tests.comfy.graphs import CHECKPOINT
-from i2v_tensorrt.tests.workflows.object_info import PREFIX, STORED, contract, stored
 
 MODULE = "custom_nodes.I2V-TensorRT"
-NODES = {
-    "I2VTRT_Benchmark",
-    "I2VTRT_CompareVideos",
-    "I2VTRT_CompileModel",
-    "I2VTRT_Conditioning",
-    "I2VTRT_DDIMSampler",
-    "I2VTRT_EngineBuilder",
-    "I2VTRT_EngineDoctor",
-    "I2VTRT_EngineLoader",
-    "I2VTRT_EngineManager",
-    "I2VTRT_LoRA",
-    "I2VTRT_ModelLoader",
-    "I2VTRT_SaveVideo",
-    "I2VTRT_VAEDecode",
-}
+NODES = {name for name in stored() if name.startswith(PREFIX)}
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +71,6 @@ def test_the_checkpoint_is_offered(nodes: dict[str, dict[str, Any]]) -> None:
     assert CHECKPOINT in inputs(nodes["I2VTRT_ModelLoader"])["checkpoint"]["options"]
 
 
-def test_the_stored_object_info_is_what_the_nodes_are(nodes: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    """The tests of the shipped workflows, which have no server, stand on the stored one."""
-    kept = stored()
-    ours = {name: contract(name, info) for name, info in nodes.items()}
-    fresh = tmp_path / STORED.name
-    fresh.write_text(json.dumps(dict(sorted({**kept, **ours}.items())), indent=1) + "\n", "utf-8")
-    different = [name for name in sorted(ours) if kept.get(name) != ours[name]]
-    assert different == [], f"if the nodes are meant to have changed, copy {fresh} over {STORED}"
-    assert {name for name in kept if name.startswith(PREFIX)} == set(ours)
+def test_what_follows_from_the_schemas_is_not_stale(server: ComfyServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """The stored list of nodes, the English locale, the READMEs' tables; a command writes them anew."""
+    assert words_command.main(["--check", "--server", server.url]) == 0, capsys.readouterr().out

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from i2v_tensorrt.tests.workflows.object_info import inputs_of
+from i2v_tensorrt.cli.node_info import inputs_of
 
 Graph = dict[str, Any]
 Prompt = dict[str, dict[str, Any]]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from i2v_tensorrt.tests.workflows.object_info import OFFERED, inputs_of
+from i2v_tensorrt.cli.node_info import OFFERED, inputs_of
 
 LOCALES = Path(__file__).resolve().parents[2] / "locales"
 LANGUAGES = sorted(path.name for path in LOCALES.iterdir())
@@ -41,16 +41,3 @@ def texts(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str
     for key, value in node.items():
         found |= {(*path, key): value} if isinstance(value, str) else texts(value, (*path, key))
     return found
-
-
-def english(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
-    """The English entry that a live node's own words make; names and choices are as programs write them."""
-    entry: dict[str, Any] = {"display_name": info["display_name"], "description": info["description"], "inputs": {}}
-    order = {group: names for group, names in info["input_order"].items() if group != "hidden"}
-    for key, (kind, settings) in inputs_of({**info, "input_order": order}).items():
-        entry["inputs"][key] = {"name": key, "tooltip": settings["tooltip"]}
-        if kind == "COMBO" and (name, key) not in OFFERED:
-            entry["inputs"][key]["options"] = {option: option for option in settings["options"]}
-    words = zip(info["output_name"], info["output_tooltips"], strict=True)
-    entry["outputs"] = {str(n): {"name": label, "tooltip": tooltip} for n, (label, tooltip) in enumerate(words)}
-    return entry

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from i2v_tensorrt.cli.node_info import stored
 from i2v_tensorrt.tests.workflows.graph import Prompt, faults, to_prompt
-from i2v_tensorrt.tests.workflows.object_info import stored
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "Image to Video (I2V TensorRT)"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from i2v_tensorrt.cli.node_info import PREFIX, inputs_of, stored
 from i2v_tensorrt.tests.workflows.locales import LANGUAGES, LOCALES, node_defs, settings, slots, texts
-from i2v_tensorrt.tests.workflows.object_info import PREFIX, inputs_of, stored
 
 INFO = {name: info for name, info in stored().items() if name.startswith(PREFIX)}
 CATEGORY = "I2V TensorRT"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from i2v_tensorrt.cli.node_info import stored
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.tests.workflows.graph import faults, to_prompt
-from i2v_tensorrt.tests.workflows.object_info import stored
 
 RELEASED = Path(__file__).resolve().parents[1] / "released"
 VERSIONS = sorted(path for path in RELEASED.iterdir() if path.is_dir())

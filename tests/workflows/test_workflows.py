@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from i2v_tensorrt.cli.node_info import PREFIX, contract, inputs_of, stored
 from i2v_tensorrt.tests.workflows.graph import NOTES, Graph, Prompt, faults, to_prompt
-from i2v_tensorrt.tests.workflows.object_info import PREFIX, contract, inputs_of, stored
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "workflows"

@@ -1,15 +1,18 @@
-"""The stored object_info: what our nodes, and the core's that the workflows use, take and give.
+"""ComfyUI's object_info of the nodes: the part that is stored for the tests, and its words as a locale has them.
 
-The entries of our nodes are what a live ComfyUI says now (tests/comfy/test_object_info.py compares them), the
-core's are those of ComfyUI 0.3.64, the oldest that the pack supports.
+The stored file has our nodes as `run.py words` read them from a live ComfyUI, and those of the core that the
+workflows use, as ComfyUI 0.3.64 has them, the oldest that the pack supports.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-STORED = Path(__file__).with_name("object_info.json")
+from .environment import ROOT
+
+STORED = "tests/workflows/object_info.json"
 PREFIX = "I2VTRT_"
 KEPT = ("input", "input_order", "output", "output_name", "output_node")
 """Words for people and what only some hosts know are left out."""
@@ -32,7 +35,7 @@ OFFERED = {
 
 def stored() -> dict[str, dict[str, Any]]:
     """The stored entries by node class."""
-    return json.loads(STORED.read_text("utf-8"))
+    return json.loads((ROOT / STORED).read_text("utf-8"))
 
 
 def contract(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,6 +61,20 @@ def inputs_of(info: Mapping[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
     return found
 
 
+def english(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The English locale's entry of a live node; inputs and choices are named as programs write them."""
+    entry: dict[str, Any] = {"display_name": info["display_name"], "description": info["description"], "inputs": {}}
+    order = {group: names for group, names in info["input_order"].items() if group != "hidden"}
+    for key, (kind, settings) in inputs_of({**info, "input_order": order}).items():
+        entry["inputs"][key] = {"name": key, "tooltip": settings.get("tooltip", "")}
+        if kind == "COMBO" and (name, key) not in OFFERED:
+            entry["inputs"][key]["options"] = {option: option for option in settings["options"]}
+    tooltips = info["output_tooltips"] or [""] * len(info["output_name"])
+    words = zip(info["output_name"], tooltips, strict=True)
+    entry["outputs"] = {str(n): {"name": label, "tooltip": tooltip or ""} for n, (label, tooltip) in enumerate(words)}
+    return entry
+
+
 def _settled(name: str, key: str, spec: list[Any]) -> list[Any]:
     kind, settings = spec[0], dict(spec[1]) if len(spec) > 1 else {}
     settings.pop("tooltip", None)
@@ -66,4 +83,4 @@ def _settled(name: str, key: str, spec: list[Any]) -> list[Any]:
         kind = offered
     elif offered is not None:
         settings["options"] = offered
-    return [kind, settings]
+    return [kind, dict(sorted(settings.items()))]  # hosts differ in the order
