@@ -99,7 +99,9 @@ def encoding(engines: EngineSet) -> Budget:
     """The encoder that takes the most; each runs alone."""
     model = engines.model
     others = {model.decoder_component, *model.cores}
-    each = [_on_device("Encoding for", engines, name) for name in model.engine_components if name not in others]
+    each = [
+        _on_device("Encoding for", engines, name, chunk=1) for name in model.engine_components if name not in others
+    ]
     known_bytes = max((budget.known_bytes for budget in each), default=0)
     return Budget(
         "Encoding for",
