@@ -139,7 +139,7 @@ class NetworkSpec:
 class EngineSpec:
     """What an engine computes: a network, at these shapes, in this precision.
 
-    `rewrites` names, in alphabetical order, the other ways to the same result that the network was made with.
+    `rewrites` holds the sorted names of the lossless rewrites that the network was built with.
     """
 
     network: NetworkSpec

@@ -27,7 +27,7 @@ ALL = "all"
 class Prebuild:
     """Which components to build, for which size in pixels and frames, and whether again if they are there.
 
-    Under a policy of presets those are built for, and the size here is not.
+    With the shape policy `presets`, width, height and num_frames are ignored: the presets are built.
     `arch` is the GPU architecture to build for, such as `sm_89`, if it is not this machine's. From `material` int8
     and fp8 take their scales.
     """

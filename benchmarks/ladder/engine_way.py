@@ -38,7 +38,7 @@ AFTER_CONDITIONING = ("vae_decoder",)
 class EngineWay(Way):
     """Engines under one policy; the first clip's conditioning is kept on disk for the warm start.
 
-    A rung that names rewrites means those of the core: everything beside it is as it is used.
+    A rung's rewrites apply to the core alone: every other network is compiled as it is used.
     """
 
     def __init__(self, job: Job, rung: Rung, report: Report, *, cached: bool) -> None:
@@ -47,7 +47,7 @@ class EngineWay(Way):
         self._model = open_model(Path(job.folder))
         self._sizes = job.sizes(self._model)
         store, policy = EngineStore(job.work_folder / "engines"), EnginePolicy(rung.backend, rung.precision, "exact")
-        # Beside a core that another set has: its own core is not built ahead.
+        # Engines for everything but the core, which another set provides, are not built ahead of time.
         ahead = rung.rewrites is None
         self._engines = EngineSet(self._model, store, policy, self.device, report=report, builds_ahead=ahead)
         self._cores = self._engines

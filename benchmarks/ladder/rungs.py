@@ -86,7 +86,7 @@ def ladder(
 
 
 def _with_headline(rungs: list[Rung]) -> list[Rung]:
-    """The rungs with one that the pack stands for: the last of its own where none is that yet."""
+    """Marks the main variant of the pack: its last engine row, if none is marked."""
     if any(rung.headline for rung in rungs):
         return rungs
     last = [rung for rung in rungs if rung.way == ENGINES][-1]

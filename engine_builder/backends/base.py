@@ -161,7 +161,7 @@ class Backend(ABC):
         return True
 
     def network_of(self, network: NetworkSpec) -> NetworkSpec:
-        """The network as far as this backend's engines depend on it."""
+        """The spec that enters the engine key: without the weights' digest where engines hold no weights."""
         return network if self.holds_weights else replace(network, weights_sha256="")
 
     @abstractmethod

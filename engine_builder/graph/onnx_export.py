@@ -102,8 +102,8 @@ def example_inputs(
     """Random inputs of the specification's dtypes at the given sizes, on the CPU, the same for one seed.
 
     `part` is the fraction of its span from which a timestep is drawn, see `TensorSpec.is_timestep`.
-    For a rewritten network, what guidance shares is drawn once for the whole batch, as it is in use: such a
-    network may compute it once. Others are shown different values, which make mixed-up branches plain.
+    Rewritten networks may compute shared inputs once per batch, so these get one value for all branches, as in use.
+    Plain networks get different values per branch, so that swapped branches fail the check.
     """
     import torch
 

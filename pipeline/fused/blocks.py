@@ -72,7 +72,10 @@ class Stream:
         return self.x if self.waiting is None else self.x + self.waiting
 
     def add(self, y: torch.Tensor, layer: Any, on: On) -> Stream:
-        """Plus a linear layer of y; this stream is not to be read again. One batch item stands for all of y's."""
+        """Returns stream + layer(y), and consumes this stream: on CUDA its memory is overwritten.
+
+        A stream with a batch of 1 is broadcast to y's batch.
+        """
         # A linear layer over anything else is exported as a product of batches, each with its copy of the weights.
         y = y.contiguous()
         if "residual_products" not in on:

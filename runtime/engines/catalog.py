@@ -73,9 +73,9 @@ class EngineCatalog:
         return max(self.model.scratch_bytes(component, sizes, precision) for sizes in spec.profile.corners)
 
     def stored(self, component: str) -> list[Plan]:
-        """The engines in the store that serve this component here, the narrowest profile first, then the newest.
+        """The stored engines that serve this component here, the narrowest profile first, then the newest.
 
-        Those in int8 and fp8 whatever their scales were taken from.
+        Quantized engines match whatever calibration data they were built with.
         """
         backend = self.backend()
         target = backend.target(self.device)

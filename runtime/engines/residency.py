@@ -78,9 +78,9 @@ Concession = Callable[[], str]
 
 
 def concede(memory: Memory, needed_bytes: int, concessions: Iterable[Concession]) -> str | None:
-    """Makes one concession after another for as long as the memory is too full for `needed_bytes`.
+    """Runs the concessions in order until `needed_bytes` fit.
 
-    One sentence on all that went; None when nothing did.
+    Returns one sentence that names what was let go, None where nothing was.
     """
     gone = []
     for make in concessions:

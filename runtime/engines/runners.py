@@ -139,7 +139,7 @@ class EngineRunners:
         return _Choice(runner.spec.profile, runner)
 
     def _fall_back(self, component: str, sizes: Mapping[str, int], error: I2VError) -> _Choice:
-        """The eager runner in place of an engine at these sizes alone, with a warning why unless that is as well."""
+        """Eager runner for exactly these sizes. Adds a warning with the reason, except where the policy wants eager."""
         limits = self._catalog.model.components[component].spec.limits
         unasked = isinstance(error, BackendUnavailableError) and self._catalog.policy.backend == AUTO
         if self._missing.is_eager_fine and (unasked or isinstance(error, MissingEngineError)):

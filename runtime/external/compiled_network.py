@@ -1,7 +1,7 @@
-"""Runs calls of somebody else's network through engines: each call's sizes decide which, by the user's policy.
+"""Runs the network of a ComfyUI MODEL through engines, chosen per call by input sizes and the user's policy.
 
-The network stays what it is. An engine is used only after it has given what the network gives for the very same
-inputs and weights; whatever stands in the way, the network itself runs, and a sentence says why.
+The network itself is not changed. An engine is used only after its outputs passed the comparison with the network's,
+for the same inputs and weights. Where no engine can be used the network itself runs, and a sentence gives the reason.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Wan's causal video VAE as networks that carry their state from call to call, with every size dynamic.
 
-A latent frame stands for four frames of the video, but the first for one. Before that there is nothing: the
-first frame's network has no time in it, and no more than the last third of each kernel. The networks after it
-take and give, as caches, the two last frames that each convolution over time has seen, so that any number of
-calls gives what one would give.
+A latent frame stands for four frames of the video, but the first for one. The first frame has no past, so its
+network keeps only the last temporal tap of each kernel. Later networks take and return, as caches, the last two
+frames that each temporal convolution has seen, so that any number of calls gives what one call would give.
 
 Wan 2.1's VAE and the residual one of Wan 2.2's TI2V-5B go through the same functions.
 """
