@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 import weakref
@@ -313,3 +314,36 @@ def test_an_engine_in_two_parts_gives_the_networks_result(monkeypatch: pytest.Mo
     network.linear.weight.add_(1)  # both parts compute with the network's own weights
     (changed,) = runner(values).values()
     torch.testing.assert_close(changed, network(**values), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="ends a process as Linux does when memory runs out")
+def test_when_the_first_parts_process_is_killed_no_other_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import psutil
+
+    monkeypatch.setattr(build_module, "parts_of", lambda request: 2)
+    errors: list[Exception] = []
+
+    def build() -> None:
+        source = NetworkSource("tests.engine_builder.inductor_toys", "Mixed", {})
+        try:
+            with BuildProcess() as process:
+                build_engine(request(source=source), EngineStore(tmp_path), process)
+        except EngineError as error:
+            errors.append(error)
+
+    def workers() -> list[Any]:
+        return [each for each in psutil.Process().children(recursive=True) if "worker.py" in " ".join(each.cmdline())]
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    while thread.is_alive() and len(workers()) < 2:
+        time.sleep(0.05)
+    found = workers()
+    assert len(found) == 2
+    next(each for each in found if each.ppid() == os.getpid()).kill()
+    thread.join()
+    assert "was killed" in str(errors[0])
+    assert psutil.wait_procs(found, timeout=30)[1] == []
