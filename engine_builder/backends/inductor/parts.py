@@ -1,4 +1,4 @@
-"""Cuts a traced network into parts that processes compile side by side, and runs the compiled parts as one.
+"""Cuts a traced network into parts that processes compile side by side.
 
 PyTorch's compiler is one thread of Python: a graph of thousands of operators takes it minutes, whatever cores there
 are. Each part is a stretch of the graph; what later parts read of it is what it returns.
@@ -6,40 +6,20 @@ are. Each part is a stretch of the graph; what later parts read of it is what it
 
 from __future__ import annotations
 
-import json
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import import_module
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base import Part
+from .package import Wires
 
 if TYPE_CHECKING:
     import torch
 
-WIRES = "wires"
-"""The entry of a part's metadata that says what it reads and returns."""
 SLACKS = (8, 4, 2)
 """A cut lies within such a fraction of a part's length of its even place: the first that has room for one."""
-
-
-@dataclass(frozen=True)
-class Wires:
-    """What a part reads and returns, by name and in order; `strides` are those it expects of what it reads.
-
-    Strides of None are anybody's care but the parts': a network in one piece reads what the runner has made ready.
-    """
-
-    reads: tuple[str, ...]
-    strides: tuple[tuple[int, ...] | None, ...]
-    returns: tuple[str, ...]
-    results: tuple[str, ...]
-    """The whole network's outputs, in order."""
-    count: int
-    """How many parts there are."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +100,8 @@ def _written(node: Any) -> list[Any]:
         return []
     arguments = node.target._schema.arguments
     given = {**dict(zip((each.name for each in arguments), node.args, strict=False)), **node.kwargs}
-    return [given[each.name] for each in arguments if each.is_write and each.name in given]
+    written = [each.name for each in arguments if each.alias_info is not None and each.alias_info.is_write]
+    return [given[name] for name in written if name in given]
 
 
 def _memory(node: Any) -> Any:
@@ -214,99 +195,3 @@ def _example(value: torch.Tensor) -> torch.Tensor:
     import torch
 
     return torch.empty_strided(tuple(value.shape), _strides(value), dtype=value.dtype, device=value.device).zero_()
-
-
-def wires_text(wires: Wires) -> str:
-    """The wires as an entry of a package's metadata."""
-    return json.dumps(asdict(wires))
-
-
-def wires_of(metadata: Mapping[str, str]) -> Wires:
-    """The wires in a package's metadata; raises ValueError for one that has none."""
-    if WIRES not in metadata:
-        raise ValueError(f"Expected an engine with {WIRES} in its metadata, found {', '.join(metadata) or 'none'}.")
-    data = json.loads(metadata[WIRES])
-    names = {key: tuple(data[key]) for key in ("reads", "returns", "results")}
-    strides = tuple(None if each is None else tuple(each) for each in data["strides"])
-    return Wires(**names, strides=strides, count=data["count"])
-
-
-def whole_wires(inputs: Sequence[str], outputs: Sequence[str]) -> Wires:
-    """Those of a network in one piece, with its tensors in order."""
-    return Wires(tuple(inputs), (None,) * len(inputs), tuple(outputs), tuple(outputs), 1)
-
-
-class Package:
-    """A compiled network, or a part of one, as PyTorch's loader has it.
-
-    `torch.export` has a face for it too, which takes seconds to import and reads the call's form anew at each call.
-    """
-
-    def __init__(self, path: Path, device_index: int) -> None:
-        """Loads the file onto the device of that number, -1 for the CPU; what PyTorch raises goes on."""
-        aoti: Any = import_module("torch._C._aoti")
-        self._loader = aoti.AOTIModelPackageLoader(str(path), "model", True, 1, device_index)
-
-    def __call__(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return self._loader.boxed_run(list(values))
-
-    def get_metadata(self) -> dict[str, str]:
-        """What was put beside the code when it was compiled."""
-        return self._loader.get_metadata()
-
-    def get_constant_fqns(self) -> list[str]:
-        """The names of the weights that the code uses."""
-        return self._loader.get_constant_fqns()
-
-    def load_constants(self, constants: Mapping[str, torch.Tensor]) -> None:
-        """Has the code compute with these weights where they lie; whoever gives them keeps them alive."""
-        use_inactive, check_full_update, user_managed = False, True, True
-        self._loader.load_constants(dict(constants), use_inactive, check_full_update, user_managed)
-
-
-class Parts:
-    """A compiled network behind one face, in however many parts it is."""
-
-    def __init__(self, packages: Sequence[Package]) -> None:
-        """Takes the parts in their order; raises ValueError for one that does not say what it reads."""
-        self._packages = packages
-        self._wires = wires = [wires_of(package.get_metadata()) for package in packages]
-        last = {name: at for at, each in enumerate(wires) for name in each.reads}
-        self._done = [
-            [name for name in {*each.reads, *each.returns} - {*each.results} if last.get(name, at) <= at]
-            for at, each in enumerate(wires)
-        ]
-
-    def __call__(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        values = dict(inputs)
-        for package, wires, done in zip(self._packages, self._wires, self._done, strict=True):
-            given = zip(wires.reads, wires.strides, strict=True)
-            found = package([_lying(values[name], strides) for name, strides in given])
-            values.update(zip(wires.returns, found, strict=True))
-            for name in done:
-                del values[name]
-        return tuple(values[name] for name in self._wires[-1].results)
-
-    def get_metadata(self) -> dict[str, str]:
-        """The first part's, which says how the weights of all must lie."""
-        return self._packages[0].get_metadata()
-
-    def get_constant_fqns(self) -> list[str]:
-        """The names of all weights that any part uses."""
-        return list(dict.fromkeys(name for package in self._packages for name in package.get_constant_fqns()))
-
-    def load_constants(self, constants: Mapping[str, torch.Tensor]) -> None:
-        """Gives each part the weights that it uses."""
-        for package in self._packages:
-            package.load_constants({name: constants[name] for name in package.get_constant_fqns()})
-
-
-def _lying(tensor: torch.Tensor, strides: tuple[int, ...] | None) -> torch.Tensor:
-    """The tensor as compiled code reads it without a check: with those strides, on a boundary of 64 bytes."""
-    import torch
-
-    if strides is None:
-        return tensor
-    if tensor.stride() == strides and tensor.data_ptr() % 64 == 0:
-        return tensor
-    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

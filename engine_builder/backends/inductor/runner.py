@@ -16,7 +16,7 @@ from ....common.spec import EngineSpec, Scope
 from ..base import LoadNetwork, Runner, in_a_line
 from ..cuda_graph import Replay, can_capture, is_launch_bound
 from ..host_weights import to_device, to_host
-from .parts import Package, Parts, wires_of
+from .package import Package, Parts, wires_of
 
 if TYPE_CHECKING:
     import torch
