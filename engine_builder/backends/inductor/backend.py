@@ -27,7 +27,7 @@ from ....common.spec import EngineSpec, Target
 from ...graph.onnx_export import dynamic_shapes, example_inputs, trace_sizes
 from ..base import WHOLE, Availability, Backend, LoadNetwork, Part, Report, Runner, no_collection
 from .cpp_compiler import compilers, install_line, proof_begun
-from .package import WIRES, Wires, whole_wires, wires_text
+from .package import WIRES, whole_wires, wires_text
 from .parts import Cut, cut
 from .runner import LAYOUT, InductorRunner, file_name, layout_of
 from .torch_workarounds import arrays_declared, layouts_as_run, mutations_remembered, vectors_untried
@@ -118,7 +118,7 @@ class InductorBackend(Backend):
                 if part is None and self._part.index:
                     return {}  # it cannot be cut: the first part is the whole
                 program = program if part is None else _export_cut(part, device)
-                wires = _wires(spec) if part is None else part.wires
+                wires = whole_wires(spec.network) if part is None else part.wires
                 report("compile", 0.3)
                 metadata = {LAYOUT: json.dumps(layout_of(network)), WIRES: wires_text(wires)}
                 path = folder / file_name(self._part.index)
@@ -169,12 +169,6 @@ def _export_cut(part: Cut, device: torch.device) -> Any:
 
     with layouts_as_run(device), mutations_remembered():
         return torch.export.export(part.module, part.examples, strict=False)
-
-
-def _wires(spec: EngineSpec) -> Wires:
-    """Those of the network in one piece."""
-    network = spec.network
-    return whole_wires([tensor.name for tensor in network.inputs], [tensor.name for tensor in network.outputs])
 
 
 def hinted_sizes(profile: ShapeProfile) -> dict[str, int]:

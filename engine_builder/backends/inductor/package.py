@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ....common.spec import NetworkSpec
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,19 +39,20 @@ def wires_text(wires: Wires) -> str:
     return json.dumps(asdict(wires))
 
 
-def wires_of(metadata: Mapping[str, str]) -> Wires:
-    """The wires in a package's metadata; raises ValueError for one that has none."""
+def wires_of(metadata: Mapping[str, str], network: NetworkSpec) -> Wires:
+    """The wires in a package's metadata; those of the network in one piece for an engine of an older version."""
     if WIRES not in metadata:
-        raise ValueError(f"Expected an engine with {WIRES} in its metadata, found {', '.join(metadata) or 'none'}.")
+        return whole_wires(network)
     data = json.loads(metadata[WIRES])
     names = {key: tuple(data[key]) for key in ("reads", "returns", "results")}
     strides = tuple(None if each is None else tuple(each) for each in data["strides"])
     return Wires(**names, strides=strides, count=data["count"])
 
 
-def whole_wires(inputs: Sequence[str], outputs: Sequence[str]) -> Wires:
+def whole_wires(network: NetworkSpec) -> Wires:
     """Those of a network in one piece, with its tensors in order."""
-    return Wires(tuple(inputs), (None,) * len(inputs), tuple(outputs), tuple(outputs), 1)
+    inputs, outputs = (tuple(each.name for each in tensors) for tensors in (network.inputs, network.outputs))
+    return Wires(inputs, (None,) * len(inputs), outputs, outputs, 1)
 
 
 class Package:
@@ -83,10 +86,10 @@ class Package:
 class Parts:
     """A compiled network behind one face, in however many parts it is."""
 
-    def __init__(self, packages: Sequence[Package]) -> None:
-        """Takes the parts in their order; raises ValueError for one that does not say what it reads."""
+    def __init__(self, packages: Sequence[Package], network: NetworkSpec) -> None:
+        """Takes the network's parts in their order."""
         self._packages = packages
-        self._wires = wires = [wires_of(package.get_metadata()) for package in packages]
+        self._wires = wires = [wires_of(package.get_metadata(), network) for package in packages]
         last = {name: at for at, each in enumerate(wires) for name in each.reads}
         self._done = [
             [name for name in {*each.reads, *each.returns} - {*each.results} if last.get(name, at) <= at]

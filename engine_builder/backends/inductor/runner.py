@@ -136,9 +136,9 @@ class InductorRunner(Runner):
 
     def _open(self) -> Parts:
         """The engine's code, in however many parts it is."""
-        first = self._open_file(FILE_NAME)
-        others = range(1, wires_of(first.get_metadata()).count)
-        return Parts([first, *(self._open_file(file_name(part)) for part in others)])
+        first, network = self._open_file(FILE_NAME), self.spec.network
+        others = range(1, wires_of(first.get_metadata(), network).count)
+        return Parts([first, *(self._open_file(file_name(part)) for part in others)], network)
 
     def _open_file(self, name: str) -> Package:
         """A package, from a copy of the very bytes that were checked, which nobody else can write."""
