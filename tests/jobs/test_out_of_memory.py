@@ -52,7 +52,9 @@ WORDINGS: tuple[Callable[[], BaseException], ...] = (
     MemoryError,
 )
 """How PyTorch, CUDA's libraries, the driver, C++ and Python say it."""
-SENTENCE = re.compile(r"(Denoising|Decoding) .+ needs about .+ of memory.*: .+(would fit|choose less)\.")
+SENTENCE = re.compile(
+    r"(Encoding for|Denoising|Decoding) .+ needs (about|more than) .+ of memory.*: .+(would fit|choose less)\."
+)
 HELD_BYTES = 64 << 20
 """What PyTorch may hold more of after an error than before: workspaces of its libraries."""
 BLOCK_BYTES = 10 << 20
