@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ...common.device import current_device
+from ...common.errors import EngineError
 from ..backends.base import Part, Report
 from .build_process import BuildProcess
-from .compile import BuildRequest, compile_engine, compiled_to_dict, request_from_dict
+from .compile import BuildRequest, Compiled, compile_engine, compiled_to_dict, request_from_dict
+
+log = logging.getLogger(__name__)
 
 
 class _StoppedError(Exception):
@@ -22,14 +26,25 @@ class _StoppedError(Exception):
 def answer(data: Mapping[str, Any], log_path: Path, report: Report) -> dict[str, Any]:
     """Compiles what `compile.request_to_dict` has described; returns `compile.compiled_to_dict`'s data.
 
-    Raises EngineError and StorageError as `compile.compile_engine` does, for any part.
+    A network that cannot be compiled in parts is compiled in one piece. Raises EngineError and StorageError as
+    `compile.compile_engine` does.
     """
     request, folder = request_from_dict(data), Path(data["folder"])
     with current_device(request.device):  # compilers take the current GPU
-        if request.part.count == 1 or request.part.index:
-            return compiled_to_dict(compile_engine(request, folder, report))
+        if request.part.count > 1 and request.part.index == 0:
+            return compiled_to_dict(_in_parts(request, folder, log_path, report))
+        return compiled_to_dict(compile_engine(request, folder, report))
+
+
+def _in_parts(request: BuildRequest, folder: Path, log_path: Path, report: Report) -> Compiled:
+    try:
         with OtherParts(request, folder, log_path) as others:
-            return compiled_to_dict(compile_engine(request, folder, report, others.wait))
+            return compile_engine(request, folder, report, others.wait)
+    except EngineError as error:
+        log.warning("in %d parts it cannot be compiled: %s", request.part.count, error)
+    for path in folder.iterdir():  # of whatever parts there are
+        path.unlink()
+    return compile_engine(request, folder, report)
 
 
 class OtherParts:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from i2v_tensorrt.engine_builder.build import build as build_module
 from i2v_tensorrt.engine_builder.build import part_builds
 from i2v_tensorrt.engine_builder.build.build import MAX_PARTS, build_engine, parts_of
 from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
-from i2v_tensorrt.engine_builder.build.compile import BuildRequest, Compiled
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest, Compiled, request_to_dict
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 
@@ -36,6 +36,7 @@ from .inductor_toys import Mixed, loaded, mixed_spec
 from .toys import CPU, LIMITS, ToySource, toy_spec
 
 NETWORK = toy_spec().network
+SOURCE = NetworkSource("tests.engine_builder.inductor_toys", "Mixed", {})
 SIZES = {"batch": 2, "frames": 4, "latent_height": 8, "latent_width": 6}
 
 
@@ -293,12 +294,36 @@ def test_when_the_first_part_fails_the_others_end(monkeypatch: pytest.MonkeyPatc
     assert sorted(Process.ended) == [1, 2]
 
 
+def test_what_fails_in_parts_is_compiled_in_one_piece(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(part_builds, "BuildProcess", Process)
+    monkeypatch.setattr(Process, "ended", [], raising=False)
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    calls: list[bool] = []
+
+    def compile_engine(
+        request: BuildRequest, folder: Path, report: Any, other_parts: Callable[[], None] | None = None
+    ) -> Compiled:
+        calls.append(other_parts is not None)
+        assert not list(folder.iterdir())
+        (folder / file_name(len(calls))).write_bytes(b"code")
+        if other_parts is not None:
+            other_parts()
+        return Compiled({"pieces": "one"}, None)
+
+    monkeypatch.setattr(part_builds, "compile_engine", compile_engine)
+    data = {**request_to_dict(request(part=Part(0, 3), source=SOURCE), folder)}
+    found = part_builds.answer(data, tmp_path / "build.log", lambda stage, done: None)
+    assert calls == [True, False]
+    assert found["details"]["pieces"] == "one"
+    assert [path.name for path in folder.iterdir()] == [file_name(2)]
+
+
 @pytest.mark.slow
 def test_an_engine_in_two_parts_gives_the_networks_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(build_module, "parts_of", lambda request: 2)
-    source = NetworkSource("tests.engine_builder.inductor_toys", "Mixed", {})
     with BuildProcess() as process:
-        plan = build_engine(request(source=source), EngineStore(tmp_path), process).plan
+        plan = build_engine(request(source=SOURCE), EngineStore(tmp_path), process).plan
     assert plan.manifest.details["parts"] == "2"
     assert {FILE_NAME, file_name(1)} <= set(plan.manifest.files)
     runner, network = loaded(plan, CPU)
@@ -321,10 +346,9 @@ def test_when_the_first_parts_process_is_killed_no_other_is_left(
     errors: list[Exception] = []
 
     def build() -> None:
-        source = NetworkSource("tests.engine_builder.inductor_toys", "Mixed", {})
         try:
             with BuildProcess() as process:
-                build_engine(request(source=source), EngineStore(tmp_path), process)
+                build_engine(request(source=SOURCE), EngineStore(tmp_path), process)
         except EngineError as error:
             errors.append(error)
 
