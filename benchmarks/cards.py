@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..common.atomic_file import atomic_file
+from ..common.atomic_file import write_text
 from ..common.errors import I2VError
 from ..remote.comfyui.client import ComfyClient, PromptRefusedError, RunTimeoutError, ServerError
 from ..remote.comfyui.server import (
@@ -271,12 +271,10 @@ class Report:
         return []
 
     def _write(self, rows: dict[str, Any]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         content = self._facts | rows
         texts = {self._path: json.dumps(content, indent=1), self._path.with_suffix(".md"): markdown(content)}
         for path, text in texts.items():
-            with atomic_file(path) as temporary:
-                temporary.write_text(f"{text.rstrip()}\n", "utf-8")
+            write_text(path, f"{text.rstrip()}\n")
 
 
 ORIGIN = """\

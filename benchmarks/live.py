@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ..common.atomic_file import atomic_file
+from ..common.atomic_file import write_text
 from ..common.pack_paths import PACK
 from ..engine_builder.store.store import EngineStore
 from ..pipeline.dummies.full_size import write_full_checkpoint
@@ -147,9 +147,7 @@ def _add(path: Path, values: Figures, expected: Figures) -> None:
     found = dict(expected)
     with suppress(OSError, ValueError):
         found |= json.loads(path.read_text("utf-8"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(found | values, indent=1) + "\n", "utf-8")
+    write_text(path, json.dumps(found | values, indent=1) + "\n")
 
 
 def prompt_of(*changes: dict[str, dict[str, Any]], seed: int = 1) -> Prompt:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..common.atomic_file import atomic_file
+from ..common.atomic_file import write_text
 from ..common.errors import BackendUnavailableError, BudgetError
 from ..engine_builder.backends.registry import choose_backend
 from ..engine_builder.store.store import EngineStore
@@ -93,11 +93,9 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     content = {"benchmark": "sizes", "date": now(), "commit": describe_commit(None), "context_bytes": CONTEXT_BYTES}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     texts = {options.out: json.dumps({**content, "rows": found}, indent=1), options.out.with_suffix(".md"): page(found)}
     for path, text in texts.items():
-        with atomic_file(path) as temporary:
-            temporary.write_text(f"{text}\n", "utf-8")
+        write_text(path, f"{text}\n")
     return 0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.atomic_file import atomic_file
+from ..common.atomic_file import write_text
 from ..common.errors import I2VError
 from ..remote.comfyui.client import ComfyClient
 from ..remote.comfyui.server import ServerStartError, find_comfyui, link_pack, not_found_reason, start_server
@@ -91,9 +91,7 @@ def generated(root: Path, infos: Infos | None) -> dict[Path, str]:
 def write(texts: Mapping[Path, str]) -> None:
     """Writes each text to its file; raises StorageError when a file cannot be written."""
     for path, text in texts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as temporary:
-            temporary.write_text(text, "utf-8", newline="\n")
+        write_text(path, text)
 
 
 def _missing_help(root: Path, locales: Mapping[str, Mapping[str, Any]]) -> dict[Path, str]:

@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...common.atomic_file import write_text
 from ...common.errors import I2VError
-from .document import Document, write_text
+from .document import Document
 from .order import Order
 from .plot import save_plot
 from .process import run_order

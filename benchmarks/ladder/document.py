@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...common.atomic_file import atomic_file
 from ...common.errors import InputError
 from .job import Job
 from .row import FIGURES, Row, row_from_dict
@@ -98,10 +97,3 @@ class Document:
         """Puts the rows into the order of `names`, others after them."""
         known = [name for name in names if name in self.rows]
         self.rows = {name: self.rows[name] for name in [*known, *(n for n in self.rows if n not in known)]}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, "utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ...common.atomic_file import write_text
 from ...common.errors import I2VError
 from ...common.spec import EngineSpec
 from ...engine_builder.graph.onnx_export import example_inputs
@@ -21,7 +22,7 @@ from ...runtime.clip import encode_clip, sample_clip
 from ...runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from ...runtime.engines.engine_set import EngineSet
 from ...runtime.engines.policy import EnginePolicy
-from .document import Point, write_text
+from .document import Point
 from .flops import count_tflop
 from .job import Job
 from .measure import GIB, StageClock, free_memory, sample_ms
