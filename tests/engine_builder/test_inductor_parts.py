@@ -142,6 +142,30 @@ def test_what_lies_otherwise_is_copied_on_its_way() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+def test_a_network_in_one_piece_reads_contiguous_tensors_on_a_boundary() -> None:
+    given: list[torch.Tensor] = []
+
+    class Whole(Package):
+        def __init__(self) -> None:
+            """Has no part: it names no wires."""
+
+        def __call__(self, values: Sequence[torch.Tensor]) -> Any:
+            given.extend(values)
+            return [values[0]]
+
+        def get_metadata(self) -> dict[str, str]:
+            return {}
+
+    ready = torch.randn(2, 6)
+    sample, strength = torch.randn(5, 4).t(), torch.randn(7)[1:]
+    for one in (sample, ready):
+        given.clear()
+        Parts([Whole()], NETWORK)(sample=one, strength=strength)
+        assert all(x.is_contiguous() and x.data_ptr() % 64 == 0 for x in given)
+        assert torch.equal(given[0], one) and torch.equal(given[1], strength)
+    assert given[0] is ready
+
+
 def test_what_no_later_part_reads_is_let_go() -> None:
     first, second, third = parts(Deep(), 3)
     made: dict[str, weakref.ref[torch.Tensor]] = {}

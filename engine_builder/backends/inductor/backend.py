@@ -102,7 +102,7 @@ class InductorBackend(Backend):
 
     def begin(self) -> None:
         """Has the C++ compiler tried out, once for all processes, while the network is loaded and traced."""
-        proof_begun(self._device_type)
+        proof_begun("cpu" if self._device is None else self._device.type)
 
     def build(self, network: torch.nn.Module, spec: EngineSpec, folder: Path, report: Report) -> dict[str, str]:
         import torch
@@ -110,7 +110,7 @@ class InductorBackend(Backend):
         device = self._device or torch.device("cpu")
         component = spec.network.component
         try:
-            proof = proof_begun(self._device_type)
+            proof = proof_begun(device.type)
             with torch.inference_mode(False), torch.no_grad(), _quiet(), no_collection(), _attention(device):
                 report("export", 0.1)
                 program = _export(network.to(device), spec, device)
@@ -132,10 +132,6 @@ class InductorBackend(Backend):
             log.warning("compiling failed", exc_info=True)
             raise EngineError(f"Inductor cannot compile the {component} network: {_reason(error)}.") from error
         return {"compiler": compiler, "parts": str(wires.count)}
-
-    @property
-    def _device_type(self) -> str:
-        return "cpu" if self._device is None else self._device.type
 
     def load(self, plan: Plan | None, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> Runner:
         if plan is None:

@@ -22,7 +22,7 @@ WIRES = "wires"
 class Wires:
     """What a part reads and returns, by name and in order; `strides` are those it expects of what it reads.
 
-    Strides of None are anybody's care but the parts': a network in one piece reads what the runner has made ready.
+    Strides of None are those of contiguous tensors of whatever shape: a network in one piece may have many.
     """
 
     reads: tuple[str, ...]
@@ -125,7 +125,8 @@ def _lying(tensor: torch.Tensor, strides: tuple[int, ...] | None) -> torch.Tenso
     import torch
 
     if strides is None:
-        return tensor
+        tensor = tensor.contiguous()
+        strides = tensor.stride()
     if tensor.stride() == strides and tensor.data_ptr() % 64 == 0:
         return tensor
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

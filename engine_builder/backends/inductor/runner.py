@@ -212,9 +212,8 @@ class InductorRunner(Runner):
     def _direct(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         import torch
 
-        ready = {name: _ready(tensor) for name, tensor in inputs.items()}
         try:
-            outputs = self._package(**ready)
+            outputs = self._package(**inputs)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -246,9 +245,3 @@ def _lay_out(tensor: torch.Tensor, stride: list[int]) -> None:
 
     values = tensor.data
     tensor.data = torch.empty_strided(values.shape, stride, dtype=values.dtype, device=values.device).copy_(values)
-
-
-def _ready(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor as the compiled code reads it without a check: contiguous, and on a boundary of 64 bytes."""
-    dense = tensor.contiguous()
-    return dense.clone() if dense.data_ptr() % 64 else dense
