@@ -8,9 +8,7 @@ from typing import Generic
 import torch
 
 from ...engine_builder.backends.base import Backend, Report, Runner
-from ...engine_builder.build.build import BuildResult, quiet
-from ...engine_builder.build.build_process import BuildProcess
-from ...engine_builder.graph.recorded_calls import Calibration
+from ...engine_builder.build.build import quiet
 from ...engine_builder.store.store import EngineStore
 from ...pipeline.models.base import VideoModel
 from .builds import EngineBuilds
@@ -29,8 +27,8 @@ Wrap = Callable[[str, Runner], Runner]
 class Engines(Generic[AnyNetworks]):
     """The runners of some networks under one policy: `catalog`, `missing`, `builds` and `runners` do the work.
 
-    `wrap` stands between the runners and whoever calls them. Without `builds_ahead` each engine is built at its
-    first use.
+    `build` is that of `builds`. `wrap` stands between the runners and whoever calls them. Without `builds_ahead` each
+    engine is built at its first use.
     """
 
     def __init__(
@@ -52,6 +50,7 @@ class Engines(Generic[AnyNetworks]):
         self.catalog = EngineCatalog(model, store, policy, device)
         self.missing = MissingEngines(self.catalog, self.residency, later)
         self.builds = EngineBuilds(self.catalog, self.missing, self.residency, self.notes, report)
+        self.build = self.builds.build
         self.runners = EngineRunners(self.catalog, self.missing, self.builds, self.residency, self.notes, report)
         self.precision, self.on_missing = self.catalog.precision, self.missing.on_missing
         self._wrap, self._builds_ahead = wrap, builds_ahead
@@ -70,22 +69,6 @@ class Engines(Generic[AnyNetworks]):
         """Builds what a clip of these sizes lacks, if that is to be done ahead; see `EngineBuilds.prepare`."""
         if self._builds_ahead:
             self.builds.prepare(sizes)
-
-    def build(
-        self,
-        component: str,
-        sizes: Mapping[str, int],
-        process: BuildProcess,
-        *,
-        force: bool = False,
-        arch: str | None = None,
-        report: Report | None = None,
-        calibration: Calibration | None = None,
-    ) -> BuildResult:
-        """The component's engine for these sizes, from the store or built now; see `EngineBuilds.build`."""
-        return self.builds.build(
-            component, sizes, process, force=force, arch=arch, report=report, calibration=calibration
-        )
 
     @property
     def waiting_clips(self) -> int:
