@@ -58,7 +58,7 @@ default workspace); the summary says whether they ran."""
 PYTEST_ARGUMENTS = """\
 All other arguments go to pytest, with paths counted from the folder of run.py:
   python run.py test -k sampling
-  python run.py test tests/pipeline -x"""
+  python run.py test tests/unit/pipeline -x"""
 
 
 ELSEWHERE_HELP = {

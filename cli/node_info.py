@@ -12,7 +12,7 @@ from typing import Any
 
 from .environment import ROOT
 
-STORED = "tests/workflows/object_info.json"
+STORED = "tests/unit/workflows/object_info.json"
 PREFIX = "I2VTRT_"
 KEPT = ("input", "input_order", "output", "output_name", "output_node")
 """Words for people and what only some hosts know are left out."""

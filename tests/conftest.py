@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 
 
 def _alias_package() -> None:
@@ -38,6 +39,8 @@ TORTURE_S = 4 * 3600
 """How long the full counts may take together; what is not done by then has failed."""
 TIME_IS_UP = f"not done within {TORTURE_S / 3600:g} hours, which is as long as the full counts may take together"
 BY_NAME = (TORTURE, "browser")
+NEEDS = {"live": "comfy", "browser": "browser", "gpu": "gpu"}
+"""The marker of each test in one of these folders."""
 EVIDENCE = "evidence"
 DEADLINE = pytest.StashKey[float]()
 
@@ -50,8 +53,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(LiveTests())
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the full counts and the browser unless the command line names their marker."""
+    """Marks what a folder needs; leaves out the full counts and the browser unless the command line names them."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0] if TESTS in item.path.parents else ""
+        if folder in NEEDS:
+            item.add_marker(NEEDS[folder])
     unnamed = [marker for marker in BY_NAME if marker not in config.option.markexpr]
     left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in unnamed)]
     if left_out:
@@ -119,7 +127,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library by which system calls of a child process fail; skips where there is none."""
-    from i2v_tensorrt.tests.faults import compiled
+    from i2v_tensorrt.tests.helpers.faults import compiled
 
     return compiled(tmp_path_factory.mktemp("faults"))
 

@@ -14,20 +14,12 @@ import pytest
 from i2v_tensorrt.common.pack_paths import PACK
 from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack, start_server
 from i2v_tensorrt.tests.browser.screen import VIEWPORTS, Console, Screen, kind, set_settings
-from i2v_tensorrt.tests.comfy.conftest import ARGUMENTS, device_arguments
+from i2v_tensorrt.tests.live.conftest import ARGUMENTS, device_arguments
 
 HERE = Path(__file__).resolve().parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
 # No outside host is asked for anything by the browser itself.
 QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-gpu")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks everything in this folder, before `-m` selects."""
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker("browser")
 
 
 @pytest.fixture(scope="session")

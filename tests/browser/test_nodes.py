@@ -8,7 +8,7 @@ import pytest
 
 from i2v_tensorrt.remote.comfyui.server import ComfyServer
 from i2v_tensorrt.tests.browser.screen import Screen
-from i2v_tensorrt.tests.workflows.locales import LANGUAGES, LOCALES, node_defs
+from i2v_tensorrt.tests.helpers.locales import LANGUAGES, LOCALES, node_defs
 
 WEB = LOCALES.parent / "web"
 NODES = sorted(node_defs("en"))

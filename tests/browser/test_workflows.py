@@ -11,7 +11,7 @@ from i2v_tensorrt.common.pack_paths import PACK
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyServer
 from i2v_tensorrt.tests.browser.screen import LOAD_MS, VIEWPORTS, Screen
-from i2v_tensorrt.tests.workflows.locales import LANGUAGES
+from i2v_tensorrt.tests.helpers.locales import LANGUAGES
 
 NAMES = sorted(path.stem for path in (PACK / "workflows").glob("*.json"))
 

@@ -24,9 +24,11 @@ from i2v_tensorrt.runtime.demo_model import demo_model
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
-from ..counts import REPORT_FOLDER
-from .report import ROOT, Case, Report, environment
+from ..helpers.counts import REPORT_FOLDER
+from ..helpers.gpu_report import ROOT, Case, Report, environment
+from ..unit.benchmarks.conftest import job, make_order
 
+__all__ = ["job", "make_order"]
 NO_GPU = "No CUDA GPU that PyTorch can use was found, so nothing of the GPU suite ran."
 CASES = "test_gpu.py::"
 Inputs = Callable[[str, int], dict[str, torch.Tensor]]
@@ -64,8 +66,9 @@ def figures(record_property: Callable[[str, object], None]) -> Figures:
     return lambda **values: record_property("figures", tuple(values.items()))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def device() -> torch.device:
+    """The GPU; without one nothing of this folder runs."""
     if not torch.cuda.is_available():
         pytest.skip(NO_GPU)
     return default_device()

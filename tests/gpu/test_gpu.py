@@ -22,8 +22,6 @@ from i2v_tensorrt.runtime.prebuild import component_names
 
 from .conftest import Figures, Inputs
 
-pytestmark = pytest.mark.gpu
-
 CORE = "core"
 SLACK_BYTES = 64 << 20
 """What other programs and the driver may take or give meanwhile."""

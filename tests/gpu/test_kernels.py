@@ -1,0 +1,92 @@
+"""Each Triton kernel against plain PyTorch on the GPU at hand."""
+
+import pytest
+import torch
+
+from i2v_tensorrt.pipeline.fused.kernels import gelu, norm, operators, residual, short_attention
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+LIMIT = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-5}
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, mean: float = 0.0) -> torch.Tensor:
+    return (torch.randn(shape, device="cuda") + mean).to(dtype)
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    assert found.shape == expected.shape
+    assert bool(torch.isfinite(found).all())
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.fixture(autouse=True)
+def needs_triton() -> None:
+    pytest.importorskip("triton")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 16, 100, 5, 64), (1, 7, 33, 3, 32), (2, 40, 9, 2, 16)], ids=str)
+def test_short_attention(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    q, k, v = drawn(*shape[:3], 3, *shape[3:], dtype=dtype).unbind(3)
+    assert operators.serves(q, 1, 3, 4)
+    found = short_attention.short_attention(q, k, v)
+    expected = short_attention.reference(*(x.double() for x in (q, k, v)))
+    assert distance(found, expected) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(4, 4096, 320), (2, 100, 24), (3, 5000, 1280), (6, 64, 96)], ids=str)
+def test_moments(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = drawn(*shape, dtype=dtype, mean=20.0)
+    group = torch.nn.GroupNorm(8, shape[-1]).cuda().to(dtype)
+    torch.nn.init.normal_(group.weight)
+    offset = drawn(2, shape[-1], dtype=dtype) if shape[0] % 2 == 0 else None
+    with torch.no_grad():
+        scale, shift = norm.scale_and_shift(norm.channel_moments(x), shape[1], 1, offset, group)
+        found = x.float() * scale[:, None] + shift[:, None]
+        added = (
+            x.double() if offset is None else x.double() + offset.double().repeat_interleave(shape[0] // 2, 0)[:, None]
+        )
+        expected = group.double()(added.transpose(1, 2)).transpose(1, 2)
+    assert distance(found, expected) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("other", [False, True])
+def test_add_and_measure(other: bool, dtype: torch.dtype) -> None:
+    x, bias = drawn(3, 777, 80, dtype=dtype), drawn(80, dtype=dtype)
+    more = drawn(3, 777, 80, dtype=dtype) if other else None
+    total, moments = norm.add_and_measure(x, more, bias)
+    expected = x.double() + bias.double() + (0 if more is None else more.double())
+    assert distance(total, expected) < LIMIT[dtype]
+    group = torch.nn.GroupNorm(8, 80).cuda()
+    with torch.no_grad():
+        scale, shift = norm.scale_and_shift(moments, 777, 3, None, group)
+        wanted = group(total.float().flatten(0, 1).T[None])[0].T
+    assert distance(total.float().flatten(0, 1) * scale + shift, wanted) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 7, 2560), (5, 24), (1, 4096, 10)], ids=str)
+def test_gated_gelu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = drawn(*shape, dtype=dtype)
+    value, gate = x.double().chunk(2, -1)
+    assert distance(gelu.gated_gelu(x), value * torch.nn.functional.gelu(gate)) < LIMIT[dtype]
+
+
+def test_gelu_is_right_far_below_zero() -> None:
+    """Where 1 + erf(x) of float32 is 0 or noise."""
+    gate = torch.linspace(-5, 9, 10_001, device="cuda")
+    found = gelu.gated_gelu(torch.stack([torch.ones_like(gate), gate], 1))[:, 0].double()
+    expected = gate.double() * torch.special.ndtr(gate.double())
+    assert float(((found - expected) / expected.abs().clamp(min=1e-9)).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_product_is_added_where_the_stream_lies(dtype: torch.dtype) -> None:
+    shapes = (2, 3, 5, 7, 64), (2, 3, 5, 7, 96), (64, 96)
+    stream, x, weight = (drawn(*shape, dtype=dtype) for shape in shapes)
+    expected = stream.double() + x.double() @ weight.double().T
+    found = residual.add_product(stream, x, weight)
+    assert found.data_ptr() == stream.data_ptr()
+    assert distance(found, expected) < LIMIT[dtype]

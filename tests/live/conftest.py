@@ -1,0 +1,126 @@
+"""One live ComfyUI for all tests of this folder, with the pack linked into it and a tiny checkpoint to run."""
+
+import json
+import os
+import shlex
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from i2v_tensorrt.benchmarks.live import Report
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
+from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack, start_server
+from i2v_tensorrt.tests.live.device import Device, device_of, why_no_onnxruntime
+from i2v_tensorrt.tests.live.graphs import CHECKPOINT, SVD, WANS, gradient, png
+
+FIGURES = "I2VTRT_LIVE_FIGURES"
+"""Names the file of figures, such as benchmarks/results/gpu/figures.json, in which the live tests are counted."""
+HERE = Path(__file__).resolve().parent
+PACK = HERE.parent.parent
+# No outside host, no database file.
+ARGUMENTS = ("--disable-api-nodes", "--database-url", "sqlite:///:memory:")
+FLAGS = "I2VTRT_LIVE_FLAGS"
+"""Further flags of ComfyUI that the live tests are to run with, such as `--disable-cuda-malloc` or `--lowvram`."""
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Writes how many live tests passed and failed, where a file is named for it."""
+    path = os.environ.get(FIGURES)
+    if path:
+        Report(Path(path)).note(**live_figures(terminalreporter.stats))
+
+
+def live_figures(stats: Mapping[str, Sequence[object]]) -> dict[str, int]:
+    """The figures of pytest's lists by outcome: what could not be set up has failed too."""
+    passed, failed, errors = (len(stats.get(name, ())) for name in ("passed", "failed", "error"))
+    return {"live_passed": passed, "live_failed": failed + errors}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The networks here are tiny, and threads that spin while they wait only slow a busy machine down."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def base_directory(
+    host: ComfyHost,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_folder: Path,
+    tiny_svd_folder: Path,
+    tiny_wan: Callable[[str], Path],
+) -> Path:
+    """Models, custom nodes, input and output of the servers under test."""
+    base_directory = tmp_path_factory.mktemp("comfyui")
+    link_pack(PACK, base_directory)
+    link_pack(HERE / "probe_nodes.py", base_directory, "probe_nodes.py")
+    wans = ((name, tiny_wan(kind)) for kind, name in WANS.items())
+    for name, folder in ((CHECKPOINT, tiny_folder), (SVD, tiny_svd_folder), *wans):
+        shutil.copytree(folder, base_directory / "models" / "i2v" / name)
+    return base_directory
+
+
+@pytest.fixture(scope="session")
+def server_arguments() -> list[str]:
+    """How the servers are started; their device is the GPU where this Python sees one."""
+    return [*ARGUMENTS, "--preview-method", "latent2rgb", *device_arguments()]
+
+
+@pytest.fixture(scope="session")
+def server(host: ComfyHost, base_directory: Path, server_arguments: list[str]) -> Iterator[ComfyServer]:
+    """The server that most tests share."""
+    with start_server(host, base_directory, server_arguments) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: ComfyServer) -> ComfyClient:
+    """A client of the server."""
+    return ComfyClient(server.url)
+
+
+@pytest.fixture(scope="session")
+def device(server: ComfyServer) -> Device:
+    """What the servers compute on."""
+    return device_of(server.url)
+
+
+@pytest.fixture(scope="session")
+def onnxruntime(client: ComfyClient, device: Device) -> None:
+    """Skips where ONNX Runtime does not serve a GPU, which takes another package of it; every CPU is served."""
+    reason = why_no_onnxruntime(client)
+    if reason is not None and device.kind != "cpu":
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def version(server: ComfyServer) -> tuple[int, ...]:
+    """The server's version as numbers: features come and go with it."""
+    with urllib.request.urlopen(f"{server.url}/system_stats") as response:  # noqa: S310 - our own server
+        return tuple(int(part) for part in json.load(response)["system"]["comfyui_version"].split("."))
+
+
+@pytest.fixture(scope="session")
+def picture(client: ComfyClient) -> str:
+    """The name of a small picture in the server's input folder."""
+    return client.upload_image(png(gradient()), "gradient.png")
+
+
+@pytest.fixture(scope="session")
+def output(base_directory: Path) -> Path:
+    """The servers' output folder."""
+    return base_directory / "output"
+
+
+def device_arguments() -> list[str]:
+    """On a GPU as people start it; a CPU is taken by a flag alone, and there the cache heeds no memory pressure."""
+    import torch
+
+    here = [] if torch.cuda.is_available() else ["--cpu", "--cache-classic"]
+    return [*here, *shlex.split(os.environ.get(FLAGS, ""))]

@@ -1,0 +1,95 @@
+"""What the servers under test compute on, and how far two clips may be apart there."""
+
+from __future__ import annotations
+
+import json
+import math
+import urllib.request
+from dataclasses import dataclass
+
+import torch
+
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.tests.live.graphs import node, text
+
+CANNOT = "cannot run"
+HALF_PSNR = 44.0
+"""What two ways to a clip in fp16 are alike by at least, in dB.
+
+A rounding to 11 bits lies up to 2^11, 66 dB, below the value; guidance of 9 takes 9 times one prediction and 8 times
+another, which raises what differs by 20 log10(sqrt(9^2 + 8^2)) = 22 dB. On a CPU fp16 was seen to leave 55 to 63 dB.
+"""
+BF16_VAE_PSNR = 44.0
+"""What a decode in bf16 and one in fp16 are alike by at least, in dB.
+
+A rounding to 8 bits is off by 2^-9/sqrt(3) of the value on average, 59 dB below it; those of some 30 layers in a row
+add up to sqrt(30) times that, 15 dB. On a CPU bf16 was seen to leave 50 dB.
+"""
+
+
+@dataclass(frozen=True)
+class Device:
+    """The kind of a server's device (`cpu`, `cuda`) and its number, where it has one."""
+
+    kind: str
+    index: int | None
+
+    @property
+    def precision(self) -> str:
+        """What `auto` stands for."""
+        return "fp16" if self.kind == "cuda" else "fp32"
+
+    @property
+    def rare(self) -> str:
+        """A precision in which no test builds engines unless it asks for it."""
+        return "bf16" if self.kind == "cuda" else "fp16"
+
+    @property
+    def here(self) -> str:
+        """How nodes say where a network runs by `auto`."""
+        return f"{self.precision} on {self.kind}" + ("" if self.index is None else f":{self.index}")
+
+
+def device_of(url: str) -> Device:
+    """The device of the server there."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"{url}/system_stats", timeout=60) as response:
+        first, *_ = json.load(response)["devices"]
+    return Device(first["type"], first["index"])
+
+
+def lines(result: RunResult, name: str) -> list[str]:
+    """What the node says of its run, line by line, without the line on memory that a GPU has."""
+    return [line for line in text(result, name).splitlines() if "VRAM" not in line]
+
+
+def assert_alike(one: torch.Tensor, other: torch.Tensor, device: Device, levels: int) -> None:
+    """Two clips in 0..255, of which in fp32 no value may differ by more than so many levels."""
+    assert one.shape == other.shape
+    apart = one.int() - other.int()
+    if device.precision == "fp32":
+        assert apart.abs().max() <= levels
+    else:
+        assert decibels(float((apart / 255).double().square().mean())) >= HALF_PSNR
+
+
+def decibels(mse: float) -> float:
+    """The peak signal-to-noise ratio of frames in 0..1."""
+    return -10 * math.log10(mse) if mse else math.inf
+
+
+def why_no_onnxruntime(client: ComfyClient) -> str | None:
+    """Why the server's ONNX Runtime does not serve its device, as the Engine Doctor says; None where it does."""
+    result = client.run({"1": node("I2VTRT_EngineDoctor")})
+    assert (result.status, result.error) == ("success", None)
+    rows = {row[0]: row[1:] for row in result.outputs["1"]["table"]}
+    state, reason = rows["backend onnxruntime"]
+    return reason if state == CANNOT else None
+
+
+def rare_encoders(client: ComfyClient, device: Device) -> set[str]:
+    """The first digits of each picture encoder in the rare precision in the store, which other tests fill as well."""
+    result = client.run({"1": node("I2VTRT_EngineManager", action="list", engine="")})
+    assert (result.status, result.error) == ("success", None)
+    rows = result.outputs["1"]["table"][1:]
+    return {row[0] for row in rows if row[1] == "image_encoder" and row[2].endswith(f" {device.rare}")}

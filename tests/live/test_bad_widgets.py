@@ -1,0 +1,145 @@
+"""Values that no node can use are refused before anything runs, in one sentence each."""
+
+import re
+from typing import Any
+
+import pytest
+
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, PromptRefusedError
+from i2v_tensorrt.tests.live.graphs import (
+    BUILDER,
+    CONDITIONING,
+    DECODE,
+    ENGINES,
+    LOADER,
+    PICTURE,
+    SAMPLER,
+    SAVE,
+    builder,
+    clip,
+    node,
+    published,
+    sentences,
+)
+
+NAN, INFINITY = float("nan"), float("inf")
+
+VALUES = [
+    (CONDITIONING, "width", 65, "Width is a multiple of 8, found 65: the nearest is 64."),
+    (CONDITIONING, "height", 100, "Height is a multiple of 8, found 100: the nearest is "),
+    (CONDITIONING, "width", 0, "Width is a whole number from 64 to 2048, found 0."),
+    (CONDITIONING, "height", -64, "Height is a whole number from 64 to 2048, found -64."),
+    (CONDITIONING, "width", 10**9, "Width is a whole number from 64 to 2048, found 1000000000."),
+    (CONDITIONING, "width", NAN, "Failed to convert an input value to a INT value"),
+    (CONDITIONING, "width", "wide", "Failed to convert an input value to a INT value"),
+    (CONDITIONING, "num_frames", 0, "Value 0 smaller than min of 1"),
+    (CONDITIONING, "num_frames", 162, "Value 162 bigger than max of 161"),
+    (CONDITIONING, "fps", 0, "Value 0 smaller than min of 1"),
+    (CONDITIONING, "motion_bucket_id", -1, "Value -1 smaller than min of 0"),
+    (CONDITIONING, "noise_aug_strength", NAN, "The noise augmentation's strength is a number from 0 to 10, found nan."),
+    (SAMPLER, "guidance_scale", NAN, "Guidance is a number from 0 to 100, found nan."),
+    (SAMPLER, "guidance_scale", INFINITY, "Guidance is a number from 0 to 100, found inf."),
+    (SAMPLER, "guidance_scale", -INFINITY, "Guidance is a number from 0 to 100, found -inf."),
+    (SAMPLER, "guidance_scale", -1, "Guidance is a number from 0 to 100, found -1.0."),
+    (SAMPLER, "min_guidance_scale", NAN, "Guidance is a number from 0 to 100, found nan."),
+    (SAMPLER, "late_guidance_scale", 101.0, "Guidance is a number from 0 to 100, found 101.0."),
+    (SAMPLER, "shift", -1.0, "Shift is a number from 0.01 to 100, found -1.0."),
+    (SAMPLER, "shift", NAN, "Shift is a number from 0.01 to 100, found nan."),
+    (SAMPLER, "eta", 2, "Eta is a number from 0 to 1, found 2.0."),
+    (SAMPLER, "eta", NAN, "Eta is a number from 0 to 1, found nan."),
+    (SAMPLER, "steps", 0, "Value 0 smaller than min of 1"),
+    (SAMPLER, "steps", 10**6, "Value 1000000 bigger than max of "),
+    (SAMPLER, "seed", -1, "Value -1 smaller than min of 0"),
+    (SAMPLER, "seed", 1 << 64, "Value 18446744073709551616 bigger than max of 18446744073709551615"),
+    (SAMPLER, "scheduler", "karras", "Value not in list: scheduler: 'karras' not in "),
+    (SAMPLER, "scheduler", {"a": 1}, "Value not in list: scheduler: "),
+    (LOADER, "checkpoint", "none-such", "There is no checkpoint 'none-such' in "),
+    (LOADER, "checkpoint", "../../../etc", "There is no checkpoint '../../../etc' in "),
+    (LOADER, "precision", "int4", "Value not in list: precision: 'int4' not in "),
+    (ENGINES, "backend", "tpu", "Value not in list: backend: 'tpu' not in "),
+    (ENGINES, "backend", {"a": 1}, "Value not in list: backend: "),
+    (ENGINES, "on_missing", "pray", "Value not in list: on_missing: 'pray' not in "),
+    (BUILDER, "component", "flux", "Value not in list: component: 'flux' not in "),
+    (BUILDER, "width", 65, "Width is a multiple of 8, found 65: the nearest is 64."),
+    (BUILDER, "num_frames", 0, "Value 0 smaller than min of 1"),
+    (BUILDER, "backend", "tpu", "The backend is one of auto, "),
+    (BUILDER, "target", "sm_1", "TensorRT-RTX builds for sm_"),
+    (BUILDER, "backend", {"a": 1}, "The backend is one of auto, "),
+    (BUILDER, "target", {"a": 1}, "TensorRT-RTX builds for sm_"),
+    (DECODE, "chunk", -1, "Value -1 smaller than min of 0"),
+    (SAVE, "format", "avi", "The format must be one of mp4-h264, "),
+    (SAVE, "format", {"a": 1}, "The format must be one of mp4-h264, "),
+    (SAVE, "crf", 60, "crf must be a number from 0 to 51 for mp4-h264, but it is 60.0."),
+    (SAVE, "crf", NAN, "crf must be a number from 0 to 51 for mp4-h264, but it is nan."),
+    (SAVE, "fps", NAN, "fps must be a number from 0.01 to 1000, but it is nan."),
+    (SAVE, "fps", 0, "fps must be a number from 0.01 to 1000, but it is 0.0."),
+    (SAVE, "filename_prefix", "", "A file name is a text such as video/clip, found ''."),
+    (SAVE, "filename_prefix", "../x", "A file name has no empty, dotted or reserved parts, found '..' in '../x'."),
+    (SAVE, "filename_prefix", "a/../../x", "A file name has no empty, dotted or reserved parts, found '..' in "),
+    (SAVE, "filename_prefix", "/etc/x", "A file name lies below the output folder, found the absolute '/etc/x'."),
+    (SAVE, "filename_prefix", "C:\\x", "A file name has no control characters and none of "),
+    (SAVE, "filename_prefix", "a\0b", "A file name has no control characters and none of "),
+    (SAVE, "filename_prefix", "NUL", "A file name has no empty, dotted or reserved parts, found 'NUL' in 'NUL'."),
+    (SAVE, "filename_prefix", "\ud800", "A file name is valid Unicode, found '\\ud800'."),
+    (SAVE, "filename_prefix", "x" * 300, "A part of a file name has at most 223 bytes, found 300."),
+    (SAVE, "filename_prefix", "/".join(["long"] * 2000), "A file name has at most 1000 bytes in all, found 9999."),
+    (SAMPLER, "guidance_scale", "high", "Failed to convert an input value to a FLOAT value"),
+    (SAMPLER, "eta", {"a": 1}, "Failed to convert an input value to a FLOAT value"),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "value", "sentence"), VALUES, ids=lambda value: str(value)[:24])
+def test_a_value_is_refused_before_anything_runs(
+    client: ComfyClient,
+    picture: str,
+    version: tuple[int, ...],
+    name: str,
+    field: str,
+    value: Any,
+    sentence: str,
+) -> None:
+    if sentence.startswith("Value not in list") and version < (0, 8):
+        pytest.skip("this ComfyUI does not check V3 combos: a run does")
+    prompt = clip(picture)
+    prompt[ENGINES] = published("image_to_video")[ENGINES]
+    prompt[BUILDER] = builder()
+    prompt["9"] = node("PreviewAny", source=[ENGINES, 0])
+    prompt[name]["inputs"][field] = value
+    with pytest.raises(PromptRefusedError) as caught:
+        client.queue(prompt)
+    assert set(caught.value.node_errors) == {name}
+    told = sentences(caught.value.node_errors[name]["errors"], field)
+    assert [line for line in told if line.startswith(sentence)]
+    assert len(told) == 1 or sentence.startswith("Failed to convert")  # which does not end ComfyUI's checks
+    assert "\n" not in "".join(told)
+    # ComfyUI lays a check of several inputs at the door of each: there are few of those.
+    assert len(caught.value.node_errors[name]["errors"]) <= 4
+    assert not re.search(r"Traceback|File \"", str(caught.value.node_errors))
+
+
+SOCKETS = [
+    (SAMPLER, "conditioning", "20", "LATENT"),
+    (SAMPLER, "conditioning", PICTURE, "IMAGE"),
+    (SAMPLER, "model", PICTURE, "IMAGE"),
+    (CONDITIONING, "image", LOADER, "I2V_MODEL"),
+    (DECODE, "latents", CONDITIONING, "I2V_CONDITIONING"),
+    (SAVE, "frames", SAMPLER, "LATENT"),
+    (SAVE, "audio", DECODE, "IMAGE"),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "source", "kind"), SOCKETS, ids=lambda value: value)
+def test_a_socket_of_the_wrong_kind_is_refused(
+    client: ComfyClient, picture: str, name: str, field: str, source: str, kind: str
+) -> None:
+    prompt = clip(picture)
+    prompt["20"] = node("EmptyLatentImage", width=64, height=64, batch_size=1)
+    prompt[name]["inputs"][field] = [source, 0]
+    with pytest.raises(PromptRefusedError) as caught:
+        client.queue(prompt)
+    (told,) = sentences(caught.value.node_errors[name]["errors"], field)
+    assert told.startswith(f"Return type mismatch between linked nodes: {field}, received_type({kind}) mismatch")
+
+
+def test_a_good_prompt_still_runs(client: ComfyClient, picture: str) -> None:
+    assert client.run(clip(picture)).status == "success"

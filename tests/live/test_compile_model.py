@@ -1,0 +1,354 @@
+"""I2V Compile Model between the core's own loaders and samplers."""
+
+import itertools
+import math
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.server import ComfyHost
+from i2v_tensorrt.tests.live.graphs import Prompt, changed, node
+from i2v_tensorrt.tests.live.test_progress import interrupt_at
+from i2v_tensorrt.tests.live.texts import run_and_hear
+
+SCRIPT = Path(__file__).resolve().with_name("core_models.py")
+LEAST_PSNR = 40.0
+ALL_BY_THE_ENGINE = "3 of 3 calls by the inductor engine"
+NONE_BY_THE_ENGINE = "3 of 3 calls by the network as it is"
+LORA = "tiny_wan_lora.safetensors"
+AS_IT_IS = "The network runs as it is"
+FRESH = itertools.count(1000)
+"""Seeds that no prompt has had: ComfyUI answers one that it knows from its cache, and the node says nothing."""
+LOADER, COMPILED, POSITIVE, NEGATIVE, VIDEO, VAE, SAMPLER, FRAMES, PLAIN_SAMPLER, PLAIN_FRAMES, DIFFERENCE = (
+    str(number) for number in range(1, 12)
+)
+
+
+def write_core_models(host: ComfyHost, base_directory: Path) -> None:
+    """Checkpoints in the core's layouts, in a server's folders."""
+    command = [str(host.python), str(SCRIPT), str(host.directory), str(base_directory / "models")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=base_directory)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module", autouse=True)
+def core_models(host: ComfyHost, base_directory: Path) -> None:
+    """Those of the server that most tests share."""
+    write_core_models(host, base_directory)
+
+
+def compiled(model: Any, **inputs: Any) -> dict[str, Any]:
+    settings = {"on_missing": "build", "shape_policy": "exact", "backend": "inductor"}
+    return node("I2VTRT_CompileModel", model=model, **{**settings, **inputs})
+
+
+def sampler(model: Any, seed: int = 1, steps: int = 3, cfg: float = 3.0) -> dict[str, Any]:
+    settings = {"sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    links = {"positive": [VIDEO, 0], "negative": [VIDEO, 1], "latent_image": [VIDEO, 2]}
+    return node("KSampler", model=model, seed=seed, steps=steps, cfg=cfg, **settings, **links)
+
+
+def wan(name: str, seed: int = 1, model: Any = None, plain: Any = None, **inputs: Any) -> Prompt:
+    """The core's graph for a Wan twice, with the node and without, and how far the frames are apart."""
+    tokens = {"tokens": 12, "width": 4096, "picture_tokens": 257}
+    picture = node("EmptyImage", width=64, height=64, batch_size=1, color=0x3366AA)
+    video = {"vae": [VAE, 0], "width": 64, "height": 64, "length": 9, "batch_size": 1, "start_image": ["20", 0]}
+    return {
+        LOADER: node("UNETLoader", unet_name=f"{name}.safetensors", weight_dtype="default"),
+        COMPILED: compiled([LOADER, 0], **inputs),
+        POSITIVE: node("ProbeConditioning", seed=1, **tokens),
+        NEGATIVE: node("ProbeConditioning", seed=2, **tokens),
+        VAE: node("VAELoader", vae_name="tiny_wan_vae.safetensors"),
+        "20": picture,
+        VIDEO: node("WanImageToVideo", positive=[POSITIVE, 0], negative=[NEGATIVE, 0], **video),
+        SAMPLER: sampler(model or [COMPILED, 0], seed),
+        FRAMES: node("VAEDecode", samples=[SAMPLER, 0], vae=[VAE, 0]),
+        PLAIN_SAMPLER: sampler(plain or [LOADER, 0], seed),
+        PLAIN_FRAMES: node("VAEDecode", samples=[PLAIN_SAMPLER, 0], vae=[VAE, 0]),
+        DIFFERENCE: node("ProbeDifference", a=[FRAMES, 0], b=[PLAIN_FRAMES, 0]),
+    }
+
+
+def custom(prompt: Prompt) -> Prompt:
+    """The same with the core's custom sampler and guider in KSampler's place."""
+    found = dict(prompt)
+    found["50"] = node("KSamplerSelect", sampler_name="euler")
+    for number, name in enumerate((SAMPLER, PLAIN_SAMPLER), 51):
+        given = prompt[name]["inputs"]
+        noise, sigmas, guider = (f"{number}{kind}" for kind in ("noise", "sigmas", "guider"))
+        conditioning = {"positive": given["positive"], "negative": given["negative"]}
+        found[noise] = node("RandomNoise", noise_seed=given["seed"])
+        found[sigmas] = node("BasicScheduler", model=given["model"], scheduler="simple", steps=3, denoise=1.0)
+        found[guider] = node("CFGGuider", model=given["model"], cfg=given["cfg"], **conditioning)
+        links = {"noise": [noise, 0], "guider": [guider, 0], "sampler": ["50", 0], "sigmas": [sigmas, 0]}
+        found[name] = node("SamplerCustomAdvanced", latent_image=given["latent_image"], **links)
+    return found
+
+
+def told(client: ComfyClient, prompt: Prompt) -> str:
+    """What the node says after a run whose frames are those of the graph without it."""
+    result, heard = run_and_hear(client, prompt)
+    assert (result.status, result.error) == ("success", None)
+    seen = result.outputs[DIFFERENCE]
+    assert seen["std"][0] > 0.01, "a clip of one colour shows nothing"
+    assert seen["mse"][0] == 0 or -10 * math.log10(seen["mse"][0]) >= LEAST_PSNR
+    return heard[COMPILED][-1]
+
+
+def svd(seed: int = 1, model: Any = None, plain: Any = None, **inputs: Any) -> Prompt:
+    """The same for Stable Video Diffusion: four frames of 64x64."""
+    latent = ["20", 0]
+    tokens = {"tokens": 1, "width": 1024, "latent": latent}
+    links = {"positive": [POSITIVE, 0], "negative": [NEGATIVE, 0], "latent_image": latent}
+    prompt = wan("tiny_svd_core", seed, model, plain, **inputs)
+    del prompt[VIDEO]
+    prompt |= {
+        POSITIVE: node("ProbeConditioning", seed=1, **tokens),
+        NEGATIVE: node("ProbeConditioning", seed=2, **tokens),
+        VAE: node("VAELoader", vae_name="taesd"),
+        "20": node("EmptyLatentImage", width=64, height=64, batch_size=4),
+    }
+    return changed(prompt, {SAMPLER: links, PLAIN_SAMPLER: links})
+
+
+@pytest.fixture
+def engines(base_directory: Path) -> Callable[[], set[str]]:
+    """The keys of the engines in the server's store."""
+    return lambda: {path.name for path in (base_directory / "models" / "i2v_engines").glob("?" * 64)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny_wan21_i2v", "tiny_wan22_a14b"])
+def test_wan_makes_the_clip_that_it_makes_without_the_node(client: ComfyClient, name: str) -> None:
+    first = told(client, wan(name)).splitlines()
+    assert first[0] == "2 of 3 calls by the inductor engine, 1 by both, to compare them"
+    assert len(first) == 1 or "WanModel engine built in" in first[1]
+    assert told(client, wan(name, seed=2)) == ALL_BY_THE_ENGINE
+
+
+@pytest.mark.slow
+def test_svd_makes_the_clip_that_it_makes_without_the_node(client: ComfyClient) -> None:
+    """As near to the clip in fp32: in fp16 the network's own rounding takes this one 40 dB away from it."""
+    assert "2 of 3 calls by the inductor engine" in told_beside_fp32(client, svd())
+    assert told_beside_fp32(client, svd(seed=2)) == ALL_BY_THE_ENGINE
+
+
+def told_beside_fp32(client: ComfyClient, prompt: Prompt) -> str:
+    """What the node says after a run whose frames are as near to those in fp32 as the network's own, within 3 dB."""
+    precise = {**prompt[PLAIN_SAMPLER]["inputs"], "model": ["70", 0]}
+    beside = {
+        "70": node("ModelComputeDtype", model=[LOADER, 0], dtype="fp32"),
+        "71": node("KSampler", **precise),
+        "72": node("VAEDecode", samples=["71", 0], vae=[VAE, 0]),
+        "73": node("ProbeDifference", a=[FRAMES, 0], b=["72", 0]),
+        "74": node("ProbeDifference", a=[PLAIN_FRAMES, 0], b=["72", 0]),
+    }
+    result, heard = run_and_hear(client, prompt | beside)
+    assert (result.status, result.error) == ("success", None)
+    assert result.outputs[DIFFERENCE]["std"][0] > 0.01, "a clip of one colour shows nothing"
+    engine, network = (result.outputs[name]["mse"][0] for name in ("73", "74"))
+    assert engine <= max(2 * network, 10 ** (-LEAST_PSNR / 10)), (engine, network)
+    return heard[COMPILED][-1]
+
+
+@pytest.mark.slow
+class TestOneEngine:
+    """What is done to the model between two runs needs no other engine, and changes what it should."""
+
+    NAME = "tiny_wan22_a14b"
+
+    @pytest.fixture(autouse=True)
+    def built(self, client: ComfyClient, engines: Callable[[], set[str]]) -> Iterator[None]:
+        """The engine is there before, and no other one after."""
+        told(client, wan(self.NAME, seed=next(FRESH)))
+        before = engines()
+        yield
+        assert engines() == before
+
+    def test_a_lora_is_put_on_and_taken_off(self, client: ComfyClient) -> None:
+        lora = {"lora_name": LORA, "strength_model": 1.0}
+        on = {
+            "30": node("LoraLoaderModelOnly", model=[COMPILED, 0], **lora),
+            "31": node("LoraLoaderModelOnly", model=[LOADER, 0], **lora),
+        }
+        without = wan(self.NAME, seed=3)
+        assert told(client, without) == ALL_BY_THE_ENGINE
+        assert told(client, wan(self.NAME, 3, ["30", 0], ["31", 0]) | on).startswith("2 of 3 calls by the inductor")
+        assert told(client, wan(self.NAME, 4, ["30", 0], ["31", 0]) | on) == ALL_BY_THE_ENGINE
+        assert told(client, wan(self.NAME, seed=5)) == ALL_BY_THE_ENGINE
+        # A LoRA that changed nothing would show nothing.
+        apart = wan(self.NAME, 6, ["30", 0]) | on
+        result = client.run(apart)
+        assert result.outputs[DIFFERENCE]["mse"][0] > 1e-4
+
+    def test_memory_is_freed(self, client: ComfyClient) -> None:
+        for seed, outputs in ((7, False), (8, True)):
+            client.free(unload_models=True, free_memory=outputs)
+            assert client.run({"1": node("ProbeModels")}).outputs["1"]["models"] == []
+            assert " of 3 calls by the inductor engine" in told(client, wan(self.NAME, seed=seed))
+
+    def test_nothing_of_ours_is_held_between_runs(self, client: ComfyClient) -> None:
+        told(client, wan(self.NAME, seed=9))
+        assert "I2VEngine" not in client.run({"1": node("ProbeModels")}).outputs["1"]["models"]
+
+    def test_a_run_is_interrupted(self, client: ComfyClient) -> None:
+        long = changed(wan(self.NAME, seed=10), {SAMPLER: {"steps": 1000}})
+        result = client.run(long, interrupt_at(client, SAMPLER, 3))
+        assert result.status == "interrupted"
+        assert result.previews
+        assert told(client, wan(self.NAME, seed=11)) == ALL_BY_THE_ENGINE
+
+    def test_custom_samplers_and_guiders(self, client: ComfyClient) -> None:
+        assert told(client, custom(wan(self.NAME, seed=12))) == ALL_BY_THE_ENGINE
+
+    @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+    def test_a_wrapper_of_another_pack_stays_outside(self, client: ComfyClient, first: bool) -> None:
+        """EasyCache wraps the network where the engine does, and leaves out calls that it thinks it knows."""
+        cache = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
+        prompt = wan(self.NAME, 13, None if first else ["30", 0], ["31", 0])
+        prompt["30"] = node("EasyCache", model=[LOADER if first else COMPILED, 0], **cache)
+        prompt["31"] = node("EasyCache", model=[LOADER, 0], **cache)
+        if first:
+            prompt[COMPILED]["inputs"]["model"] = ["30", 0]
+        assert " of 3 calls by the inductor engine" in told(client, prompt)
+
+
+@pytest.mark.slow
+def test_a_build_is_interrupted(client: ComfyClient, engines: Callable[[], set[str]]) -> None:
+    name = "tiny_wan22_a14b"
+    small = changed(wan(name), {VIDEO: {"width": 80, "height": 64}})
+    before = engines()
+
+    def stop(name: str, text: str) -> None:
+        if name == SAMPLER and text.startswith("building "):
+            for running in client.queued()[0]:
+                client.interrupt(running)
+
+    result, _ = run_and_hear(client, small, stop)
+    assert result.status == "interrupted"
+    assert engines() == before
+    assert told(client, wan(name, seed=20)).startswith(("3 of 3", "2 of 3"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["onnxruntime", "inductor"])
+def test_times_for_each_frame(client: ComfyClient, backend: str, request: pytest.FixtureRequest) -> None:
+    """The 5B keeps its first frame: it is given a time for each. No small VAE decodes its latents of 48 channels."""
+    if backend == "onnxruntime":
+        request.getfixturevalue("onnxruntime")
+    prompt = wan("tiny_wan22_5b", backend=backend)
+    for name in (FRAMES, PLAIN_FRAMES, DIFFERENCE, "20"):
+        del prompt[name]
+    prompt["21"] = node("SolidMask", value=0.5, width=8, height=8)
+    prompt["22"] = node("SetLatentNoiseMask", samples=[VIDEO, 2], mask=["21", 0])
+    prompt["23"] = node("SaveLatent", samples=[SAMPLER, 0], filename_prefix="one")
+    prompt["24"] = node("SaveLatent", samples=[PLAIN_SAMPLER, 0], filename_prefix="other")
+    masked = {"latent_image": ["22", 0]}
+    prompt = changed(prompt, {VIDEO: {"start_image": None}, SAMPLER: masked, PLAIN_SAMPLER: masked})
+    result, heard = run_and_hear(client, prompt)
+    assert (result.status, result.error) == ("success", None)
+    one, other = (latents(client, result, name) for name in ("23", "24"))
+    assert one.shape == (1, 48, 3, 8, 8) and other.std() > 0.01
+    spread = float(other.max() - other.min())
+    assert 20 * math.log10(spread / (one - other).square().mean().sqrt().clamp_min(1e-9)) >= LEAST_PSNR
+    assert heard[COMPILED][-1].startswith(f"2 of 3 calls by the {backend} engine")
+
+
+def latents(client: ComfyClient, result: RunResult, name: str) -> torch.Tensor:
+    """What the core's Save Latent has written."""
+    (saved,) = result.outputs[name]["latents"]
+    return load(client.view(saved["filename"], saved["subfolder"], saved["type"]))["latent_tensor"].double()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("onnxruntime")
+def test_an_engine_that_holds_weights_is_built_for_each_lora(
+    client: ComfyClient, engines: Callable[[], set[str]]
+) -> None:
+    name, backend = "tiny_wan22_a14b", {"backend": "onnxruntime"}
+    loras = {
+        "30": node("LoraLoaderModelOnly", model=[COMPILED, 0], lora_name=LORA, strength_model=1.0),
+        "31": node("LoraLoaderModelOnly", model=[LOADER, 0], lora_name=LORA, strength_model=1.0),
+    }
+    assert "2 of 3 calls by the onnxruntime engine" in told(client, wan(name, 40, **backend))
+    before = engines()
+    with_lora = wan(name, 41, ["30", 0], ["31", 0], **backend) | loras
+    assert "2 of 3 calls by the onnxruntime engine" in told(client, with_lora)
+    assert len(engines() - before) == 1
+    assert "calls by the onnxruntime engine" in told(client, wan(name, 42, **backend))
+    assert len(engines() - before) == 1
+    client.free(unload_models=True, free_memory=False)
+    assert client.run({"1": node("ProbeModels")}).outputs["1"]["models"] == []
+    assert "calls by the onnxruntime engine" in told(client, wan(name, 43, **backend))
+
+
+@pytest.mark.parametrize("value", [5, "x", {"a": 1}, None, True])
+def test_what_is_no_model_is_refused_in_a_sentence(client: ComfyClient, value: object) -> None:
+    prompt = {COMPILED: compiled(value), "60": node("PreviewAny", source=[COMPILED, 1])}
+    result = client.run(prompt)
+    assert result.status == "error" and result.error is not None
+    assert "Expected model over a link from a node that gives it, found " in result.error
+
+
+class TestFallback:
+    """What an engine cannot honour runs as it is, and the node says so."""
+
+    NAME = "tiny_wan22_a14b"
+
+    def test_a_patch(self, client: ComfyClient) -> None:
+        if "ScaleROPE" not in client.object_info():
+            pytest.skip("this ComfyUI has no node that changes the positions")
+        rope = {"scale_x": 2.0, "scale_y": 2.0, "scale_t": 1.0, "shift_x": 0.0, "shift_y": 0.0, "shift_t": 0.0}
+        prompt = wan(self.NAME, 14, ["30", 0], ["31", 0])
+        prompt["30"] = node("ScaleROPE", model=[COMPILED, 0], **rope)
+        prompt["31"] = node("ScaleROPE", model=[LOADER, 0], **rope)
+        first, *reasons = told(client, prompt).splitlines()
+        assert first == NONE_BY_THE_ENGINE
+        assert reasons == [f"{AS_IT_IS}: Expected no patches in the network, found rope_options ({', '.join(rope)})."]
+
+    def test_a_replaced_block(self, client: ComfyClient) -> None:
+        skip = {"double_layers": "0", "single_layers": "", "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0}
+        prompt = wan(self.NAME, 15, ["30", 0], ["31", 0])
+        prompt["30"] = node("SkipLayerGuidanceDiT", model=[COMPILED, 0], rescaling_scale=0.0, **skip)
+        prompt["31"] = node("SkipLayerGuidanceDiT", model=[LOADER, 0], rescaling_scale=0.0, **skip)
+        said = told(client, prompt)
+        assert f"{AS_IT_IS}: Expected no patches in the network, found patches_replace (dit)." in said.splitlines()
+
+    @pytest.mark.slow  # the other branch is called alone, by an engine of its own
+    def test_a_control(self, client: ComfyClient) -> None:
+        prompt = wan(self.NAME, 16)
+        prompt["40"] = node("ProbeControl", conditioning=[POSITIVE, 0])
+        prompt = changed(prompt, {VIDEO: {"positive": ["40", 0]}})
+        assert f"{AS_IT_IS}: Expected no control, found one, such as a ControlNet's." in told(client, prompt)
+
+    @pytest.mark.slow  # the other branch is called alone, by an engine of its own
+    def test_a_hook_on_the_weights(self, client: ComfyClient) -> None:
+        properties = {"hooks": ["40", 0], "strength": 1.0, "set_cond_area": "default"}
+        prompt = wan(self.NAME, 17)
+        prompt["40"] = node("CreateHookLoraModelOnly", lora_name=LORA, strength_model=1.0)
+        prompt["41"] = node("ConditioningSetProperties", cond_NEW=[POSITIVE, 0], **properties)
+        prompt = changed(prompt, {VIDEO: {"positive": ["41", 0]}})
+        alone = changed(prompt, {DIFFERENCE: {"a": [PLAIN_FRAMES, 0]}})
+        for name in (COMPILED, SAMPLER, FRAMES):
+            del alone[name]
+        without = client.run(alone)
+        if without.status == "error":
+            pytest.skip(f"this ComfyUI cannot run its own graph here: {without.error}")
+        assert f"{AS_IT_IS}: Expected no hooks on the weights, found some." in told(client, prompt)
+
+    def test_no_engine_where_none_shall_be_built(self, client: ComfyClient) -> None:
+        odd = {VIDEO: {"width": 48, "height": 48}}
+        said = told(client, changed(wan(self.NAME, on_missing="eager"), odd))
+        assert said.startswith(NONE_BY_THE_ENGINE) and "There is no engine for network in " in said
+        result = client.run(changed(wan(self.NAME, on_missing="stop"), odd))
+        assert result.status == "error" and result.error is not None
+        assert "MissingEngineError: There is no engine for network in " in result.error
+
+    def test_eager_is_what_it_says(self, client: ComfyClient) -> None:
+        assert told(client, wan(self.NAME, backend="eager")) == NONE_BY_THE_ENGINE

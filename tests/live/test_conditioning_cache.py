@@ -1,0 +1,134 @@
+"""A clip is encoded once: in a second prompt, after its memory was freed, and after a restart."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.server import ComfyHost, start_server
+from i2v_tensorrt.tests.live.device import Device, lines
+from i2v_tensorrt.tests.live.graphs import (
+    CONDITIONING,
+    DECODE,
+    LOADER,
+    SAMPLER,
+    Prompt,
+    changed,
+    clip,
+    encoding,
+    gradient,
+    node,
+    png,
+    ran,
+    text,
+)
+
+WIDGETS = {
+    "prompt": "a boat",
+    "negative_prompt": "a storm",
+    "width": 72,
+    "height": 72,
+    "num_frames": 3,
+    "fps": 9,
+}
+
+
+def run(client: ComfyClient, prompt: Prompt) -> RunResult:
+    result = client.run(prompt)
+    assert (result.status, result.error) == ("success", None)
+    return result
+
+
+def about(prompt: str, **others: Any) -> dict[str, dict[str, Any]]:
+    """Conditioning inputs that no other test encodes."""
+    return {CONDITIONING: {"prompt": prompt, **others}}
+
+
+def test_an_identical_prompt_does_nothing(client: ComfyClient, picture: str) -> None:
+    prompt = clip(picture, about("identical"))
+    first = run(client, prompt)
+    assert text(first, CONDITIONING).startswith("cache miss: encoded in ")
+    assert {CONDITIONING, SAMPLER} < ran(first)
+    second = run(client, prompt)
+    assert ran(second) == set()
+    assert second.progress == {}
+
+
+def test_another_seed_samples_and_encodes_nothing(client: ComfyClient, picture: str) -> None:
+    prompt = clip(picture, about("another seed"))
+    run(client, prompt)
+    second = run(client, clip(picture, about("another seed"), {SAMPLER: {"seed": 2}}))
+    assert CONDITIONING not in ran(second)
+    assert [value for value, _ in second.progress[SAMPLER]] == [1, 2]
+
+
+def test_another_picture_is_encoded(client: ComfyClient, picture: str) -> None:
+    run(client, encoding(picture, about("another picture")))
+    other = client.upload_image(png(gradient(blue=1)), "other.png")
+    assert text(run(client, encoding(other, about("another picture"))), CONDITIONING).startswith("cache miss")
+
+
+def test_the_same_picture_under_another_name_is_not_encoded(client: ComfyClient, picture: str) -> None:
+    run(client, encoding(picture, about("another name")))
+    other = client.upload_image(png(gradient()), "copy.png")
+    second = run(client, encoding(other, about("another name")))
+    assert text(second, CONDITIONING).startswith("cache hit (memory)")
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_every_widget_counts(client: ComfyClient, picture: str, name: str) -> None:
+    run(client, encoding(picture, about(f"every widget but {name}")))
+    changes = about(f"every widget but {name}", **({} if name == "prompt" else {name: WIDGETS[name]}))
+    changes[CONDITIONING]["prompt"] += " and more" if name == "prompt" else ""
+    assert text(run(client, encoding(picture, changes)), CONDITIONING).startswith("cache miss")
+
+
+def by_name(device: Device) -> dict[str, dict[str, Any]]:
+    """The same precision on this device, but another input: ComfyUI runs the nodes behind it again."""
+    return {LOADER: {"precision": device.precision}}
+
+
+def test_a_hit_is_told_with_the_time_saved(client: ComfyClient, picture: str, device: Device) -> None:
+    first = run(client, encoding(picture, about("time saved")))
+    second = run(client, encoding(picture, about("time saved"), by_name(device)))
+    (told,) = lines(first, CONDITIONING)
+    assert text(second, CONDITIONING) == f"cache hit (memory): {told.removeprefix('cache miss: encoded in ')} saved"
+
+
+def test_what_was_cut_off_is_told_by_a_hit_too(client: ComfyClient, picture: str, device: Device) -> None:
+    long = about("long " * 100)
+    first = run(client, encoding(picture, long))
+    second = run(client, encoding(picture, long, by_name(device)))
+    assert text(second, CONDITIONING).startswith("cache hit (memory)")
+    cut = [lines(result, CONDITIONING)[1:] for result in (first, second)]
+    assert cut[0] == cut[1]
+    assert "only the first 77 count" in cut[0][0]
+
+
+def test_after_a_restart_it_comes_from_the_disk(
+    client: ComfyClient, picture: str, host: ComfyHost, base_directory: Path, server_arguments: list[str]
+) -> None:
+    prompt = clip(picture, about("restart"), {SAMPLER: {"reuse_result": True}})
+    first = run(client, prompt)
+    with start_server(host, base_directory, server_arguments, base_directory / "restarted.log") as restarted:
+        second = run(ComfyClient(restarted.url), prompt)
+        again = run(ComfyClient(restarted.url), changed(prompt, {SAMPLER: {"reuse_result": False}}))
+    (told,) = lines(first, CONDITIONING)
+    assert text(second, CONDITIONING) == f"cache hit (disk): {told.removeprefix('cache miss: encoded in ')} saved"
+    seconds = text(first, SAMPLER).splitlines()[0].removeprefix("denoised in ")
+    assert text(second, SAMPLER) == f"result cache hit (disk): {seconds} saved"
+    assert text(again, SAMPLER).startswith("denoised in "), "nothing is taken from it unless that is asked for"
+
+
+def test_a_kept_result_is_what_was_sampled(client: ComfyClient, picture: str, device: Device) -> None:
+    """The frames of a second run, with a node between that makes the server run the sampler again."""
+    prompt = clip(picture, about("kept"), {SAMPLER: {"reuse_result": True}})
+    others = {"15": changed(prompt, {SAMPLER: {"model": ["12", 0]}})[SAMPLER]}
+    others["12"] = changed(prompt, by_name(device))[LOADER]
+    others["16"] = changed(prompt, {DECODE: {"latents": ["15", 0]}})[DECODE]
+    probe = {"17": node("ProbeDifference", a=[DECODE, 0], b=["16", 0])}
+    assert text(run(client, prompt), SAMPLER).startswith("denoised in ")
+    result = run(client, {**prompt, **others, **probe})
+    assert text(result, "15").startswith("result cache hit (memory): ")
+    assert result.outputs["17"]["difference"] == [0.0]

@@ -1,0 +1,37 @@
+"""What ComfyUI's memory manager and the pack do to each other on a GPU, which is pretended."""
+
+import ast
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from i2v_tensorrt.remote.comfyui.server import ComfyHost
+from i2v_tensorrt.tests.live.inside import CASE, OUTCOMES
+
+HERE = Path(__file__).resolve().parent
+FILES = sorted(HERE.glob("inside_*.py"))
+
+
+def cases() -> list[str]:
+    """The names of all cases, read without running what needs ComfyUI."""
+    bodies = (ast.parse(path.read_text("utf-8")).body for path in FILES)
+    return [each.name for body in bodies for each in body if isinstance(each, ast.FunctionDef) and CASE in each.name]
+
+
+@pytest.fixture(scope="module")
+def outcomes(host: ComfyHost, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
+    """What each case raised, by its name."""
+    if not (host.directory / "comfy" / "memory_management.py").is_file():
+        pytest.skip("this ComfyUI brings no weights in as they are used")
+    folder = tmp_path_factory.mktemp("inside")
+    command = [host.python, HERE / "inside.py", host.directory, folder, *FILES]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / OUTCOMES).read_text("utf-8"))
+
+
+@pytest.mark.parametrize("name", cases())
+def test_case(outcomes: dict[str, str | None], name: str) -> None:
+    assert outcomes[name] is None, outcomes[name]

@@ -1,0 +1,111 @@
+"""The runners obey ComfyUI's memory manager, and the Engine Loader what its user wants of a missing engine."""
+
+from typing import Any
+
+import pytest
+
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
+from i2v_tensorrt.tests.live.device import Device, lines
+from i2v_tensorrt.tests.live.graphs import (
+    CONDITIONING,
+    DECODE,
+    ENGINES,
+    SAMPLER,
+    SAVE,
+    Prompt,
+    changed,
+    clip,
+    node,
+    published,
+    ran,
+    text,
+)
+
+OURS = {"I2VEngine"}
+
+
+PROBE = "30"
+
+
+def probed(client: ComfyClient, prompt: Prompt | None = None) -> dict[str, Any]:
+    """The models that ComfyUI holds in memory now, and their bytes.
+
+    `prompt` is one that has just run: what its nodes gave is kept for it, and would be dropped for another one.
+    """
+    result = client.run({**(prompt or {}), PROBE: node("ProbeModels")})
+    assert ran(result) == {PROBE}
+    return result.outputs[PROBE]
+
+
+def freed(client: ComfyClient, prompt: Prompt | None, **wishes: bool) -> dict[str, Any]:
+    """Asks for memory until it was given, for the server frees once it is idle; what is held then."""
+    found: dict[str, Any] = {}
+    for _ in range(20):
+        client.free(**wishes)
+        found = probed(client, prompt)
+        if not found["models"]:
+            break
+    return found
+
+
+@pytest.mark.parametrize("outputs", [False, True], ids=["models", "models and outputs"])
+def test_freed_memory_holds_no_runner(client: ComfyClient, picture: str, outputs: bool) -> None:
+    first = clip(picture, {CONDITIONING: {"prompt": f"free {outputs}"}})
+    assert client.run(first).status == "success"
+    held = probed(client, first)
+    assert set(held["models"]) == OURS
+    assert held["bytes"][0] > 1_000_000  # the tiny UNet has 1.4 million weights
+    assert freed(client, None if outputs else first, unload_models=True, free_memory=outputs)["bytes"] == [0]
+
+    again = changed(first, {SAMPLER: {"seed": 2}})
+    result = client.run(again)
+    assert (result.status, result.error) == ("success", None)
+    assert set(probed(client, again)["models"]) == OURS
+
+
+def test_what_no_node_holds_any_more_leaves_the_memory(
+    client: ComfyClient, picture: str, server_arguments: list[str]
+) -> None:
+    """At once, and not when Python looks for cycles: another prompt drops what the nodes of the last one gave."""
+    if "--cache-classic" not in server_arguments:
+        pytest.skip("ComfyUI's default cache keeps what the nodes of earlier prompts gave.")
+    first = clip(picture, {CONDITIONING: {"prompt": "held by nobody"}})
+    assert client.run(first).status == "success"
+    assert set(probed(client, first)["models"]) == OURS
+    assert probed(client)["bytes"] == [0]
+
+
+def with_loader(picture: str, **inputs: Any) -> Prompt:
+    """The published graph, Engine Loader and all, at a size for which nothing was built."""
+    prompt = clip(picture, {CONDITIONING: {"width": 96, "height": 64}})
+    prompt[ENGINES] = changed(published("image_to_video"), {ENGINES: inputs})[ENGINES]
+    return changed(prompt, {name: {"model": [ENGINES, 0]} for name in (CONDITIONING, SAMPLER, DECODE)})
+
+
+def test_a_missing_engine_runs_eager_with_a_warning(client: ComfyClient, picture: str, device: Device) -> None:
+    result = client.run(with_loader(picture, on_missing="eager"))
+    assert (result.status, result.error) == ("success", None)
+    assert "core runs in eager PyTorch, which is slower." in text(result, SAMPLER)
+    assert lines(result, SAMPLER)[1] == f"eager, {device.here}"
+    assert "vae_decoder runs in eager PyTorch, which is slower." in text(result, DECODE)
+
+
+def test_a_missing_engine_stops_when_it_shall(client: ComfyClient, picture: str) -> None:
+    result = client.run(with_loader(picture, on_missing="stop"))
+    assert result.status == "error"
+    assert result.error is not None
+    assert "MissingEngineError: " in result.error
+    assert_one_sentence(result.error)
+    assert SAVE not in result.outputs
+
+
+def test_eager_as_a_backend_needs_no_engine(client: ComfyClient, picture: str) -> None:
+    result = client.run(with_loader(picture, on_missing="stop", backend="eager"))
+    assert result.error is None
+    assert text(result, ENGINES).startswith("eager, ")
+    assert "slower" not in text(result, SAMPLER)
+
+
+def assert_one_sentence(error: str) -> None:
+    assert "\n" not in error
+    assert error.endswith(".")

@@ -1,0 +1,207 @@
+"""Save Video in a graph: every format, pingpong, odd sizes, sound, and a file that the page can ask for."""
+
+import io
+import math
+import struct
+import wave
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+from PIL import Image
+
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.messages import made_files
+from i2v_tensorrt.tests.live.graphs import PICTURE, SAVE, Prompt, node, save, text
+
+CONTAINERS = {
+    "mp4-h264": ("mp4", "h264"),
+    "mp4-h265": ("mp4", "hevc"),
+    "webm-vp9": ("webm", "vp9"),
+    "webm-av1": ("webm", "libdav1d"),
+    "mkv-ffv1": ("matroska", "ffv1"),
+}
+IMAGES = {"webp": "WEBP", "gif": "GIF"}
+COLOURS = (0xFF0000, 0x00FF00, 0x0000FF)
+RGB = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+def three_colours(**inputs: Any) -> Prompt:
+    """A red, a green and a blue frame into Save Video."""
+    sources = {str(n): node("EmptyImage", width=64, height=48, batch_size=1, color=c) for n, c in enumerate(COLOURS)}
+    batches = {
+        "10": node("ImageBatch", image1=["0", 0], image2=["1", 0]),
+        "11": node("ImageBatch", image1=["10", 0], image2=["2", 0]),
+    }
+    return sources | batches | {SAVE: save("", frames=["11", 0], **inputs)[SAVE]}
+
+
+def run(client: ComfyClient, prompt: Prompt) -> RunResult:
+    result = client.run(prompt)
+    assert (result.status, result.error) == ("success", None)
+    return result
+
+
+def shown(client: ComfyClient, result: RunResult) -> bytes:
+    (described,) = result.outputs[SAVE]["images"]
+    return client.view(**described)
+
+
+def written(result: RunResult, output: Path) -> Path:
+    return output / text(result, SAVE).splitlines()[0]
+
+
+@pytest.mark.parametrize("key", CONTAINERS)
+def test_a_video_of_every_kind_is_written(client: ComfyClient, output: Path, key: str) -> None:
+    result = run(client, three_colours(format=key, filename_prefix=f"kinds/{key}"))
+    container, codec = CONTAINERS[key]
+    with av.open(written(result, output)) as video:
+        stream = video.streams.video[0]
+        assert container in video.format.name
+        assert stream.codec_context.name == codec
+        assert (stream.width, stream.height, float(stream.average_rate or 0)) == (64, 48, 8)
+        middle = [frame.to_ndarray(format="rgb24")[24, 32].tolist() for frame in video.decode(stream)]
+    assert [max(range(3), key=colour.__getitem__) for colour in middle] == [0, 1, 2]
+    assert {"prompt"} <= {name.lower() for name in video.metadata}
+
+
+@pytest.mark.parametrize("key", ["mp4-h264", "mp4-h265", "mkv-ffv1", "gif"])
+def test_a_program_is_told_of_the_file_itself(client: ComfyClient, output: Path, key: str) -> None:
+    """Not of what the page plays in its place."""
+    result = run(client, three_colours(format=key, filename_prefix=f"told/{key}"))
+    (file,) = made_files(result.outputs)
+    assert output / file.subfolder / file.filename == written(result, output)
+    assert client.view(file.filename, file.subfolder, file.type) == written(result, output).read_bytes()
+
+
+@pytest.mark.parametrize("key", IMAGES)
+def test_an_animation_of_every_kind_is_written(client: ComfyClient, output: Path, key: str) -> None:
+    result = run(client, three_colours(format=key, filename_prefix=f"kinds/{key}"))
+    with Image.open(written(result, output)) as image:
+        assert (image.format, image.size) == (IMAGES[key], (64, 48))
+        frames = []
+        for position in range(3):
+            image.seek(position)
+            frames.append(image.convert("RGB").getpixel((32, 24)))
+        assert getattr(image, "n_frames", 1) == 3
+    assert all(max(map(abs, map(int.__sub__, a, b))) < 12 for a, b in zip(frames, RGB, strict=True))
+
+
+@pytest.mark.parametrize("key", [*CONTAINERS, *IMAGES])
+def test_the_page_gets_what_it_can_play(client: ComfyClient, output: Path, key: str) -> None:
+    result = run(client, three_colours(format=key, filename_prefix=f"kinds/{key}"))
+    (described,) = result.outputs[SAVE]["images"]
+    content = shown(client, result)
+    if key in ("mkv-ffv1", "mp4-h265"):
+        assert described["type"] == "temp"
+        with av.open(io.BytesIO(content)) as video:
+            assert video.streams.video[0].codec_context.name == "h264"
+            assert sum(1 for _ in video.decode(video=0)) == 3
+    else:
+        assert described["type"] == "output"
+        assert content == written(result, output).read_bytes()
+    assert result.outputs[SAVE]["animated"] == [key != "gif"]
+
+
+def test_pingpong_plays_forward_then_backward(client: ComfyClient, output: Path) -> None:
+    prompt = three_colours(format="mkv-ffv1", pingpong=True, filename_prefix="pingpong")
+    prompt["8"] = node("GetVideoComponents", video=[SAVE, 0])
+    prompt["9"] = node("PreviewImage", images=["8", 0])
+    result = run(client, prompt)
+    with av.open(written(result, output)) as video:
+        frames = [tuple(frame.to_ndarray(format="rgb24")[0, 0].tolist()) for frame in video.decode(video=0)]
+    assert frames == [RGB[0], RGB[1], RGB[2], RGB[1]]
+    previews = [Image.open(io.BytesIO(client.view(**described))) for described in result.outputs["9"]["images"]]
+    assert [image.convert("RGB").getpixel((0, 0)) for image in previews] == frames
+
+
+@pytest.mark.parametrize(("key", "size"), [("mp4-h264", (66, 64)), ("webm-vp9", (66, 64)), ("mkv-ffv1", (65, 63))])
+def test_an_odd_size_is_padded_with_a_word_where_it_must_be(
+    client: ComfyClient, picture: str, output: Path, key: str, size: tuple[int, int]
+) -> None:
+    prompt = save(picture, frames=["2", 0], format=key, filename_prefix="odd")
+    prompt["2"] = node("ImageScale", image=[PICTURE, 0], upscale_method="area", width=65, height=63, crop="disabled")
+    result = run(client, prompt)
+    with av.open(written(result, output)) as video:
+        assert (video.streams.video[0].width, video.streams.video[0].height) == size
+    assert ("Padded from 65x63 to 66x64" in text(result, SAVE)) == (size != (65, 63))
+
+
+def tone(seconds: float, rate: int = 16000) -> bytes:
+    """A WAV file with a tone of 440 Hz."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        samples = (round(20000 * math.sin(2 * math.pi * 440 * n / rate)) for n in range(round(seconds * rate)))
+        file.writeframes(b"".join(struct.pack("<h", sample) for sample in samples))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("key", CONTAINERS)
+def test_sound_goes_along_for_as_long_as_the_picture(client: ComfyClient, output: Path, key: str) -> None:
+    prompt = three_colours(format=key, fps=6, audio=["12", 0], filename_prefix="sound")
+    prompt["12"] = node("LoadAudio", audio=client.upload_image(tone(2.0), "tone.wav"))
+    result = run(client, prompt)
+    with av.open(written(result, output)) as video:
+        sound = video.streams.audio[0]
+        blocks = [frame.to_ndarray() for frame in video.decode(sound)]
+        length_s = sum(block.shape[-1] for block in blocks) / sound.codec_context.sample_rate
+    assert max(abs(block.astype(float)).max() for block in blocks) > 0.3
+    assert length_s == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("key", ["mkv-ffv1", "mp4-h265"])
+def test_what_the_page_plays_has_the_sound_too(client: ComfyClient, key: str) -> None:
+    prompt = three_colours(format=key, audio=["12", 0], filename_prefix="sound")
+    prompt["12"] = node("LoadAudio", audio=client.upload_image(tone(1.0), "tone.wav"))
+    with av.open(io.BytesIO(shown(client, run(client, prompt)))) as video:
+        assert len(video.streams.audio) == 1
+
+
+def test_a_format_without_sound_says_so(client: ComfyClient) -> None:
+    prompt = three_colours(format="gif", audio=["12", 0], filename_prefix="silent")
+    prompt["12"] = node("LoadAudio", audio=client.upload_image(tone(1.0), "tone.wav"))
+    assert "The audio was left out, because gif has no sound." in text(run(client, prompt), SAVE)
+
+
+def test_names_count_up_and_nothing_is_overwritten(client: ComfyClient, output: Path) -> None:
+    first = written(run(client, three_colours(filename_prefix="count/up")), output)
+    content = first.read_bytes()
+    second = written(run(client, three_colours(filename_prefix="count/up", crf=40)), output)
+    assert [first.name, second.name] == ["up_00001_.mp4", "up_00002_.mp4"]
+    assert first.read_bytes() == content
+
+
+def test_the_prefix_may_hold_the_core_placeholders(client: ComfyClient, picture: str) -> None:
+    result = run(client, save(picture, filename_prefix="%width%x%height%/clip"))
+    assert text(result, SAVE).startswith("48x32/clip_00001_.mp4\n48x32, 1 frames, 8 fps, ")
+
+
+def forget(client: ComfyClient) -> None:
+    """Has the server drop its cached outputs, so that it runs every node again."""
+    client.free()
+    client.run({"1": node("PreviewAny", source="between")})
+
+
+def test_the_same_video_is_given_again_and_never_written_over(client: ComfyClient, output: Path) -> None:
+    prompt = three_colours(filename_prefix="again/clip", reuse_result=True)
+    first = run(client, prompt)
+    forget(client)
+    again = run(client, prompt)
+    *lines, told = text(again, SAVE).splitlines()
+    assert lines == text(first, SAVE).splitlines()
+    assert told.startswith("result cache hit: the file was there, ") and told.endswith(" s saved")
+    assert again.outputs[SAVE]["files"] == first.outputs[SAVE]["files"]
+    (path,) = (output / "again").iterdir()
+
+    path.write_bytes(path.read_bytes() + b"changed")
+    changed = path.read_bytes()
+    forget(client)
+    assert written(run(client, prompt), output).name == "clip_00002_.mp4"
+    assert path.read_bytes() == changed
+
+    other = run(client, three_colours(filename_prefix="again/clip"))
+    assert written(other, output).name == "clip_00003_.mp4", "off by default"

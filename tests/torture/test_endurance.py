@@ -1,0 +1,190 @@
+"""A clip whose memory runs out, or whose user interrupts, at any point; and clips again and again."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import random
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from i2v_tensorrt.common.errors import I2VError
+from i2v_tensorrt.engine_builder.store.store import EngineStore
+from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
+from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.request import ClipRequest
+from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
+from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, sample_clip
+from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip, plan_sampling
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+
+from ..helpers.counts import Evidence, counted
+from ..helpers.faults import Call, Faults, run_child
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy
+
+REQUEST = ClipRequest(Image.new("RGB", (70, 50), "teal"), "a boat", "blurry", 64, 64, 4, 8)
+DENOISING = Denoising(5, 9.0, SamplerSettings(3))
+LARGE_BYTES = 4096
+"""Allocations that may fail."""
+SLOPE_LIMIT_BYTES = 4 << 10
+"""By how much the memory may grow with a cycle beside what safetensors keeps; the networks of a clip have 12 MB."""
+BLOCK_BYTES = 32
+"""What Python takes for an integer."""
+SETTLING_BYTES = 8 << 20
+"""By how much it grows in all until the allocator has settled."""
+
+
+class Interrupted(Exception):
+    """What a host raises when its user interrupts."""
+
+
+class Clips:
+    """One clip, made from nothing whenever it is asked for."""
+
+    def __init__(self, checkpoint: Path, store: Path) -> None:
+        policy = EnginePolicy("eager", "fp32")
+        self.engines = EngineSet(open_model(checkpoint), EngineStore(store), policy, torch.device("cpu"))
+
+    def make(self, report: Callable[[], None] = lambda: None) -> torch.Tensor:
+        """Frames; `report` is called wherever a user's interruption can come through."""
+
+        def heard(*_: object) -> None:
+            report()
+
+        plan = plan_clip(self.engines, REQUEST.size)
+        conditioning = encode_clip(plan, REQUEST, ConditioningCache(None), heard)
+        latents = sample_clip(plan_sampling(plan, DENOISING), conditioning, heard)
+        return decode_clip(plan, latents, 2, heard)
+
+
+@pytest.fixture
+def clips(tiny_folder: Path, tmp_path: Path) -> Clips:
+    return Clips(tiny_folder, tmp_path)
+
+
+def run_out_of_memory(checkpoint: str, store: str, count: str) -> None:
+    """In the child: one allocation after another fails, in every stage; the next run always succeeds."""
+    faults, draw, came = Faults(), random.Random(int(count)), Counter[str]()
+    clips = Clips(Path(checkpoint), Path(store))
+    expected = clips.make()
+    lengths = {}
+    for loaded in (True, False):
+        if not loaded:
+            clips.engines.unload()
+        with faults.armed(Call.ALLOCATE, errno.ENOMEM, 0, least_bytes=LARGE_BYTES):
+            clips.make()
+        lengths[loaded] = faults.calls
+    for number in range(int(count)):
+        loaded = number % 4 > 0
+        if not loaded:
+            clips.engines.unload()
+        with faults.armed(Call.ALLOCATE, errno.ENOMEM, draw.randint(1, lengths[loaded]), least_bytes=LARGE_BYTES):
+            came[outcome(clips, expected)] += 1
+        assert faults.hits <= 1
+        assert torch.equal(clips.make(), expected)
+    print(json.dumps({"came": came, "places": lengths[False]}))  # noqa: T201 - for the parent
+
+
+def outcome(clips: Clips, expected: torch.Tensor) -> str:
+    """How a clip ends whose memory runs out once."""
+    try:
+        found = clips.make()
+    except I2VError as error:
+        told = str(error)
+        assert "\n" not in told and told.endswith("."), told
+        return "refused in a sentence"
+    assert (found - expected).abs().max() <= 1e-5
+    return "made in smaller chunks"
+
+
+@counted(4, 200)
+def test_memory_may_run_out_at_any_point(
+    shim: Path, tiny_folder: Path, tmp_path: Path, count: int, evidence: Evidence
+) -> None:
+    found = json.loads(run_child(shim, __name__, "run_out_of_memory", tiny_folder, tmp_path, count).splitlines()[-1])
+    assert sum(found["came"].values()) == count
+    told = ", ".join(f"{number} {end}" for end, number in sorted(found["came"].items()))
+    told += f", at {found['places']} places; the next run is equal"
+    evidence("memory ran out while a clip is made", count, told)
+
+
+@counted(6, 200)
+def test_an_interruption_may_come_at_any_point(clips: Clips, count: int, evidence: Evidence) -> None:
+    reports, draw = 0, random.Random(count)
+
+    def heed() -> None:
+        nonlocal reports
+        reports += 1
+        if reports == stop_at:
+            raise Interrupted
+
+    stop_at = 0
+    expected = clips.make(heed)
+    total = reports
+    for _ in range(count):
+        reports, stop_at = 0, draw.randint(1, total)
+        with pytest.raises(Interrupted):
+            clips.make(heed)
+        assert reports == stop_at, "nothing went on"
+        assert torch.equal(clips.make(), expected)
+    evidence("clips interrupted", count, f"at any of {total} points; nothing went on, the next run is equal")
+
+
+def kept_by_safetensors(checkpoint: Path) -> int:
+    """Bytes that the library itself never gives back once it has read all weights: in 0.8.0 two integers a tensor."""
+    from safetensors.torch import load_file
+
+    def read() -> int:
+        for path in checkpoint.rglob("*.safetensors"):
+            load_file(path)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    read()
+    return max(0, (read() - read()) * -BLOCK_BYTES)
+
+
+@counted(8, 500)
+def test_clips_again_and_again_leave_nothing(
+    clips: Clips, tiny_folder: Path, count: int, evidence: Evidence, tmp_path: Path
+) -> None:
+    """Loaded, run and unloaded each time."""
+    import psutil
+
+    own = psutil.Process()
+    others = own.children(recursive=True)  # a server that tests share, say
+    memory, handles, threads = [], [], []
+    for _ in range(count):
+        clips.make()
+        clips.engines.unload()
+        memory.append(own.memory_info().rss)
+        handles.append(own.num_fds() if hasattr(own, "num_fds") else 0)
+        threads.append(threading.active_count())
+    warm = count // 4
+    librarys = kept_by_safetensors(tiny_folder)
+    slope = slope_of(memory[warm:]) - librarys
+    assert slope * (count - warm) < SETTLING_BYTES + SLOPE_LIMIT_BYTES * count
+    assert handles[-1] <= handles[warm]
+    assert threads[-1] <= threads[warm]
+    assert set(own.children(recursive=True)) <= set(others)
+    assert list(tmp_path.rglob("*.*")) == []
+    figures = f"{slope / 1024:.1f} KiB a cycle beside {librarys / 1024:.1f} that safetensors keeps, "
+    figures += f"{handles[-1]} files and {threads[-1]} threads as after the first"
+    evidence("clips loaded, run and unloaded", count, figures)
+
+
+def slope_of(values: list[int]) -> float:
+    """The least squares line's rise with each value."""
+    middle, mean = (len(values) - 1) / 2, sum(values) / len(values)
+    above = sum((number - middle) * (value - mean) for number, value in enumerate(values))
+    return above / sum((number - middle) ** 2 for number in range(len(values)))

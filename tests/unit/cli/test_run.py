@@ -1,0 +1,331 @@
+"""run.py: the command line, the environment it brings along, and the statuses it hands through."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from i2v_tensorrt.cli import main
+from i2v_tensorrt.cli.child import run_child
+from i2v_tensorrt.cli.environment import LOCK, STAMP, Environment, EnvironmentSetupError, Installer, only_one, python_in
+
+RUN = Path(__file__).resolve().parents[3] / "run.py"
+
+
+def bare_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run run.py without site-packages: what is not in the standard library cannot be imported."""
+    command = [sys.executable, "-I", "-S", str(RUN), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@dataclass
+class FakeInstaller(Installer):
+    """Makes the interpreter as an empty file, and fails or breaks off where it is told to."""
+
+    calls: list[str] = field(default_factory=list)
+    fail: type[BaseException] | None = None
+
+    def create(self, folder: Path) -> None:
+        self.calls.append("create")
+        python_in(folder).parent.mkdir(parents=True)
+        python_in(folder).touch()
+
+    def install(self, python: Path, requirements: Sequence[Path]) -> None:
+        self.calls.append("install")
+        if self.fail:
+            raise self.fail("as told")
+        assert python.is_file()
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("one==1\n")
+    return Environment(tmp_path / "env", (requirements,))
+
+
+def prepared(environment: Environment, installer: FakeInstaller | None = None) -> list[str]:
+    """What the installer was asked for in one run."""
+    installer = installer or FakeInstaller()
+    assert environment.prepare(installer) == environment.python
+    return installer.calls
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], ["demo", "test", ".venv", "Python 3.10"]),
+        (["test", "--help"], ["ruff", "pyright", "pytest", "--fast", "ComfyUI"]),
+        (["words", "--help"], ["schemas", "--check", "--server", "ComfyUI"]),
+    ],
+)
+def test_help_needs_the_standard_library_only(arguments: list[str], words: list[str]) -> None:
+    result = bare_python(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert all(word in result.stdout for word in words)
+
+
+def test_help_of_the_demo_before_anything_is_installed(
+    environment: Environment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["demo", "--help"], environment) == 0
+    assert not environment.folder.exists()
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("--out", "--prompt", "contact sheet", "ComfyUI"))
+
+
+def test_unknown_command_fails_with_the_usage() -> None:
+    result = bare_python("dance")
+    assert result.returncode == 2
+    assert "usage: run.py" in result.stderr
+    assert "dance" in result.stderr
+
+
+def test_no_command_shows_the_help_and_fails() -> None:
+    result = bare_python()
+    assert result.returncode == 2
+    assert "demo" in result.stdout
+
+
+@pytest.mark.parametrize("version", [(2, 7), (3, 9)])
+def test_old_python_gets_one_sentence(version: tuple[int, int]) -> None:
+    pretend = f"import runpy, sys; sys.version_info = {version}; runpy.run_path({str(RUN)!r})"
+    result = subprocess.run([sys.executable, "-c", pretend], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    expected = f"I2V TensorRT needs Python 3.10 or newer; this is Python {version[0]}.{version[1]}."
+    assert result.stderr.splitlines() == [expected]
+
+
+def test_the_job_gets_its_arguments_and_gives_its_status(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared(environment)
+    seen: list[list[str]] = []
+    monkeypatch.setattr(main, "run_child", lambda command: seen.append(command) or 7)
+    assert main.main(["demo", "--out", "a b", "--steps", "2"], environment) == 7
+    assert seen == [[str(environment.python), str(RUN), main.INSIDE, "demo", "--out", "a b", "--steps", "2"]]
+
+
+def test_a_failed_set_up_is_one_sentence(
+    environment: Environment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("i2v_tensorrt.cli.environment.Installer", lambda: FakeInstaller(fail=EnvironmentSetupError))
+    assert main.main(["test"], environment) == 1
+    assert capsys.readouterr().err == "run.py: as told\n"
+
+
+@pytest.mark.parametrize("status", [0, 1, 5])
+def test_exit_status_is_passed_through(status: int) -> None:
+    assert run_child([sys.executable, "-c", f"raise SystemExit({status})"]) == status
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without signals")
+def test_a_signal_becomes_a_status() -> None:
+    assert run_child([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 128 + 9
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without signals")
+def test_a_request_to_end_reaches_the_child_which_may_tidy_up(tmp_path: Path) -> None:
+    tidied = tmp_path / "tidied"
+    child = f"""
+import signal, time
+from pathlib import Path
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+try:
+    print("started", flush=True)
+    time.sleep(60)
+finally: Path({str(tidied)!r}).touch()
+"""
+    parent = f"""
+import runpy, sys
+runpy.run_path({str(RUN)!r})
+from i2v_tensorrt.cli.child import run_child
+try: run_child([sys.executable, "-c", {child!r}])
+except KeyboardInterrupt: sys.exit(130)
+"""
+    command = [sys.executable, "-c", parent]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        process.terminate()
+        assert process.wait(30) == 130
+    assert tidied.exists()
+
+
+def test_an_interrupted_job_is_a_status(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(command: Sequence[str]) -> int:
+        raise KeyboardInterrupt
+
+    prepared(environment)
+    monkeypatch.setattr(main, "run_child", interrupted)
+    assert main.main(["test"], environment) == 130
+    assert capsys.readouterr().err == "run.py: interrupted\n"
+
+
+def test_a_test_run_hands_the_rest_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[str], bool]] = []
+    monkeypatch.setattr(main, "run_tests", lambda rest, fast: seen.append((rest, fast)) or 0)
+    assert main.inside("test", ["--fast", "tests/unit/pipeline", "-k", "a or b"]) == 0
+    assert seen == [(["tests/unit/pipeline", "-k", "a or b"], True)]
+
+
+@pytest.mark.parametrize("only", ["gpu", "torture", "browser"])
+def test_a_test_run_can_be_one_marker_alone(monkeypatch: pytest.MonkeyPatch, only: str) -> None:
+    seen: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(main, "run_only", lambda marker, rest: seen.append((marker, rest)) or 0)
+    assert main.inside("test", [f"--{only}", "-x"]) == 0
+    assert seen == [(only, ["-x"])]
+
+
+# The environment
+
+
+@pytest.mark.parametrize(("windows", "place"), [(True, "Scripts/python.exe"), (False, "bin/python")])
+def test_where_the_interpreter_lies(tmp_path: Path, windows: bool, place: str) -> None:
+    assert python_in(tmp_path, windows) == tmp_path / place
+
+
+def test_unchanged_environment_is_left_alone(environment: Environment) -> None:
+    assert prepared(environment) == ["create", "install"]
+    assert prepared(environment) == []
+
+
+def test_changed_requirements_are_installed_into_what_is_there(environment: Environment) -> None:
+    prepared(environment)
+    environment.requirements[0].write_text("one==2\n")
+    assert prepared(environment) == ["install"]
+    assert prepared(environment) == []
+
+
+def test_line_ends_are_no_change(environment: Environment) -> None:
+    prepared(environment)
+    environment.requirements[0].write_bytes(b"one==1\r\n")
+    assert prepared(environment) == []
+
+
+@pytest.mark.parametrize("fail", [EnvironmentSetupError, KeyboardInterrupt])
+def test_interrupted_first_install_is_redone(environment: Environment, fail: type[BaseException]) -> None:
+    with pytest.raises(fail):
+        environment.prepare(FakeInstaller(fail=fail))
+    left = environment.folder / "half-written"
+    left.mkdir()
+    assert not environment.is_ready()
+    assert prepared(environment) == ["create", "install"]
+    assert not left.exists()
+
+
+def test_interrupted_change_is_redone_from_nothing(environment: Environment) -> None:
+    prepared(environment)
+    environment.requirements[0].write_text("one==2\n")
+    with pytest.raises(KeyboardInterrupt):
+        environment.prepare(FakeInstaller(fail=KeyboardInterrupt))
+    environment.requirements[0].write_text("one==1\n")
+    assert prepared(environment) == ["create", "install"]
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{", '{"state": "complete"}'])
+def test_damaged_stamp_is_not_trusted(environment: Environment, damage: str) -> None:
+    prepared(environment)
+    (environment.folder / STAMP).write_text(damage)
+    assert prepared(environment) == ["create", "install"]
+
+
+def test_missing_interpreter_is_made_again(environment: Environment) -> None:
+    prepared(environment)
+    environment.python.unlink()
+    assert prepared(environment) == ["create", "install"]
+
+
+def test_another_python_makes_the_environment_anew(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(environment)
+    monkeypatch.setattr("platform.python_version", lambda: "3.99.0")
+    assert prepared(environment) == ["create", "install"]
+
+
+def test_an_environment_that_is_not_ours_is_never_deleted(environment: Environment) -> None:
+    theirs = environment.folder / "pyvenv.cfg"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+    with pytest.raises(EnvironmentSetupError, match="something else made it"):
+        environment.prepare(FakeInstaller())
+    assert theirs.read_text() == "mine"
+
+
+def test_an_environment_does_not_delete_itself(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(environment)
+    (environment.folder / STAMP).write_text("{}")
+    monkeypatch.setattr(sys, "prefix", str(environment.folder))
+    with pytest.raises(EnvironmentSetupError, match="outside of it"):
+        environment.prepare(FakeInstaller())
+    assert environment.python.exists()
+
+
+def test_the_second_of_two_runs_waits_and_installs_nothing(environment: Environment) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    class Slow(FakeInstaller):
+        def install(self, python: Path, requirements: Sequence[Path]) -> None:
+            super().install(python, requirements)
+            entered.set()
+            assert leave.wait(30)
+
+    first, second = Slow(), FakeInstaller()
+    runs = [threading.Thread(target=environment.prepare, args=(installer,)) for installer in (first, second)]
+    runs[0].start()
+    assert entered.wait(30)
+    runs[1].start()
+    runs[1].join(0.5)
+    assert runs[1].is_alive()
+    leave.set()
+    for run in runs:
+        run.join(30)
+    assert (first.calls, second.calls) == (["create", "install"], [])
+
+
+def test_a_killed_holder_gives_the_lock_back(tmp_path: Path) -> None:
+    holder = f"""
+import importlib.util, sys, time, runpy
+from pathlib import Path
+runpy.run_path({str(RUN)!r})
+from i2v_tensorrt.cli.environment import only_one
+with only_one(Path({str(tmp_path / LOCK)!r}), ""):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        process.kill()
+    with only_one(tmp_path / LOCK, "waiting"):
+        pass
+
+
+def test_a_pip_that_fails_is_one_sentence(tmp_path: Path) -> None:
+    requirements = tmp_path / "broken.txt"
+    requirements.write_text("this is not a requirement\n")
+    with pytest.raises(EnvironmentSetupError, match=r"install broken\.txt .* ended with 1"):
+        Installer().install(Path(sys.executable), [requirements])
+
+
+def test_a_python_without_ensurepip_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentSetupError, match="python3-venv"):
+        Installer().create(tmp_path / "env")
+
+
+@pytest.mark.slow
+def test_a_real_environment_runs(tmp_path: Path) -> None:
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("# nothing\n")
+    environment = Environment(tmp_path / "env with space", (requirements,))
+    script = "import sys; raise SystemExit(sys.prefix == sys.base_prefix)"
+    assert run_child([str(environment.prepare()), "-c", script]) == 0

@@ -1,0 +1,253 @@
+"""fp32 islands: where fp16 overflows is found, computed in fp32, and written down; what does not overflow stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from i2v_tensorrt.common.errors import EngineError
+from i2v_tensorrt.engine_builder.backends.base import Availability, Backend
+from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import TensorRTBackend
+from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN
+from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest, check_plan
+from i2v_tensorrt.engine_builder.build.parity import measure, passes
+from i2v_tensorrt.engine_builder.graph import fp32_fallback
+from i2v_tensorrt.engine_builder.graph.fp32_fallback import HALF_MAX, WHOLE, shelter
+from i2v_tensorrt.engine_builder.graph.onnx_export import FILE_NAME, example_inputs, export_onnx
+from i2v_tensorrt.engine_builder.store.manifest import Manifest
+from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
+
+from ...helpers.toys import CPU, InProcess, ToyBackend, ToySource, toy_spec
+
+SPEC = toy_spec(precision="fp16")
+CHANNELS, WIDTH = 4, 16
+
+
+class FeedForward(nn.Module):
+    """Between its two layers, numbers are `loudness` times as large as those that it is given and gives."""
+
+    def __init__(self, loudness: float = 1.0) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(CHANNELS, WIDTH), nn.Linear(WIDTH, CHANNELS)
+        self.up.weight.data *= loudness
+        self.down.weight.data /= loudness
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(functional.gelu(self.up(x)))
+
+
+class Attention(nn.Module):
+    """Its scores, and nothing else, are `loudness` times as large as usual; the sum over a row of them stays 1."""
+
+    def __init__(self, loudness: float = 1.0, mask: float = 0.0) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, CHANNELS)
+        self.loudness, self.mask = loudness, mask
+
+    def forward(self, *, x: torch.Tensor) -> tuple[torch.Tensor]:
+        q, k, v = (y.flatten(1, 3).unsqueeze(1) for y in (self.query(x), self.key(x), x))
+        scores = torch.zeros(q.shape[2], q.shape[2], dtype=x.dtype)
+        mask = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), self.mask)
+        found = functional.scaled_dot_product_attention(self.loudness * q, self.loudness * k, v, attn_mask=mask)
+        return (found.squeeze(1).reshape(x.shape),)
+
+
+class Norm(nn.Module):
+    """Squares in fp32, by its own care."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = 1000 * x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1)).to(x.dtype)
+
+
+class Block(nn.Module):
+    """What `deeper` leads astray, `calm` brings back."""
+
+    def __init__(self, loudness: float = 1.0) -> None:
+        super().__init__()
+        self.deeper, self.calm = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, CHANNELS)
+        self.deeper.weight.data *= loudness
+        self.calm.weight.data /= loudness
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.calm(x + self.deeper(x))
+
+
+class Stack(nn.Module):
+    """Layers over the channels, each added to what it is given."""
+
+    def __init__(self, *layers: nn.Module, gain: float = 1.0) -> None:
+        super().__init__()
+        self.layers, self.gain = nn.ModuleList(layers), gain
+
+    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+        x = sample.permute(0, 2, 3, 4, 1)
+        for layer in self.layers:
+            x = x + (layer(x=x)[0] if isinstance(layer, Attention) else layer(x))
+        return self.gain * (x.permute(0, 4, 1, 2, 3) * strength.to(x.dtype)[:, :, None, None, None])
+
+
+def stack(*layers: type[nn.Module] | tuple[type[nn.Module], Any], gain: float = 1.0) -> nn.Module:
+    """A stack in fp32, of the same weights every time."""
+    torch.manual_seed(0)
+    made = [layer[0](*layer[1:]) if isinstance(layer, tuple) else layer() for layer in layers]
+    return Stack(*made, gain=gain).eval().requires_grad_(False)
+
+
+def loud() -> nn.Module:
+    """The second of three layers overflows in fp16 between its two products."""
+    return stack(FeedForward, (FeedForward, 2.0**16), Attention).half()
+
+
+def quiet() -> nn.Module:
+    return stack(FeedForward, FeedForward, Attention).half()
+
+
+def request(make: Any, backend: Backend, arch: str | None = None) -> BuildRequest:
+    return BuildRequest(SPEC, ToySource(make), backend, CPU, arch)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EngineStore:
+    return EngineStore(tmp_path / "engines")
+
+
+# Found.
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        pytest.param([FeedForward, Attention, Norm, Block], (), id="nothing overflows"),
+        pytest.param([FeedForward, (FeedForward, 2.0**16)], ("layers.1",), id="between two layers"),
+        pytest.param([(FeedForward, 2.0**13)], ("layers.0",), id="close to the end of the range"),
+        pytest.param([(Attention, 1000.0), FeedForward], ("layers.0",), id="attention's scores"),
+        pytest.param([(Attention, 1.0, -float("inf"))], (), id="a mask of minus infinity"),
+        pytest.param([(Attention, 1.0, -HALF_MAX)], (), id="a mask of the least number"),
+        pytest.param([(Block, 2.0**16), FeedForward], ("layers.0",), id="a sum"),
+        pytest.param(
+            [(FeedForward, 2.0**16), FeedForward, (FeedForward, 2.0**16), Attention],
+            ("layers.0", "layers.2"),
+            id="several",
+        ),
+    ],
+)
+def test_the_smallest_part_that_takes_and_gives_fp16_is_found(layers: list[Any], expected: tuple[str, ...]) -> None:
+    network = stack(*layers).half()
+    assert shelter(network, SPEC) == expected
+    for sizes, seed in ((SPEC.profile.optimum, 7), (SPEC.profile.corners[0], 8)):
+        inputs = example_inputs(SPEC, sizes, seed)
+        with torch.no_grad():
+            found, wanted = network(**inputs), stack(*layers)(**{name: x.float() for name, x in inputs.items()})
+        assert found.dtype == torch.float16
+        passes(measure(wanted, found, sizes), "fp16")
+
+
+def test_a_part_within_another_one_is_not_named_twice() -> None:
+    """Each layer overflows, and so does what they add up to: the whole is one island."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(FeedForward(2.0**16), FeedForward(2.0**16))
+    first, second = (layer for layer in inner if isinstance(layer, FeedForward))
+    first.down.weight.data *= 2.0**16
+    second.up.weight.data /= 2.0**16
+    network = Stack(inner).half().eval().requires_grad_(False)
+    assert shelter(network, SPEC) == ("layers.0",)
+    assert {x.dtype for x in network.parameters()} == {torch.float32}
+    assert not inner[0]._forward_hooks
+
+
+def test_where_the_stream_itself_overflows_the_whole_network_is_an_island() -> None:
+    network = stack((FeedForward, 1.0), gain=1e-6)
+    assert isinstance(network, Stack)
+    feed = network.layers[0]
+    assert isinstance(feed, FeedForward)
+    feed.down.weight.data *= 2.0**16
+    assert shelter(network.half(), SPEC) == (WHOLE,)
+    assert torch.isfinite(network(**example_inputs(SPEC, SPEC.profile.optimum))).all()
+
+
+def test_a_result_beyond_fp16_is_refused() -> None:
+    with pytest.raises(EngineError, match="core gives numbers beyond fp16, whose largest is 65504.*choose bf16"):
+        shelter(stack(FeedForward, gain=30000.0).half(), SPEC)
+
+
+def test_a_large_result_that_fits_is_not() -> None:
+    network = stack(FeedForward, gain=3000.0).half()
+    assert shelter(network, SPEC) == (WHOLE,)
+
+
+def test_a_network_without_overflow_stays_as_it_is(tmp_path: Path) -> None:
+    plain, looked_at = quiet(), quiet()
+    assert shelter(looked_at, SPEC) == ()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in looked_at.modules())
+    graphs = []
+    for name, network in (("plain", plain), ("looked at", looked_at)):
+        (tmp_path / name).mkdir()
+        graphs.append(onnx.load(export_onnx(network, SPEC, tmp_path / name)).SerializeToString(deterministic=True))
+    assert graphs[0] == graphs[1]
+
+
+# Built.
+
+
+def test_without_islands_the_gate_refuses_it(monkeypatch: pytest.MonkeyPatch, store: EngineStore) -> None:
+    monkeypatch.setattr(fp32_fallback, "shelter", lambda network, spec: ())
+    with pytest.raises(EngineError, match="found values that are not finite"):
+        build_engine(request(loud, OnnxRuntimeBackend()), store, InProcess())
+    assert list(store.plans()) == []
+
+
+def test_with_them_it_passes_and_the_manifest_names_the_layer(store: EngineStore) -> None:
+    plan = build_engine(request(loud, OnnxRuntimeBackend()), store, InProcess()).plan
+    assert plan.manifest.islands == ("layers.1",)
+    assert next(iter(store.plans())).manifest == plan.manifest
+    assert plan.manifest.verdict is not None
+    passes(plan.manifest.verdict, "fp16")
+    kinds = {tensor.data_type for tensor in onnx.load(plan.folder / FILE_NAME).graph.initializer if tensor.dims}
+    assert {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16} <= kinds
+
+
+def test_a_network_without_overflow_has_none_in_its_manifest(store: EngineStore) -> None:
+    assert build_engine(request(quiet, OnnxRuntimeBackend()), store, InProcess()).plan.manifest.islands == ()
+
+
+def test_at_its_first_load_an_engine_with_islands_meets_a_reference_with_islands(store: EngineStore) -> None:
+    backend = OnnxRuntimeBackend()
+    plan = build_engine(request(loud, backend), store, InProcess()).plan
+    passes(check_plan(plan, backend, loud, CPU), "fp16")
+    forgetful = Plan(plan.folder, Manifest(**{**vars(plan.manifest), "islands": ()}))
+    with pytest.raises(EngineError, match="not finite"):
+        check_plan(forgetful, backend, loud, CPU)
+
+
+@pytest.mark.parametrize("arch", ["sm_89", "sm_120"])
+def test_tensorrt_builds_a_plan_with_an_island(store: EngineStore, arch: str) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
+    plan = build_engine(request(loud, TensorRTBackend(), arch), store, InProcess()).plan
+    assert set(plan.manifest.files) == {PLAN}
+    assert plan.manifest.islands == ("layers.1",)
+
+
+@pytest.mark.parametrize(("precision", "holds_weights"), [("fp32", True), ("bf16", True), ("fp16", False)])
+def test_only_fp16_engines_that_hold_their_weights_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch, store: EngineStore, precision: str, holds_weights: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("looked at")
+
+    class Elsewhere(ToyBackend):
+        pass
+
+    Elsewhere.holds_weights = holds_weights
+    monkeypatch.setattr(fp32_fallback, "shelter", refuse)
+    backend = Elsewhere(available=Availability(False, "Only the build matters here."))
+    request = BuildRequest(toy_spec(precision=precision), ToySource(), backend, CPU)
+    assert build_engine(request, store, InProcess()).plan.manifest.islands == ()

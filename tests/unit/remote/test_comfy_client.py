@@ -1,0 +1,97 @@
+"""What the client says of servers that fail; the rest is tested against a live one in tests/live."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import pytest
+
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, PromptRefusedError, ServerError
+
+
+@contextmanager
+def server_that_answers(status: int, body: bytes) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            del format, args
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def gone() -> ComfyClient:
+    """A client of a server that has ended."""
+    with server_that_answers(200, b"") as url:
+        return ComfyClient(url)
+
+
+def test_a_missing_server_is_named(gone: ComfyClient) -> None:
+    with pytest.raises(ServerError, match="cannot be reached") as caught:
+        gone.object_info()
+    assert gone.url in str(caught.value)
+
+
+def test_a_missing_server_opens_no_socket(gone: ComfyClient) -> None:
+    with pytest.raises(ServerError, match="socket"):
+        gone.run({})
+
+
+def test_a_failing_server_gives_its_status() -> None:
+    with server_that_answers(500, b"Internal Server Error") as url, pytest.raises(ServerError) as caught:
+        ComfyClient(url).queue({})
+    assert caught.value.status == 500
+    assert caught.value.body == b"Internal Server Error"
+
+
+def test_an_answer_that_is_no_json_is_shown() -> None:
+    with server_that_answers(200, b"<html>a router</html>") as url:
+        client = ComfyClient(url)
+        with pytest.raises(ServerError, match="a router"):
+            client.object_info()
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"error": {"message": "Prompt has no outputs", "details": ""}, "node_errors": {}}, "has no outputs"),
+        ({"error": "no prompt", "node_errors": []}, "no prompt"),
+        (
+            {
+                "error": {"message": "Prompt outputs failed validation", "details": "..."},
+                "node_errors": {
+                    "7": {
+                        "class_type": "KSampler",
+                        "errors": [{"message": "Value not in list", "details": "sampler: 'x' not in []"}],
+                    }
+                },
+            },
+            "node 7 (KSampler): Value not in list: sampler: 'x' not in []",
+        ),
+    ],
+    ids=["no outputs", "bare text", "node error"],
+)
+def test_a_refusal_is_one_sentence(answer: dict[str, object], told: str) -> None:
+    with (
+        server_that_answers(400, json.dumps(answer).encode()) as url,
+        pytest.raises(PromptRefusedError) as caught,
+    ):
+        ComfyClient(url).queue({"7": {"class_type": "KSampler", "inputs": {}}})
+    assert str(caught.value).endswith(told)
+    assert caught.value.node_errors == (answer["node_errors"] or {})

@@ -1,0 +1,195 @@
+"""A build that failed is not tried again by whoever comes next: it would take minutes, at every prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from i2v_tensorrt.common.errors import CheckpointError, EngineError
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.residency import LoadInPlace
+
+from ...helpers.toy_model import SIZES, MakeSet, ToyModel, run
+from ...helpers.toys import InProcess, ToyBackend, ToySource, toy_network
+
+WORDS = "The toy broke."
+CHUNKED = {**SIZES, "chunk": 2}
+
+
+@pytest.fixture
+def tries(toy: ToyBackend) -> list[Path]:
+    """Where builds were begun; each fails."""
+    return failing(toy, WORDS)
+
+
+def failing(toy: ToyBackend, words: str) -> list[Path]:
+    found: list[Path] = []
+
+    def fail(folder: Path) -> None:
+        found.append(folder)
+        raise EngineError(words)
+
+    toy.while_building = fail
+    return found
+
+
+def test_another_set_does_not_try_again_and_says_why(make: MakeSet, tries: list[Path]) -> None:
+    assert run(make()) == "eager"
+    engines = make()
+    assert run(engines) == "eager"
+    assert len(tries) == 1
+    (note,) = engines.take_notes()
+    assert note == (
+        f"core runs in eager PyTorch, which is slower. {WORDS} "
+        "It failed before, and is tried again after a restart or by an Engine Builder."
+    )
+
+
+def test_nobody_leaves_the_device_for_a_build_that_is_not_tried(make: MakeSet, tries: list[Path]) -> None:
+    class Counting(LoadInPlace):
+        cleared = 0
+
+        def clear(self) -> None:
+            self.cleared += 1
+
+    make().prepare(CHUNKED)
+    residency, first = Counting(), make()
+    engines = EngineSet(first.model, first.store, first.policy, first.device, residency)
+    engines.prepare(CHUNKED)
+    assert [run(engines), run(engines, {**SIZES, "chunk": 2}, "vae_decoder")] == ["eager", "eager"]
+    assert (residency.cleared, len(tries)) == (0, 2)
+
+
+def other_size(make: MakeSet, toy: ToyBackend) -> EngineSet:
+    return make(shapes="exact")
+
+
+def other_precision(make: MakeSet, toy: ToyBackend) -> EngineSet:
+    return make(precision="fp16")
+
+
+def other_version(make: MakeSet, toy: ToyBackend) -> EngineSet:
+    toy.version = "2.0"
+    return make()
+
+
+def other_weights(make: MakeSet, toy: ToyBackend) -> EngineSet:
+    model = ToyModel()
+    core = model.components["core"]
+    model.components["core"] = type(core)(toy_network(weights_sha256="b" * 64), core.load)
+    return make(model)
+
+
+@pytest.mark.parametrize("holds_weights", [True, False])
+@pytest.mark.parametrize("other", [other_size, other_precision, other_version, other_weights])
+def test_another_engine_is_tried(
+    make: MakeSet,
+    toy: ToyBackend,
+    tries: list[Path],
+    other: Callable[[MakeSet, ToyBackend], EngineSet],
+    monkeypatch: pytest.MonkeyPatch,
+    holds_weights: bool,
+) -> None:
+    """One without weights too, for it may have failed of the weights that it was compared with."""
+    monkeypatch.setattr(ToyBackend, "holds_weights", holds_weights)
+    run(make())
+    other(make, toy).runner("core", SIZES)
+    assert len(tries) == 2
+
+
+def test_the_engine_builder_tries_again(make: MakeSet, toy: ToyBackend, tries: list[Path]) -> None:
+    run(make())
+    with pytest.raises(EngineError, match=WORDS):
+        make().build("core", SIZES, InProcess())
+    assert len(tries) == 2
+    run(make())
+    assert len(tries) == 2
+    toy.while_building = lambda folder: None
+    make().build("core", SIZES, InProcess())
+    engines = make()
+    assert run(engines) == "toy"
+    (plan,) = engines.store.plans()
+    engines.store.delete(plan.manifest.key)
+    assert run(make()) == "toy", "it has been built since, so it can be built"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Building core needs about 5.0 GiB of memory, found 3.0 GiB free: close other programs and try again.",
+        "The build of core was killed, most often because memory ran out: close other programs.",
+        "CUDA out of memory in core.",
+    ],
+)
+def test_what_had_too_little_memory_is_tried_again(make: MakeSet, toy: ToyBackend, words: str) -> None:
+    tries = failing(toy, words)
+    for _ in range(2):
+        engines = make()
+        assert [run(engines), run(engines)] == ["eager", "eager"]
+    assert len(tries) == 2
+
+
+def test_what_was_cancelled_is_tried_again(make: MakeSet, toy: ToyBackend) -> None:
+    def stop(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    toy.while_building = stop
+    with pytest.raises(KeyboardInterrupt):
+        run(make())
+    toy.while_building = lambda folder: None
+    assert run(make()) == "toy"
+
+
+# Building for a clip of which nothing can come.
+
+
+class HugeCore(ToyModel):
+    """A toy whose core takes more memory to build than any machine has."""
+
+    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> ToySource:
+        return ToySource(size_bytes=1 << 60 if component == "core" else 0)
+
+
+class Room(LoadInPlace):
+    """A device with so much room; None where nobody knows."""
+
+    def __init__(self, room: int | None) -> None:
+        self._room = room
+
+    def room_bytes(self) -> int | None:
+        return self._room
+
+
+@pytest.mark.parametrize(("room", "built"), [(1 << 40, []), (1 << 61, ["vae_decoder"]), (None, ["vae_decoder"])])
+def test_nothing_is_built_where_the_core_can_neither_be_built_nor_run(
+    make: MakeSet, toy: ToyBackend, room: int | None, built: list[str]
+) -> None:
+    first = make(HugeCore())
+    engines = EngineSet(first.model, first.store, first.policy, first.device, Room(room))
+    engines.prepare(CHUNKED)
+    assert [spec.network.component for spec in toy.builds_done] == built
+    assert run(engines) == "eager"
+    (note,) = (note for note in engines.take_notes() if "core" in note)
+    assert note.startswith("core runs in eager PyTorch, which is slower. Building core needs about ")
+
+
+def test_the_others_are_built_beside_a_core_that_is_there(make: MakeSet, toy: ToyBackend) -> None:
+    first = make()
+    first.build("core", SIZES, InProcess())
+    engines = EngineSet(HugeCore(), first.store, first.policy, first.device, Room(0))
+    engines.prepare(CHUNKED)
+    assert [spec.network.component for spec in toy.builds_done] == ["core", "vae_decoder"]
+
+
+def test_preparing_tells_nothing_of_what_it_could_not_build(make: MakeSet, toy: ToyBackend) -> None:
+    """Such as a LoRA that has gone since: whoever runs the component says so."""
+
+    def fail(folder: Path) -> None:
+        raise CheckpointError("The file has gone.")
+
+    toy.while_building = fail
+    engines = make()
+    engines.prepare(CHUNKED)
+    assert engines.take_notes() == []

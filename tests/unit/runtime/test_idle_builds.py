@@ -1,0 +1,354 @@
+"""Engines that a clip went without are built while there is nothing to run, and used from then on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from i2v_tensorrt.common.errors import EngineError
+from i2v_tensorrt.engine_builder.backends import registry
+from i2v_tensorrt.engine_builder.backends.base import Report
+from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
+from i2v_tensorrt.engine_builder.build.compile import BuildRequest, Compiled
+from i2v_tensorrt.engine_builder.store.store import EngineStore
+from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.runtime.engines import messages, parallel_builds
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
+from i2v_tensorrt.runtime.engines.policy import LATER
+from i2v_tensorrt.runtime.tools import doctor
+from i2v_tensorrt.runtime.tools.doctor import diagnose
+
+from ...helpers.toy_host import PATIENCE_S, AsOnAGpu, Room, ToyHost, let_build, wait_for
+from ...helpers.toy_model import ODD, SIZES, MakeSet, ToyModel, keys, run
+from ...helpers.toys import CPU, InProcess, ToyBackend, names
+
+CHUNKED = {**SIZES, "chunk": 2}
+
+
+def test_a_clip_runs_eager_now_and_is_told_why(later: MakeSet, toy: ToyBackend) -> None:
+    engines = later()
+    assert engines.on_missing == LATER
+    assert engines.expected("core", SIZES).name == run(engines) == "eager"
+    assert engines.take_notes() == [messages.LATER]
+    assert run(engines) == "eager"
+    assert engines.take_notes() == [messages.LATER], "at every clip"
+    assert toy.builds_done == []
+
+
+def test_an_engine_is_wanted_once_whoever_lacks_it(later: MakeSet, builds: IdleBuilds) -> None:
+    for engines in (later(), later()):
+        engines.prepare(CHUNKED)
+        run(engines)
+        run(engines, CHUNKED, "vae_decoder")
+    assert builds.line == "2 engines to build: waiting for the queue to be empty"
+
+
+def test_what_is_built_meanwhile_serves_the_very_next_call(
+    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost
+) -> None:
+    engines = later()
+    engines.prepare(CHUNKED)
+    assert run(engines) == "eager"
+    let_build(host, builds)
+    assert sorted(spec.network.component for spec in toy.builds_done) == ["core", "vae_decoder"]
+    assert len(host.freed) == 1
+    engines.take_notes()
+    assert [run(engines), run(engines, CHUNKED, "vae_decoder")] == ["toy", "toy"]
+    assert engines.take_notes() == []
+    assert engines.summary().splitlines() == ["toy, fp32 on cpu", "engines: 2 of 2"]
+
+
+def test_nothing_is_built_before_the_host_was_calm(later: MakeSet, toy: ToyBackend, host: ToyHost) -> None:
+    run(later())
+    asked = host.asked
+    wait_for(lambda: host.asked > asked + 3)
+    assert toy.builds_done == []
+
+
+def test_the_loader_says_that_the_rest_is_built_later(later: MakeSet) -> None:
+    assert later().summary().splitlines() == [
+        "toy, fp32 on cpu",
+        "engines: 0 of 2",
+        "the rest is built when the queue is empty",
+    ]
+
+
+class Slow(InProcess):
+    """A build that lasts until it is cancelled or allowed to end, and tells as often as a child does."""
+
+    begun, allowed = threading.Event(), threading.Event()
+
+    def compile(self, request: BuildRequest, folder: Path, log_path: Path, report: Report) -> Compiled:
+        (folder / "half").write_bytes(b"written")
+        self.begun.set()
+        while not self.allowed.wait(0.02):
+            report("compile", 0.3)
+        (folder / "half").unlink()
+        return super().compile(request, folder, log_path, report)
+
+
+@pytest.fixture
+def slow(toy: ToyBackend, monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
+    monkeypatch.setattr(parallel_builds, "BuildProcess", Slow)
+    Slow.begun.clear()
+    Slow.allowed.clear()
+    return Slow
+
+
+def test_a_prompt_cancels_the_build_which_is_gone_on_with_later(
+    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost, slow: type[Slow]
+) -> None:
+    engines = later()
+    run(engines)
+    host.idle = True
+    wait_for(slow.begun.is_set)
+    staging = engines.store.root / ".staging"
+    wait_for(lambda: builds.line == "1 engine to build: compile 30%")
+    assert names(staging) != []
+    host.idle = False
+    wait_for(lambda: names(staging) == [])
+    wait_for(lambda: builds.line == "1 engine to build: waiting for the queue to be empty")
+    assert keys(engines) == []
+    assert run(engines) == "eager"
+    slow.allowed.set()
+    let_build(host, builds)
+    assert run(engines) == "toy"
+    assert len(toy.builds_done) == 1
+
+
+def test_the_child_of_a_cancelled_build_is_ended(
+    tiny_folder: Path, tmp_path: Path, builds: IdleBuilds, host: ToyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children: list[Any] = []
+
+    class Watched(BuildProcess):
+        def _living(self) -> Any:
+            children.append(super()._living())
+            return children[-1]
+
+    monkeypatch.setattr(parallel_builds, "BuildProcess", Watched)
+    policy = AsOnAGpu(backend="onnxruntime", shapes="exact", on_missing="auto", precision="fp32")
+    engines = EngineSet(open_model(tiny_folder), EngineStore(tmp_path), policy, CPU, later=builds)
+    assert engines.runner("text_encoder", {"batch": 2}).backend == "eager"
+    host.idle = True
+    wait_for(lambda: children)
+    host.idle = False
+    wait_for(lambda: not children[0].is_alive)
+    wait_for(lambda: names(tmp_path / ".staging") == [])
+    assert keys(engines) == []
+    let_build(host, builds)
+    assert engines.runner("text_encoder", {"batch": 2}).backend == "onnxruntime"
+
+
+ENDING = """
+import threading, time
+from i2v_tensorrt.runtime.engines.parallel_builds import build_in_parallel
+
+begun = threading.Event()
+
+def task(process, report):
+    begun.set()
+    time.sleep({patience})
+
+build = lambda: build_in_parallel([task], 1, lambda stage, done: None)
+threading.Thread(target=build, daemon=True).start()
+begun.wait()
+"""
+
+
+def test_a_server_that_ends_waits_for_no_build() -> None:
+    start = f"import runpy; runpy.run_path({str(Path(__file__).parents[2] / 'conftest.py')!r})\n"
+    program = start + ENDING.format(patience=PATIENCE_S)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE_S / 2)
+
+
+def test_a_build_that_fails_is_not_tried_again_and_the_next_one_is_built(
+    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost
+) -> None:
+    tries: list[Path] = []
+
+    def fail(folder: Path) -> None:
+        tries.append(folder)
+        raise EngineError("The toy broke.")
+
+    toy.while_building = fail
+    engines = later()
+    run(engines)
+    let_build(host, builds)
+    toy.while_building = lambda folder: None
+    engines.take_notes()
+    for again in (engines, later()):
+        assert run(again) == "eager"
+        (note,) = again.take_notes()
+        assert note.startswith("core runs in eager PyTorch, which is slower. The toy broke. It failed before")
+    assert builds.line == ""
+    assert run(engines, CHUNKED, "vae_decoder") == "eager"
+    let_build(host, builds)
+    assert run(engines, CHUNKED, "vae_decoder") == "toy"
+    assert len(tries) == 1
+
+
+def test_a_fault_of_ours_in_one_build_takes_no_other_along(
+    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost
+) -> None:
+    def fail(folder: Path) -> None:
+        if not toy.builds_done:
+            toy.builds_done.append(None)  # type: ignore[arg-type]
+            raise ZeroDivisionError("a fault")
+
+    toy.while_building = fail
+    engines = later()
+    engines.prepare(CHUNKED)
+    let_build(host, builds)
+    toy.while_building = lambda folder: None
+    assert sorted([run(engines), run(engines, CHUNKED, "vae_decoder")]) == ["eager", "toy"]
+    assert builds.line == "", "a fault comes again"
+
+
+def test_a_host_that_fails_ends_neither_the_thread_nor_what_comes_later(
+    later: MakeSet, builds: IdleBuilds, host: ToyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(needed_bytes: int) -> None:
+        raise RuntimeError("CUDA error")
+
+    engines = later()
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "free_device", fail)
+        run(engines)
+        let_build(host, builds)
+    run(later())
+    let_build(host, builds)
+    assert run(engines) == "toy"
+
+
+def test_several_are_built_at_a_time(later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost) -> None:
+    both = threading.Barrier(2, timeout=PATIENCE_S)
+    toy.while_building = lambda folder: (both.wait(), None)[1]
+    engines = later()
+    engines.prepare(CHUNKED)
+    let_build(host, builds)
+    assert builds.generation == len(toy.builds_done) == 2
+
+
+def test_eager_that_does_not_fit_is_built_at_once(later: MakeSet, toy: ToyBackend, builds: IdleBuilds) -> None:
+    room = Room(1000 * SIZES["frames"] - 1)
+    engines = later(room)
+    assert engines.expected("core", SIZES).name == "toy"
+    engines.prepare(CHUNKED)
+    assert room.cleared == 1
+    assert sorted(spec.network.component for spec in toy.builds_done) == ["core", "vae_decoder"]
+    assert (run(engines), builds.line) == ("toy", "")
+    assert run(later(Room(1000 * SIZES["frames"])), ODD) == "eager"
+
+
+@pytest.mark.parametrize(("saved_s", "pays"), [(299.0, False), (301.0, True)])
+def test_an_engine_is_built_at_once_where_clips_save_more_than_it_takes(
+    later: MakeSet, toy: ToyBackend, saved_s: float, pays: bool
+) -> None:
+    engines = later()
+    run(engines)
+    assert engines.hasten("core", SIZES, saved_s) is pays, "a build is taken to need 300 s"
+    assert run(engines) == ("toy" if pays else "eager")
+    assert len(toy.builds_done) == pays
+    assert not engines.hasten("core", SIZES, saved_s), "it is there, or still not worth it"
+
+
+def test_no_clip_is_held_up_by_a_build_while_building_is_switched_off(
+    later: MakeSet, toy: ToyBackend, host: ToyHost
+) -> None:
+    host.on = False
+    engines = later()
+    run(engines)
+    assert not engines.hasten("core", SIZES, 1e9)
+    assert (run(engines), toy.builds_done) == ("eager", [])
+
+
+def test_a_decoder_that_fits_by_single_frames_holds_up_no_clip(later: MakeSet, toy: ToyBackend) -> None:
+    class ByChunk(ToyModel):
+        def scratch_bytes(
+            self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager"
+        ) -> int:
+            return 1000 * sizes["chunk"] if component == "vae_decoder" else 0
+
+    made = later(Room(1000))
+    engines = EngineSet(ByChunk(), made.store, made.policy, CPU, made.residency, later=made.later)  # pyright: ignore[reportArgumentType]
+    engines.prepare(CHUNKED)
+    assert toy.builds_done == []
+    assert run(engines, {**CHUNKED, "chunk": 1}, "vae_decoder") == "eager"
+
+
+def test_what_a_build_took_before_is_what_it_is_taken_to_need(later: MakeSet, make: MakeSet) -> None:
+    make(shapes="exact", precision="fp32").build("core", SIZES, InProcess())
+    wider = {**SIZES, "latent_width": 8}
+    engines = later()
+    run(engines, wider)
+    assert engines.hasten("core", wider, 200.0), "the toy took far less"
+    assert run(engines, wider) == "toy"
+
+
+def test_other_policies_hasten_nothing(make: MakeSet) -> None:
+    engines = make(on_missing="eager")
+    run(engines)
+    assert not engines.hasten("core", SIZES, 1e9)
+    assert engines.waiting_clips == 0
+
+
+def test_clips_behind_this_one_are_those_that_wait(later: MakeSet, host: ToyHost) -> None:
+    host.prompts = 4
+    assert later().waiting_clips == 3
+    host.prompts = 0
+    assert later().waiting_clips == 0
+
+
+def test_without_anybody_who_builds_later_auto_builds_at_once(toy: ToyBackend, tmp_path: Path) -> None:
+    policy = AsOnAGpu(on_missing="auto")
+    engines = EngineSet(ToyModel(), EngineStore(tmp_path), policy, CPU)  # pyright: ignore[reportArgumentType]
+    assert engines.on_missing == "build"
+    assert run(engines) == "toy"
+
+
+def test_the_doctor_tells_what_is_built_and_what_waits(
+    later: MakeSet, builds: IdleBuilds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "BACKENDS", registry.BACKENDS)
+    assert "engines" not in [row[0] for row in diagnose(CPU, builds.line).table.rows]
+    later().prepare(CHUNKED)
+    rows = diagnose(CPU, builds.line).table.rows
+    assert ("engines", "", "2 engines to build: waiting for the queue to be empty") in rows
+
+
+def test_nothing_is_promised_while_building_is_switched_off(
+    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost
+) -> None:
+    host.on, host.idle = False, True
+    engines = later()
+    assert engines.summary().splitlines()[-1] == "the rest runs eager"
+    assert run(engines) == "eager"
+    assert engines.take_notes() == [messages.SWITCHED_OFF]
+    assert builds.line == "1 engine to build: switched off in the settings"
+    host.on = True
+    wait_for(lambda: builds.line == "")
+    assert run(engines) == "toy"
+
+
+def test_an_engine_that_takes_pictures_is_not_promised(later: MakeSet, builds: IdleBuilds) -> None:
+    engines = later(precision="int8")
+    assert engines.runner("core", SIZES).backend == "eager"
+    (note,) = engines.take_notes()
+    assert "There is no int8 engine for core, and its scales are taken from pictures" in note
+    assert builds.line == ""
+
+
+def test_a_size_that_no_preset_serves_is_not_promised(later: MakeSet, builds: IdleBuilds) -> None:
+    engines = later()
+    assert run(engines, ODD) == "eager"
+    (note,) = engines.take_notes()
+    assert note.startswith("core runs in eager PyTorch, which is slower. No engine can serve this size")
+    assert builds.line == ""

@@ -1,0 +1,68 @@
+"""What `auto` does where no engine fits: it builds where that pays, and else runs eager as a matter of course."""
+
+import torch
+
+from i2v_tensorrt.engine_builder.backends.base import Availability
+from i2v_tensorrt.runtime.engines import messages
+from i2v_tensorrt.runtime.engines.policy import LATER, MISS_POLICIES, EnginePolicy
+
+from ...helpers.toy_model import INSTALL, SIZES, MakeSet, run
+from ...helpers.toys import CPU, InProcess, ToyBackend
+
+
+def test_it_builds_on_a_gpu_alone() -> None:
+    policy = EnginePolicy(on_missing="auto")
+    found = {name: policy.on_missing_on(torch.device(name)) for name in ("cuda", "cpu", "mps")}
+    assert found == {"cuda": "build", "cpu": "eager", "mps": "eager"}
+    assert EnginePolicy(on_missing="stop").on_missing_on(CPU) == "stop"
+
+
+def test_it_builds_later_where_somebody_does() -> None:
+    cuda, policy = torch.device("cuda"), EnginePolicy(on_missing="auto")
+    assert policy.on_missing_on(cuda, builds_later=True) == LATER
+    assert policy.on_missing_on(CPU, builds_later=True) == "eager"
+    found = [EnginePolicy(on_missing=name).on_missing_on(cuda, builds_later=True) for name in MISS_POLICIES[1:]]
+    assert found == list(MISS_POLICIES[1:]), "what was asked for by name"
+
+
+def test_on_a_cpu_it_runs_eager_and_says_so_once_on_the_loader(make: MakeSet, toy: ToyBackend) -> None:
+    engines = make(on_missing="auto")
+    assert engines.summary() == f"eager, fp32 on cpu\n{messages.NOT_BUILT}"
+    engines.prepare({**SIZES, "chunk": 2})
+    assert run(engines) == "eager"
+    assert engines.take_notes() == []
+    assert toy.builds_done == []
+
+
+def test_what_is_there_is_used(make: MakeSet) -> None:
+    make().build("core", SIZES, InProcess())
+    engines = make(on_missing="auto")
+    assert engines.summary().splitlines() == ["toy, fp32 on cpu", "engines: 1 of 2", "the rest runs eager"]
+    assert run(engines) == "toy"
+    assert run(engines, {**SIZES, "chunk": 2}, "vae_decoder") == "eager"
+    assert engines.take_notes() == []
+
+
+def test_what_is_expected_is_what_runs(make: MakeSet, toy: ToyBackend) -> None:
+    engines = make(on_missing="auto")
+    assert engines.expected("core", SIZES).name == run(engines) == "eager"
+    assert make().expected("core", SIZES).name == toy.name
+    make().build("core", SIZES, InProcess())
+    later = make(on_missing="auto")
+    assert later.expected("core", SIZES).name == run(later) == toy.name
+
+
+def test_a_library_that_is_missing_is_told_on_the_loader_alone(make: MakeSet, toy: ToyBackend) -> None:
+    toy.available = Availability(False, "The toy is lost.", INSTALL)
+    engines = make(on_missing="auto")
+    assert INSTALL in engines.summary()
+    assert run(engines) == "eager"
+    assert engines.take_notes() == []
+
+
+def test_engines_built_in_one_go_are_one_sentence(make: MakeSet) -> None:
+    engines = make()
+    engines.prepare({**SIZES, "chunk": 2})
+    (note,) = engines.take_notes()
+    assert note.startswith("2 engines built in ")
+    assert note.endswith(" s,\nleast cosine 1.00000")

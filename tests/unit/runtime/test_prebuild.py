@@ -1,0 +1,104 @@
+"""Engines ahead of time: one line a component, the whole job's fraction, and what was done stays."""
+
+from pathlib import Path
+
+import pytest
+
+from i2v_tensorrt.common.errors import EngineError, InputError
+from i2v_tensorrt.pipeline.models.registry import FAMILIES
+from i2v_tensorrt.pipeline.request import ClipSize
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.prebuild import ALL, Prebuild, component_names, prebuild
+
+from ...helpers.toy_model import MakeSet
+from ...helpers.toys import ToyBackend
+
+JOB = Prebuild(("core", "vae_decoder"), width=48, height=64, num_frames=4)
+
+
+@pytest.fixture
+def engines(make: MakeSet) -> EngineSet:
+    return make()
+
+
+def ignore(stage: str, done: float) -> None:
+    pass
+
+
+def test_every_component_is_built_for_the_size_and_told_in_a_line(engines: EngineSet, toy: ToyBackend) -> None:
+    lines = prebuild(engines, JOB, ignore)
+    assert [line.split(":")[0] for line in lines] == ["core", "vae_decoder"]
+    assert all("built in " in line and " s by toy for x86_64, fp32, " in line for line in lines)
+    assert all(line.endswith("cosine 1.0000000, 200 dB") for line in lines), "the toy is the reference itself"
+    core, decoder = (spec.profile.optimum for spec in toy.builds_done)
+    assert core == {"batch": 2, "frames": 4, "latent_height": 8, "latent_width": 6}
+    assert decoder == {"chunk": 4, "frames": 4, "latent_height": 8, "latent_width": 6}
+
+
+def test_under_a_policy_of_presets_those_are_built(make: MakeSet, toy: ToyBackend) -> None:
+    prebuild(make(shapes="presets", presets=(ClipSize(64, 64, 4), ClipSize(64, 128, 4))), JOB, ignore)
+    sides = [
+        [(p.optimum["latent_height"], p.optimum["latent_width"]) for p in s.profile.profiles] for s in toy.builds_done
+    ]
+    assert sides == [[(8, 8), (16, 8)]] * 2
+
+
+def test_what_is_there_is_not_built_again_unless_forced(engines: EngineSet, toy: ToyBackend) -> None:
+    prebuild(engines, JOB, ignore)
+    assert all(": already there by toy" in line for line in prebuild(engines, JOB, ignore))
+    assert len(toy.builds_done) == 2
+    forced = Prebuild(JOB.components, JOB.width, JOB.height, JOB.num_frames, force=True)
+    assert all(": built in " in line for line in prebuild(engines, forced, ignore))
+    assert len(toy.builds_done) == 4
+
+
+def test_the_report_hears_the_whole_jobs_fraction(engines: EngineSet) -> None:
+    heard: list[tuple[str, float]] = []
+    prebuild(engines, JOB, lambda stage, done: heard.append((stage, done)))
+    fractions = [done for _, done in heard]
+    assert fractions == sorted(fractions)
+    assert heard[-1] == ("done", 1.0)
+    for stage, done in heard[:-1]:
+        assert (done <= 0.5) if stage.startswith("core: ") else (done >= 0.5 and stage.startswith("vae_decoder: "))
+
+
+def test_one_that_cannot_be_built_ends_the_job_and_the_others_stay(engines: EngineSet, toy: ToyBackend) -> None:
+    def fail_second(folder: Path) -> None:
+        if toy.builds_done:
+            raise EngineError("The toy broke.")
+
+    toy.while_building = fail_second
+    with pytest.raises(EngineError, match="The toy broke."):
+        prebuild(engines, JOB, ignore)
+    assert [plan.manifest.spec.network.component for plan in engines.store.plans()] == ["core"]
+
+
+def test_an_engine_that_was_not_run_here_is_said_to_be_unverified(engines: EngineSet, toy: ToyBackend) -> None:
+    job = Prebuild(("core",), 64, 64, 4)
+    prebuild(engines, job, ignore)
+    (plan,) = engines.store.plans()
+    engines.store.set_verdict(plan, None)  # type: ignore[arg-type]
+    (line,) = prebuild(engines, job, ignore)
+    assert line.endswith("unverified here")
+
+
+def test_a_size_that_no_network_takes_is_refused_before_anything_is_built(engines: EngineSet, toy: ToyBackend) -> None:
+    with pytest.raises(InputError, match="frames is 40, 24 above the largest supported 16"):
+        prebuild(engines, Prebuild(("core",), 64, 64, 40), ignore)
+    assert toy.builds_done == []
+
+
+def test_the_components_are_those_of_all_families_once() -> None:
+    names = component_names()
+    assert len(set(names)) == len(names)
+    assert ALL not in names
+    assert all(set(family.engine_components) <= set(names) for family in FAMILIES)
+
+
+@pytest.mark.parametrize("component", ["flux", "conditioner", ALL])
+def test_a_network_that_the_model_does_not_compile_is_refused(
+    engines: EngineSet, toy: ToyBackend, component: str
+) -> None:
+    with pytest.raises(InputError, match=rf"^The networks to compile are core, vae_decoder, found '{component}'\.$"):
+        prebuild(engines, Prebuild(("core", component), 48, 64, 4), ignore)
+    assert toy.builds_done == []
