@@ -25,7 +25,7 @@ from ..engine_builder.store.store import EngineStore
 from ..pipeline.denoising.schedulers import SamplerSettings
 from ..pipeline.media.image import rgb
 from ..pipeline.models.registry import open_model
-from ..pipeline.quality.similarity import MAX_DB, frames_likeness
+from ..pipeline.quality.similarity import MAX_DB, frames_similarity
 from ..pipeline.request import ClipRequest
 from ..pipeline.tensor_cache import ConditioningCache
 from ..runtime.clip import decode_clip, encode_clip, sample_clip
@@ -127,13 +127,13 @@ def _clip(engines: EngineSet, model: DemoModel, steps: int, seconds: dict[str, f
 
 
 def _compared(seconds: dict[str, float | str], reference: torch.Tensor, frames: torch.Tensor) -> Row:
-    likeness = frames_likeness(reference, frames)
+    similarity = frames_similarity(reference, frames)
     values = {name: value if isinstance(value, str) else round(value, 3) for name, value in seconds.items()}
     return Row(
         **values,  # type: ignore[arg-type]
-        psnr_mean_db=_finite(likeness["frames_psnr_mean_db"]),
-        psnr_worst_db=_finite(likeness["frames_psnr_worst_db"]),
-        ssim_mean=round(likeness["frames_ssim_mean"], 6),
+        psnr_mean_db=_finite(similarity["frames_psnr_mean_db"]),
+        psnr_worst_db=_finite(similarity["frames_psnr_worst_db"]),
+        ssim_mean=round(similarity["frames_ssim_mean"], 6),
     )
 
 

@@ -70,7 +70,7 @@ CASES = (
 @dataclass(frozen=True)
 class Row:
     """What a build took: seconds, the peak of its process in host memory, the engine's bytes on disk, what it asks of
-    the GPU beside its weights, and its likeness to eager PyTorch where it ran. None where nobody says so.
+    the GPU beside its weights, and its similarity to eager PyTorch where it ran. None where nobody says so.
 
     `load` is how many programs wanted a core beside this one when it began, without which the seconds say little.
     """

@@ -31,7 +31,7 @@ from ..engine_builder.store.manifest import Manifest
 from ..engine_builder.store.store import Plan, describe_files
 from ..pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
 from ..pipeline.models.wan.model import Wan21
-from ..pipeline.quality.similarity import latents_likeness
+from ..pipeline.quality.similarity import latents_similarity
 from ..runtime.clip_sizes import clip_sizes
 from .ladder.flops import count_tflop
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
@@ -60,11 +60,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "image_encoder": {"image_size": 224, "patch_size": 14, "hidden_size": 1280},
 }
-"""Wan 2.1 I2V 14B as published (Wan-AI/Wan2.1-I2V-14B-480P-Diffusers), as far as its core depends on it."""
+"""Wan 2.1 I2V 14B as published (Wan-AI/Wan2.1-I2V-14B-480P-Diffusers), as far as its denoiser depends on it."""
 
 
 class RandomWan(Wan21):
-    """Wan 2.1's core at its published size, with weights drawn on a device."""
+    """Wan 2.1's denoiser at its published size, with weights drawn on a device."""
 
     def __init__(self, device: torch.device, layers: int) -> None:
         configs = {**CONFIGS, "transformer": {**CONFIGS["transformer"], "num_layers": layers}}
@@ -74,7 +74,7 @@ class RandomWan(Wan21):
         self._device = device
 
     def networks(self) -> Mapping[str, Any]:
-        return {"core": self._core("transformer")}
+        return {"core": self._denoiser("transformer")}
 
     def part(self, name: str, precision: str) -> Any:
         from diffusers import WanTransformer3DModel
@@ -110,7 +110,7 @@ class Setting:
 
 
 class Row(ABC):
-    """A way to call the core, in a process of its own."""
+    """A way to call the denoiser, in a process of its own."""
 
     title: str
 
@@ -174,9 +174,7 @@ class Engine(Row):
         network = self.model.load("core", PRECISION)
         folder = Path(tempfile.mkdtemp(prefix="i2v-call-"))
         backend.build(network, self.engine, folder, lambda stage, _: _tell(f"{self.title}: {stage}"))
-        plan = Plan(
-            folder, Manifest(self.engine, backend.target(self.device), describe_files(folder), None, 0.0, "")
-        )
+        plan = Plan(folder, Manifest(self.engine, backend.target(self.device), describe_files(folder), None, 0.0, ""))
         runner: Runner = backend.load(plan, self.engine, lambda: network, self.device)
         runner.load()
 
@@ -245,8 +243,8 @@ def _against(path: Path, result: torch.Tensor) -> dict[str, float]:
     if not path.exists():
         save_file({"result": result.contiguous()}, path)
         return {}
-    likeness = latents_likeness(load_file(path)["result"], result)
-    return {name.removeprefix("latents_"): value for name, value in likeness.items()}
+    similarity = latents_similarity(load_file(path)["result"], result)
+    return {name.removeprefix("latents_"): value for name, value in similarity.items()}
 
 
 def _measured(argv: Sequence[str], options: argparse.Namespace, reference: Path) -> dict[str, dict[str, Any]]:

@@ -29,11 +29,11 @@ from .ladder.machine import describe_commit, describe_machine, describe_versions
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu" / "scratch.json"
 MIB = 1 << 20
-CORE_SIZES = {
+DENOISER_SIZES = {
     "i2vgen-xl-random": ((512, 512, 16, 2), (512, 512, 16, 1), (704, 1280, 16, 2), (1024, 1024, 16, 2)),
     "svd-xt-random": ((512, 512, 14, 2), (1024, 576, 25, 2), (1024, 576, 25, 1), (1024, 1024, 25, 2)),
 }
-"""Width, height, frames and branches of what the cores are called with."""
+"""Width, height, frames and branches of what the denoisers are called with."""
 PICTURE_SIZES = ((512, 512, 1, 1), (512, 512, 8, 1), (1024, 576, 8, 1), (1024, 1024, 1, 1), (2048, 2048, 1, 1))
 """The same for what sees pictures or latents of them; frames are decoded at once."""
 Size = tuple[int, int, int, int]
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
         for name in options.models:
             model = open_model(write_full_checkpoint(Path(work) / name, device, 0))
-            for row in measure_model(model, CORE_SIZES[name], device):
+            for row in measure_model(model, DENOISER_SIZES[name], device):
                 rows.append(row)
                 sys.stdout.write(f"{json.dumps(row)}\n")
                 sys.stdout.flush()
@@ -63,11 +63,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def measure_model(model: VideoModel, core_sizes: Sequence[Size], device: torch.device) -> Iterator[dict[str, Any]]:
+def measure_model(model: VideoModel, denoiser_sizes: Sequence[Size], device: torch.device) -> Iterator[dict[str, Any]]:
     """A row for each component at each of its sizes."""
     for component in model.components:
-        for precision in ("fp16", "fp32") if component in model.cores else ("fp16",):
-            for size in core_sizes if component in model.cores else PICTURE_SIZES:
+        for precision in ("fp16", "fp32") if component in model.denoisers else ("fp16",):
+            for size in denoiser_sizes if component in model.denoisers else PICTURE_SIZES:
                 yield measure(model, component, size, precision, device)
 
 

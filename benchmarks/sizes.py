@@ -29,8 +29,8 @@ from ..runtime.budget import Budget, largest
 from ..runtime.clip_plan import engine_multiple
 from ..runtime.clip_sizes import clip_sizes
 from ..runtime.engines.engine_set import EngineSet
+from ..runtime.engines.memory_manager import LoadInPlace
 from ..runtime.engines.policy import EnginePolicy
-from ..runtime.engines.residency import LoadInPlace
 from ..runtime.tools.table import Table
 from .full_models import PUBLISHED, Published, full_model
 from .ladder.machine import describe_commit, now
@@ -125,7 +125,7 @@ def rows_of(published: Published, model: VideoModel, store: Path) -> Iterator[Ro
                 published.size.words,
                 backend,
                 card_gib,
-                round(model.size_bytes(model.core, "fp16") / GIB, 2),
+                round(model.size_bytes(model.denoiser, "fp16") / GIB, 2),
                 round(encoder_bytes(model, published.size) / GIB, 2),
                 made(budgets, published.size, engine_multiple(model)),
                 widest(budgets, published.size, engine_multiple(model)),
@@ -136,7 +136,7 @@ def rows_of(published: Published, model: VideoModel, store: Path) -> Iterator[Ro
 def encoder_bytes(model: VideoModel, size: ClipSize) -> int:
     """The most that a network takes that has done its work before the first step, weights and scratch."""
     sizes = {**clip_sizes(model, size.width, size.height, size.num_frames), "batch": 1, "chunk": 1}
-    others = {*model.cores, model.decoder_component, "conditioner"}
+    others = {*model.denoisers, model.decoder_component, "conditioner"}
     names = (name for name in model.components if name not in others and not name.startswith("vae_decoder"))
     return max(model.size_bytes(name, "fp16") + model.scratch_bytes(name, sizes, "fp16") for name in names)
 

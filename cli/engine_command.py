@@ -18,7 +18,7 @@ from ..engine_builder.backends.tensorrt.library import RTX_ARCHS
 from ..engine_builder.store.store import EngineStore
 from ..pipeline.conditioning import check_fields
 from ..pipeline.models.registry import open_model
-from ..runtime.calibration import read_material
+from ..runtime.calibration import read_calibration_data
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import PRESETS, SHAPE_POLICIES, EnginePolicy
 from ..runtime.engines.presets import parse_presets
@@ -107,11 +107,13 @@ def _build(options: argparse.Namespace, store: EngineStore) -> list[dict[str, An
     shapes = PRESETS if presets else options.shapes
     model, rows = open_model(options.model, [(file, _strength(text), ()) for file, text in options.lora]), []
     names = model.engine_components if options.component == ALL else (options.component,)
-    material = read_material(options.calibrate, options.prompt) if options.calibrate else None
+    calibration_data = read_calibration_data(options.calibrate, options.prompt) if options.calibrate else None
     for arch in options.target.split(",") if options.target else [None]:
         precision = "fp16" if arch is not None and options.precision == AUTO else options.precision
         policy = EnginePolicy(options.backend, precision, shapes, presets=presets)
-        job = Prebuild(tuple(names), options.width, options.height, options.frames, options.force, arch, material)
+        job = Prebuild(
+            tuple(names), options.width, options.height, options.frames, options.force, arch, calibration_data
+        )
         lines = prebuild(EngineSet(model, store, policy, device), job, _Progress())
         rows += [{"target": arch or "this machine", "text": line} for line in lines]
     return rows

@@ -13,8 +13,8 @@ from .child import run_child
 from .environment import ROOT, Environment
 from .test_command import run_only, run_tests
 
-INSIDE = "--inside"
-ELSEWHERE = {
+IN_ENV = "--inside"
+COMMANDS = {
     "demo": ".demo_command",
     "queue": ".queue_command",
     "engine": ".engine_command",
@@ -61,7 +61,7 @@ All other arguments go to pytest, with paths counted from the folder of run.py:
   python run.py test tests/unit/pipeline -x"""
 
 
-ELSEWHERE_HELP = {
+COMMANDS_HELP = {
     "demo": ("[--out DIR] [--prompt TEXT] [more options]", "turn the bundled picture into a video", DEMO),
     "queue": (
         "WORKFLOW --out DIR [--image FILE|FOLDER] [--set NODE.INPUT=VALUE] [more options]",
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("run.py", description=DESCRIPTION, formatter_class=raw, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for name, (usage, line, description) in ELSEWHERE_HELP.items():
+    for name, (usage, line, description) in COMMANDS_HELP.items():
         command = commands.add_parser(
             name,
             help=line,
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
 
     Argparse ends the program itself after `--help` (0) and on a wrong command line (2).
     """
-    if list(arguments[:1]) == [INSIDE]:
+    if list(arguments[:1]) == [IN_ENV]:
         return inside(arguments[1], arguments[2:])
     environment = environment or Environment.of_repository()
     options = parser().parse_known_args(arguments)[0]
@@ -154,12 +154,12 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
         return 2
     if options.command == BARE:
         return inside(BARE, arguments[1:])
-    if options.command in ELSEWHERE and options.help and not environment.is_ready():
+    if options.command in COMMANDS and options.help and not environment.is_ready():
         options.show()
         return 0
     try:
         python = environment.prepare()
-        return run_child([str(python), str(ROOT / "run.py"), INSIDE, *arguments])
+        return run_child([str(python), str(ROOT / "run.py"), IN_ENV, *arguments])
     except (I2VError, OSError) as error:
         sys.stderr.write(f"run.py: {error}\n")
         return 1
@@ -171,8 +171,8 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
 def inside(command: str, arguments: Sequence[str]) -> int:
     """Do the job of `command` in this very process, which runs in the pack's own environment."""
     try:
-        if command in ELSEWHERE:
-            return importlib.import_module(ELSEWHERE[command], __package__).main(list(arguments))
+        if command in COMMANDS:
+            return importlib.import_module(COMMANDS[command], __package__).main(list(arguments))
         options, for_pytest = parser().parse_known_args([command, *arguments])
         rest = [argument for argument in for_pytest if argument != "--"]
         return run_only(options.only, rest) if options.only else run_tests(rest, options.fast)

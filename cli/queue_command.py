@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..common.errors import I2VError
-from ..remote.batch.ledger import Job, Ledger, sole_user
+from ..remote.batch.ledger import Job, Ledger, exclusive_lock
 from ..remote.batch.progress import JobResult, Report
-from ..remote.batch.run import Patience, QueueRun
+from ..remote.batch.run import QueueRun, RetryPolicy
 from ..remote.batch.workflow import UsageError, Workflow, find_input, find_picture, read_workflow, set_inputs
 from ..remote.comfyui.client import ComfyClient
 
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--patience",
         type=float,
-        default=Patience.gone_s,
+        default=RetryPolicy.gone_s,
         metavar="SECONDS",
         help="how long the server may be away in the middle (%(default)g)",
     )
@@ -90,15 +90,15 @@ def run(options: argparse.Namespace) -> list[JobResult]:
     workflow = make_workflow(client, options)
     jobs = make_jobs(workflow, paths, options.workflow.stem)
     client.queued()  # a server that is not there from the start is told at once
-    with sole_user(options.out):
+    with exclusive_lock(options.out):
         report = Report(len(jobs), sys.stderr, sys.stdout, options.json, options.previews)
         for job in jobs:
             if len(job.pictures) > 1:
                 same = " and ".join(path.name for path in job.pictures)
                 report.note(f"{same} hold the same picture, which is one job.")
-        patience = Patience(gone_s=options.patience)
+        retry = RetryPolicy(gone_s=options.patience)
         try:
-            return QueueRun(client, workflow, Ledger(options.out), options.out, report, patience).run(jobs)
+            return QueueRun(client, workflow, Ledger(options.out), options.out, report, retry).run(jobs)
         finally:
             report.close()
 

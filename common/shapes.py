@@ -18,7 +18,7 @@ class DimRange:
     max: int
     multiple: int = 1
 
-    def misfit(self, size: int) -> str | None:
+    def violation(self, size: int) -> str | None:
         """Why `size` lies outside, and by how much; None when it fits."""
         if size < self.min:
             return f"is {size}, {self.min - size} below the smallest supported {self.min}"
@@ -44,14 +44,14 @@ class ShapeProfile:
 
     ranges: Mapping[str, DimRange] = field(default_factory=dict)
 
-    def misfits(self, sizes: Mapping[str, int]) -> list[str]:
+    def violations(self, sizes: Mapping[str, int]) -> list[str]:
         """One phrase for each dimension of `sizes` that does not fit; empty when all fit."""
-        found = ((name, self.ranges[name].misfit(size)) for name, size in sizes.items() if name in self.ranges)
+        found = ((name, self.ranges[name].violation(size)) for name, size in sizes.items() if name in self.ranges)
         return [f"{name} {reason}" for name, reason in found if reason]
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         """True when every dimension of `sizes` lies in its range."""
-        return not self.misfits(sizes)
+        return not self.violations(sizes)
 
     def distance(self, sizes: Mapping[str, int]) -> tuple[int, int]:
         """How far `sizes` lie outside: in how many dimensions, and by how much in all."""
@@ -118,9 +118,9 @@ class Presets(ShapeProfile):
     def profiles(self) -> tuple[ShapeProfile, ...]:
         return self.presets
 
-    def misfits(self, sizes: Mapping[str, int]) -> list[str]:
+    def violations(self, sizes: Mapping[str, int]) -> list[str]:
         """Those of the nearest preset."""
-        return self._nearest(sizes).misfits(sizes)
+        return self._nearest(sizes).violations(sizes)
 
     def distance(self, sizes: Mapping[str, int]) -> tuple[int, int]:
         """That of the nearest preset."""

@@ -31,7 +31,6 @@ def network_precision(precision: str) -> str:
     return "fp32" if precision in QUANTIZED else precision
 
 
-
 class Scope(str, Enum):
     """How often an input changes: once per clip, once per schedule, or at every step."""
 

@@ -47,7 +47,7 @@ class CompileModel(io.ComfyNode):
         with ui.sentences():
             policy = EnginePolicy(backend=backend, shapes=shape_policy, on_missing=on_missing)
             compiled = host_model.CompiledModel(cls.hidden.unique_id, policy)
-            status = compiled.prospect(model)
+            status = compiled.forecast(model)
             clone = compiled.attached_to(model)
         ui.say(cls.hidden.unique_id, status)
         return io.NodeOutput(clone, status, ui=ui.text_ui([status]))

@@ -13,7 +13,7 @@ from ..engine_builder.backends.tensorrt.backend import TensorRTBackend
 from ..engine_builder.backends.tensorrt.library import RTX_ARCHS
 from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
 from ..pipeline.media.image import picture_from_tensor
-from ..runtime.calibration import MOST_CLIPS, Material
+from ..runtime.calibration import MOST_CLIPS, CalibrationData
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
 from ..runtime.engines.presets import parse_presets
@@ -69,7 +69,7 @@ class EngineBuilder(io.ComfyNode):
                     "pictures",
                     optional=True,
                     tooltip="For int8 and fp8: a few of the pictures that you animate, as a batch. Short clips of them "
-                    "say how large the core's numbers get.",
+                    "say how large the denoiser's numbers get.",
                 ),
                 io.String.Input(
                     "prompts",
@@ -139,19 +139,21 @@ class EngineBuilder(io.ComfyNode):
             if arch is not None and precision == AUTO:
                 precision = "fp16"
             policy = EnginePolicy(backend, precision, shape_policy, presets=presets_of(shape_policy, presets))
-            engines = EngineSet(model.model, folders.engine_store(), policy, memory.device(), memory.HostResidency())
-            material = None if pictures is None else _material(pictures, prompts or "")
-            job = Prebuild(tuple(names), width, height, num_frames, force, arch, material)
+            engines = EngineSet(
+                model.model, folders.engine_store(), policy, memory.device(), memory.HostMemoryManager()
+            )
+            calibration_data = None if pictures is None else _calibration_data(pictures, prompts or "")
+            job = Prebuild(tuple(names), width, height, num_frames, force, arch, calibration_data)
             lines = prebuild(engines, job, report)
         progress.say("\n".join(lines))
         return io.NodeOutput(model, "\n".join(lines), ui=ui.text_ui(lines))
 
 
-def _material(pictures: Any, prompts: Any) -> Material:
+def _calibration_data(pictures: Any, prompts: Any) -> CalibrationData:
     """What the sockets carry; raises InputError for what is no batch of pictures, or no text."""
     if not isinstance(pictures, torch.Tensor) or pictures.ndim != 4:
         raise InputError(f"Expected pictures over a link from a node that gives them, found {type(pictures).__name__}.")
     if not isinstance(prompts, str):
         raise InputError(f"Expected prompts as a text with one a line, found a {type(prompts).__name__}.")
     lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
-    return Material(tuple(picture_from_tensor(each) for each in pictures[:MOST_CLIPS]), lines or ("",))
+    return CalibrationData(tuple(picture_from_tensor(each) for each in pictures[:MOST_CLIPS]), lines or ("",))

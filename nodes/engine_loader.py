@@ -56,7 +56,7 @@ class EngineLoader(io.ComfyNode):
                 folders.engine_store(),
                 policy,
                 memory.device(),
-                memory.HostResidency(),
+                memory.HostMemoryManager(),
                 ui.tell_build,
                 idle_builds(),
             )

@@ -79,8 +79,8 @@ def precision_input() -> io.Combo.Input:
         "precision",
         options=[*PRECISION_NAMES, *QUANTIZED],
         default=AUTO,
-        tooltip="auto: fp16 on a CUDA GPU, else fp32. int8, fp8: of the core alone, by TensorRT, with scales that the "
-        "Engine Builder takes from pictures; the rest is fp16.",
+        tooltip="auto: fp16 on a CUDA GPU, else fp32. int8, fp8: of the denoiser alone, by TensorRT, with scales that "
+        "the Engine Builder takes from pictures; the rest is fp16.",
     )
 
 

@@ -75,23 +75,23 @@ class LoRA(io.ComfyNode):
     @sockets(model=EngineSet)
     def execute(cls, model: EngineSet, lora: str, strength: float = 1.0, expert: str = BOTH) -> io.NodeOutput:
         with ui.sentences():
-            cores = cores_of(model.model, expert)
-            adapted = model.model.with_adapter(folders.lora_file(lora), strength, cores)
+            denoisers = denoisers_of(model.model, expert)
+            adapted = model.model.with_adapter(folders.lora_file(lora), strength, denoisers)
             adapted.take_digests(reading(cls.hidden.unique_id))
             engines = EngineSet(
-                adapted, model.store, model.policy, model.device, memory.HostResidency(), model.report, model.later
+                adapted, model.store, model.policy, model.device, memory.HostMemoryManager(), model.report, model.later
             )
             line = f"{adapted.adapters[-1].summary}\n{engines.summary()}"
         ui.say(cls.hidden.unique_id, line)
         return io.NodeOutput(engines, ui=ui.text_ui([line]))
 
 
-def cores_of(model: VideoModel, expert: object) -> tuple[str, ...]:
+def denoisers_of(model: VideoModel, expert: object) -> tuple[str, ...]:
     """The components that an expert's name stands for; raises InputError where the model has no such one."""
     if expert not in EXPERTS:
         raise InputError(f"The expert is one of {', '.join(EXPERTS)}, found {expert!r:.80}.")
     if expert == BOTH:
         return ()
-    if len(model.cores) == 1:
+    if len(model.denoisers) == 1:
         raise InputError(f"{model.title} has one network and no experts: expected {BOTH}, found {expert}.")
-    return model.cores[:1] if expert == HIGH else model.cores[1:]
+    return model.denoisers[:1] if expert == HIGH else model.denoisers[1:]

@@ -70,7 +70,7 @@ class ModelLoader(io.ComfyNode):
             model = open_model(folders.checkpoint_folder(checkpoint))
             model.take_digests(reading(cls.hidden.unique_id))
             policy = EnginePolicy(EagerBackend.name, memory.fitting_precision(precision), on_missing="eager")
-            engines = EngineSet(model, folders.engine_store(), policy, memory.device(), memory.HostResidency())
+            engines = EngineSet(model, folders.engine_store(), policy, memory.device(), memory.HostMemoryManager())
         lines = [f"{model.family}, {engines.precision} on {engines.device}", *model.hints]
         ui.say(cls.hidden.unique_id, "\n".join(lines))
         return io.NodeOutput(engines, ui=ui.text_ui(lines))

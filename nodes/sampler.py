@@ -16,8 +16,8 @@ from .host import folders, ui
 from .host.peak_memory import PeakMemory
 from .inputs import CATEGORY, Conditioning, Model, advanced, sockets, verdict
 
-FAMILYS_OWN = -1.0
-MODELS_SHIFT = 0.0
+MODEL_DEFAULT = -1.0
+MODEL_SHIFT = 0.0
 
 
 class DDIMSampler(io.ComfyNode):
@@ -70,8 +70,8 @@ class DDIMSampler(io.ComfyNode):
                 advanced(
                     io.Float.Input(
                         "min_guidance_scale",
-                        default=FAMILYS_OWN,
-                        min=FAMILYS_OWN,
+                        default=MODEL_DEFAULT,
+                        min=MODEL_DEFAULT,
                         max=MAX_GUIDANCE,
                         step=0.1,
                         optional=True,
@@ -89,8 +89,8 @@ class DDIMSampler(io.ComfyNode):
                 advanced(
                     io.Float.Input(
                         "shift",
-                        default=MODELS_SHIFT,
-                        min=MODELS_SHIFT,
+                        default=MODEL_SHIFT,
+                        min=MODEL_SHIFT,
                         max=SHIFTS[1],
                         step=0.1,
                         optional=True,
@@ -100,8 +100,8 @@ class DDIMSampler(io.ComfyNode):
                 advanced(
                     io.Float.Input(
                         "late_guidance_scale",
-                        default=FAMILYS_OWN,
-                        min=FAMILYS_OWN,
+                        default=MODEL_DEFAULT,
+                        min=MODEL_DEFAULT,
                         max=MAX_GUIDANCE,
                         step=0.1,
                         optional=True,
@@ -143,10 +143,10 @@ class DDIMSampler(io.ComfyNode):
         guidance_scale: float,
         eta: float,
         scheduler: str = "ddim",
-        min_guidance_scale: float = FAMILYS_OWN,
+        min_guidance_scale: float = MODEL_DEFAULT,
         reuse_result: bool = False,
-        shift: float = MODELS_SHIFT,
-        late_guidance_scale: float = FAMILYS_OWN,
+        shift: float = MODEL_SHIFT,
+        late_guidance_scale: float = MODEL_DEFAULT,
     ) -> io.NodeOutput:
         progress, peak = ui.Progress(cls.hidden.unique_id, steps), PeakMemory(model.device)
         preview = ui.previewer(model.model, conditioning.num_frames, conditioning.fps)
@@ -171,11 +171,11 @@ class DDIMSampler(io.ComfyNode):
 
 
 def _scale(widget: float | None) -> float | None:
-    return None if widget == FAMILYS_OWN else widget
+    return None if widget == MODEL_DEFAULT else widget
 
 
 def _shift(widget: float | None) -> float | None:
-    return None if widget == MODELS_SHIFT else widget
+    return None if widget == MODEL_SHIFT else widget
 
 
 def _lines(found: Sampled, model: EngineSet, peak: PeakMemory) -> list[str]:
@@ -185,7 +185,7 @@ def _lines(found: Sampled, model: EngineSet, peak: PeakMemory) -> list[str]:
 
 
 def _ran(model: EngineSet) -> list[str]:
-    """By what the model's core ran; where there are two, by what each."""
-    if len(model.model.cores) == 1:
-        return [model.describe(model.model.core)]
-    return [f"{name}: {model.describe(name)}" for name in model.model.cores]
+    """The backend of the model's denoiser, or of each of two."""
+    if len(model.model.denoisers) == 1:
+        return [model.describe(model.model.denoiser)]
+    return [f"{name}: {model.describe(name)}" for name in model.model.denoisers]

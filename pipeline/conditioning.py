@@ -108,7 +108,7 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
 
 def conditioning_key(model: VideoModel, request: ClipRequest, precision: str) -> str:
     """The name of a request's conditioning: a digest of everything that goes into it."""
-    names = {field.name for field in fields(request)} - {"picture", *model.unused, *model.silent}
+    names = {field.name for field in fields(request)} - {"picture", *model.unused, *model.ignored_fields}
     content = {
         "schema": SCHEMA,
         "family": model.family,

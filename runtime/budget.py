@@ -98,7 +98,7 @@ def largest(budgets: Sequence[Budget], size: ClipSize, multiple: int) -> ClipSiz
 def encoding(engines: EngineSet) -> Budget:
     """The encoder that takes the most; each runs alone."""
     model = engines.model
-    others = {model.decoder_component, *model.cores}
+    others = {model.decoder_component, *model.denoisers}
     each = [
         _on_device("Encoding for", engines, name, chunk=1) for name in model.engine_components if name not in others
     ]
@@ -106,21 +106,21 @@ def encoding(engines: EngineSet) -> Budget:
     return Budget(
         "Encoding for",
         lambda size: max((budget.cost(size) for budget in each), default=0),
-        engines.residency.room_bytes(),
+        engines.memory_manager.room_bytes(),
         model.latent,
         known_bytes,
     )
 
 
 def denoising(engines: EngineSet, *, guided: bool) -> Budget:
-    """The core at every step."""
-    return _on_device("Denoising", engines, engines.model.core, guided=guided)
+    """The denoiser at every step."""
+    return _on_device("Denoising", engines, engines.model.denoiser, guided=guided)
 
 
 def decoding(engines: EngineSet) -> list[Budget]:
     """One frame at a time on the device, and all of them on the host."""
     space = engines.model.latent
-    host = Budget("Holding the frames of", _frames_bytes, engines.residency.host_bytes(), space)
+    host = Budget("Holding the frames of", _frames_bytes, engines.memory_manager.host_bytes(), space)
     return [_on_device("Decoding", engines, engines.model.decoder_component, chunk=1), host]
 
 
@@ -152,7 +152,7 @@ def _on_device(
         sizes["chunk"] = sizes["chunk"] if chunk is None else chunk
         return weights_bytes + model.scratch_bytes(component, sizes, precision, backend)
 
-    return Budget(stage, cost, engines.residency.room_bytes(), model.latent, weights_bytes)
+    return Budget(stage, cost, engines.memory_manager.room_bytes(), model.latent, weights_bytes)
 
 
 def _backend(engines: EngineSet, component: str) -> str:

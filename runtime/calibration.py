@@ -1,4 +1,4 @@
-"""What int8 and fp8 take their scales from: the calls of a model's cores in clips of the user's own pictures."""
+"""What int8 and fp8 take their scales from: the calls of a model's denoisers in clips of the user's own pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..common.digest import digest
 from ..common.errors import InputError
 from ..engine_builder.backends.base import Runner
 from ..engine_builder.backends.eager import EagerBackend
-from ..engine_builder.graph.recorded_calls import Calibration, Call, evenly, save_calls
+from ..engine_builder.graph.recorded_calls import Calibration, Call, save_calls, spread
 from ..pipeline.denoising.schedulers import SamplerSettings
 from ..pipeline.media.image import rgb
 from ..pipeline.request import ClipRequest, ClipSize
@@ -42,7 +42,7 @@ OnClip = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Material:
+class CalibrationData:
     """Pictures in RGB and prompts; raises InputError without a picture."""
 
     pictures: tuple[Image.Image, ...]
@@ -67,7 +67,7 @@ class Material:
         return digest({"clips": pictures, "size": size, "settings": [STEPS, MOST_CALLS, GUIDANCE_SCALE, FPS]})
 
 
-def read_material(paths: Sequence[Path], prompts: Sequence[str]) -> Material:
+def read_calibration_data(paths: Sequence[Path], prompts: Sequence[str]) -> CalibrationData:
     """Pictures from files and from folders of them, in alphabetical order; raises InputError for what is none."""
     from PIL import Image, UnidentifiedImageError
 
@@ -78,7 +78,7 @@ def read_material(paths: Sequence[Path], prompts: Sequence[str]) -> Material:
                 pictures.append(rgb(picture))
         except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise InputError(f"Expected a picture in {file}, which cannot be read: {error}.") from error
-    return Material(tuple(pictures), tuple(prompts) or ("",))
+    return CalibrationData(tuple(pictures), tuple(prompts) or ("",))
 
 
 def _files(path: Path) -> list[Path]:
@@ -90,25 +90,27 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def calibration_of(core: str, material: Material, size: ClipSize, folder: Path) -> Calibration:
-    """What `record` leaves of a core in `folder`."""
-    return Calibration(folder / f"{core}.safetensors", material.name(size))
+def calibration_of(denoiser: str, calibration_data: CalibrationData, size: ClipSize, folder: Path) -> Calibration:
+    """What `record` leaves of a denoiser in `folder`."""
+    return Calibration(folder / f"{denoiser}.safetensors", calibration_data.name(size))
 
 
-def record(engines: EngineSet, material: Material, size: ClipSize, folder: Path, on_clip: OnClip) -> None:
-    """Writes the calls of each core over the material's clips, in eager PyTorch, as `calibration_of` has them.
+def record(
+    engines: EngineSet, calibration_data: CalibrationData, size: ClipSize, folder: Path, on_clip: OnClip
+) -> None:
+    """Writes the calls of each denoiser over the material's clips, in eager PyTorch, as `calibration_of` has them.
 
     Raises InputError for a size that the model does not make.
     """
     policy = EnginePolicy(EagerBackend.name, on_missing="eager")
-    calls: dict[str, list[Call]] = {core: [] for core in engines.model.cores}
+    calls: dict[str, list[Call]] = {denoiser: [] for denoiser in engines.model.denoisers}
 
     def wrap(component: str, runner: Runner) -> Runner:
         return _Recorder(runner, calls[component]) if component in calls else runner
 
-    recording = EngineSet(engines.model, engines.store, policy, engines.device, engines.residency, wrap=wrap)
-    plan, cache, count = plan_clip(recording, size), ConditioningCache(None), len(material.clips)
-    for number, (picture, prompt) in enumerate(material.clips):
+    recording = EngineSet(engines.model, engines.store, policy, engines.device, engines.memory_manager, wrap=wrap)
+    plan, cache, count = plan_clip(recording, size), ConditioningCache(None), len(calibration_data.clips)
+    for number, (picture, prompt) in enumerate(calibration_data.clips):
         tell = partial(on_clip, number, count)
         tell()
         request = ClipRequest(picture, prompt, "", *size, fps=FPS)
@@ -117,8 +119,8 @@ def record(engines: EngineSet, material: Material, size: ClipSize, folder: Path,
         sampling = plan_sampling(plan, denoising)
         sample_clip(sampling, conditioning, lambda done, total, latents, tell=tell: tell())
     recording.unload()
-    for core, made in calls.items():
-        save_calls(evenly(made, MOST_CALLS), calibration_of(core, material, size, folder).path)
+    for denoiser, made in calls.items():
+        save_calls(spread(made, MOST_CALLS), calibration_of(denoiser, calibration_data, size, folder).path)
 
 
 class _Recorder(Runner):

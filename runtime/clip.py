@@ -100,7 +100,7 @@ def decode_clip(plan: ClipPlan, latents: torch.Tensor, chunk: int, on_chunk: OnC
     with explained(plan.decode, size):
         x, run, space = model.from_latent(latents), model.decoder(engines.run), model.latent
         at_once = _at_once(model, chunk, most_at_once(size.height, size.width))
-        shortage = partial(_relieve, engines)
+        shortage = partial(_free_memory, engines)
         return decode(
             x, run, at_once, on_chunk, factor=space.factor, time_factor=space.time_factor, on_shortage=shortage
         )
@@ -114,14 +114,14 @@ def fitting_chunk(plan: ClipPlan) -> int:
     engines, (width, height, frames) = plan.engines, plan.size
     if engines.device.type == "cuda" and not engines.model.decodes_over_time:
         frames = min(frames, TUNED_CHUNK)
-    engines.note(engines.residency.relieve(scratch_bytes(height, width, frames), encoders=False))
-    spare_bytes = engines.residency.spare_bytes()
+    engines.note(engines.memory_manager.free_memory(scratch_bytes(height, width, frames), encoders=False))
+    spare_bytes = engines.memory_manager.spare_bytes()
     return frames if spare_bytes is None else chunk_size(spare_bytes, height, width, frames)
 
 
-def _relieve(engines: EngineSet, frames: int) -> bool:
+def _free_memory(engines: EngineSet, frames: int) -> bool:
     """Has the pack let go of all that it can spare, of the encoders too before one frame alone is given up."""
-    told = engines.residency.relieve(sys.maxsize, encoders=frames == 1)
+    told = engines.memory_manager.free_memory(sys.maxsize, encoders=frames == 1)
     if told is None and frames > 1:
         engines.note(f"Memory ran out with {frames} frames of latents at once: decoded in smaller chunks.")
     engines.note(told)

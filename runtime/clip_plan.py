@@ -36,7 +36,7 @@ class Denoising:
     """How to sample a clip. A guidance scale of 1 or less runs the conditional branch alone, in half the time.
 
     With `min_guidance_scale` guidance goes evenly from that in the first frame to `guidance_scale` in the
-    last; None leaves it to the family. `late_guidance_scale` is that of a second core, which ends the clip;
+    last; None leaves it to the family. `late_guidance_scale` is that of a second denoiser, which ends the clip;
     None gives it the first one's.
     """
 
@@ -53,10 +53,10 @@ class Denoising:
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 64:
             raise InputError(f"The seed is a whole number from 0 to {(1 << 64) - 1}, found {self.seed}.")
 
-    def scale_of(self, core: str, model: VideoModel) -> float:
-        """The guidance scale of one of a model's cores."""
+    def scale_of(self, denoiser: str, model: VideoModel) -> float:
+        """The guidance scale of one of a model's denoisers."""
         late = self.late_guidance_scale
-        return self.guidance_scale if late is None or core == model.core else late
+        return self.guidance_scale if late is None or denoiser == model.denoiser else late
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class ClipPlan:
 
 
 @dataclass(frozen=True)
-class CorePlan:
-    """How sampling calls one of a model's cores.
+class DenoiserPlan:
+    """How sampling calls one of a model's denoisers.
 
     `sizes` are those of every named dimension of a call. `backend` serves it unless something fails; None where the
     policy's does not serve the device.
@@ -98,7 +98,7 @@ class SamplingPlan:
 
     clip: ClipPlan
     denoising: Denoising
-    cores: Mapping[str, CorePlan]
+    denoisers: Mapping[str, DenoiserPlan]
     step: Budget
 
 
@@ -120,25 +120,25 @@ def plan_clip(engines: EngineSet, asked: ClipSize, *, shrink: bool = False) -> C
 
 def plan_sampling(clip: ClipPlan, denoising: Denoising) -> SamplingPlan:
     """The plan of a clip, extended by how it is sampled."""
-    cores = {core: _plan_core(clip, core, denoising) for core in clip.engines.model.cores}
-    guided = any(core.branches == BOTH for core in cores.values())
-    return SamplingPlan(clip, denoising, cores, budget.denoising(clip.engines, guided=guided))
+    denoisers = {denoiser: _plan_denoiser(clip, denoiser, denoising) for denoiser in clip.engines.model.denoisers}
+    guided = any(denoiser.branches == BOTH for denoiser in denoisers.values())
+    return SamplingPlan(clip, denoising, denoisers, budget.denoising(clip.engines, guided=guided))
 
 
 def engine_multiple(model: VideoModel) -> int:
-    """Of how many pixels a clip's sides are multiples where the core's engines take it; eager PyTorch may take more."""
-    return model.components[model.core].spec.limits.ranges["latent_width"].multiple * model.latent.factor
+    """The multiple, in pixels, that a clip's sides must be for the denoiser's engines; eager PyTorch may take more."""
+    return model.components[model.denoiser].spec.limits.ranges["latent_width"].multiple * model.latent.factor
 
 
-def _plan_core(clip: ClipPlan, core: str, denoising: Denoising) -> CorePlan:
-    scale = denoising.scale_of(core, clip.engines.model)
+def _plan_denoiser(clip: ClipPlan, denoiser: str, denoising: Denoising) -> DenoiserPlan:
+    scale = denoising.scale_of(denoiser, clip.engines.model)
     branches = branches_of(scale)
     sizes = _sizes(clip.engines.model, clip.size, branches)
     try:
-        backend = clip.engines.expected(core, sizes)
+        backend = clip.engines.expected(denoiser, sizes)
     except BackendUnavailableError:
         backend = None
-    return CorePlan(scale, branches, sizes, backend)
+    return DenoiserPlan(scale, branches, sizes, backend)
 
 
 def _sizes(model: VideoModel, size: ClipSize, branches: Branches) -> dict[str, int]:

@@ -20,6 +20,6 @@ def clip_sizes(model: VideoModel, width: int, height: int, num_frames: int, *, g
 
 def check_size(model: VideoModel, size: ClipSize) -> None:
     """Raises InputError, with the nearest, for a size that the family does not make."""
-    misfit = model.latent.misfit(model.title, *size)
-    if misfit is not None:
-        raise InputError(misfit)
+    violation = model.latent.violation(model.title, *size)
+    if violation is not None:
+        raise InputError(violation)

@@ -15,29 +15,29 @@ FIRST_TIMED_CALL, WEIGHED_CALL = 2, 5
 
 
 class Denoiser:
-    """`denoise(x, t)` over a clip's conditioning, by the core that each timestep is for."""
+    """`denoise(x, t)` over a clip's conditioning, by the denoiser that each timestep is for."""
 
     def __init__(self, plan: SamplingPlan, conditioning: Conditioning) -> None:
         self._plan, self._engines = plan, plan.clip.engines
         self.tensors = {name: tensor.to(self._engines.device) for name, tensor in conditioning.tensors.items()}
         self._calls, self._timed_from = 0, 0.0
-        self._take(self._engines.model.core)
+        self._take(self._engines.model.denoiser)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        model, core = self._engines.model, self._engines.model.select_core(float(t))
-        if core != self._core:
-            self._take(core)
+        model, denoiser = self._engines.model, self._engines.model.select_denoiser(float(t))
+        if denoiser != self._denoiser:
+            self._take(denoiser)
         self._weigh()
         # On a GPU without waiting: what was queued before must not be done first. Others may read it too early.
         there = t.to(self._engines.device, non_blocking=self._engines.device.type == "cuda")
         values = model.prepare_input(x, there, self.tensors)
-        inputs = branch_inputs(model.components[core].spec.inputs, values, self._plan.cores[core].branches)
+        inputs = branch_inputs(model.components[denoiser].spec.inputs, values, self._plan.denoisers[denoiser].branches)
         return model.combine(self._runner(inputs), self._guidance)
 
-    def _take(self, core: str) -> None:
-        """Has the core on the device, in the other's place where there is no room for both."""
-        planned = self._plan.cores[core]
-        self._core, self._runner = core, self._engines.runner(core, planned.sizes)
+    def _take(self, denoiser: str) -> None:
+        """Has the denoiser on the device, in the other's place where there is no room for both."""
+        planned = self._plan.denoisers[denoiser]
+        self._denoiser, self._runner = denoiser, self._engines.runner(denoiser, planned.sizes)
         self._guidance = self._rising(planned.guidance_scale)
 
     def _weigh(self) -> None:
@@ -50,9 +50,9 @@ class Denoiser:
         call_s = (time.monotonic() - self._timed_from) / (WEIGHED_CALL - FIRST_TIMED_CALL)
         engines, steps = self._engines, self._plan.denoising.sampler.steps
         calls = steps - WEIGHED_CALL + 1 + steps * engines.waiting_clips  # this one has not run yet
-        sizes = self._plan.cores[self._core].sizes
-        if engines.hasten(self._core, sizes, calls * call_s * engines.model.engine_gain):
-            self._take(self._core)
+        sizes = self._plan.denoisers[self._denoiser].sizes
+        if engines.hasten(self._denoiser, sizes, calls * call_s * engines.model.engine_gain):
+            self._take(self._denoiser)
 
     def _rising(self, last: float) -> GuidanceScale:
         """The guidance of all frames, or of each where it rises towards the last."""

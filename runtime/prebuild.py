@@ -15,7 +15,7 @@ from ..engine_builder.graph.quantize import check_quantizable
 from ..engine_builder.graph.recorded_calls import Calibration
 from ..pipeline.models.registry import FAMILIES
 from ..pipeline.request import ClipSize
-from .calibration import Material, calibration_of, record
+from .calibration import CalibrationData, calibration_of, record
 from .clip_sizes import clip_sizes
 from .engines.engine_set import EngineSet
 from .engines.messages import precision
@@ -28,8 +28,8 @@ class Prebuild:
     """Which components to build, for which size in pixels and frames, and whether again if they are there.
 
     With the shape policy `presets`, width, height and num_frames are ignored: the presets are built.
-    `arch` is the GPU architecture to build for, such as `sm_89`, if it is not this machine's. From `material` int8
-    and fp8 take their scales.
+    `arch` is the GPU architecture to build for, such as `sm_89`, if it is not this machine's. int8 and fp8 take their
+    scales from `calibration_data`.
     """
 
     components: tuple[str, ...]
@@ -38,7 +38,7 @@ class Prebuild:
     num_frames: int
     force: bool = False
     arch: str | None = None
-    material: Material | None = None
+    calibration_data: CalibrationData | None = None
 
 
 def component_names() -> list[str]:
@@ -80,30 +80,30 @@ def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
 def _calibrations(
     engines: EngineSet, job: Prebuild, size: ClipSize, stack: ExitStack, report: Report
 ) -> dict[str, Calibration]:
-    """What the job's cores take their scales from, in the store until `stack` ends; empty without int8 and fp8.
+    """What the job's denoisers take their scales from, in the store until `stack` ends; empty without int8 and fp8.
 
     Clips are recorded only where an engine is to be built with them. Raises InputError for pictures that nothing
     makes use of, and where they are missing; EngineError, before anything is recorded, for a GPU, a backend or an
     installation that cannot.
     """
-    quantized, cores = engines.policy.quantized, set(job.components) & set(engines.model.cores)
-    if quantized is None and job.material is not None:
+    quantized, denoisers = engines.policy.quantized, set(job.components) & set(engines.model.denoisers)
+    if quantized is None and job.calibration_data is not None:
         raise InputError(f"Pictures to take scales from are for int8 and fp8, found {engines.precision}.")
-    if quantized is None or not cores:
+    if quantized is None or not denoisers:
         return {}
-    if job.material is None:
+    if job.calibration_data is None:
         raise InputError(f"{quantized} takes its scales from pictures, found none.")
     arch = job.arch or cuda_arch(engines.device)
     if arch is None:
         raise BackendUnavailableError(f"{quantized} is for TensorRT on NVIDIA GPUs, found none to build for: name one.")
     folder = stack.enter_context(engines.store.staging())
-    calibrations = {core: calibration_of(core, job.material, size, folder) for core in cores}
+    calibrations = {denoiser: calibration_of(denoiser, job.calibration_data, size, folder) for denoiser in denoisers}
     sizes = clip_sizes(engines.model, *size)
     request = partial(engines.catalog.request, sizes=sizes, arch=job.arch)
-    requests = [request(core, calibration=each) for core, each in calibrations.items()]
+    requests = [request(denoiser, calibration=each) for denoiser, each in calibrations.items()]
     if not all([find_engine(request, engines.store) for request in requests]) or job.force:
         check_quantizable(quantized, arch)
-        record(engines, job.material, size, folder, lambda done, count: report("record clips", 0.0))
+        record(engines, job.calibration_data, size, folder, lambda done, count: report("record clips", 0.0))
     return calibrations
 
 

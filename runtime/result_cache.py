@@ -61,7 +61,7 @@ def result_key(plan: SamplingPlan, conditioning: Conditioning) -> str | None:
 
     None where the policy's backend does not serve the device, for then something else runs.
     """
-    engines, backends = plan.clip.engines, [core.backend for core in plan.cores.values()]
+    engines, backends = plan.clip.engines, [denoiser.backend for denoiser in plan.denoisers.values()]
     if engines.policy.quantized is not None:
         return None  # two engines with scales from other pictures would share a name
     try:
@@ -74,7 +74,7 @@ def result_key(plan: SamplingPlan, conditioning: Conditioning) -> str | None:
     return digest(
         {
             "schema": SCHEMA,
-            "networks": [asdict(model.components[name].spec) for name in model.cores],
+            "networks": [asdict(model.components[name].spec) for name in model.denoisers],
             "scheduler": repr(sorted(model.scheduler_config.items())),
             "latent_scale": model.latent_scale,
             "policy": asdict(replace(engines.policy, precision=engines.precision)),
@@ -106,5 +106,5 @@ def _fitting(encoded: Encoded, plan: SamplingPlan) -> torch.Tensor | None:
 
 
 def _ran_as_planned(plan: SamplingPlan) -> bool:
-    planned = {name: core.backend.name for name, core in plan.cores.items() if core.backend is not None}
+    planned = {name: denoiser.backend.name for name, denoiser in plan.denoisers.items() if denoiser.backend is not None}
     return plan.clip.engines.runners.last_backends(planned).items() <= planned.items()

@@ -1,4 +1,4 @@
-"""The process that one rung is measured in: it may crash, run out of memory or be ended, and the ladder goes on.
+"""The process that one variant is measured in: it may crash, run out of memory or be ended, and the ladder goes on.
 
 What it has measured stands in files, one for each row, that the ladder reads when the process has ended.
 """
@@ -31,8 +31,8 @@ from .measure import (
 from .order import Order, order_from_json
 from .reference import against_reference, save_reference
 from .row import INCOMPLETE, MEASURED, MISSING, RowFile
-from .rungs import EAGER, ENGINES
 from .stock_way import StockWay
+from .variants import EAGER, ENGINES
 from .way import Clip, Way
 
 HOT_CLIPS = 3
@@ -63,13 +63,13 @@ def main(path: Path) -> int:
 
 def tell(order: Order, text: str) -> None:
     """A line for whoever watches."""
-    sys.stdout.write(f"[{time.time() - order.began_at:6.1f} s]   {order.rung.name}: {text}\n")
+    sys.stdout.write(f"[{time.time() - order.began_at:6.1f} s]   {order.variant.name}: {text}\n")
     sys.stdout.flush()
 
 
 def _climb(order: Order) -> int:
-    """Every row of the rung; a second row is the same in a CUDA graph."""
-    first, *graph = [RowFile(order.rows / f"{row.name}.json", row) for row in order.rung.rows]
+    """Every row of the variant; a second row is the same in a CUDA graph."""
+    first, *graph = [RowFile(order.rows / f"{row.name}.json", row) for row in order.variant.rows]
     way: list[Way] = []
 
     def plain() -> None:
@@ -96,7 +96,7 @@ def _climb(order: Order) -> int:
 
 def _warm(order: Order) -> int:
     """The first clip of a process that finds engines and caches on disk."""
-    file = RowFile(order.rows / f"{order.rung.name}.warm.json", order.rung.rows[0])
+    file = RowFile(order.rows / f"{order.variant.name}.warm.json", order.variant.rows[0])
 
     def run() -> None:
         imported_at = time.time()
@@ -107,7 +107,7 @@ def _warm(order: Order) -> int:
         file.add(
             {
                 "clip_warm_start_s": time.time() - order.started_at,
-                "load_s": load_s if order.rung.way == ENGINES else None,
+                "load_s": load_s if order.variant.way == ENGINES else None,
                 "warm_import_s": imported_at - order.started_at,
                 "warm_open_s": opened_at - imported_at,
                 **{f"warm_{stage}_s": elapsed_s for stage, elapsed_s in clock.seconds.items()},
@@ -125,15 +125,15 @@ def _guarded(order: Order, file: RowFile, run: Callable[[], None]) -> bool:
         text = _sentence(error)
         tell(order, f"failed: {text}")
         file.close(INCOMPLETE if file.row.figures else MISSING, text, traceback.format_exc()[-TRACE_CHARS:])
-        logging.getLogger(__name__).exception("%s", order.rung.name)
+        logging.getLogger(__name__).exception("%s", order.variant.name)
         return False
     file.close(MEASURED)
     return True
 
 
 def _way(order: Order, *, cached: bool) -> Way:
-    if order.rung.way != ENGINES:
-        return StockWay(order.job, order.rung)
+    if order.variant.way != ENGINES:
+        return StockWay(order.job, order.variant)
     stages: list[str] = []
 
     def report(stage: str, _: float) -> None:
@@ -142,20 +142,20 @@ def _way(order: Order, *, cached: bool) -> Way:
             stages.append(stage)
             tell(order, stage)
 
-    return EngineWay(order.job, order.rung, report, cached=cached)
+    return EngineWay(order.job, order.variant, report, cached=cached)
 
 
 def _measure(order: Order, way: Way, file: RowFile) -> None:
-    """A row from nothing: build, first clip, likeness, then everything that is measured hot."""
+    """A row from nothing: build, first clip, similarity, then everything that is measured hot."""
     file.add({"build_s": way.build()}, *way.notes())
     clip, clock = _clip(order, way, order.job.steps, file)
     file.add({"clip_cold_s": time.time() - order.started_at, "encode_cold_s": clock.seconds["encode"]}, *way.notes())
     tell(order, f"first clip after {file.row.figures['clip_cold_s']:.1f} s")
-    if order.rung.is_reference:
+    if order.variant.is_reference:
         save_reference(order.job, clip)
     else:
         _compare(order.job, clip, file)
-    if isinstance(way, StockWay) and order.rung.is_reference and _seconds(clock) > HOT_SECONDS:
+    if isinstance(way, StockWay) and order.variant.is_reference and _seconds(clock) > HOT_SECONDS:
         _keep_only_clip(order, way, file, clock)
     else:
         _measure_hot(order, way, file, compared=True)
@@ -190,7 +190,7 @@ def _measure_hot(order: Order, way: Way, file: RowFile, *, compared: bool = Fals
 def _measure_rest(order: Order, way: Way, file: RowFile) -> None:
     """What may disturb the rest, and so comes last."""
     file.add(host_peaks())
-    if isinstance(way, EngineWay) and order.rung.name == EAGER:
+    if isinstance(way, EngineWay) and order.variant.name == EAGER:
         _optional(file, "Operations", lambda: {"core_tflop": way.core_tflop()})
     _optional(file, "Kernels", lambda: {"kernels_per_step": count_kernels(way.step(), way.device)})
     if way.device.type == "cuda":

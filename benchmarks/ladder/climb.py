@@ -15,10 +15,10 @@ from .order import Order
 from .plot import save_plot
 from .process import run_order
 from .row import INCOMPLETE, MEASURED, MISSING, Row, read_row
-from .rungs import NOT_YET, Rung, Task
 from .sweep import SWEEP_FILE, read_points
 from .sweep_plot import save_sweep_plot
 from .table import line, markdown
+from .variants import NOT_YET, Task, Variant
 
 OTHER_SAMPLES = 30
 """Core calls sampled of rows beside the headline."""
@@ -51,10 +51,10 @@ class Climb:
         self._out = out
         self._work = document.job.work_folder
 
-    def prepare_checkpoint(self, rung: Rung) -> None:
+    def prepare_checkpoint(self, variant: Variant) -> None:
         """Has the random checkpoint written, by a process that then gives the GPU back."""
         self.tell("writing a checkpoint of the published size with random weights")
-        reason = self._run(rung, "checkpoint", self._limits.left_s)
+        reason = self._run(variant, "checkpoint", self._limits.left_s)
         if reason:
             raise I2VError(f"The random checkpoint could not be written: {reason}")
 
@@ -62,7 +62,7 @@ class Climb:
         """Measures one task, or says why not."""
         left_s = self._limits.left_s
         needed_s = task.about_s * (0.5 if self._full_size else 0.0)
-        if task.warm and self._row(task.rung.name).state != MEASURED:
+        if task.warm and self._row(task.variant.name).state != MEASURED:
             return
         if left_s < max(needed_s, 1.0):
             reason = f"It was left out: it takes about {task.about_s:.0f} s, and {max(left_s, 0):.0f} s were left."
@@ -70,20 +70,20 @@ class Climb:
             return
         self.tell(f"{task.describes} ...")
         self._clear(task)
-        limit_s = min(left_s, self._limits.compile_s) if task.rung.compile_mode else left_s
+        limit_s = min(left_s, self._limits.compile_s) if task.variant.compile_mode else left_s
         try:
-            reason = self._run(task.rung, "warm" if task.warm else "row", limit_s)
+            reason = self._run(task.variant, "warm" if task.warm else "row", limit_s)
         except KeyboardInterrupt:  # also a request to end
             self._take(task, "It was interrupted.")
             raise
         self._take(task, reason)
 
-    def sweep(self, rung: Rung) -> None:
+    def sweep(self, variant: Variant) -> None:
         """Measures how cost grows, with one way."""
-        self.tell(f"sweep of {rung.name} ...")
+        self.tell(f"sweep of {variant.name} ...")
         path = self._work / "rows" / SWEEP_FILE
         path.unlink(missing_ok=True)
-        reason = self._run(rung, "sweep", self._limits.left_s)
+        reason = self._run(variant, "sweep", self._limits.left_s)
         self.document.sweep = read_points(path)
         if reason:
             self.document.sweep.append({"axis": "sweep", "label": "ended early", "reason": reason})
@@ -107,32 +107,34 @@ class Climb:
         sys.stdout.write(f"[{time.time() - self._limits.began_at:6.1f} s] {text}\n")
         sys.stdout.flush()
 
-    def _run(self, rung: Rung, kind: str, timeout_s: float) -> str:
-        samples = self._samples if rung.headline else min(self._samples, OTHER_SAMPLES)
-        order = Order(kind, self.document.job, rung, self._work / "rows", samples, time.time(), self._limits.began_at)
-        name = f"{rung.name}.{kind}"
+    def _run(self, variant: Variant, kind: str, timeout_s: float) -> str:
+        samples = self._samples if variant.headline else min(self._samples, OTHER_SAMPLES)
+        order = Order(
+            kind, self.document.job, variant, self._work / "rows", samples, time.time(), self._limits.began_at
+        )
+        name = f"{variant.name}.{kind}"
         path = self._work / "orders" / f"{name}.json"
         write_text(path, order.to_json())
         timeout = None if timeout_s == float("inf") else timeout_s
-        return run_order(path, self._work / "logs" / f"{name}.log", timeout, _caches(self._work, rung))
+        return run_order(path, self._work / "logs" / f"{name}.log", timeout, _caches(self._work, variant))
 
     def _take(self, task: Task, reason: str) -> None:
         """Reports what the task's process has left, and how it ended where that was before its end."""
         if task.warm:
-            self._merge_warm(task.rung, reason)
+            self._merge_warm(task.variant, reason)
         else:
-            for row in task.rung.rows:
+            for row in task.variant.rows:
                 self._put(_ended(read_row(self._work / "rows" / f"{row.name}.json") or row, reason))
         self.report()
-        for row in task.rung.rows:
+        for row in task.variant.rows:
             self.tell(line(self.document, self._row(row.name)))
 
     def _clear(self, task: Task) -> None:
         """Removes what an earlier run left: its rows, and what torch.compile would find instead of compiling."""
         for name in _files(task):
             (self._work / "rows" / name).unlink(missing_ok=True)
-        if task.rung.compile_mode and not task.warm:
-            shutil.rmtree(_cache_folder(self._work, task.rung), ignore_errors=True)
+        if task.variant.compile_mode and not task.warm:
+            shutil.rmtree(_cache_folder(self._work, task.variant), ignore_errors=True)
 
     def _row(self, name: str) -> Row:
         return self.document.rows[name]
@@ -143,17 +145,17 @@ class Climb:
     def _leave(self, task: Task, reason: str) -> None:
         """Says why a task was not done, where there is nothing better from an earlier run."""
         self.tell(f"{task.describes}: {reason}")
-        for row in task.rung.rows:
+        for row in task.variant.rows:
             kept = self._row(row.name)
-            if task.warm and row.name == task.rung.name:
+            if task.warm and row.name == task.variant.name:
                 self._put(kept.adding({}, (f"Warm start: {reason}",)))
             elif not task.warm and not kept.figures:
                 self._put(replace(kept, state=MISSING, reason=reason))
         self.report()
 
-    def _merge_warm(self, rung: Rung, reason: str) -> None:
-        found = read_row(self._work / "rows" / f"{rung.name}.warm.json")
-        row = self._row(rung.name)
+    def _merge_warm(self, variant: Variant, reason: str) -> None:
+        found = read_row(self._work / "rows" / f"{variant.name}.warm.json")
+        row = self._row(variant.name)
         if found is not None and found.state == MEASURED:
             self._put(row.adding(found.figures, found.notes))
         else:
@@ -163,7 +165,7 @@ class Climb:
 
 def _files(task: Task) -> list[str]:
     """The files that the task's process writes."""
-    return [f"{task.rung.name}.warm.json"] if task.warm else [f"{row.name}.json" for row in task.rung.rows]
+    return [f"{task.variant.name}.warm.json"] if task.warm else [f"{row.name}.json" for row in task.variant.rows]
 
 
 def _ended(row: Row, reason: str) -> Row:
@@ -173,11 +175,11 @@ def _ended(row: Row, reason: str) -> Row:
     return replace(row, state=INCOMPLETE if row.figures else MISSING, reason=reason or "Its process gave no figures.")
 
 
-def _caches(work: Path, rung: Rung) -> dict[str, str]:
+def _caches(work: Path, variant: Variant) -> dict[str, str]:
     """Caches of its own for each way of compiling, so that what is called cold is cold."""
-    folder = _cache_folder(work, rung)
+    folder = _cache_folder(work, variant)
     return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
 
 
-def _cache_folder(work: Path, rung: Rung) -> Path:
-    return work / "cache" / (rung.name if rung.compile_mode else rung.backend)
+def _cache_folder(work: Path, variant: Variant) -> Path:
+    return work / "cache" / (variant.name if variant.compile_mode else variant.backend)

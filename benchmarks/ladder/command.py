@@ -25,9 +25,9 @@ from .document import Document
 from .job import Job
 from .machine import describe_commit, describe_machine, describe_versions, now
 from .row import Row
-from .rungs import EAGER, REWRITES, STOCK, Rung, ladder, tasks
 from .subject import BUNDLED_NAME, PUBLISHED, TINY, Subject, choose_subject
 from .table import markdown
+from .variants import EAGER, REWRITES, STOCK, Variant, ladder, tasks
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 WORK = PACK / ".cache" / "ladder"
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add = top.add_argument_group("how long and how often").add_argument
     add("--minutes", type=float, default=math.inf, metavar="M", help="rows that no longer fit are left out, with why")
     add("--compile-limit", type=float, default=COMPILE_LIMIT_S, metavar="S", help="for a row of torch.compile")
-    add("--step-samples", type=int, metavar="N", help="core calls of the main row (200 on a GPU, else 20)")
+    add("--step-samples", type=int, metavar="N", help="denoiser calls of the main row (200 on a GPU, else 20)")
     add = top.add_argument_group("where").add_argument
     add("--out", type=Path, default=RESULTS, metavar="DIR", help="ladder.json, .md and .png go here (%(default)s)")
     add("--work", type=Path, default=WORK, metavar="DIR", help="engines, caches, checkpoint, row 0's clip")
@@ -105,26 +105,26 @@ def _climb(options: argparse.Namespace) -> int:
     limits = Limits(began_at, options.minutes * 60, options.compile_limit)
     climb = Climb(document, limits, samples, subject.is_full_size, options.out.expanduser().resolve())
     if subject.is_random and not (subject.folder / INDEX).is_file():
-        climb.prepare_checkpoint(Rung("checkpoint", "", STOCK, "fp16", 0))
+        climb.prepare_checkpoint(Variant("checkpoint", "", STOCK, "fp16", 0))
     precision = (options.precision or subject.usual.precision) if device.type == "cuda" else "fp32"
-    rungs, missing = ladder(open_model(subject.folder), device, options.rewrites, precision)
+    variants, missing = ladder(open_model(subject.folder), device, options.rewrites, precision)
     if options.list:
-        sys.stdout.write(_listing(rungs, missing))
+        sys.stdout.write(_listing(variants, missing))
         return 0
-    return _run(options, climb, rungs, missing)
+    return _run(options, climb, variants, missing)
 
 
-def _run(options: argparse.Namespace, climb: Climb, rungs: list[Rung], missing: list[Row]) -> int:
+def _run(options: argparse.Namespace, climb: Climb, variants: list[Variant], missing: list[Row]) -> int:
     document = climb.document
     climb.tell(document.job.describes)
     if options.sweep:
-        climb.sweep(_named(rungs, options.sweep_row))
+        climb.sweep(_named(variants, options.sweep_row))
         return 0
-    rows = [row for rung in rungs for row in rung.rows] + missing
+    rows = [row for variant in variants for row in variant.rows] + missing
     unknown = sorted(set(options.rows) - {row.name for row in rows})
     if unknown:
         raise InputError(f"The rows here are {', '.join(row.name for row in rows)}, found {', '.join(unknown)}.")
-    found = tasks(rungs, options.rows, document.rows)
+    found = tasks(variants, options.rows, document.rows)
     todo = [task for task in found if not (task.warm and options.no_warm)]
     for row in rows:
         document.rows.setdefault(row.name, row)
@@ -133,7 +133,7 @@ def _run(options: argparse.Namespace, climb: Climb, rungs: list[Rung], missing: 
         climb.run(task)
     climb.report()
     sys.stdout.write("\n" + markdown(document))
-    failed = [row for task in todo for row in task.rung.rows if document.rows[row.name].trace]
+    failed = [row for task in todo for row in task.variant.rows if document.rows[row.name].trace]
     return 1 if failed else 0
 
 
@@ -167,15 +167,15 @@ def _told(options: argparse.Namespace) -> dict[str, object]:
     return {name: str(value) if value == math.inf else value for name, value in given.items() if value is not None}
 
 
-def _listing(rungs: Sequence[Rung], missing: Sequence[Row]) -> str:
-    there = [f"{row.name:<28} {row.title}\n" for rung in rungs for row in rung.rows]
+def _listing(variants: Sequence[Variant], missing: Sequence[Row]) -> str:
+    there = [f"{row.name:<28} {row.title}\n" for variant in variants for row in variant.rows]
     return "".join(there + [f"{row.name:<28} {row.title}: {row.reason}\n" for row in missing])
 
 
-def _named(rungs: Sequence[Rung], name: str) -> Rung:
-    found = next((rung for rung in rungs if rung.name == name and rung.way != STOCK), None)
+def _named(variants: Sequence[Variant], name: str) -> Variant:
+    found = next((variant for variant in variants if variant.name == name and variant.way != STOCK), None)
     if found is None:
-        names = ", ".join(rung.name for rung in rungs if rung.way != STOCK)
+        names = ", ".join(variant.name for variant in variants if variant.way != STOCK)
         raise InputError(f"The sweep runs one of {names}, found {name}.")
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 from ...common.errors import InputError
 from .job import Job
 from .row import FIGURES, Row, row_from_dict
-from .rungs import COMPILED, REFERENCE
+from .variants import COMPILED, REFERENCE
 
 SCHEMA = 1
 BENCHMARK = "ladder"
@@ -64,7 +64,7 @@ class Document:
         return {name: round(other / own, 3) for name, other in others.items() if own and other}
 
     def tflop_per_s(self, row: Row) -> float | None:
-        """The rate that a row's core call comes to, by the operations of the network as it is published."""
+        """The rate that a row's denoiser call comes to, by the operations of the network as it is published."""
         work = next((each.figures["core_tflop"] for each in self.rows.values() if "core_tflop" in each.figures), None)
         step_ms = row.figures.get("step_ms")
         return 1000 * work / step_ms if work and step_ms else None

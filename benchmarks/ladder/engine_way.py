@@ -28,33 +28,36 @@ from ...runtime.engines.policy import EnginePolicy
 from .flops import count_tflop
 from .job import Job
 from .measure import free_memory, synchronize
-from .rungs import Rung
+from .variants import Variant
 from .way import Clip, Mark, Way
 
 AFTER_CONDITIONING = ("vae_decoder",)
-"""What a clip needs beside the core once it is conditioned."""
+"""What a clip needs beside the denoiser once it is conditioned."""
 
 
 class EngineWay(Way):
     """Engines under one policy; the first clip's conditioning is kept on disk for the warm start.
 
-    A rung's rewrites apply to the core alone: every other network is compiled as it is used.
+    A variant's rewrites apply to the denoiser alone: every other network is compiled as it is used.
     """
 
-    def __init__(self, job: Job, rung: Rung, report: Report, *, cached: bool) -> None:
+    def __init__(self, job: Job, variant: Variant, report: Report, *, cached: bool) -> None:
         super().__init__(job)
-        self._rung = rung
+        self._variant = variant
         self._model = open_model(Path(job.folder))
         self._sizes = job.sizes(self._model)
-        store, policy = EngineStore(job.work_folder / "engines"), EnginePolicy(rung.backend, rung.precision, "exact")
-        # Engines for everything but the core, which another set provides, are not built ahead of time.
-        ahead = rung.rewrites is None
+        store, policy = (
+            EngineStore(job.work_folder / "engines"),
+            EnginePolicy(variant.backend, variant.precision, "exact"),
+        )
+        # Engines for everything but the denoiser, which another set provides, are not built ahead of time.
+        ahead = variant.rewrites is None
         self._engines = EngineSet(self._model, store, policy, self.device, report=report, builds_ahead=ahead)
-        self._cores = self._engines
-        if rung.rewrites is not None:
-            policy = replace(policy, rewrites=rung.rewrites)
-            self._cores = EngineSet(self._model, store, policy, self.device, report=report)
-        kept = job.work_folder / "conditioning" / rung.name
+        self._denoisers = self._engines
+        if variant.rewrites is not None:
+            policy = replace(policy, rewrites=variant.rewrites)
+            self._denoisers = EngineSet(self._model, store, policy, self.device, report=report)
+        kept = job.work_folder / "conditioning" / variant.name
         if not cached:  # an earlier run's would make a cold start warm
             shutil.rmtree(kept, ignore_errors=True)
         self._cache = ConditioningCache(kept)
@@ -63,30 +66,34 @@ class EngineWay(Way):
         self._notes: list[str] = []
 
     def build(self) -> float | None:
-        if self._rung.backend == EagerBackend.name:
+        if self._variant.backend == EagerBackend.name:
             return None
         self._note_what_is_there()
         started = time.monotonic()
-        if self._cores is self._engines:
+        if self._denoisers is self._engines:
             self._engines.prepare(self._sizes)
         else:
             with BuildProcess() as process:
-                self._cores.build(self._model.core, self._sizes, process)
+                self._denoisers.build(self._model.denoiser, self._sizes, process)
         elapsed_s = time.monotonic() - started
-        self._core()
+        self._denoiser()
         return elapsed_s
 
     def load(self) -> float | None:
         # Digests are taken of the weights, and those that an engine binds lie on the GPU, before the clock starts.
-        core, model = self._model.core, self._model
-        if not BACKENDS[self._rung.backend].holds_weights and model.components:
-            rewrites = model.rewrites(core, self._rung.backend) if self._rung.rewrites is None else self._rung.rewrites
-            self._network = model.load(core, self._cores.precision, rewrites).to(self.device)
+        denoiser, model = self._model.denoiser, self._model
+        if not BACKENDS[self._variant.backend].holds_weights and model.components:
+            rewrites = (
+                model.rewrites(denoiser, self._variant.backend)
+                if self._variant.rewrites is None
+                else self._variant.rewrites
+            )
+            self._network = model.load(denoiser, self._denoisers.precision, rewrites).to(self.device)
         synchronize(self.device)
         started = time.monotonic()
-        self._core()
+        self._denoiser()
         synchronize(self.device)
-        return None if self._rung.backend == EagerBackend.name else time.monotonic() - started
+        return None if self._variant.backend == EagerBackend.name else time.monotonic() - started
 
     def clip(self, steps: int, mark: Mark, *, offload: bool = False) -> Clip:
         job, engines = self.job, self._engines
@@ -98,7 +105,7 @@ class EngineWay(Way):
             self._offload()
         mark("encode")
         denoising = Denoising(job.seed, job.guidance_scale, SamplerSettings(steps, self._model.schedulers[0]))
-        sampling = plan_sampling(plan_clip(self._cores, plan.size), denoising)
+        sampling = plan_sampling(plan_clip(self._denoisers, plan.size), denoising)
         latents = sample_clip(sampling, self._conditioning, _ignore)
         mark("denoise")
         frames = decode_clip(plan, latents, job.chunk, _ignore)
@@ -111,16 +118,16 @@ class EngineWay(Way):
         tensors = {name: tensor.to(self.device) for name, tensor in self._conditioning.tensors.items()}
         noise, t = self.job.noise(self._model).to(self.device), torch.tensor(500.0, device=self.device)
         values = self._model.prepare_input(noise, t, tensors)
-        network = self._model.components[self._model.core].spec
+        network = self._model.components[self._model.denoiser].spec
         inputs = branch_inputs(network.inputs, values, branches_of(self.job.guidance_scale))
-        runner = self._core()
+        runner = self._denoiser()
         return lambda: runner(inputs)
 
     def core_tflop(self) -> float:
-        """Floating-point operations of one core call, in 10^12."""
-        core = self._model.core
-        network = self._model.load(core, self._engines.precision)
-        return count_tflop(network, self._model.components[core].spec, self._sizes)
+        """Floating-point operations of one denoiser call, in 10^12."""
+        denoiser = self._model.denoiser
+        network = self._model.load(denoiser, self._engines.precision)
+        return count_tflop(network, self._model.components[denoiser].spec, self._sizes)
 
     def notes(self) -> list[str]:
         return [*self._notes, *(self._conditioning.notes if self._conditioning else ()), *self._take_notes()]
@@ -134,22 +141,22 @@ class EngineWay(Way):
         if there:
             self._notes.append(f"Engines of {', '.join(there)} were there already, so that cold leaves them out.")
 
-    def _core(self) -> Runner:
-        """The core's runner; raises EngineError when another backend had to stand in."""
-        runner = self._cores.runner(self._model.core, self._sizes)
-        if runner.backend != self._rung.backend:
+    def _denoiser(self) -> Runner:
+        """The denoiser's runner; raises EngineError when another backend had to stand in."""
+        runner = self._denoisers.runner(self._model.denoiser, self._sizes)
+        if runner.backend != self._variant.backend:
             told = " ".join(" ".join(self._take_notes()).split())  # in one line, which is what a row keeps
             raise EngineError(told or f"The core runs by {runner.backend}.")
         return runner
 
     def _set_of(self, component: str) -> EngineSet:
-        return self._cores if component == self._model.core else self._engines
+        return self._denoisers if component == self._model.denoiser else self._engines
 
     def _take_notes(self) -> list[str]:
-        return list(dict.fromkeys([*self._cores.take_notes(), *self._engines.take_notes()]))
+        return list(dict.fromkeys([*self._denoisers.take_notes(), *self._engines.take_notes()]))
 
     def _offload(self) -> None:
-        needed = (self._model.core, *AFTER_CONDITIONING)
+        needed = (self._model.denoiser, *AFTER_CONDITIONING)
         for name in (name for name in self._model.components if name not in needed):
             self._engines.runner(name, self._sizes).unload()
         free_memory(self.device)

@@ -39,7 +39,7 @@ class Job:
 
     @property
     def guided(self) -> bool:
-        """Whether the core runs both guidance branches."""
+        """Whether the denoiser runs both guidance branches."""
         return self.guidance_scale > 1
 
     @property

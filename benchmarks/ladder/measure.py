@@ -97,7 +97,7 @@ class CallWatch:
 
 
 def step_figures(milliseconds: list[float]) -> dict[str, float]:
-    """The figures of a row's core call."""
+    """The figures of a row's denoiser call."""
     median = statistics.median(milliseconds)
     last = sorted(milliseconds)[max(0, -(-len(milliseconds) * 95 // 100) - 1)]
     return {"step_ms": median, "step_p95_over_median": last / median, "step_samples": len(milliseconds)}

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .job import Job
-from .rungs import Rung
+from .variants import Variant
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Order:
 
     kind: str
     job: Job
-    rung: Rung
+    variant: Variant
     rows: Path
     """The folder that rows are written to."""
     samples: int
@@ -33,7 +33,7 @@ class Order:
 def order_from_json(text: str) -> Order:
     """The order that `Order.to_json` wrote."""
     data = json.loads(text)
-    rung = data["rung"]
-    rewrites = rung["rewrites"]
-    rung = Rung(**{**rung, "rewrites": None if rewrites is None else tuple(rewrites)})
-    return Order(**{**data, "job": Job(**data["job"]), "rung": rung, "rows": Path(data["rows"])})
+    variant = data["variant"]
+    rewrites = variant["rewrites"]
+    variant = Variant(**{**variant, "rewrites": None if rewrites is None else tuple(rewrites)})
+    return Order(**{**data, "job": Job(**data["job"]), "variant": variant, "rows": Path(data["rows"])})

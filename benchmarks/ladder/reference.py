@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...common.atomic_file import atomic_file
-from ...pipeline.quality.similarity import frames_likeness, latents_likeness
+from ...pipeline.quality.similarity import frames_similarity, latents_similarity
 from .job import Job
 from .way import Clip
 
@@ -25,12 +25,12 @@ def save_reference(job: Job, clip: Clip) -> None:
 
 
 def against_reference(job: Job, clip: Clip) -> tuple[dict[str, float], tuple[str, ...]]:
-    """The figures of likeness, or a note that there is nothing to compare with."""
+    """The figures of similarity, or a note that there is nothing to compare with."""
     from safetensors.torch import load_file
 
     path = reference_path(job)
     if not path.is_file():
         return {}, ("It was not compared with row 0, which has made no clip of this job here.",)
     kept = load_file(path)
-    likeness = {**latents_likeness(kept["latents"], clip.latents), **frames_likeness(kept["frames"], clip.frames)}
-    return likeness, ()
+    similarity = {**latents_similarity(kept["latents"], clip.latents), **frames_similarity(kept["frames"], clip.frames)}
+    return similarity, ()

@@ -15,11 +15,11 @@ MEASURED, INCOMPLETE, MISSING = "measured", "incomplete", "missing"
 STATES = (MEASURED, INCOMPLETE, MISSING)
 
 FIGURES: dict[str, str] = {
-    "step_ms": "one core call by device events: the median, milliseconds",
+    "step_ms": "one denoiser call by device events: the median, milliseconds",
     "step_p95_over_median": "how far the slowest twentieth of the calls lies above the median, as a ratio",
     "step_samples": "how many calls those two were read off",
-    "kernels_per_step": "kernels that one core call runs on the GPU",
-    "core_tflop": "floating-point operations of one core call, in 10^12",
+    "kernels_per_step": "kernels that one denoiser call runs on the GPU",
+    "core_tflop": "floating-point operations of one denoiser call, in 10^12",
     "encode_cold_s": "conditioning of the first clip of a process, weights read from disk",
     "encode_s": "conditioning of a later clip",
     "denoise_s": "all steps",
@@ -30,7 +30,7 @@ FIGURES: dict[str, str] = {
     "clip_hot_s": "a later clip of the same process, picture to file",
     "frames_per_s": "frames of a hot clip by its seconds",
     "build_s": "compiling",
-    "load_s": "a built engine of the core in a new process; its weights are on the GPU already where it takes those",
+    "load_s": "a built engine of the denoiser in a new process; weights that it borrows are on the GPU already",
     "warm_import_s": "of the warm start: the interpreter and the libraries",
     "warm_open_s": "of the warm start: weights read and checked, engines loaded",
     "warm_encode_s": "of the warm start: conditioning, from the cache on disk where the way has one",

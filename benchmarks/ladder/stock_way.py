@@ -14,21 +14,21 @@ from ...pipeline.models.registry import open_model
 from .job import Job
 from .measure import CallWatch, free_memory, synchronize
 from .published import PUBLISHED
-from .rungs import Rung
+from .variants import Variant
 from .way import Clip, Mark, Way
 
 
 class StockWay(Way):
     """The published pipeline in one precision. Compiled, it decodes as many frames at once as the pack does."""
 
-    def __init__(self, job: Job, rung: Rung) -> None:
+    def __init__(self, job: Job, variant: Variant) -> None:
         super().__init__(job)
-        self._rung = rung
+        self._variant = variant
         self._model = open_model(Path(job.folder))
-        if rung.precision == "fp32":
+        if variant.precision == "fp32":
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
-        self._published = PUBLISHED[self._model.family](self._model, rung.precision, self.device)
+        self._published = PUBLISHED[self._model.family](self._model, variant.precision, self.device)
         self._pipeline = self._published.pipeline
         self._unet = Watched(self._pipeline.unet, self.device)
         self._pipeline.unet = self._unet
@@ -44,11 +44,11 @@ class StockWay(Way):
         self.load()
         self.clip(1, _ignore)
         synchronize(self.device)
-        return time.monotonic() - started if self._rung.compile_mode else None
+        return time.monotonic() - started if self._variant.compile_mode else None
 
     def load(self) -> float | None:
         """Leaves the finding of what was compiled to the first call."""
-        mode = self._rung.compile_mode
+        mode = self._variant.compile_mode
         if mode:
             self._unet.call = torch.compile(self._unet.network, mode=mode)
             self._decode = torch.compile(self._decode, mode=mode)
@@ -79,13 +79,13 @@ class StockWay(Way):
         return self._unet.again
 
     def step_ms(self) -> list[float]:
-        """Milliseconds of the core calls of the last clip."""
+        """Milliseconds of the denoiser calls of the last clip."""
         return self._unet.watch.milliseconds()
 
     @property
     def _chunk(self) -> int:
         """As published one frame at a time, where it makes no difference to the frames."""
-        return self.job.chunk if self._rung.compile_mode or self._model.decodes_over_time else 1
+        return self.job.chunk if self._variant.compile_mode or self._model.decodes_over_time else 1
 
     def _keep_and_decode(self, latents: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._mark("denoise")

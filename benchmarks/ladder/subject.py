@@ -50,7 +50,7 @@ class Subject:
     folder: Path
     usual: Usual
     is_full_size: bool = False
-    """Whether times known of the first published size tell how long a rung takes."""
+    """Whether times known of the first published size tell how long a variant takes."""
     is_random: bool = False
     """Whether it is written by the ladder, if it is not there yet."""
 

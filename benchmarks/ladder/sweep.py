@@ -27,7 +27,7 @@ from .flops import count_tflop
 from .job import Job
 from .measure import GIB, StageClock, free_memory, sample_ms
 from .order import Order
-from .rungs import Rung
+from .variants import Variant
 
 SWEEP_FILE = "sweep.json"
 FRAMES, USUAL_FRAMES = (8, 16, 24, 32, 48, 64), 16
@@ -60,7 +60,7 @@ def places(job: Job) -> list[Place]:
 
 def run_sweep(order: Order, tell: Callable[[str], None]) -> int:
     """Measures every place, smaller ones first; what is beyond the memory is said and ends its axis."""
-    sweep = Sweep(order.job, order.rung)
+    sweep = Sweep(order.job, order.variant)
     found: list[Point] = []
     for place in places(order.job):
         ended = next((point for point in found if point["axis"] == place.axis and "reason" in point), None)
@@ -79,16 +79,16 @@ def read_points(path: Path) -> list[Point]:
 
 
 class Sweep:
-    """The core of one model by one rung, at many sizes."""
+    """The denoiser of one model by one variant, at many sizes."""
 
-    def __init__(self, job: Job, rung: Rung) -> None:
+    def __init__(self, job: Job, variant: Variant) -> None:
         self._job = job
         self._model = open_model(Path(job.folder))
         self._device = job.torch_device
         # Engines of one build serve every size, for a build a point would take hours.
-        policy = EnginePolicy(rung.backend, rung.precision, "range", "build")
-        self._backend = rung.backend
-        self._network = self._model.load(self._model.core, policy.precision)
+        policy = EnginePolicy(variant.backend, variant.precision, "range", "build")
+        self._backend = variant.backend
+        self._network = self._model.load(self._model.denoiser, policy.precision)
         self._engines = EngineSet(self._model, EngineStore(job.work_folder / "engines"), policy, self._device)
 
     def point(self, place: Place) -> Point:
@@ -104,10 +104,10 @@ class Sweep:
             free_memory(self._device)
 
     def _call(self, job: Job) -> Point:
-        """One core call at the job's size."""
+        """One denoiser call at the job's size."""
         sizes = job.sizes(self._model)
-        component = self._model.components[self._model.core]
-        runner = self._engines.runner(self._model.core, sizes)
+        component = self._model.components[self._model.denoiser]
+        runner = self._engines.runner(self._model.denoiser, sizes)
         tflop = count_tflop(self._network, component.spec, sizes)
         spec = EngineSpec(component.spec, component.spec.limits, self._engines.precision)
         inputs = {name: tensor.to(self._device) for name, tensor in example_inputs(spec, sizes, 0).items()}

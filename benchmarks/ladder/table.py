@@ -1,4 +1,4 @@
-"""The ladder as Markdown: speed, memory and building, likeness, and what did not run."""
+"""The ladder as Markdown: speed, memory and building, similarity, and what did not run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def markdown(document: Document) -> str:
             "Memory in GiB. *Resident*: PyTorch's peak with all weights on the GPU, and in brackets what the GPU "
             "itself says is in use; *offloaded*: while denoising and decoding, the encoders off the GPU after "
             "conditioning.",
-            "## Likeness to row 0", _table(rows[1:], LIKENESS) if len(rows) > 1 else "Only one row was measured.",
+            "## Likeness to row 0", _table(rows[1:], SIMILARITY) if len(rows) > 1 else "Only one row was measured.",
         ]  # fmt: skip
     if document.sweep:
         parts += ["## How cost grows", _sweep(document)]
@@ -110,7 +110,7 @@ MEMORY = (
     figure("build, s", "build_s", 1),
     figure("load, s", "load_s", 2),
 )
-LIKENESS = (
+SIMILARITY = (
     Column("", lambda row: row.title),
     figure("latents: cosine", "latents_cosine", 6),
     decibels("SNR, dB", "latents_snr_db"),

@@ -1,4 +1,4 @@
-"""What a rung is to the measurements: something that builds, loads, makes the clip, and repeats its core call."""
+"""A variant as the measurements see it: it builds, loads, makes the clip, and repeats its denoiser call."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Way(ABC):
 
     @abstractmethod
     def load(self) -> float | None:
-        """Makes the core ready in a process that has not built it; the seconds for what was built."""
+        """Makes the denoiser ready in a process that has not built it; the seconds for what was built."""
 
     @abstractmethod
     def clip(self, steps: int, mark: Mark, *, offload: bool = False) -> Clip:
@@ -47,7 +47,7 @@ class Way(ABC):
 
     @abstractmethod
     def step(self) -> Callable[[], object]:
-        """The core's call of the last clip, to be repeated."""
+        """The denoiser's call of the last clip, to be repeated."""
 
     def notes(self) -> list[str]:
         """Sentences worth telling since the last time."""

@@ -88,9 +88,9 @@ class Runner(ABC):
         device; they are converted. The outputs lie on the runner's device, in the declared dtypes.
         Raises InputError for tensors that do not fit the network or the profile.
         """
-        misfits = self.spec.profile.misfits(self.spec.network.sizes_of(inputs))
-        if misfits:
-            raise InputError(f"The {self.backend} engine of {self.spec.network.component}: {'; '.join(misfits)}.")
+        violations = self.spec.profile.violations(self.spec.network.sizes_of(inputs))
+        if violations:
+            raise InputError(f"The {self.backend} engine of {self.spec.network.component}: {'; '.join(violations)}.")
         if not self.is_loaded:
             raise EngineError(f"The {self.backend} engine of {self.spec.network.component} is not loaded.")
         with current_device(self.device):

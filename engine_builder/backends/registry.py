@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend
-    for backend in (TensorRTBackend(), InductorBackend(), OnnxRuntimeBackend(), EagerBackend())
+    backend.name: backend for backend in (TensorRTBackend(), InductorBackend(), OnnxRuntimeBackend(), EagerBackend())
 }
 """In the order in which `auto` tries them: the first that serves the device, and may be chosen for it, is taken."""
 

@@ -18,7 +18,7 @@ from ...common.spec import Scope
 from ..backends.base import Part, Report
 from ..store.key import engine_key
 from ..store.manifest import Manifest
-from ..store.sealed_cache import lent
+from ..store.sealed_cache import borrowed
 from ..store.store import EngineStore, Plan, describe_files
 from .build_process import BuildProcess
 from .compile import BuildRequest, Compiled
@@ -79,7 +79,7 @@ def build_engine(
     """The engine for the request, from the store or newly built; one builder a key across processes.
 
     Waits for a builder that was first. `report` may raise to cancel; nothing is then left behind. Raises
-    EngineError when the network cannot be compiled or its engine does not pass the gate, StorageError when
+    EngineError when the network cannot be compiled or its engine does not pass the parity check, StorageError when
     the disk refuses.
     """
     target = request.aimed_backend.target(request.device)
@@ -92,7 +92,7 @@ def build_engine(
         with store.staging() as folder:
             check_room(request, store.root)
             remaining = Remaining(last_build_s(request.spec, request.backend.name, store))
-            with lent(store.timings(target), folder):
+            with borrowed(store.timing_cache(target), folder):
                 compiled, build_s = _compile(request, folder, store.log_path(key), process, remaining.over(report))
             report("publish", 0.95)
             manifest = Manifest(

@@ -14,10 +14,10 @@ from ...common.spec import EngineSpec, spec_from_dict
 from ..backends.base import WHOLE, Backend, LoadNetwork, Part, Report
 from ..backends.eager import EagerBackend
 from ..backends.registry import BACKENDS
-from ..graph.recorded_calls import RECORDED, Calibration, keep_for_the_gate
-from ..store.manifest import Manifest, Verdict, verdict_from_dict
+from ..graph.recorded_calls import RECORDED, Calibration, save_parity_calls
+from ..store.manifest import Manifest, ParityReport, parity_report_from_dict
 from ..store.store import Plan, describe_files
-from .parity import judge, judge_recorded, passes, timesteps_of
+from .parity import check_parity, check_recorded_parity, passes, timesteps_of
 
 if TYPE_CHECKING:
     import torch
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compiling gave beside the files: details worth keeping, and the gate's verdict.
+    """What compiling gave beside the files: details worth keeping, and the parity check's verdict.
 
     The verdict is None for an engine that cannot run here: it was built for another GPU. `islands` names the
     modules of an fp16 network that compute in fp32.
     """
 
     details: Mapping[str, str]
-    verdict: Verdict | None
+    verdict: ParityReport | None
     islands: tuple[str, ...] = ()
 
 
@@ -80,11 +80,11 @@ def compile_engine(
     backend = request.aimed_backend
     backend.begin()
     network = request.source.load()
-    islands = _islands(request, network, report)
+    islands = _fp32_fallback(request, network, report)
     try:
         details = backend.build(network, request.spec, folder, report)
         if request.calibration is not None:
-            keep_for_the_gate(request.calibration, folder)
+            save_parity_calls(request.calibration, folder)
     except OSError as error:
         raise StorageError(f"The engine could not be written to {folder}: {error.strerror or error}.") from error
     if request.part.index:
@@ -93,17 +93,17 @@ def compile_engine(
         other_parts()
     report("check", 0.8)
     runs_here = backend.availability(request.device).ok
-    return Compiled(details, _gate(request, folder, network, islands) if runs_here else None, islands)
+    return Compiled(details, _check_parity(request, folder, network, islands) if runs_here else None, islands)
 
 
-def _islands(request: BuildRequest, network: torch.nn.Module, report: Report) -> tuple[str, ...]:
+def _fp32_fallback(request: BuildRequest, network: torch.nn.Module, report: Report) -> tuple[str, ...]:
     """Where fp16 is too small for these weights; an engine that serves any weights cannot know."""
     if request.spec.precision != "fp16" or not request.backend.holds_weights:
         return ()
-    from ..graph.fp32_fallback import shelter
+    from ..graph.fp32_fallback import with_fp32_fallback
 
     report("look for numbers beyond fp16", 0.0)
-    return shelter(network, request.spec)
+    return with_fp32_fallback(network, request.spec)
 
 
 def request_to_dict(request: BuildRequest, folder: Path) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def request_to_dict(request: BuildRequest, folder: Path) -> dict[str, Any]:
 
 def compiled_from_dict(data: Mapping[str, Any]) -> Compiled:
     """Rebuilds a Compiled from `compiled_to_dict`'s data after JSON."""
-    return Compiled(data["details"], verdict_from_dict(data["verdict"]), tuple(data["islands"]))
+    return Compiled(data["details"], parity_report_from_dict(data["verdict"]), tuple(data["islands"]))
 
 
 def request_from_dict(data: Mapping[str, Any]) -> BuildRequest:
@@ -157,7 +157,9 @@ def _peak_memory() -> dict[str, str]:
     return {"peak_memory_bytes": str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
 
 
-def _gate(request: BuildRequest, folder: Path, network: torch.nn.Module, islands: tuple[str, ...]) -> Verdict:
+def _check_parity(
+    request: BuildRequest, folder: Path, network: torch.nn.Module, islands: tuple[str, ...]
+) -> ParityReport:
     """The gate for an engine that is not published yet."""
     target = request.backend.target(request.device)
     plan = Plan(folder, Manifest(request.spec, target, describe_files(folder), None, 0.0, "", islands=islands))
@@ -167,20 +169,20 @@ def _gate(request: BuildRequest, folder: Path, network: torch.nn.Module, islands
 
 def check_plan(
     plan: Plan, backend: Backend, network: LoadNetwork, device: torch.device, plain: LoadNetwork | None = None
-) -> Verdict:
+) -> ParityReport:
     """Compares an engine with eager PyTorch on the device; raises EngineError when it does not pass.
 
     `network` gives the engine its weights where it holds none; `plain` is the reference where that is another. An
-    engine with fp32 islands is compared with a network that has them too, for one without gives no numbers. One in
+    engine with fp32 fp32 modules is compared with a network that has them too, for one without gives no numbers. One in
     int8 or fp8 is compared with what eager PyTorch answered in recorded calls.
     """
     spec = plan.manifest.spec
     candidate = backend.load(plan, spec, network, device)
     if spec.calibration:
-        verdict = judge_recorded(candidate, Calibration(plan.verified(RECORDED)).calls())
+        verdict = check_recorded_parity(candidate, Calibration(plan.verified(RECORDED)).calls())
     else:
-        reference = EagerBackend().load(None, spec, _sheltered(plain or network, plan.manifest), device)
-        verdict = judge(reference, candidate, spec, timesteps_of(spec, device))
+        reference = EagerBackend().load(None, spec, _with_fp32_fallback(plain or network, plan.manifest), device)
+        verdict = check_parity(reference, candidate, spec, timesteps_of(spec, device))
     try:
         passes(verdict, spec.precision)
     except EngineError as error:
@@ -188,10 +190,10 @@ def check_plan(
     return verdict
 
 
-def _sheltered(load: LoadNetwork, manifest: Manifest) -> LoadNetwork:
+def _with_fp32_fallback(load: LoadNetwork, manifest: Manifest) -> LoadNetwork:
     """The reference's network, made safe in fp16 if the engine's was."""
     if not manifest.islands:
         return load
-    from ..graph.fp32_fallback import sheltered
+    from ..graph.fp32_fallback import with_fallback
 
-    return sheltered(load, manifest.spec)
+    return with_fallback(load, manifest.spec)

@@ -15,7 +15,7 @@ from ...common.spec import EngineSpec
 from ..backends.base import Runner
 from ..graph.onnx_export import example_inputs
 from ..graph.recorded_calls import Call
-from ..store.manifest import Verdict
+from ..store.manifest import ParityReport
 
 if TYPE_CHECKING:
     import torch
@@ -54,14 +54,14 @@ def timesteps_of(spec: EngineSpec, device: torch.device) -> int:
     return TIMESTEPS if has_timestep and device.type == "cuda" else 1
 
 
-def judge_recorded(candidate: Runner, calls: Sequence[Call]) -> Verdict:
-    """Repeats calls of real clips, of which random inputs would be no likeness; keeps the worst."""
+def check_recorded_parity(candidate: Runner, calls: Sequence[Call]) -> ParityReport:
+    """Repeats calls of real clips, of which random inputs would be no similarity; keeps the worst."""
     with _loaded(candidate):
         found = [_compare(candidate, call) for call in calls]
     return replace(worst(found), shapes=found[0].shapes, timesteps=len(calls))
 
 
-def judge(reference: Runner, candidate: Runner, spec: EngineSpec, timesteps: int = 1) -> Verdict:
+def check_parity(reference: Runner, candidate: Runner, spec: EngineSpec, timesteps: int = 1) -> ParityReport:
     """Runs both on the same random inputs at the profile's corners, over the schedule at each; keeps the worst.
 
     One after the other: a GPU that has just the room for one is enough.
@@ -95,7 +95,7 @@ def _answer(runner: Runner, inputs: Mapping[str, torch.Tensor]) -> dict[str, tor
     return {name: x.cpu() for name, x in runner(inputs).items()}
 
 
-def passes(verdict: Verdict, precision: str) -> None:
+def passes(verdict: ParityReport, precision: str) -> None:
     """Raises EngineError when the verdict is below the precision's threshold."""
     least = THRESHOLDS[precision]
     if verdict.finite and verdict.cosine >= least.cosine and verdict.snr_db >= least.snr_db:
@@ -107,9 +107,9 @@ def passes(verdict: Verdict, precision: str) -> None:
     )
 
 
-def worst(verdicts: list[Verdict]) -> Verdict:
+def worst(verdicts: list[ParityReport]) -> ParityReport:
     """The least favourable figure of each kind over several verdicts."""
-    return Verdict(
+    return ParityReport(
         cosine=min(verdict.cosine for verdict in verdicts),
         snr_db=min(verdict.snr_db for verdict in verdicts),
         max_abs=max(verdict.max_abs for verdict in verdicts),
@@ -118,7 +118,7 @@ def worst(verdicts: list[Verdict]) -> Verdict:
     )
 
 
-def _compare(candidate: Runner, call: Call) -> Verdict:
+def _compare(candidate: Runner, call: Call) -> ParityReport:
     """The worst of all outputs: what is large, such as a cache, must not hide what is small.
 
     Raises EngineError for an output of an undeclared shape.
@@ -133,7 +133,7 @@ def _compare(candidate: Runner, call: Call) -> Verdict:
     return replace(worst([measure(expected[name], found[name], sizes) for name in names]), shapes=(sizes,))
 
 
-def measure(expected: torch.Tensor, found: torch.Tensor, sizes: dict[str, int]) -> Verdict:
+def measure(expected: torch.Tensor, found: torch.Tensor, sizes: dict[str, int]) -> ParityReport:
     """The verdict on two tensors of one shape, block by block in float64 on the CPU."""
     sums, max_abs = [0.0] * 4, 0.0
     for blocks in zip(expected.flatten().split(BLOCK), found.flatten().split(BLOCK), strict=True):
@@ -143,10 +143,10 @@ def measure(expected: torch.Tensor, found: torch.Tensor, sizes: dict[str, int]) 
         sums = [total + float(term) for total, term in zip(sums, terms, strict=True)]
         max_abs = max(max_abs, float(noise.abs().max()))
     if not all(map(math.isfinite, sums)):
-        return Verdict(0.0, 0.0, 0.0, False, (sizes,))
+        return ParityReport(0.0, 0.0, 0.0, False, (sizes,))
     signal, power, noise_norm = map(math.sqrt, sums[:3])
     cosine = sums[3] / (signal * power) if signal and power else float(noise_norm == 0)
-    return Verdict(min(cosine, 1.0), _decibels(signal, noise_norm), max_abs, True, (sizes,))
+    return ParityReport(min(cosine, 1.0), _decibels(signal, noise_norm), max_abs, True, (sizes,))
 
 
 def _decibels(signal: float, noise: float) -> float:

@@ -27,7 +27,7 @@ from .onnx_export import example_inputs
 log = logging.getLogger(__name__)
 
 WHOLE = "the whole network"
-"""The name of an island that leaves nothing outside."""
+"""The name of an fp32 module that leaves nothing outside."""
 HALF_MAX = torch.finfo(torch.float16).max
 MARGIN = HALF_MAX / 4
 """The largest number that is left to fp16: pictures and prompts may give larger ones than random inputs do."""
@@ -36,15 +36,13 @@ MASK = 1e30
 CUT = HALF_MAX - 32
 """The number before the largest, which takes the place of infinity."""
 SEEDS = range(3)
-PRODUCTS = frozenset(
-    getattr(torch.ops.aten, name).default for name in ("convolution", "mm", "addmm", "bmm", "baddbmm")
-)
+PRODUCTS = frozenset(getattr(torch.ops.aten, name).default for name in ("convolution", "mm", "addmm", "bmm", "baddbmm"))
 
 
-def shelter(network: torch.nn.Module, spec: EngineSpec) -> tuple[str, ...]:
+def with_fp32_fallback(network: torch.nn.Module, spec: EngineSpec) -> tuple[str, ...]:
     """Makes the network safe in fp16, in place; returns the names of the modules that compute in fp32 from now on.
 
-    It has fp16 weights and lies on the CPU; its inputs and outputs stay fp16, and without an island it stays as
+    It has fp16 weights and lies on the CPU; its inputs and outputs stay fp16, and without an fp32 module it stays as
     it was. It is run at a small size that it takes, for how large its numbers get hardly depends on them.
     Raises EngineError when what the network gives, and not only what it goes through, exceeds fp16.
     """
@@ -52,7 +50,7 @@ def shelter(network: torch.nn.Module, spec: EngineSpec) -> tuple[str, ...]:
     while True:
         hooks = [hook for name in names for hook in _cast(network.get_submodule(name))]
         watch = _watched(network, spec)
-        larger = _outermost(names | watch.shelters())
+        larger = _outermost(names | watch.overflowing())
         if larger == names:
             break
         for hook in hooks:
@@ -68,12 +66,12 @@ def shelter(network: torch.nn.Module, spec: EngineSpec) -> tuple[str, ...]:
     return tuple(sorted(name or WHOLE for name in names))
 
 
-def sheltered(load: Callable[[], torch.nn.Module], spec: EngineSpec) -> Callable[[], torch.nn.Module]:
-    """Loads as `load` does, with fp32 islands where fp16 overflows."""
+def with_fallback(load: Callable[[], torch.nn.Module], spec: EngineSpec) -> Callable[[], torch.nn.Module]:
+    """Loads as `load` does, with fp32 fp32 modules where fp16 overflows."""
 
     def loaded() -> torch.nn.Module:
         network = load()
-        shelter(network, spec)
+        with_fp32_fallback(network, spec)
         return network
 
     return loaded
@@ -145,7 +143,7 @@ class _Watch(TorchDispatchMode):
         self._origins: set[tuple[str, ...]] = set()
         self._givers: set[str] = set()
 
-    def shelters(self) -> set[str]:
+    def overflowing(self) -> set[str]:
         """The smallest modules around the numbers that do not give them away; the network where there is none."""
         return {next((name for name in reversed(calls) if name not in self._givers), "") for calls in self._origins}
 

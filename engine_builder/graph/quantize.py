@@ -27,6 +27,8 @@ LEAST_ARCH = {"int8": 75, "fp8": 89}
 OPERATORS = ("Conv", "Gemm", "MatMul")
 REARRANGED = ("Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze")
 """What an exporter puts between a weight and the product that uses it."""
+
+
 def check_quantizable(precision: str, arch: str) -> None:
     """Raises EngineError for a GPU without such products, BackendUnavailableError with what to install."""
     least = LEAST_ARCH[precision]
@@ -51,9 +53,9 @@ def quantize(graph: Path, spec: EngineSpec, calibration: Calibration, opset: int
 
     calls = calibration.calls()
     for call in calls:
-        misfits = spec.profile.misfits(spec.network.sizes_of(call.inputs))
-        if misfits:
-            raise InputError(f"The calibration does not fit {spec.network.component}: {'; '.join(misfits)}.")
+        violations = spec.profile.violations(spec.network.sizes_of(call.inputs))
+        if violations:
+            raise InputError(f"The calibration does not fit {spec.network.component}: {'; '.join(violations)}.")
     path = graph.with_name("quantized.onnx")
     try:
         write_scales(
@@ -83,7 +85,7 @@ def left_out(graph: Path) -> list[str]:
     """The names of nodes that stay fp16: what they would lose is seen in the result, and they take little time.
 
     These are attention's own products, whose weights sum to one over many places, and the first and the last
-    convolution. With the ends in int8 too, the bundled model's core came to a cosine of 0.9932, without to 0.9994.
+    convolution. With the ends in int8 too, the bundled model's denoiser came to a cosine of 0.9932, without to 0.9994.
     """
     import onnx
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 RECORDED = "recorded.safetensors"
-"""In an engine's folder: the recorded calls that the gate compares it on."""
-GATE_CALLS = 5
+"""In an engine's folder: the recorded calls that the parity check compares it on."""
+PARITY_CALLS = 5
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ def save_calls(calls: Sequence[Call], path: Path) -> None:
     save_file({key: (x.float() if x.is_floating_point() else x).cpu().contiguous() for key, x in named.items()}, path)
 
 
-def keep_for_the_gate(calibration: Calibration, folder: Path) -> None:
+def save_parity_calls(calibration: Calibration, folder: Path) -> None:
     """Writes a few of the calls, evenly chosen, beside the engine: it may meet its GPU much later, and elsewhere."""
-    save_calls(evenly(calibration.calls(), GATE_CALLS), folder / RECORDED)
+    save_calls(spread(calibration.calls(), PARITY_CALLS), folder / RECORDED)
 
 
-def evenly(items: Sequence[Item], most: int) -> list[Item]:
+def spread(items: Sequence[Item], most: int) -> list[Item]:
     """At most so many of the items, evenly chosen, with the first."""
     count = min(len(items), most)
     return [items[number * len(items) // count] for number in range(count)]

@@ -28,8 +28,8 @@ class FileDigest:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the gate found: the engine against eager PyTorch, worst over `shapes`.
+class ParityReport:
+    """What the parity check found: the engine against eager PyTorch, worst over `shapes`.
 
     `cosine` and `snr_db` compare all outputs at once; `max_abs` is the greatest absolute difference. At each shape
     the engine ran `timesteps` times, spread over the schedule; once for a network that has none.
@@ -50,7 +50,7 @@ class Manifest:
     spec: EngineSpec
     target: Target
     files: Mapping[str, FileDigest]
-    verdict: Verdict | None
+    verdict: ParityReport | None
     """None for an engine that has not met its GPU yet: it is checked before its first use."""
     build_s: float
     created_at: str
@@ -96,9 +96,9 @@ def unseal(text: str, secret: bytes, name: str) -> Manifest:
     return manifest
 
 
-def verdict_from_dict(data: Mapping[str, Any] | None) -> Verdict | None:
+def parity_report_from_dict(data: Mapping[str, Any] | None) -> ParityReport | None:
     """Rebuilds a Verdict from `dataclasses.asdict` after JSON."""
-    return None if data is None else Verdict(**{**data, "shapes": tuple(data["shapes"])})
+    return None if data is None else ParityReport(**{**data, "shapes": tuple(data["shapes"])})
 
 
 def _from_body(body: dict[str, Any]) -> Manifest:
@@ -106,7 +106,7 @@ def _from_body(body: dict[str, Any]) -> Manifest:
         spec=spec_from_dict(body["spec"]),
         target=Target(**body["target"]),
         files={name: FileDigest(**entry) for name, entry in body["files"].items()},
-        verdict=verdict_from_dict(body["verdict"]),
+        verdict=parity_report_from_dict(body["verdict"]),
         build_s=float(body["build_s"]),
         created_at=str(body["created_at"]),
         details=dict(body["details"]),

@@ -19,18 +19,18 @@ from ...common.errors import StorageError
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 1 << 30
-TIMINGS = "timing.cache"
+TIMING_CACHE = "timing.cache"
 """What a build measured of single layers, while it lies in the folder that the build writes to."""
 _SEAL_BYTES = 32
 
 
 @contextmanager
-def lent(cache: SideCache, folder: Path) -> Iterator[None]:
+def borrowed(cache: SealedCache, folder: Path) -> Iterator[None]:
     """Puts what earlier builds measured into a build's folder, and takes it out again with what the build added.
 
     A disk that refuses does not end the build by this: layers are measured again.
     """
-    file, kept = folder / TIMINGS, cache.read()
+    file, kept = folder / TIMING_CACHE, cache.read()
     with suppress(OSError):
         if kept is not None:
             file.write_bytes(kept)
@@ -44,7 +44,7 @@ def lent(cache: SideCache, folder: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class SideCache:
+class SealedCache:
     """One file in an engine's folder. `secret` and `staging` are the store's."""
 
     path: Path

@@ -22,8 +22,8 @@ from ...common.digest import digest
 from ...common.errors import DamagedEngineError, EngineError, OtherVersionError, StorageError
 from ...common.spec import Target
 from . import quarantine
-from .manifest import FILE_NAME, MAX_BYTES, FileDigest, Manifest, Verdict, file_digest, seal, unseal
-from .sealed_cache import SideCache
+from .manifest import FILE_NAME, MAX_BYTES, FileDigest, Manifest, ParityReport, file_digest, seal, unseal
+from .sealed_cache import SealedCache
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ class Plan:
     store: EngineStore | None = field(default=None, compare=False, repr=False)
     """None for an engine that is not published yet."""
 
-    def side(self, name: str) -> SideCache | None:
+    def side(self, name: str) -> SealedCache | None:
         """A file of that name beside the plan's own, for what saves time and is never required."""
-        return None if self.store is None else self.store.side_cache(self.folder / name)
+        return None if self.store is None else self.store.sealed_cache(self.folder / name)
 
     def verified(self, name: str) -> Path:
         """The path of one of the plan's files, after its size and digest were checked.
@@ -174,7 +174,7 @@ class EngineStore:
             raise StorageError(f"The engine could not be saved to {self.root}: {error.strerror or error}.") from error
         return Plan(folder, manifest, self)
 
-    def set_verdict(self, plan: Plan, verdict: Verdict) -> Plan:
+    def set_verdict(self, plan: Plan, verdict: ParityReport) -> Plan:
         """Writes down the verdict on an engine that had none."""
         manifest = replace(plan.manifest, verdict=verdict)
         try:
@@ -202,13 +202,13 @@ class EngineStore:
         else:
             quarantine.bound(self._quarantine, target)
 
-    def side_cache(self, path: Path) -> SideCache:
+    def sealed_cache(self, path: Path) -> SealedCache:
         """See `Plan.side`."""
-        return SideCache(path, self._secret, self.staging)
+        return SealedCache(path, self._secret, self.staging)
 
-    def timings(self, target: Target) -> SideCache:
+    def timing_cache(self, target: Target) -> SealedCache:
         """What builds for that target measured of single layers, if its library keeps such a thing."""
-        return self.side_cache(self.root / ".timings" / digest(asdict(target)))
+        return self.sealed_cache(self.root / ".timings" / digest(asdict(target)))
 
     def log_path(self, key: str) -> Path:
         """Where the log of the key's last build lies."""

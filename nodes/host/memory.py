@@ -11,12 +11,12 @@ from comfy.model_patcher import ModelPatcher
 
 from ...engine_builder.backends.base import Runner
 from ...engine_builder.backends.registry import AUTO, choose_backend
-from ...runtime.engines.residency import Concession, concede, is_encoder
+from ...runtime.engines.memory_manager import Eviction, evict, is_encoder
 from .folders import conditioning_cache, result_cache
 from .patcher import RunnerPatcher, empty_cache, loaded_bytes, memory_of, patcher_of, unload, were_last_loaded
 
 
-class HostResidency:
+class HostMemoryManager:
     """Residency by ComfyUI's memory manager."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class HostResidency:
         if runner.is_loaded and scratch_bytes <= patcher.scratch_bytes and were_last_loaded(models):
             return None
         needed_bytes = scratch_bytes + (0 if runner.is_loaded else patcher.model_size())
-        told = [self.relieve(needed_bytes, encoders=True, keep=runner)]
+        told = [self.free_memory(needed_bytes, encoders=True, keep=runner)]
         there, name = self._loaded(), runner.spec.network.component
         room_bytes = self.room_bytes()
         if room_bytes is not None and room_bytes < needed_bytes:
@@ -48,15 +48,15 @@ class HostResidency:
         told += [f"Made room for {name}: {', '.join(gone)} left the device."] if gone else []
         return " ".join(filter(None, told)) or None
 
-    def relieve(self, needed_bytes: int, *, encoders: bool, keep: Runner | None = None) -> str | None:
+    def free_memory(self, needed_bytes: int, *, encoders: bool, keep: Runner | None = None) -> str | None:
         """The pack's own: what it keeps in memory, runners of other models, then this one's encoders."""
 
         def idle_encoders() -> str:
             return self._let_go(lambda runner, mine: mine and is_encoder(runner) and runner is not keep)
 
-        concessions: list[Concession] = [_forget_kept, lambda: self._let_go(lambda _, mine: not mine)]
+        concessions: list[Eviction] = [_forget_kept, lambda: self._let_go(lambda _, mine: not mine)]
         concessions += [idle_encoders, empty_cache] if encoders else [empty_cache]
-        return concede(memory_of(device()), needed_bytes, concessions)
+        return evict(memory_of(device()), needed_bytes, concessions)
 
     def _let_go(self, chosen: Callable[[Runner, bool], bool]) -> str:
         """Unloads the pack's runners that are chosen, each shown with whether it is of this model; their names."""

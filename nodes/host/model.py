@@ -28,17 +28,17 @@ from ...common.errors import EngineError, InputError
 from ...engine_builder.backends.base import Runner
 from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.backends.registry import BACKENDS, choose_backend
+from ...runtime.engines.memory_manager import LoadInPlace
 from ...runtime.engines.policy import EnginePolicy
-from ...runtime.engines.residency import LoadInPlace
 from ...runtime.external.compiled_network import CompiledNetwork, Tally
 from ...runtime.external.network_call import Call, named_arguments, read_call
 from .folders import engine_store
 from .idle import idle_builds
-from .memory import HostResidency, device
+from .memory import HostMemoryManager, device
 from .network import METHOD, OPTIONS, CoreNetwork
-from .obstacles import Layers, layers_of, obstacles, weight_obstacles
 from .patcher import RunnerPatcher
 from .ui import say, sentences, tell_build
+from .unsupported_reasons import Layers, layers_of, unsupported_reasons, unsupported_weights
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +48,14 @@ _WHOLE: WeakKeyDictionary[torch.nn.Module, ModelPatcher] = WeakKeyDictionary()
 """What was loaded whole of a model whose weights are dynamic, as long as that one lives: nothing is read twice."""
 
 
-class _Residency(LoadInPlace):
+class _MemoryManager(LoadInPlace):
     """The weights that engines borrow are in place already; an engine that holds its own asks for room."""
 
     def __init__(self) -> None:
         self.patcher: ModelPatcher | None = None
         self.scratch_bytes = 0
         """What a call of the patcher's model needs beside the weights."""
-        self._host = HostResidency()
+        self._host = HostMemoryManager()
         self._sent_away: list[ModelPatcher] = []
         """What the sampling was using when a build needed the room."""
         self._borrowing: dict[Runner, None] = {}
@@ -67,7 +67,7 @@ class _Residency(LoadInPlace):
         if BACKENDS[runner.backend].holds_weights:
             return self._host.hold(runner, scratch_bytes, beside=self._in_use())
         if self.patcher is not None and not runner.is_loaded:
-            for reason in weight_obstacles(layers_of(self.patcher), runner.device):
+            for reason in unsupported_weights(layers_of(self.patcher), runner.device):
                 raise EngineError(reason)  # they are loaded anew after a build, and may find less room
         runner.load()
         self._borrowing[runner] = None
@@ -79,8 +79,8 @@ class _Residency(LoadInPlace):
         while self._borrowing:
             self._borrowing.popitem()[0].unload()
 
-    def relieve(self, needed_bytes: int, *, encoders: bool) -> str | None:
-        return self._host.relieve(needed_bytes, encoders=encoders)
+    def free_memory(self, needed_bytes: int, *, encoders: bool) -> str | None:
+        return self._host.free_memory(needed_bytes, encoders=encoders)
 
     def room_bytes(self) -> int | None:
         return self._host.room_bytes()
@@ -113,7 +113,7 @@ class CompiledModel:
     def __init__(self, node_id: str | None, policy: EnginePolicy) -> None:
         self._node_id, self._policy = node_id, policy
         self._patcher: ModelPatcher | None = None
-        self._residency = _Residency()
+        self._memory_manager = _MemoryManager()
         self._layers: Layers = []
         self._network: tuple[CoreNetwork, CompiledNetwork] | None = None
         self._refused: dict[str, int] = {}
@@ -121,7 +121,7 @@ class CompiledModel:
         self._stays_dynamic: str | None = None
         """Why the weights of this run are not loaded whole."""
 
-    def prospect(self, model: ModelPatcher) -> str:
+    def forecast(self, model: ModelPatcher) -> str:
         """What is to be expected of the model, before anything ran."""
         network = f"{type(model.model).__name__}, {_name(model)}"
         try:
@@ -179,9 +179,9 @@ class CompiledModel:
         weights_bytes = copies * sum(weight.numel() * dtype.itemsize for *_, weight, dtype in _weights_of(model.model))
         step_bytes = int(max(memory.minimum_inference_memory(), step_bytes + memory.extra_reserved_memory()))
         what = f"{weights_bytes / 2**30:.2f} GiB of weights and {step_bytes / 2**30:.2f} GiB for a step"
-        _check_room(what, weights_bytes + step_bytes, self._residency.room_bytes())
+        _check_room(what, weights_bytes + step_bytes, self._memory_manager.room_bytes())
         if model.model not in _WHOLE:
-            read_bytes, host_bytes = model.model_size(), self._residency.host_bytes()
+            read_bytes, host_bytes = model.model_size(), self._memory_manager.host_bytes()
             _check_room(f"{read_bytes / 2**30:.2f} GiB of weights on the host", read_bytes, host_bytes)
 
     def _run(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -195,7 +195,7 @@ class CompiledModel:
             self._refused[str(error)] = self._refused.get(str(error), 0) + 1
             return original()
         core.weights = patcher.patches_uuid
-        self._residency.scratch_bytes = int(patcher.model.memory_required(call.latents.shape))
+        self._memory_manager.scratch_bytes = int(patcher.model.memory_required(call.latents.shape))
         with sentences():
             return compiled.run(call, original)
 
@@ -211,7 +211,7 @@ class CompiledModel:
         arguments = named_arguments(executor.original, args, kwargs)
         options, control = arguments.pop(OPTIONS, None), arguments.pop(CONTROL, None)
         call = read_call(arguments)
-        for reason in obstacles(patcher, self._layers, options or {}, control, call.latents.device):
+        for reason in unsupported_reasons(patcher, self._layers, options or {}, control, call.latents.device):
             raise InputError(reason)
         return patcher, call
 
@@ -223,7 +223,7 @@ class CompiledModel:
         if self._network is None or self._network[0].network is not patcher.model.diffusion_model:
             self._forget()
             core, store = self._core(patcher), engine_store()
-            compiled = CompiledNetwork(core, store, self._policy, self._residency, tell_build, idle_builds())
+            compiled = CompiledNetwork(core, store, self._policy, self._memory_manager, tell_build, idle_builds())
             self._network = core, compiled
         self._network[0].check()
         return self._network
@@ -233,15 +233,15 @@ class CompiledModel:
         return CoreNetwork(patcher.model, Path(folder_paths.get_temp_directory()))
 
     def _begin(self, patcher: ModelPatcher) -> None:
-        self._patcher = self._residency.patcher = patcher
+        self._patcher = self._memory_manager.patcher = patcher
         self._layers = layers_of(patcher)  # to look for them takes longer than to look at them, at every call
         self._refused.clear()
 
     def _end(self, patcher: ModelPatcher) -> None:
         """After a run, whether it came to its end or not: lets go of everything, and tells."""
-        self._patcher = self._residency.patcher = None
+        self._patcher = self._memory_manager.patcher = None
         self._layers = []
-        self._residency.give_back()
+        self._memory_manager.give_back()
         if self._network is not None:
             self._network[0].clean()
         lines = self._told() or [f"The network runs as it is: ComfyUI gives no way to wrap {_name(patcher)}."]

@@ -29,7 +29,7 @@ from ...common.network_source import NetworkSource
 from ...common.shapes import ShapeProfile
 from ...common.spec import NetworkSpec
 from ...engine_builder.backends.inductor.runner import Layout, layout_of, tensors_of
-from ...runtime.external.network_call import BorrowedNetwork, CalledNetwork
+from ...runtime.external.network_call import SharedWeightsNetwork, WrappedNetwork
 
 METHOD = "_forward"
 """The method of a network that ComfyUI lets others wrap."""
@@ -97,7 +97,7 @@ class CoreNetwork:
 
     def called(self, tree: str) -> torch.nn.Module:
         """The network over the weights that ComfyUI has loaded, wherever they lie."""
-        return BorrowedNetwork(self.network, METHOD, tree, fresh_options)
+        return SharedWeightsNetwork(self.network, METHOD, tree, fresh_options)
 
     def source(self, tree: str, device: torch.device, *, weights: bool) -> NetworkSource:
         """Raises StorageError when the weights that are asked for cannot be written."""
@@ -136,7 +136,7 @@ class CoreNetwork:
 
 def rebuild(
     module: str, name: str, config: str, operations: str, layout: str, tree: str, device: str, root: str, weights: str
-) -> CalledNetwork:
+) -> WrappedNetwork:
     """The network that `CoreNetwork.source` describes, in the process that builds an engine.
 
     Raises EngineError when ComfyUI here makes another one.
@@ -154,9 +154,9 @@ def rebuild(
         raise EngineError(f"ComfyUI makes another {name} from its configuration: {strange[0]} is only in one of them.")
     if weights:
         _assign_from(made, Path(weights), wanted)
-        return CalledNetwork(made, METHOD, tree, fresh_options)
+        return WrappedNetwork(made, METHOD, tree, fresh_options)
     _assign_random(made, wanted, target)
-    return BorrowedNetwork(made, METHOD, tree, fresh_options)  # it is where it shall stay
+    return SharedWeightsNetwork(made, METHOD, tree, fresh_options)  # it is where it shall stay
 
 
 def _comfy(root: Path, device: torch.device) -> Any:

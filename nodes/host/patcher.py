@@ -18,7 +18,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...engine_builder.backends.base import Runner
 from ...engine_builder.backends.host_weights import tensors
-from ...runtime.engines.residency import Memory
+from ...runtime.engines.memory_manager import Memory
 
 ALL = 1e30
 """More bytes than there are: ComfyUI then unloads whatever it may."""

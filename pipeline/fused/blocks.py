@@ -50,7 +50,7 @@ Offsets = dict[torch.nn.Module, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Signal:
+class Activation:
     """An activation [batch, frames, height, width, channels], and its channels' moments where they are kept."""
 
     x: torch.Tensor
@@ -131,34 +131,34 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(2, 3).flatten(0, 1)
 
 
-def measured(x: torch.Tensor, on: On) -> Signal:
+def measured(x: torch.Tensor, on: On) -> Activation:
     """An activation with its moments, if norms use them."""
-    return Signal(x, channel_moments(_rows(x.contiguous())) if "channel_norm" in on else None)
+    return Activation(x, channel_moments(_rows(x.contiguous())) if "channel_norm" in on else None)
 
 
-def added(x: torch.Tensor, other: torch.Tensor | None, bias: torch.Tensor, on: On) -> Signal:
+def added(x: torch.Tensor, other: torch.Tensor | None, bias: torch.Tensor, on: On) -> Activation:
     """x + other + bias, measured."""
     if "channel_norm" not in on:
-        return Signal(x + bias if other is None else x + other + bias)
+        return Activation(x + bias if other is None else x + other + bias)
     shape = x.shape if other is None else torch.broadcast_shapes(x.shape, other.shape)
     more = None if other is None else _rows(other.expand(shape).contiguous())
     total, moments = add_and_measure(_rows(x.expand(shape).contiguous()), more, bias)
-    return Signal(total.reshape(shape), moments)
+    return Activation(total.reshape(shape), moments)
 
 
-def joined(one: Signal, two: Signal) -> Signal:
+def joined(one: Activation, two: Activation) -> Activation:
     """Two signals side by side along their channels; a single batch item stands for all of the other's."""
     batch = max(one.x.shape[0], two.x.shape[0])
     x = torch.cat([part.x.expand(batch, *part.x.shape[1:]) for part in (one, two)], -1)
     if one.moments is None or two.moments is None:
-        return Signal(x)
+        return Activation(x)
     items = x.shape[0] * x.shape[1]
     moments = [part.moments.repeat(items // part.moments.shape[0], 1, 1, 1) for part in (one, two)]  # type: ignore[union-attr]
-    return Signal(x, torch.cat(moments, -1))
+    return Activation(x, torch.cat(moments, -1))
 
 
 def group_norm(
-    signal: Signal, norm: Any, offset: torch.Tensor | None = None, *, over_frames: bool = False, silu: bool = True
+    signal: Activation, norm: Any, offset: torch.Tensor | None = None, *, over_frames: bool = False, silu: bool = True
 ) -> torch.Tensor:
     """GroupNorm, and SiLU, of a signal plus an offset [batch or 1, channels], over one frame's plane or all frames'."""
     x = signal.x
@@ -187,7 +187,7 @@ def time_offsets(emb: torch.Tensor, blocks: list[Any], on: On) -> list[torch.Ten
     return list(functional.linear(emb, weight, bias).split([len(block.conv1.bias) for block in blocks], -1))
 
 
-def resnet(signal: Signal, block: Any, offset: torch.Tensor | None, on: On) -> Signal:
+def resnet(signal: Activation, block: Any, offset: torch.Tensor | None, on: On) -> Activation:
     """ResnetBlock2D; `offset` is from `time_offsets`, None for a block that knows no time."""
     h = conv2d(group_norm(signal, block.norm1), block.conv1)
     offset = block.conv1.bias[None] if offset is None else offset
@@ -198,7 +198,7 @@ def resnet(signal: Signal, block: Any, offset: torch.Tensor | None, on: On) -> S
     return added(shortcut, h, block.conv2.bias + block.conv_shortcut.bias, on)
 
 
-def temporal_conv(signal: Signal, layer: Any, on: On) -> Signal:
+def temporal_conv(signal: Activation, layer: Any, on: On) -> Activation:
     """TemporalConvLayer: four times norm, SiLU and a convolution over frames, and the input added."""
     at, offset = signal, None
     for stage in (layer.conv1, layer.conv2, layer.conv3):
@@ -215,7 +215,7 @@ def temporal_share(mixer: Any) -> torch.Tensor:
     return share if mixer.switch_spatial_to_temporal_mix else 1 - share
 
 
-def spatio_temporal_resnet(signal: Signal, block: Any, offsets: Offsets, on: On) -> Signal:
+def spatio_temporal_resnet(signal: Activation, block: Any, offsets: Offsets, on: On) -> Activation:
     """SpatioTemporalResBlock: a residual block in space, one over frames, and a mixture of both.
 
     What the second adds to the first is scaled in its last weights: the mixture needs no pass of its own.
@@ -228,12 +228,12 @@ def spatio_temporal_resnet(signal: Signal, block: Any, offsets: Offsets, on: On)
     return added(at.x, h, share * temporal.conv2.bias, on)
 
 
-def downsample(signal: Signal, sampler: Any, on: On) -> Signal:
+def downsample(signal: Activation, sampler: Any, on: On) -> Activation:
     """Downsample2D with its convolution."""
     return added(conv2d(signal.x, sampler.conv), None, sampler.conv.bias, on)
 
 
-def upsample(signal: Signal, sampler: Any, on: On) -> Signal:
+def upsample(signal: Activation, sampler: Any, on: On) -> Activation:
     """Upsample2D: twice the height and width by the nearest neighbour, then a 3x3 convolution."""
     conv, x = sampler.conv, signal.x
     if "phase_upsample" in on:
@@ -354,7 +354,7 @@ def gated(x: torch.Tensor, ff: Any, on: On) -> torch.Tensor:
     return gate(ff.net[0].proj(x))
 
 
-def spatial_transformer(signal: Signal, model: Any, context: torch.Tensor, folded: Folded, on: On) -> Signal:
+def spatial_transformer(signal: Activation, model: Any, context: torch.Tensor, folded: Folded, on: On) -> Activation:
     """Transformer2DModel: among the places of each frame, then to the context; `folded` by its attentions."""
     at = Stream(model.proj_in(group_norm(signal, model.norm, silu=False)))
     for block in model.transformer_blocks:
@@ -365,7 +365,7 @@ def spatial_transformer(signal: Signal, model: Any, context: torch.Tensor, folde
     return _projected(signal, at, model.proj_out, on)
 
 
-def temporal_transformer(signal: Signal, model: Any, on: On) -> Signal:
+def temporal_transformer(signal: Activation, model: Any, on: On) -> Activation:
     """TransformerTemporalModel: among the frames at each place, twice."""
     at = Stream(model.proj_in(group_norm(signal, model.norm, over_frames=True, silu=False)))
     for block in model.transformer_blocks:
@@ -375,7 +375,7 @@ def temporal_transformer(signal: Signal, model: Any, on: On) -> Signal:
     return _projected(signal, at, model.proj_out, on)
 
 
-def _projected(signal: Signal, at: Stream, layer: Any, on: On) -> Signal:
+def _projected(signal: Activation, at: Stream, layer: Any, on: On) -> Activation:
     """The signal plus a layer of the stream; what waits, the same at every place, goes through it by itself."""
     bias = layer.bias if at.waiting is None else layer.bias + linear(at.waiting, layer)
     return added(signal.x, linear(at.x, layer), bias, on)

@@ -137,9 +137,7 @@ def _picture(frame: Tensor, context: "VideoCodecContext") -> "VideoFrame":
 class _Sound:
     """The sound of a container, fed in step with the frames."""
 
-    def __init__(
-        self, container: "OutputContainer", spec: VideoFormat, audio: Audio, frame_rate: Fraction
-    ) -> None:
+    def __init__(self, container: "OutputContainer", spec: VideoFormat, audio: Audio, frame_rate: Fraction) -> None:
         channels = audio.waveform.shape[0]
         self.container, self.audio, self.frame_rate, self.done = container, audio, frame_rate, 0
         rate = spec.audio_rate(audio.sample_rate)

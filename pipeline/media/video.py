@@ -74,9 +74,7 @@ def check_audio(audio: Audio) -> None:
         known = ", ".join(map(str, AUDIO_LAYOUTS))
         raise InputError(f"Audio must have one of {known} channels, but it has {waveform.shape[0]}.")
     if not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
-        raise InputError(
-            f"The sample rate must be from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz, but it is {rate}."
-        )
+        raise InputError(f"The sample rate must be from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz, but it is {rate}.")
     if not torch.isfinite(waveform).all():
         raise InputError("Audio must hold finite values, but it holds NaN or infinity.")
 

@@ -36,6 +36,7 @@ Run = Callable[[str, Mapping[str, "torch.Tensor"]], Mapping[str, "torch.Tensor"]
 Stage = Callable[[str, int, int], None]
 """Told the name of the stage, how many steps are done and how many there are; may raise to interrupt."""
 
+
 class LoadComponent(Protocol):
     """Gives a network in a precision (`fp32`, `fp16`, `bf16`), made with these rewrites."""
 
@@ -64,15 +65,15 @@ class VideoModel(ABC):
     """Fields of a request that mean nothing to the family, and the sentence for who sets one."""
     schedulers: ClassVar[tuple[str, ...]] = tuple(SCHEDULERS)
     """The schedulers that the family's networks were trained for."""
-    silent: ClassVar[frozenset[str]] = frozenset()
+    ignored_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields of a request that its networks make no use of, and of which nobody needs to be told."""
     min_guidance_scale: ClassVar[float | None] = None
     """The first frame's guidance where it rises towards the last; None where all frames have the same."""
     decodes_over_time: ClassVar[bool] = False
     """Whether a decoded frame depends on the others of its chunk."""
-    core: ClassVar[str] = "core"
+    denoiser: ClassVar[str] = "core"
     """The component that runs at every step, or at the first ones."""
-    cores: ClassVar[tuple[str, ...]] = ("core",)
+    denoisers: ClassVar[tuple[str, ...]] = ("core",)
     """The components of which one runs at every step, in the order in which a clip needs them."""
     decoder_component: ClassVar[str] = "vae_decoder"
     """The component that decodes, or decodes most."""
@@ -112,7 +113,7 @@ class VideoModel(ABC):
             "component": component,
             "precision": precision,
             "rewrites": ",".join(rewrites),
-            "adapters": json.dumps([[str(each.path), each.strength, each.cores] for each in self.adapters]),
+            "adapters": json.dumps([[str(each.path), each.strength, each.denoisers] for each in self.adapters]),
         }
         size_bytes = self.size_bytes(component, precision)
         return NetworkSource("pipeline.models.registry", "load_network", arguments, size_bytes)
@@ -154,27 +155,31 @@ class VideoModel(ABC):
         """
         take_digests([*self.checkpoint.parts.values(), *self.adapters], report)
 
-    def with_adapter(self, path: Path, strength: float, cores: tuple[str, ...] = ()) -> Self:
+    def with_adapter(self, path: Path, strength: float, denoisers: tuple[str, ...] = ()) -> Self:
         """The same model with a LoRA merged into its weights whenever they are loaded, after those it has already.
 
-        `cores` are the components that it is for, of those that run at a step; all if there are none. Other parts
+        `denoisers` are the components that it is for, of those that run at a step; all if there are none. Other parts
         are shared with this model. Raises InputError, or CheckpointError with names for a file that does not fit.
         """
-        known = self.cores
-        if not set(cores) <= set(known):
-            raise InputError(f"{self.title} runs {' and '.join(known)} at its steps, found {', '.join(cores)}.")
-        parts = {core: self.checkpoint.parts[self.part_of(core)] for core in known if core in (cores or known)}
+        known = self.denoisers
+        if not set(denoisers) <= set(known):
+            raise InputError(f"{self.title} runs {' and '.join(known)} at its steps, found {', '.join(denoisers)}.")
+        parts = {
+            denoiser: self.checkpoint.parts[self.part_of(denoiser)]
+            for denoiser in known
+            if denoiser in (denoisers or known)
+        }
         text = self.checkpoint.parts.get("text_encoder")
         made = type(self)(self.checkpoint)
         made._parts = self._parts
-        made.adapters = (*self.adapters, open_adapter(path, strength, parts, text, self.other_names))
+        made.adapters = (*self.adapters, open_adapter(path, strength, parts, text, self.lora_names))
         return made
 
     @abstractmethod
     def part_of(self, component: str) -> str:
         """The part of the checkpoint that a component is made from."""
 
-    def other_names(self, module: str) -> Iterable[str]:
+    def lora_names(self, module: str) -> Iterable[str]:
         """What a module of the network that runs at a step is called elsewhere, by its name in diffusers."""
         return ()
 
@@ -232,18 +237,18 @@ class VideoModel(ABC):
     def prepare_input(
         self, x: torch.Tensor, t: torch.Tensor, tensors: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """The core's inputs for latents [frames, channels, height, width] at timestep `t` (a scalar).
+        """The denoiser's inputs for latents [frames, channels, height, width] at timestep `t` (a scalar).
 
         Guidance branches lie as in `Encoded`: `guidance.branch_inputs` makes calls of them.
         """
 
     @abstractmethod
     def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: GuidanceScale) -> torch.Tensor:
-        """The guided prediction, float32 [frames, channels, height, width], from the core's outputs."""
+        """The guided prediction, float32 [frames, channels, height, width], from the denoiser's outputs."""
 
-    def select_core(self, t: float) -> str:
-        """The component that predicts at timestep `t`: one of `cores`."""
-        return self.core
+    def select_denoiser(self, t: float) -> str:
+        """The component that predicts at timestep `t`: one of `denoisers`."""
+        return self.denoiser
 
     def finish(self, x: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The clip's latents [frames, channels, height, width], once they are sampled."""

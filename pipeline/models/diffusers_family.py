@@ -60,7 +60,7 @@ class DiffusersFamily(VideoModel):
     """What makes the networks: engines are not older than any of it."""
     not_encoding: ClassVar[frozenset[str]] = frozenset({"scheduler"})
     """The parts that have no say in a clip's conditioning."""
-    core_scratch_bytes: ClassVar[Mapping[str, int]]
+    denoiser_scratch_bytes: ClassVar[Mapping[str, int]]
     """What a UNet needs for each latent place of each frame and branch, in half precision, by backend; a backend
     that has not been measured needs no more than eager PyTorch."""
     decoder_scratch_bytes: ClassVar[Mapping[str, int]] = {EAGER: 64 * BYTES_PER_PIXEL}
@@ -96,7 +96,7 @@ class DiffusersFamily(VideoModel):
 
     def _component(self, name: str, network: Network) -> Component:
         part = self.checkpoint.parts[network.part]
-        side_multiple = self.core_side_multiple if name in self.cores else 1
+        side_multiple = self.denoiser_side_multiple if name in self.denoisers else 1
         spec = NetworkSpec(
             family=self.family,
             component=name,
@@ -111,8 +111,8 @@ class DiffusersFamily(VideoModel):
         return Component(spec, lambda precision, rewrites=(): self.load(name, precision, rewrites))
 
     @property
-    def core_side_multiple(self) -> int:
-        """Of what the core's sides in latents are multiples: a UNet halves them at each level."""
+    def denoiser_side_multiple(self) -> int:
+        """Of what the denoiser's sides in latents are multiples: a UNet halves them at each level."""
         return 2 ** (len(self.config("unet")["block_out_channels"]) - 1)
 
     def _limits(self, ranges: tuple[str, ...], side_multiple: int) -> ShapeProfile:
@@ -157,8 +157,8 @@ class DiffusersFamily(VideoModel):
         places = sizes.get("latent_height", 8) * sizes.get("latent_width", 8)
         width, chunk = 2 if precision == "fp32" else 1, sizes.get("chunk", 1)
         volume = places * sizes.get("batch", 1) * sizes.get("frames", 1)
-        if component in self.cores:
-            return width * volume * self.core_scratch_bytes.get(backend, self.core_scratch_bytes[EAGER])
+        if component in self.denoisers:
+            return width * volume * self.denoiser_scratch_bytes.get(backend, self.denoiser_scratch_bytes[EAGER])
         if component == self.decoder_component:
             scores = blocks.score_bytes(places) if backend in self.rewriting_backends else 0
             place_bytes = self.decoder_scratch_bytes.get(backend, self.decoder_scratch_bytes[EAGER])

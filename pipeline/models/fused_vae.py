@@ -12,13 +12,13 @@ from .parts import VaeDecoder
 REWRITES = ("channels_last", "channel_norm", "phase_upsample", "plain_attention")
 
 
-def attend(at: blocks.Signal, attention: Any, on: blocks.On) -> blocks.Signal:
+def attend(at: blocks.Activation, attention: Any, on: blocks.On) -> blocks.Activation:
     """The attention in a VAE's middle: norm, one head among the places of each frame, and the input added."""
     h = blocks.group_norm(at, attention.group_norm, silu=False)
     return blocks.measured(at.x + attention.to_out[0](blocks.attend_places(h, attention, on)), on)
 
 
-class LeanVaeDecoder(VaeDecoder):
+class FusedVaeDecoder(VaeDecoder):
     """`VaeDecoder` with the given rewrites: the same result up to rounding."""
 
     def __init__(self, vae: Any, rewrites: tuple[str, ...]) -> None:
@@ -39,7 +39,7 @@ class LeanVaeDecoder(VaeDecoder):
         x = blocks.conv2d(blocks.group_norm(at, self.decoder.conv_norm_out), conv_out) + conv_out.bias
         return x.squeeze(0).permute(0, 3, 1, 2)
 
-    def _middle(self, at: blocks.Signal) -> blocks.Signal:
+    def _middle(self, at: blocks.Activation) -> blocks.Activation:
         first, *rest = self.decoder.mid_block.resnets
         at = blocks.resnet(at, first, None, self.on)
         for attention, resnet in zip(self.decoder.mid_block.attentions, rest, strict=True):

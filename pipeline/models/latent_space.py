@@ -58,7 +58,7 @@ class LatentSpace:
         expected = f"1, {self.channels}, frames" if self.video else f"frames, {self.channels}"
         raise InputError(f"Expected latents as [{expected}, height, width], found {shape}.")
 
-    def misfit(self, title: str, width: int, height: int, num_frames: int) -> str | None:
+    def violation(self, title: str, width: int, height: int, num_frames: int) -> str | None:
         """A sentence on the first size that a clip of this space does not have, with the nearest that it has.
 
         Width and height in pixels; `title` is what people call the family.

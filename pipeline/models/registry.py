@@ -27,7 +27,7 @@ def load_network(
 ) -> torch.nn.Module:
     """One component's network, for a process that builds its engine; `rewrites` are names between commas.
 
-    `adapters` are LoRAs as JSON: paths, strengths and the cores that each is for. Networks of one model that are
+    `adapters` are LoRAs as JSON: paths, strengths and the denoisers that each is for. Networks of one model that are
     held at the same time share their weights.
     """
     model = _MODELS.get(folder + adapters) or open_model(Path(folder), json.loads(adapters))
@@ -38,7 +38,7 @@ def load_network(
 
 
 def open_model(folder: Path, adapters: Iterable[tuple[str, float, Iterable[str]]] = ()) -> VideoModel:
-    """The model in a folder of the published diffusers layout, with LoRAs: path, strength, cores; see `with_adapter`.
+    """The model in a folder of the published diffusers layout, with LoRAs (path, strength, denoisers).
 
     Raises CheckpointError, naming the file, when the folder is missing, foreign or damaged.
     """
@@ -46,8 +46,8 @@ def open_model(folder: Path, adapters: Iterable[tuple[str, float, Iterable[str]]
     for family in FAMILIES:
         if family.recognises(index):
             model: VideoModel = family.open(folder)
-            for path, strength, cores in adapters:
-                model = model.with_adapter(Path(path), strength, tuple(cores))
+            for path, strength, denoisers in adapters:
+                model = model.with_adapter(Path(path), strength, tuple(denoisers))
             return model
     known = dict.fromkeys(family.pipeline_class for family in FAMILIES)
     raise CheckpointError(f"{folder / INDEX}: expected {' or '.join(known)}, found {found}.")

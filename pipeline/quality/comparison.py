@@ -66,12 +66,12 @@ def make_pair(one: Tensor, other: Tensor) -> tuple[Clip, Clip]:
 
 def compare(one: Clip, other: Clip, on_frame: OnFrame) -> Comparison:
     """Measures how two clips of `make_pair` differ; raises InputError for a frame that is not finite."""
-    decibels, likeness, greatest, place = [], [], -1.0, (0, 0, 0)
+    decibels, similarity, greatest, place = [], [], -1.0, (0, 0, 0)
     for index in range(len(one)):
         a, b = one.rgb(index), other.rgb(index)
         decibels.append(psnr(a, b))
         if min(one.width, one.height) >= SSIM_WINDOW:
-            likeness.append(ssim(a, b))
+            similarity.append(ssim(a, b))
         apart = _apart(a, b)
         most = apart.max().item()
         if most > greatest:
@@ -80,7 +80,7 @@ def compare(one: Clip, other: Clip, on_frame: OnFrame) -> Comparison:
         on_frame(index + 1, len(one))
     flicker = _flicker(one), _flicker(other)
     sizes = len(one), one.width, one.height
-    return Comparison(*sizes, tuple(decibels), tuple(likeness), flicker, greatest, *place)
+    return Comparison(*sizes, tuple(decibels), tuple(similarity), flicker, greatest, *place)
 
 
 def side_by_side(one: Clip, other: Clip, labels: tuple[str, str]) -> Tensor:

@@ -10,7 +10,7 @@ MAX_DB = 200.0
 """Said of two results without any difference, whose ratio would be infinite."""
 
 
-def latents_likeness(reference: torch.Tensor, latents: torch.Tensor) -> dict[str, float]:
+def latents_similarity(reference: torch.Tensor, latents: torch.Tensor) -> dict[str, float]:
     """Cosine, signal-to-noise ratio (dB) and greatest difference of two latents of one shape."""
     return {
         "latents_cosine": cosine(reference, latents),
@@ -19,7 +19,7 @@ def latents_likeness(reference: torch.Tensor, latents: torch.Tensor) -> dict[str
     }
 
 
-def frames_likeness(reference: torch.Tensor, frames: torch.Tensor) -> dict[str, float]:
+def frames_similarity(reference: torch.Tensor, frames: torch.Tensor) -> dict[str, float]:
     """PSNR (dB), SSIM and greatest difference of two clips [frames, height, width, 3] in 0..1.
 
     SSIM is left out where the frames are smaller than its window.
@@ -33,5 +33,5 @@ def frames_likeness(reference: torch.Tensor, frames: torch.Tensor) -> dict[str, 
     }
     if min(reference.shape[1:3]) < SSIM_WINDOW:
         return found
-    likeness = [ssim(one, other) for one, other in pairs]
-    return {**found, "frames_ssim_mean": sum(likeness) / len(likeness)}
+    similarity = [ssim(one, other) for one, other in pairs]
+    return {**found, "frames_ssim_mean": sum(similarity) / len(similarity)}

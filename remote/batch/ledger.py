@@ -114,7 +114,7 @@ class Ledger:
 
 
 @contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Makes the folder if need be, and keeps a second queue out of it; raises StorageError if there is one."""
     from filelock import FileLock, Timeout
 

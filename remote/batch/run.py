@@ -26,7 +26,7 @@ from .workflow import Workflow
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to wait for what, in seconds, and how often to try.
 
     Args:
@@ -78,10 +78,10 @@ class _Flight:
 class _Contact:
     """Whether the server answers; raises ServerError once it has not for too long."""
 
-    def __init__(self, patience: Patience) -> None:
-        self.backoff = Backoff(patience.retry_s, patience.longest_retry_s)
+    def __init__(self, retry: RetryPolicy) -> None:
+        self.backoff = Backoff(retry.retry_s, retry.longest_retry_s)
         self.is_lost = False
-        self._gone_s = patience.gone_s
+        self._gone_s = retry.gone_s
         self._last = time.monotonic()
 
     def heard(self) -> None:
@@ -107,13 +107,13 @@ class QueueRun:
         ledger: Ledger,
         folder: Path,
         report: Report,
-        patience: Patience | None = None,
+        retry: RetryPolicy | None = None,
     ) -> None:
         self._client, self._workflow, self._ledger = client, workflow, ledger
         self._folder, self._report = folder, report
-        self._patience = patience or Patience()
-        self._contact = _Contact(self._patience)
-        backoff = Backoff(self._patience.retry_s, self._patience.longest_retry_s)
+        self._retry = retry or RetryPolicy()
+        self._contact = _Contact(self._retry)
+        backoff = Backoff(self._retry.retry_s, self._retry.longest_retry_s)
         self._socket = EventSocket(client.url, ledger.client_id, backoff)
         self._waiting: list[_Flight] = []
         self._flying: list[_Flight] = []
@@ -165,7 +165,7 @@ class QueueRun:
 
     def _top_up(self) -> None:
         # Only a look, which changes nothing on the server, tries whether it is back.
-        while self._waiting and len(self._flying) < self._patience.ahead and not self._contact.is_lost:
+        while self._waiting and len(self._flying) < self._retry.ahead and not self._contact.is_lost:
             self._submit(self._waiting.pop(0))
 
     def _submit(self, flight: _Flight) -> None:
@@ -198,7 +198,7 @@ class QueueRun:
     def _trouble(self, flight: _Flight, error: ServerError) -> None:
         """A request for the job has failed: it is looked for later, and asked for again if it is not there."""
         flight.failures += 1
-        if not error.may_pass or flight.failures >= self._patience.failures:
+        if not error.may_pass or flight.failures >= self._retry.failures:
             with suppress(ServerError):
                 self._client.cancel(flight.prompt_id)
             self._end(flight, "error", str(error))
@@ -211,7 +211,7 @@ class QueueRun:
 
     def _pause_s(self) -> float:
         """Seconds that the socket may be listened to before something else is due."""
-        return min(max(self._wait_s(), 0.0), self._patience.look_s)
+        return min(max(self._wait_s(), 0.0), self._retry.look_s)
 
     def _wait_s(self) -> float:
         """Seconds until the next look."""
@@ -258,7 +258,7 @@ class QueueRun:
         except ServerError as error:
             self._lose_contact(error)
         soon = not self._socket.is_open or any(flight.absent_since or flight.has_ended for flight in self._flying)
-        self._next_look = time.monotonic() + (self._patience.look_soon_s if soon else self._patience.look_s)
+        self._next_look = time.monotonic() + (self._retry.look_soon_s if soon else self._retry.look_s)
 
     def _check(self, flight: _Flight, running: set[str], waiting: set[str]) -> None:
         if flight.prompt_id in running or flight.prompt_id in waiting:
@@ -275,12 +275,12 @@ class QueueRun:
         """The server does not know the prompt: it was restarted, never asked, told to forget, or is slow to tell."""
         now = time.monotonic()
         flight.absent_since = flight.absent_since or now
-        if now - flight.absent_since < self._patience.lost_s:
+        if now - flight.absent_since < self._retry.lost_s:
             return
         if (
             not flight.has_ended
             and flight.posted_on == self._socket.opened
-            and self._socket.answers(self._patience.answer_s)
+            and self._socket.answers(self._retry.answer_s)
         ):
             self._end(flight, "interrupted", "somebody took it out of the server's queue")
         else:
@@ -288,7 +288,7 @@ class QueueRun:
 
     def _again(self, flight: _Flight) -> None:
         flight.crashes += flight.was_running
-        if flight.crashes >= self._patience.crashes:
+        if flight.crashes >= self._retry.crashes:
             self._end(flight, "error", f"the server went away {flight.crashes} times while it ran this")
             return
         self._leave(flight)

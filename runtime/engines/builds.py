@@ -18,11 +18,11 @@ from ...engine_builder.store.store import Plan
 from . import messages
 from .catalog import EngineCatalog
 from .failed_builds import FAILED, anew
+from .memory_manager import MemoryManager
 from .missing import MissingEngines, PutOffError
 from .notes import Notes
 from .parallel_builds import Task, build_in_parallel
 from .policy import LATER
-from .residency import Residency
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,14 @@ class EngineBuilds:
     """Builds what a catalog lacks, where its policy is to build."""
 
     def __init__(
-        self, catalog: EngineCatalog, missing: MissingEngines, residency: Residency, notes: Notes, report: Report
+        self,
+        catalog: EngineCatalog,
+        missing: MissingEngines,
+        memory_manager: MemoryManager,
+        notes: Notes,
+        report: Report,
     ) -> None:
-        self._catalog, self._missing, self._residency = catalog, missing, residency
+        self._catalog, self._missing, self._memory_manager = catalog, missing, memory_manager
         self._notes, self._report = notes, report
         self._built: list[Manifest] = []
         self.failures: dict[str, EngineError] = {}
@@ -140,7 +145,7 @@ class EngineBuilds:
 
     def make_room(self) -> None:
         """Frees the device for builds in other processes; called from the thread that uses it."""
-        self._residency.clear()
+        self._memory_manager.clear()
 
     def note_built(self, started: float) -> None:
         """Tells in one sentence what has been built since that reading of the monotonic clock."""
@@ -174,13 +179,15 @@ class EngineBuilds:
         return False
 
     def _is_in_vain(self, sizes: Mapping[str, int]) -> bool:
-        """Whether there is too little memory to build a core's engine, and too little to run the core without one."""
-        due = [core for core in self._catalog.model.cores if self.is_due(core, sizes)]
-        return any(not self._missing.runs_eager(core, sizes) and self._is_refused(core, sizes) for core in due)
+        """Whether memory is too small to build a denoiser's engine, and to run that denoiser without one."""
+        due = [denoiser for denoiser in self._catalog.model.denoisers if self.is_due(denoiser, sizes)]
+        return any(
+            not self._missing.runs_eager(denoiser, sizes) and self._is_refused(denoiser, sizes) for denoiser in due
+        )
 
-    def _is_refused(self, core: str, sizes: Mapping[str, int]) -> bool:
+    def _is_refused(self, denoiser: str, sizes: Mapping[str, int]) -> bool:
         try:
-            check_memory(self._catalog.request(core, sizes))
+            check_memory(self._catalog.request(denoiser, sizes))
         except MissingEngineError:
             return False  # one in int8 or fp8, which is not built on the way to a clip
         except EngineError:

@@ -68,7 +68,7 @@ class EngineCatalog:
         )
 
     def _scratch_bytes(self, component: str, spec: EngineSpec) -> int:
-        """What the largest call of the gate takes of the device beside the weights."""
+        """What the largest call of the parity check takes of the device beside the weights."""
         precision = "fp16" if spec.calibration else spec.precision
         return max(self.model.scratch_bytes(component, sizes, precision) for sizes in spec.profile.corners)
 
@@ -122,10 +122,10 @@ class EngineCatalog:
     def precision_of(self, component: str) -> str:
         """The precision of a component's engines.
 
-        int8 or fp8 for the cores alone, which take the time: what encodes and decodes would show it.
+        int8 or fp8 for the denoisers alone, which take the time: what encodes and decodes would show it.
         """
         quantized = self.policy.quantized
-        return quantized if quantized is not None and component in self.model.cores else self.precision
+        return quantized if quantized is not None and component in self.model.denoisers else self.precision
 
     def rewrites(self, component: str, backend: Backend) -> tuple[str, ...]:
         """The rewrites of a component's engines: those that the policy names, else those that pay on the backend."""

@@ -13,11 +13,11 @@ from ...engine_builder.store.store import EngineStore
 from ...pipeline.models.base import VideoModel
 from .builds import EngineBuilds
 from .catalog import EngineCatalog
+from .memory_manager import LoadInPlace, MemoryManager
 from .missing import BuildsLater, MissingEngines
 from .networks import AnyNetworks
 from .notes import Notes
 from .policy import EnginePolicy
-from .residency import LoadInPlace, Residency
 from .runners import EngineRunners
 
 Wrap = Callable[[str, Runner], Runner]
@@ -37,7 +37,7 @@ class Engines(Generic[AnyNetworks]):
         store: EngineStore,
         policy: EnginePolicy,
         device: torch.device,
-        residency: Residency | None = None,
+        memory_manager: MemoryManager | None = None,
         report: Report = quiet,
         later: BuildsLater | None = None,
         *,
@@ -45,13 +45,13 @@ class Engines(Generic[AnyNetworks]):
         builds_ahead: bool = True,
     ) -> None:
         self.model, self.store, self.policy, self.device = model, store, policy, device
-        self.residency, self.report, self.later = residency or LoadInPlace(), report, later
+        self.memory_manager, self.report, self.later = memory_manager or LoadInPlace(), report, later
         self.notes = Notes()
         self.catalog = EngineCatalog(model, store, policy, device)
-        self.missing = MissingEngines(self.catalog, self.residency, later)
-        self.builds = EngineBuilds(self.catalog, self.missing, self.residency, self.notes, report)
+        self.missing = MissingEngines(self.catalog, self.memory_manager, later)
+        self.builds = EngineBuilds(self.catalog, self.missing, self.memory_manager, self.notes, report)
         self.build = self.builds.build
-        self.runners = EngineRunners(self.catalog, self.missing, self.builds, self.residency, self.notes, report)
+        self.runners = EngineRunners(self.catalog, self.missing, self.builds, self.memory_manager, self.notes, report)
         self.precision, self.on_missing = self.catalog.precision, self.missing.on_missing
         self._wrap, self._builds_ahead = wrap, builds_ahead
 

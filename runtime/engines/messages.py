@@ -12,12 +12,12 @@ NOT_BUILT = "On a CPU engines save little;\nfor them, set on_missing to build."
 """In lines, for the page cuts a longer one in the middle of a word."""
 LATER = "In eager PyTorch for now: engines are built\nwhen the queue is empty."
 SWITCHED_OFF = "In eager PyTorch: building engines while the\nqueue is empty is switched off in the settings."
-NAMED_ISLANDS = 3
+NAMED_FALLBACKS = 3
 """More than these are counted; the list in JSON names them all."""
 
 
 def built(manifests: Sequence[Manifest], elapsed_s: float) -> str:
-    """One sentence on engines that were built in one go, with the least likeness to eager PyTorch of them all."""
+    """One sentence on engines that were built in one go, with the least similarity to eager PyTorch of them all."""
     one = len(manifests) == 1
     what = f"{manifests[0].spec.network.component} engine" if one else f"{len(manifests)} engines"
     cosines = [each.verdict.cosine for each in manifests if each.verdict is not None]
@@ -28,7 +28,7 @@ def built(manifests: Sequence[Manifest], elapsed_s: float) -> str:
 def precision(manifest: Manifest) -> str:
     """An engine's precision, and what of it computes in fp32."""
     names = manifest.islands
-    inside = ", ".join(names) if len(names) <= NAMED_ISLANDS else f"{len(names)} modules"
+    inside = ", ".join(names) if len(names) <= NAMED_FALLBACKS else f"{len(names)} modules"
     return f"{manifest.spec.precision} (fp32 in {inside})" if names else manifest.spec.precision
 
 
@@ -37,9 +37,10 @@ def missing(component: str, sizes: Mapping[str, int], stored: Sequence[Plan], st
     if not stored:
         return f"There is no engine for {component} in {store}: build one with the Engine Builder."
     nearest = min((plan.manifest.spec.profile for plan in stored), key=lambda profile: profile.distance(sizes))
-    misfits = nearest.misfits(sizes)
+    violations = nearest.violations(sizes)
     return (
-        f"No engine of {len(stored)} for {component} fits: in the nearest, {'; '.join(misfits)} (a latent is 8 pixels)."
+        f"No engine of {len(stored)} for {component} fits: in the nearest, "
+        f"{'; '.join(violations)} (a latent is 8 pixels)."
     )
 
 

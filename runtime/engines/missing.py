@@ -14,8 +14,8 @@ from ...engine_builder.build.compile import BuildRequest
 from ...engine_builder.store.store import EngineStore
 from . import messages
 from .catalog import EngineCatalog
+from .memory_manager import MemoryManager
 from .policy import LATER
-from .residency import Residency
 
 
 class PutOffError(MissingEngineError):
@@ -44,9 +44,9 @@ class BuildsLater(Protocol):
 class MissingEngines:
     """The policy's answer to missing engines, on this device and beside whoever builds them later."""
 
-    def __init__(self, catalog: EngineCatalog, residency: Residency, later: BuildsLater | None) -> None:
+    def __init__(self, catalog: EngineCatalog, memory_manager: MemoryManager, later: BuildsLater | None) -> None:
         self.on_missing = catalog.policy.on_missing_on(catalog.device, builds_later=later is not None)
-        self._catalog, self._residency, self._later = catalog, residency, later
+        self._catalog, self._memory_manager, self._later = catalog, memory_manager, later
         self._hastened: set[str] = set()  # components whose engines are not to wait
 
     @property
@@ -81,9 +81,9 @@ class MissingEngines:
     def runs_eager(self, component: str, sizes: Mapping[str, int]) -> bool:
         """Whether the device has room for the component in eager PyTorch; whose network is lent runs already."""
         catalog = self._catalog
-        if not catalog.model.cores:
+        if not catalog.model.denoisers:
             return True
-        room, sizes = self._residency.room_bytes(), {**sizes, "chunk": 1}  # a decoder takes as many frames as fit
+        room, sizes = self._memory_manager.room_bytes(), {**sizes, "chunk": 1}  # a decoder takes as many frames as fit
         weights_bytes = catalog.model.source(component, catalog.precision).size_bytes
         return room is None or weights_bytes + catalog.model.scratch_bytes(component, sizes, catalog.precision) <= room
 

@@ -14,10 +14,10 @@ from ...pipeline.models.latent_space import LatentSpace
 class Networks(Protocol):
     """What `Engines` asks of a model; a `VideoModel` is one, and says what each of these is.
 
-    A network that somebody else lends, and has on the device already, has no `cores`.
+    A network that somebody else lends, and has on the device already, has no `denoisers`.
     """
 
-    cores: ClassVar[tuple[str, ...]]
+    denoisers: ClassVar[tuple[str, ...]]
     engine_components: ClassVar[tuple[str, ...]]
     build_order: ClassVar[tuple[str, ...]]
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]]

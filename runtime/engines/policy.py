@@ -57,9 +57,9 @@ class EnginePolicy:
         InputError for sizes that the network does not take, or that are no preset.
         """
         pixels = f"(a latent is {latent.factor} pixels)"
-        misfits = limits.misfits(sizes)
-        if misfits:
-            raise InputError(f"No engine can serve this size: {'; '.join(misfits)} {pixels}.")
+        violations = limits.violations(sizes)
+        if violations:
+            raise InputError(f"No engine can serve this size: {'; '.join(violations)} {pixels}.")
         if self.shapes == "range":
             return limits.tuned_for(sizes)
         if self.shapes == "exact":
@@ -67,19 +67,19 @@ class EnginePolicy:
         presets = [_preset_sizes(each, limits, sizes, latent) for each in self.presets]
         most = _most({name: max(each[name] for each in presets) for name in sizes}, latent)
         found = span([_exact(limits, each, most) for each in presets], limits)
-        if misfits := found.misfits({name: size for name, size in sizes.items() if name != "chunk"}):
-            raise InputError(f"No preset serves this size: in the nearest, {'; '.join(misfits)} {pixels}.")
+        if violations := found.violations({name: size for name, size in sizes.items() if name != "chunk"}):
+            raise InputError(f"No preset serves this size: in the nearest, {'; '.join(violations)} {pixels}.")
         return found
 
     @property
     def quantized(self) -> str | None:
-        """int8 or fp8, where that is the precision of a model's cores; None where they have that of the rest."""
+        """int8 or fp8, where that is the precision of a model's denoisers; None where they have that of the rest."""
         return self.precision if self.precision in QUANTIZED else None
 
     def precision_on(self, device: torch.device) -> str:
         """The precision to run in: `auto` is fp16 on a CUDA GPU, where it is faster, and fp32 elsewhere.
 
-        fp16 beside cores in int8 or fp8, see `quantized`.
+        fp16 beside denoisers in int8 or fp8, see `quantized`.
         """
         if self.quantized is not None:
             return "fp16"
@@ -104,9 +104,9 @@ def _preset_sizes(
 ) -> dict[str, int]:
     """The sizes of a network at a preset; of what a preset does not say, such as guidance's batch, those asked for."""
     found = {name: size for name, size in dims_of(latent, preset).items() if name in asked}
-    misfit = latent.misfit("this model", *preset) or "; ".join(limits.misfits(found))
-    if misfit:
-        raise InputError(f"No engine can serve the preset {preset}: {misfit.rstrip('.')}.")
+    violation = latent.violation("this model", *preset) or "; ".join(limits.violations(found))
+    if violation:
+        raise InputError(f"No engine can serve the preset {preset}: {violation.rstrip('.')}.")
     return {**asked, **found}
 
 

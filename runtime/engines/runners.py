@@ -27,9 +27,9 @@ from ...engine_builder.build.build_process import BuildProcess
 from ...engine_builder.build.compile import check_plan
 from .builds import EngineBuilds
 from .catalog import EngineCatalog
+from .memory_manager import MemoryManager
 from .missing import MissingEngines, PutOffError
 from .notes import Notes
-from .residency import Residency
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +53,12 @@ class EngineRunners:
         catalog: EngineCatalog,
         missing: MissingEngines,
         builds: EngineBuilds,
-        residency: Residency,
+        memory_manager: MemoryManager,
         notes: Notes,
         report: Report,
     ) -> None:
         self._catalog, self._missing, self._builds = catalog, missing, builds
-        self._residency, self._notes, self._report = residency, notes, report
+        self._memory_manager, self._notes, self._report = memory_manager, notes, report
         self._choices: dict[str, list[_Choice]] = {}
         self._eager: dict[str, Runner] = {}
         self._last: dict[str, Runner] = {}
@@ -121,7 +121,7 @@ class EngineRunners:
     def _hold(self, runner: Runner, component: str, sizes: Mapping[str, int]) -> str | None:
         model, precision = self._catalog.model, self._catalog.precision
         runner.scratch_bytes = model.scratch_bytes(component, sizes, precision, runner.backend)
-        return self._residency.hold(runner, runner.scratch_bytes)
+        return self._memory_manager.hold(runner, runner.scratch_bytes)
 
     def _resolve(self, component: str, sizes: Mapping[str, int]) -> _Choice:
         """The runner for these sizes, and for which others it will do without asking again."""

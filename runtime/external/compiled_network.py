@@ -28,10 +28,10 @@ from ...engine_builder.store.store import EngineStore
 from ...pipeline.models.base import Component
 from ...pipeline.models.latent_space import LatentSpace
 from ..engines.engine_set import Engines
+from ..engines.memory_manager import MemoryManager
 from ..engines.missing import BuildsLater
 from ..engines.policy import EnginePolicy
-from ..engines.residency import Residency
-from .network_call import Call, limits_of, one_tensor, tensor_specs
+from .network_call import Call, limits_of, single_output, tensor_specs
 
 NETWORK, PREDICTION = "network", "prediction"
 MAX_KINDS = 8
@@ -89,7 +89,7 @@ class NetworkOwner(Protocol):
 class _OneNetwork:
     """The network, called in one way, as `Engines` asks for networks."""
 
-    cores: ClassVar[tuple[str, ...]] = ()
+    denoisers: ClassVar[tuple[str, ...]] = ()
     engine_components: ClassVar[tuple[str, ...]] = (NETWORK,)
     build_order: ClassVar[tuple[str, ...]] = (NETWORK,)
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -152,13 +152,13 @@ class CompiledNetwork:
         owner: NetworkOwner,
         store: EngineStore,
         policy: EnginePolicy,
-        residency: Residency,
+        memory_manager: MemoryManager,
         report: Report,
         later: BuildsLater | None = None,
     ) -> None:
         self.tally = Tally()
         self._owner, self._store, self._policy = owner, store, policy
-        self._residency, self._report, self._later = residency, report, later
+        self._memory_manager, self._report, self._later = memory_manager, report, later
         self._kinds: dict[tuple[object, ...], _Kind] = {}
         self._notes: dict[str, None] = {}
 
@@ -169,7 +169,7 @@ class CompiledNetwork:
         """
         original = cache(original)  # it runs once a call, whoever asks for its result
         try:
-            kind = self._kind(call) or self._new_kind(call, one_tensor(original()))
+            kind = self._kind(call) or self._new_kind(call, single_output(original()))
         except I2VError as error:
             return self._as_it_is(original, str(error))
         state = (tuple(call.tensors[name].shape for name in call.tensors), self._owner.weights)
@@ -180,8 +180,8 @@ class CompiledNetwork:
                 kind.exhausted.add(state)
             # After the failed call's frames are gone, with what they held.
             kind.engines.unload()
-            relieved = self._residency.relieve(sys.maxsize, encoders=True)
-            self._notes.update(dict.fromkeys(filter(None, [relieved, OUT_OF_MEMORY])))
+            freed = self._memory_manager.free_memory(sys.maxsize, encoders=True)
+            self._notes.update(dict.fromkeys(filter(None, [freed, OUT_OF_MEMORY])))
         return self._as_it_is(original)
 
     def take_notes(self) -> list[str]:
@@ -209,7 +209,7 @@ class CompiledNetwork:
             return self._as_it_is(original)
         proof = (runner, *state)
         if proof not in kind.compared:
-            kind.compared[proof] = self._difference(runner, call, one_tensor(original()))
+            kind.compared[proof] = self._difference(runner, call, single_output(original()))
             self.tally.compared += 1
             return original()
         why = kind.compared[proof]
@@ -298,7 +298,7 @@ class CompiledNetwork:
     def _engines(self, networks: _OneNetwork, policy: EnginePolicy) -> Engines[_OneNetwork]:
         # Weights that are written for a build are gone once the run is over.
         later = None if networks.spec.weights_sha256 else self._later
-        return Engines(networks, self._store, policy, networks.device, self._residency, self._report, later)
+        return Engines(networks, self._store, policy, networks.device, self._memory_manager, self._report, later)
 
     def _weights_sha256(self, call: Call) -> str:
         """The digest that the engines of the backend depend on, empty for one whose engines hold no weights."""

@@ -50,9 +50,7 @@ class Call:
         raise InputError(f"Engines take latents in {', '.join(PRECISIONS.values())}, found {self.latents.dtype}.")
 
 
-def named_arguments(
-    function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
+def named_arguments(function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `function(*args, **kwargs)` by name, defaults too.
 
     Raises InputError for arguments that have no names.
@@ -118,7 +116,7 @@ def _names_in(value: Any) -> Iterator[str]:
             yield from _names_in(each)
 
 
-class CalledNetwork(torch.nn.Module):
+class WrappedNetwork(torch.nn.Module):
     """A network whose method `method` is called as in `tree`; takes the tensors alone, by name.
 
     `extra` are arguments that are given anew at every call, such as options that the network writes into.
@@ -141,12 +139,12 @@ class CalledNetwork(torch.nn.Module):
         self.forward = forward
 
 
-class BorrowedNetwork(CalledNetwork):
+class SharedWeightsNetwork(WrappedNetwork):
     """The same over a network that somebody else owns, who alone moves it."""
 
     is_borrowed = True
 
-    def to(self, *_: Any, **__: Any) -> BorrowedNetwork:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def to(self, *_: Any, **__: Any) -> SharedWeightsNetwork:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self
 
 
@@ -180,11 +178,11 @@ def limits_of(latents: torch.Tensor) -> ShapeProfile:
     for axis, name in enumerate(_NAMES.get(latents.ndim, ())):
         if name is not None:
             size = int(latents.shape[axis])
-            found[name] = DimRange(size, size, size) if known[name].misfit(size) else known[name]
+            found[name] = DimRange(size, size, size) if known[name].violation(size) else known[name]
     return ShapeProfile(found)
 
 
-def one_tensor(output: Any) -> torch.Tensor:
+def single_output(output: Any) -> torch.Tensor:
     """The network's result; raises EngineError for one that is not a single tensor."""
     if isinstance(output, torch.Tensor):
         return output

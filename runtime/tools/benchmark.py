@@ -169,8 +169,8 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     figures = row["figures"]
     values = (figures.get("clip_hot_s"), row["ratios"].get("reference"), figures.get("step_ms"))
     told = ["–" if value is None else f"{value:.{digits}f}" for value, digits in zip(values, (2, 2, 1), strict=True)]
-    likeness = figures.get("frames_ssim_mean")
-    return (row["title"], *told, "–" if likeness is None else f"{likeness:.4f}", row["reason"])
+    similarity = figures.get("frames_ssim_mean")
+    return (row["title"], *told, "–" if similarity is None else f"{similarity:.4f}", row["reason"])
 
 
 def _picture(path: Path) -> torch.Tensor:

@@ -66,8 +66,8 @@ def _table(figures: Comparison, labels: tuple[str, str], brightest: float) -> Ta
 
 
 def _line(figures: Comparison) -> str:
-    likeness = f", SSIM {_figure(_mean(figures.ssim))}" if figures.ssim else ""
-    return f"PSNR {_decibel(figures.whole_psnr_db)}{likeness}"
+    similarity = f", SSIM {_figure(_mean(figures.ssim))}" if figures.ssim else ""
+    return f"PSNR {_decibel(figures.whole_psnr_db)}{similarity}"
 
 
 def _mean(values: tuple[float, ...]) -> float | None:

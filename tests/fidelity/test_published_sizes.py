@@ -128,7 +128,7 @@ def test_declared_shapes_are_the_documented_ones_and_what_the_network_gives(mode
 
 
 @pytest.mark.parametrize(
-    ("changes", "misfit"),
+    ("changes", "violation"),
     [
         ({"latent_height": 88, "latent_width": 160}, ""),
         ({"batch": 1, "frames": 1, "latent_height": 8, "latent_width": 256}, ""),
@@ -140,6 +140,6 @@ def test_declared_shapes_are_the_documented_ones_and_what_the_network_gives(mode
         ({"latent_height": 0}, "latent_height is 0, 8 below"),
     ],
 )
-def test_sizes_that_an_engine_of_the_core_may_serve(model: I2VGenXL, changes: dict[str, int], misfit: str) -> None:
-    found = model.components["core"].spec.limits.misfits({**SIZES, **changes})
-    assert len(found) == bool(misfit) and all(text.startswith(misfit) for text in found)
+def test_sizes_that_an_engine_of_the_core_may_serve(model: I2VGenXL, changes: dict[str, int], violation: str) -> None:
+    found = model.components["core"].spec.limits.violations({**SIZES, **changes})
+    assert len(found) == bool(violation) and all(text.startswith(violation) for text in found)

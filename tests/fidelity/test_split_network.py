@@ -1,4 +1,4 @@
-"""Conditioner and core together are diffusers' I2VGenXLUNet, at every shape, and listen to every input."""
+"""Conditioner and denoiser together are diffusers' I2VGenXLUNet, at every shape, and listen to every input."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def conditioner(model: I2VGenXL) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
-def core(model: I2VGenXL) -> torch.nn.Module:
+def denoiser(model: I2VGenXL) -> torch.nn.Module:
     return model.load("core", "fp32")
 
 
@@ -57,7 +57,7 @@ def clip_inputs(shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
     }
 
 
-def core_inputs(shape: tuple[int, ...], conditioner: torch.nn.Module) -> dict[str, torch.Tensor]:
+def denoiser_inputs(shape: tuple[int, ...], conditioner: torch.nn.Module) -> dict[str, torch.Tensor]:
     batch, frames, height, width = shape
     image_cond, fps_emb, context = conditioner(**clip_inputs(shape))
     return {
@@ -85,9 +85,9 @@ def moved(network: torch.nn.Module, inputs: dict[str, torch.Tensor], name: str, 
     ],
 )
 def test_equals_the_whole_network(
-    shape: tuple[int, ...], timestep: int, whole: Any, conditioner: torch.nn.Module, core: torch.nn.Module
+    shape: tuple[int, ...], timestep: int, whole: Any, conditioner: torch.nn.Module, denoiser: torch.nn.Module
 ) -> None:
-    given, inputs = clip_inputs(shape), core_inputs(shape, conditioner)
+    given, inputs = clip_inputs(shape), denoiser_inputs(shape, conditioner)
     expected = whole(
         inputs["sample"],
         torch.tensor(timestep),
@@ -96,7 +96,7 @@ def test_equals_the_whole_network(
         image_embeddings=given["image_embeds"],
         encoder_hidden_states=given["text_states"],
     ).sample
-    found = core(**{**inputs, "timestep": torch.full((shape[0],), float(timestep))})
+    found = denoiser(**{**inputs, "timestep": torch.full((shape[0],), float(timestep))})
     assert expected.abs().mean() > 0.01
     assert (found - expected).abs().max() <= 1e-6
 
@@ -116,12 +116,12 @@ def test_the_conditioner_hears_every_input_in_its_branch_alone(
 @pytest.mark.parametrize("branch", [0, 1])
 @pytest.mark.parametrize("name", ["sample", "timestep", "image_cond", "fps_emb", "context"])
 def test_the_core_hears_every_input_in_its_branch_alone(
-    name: str, branch: int, conditioner: torch.nn.Module, core: torch.nn.Module
+    name: str, branch: int, conditioner: torch.nn.Module, denoiser: torch.nn.Module
 ) -> None:
-    inputs = core_inputs((2, 3, 8, 8), conditioner)
+    inputs = denoiser_inputs((2, 3, 8, 8), conditioner)
     change = torch.zeros_like(inputs[name])
     change[branch] = 50 if name == "timestep" else 0.1
-    moves = moved(core, inputs, name, change)
+    moves = moved(denoiser, inputs, name, change)
     assert moves[branch] > 1e-4 and moves[1 - branch] == 0
 
 
@@ -134,21 +134,21 @@ def test_every_frame_of_the_pictures_latents_counts(frame: int, conditioner: tor
 
 
 @pytest.mark.parametrize("tokens", [slice(0, 77), slice(77, 141), slice(141, 145)], ids=["text", "latents", "picture"])
-def test_every_kind_of_token_counts(tokens: slice, conditioner: torch.nn.Module, core: torch.nn.Module) -> None:
-    inputs = core_inputs((1, 2, 8, 8), conditioner)
+def test_every_kind_of_token_counts(tokens: slice, conditioner: torch.nn.Module, denoiser: torch.nn.Module) -> None:
+    inputs = denoiser_inputs((1, 2, 8, 8), conditioner)
     assert inputs["context"].shape[1] == 145
     change = torch.zeros_like(inputs["context"])
     change[:, tokens] = 1.0
-    assert moved(core, inputs, "context", change).item() > 1e-5
+    assert moved(denoiser, inputs, "context", change).item() > 1e-5
 
 
 def test_every_frame_of_the_sample_reaches_every_frame_of_the_prediction(
-    conditioner: torch.nn.Module, core: torch.nn.Module
+    conditioner: torch.nn.Module, denoiser: torch.nn.Module
 ) -> None:
-    inputs = core_inputs((1, 4, 8, 8), conditioner)
-    before = core(**inputs)
+    inputs = denoiser_inputs((1, 4, 8, 8), conditioner)
+    before = denoiser(**inputs)
     for frame in range(4):
         sample = inputs["sample"].clone()
         sample[:, :, frame] += 1
-        after = core(**{**inputs, "sample": sample})
+        after = denoiser(**{**inputs, "sample": sample})
         assert bool(((after - before).abs().amax((0, 1, 3, 4)) > 1e-5).all())

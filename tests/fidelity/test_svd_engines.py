@@ -60,10 +60,10 @@ SHAPES: dict[str, list[Sizes]] = {
     "vae_decoder": [chunk(1, 8, 8), chunk(5, 8, 16), chunk(14, 9, 8), chunk(9, 11, 13), chunk(2, 24, 8)],
     "vae_encoder": [picture(8, 9), picture(16, 8), picture(11, 13), picture(9, 24)],
 }
-slow_if_core = [pytest.param(name, marks=[pytest.mark.slow] if name == "core" else []) for name in SHAPES]
+slow_if_denoiser = [pytest.param(name, marks=[pytest.mark.slow] if name == "core" else []) for name in SHAPES]
 
 
-@pytest.mark.parametrize("component", slow_if_core)
+@pytest.mark.parametrize("component", slow_if_denoiser)
 def test_onnxruntime_gives_eager_pytorchs_result_at_sizes_that_were_not_traced(pair: LoadPair, component: str) -> None:
     assert_untraced_sizes_agree(pair(component), SHAPES[component])
 

@@ -30,7 +30,7 @@ from ..helpers.toys import CPU
 
 LoadPair = Callable[[str, str], Pair]
 """By kind and component."""
-CORES = [("wan21", "core"), ("a14b", "core_late"), ("ti2v", "core")]
+DENOISERS = [("wan21", "core"), ("a14b", "core_late"), ("ti2v", "core")]
 
 
 def clip(batch: int, frames: int, height: int, width: int) -> Sizes:
@@ -47,7 +47,7 @@ def pair(tiny_wan: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "component"), CORES)
+@pytest.mark.parametrize(("kind", "component"), DENOISERS)
 def test_onnxruntime_gives_eager_pytorchs_result_at_sizes_that_were_not_traced(
     pair: LoadPair, kind: str, component: str
 ) -> None:
@@ -55,7 +55,7 @@ def test_onnxruntime_gives_eager_pytorchs_result_at_sizes_that_were_not_traced(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "component"), CORES)
+@pytest.mark.parametrize(("kind", "component"), DENOISERS)
 def test_every_input_of_the_cores_engine_moves_its_output_in_its_branch_alone(
     pair: LoadPair, kind: str, component: str
 ) -> None:
@@ -64,7 +64,7 @@ def test_every_input_of_the_cores_engine_moves_its_output_in_its_branch_alone(
 
 @pytest.mark.torture
 @pytest.mark.parametrize("shapes", ["exact", "range"])
-@pytest.mark.parametrize(("kind", "component"), CORES)
+@pytest.mark.parametrize(("kind", "component"), DENOISERS)
 def test_aotinductor_gives_eager_pytorchs_result(
     tiny_wan: Callable[[str], Path], tmp_path: Path, kind: str, component: str, shapes: str
 ) -> None:
@@ -88,7 +88,7 @@ def process() -> Iterator[BuildProcess]:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_120"])
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize(("kind", "component"), [*CORES, ("wan21", "image_encoder")])
+@pytest.mark.parametrize(("kind", "component"), [*DENOISERS, ("wan21", "image_encoder")])
 def test_tensorrt_rtx_builds_for_a_gpu_that_is_not_here(
     wide: Callable[[str], VideoModel],
     process: BuildProcess,

@@ -22,7 +22,7 @@ from i2v_tensorrt.runtime.prebuild import component_names
 
 from .conftest import Figures, Inputs
 
-CORE = "core"
+DENOISER = "core"
 SLACK_BYTES = 64 << 20
 """What other programs and the driver may take or give meanwhile."""
 LOADS = 10
@@ -114,7 +114,7 @@ def test_an_engine_gives_what_eager_pytorch_gives(
     component: str,
     figures: Figures,
 ) -> None:
-    """Against fp32, on inputs that the gate has not seen; the results stay as they are while it runs on."""
+    """Against fp32, on inputs that the parity check has not seen; the results stay as they are while it runs on."""
     drawn = [inputs(component, seed) for seed in (100, 101)]
     runner = runner_of(engines, component, sizes)
     found = [runner(each) for each in drawn]
@@ -128,7 +128,7 @@ def test_an_engine_gives_what_eager_pytorch_gives(
 def test_unloading_gives_all_memory_back(
     engines: EngineSet, sizes: dict[str, int], inputs: Inputs, figures: Figures
 ) -> None:
-    runner, drawn = runner_of(engines, CORE, sizes), inputs(CORE, 0)
+    runner, drawn = runner_of(engines, DENOISER, sizes), inputs(DENOISER, 0)
     runner(drawn)
     runner.unload()
     before, held = free_bytes(), 0
@@ -148,7 +148,7 @@ def test_memory_that_is_not_there_is_pytorchs_own_error(
     engines: EngineSet, sizes: dict[str, int], inputs: Inputs
 ) -> None:
     """ComfyUI knows that error, frees what it can and says so; afterwards the engine runs again."""
-    runner, drawn = runner_of(engines, CORE, sizes), inputs(CORE, 0)
+    runner, drawn = runner_of(engines, DENOISER, sizes), inputs(DENOISER, 0)
     expected = flat(runner(drawn))
     runner.unload()
     free_bytes()
@@ -177,7 +177,7 @@ def test_a_cancelled_build_ends_and_gives_the_gpu_back(
 
     with BuildProcess() as process:
         with pytest.raises(CancelledError):
-            engines.build(CORE, sizes, process, force=True, report=cancel)
+            engines.build(DENOISER, sizes, process, force=True, report=cancel)
         waited_s = time.monotonic() - raised
     figures(cancelled_in=heard[-1], waited_s=round(waited_s, 2))
     assert waited_s <= CANCEL_S

@@ -10,8 +10,8 @@ from i2v_tensorrt.benchmarks.ladder import child
 from i2v_tensorrt.benchmarks.ladder.child import main
 from i2v_tensorrt.benchmarks.ladder.measure import GIB, StageClock, count_kernels
 from i2v_tensorrt.benchmarks.ladder.row import MEASURED, Row, read_row
-from i2v_tensorrt.benchmarks.ladder.rungs import ENGINES, REFERENCE, STOCK, Rung
 from i2v_tensorrt.benchmarks.ladder.stock_way import Captured
+from i2v_tensorrt.benchmarks.ladder.variants import ENGINES, REFERENCE, STOCK, Variant
 
 from ..unit.benchmarks.conftest import MakeOrder
 
@@ -63,14 +63,14 @@ def test_a_call_in_a_graph_gives_what_the_call_gives(copies: bool) -> None:
     assert torch.equal(results[0], results[1]) is not copies, "a graph writes to one place"
 
 
-def climb(make_order: MakeOrder, rung: Rung) -> list[Row]:
-    order = make_order(rung)
+def climb(make_order: MakeOrder, variant: Variant) -> list[Row]:
+    order = make_order(variant)
     order = replace(order, job=replace(order.job, device="cuda:0"))
     path = order.job.work_folder / "order.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(order.to_json(), "utf-8")
     main(path)
-    rows = [read_row(order.rows / f"{row.name}.json") for row in rung.rows]
+    rows = [read_row(order.rows / f"{row.name}.json") for row in variant.rows]
     assert all(row is not None and row.state == MEASURED for row in rows), rows
     return [row for row in rows if row is not None]
 
@@ -79,13 +79,13 @@ def climb(make_order: MakeOrder, rung: Rung) -> list[Row]:
 def test_rows_of_torch_compile_make_the_clip_of_row_0(make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "HOT_CLIPS", 1)
     reference, eager = (
-        climb(make_order, rung)[0]
-        for rung in (
-            Rung(REFERENCE, "diffusers, fp32", STOCK, "fp32", 0),
-            Rung("eager", "eager PyTorch", ENGINES, "fp16", 4),
+        climb(make_order, variant)[0]
+        for variant in (
+            Variant(REFERENCE, "diffusers, fp32", STOCK, "fp32", 0),
+            Variant("eager", "eager PyTorch", ENGINES, "fp16", 4),
         )
     )
-    compiled = Rung("compile-default", "torch.compile", STOCK, "fp16", 2, compile_mode="default", captured="graph")
+    compiled = Variant("compile-default", "torch.compile", STOCK, "fp16", 2, compile_mode="default", captured="graph")
     plain, graph = climb(make_order, compiled)
     assert reference.figures["gpu_resident_denoise_gib"] > 0
     for row in (eager, plain, graph):

@@ -32,7 +32,7 @@ Pair = tuple[Runner, Runner]
 def onnxruntime_pair(model: VideoModel, component: str, store: EngineStore) -> Pair:
     """Both runners of a component in fp32, for every size."""
     network = model.components[component].spec
-    # Tuned for small sizes, where the gate is quick.
+    # Tuned for small sizes, where the parity check is quick.
     ranges = {name: replace(limit, opt=limit.above(4)) for name, limit in network.limits.ranges.items()}
     spec = EngineSpec(network, ShapeProfile(ranges), "fp32")
     request = BuildRequest(spec, model.source(component, "fp32"), OnnxRuntimeBackend(), CPU)
@@ -44,7 +44,7 @@ def onnxruntime_pair(model: VideoModel, component: str, store: EngineStore) -> P
 
 
 def assert_equal(expected: torch.Tensor, found: torch.Tensor, sizes: Sizes) -> None:
-    """Within the gate."""
+    """Within the parity check."""
     assert float((expected - found).abs().max()) <= GATE * max(1.0, float(expected.abs().max())), sizes
 
 

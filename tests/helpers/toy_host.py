@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
+from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
-from i2v_tensorrt.runtime.engines.residency import LoadInPlace
 
 PATIENCE_S = 60.0
 

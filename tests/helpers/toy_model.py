@@ -42,7 +42,7 @@ class ToyModel:
     """What an EngineSet asks of a model: a core, a decoder, and a conditioner that cannot be compiled."""
 
     engine_components = ("core", "vae_decoder")
-    cores = ("core",)
+    denoisers = ("core",)
     build_order = ("core", "vae_decoder")
     title = "A toy"
     latent = LatentSpace()

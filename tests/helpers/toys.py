@@ -19,7 +19,7 @@ from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
 from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest, Compiled, compile_engine
 from i2v_tensorrt.engine_builder.graph.recorded_calls import Calibration
-from i2v_tensorrt.engine_builder.store.manifest import FileDigest, Manifest, Verdict, file_digest
+from i2v_tensorrt.engine_builder.store.manifest import FileDigest, Manifest, ParityReport, file_digest
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def publish(store: EngineStore, spec: EngineSpec, files: dict[str, bytes], targe
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
             digests[name] = file_digest(folder / name)
-        verdict = Verdict(1.0, 120.0, 1e-6, True, ({"batch": 1}, {"batch": 2}))
+        verdict = ParityReport(1.0, 120.0, 1e-6, True, ({"batch": 1}, {"batch": 2}))
         return store.publish(folder, Manifest(spec, target, digests, verdict, 1.5, "2026-01-02T03:04:05+00:00"))
 
 

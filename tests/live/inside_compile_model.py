@@ -116,7 +116,7 @@ def case_a_model_of_dynamic_weights_gives_what_the_same_gives_whole(folder: Path
             assert model.is_dynamic() and len(reads) == 1
             for _ in range(2):
                 node, clone = compiled(model)
-                assert clone.is_dynamic() and node.prospect(model).startswith("WAN21, WanModel: ")
+                assert clone.is_dynamic() and node.forecast(model).startswith("WAN21, WanModel: ")
                 assert torch.equal(sampled(clone), expected)
                 assert node._stays_dynamic is None
             assert len(reads) == 2
@@ -159,7 +159,7 @@ def case_what_does_not_fit_whole_stays_dynamic(folder: Path) -> None:
         for room_bytes, stays in ((reserved + held, False), (reserved + held - 1, True)):
             with patch.object(memory, "get_free_memory", Room(room_bytes)):
                 node, clone = compiled(model)
-                assert (" runs as it is: Expected room for " in node.prospect(model)) == stays
+                assert (" runs as it is: Expected room for " in node.forecast(model)) == stays
                 assert seen(clone) is (clone if stays else None)
         assert node._stays_dynamic is not None and "ComfyUI brings the weights in" in node._stays_dynamic
         # A clip for which a step takes more than ComfyUI's least.
@@ -187,7 +187,7 @@ def case_what_the_host_cannot_hold_is_not_read(folder: Path) -> None:
         for host_bytes, stays in ((model.model_size() - 1, True), (model.model_size(), False)):
             with patch.object(memory, "get_free_memory", Room(1 << 40, host_bytes)):
                 node, clone = compiled(model)
-                assert (" GiB of weights on the host, found " in node.prospect(model)) == stays
+                assert (" GiB of weights on the host, found " in node.forecast(model)) == stays
                 assert seen(clone) is (clone if stays else None)
                 assert len(reads) == 2 - stays
 
@@ -198,7 +198,7 @@ def case_an_engine_that_holds_weights_needs_room_for_both(folder: Path) -> None:
         model = comfy.sd.load_diffusion_model(path)
         held = int(memory.minimum_inference_memory()) + sum(x.nbytes for x in weights(host_model._loaded_whole(model)))
         with patch.object(memory, "get_free_memory", Room(held)):
-            assert " runs as it is: Expected room for " in CompiledModel(None, policy).prospect(model)
+            assert " runs as it is: Expected room for " in CompiledModel(None, policy).forecast(model)
 
 
 def case_the_layers_are_looked_for_once_a_run_and_looked_at_in_every_call(folder: Path) -> None:

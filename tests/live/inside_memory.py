@@ -13,7 +13,7 @@ import torch
 from i2v_tensorrt.common.shapes import ShapeProfile
 from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
-from i2v_tensorrt.nodes.host.memory import HostResidency
+from i2v_tensorrt.nodes.host.memory import HostMemoryManager
 from i2v_tensorrt.nodes.host.patcher import RunnerPatcher
 from i2v_tensorrt.tests.live.card import DEVICE, GIB, Card, CardModel, CardRunner, pretended, uncollected
 
@@ -33,11 +33,11 @@ class InTheWalk(Card):
 
 def abandoned(card: Card) -> None:
     """Two runners that have been used, in a ring that only Python's collector opens."""
-    residency = HostResidency()
+    memory_manager = HostMemoryManager()
     runners = [CardRunner(card, GIB, name) for name in ("core", "core_2")]
     for runner in runners:
-        residency.hold(runner, 0)
-        vars(runner)["ring"] = (residency, runners)
+        memory_manager.hold(runner, 0)
+        vars(runner)["ring"] = (memory_manager, runners)
 
 
 def listed() -> list[object]:
@@ -48,11 +48,11 @@ def listed() -> list[object]:
 def case_runners_that_are_collected_while_comfyui_looks_for_room(folder: Path) -> None:
     with uncollected(), pretended(InTheWalk(64 * GIB, gc.collect)) as card:
         abandoned(card)
-        residency, runner = HostResidency(), CardRunner(card, GIB)
-        residency.hold(runner, 0)
+        memory_manager, runner = HostMemoryManager(), CardRunner(card, GIB)
+        memory_manager.hold(runner, 0)
         assert runner.is_loaded and list(card.held) == [runner], "their memory is free when they are gone"
         another = CardRunner(card, GIB)
-        residency.hold(another, 0)
+        memory_manager.hold(another, 0)
         assert listed() == [another, runner], "they leave the list when the pack next asks for memory"
 
 
@@ -67,24 +67,28 @@ class Collecting(CardRunner):
 def case_runners_that_are_collected_while_another_one_is_unloaded(folder: Path) -> None:
     for unload_all in (True, False):
         with uncollected(), pretended(Card(6 * GIB)) as card:
-            residency, runner, large = HostResidency(), Collecting(card, GIB), CardRunner(card, 4 * GIB)
-            residency.hold(runner, 0)
+            memory_manager, runner, large = HostMemoryManager(), Collecting(card, GIB), CardRunner(card, 4 * GIB)
+            memory_manager.hold(runner, 0)
             abandoned(card)
             if unload_all:
                 memory.unload_all_models()
                 assert memory.current_loaded_models == []
-            residency.hold(large, 0)
+            memory_manager.hold(large, 0)
             assert list(card.held) == listed() == [large]
 
 
 def case_what_is_gone_is_taken_from_the_list_before_anything_is_let_go(folder: Path) -> None:
     with uncollected(), pretended(Card(16 * GIB)) as card:
-        residency, core, encoder = HostResidency(), CardRunner(card, GIB), CardRunner(card, GIB, "image_encoder")
-        residency.hold(encoder, 0)
-        residency.hold(core, 0)
+        memory_manager, core, encoder = (
+            HostMemoryManager(),
+            CardRunner(card, GIB),
+            CardRunner(card, GIB, "image_encoder"),
+        )
+        memory_manager.hold(encoder, 0)
+        memory_manager.hold(core, 0)
         abandoned(card)
         gc.collect()
-        told = residency.relieve(16 * GIB, encoders=True)
+        told = memory_manager.free_memory(16 * GIB, encoders=True)
         assert told == "Memory is over 90% full: let go of image_encoder."
         assert listed() == list(card.held) == [core]
 
@@ -96,12 +100,12 @@ def held_bytes() -> int:
 
 def case_a_runner_tells_what_it_holds_now(folder: Path) -> None:
     with pretended() as card:
-        residency, runner = HostResidency(), CardRunner(card, 2 * GIB)
-        residency.hold(runner, 0)
+        memory_manager, runner = HostMemoryManager(), CardRunner(card, 2 * GIB)
+        memory_manager.hold(runner, 0)
         runner.size_bytes = 3 * GIB  # such as the memory of a graph, which comes with the second call
         runner.load()
         assert held_bytes() == 3 * GIB
-        assert residency.room_bytes() == card.total_bytes
+        assert memory_manager.room_bytes() == card.total_bytes
         (entry,) = memory.current_loaded_models
         assert entry.model_memory_required(DEVICE) == 0
         runner.unload()  # another one moved the weights that they share
@@ -109,14 +113,14 @@ def case_a_runner_tells_what_it_holds_now(folder: Path) -> None:
 
 
 def case_weights_of_two_runners_are_counted_once(folder: Path) -> None:
-    shared, residency = torch.nn.Linear(64, 64), HostResidency()
+    shared, memory_manager = torch.nn.Linear(64, 64), HostMemoryManager()
     networks = [torch.nn.Sequential(shared, torch.nn.Linear(64, size)) for size in (8, 16)]
     network = NetworkSpec("toy", "core", "c" * 64, "a" * 64, (), (), ShapeProfile())
     spec, cpu = EngineSpec(network, ShapeProfile(), "fp32"), torch.device("cpu")
     opened: list[torch.nn.Module] = []
     runners = [EagerRunner(spec, lambda each=each: opened.append(each) or each, cpu) for each in networks]
     for runner in runners:
-        residency.hold(runner, 0)
+        memory_manager.hold(runner, 0)
     distinct = {tensor.data_ptr(): tensor.nbytes for each in networks for tensor in each.parameters()}
     assert held_bytes() == sum(distinct.values())
     patchers = [entry.model for entry in memory.current_loaded_models]
@@ -132,17 +136,17 @@ def case_a_build_finds_what_pytorch_kept_free_too(folder: Path) -> None:
     for state in (memory.VRAMState.NORMAL_VRAM, memory.VRAMState.HIGH_VRAM):
         with pretended() as card, patch.object(memory, "vram_state", state):
             card.cached_bytes = GIB
-            HostResidency().clear()
+            HostMemoryManager().clear()
             assert card.cached_bytes == 0
             card.cached_bytes = GIB
-            assert HostResidency().relieve(sys.maxsize, encoders=True) is None
+            assert HostMemoryManager().free_memory(sys.maxsize, encoders=True) is None
             assert card.cached_bytes == 0
 
 
 def case_a_runner_that_is_held_already_costs_nothing(folder: Path) -> None:
     asked: list[int] = []
     with pretended(Asked(64 * GIB, asked)) as card:
-        residency, runner, other = HostResidency(), CardRunner(card, GIB), CardModel(card, GIB)
+        memory_manager, runner, other = HostMemoryManager(), CardRunner(card, GIB), CardModel(card, GIB)
 
         def costs(hold: Callable[[], object]) -> bool:
             """Whether ComfyUI was asked for memory, and had PyTorch give back what it keeps."""
@@ -152,30 +156,32 @@ def case_a_runner_that_is_held_already_costs_nothing(folder: Path) -> None:
             assert bool(asked) == (card.cached_bytes == 0)
             return bool(asked)
 
-        assert costs(lambda: residency.hold(runner, 2 * GIB))
-        assert not costs(lambda: residency.hold(runner, 2 * GIB))
-        assert not costs(lambda: residency.hold(runner, GIB))
-        assert costs(lambda: residency.hold(runner, 3 * GIB)), "it asks for more than it was given"
-        assert not costs(lambda: residency.hold(runner, 3 * GIB))
+        assert costs(lambda: memory_manager.hold(runner, 2 * GIB))
+        assert not costs(lambda: memory_manager.hold(runner, 2 * GIB))
+        assert not costs(lambda: memory_manager.hold(runner, GIB))
+        assert costs(lambda: memory_manager.hold(runner, 3 * GIB)), "it asks for more than it was given"
+        assert not costs(lambda: memory_manager.hold(runner, 3 * GIB))
         memory.load_models_gpu([other])
-        assert costs(lambda: residency.hold(runner, GIB)), "something else may have taken the memory"
-        assert costs(lambda: residency.hold(runner, 2 * GIB)), "it was given less since"
+        assert costs(lambda: memory_manager.hold(runner, GIB)), "something else may have taken the memory"
+        assert costs(lambda: memory_manager.hold(runner, 2 * GIB)), "it was given less since"
         runner.unload()
-        assert costs(lambda: residency.hold(runner, 2 * GIB)) and runner.is_loaded
-        assert costs(lambda: residency.hold(runner, 2 * GIB, beside=[other]))
-        assert not costs(lambda: residency.hold(runner, 2 * GIB, beside=[other]))
+        assert costs(lambda: memory_manager.hold(runner, 2 * GIB)) and runner.is_loaded
+        assert costs(lambda: memory_manager.hold(runner, 2 * GIB, beside=[other]))
+        assert not costs(lambda: memory_manager.hold(runner, 2 * GIB, beside=[other]))
         memory.unload_all_models()
-        assert costs(lambda: residency.hold(runner, 2 * GIB, beside=[other])) and other.is_loaded
+        assert costs(lambda: memory_manager.hold(runner, 2 * GIB, beside=[other])) and other.is_loaded
 
 
 def case_directml_tells_nothing_so_nothing_gives_way_before_memory_runs_out(folder: Path) -> None:
     """It always tells of the same GiB."""
     with pretended(Constant(GIB)) as card, patch.object(memory, "directml_enabled", True):
-        residency, encoder = HostResidency(), CardRunner(card, GIB, "image_encoder")
-        assert residency.hold(encoder, 8 * GIB) is None
-        assert (residency.spare_bytes(), residency.room_bytes()) == (None, None)
-        assert residency.relieve(8 * GIB, encoders=True) is None and encoder.is_loaded
-        assert residency.relieve(sys.maxsize, encoders=True) is not None and not encoder.is_loaded, "it has run out"
+        memory_manager, encoder = HostMemoryManager(), CardRunner(card, GIB, "image_encoder")
+        assert memory_manager.hold(encoder, 8 * GIB) is None
+        assert (memory_manager.spare_bytes(), memory_manager.room_bytes()) == (None, None)
+        assert memory_manager.free_memory(8 * GIB, encoders=True) is None and encoder.is_loaded
+        assert memory_manager.free_memory(sys.maxsize, encoders=True) is not None and not encoder.is_loaded, (
+            "it has run out"
+        )
 
 
 class Constant(Card):

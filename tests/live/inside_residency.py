@@ -7,8 +7,8 @@ from unittest.mock import patch
 import comfy.model_management as memory
 import torch
 
-from i2v_tensorrt.nodes.host.memory import HostResidency
-from i2v_tensorrt.nodes.host.model import _Residency
+from i2v_tensorrt.nodes.host.memory import HostMemoryManager
+from i2v_tensorrt.nodes.host.model import _MemoryManager
 from i2v_tensorrt.tests.live.card import GIB, Card, CardModel, CardRunner, pretended
 
 CPU = torch.device("cpu")
@@ -19,11 +19,11 @@ def case_what_a_sampling_uses_is_there_again_after_a_build(folder: Path) -> None
         sampled, control, other = (CardModel(card, size * GIB) for size in (8, 2, 1))
         memory.load_models_gpu([other])
         memory.load_models_gpu([sampled, control])
-        residency = _Residency()
-        residency.patcher = sampled
-        residency.clear()
+        memory_manager = _MemoryManager()
+        memory_manager.patcher = sampled
+        memory_manager.clear()
         assert not card.held
-        residency.hold(CardRunner(card, 0), 0)
+        memory_manager.hold(CardRunner(card, 0), 0)
         assert (sampled.is_loaded, control.is_loaded, other.is_loaded) == (True, True, False)
         assert memory.loaded_models(only_currently_used=True) == [sampled, control]
 
@@ -32,12 +32,12 @@ def case_what_an_interrupted_build_sent_away_stays_away(folder: Path) -> None:
     with pretended() as card:
         sampled = CardModel(card, 8 * GIB)
         memory.load_models_gpu([sampled])
-        residency = _Residency()
-        residency.patcher = sampled
-        residency.clear()
-        residency.give_back()
-        residency.patcher = None
-        residency.hold(CardRunner(card, 0), 0)
+        memory_manager = _MemoryManager()
+        memory_manager.patcher = sampled
+        memory_manager.clear()
+        memory_manager.give_back()
+        memory_manager.patcher = None
+        memory_manager.hold(CardRunner(card, 0), 0)
         assert not sampled.is_loaded
 
 
@@ -52,9 +52,9 @@ def case_an_engine_of_its_own_weights_sends_nothing_away_that_the_sampling_uses(
         idle, sampled, control = (CardModel(card, size * GIB) for size in (1, 8, 2))
         memory.load_models_gpu([idle])
         memory.load_models_gpu([sampled, control])
-        residency, runner = _Residency(), HoldingRunner(card, 2 * GIB)
-        residency.patcher = sampled
-        residency.hold(runner, 0)
+        memory_manager, runner = _MemoryManager(), HoldingRunner(card, 2 * GIB)
+        memory_manager.patcher = sampled
+        memory_manager.hold(runner, 0)
         assert runner.is_loaded and sampled.is_loaded and control.is_loaded and not idle.is_loaded
         assert set(memory.loaded_models(only_currently_used=True)) > {sampled, control}
 
@@ -66,21 +66,21 @@ def case_on_a_cpu_nothing_is_loaded_again(folder: Path) -> None:
         other.load_device = sampled.load_device = runner.device = CPU
         memory.load_models_gpu([other])
         memory.load_models_gpu([sampled])
-        residency = _Residency()
-        residency.patcher = sampled
+        memory_manager = _MemoryManager()
+        memory_manager.patcher = sampled
         with patch.object(memory, "get_torch_device", lambda: CPU):
-            residency.hold(runner, 0)
+            memory_manager.hold(runner, 0)
         assert [entry.model for entry in memory.current_loaded_models][::2] == [sampled, other]
 
 
 def case_memory_that_ran_out_is_asked_of_the_pack_and_of_pytorch(folder: Path) -> None:
     with pretended() as card:
-        others, another = HostResidency(), CardRunner(card, 3 * GIB)
+        others, another = HostMemoryManager(), CardRunner(card, 3 * GIB)
         others.hold(another, 0)
         card.cached_bytes = 2 * GIB
-        told = _Residency().relieve(sys.maxsize, encoders=True)
+        told = _MemoryManager().free_memory(sys.maxsize, encoders=True)
         assert told is not None and told.endswith("let go of core.")
         assert not another.is_loaded and card.cached_bytes == 0
         card.cached_bytes = 2 * GIB
-        assert _Residency().relieve(sys.maxsize, encoders=True) is None
+        assert _MemoryManager().free_memory(sys.maxsize, encoders=True) is None
         assert card.cached_bytes == 0

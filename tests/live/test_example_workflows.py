@@ -66,7 +66,7 @@ def test_eager_beside_an_engine_is_close(client: ComfyClient, picture: str, devi
     (compare,), (engines,) = numbers(prompt, "CompareVideos"), numbers(prompt, "EngineLoader")
     result = run(client, changed(prompt, {engines: {"backend": "onnxruntime"}}))
     rows = {row[0]: row[1] for row in result.outputs[compare]["table"]}
-    # What differs by HALF_PSNR takes about 1 - mse / (2 * variance) of the likeness of frames that spread by 0.1.
+    # What differs by HALF_PSNR takes about 1 - mse / (2 * variance) of the similarity of frames that spread by 0.1.
     psnr, ssim = (60, 0.999) if device.precision == "fp32" else (HALF_PSNR, 0.998)
     assert float(rows["PSNR"].removesuffix(" dB")) > psnr
     assert float(rows["SSIM, worst"]) > ssim

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from i2v_tensorrt.common.errors import StorageError
 from i2v_tensorrt.engine_builder.build.build import build_engine
-from i2v_tensorrt.engine_builder.store.manifest import Verdict
+from i2v_tensorrt.engine_builder.store.manifest import ParityReport
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from ..helpers.counts import Evidence, counted
@@ -40,7 +40,7 @@ def publish_first(store: EngineStore) -> None:
 
 def judge(store: EngineStore) -> None:
     plan = publish(store, toy_spec(precision="bf16"), FILES)
-    store.set_verdict(plan, Verdict(0.9999, 45.0, 1e-3, True, ({"batch": 2},)))
+    store.set_verdict(plan, ParityReport(0.9999, 45.0, 1e-3, True, ({"batch": 2},)))
 
 
 def build(store: EngineStore) -> None:
@@ -64,14 +64,14 @@ def first_use(store: EngineStore) -> None:
     publish(fresh, toy_spec(), FILES)
 
 
-def side_cache(store: EngineStore) -> None:
+def sealed_cache(store: EngineStore) -> None:
     cache = publish(store, toy_spec(component="cached"), FILES).side("kernels.cache")
     assert cache is not None
     cache.write(b"kernels" * 1000)
     cache.read()
 
 
-ACTS: tuple[Act, ...] = (publish_again, publish_first, judge, build, delete, put_aside, first_use, side_cache)
+ACTS: tuple[Act, ...] = (publish_again, publish_first, judge, build, delete, put_aside, first_use, sealed_cache)
 
 
 def remake(root: Path) -> EngineStore:

@@ -104,9 +104,7 @@ def clouds(picture: Array, x: Array, y: Array) -> Array:
         row = centre + 0.010 * noise(x * 2.3 + 40 * centre, 3, rng)
         cover = smoothstep(0.0, 0.8, noise(x * 2.0 + 90 * centre, 5, rng))
         depth = 0.0015 + 0.0100 * cover
-        streak = np.where(
-            y < row, np.exp(-(((y - row) / depth) ** 2)), np.exp(-(((y - row) / (0.35 * depth)) ** 2))
-        )
+        streak = np.where(y < row, np.exp(-(((y - row) / depth) ** 2)), np.exp(-(((y - row) / (0.35 * depth)) ** 2)))
         picture = blend(picture, tint, 0.62 * streak * cover)
     return picture
 
@@ -155,9 +153,7 @@ def waves(x: Array, depth: Array) -> Array:
         (67.0, -17.0, 0.4),
         (151.0, 31.0, 0.5),
     ):
-        bend = (
-            noise(x * (3 + 0.4 * abs(along)) + cycles, 3, rng) * 3.2 + noise(row * 2.0 + cycles, 3, rng) * 2.0
-        )
+        bend = noise(x * (3 + 0.4 * abs(along)) + cycles, 3, rng) * 3.2 + noise(row * 2.0 + cycles, 3, rng) * 2.0
         # A wave narrower than a pixel is flat.
         wide = 1 - smoothstep(0.5, 2.0, cycles * row**2 / CANVAS / (1 - HORIZON))
         total += strength * wide * np.sin(cycles * row + along * x + bend)
@@ -222,9 +218,7 @@ def main(folder: Path) -> None:
     picture = shore(hills(sky(x, y), x, y), x, y)
     picture = lake(picture, x, y)
     pixels = (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
-    Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.LANCZOS).save(
-        folder / "lake.png", optimize=True
-    )
+    Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.LANCZOS).save(folder / "lake.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 An engine is native code without weights. It takes those of the network that it is loaded with, where they
 lie, so that one engine serves every fine-tune, and a change of the weights in place needs no other. For the same
-reason it has no fp32 islands: which layers overflow in fp16 is a matter of the weights.
+reason it has no fp32 fp32 modules: which layers overflow in fp16 is a matter of the weights.
 """
 
 from __future__ import annotations

@@ -143,6 +143,7 @@ class InductorRunner(Runner):
     def _open_file(self, name: str) -> Package:
         """A package, from a copy of the very bytes that were checked, which nobody else can write."""
         import torch
+
         data = self._plan.read(name)
         index = (self.device.index or 0) if self.device.type == "cuda" else -1
         # Windows does not let go of a library that is loaded.

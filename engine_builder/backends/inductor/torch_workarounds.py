@@ -81,7 +81,7 @@ def mutations_remembered() -> Iterator[None]:
     """What a Triton kernel writes to is found out once for each kind of its arguments.
 
     PyTorch finds out by translating the kernel's source, anew at each of its calls in each pass over the graph:
-    nearly half the time in which I2VGen-XL's core was traced and lowered.
+    nearly half the time in which I2VGen-XL's denoiser was traced and lowered.
     """
     from torch._higher_order_ops import triton_kernel_wrap
 

@@ -13,7 +13,7 @@ from ....common.spec import EngineSpec, NetworkSpec, Target, TensorSpec
 from ...graph.onnx_export import export_onnx, exporter_version
 from ...graph.quantize import check_quantizable, quantize
 from ...graph.recorded_calls import Calibration
-from ...store.sealed_cache import TIMINGS
+from ...store.sealed_cache import TIMING_CACHE
 from ..base import Availability, Backend, LoadNetwork, Report, Runner
 from .library import (
     FULL,
@@ -22,9 +22,9 @@ from .library import (
     RTX_ARCHS,
     Library,
     aim,
+    borrow_timing_cache,
     choose_library,
     install_line,
-    lend_timings,
     load_library,
     make_logger,
     timing_bytes,
@@ -100,7 +100,7 @@ class TensorRTBackend(Backend):
             graph = quantize(graph, spec, self._calibration, OPSET)
         report("parse", 0.4)
         streams = needs_streaming(weights_bytes(network), total_bytes(arch))
-        plan, activation_bytes = _compile(library, graph, spec, arch, report, folder / TIMINGS, streams=streams)
+        plan, activation_bytes = _compile(library, graph, spec, arch, report, folder / TIMING_CACHE, streams=streams)
         report("serialize", BUILD_SPAN[1])
         (folder / PLAN).write_bytes(plan)
         for path in work.iterdir():
@@ -148,10 +148,10 @@ def _library_availability(arch: str) -> Availability:
 
 
 def _compile(
-    library: Library, graph: Path, spec: EngineSpec, arch: str, report: Report, timings: Path, *, streams: bool
+    library: Library, graph: Path, spec: EngineSpec, arch: str, report: Report, timing_cache: Path, *, streams: bool
 ) -> tuple[Any, int | None]:
     """Parses the graph and builds it: the plan in TensorRT's own memory, which reads as bytes, and what it will take
-    of the GPU beside its weights, if TensorRT says so. What is measured is added to the file `timings`.
+    of the GPU beside its weights, if TensorRT says so. What is measured is added to the file `timing_cache`.
     """
     trt = library.module
     logger = make_logger(library)
@@ -165,7 +165,7 @@ def _compile(
     config = _made(builder.create_builder_config(), "configuration", logger)
     if not aim(library, config, arch):
         raise EngineError(f"{library.version} does not build for {arch}.")
-    lend_timings(library, config, timings.read_bytes() if timings.is_file() else None)
+    borrow_timing_cache(library, config, timing_cache.read_bytes() if timing_cache.is_file() else None)
     if streams:
         allow_streaming(library, config)
     for shapes in spec.profile.profiles:
@@ -179,7 +179,7 @@ def _compile(
         raise monitor.raised
     measured = timing_bytes(library, config)
     if measured is not None:
-        timings.write_bytes(measured)
+        timing_cache.write_bytes(measured)
     return _made(plan, f"engine for {spec.network.component}", logger), logger.activation_bytes
 
 

@@ -66,7 +66,7 @@ def aim(library: Library, config: Any, arch: str) -> bool:
     return bool(config.set_compute_capability(capability, 0))
 
 
-def lend_timings(library: Library, config: Any, kept: bytes | None) -> None:
+def borrow_timing_cache(library: Library, config: Any, kept: bytes | None) -> None:
     """Has the full library measure no layer twice on this GPU, as far as `kept` goes; RTX measures none in a build."""
     if library.is_rtx:
         return

@@ -56,7 +56,7 @@ class Change:
     alpha: str | None = None
     difference: str | None = None
 
-    def misfit(self, shapes: Mapping[str, Shape], wanted: Shape) -> str | None:
+    def violation(self, shapes: Mapping[str, Shape], wanted: Shape) -> str | None:
         """Why the file's tensors do not make a sum of the shape `wanted`; None when they do."""
         if (self.up is None) != (self.down is None) or not (self.up or self.difference):
             return f"{self.parameter} has {', '.join(sorted(self._names))} alone"
@@ -90,7 +90,7 @@ class Adapter(Digested):
 
     path: Path
     strength: float
-    cores: tuple[str, ...]
+    denoisers: tuple[str, ...]
     """The components that it was opened for, of those that run at a step."""
     changes: Mapping[str, tuple[Change, ...]]
 
@@ -175,23 +175,25 @@ def plain_name(name: str) -> str:
     return re.sub(r"^text_model_", "", name.replace(".", "_"))
 
 
-def open_adapter(path: Path, strength: float, cores: Mapping[str, Part], text: Part | None, names: Names) -> Adapter:
+def open_adapter(
+    path: Path, strength: float, denoisers: Mapping[str, Part], text: Part | None, names: Names
+) -> Adapter:
     """Finds out where each tensor of a file belongs; reads names and shapes alone.
 
-    `cores` are the parts to merge into, by the components that run at a step; `text` is the text encoder. Raises
+    `denoisers` are the parts to merge into, by the components that run at a step; `text` is the text encoder. Raises
     InputError for a strength out of range; CheckpointError, with names, for a file that does not fit.
     """
     check_number("The strength of a LoRA is", strength, -MOST_STRENGTH, MOST_STRENGTH)
     shapes = tensor_shapes((path,))
-    places = {part.name: _Places(part, names) for part in (*cores.values(), *([text] if text else []))}
+    places = {part.name: _Places(part, names) for part in (*denoisers.values(), *([text] if text else []))}
     roles: dict[str, dict[str, dict[str, str]]] = {name: defaultdict(dict) for name in places}
-    names_of_cores = [part.name for part in cores.values()]
+    denoiser_names = [part.name for part in denoisers.values()]
     # A file that names a later expert keeps the two apart; any other goes into both.
-    apart = any(key.startswith(f"{part}.") for part in names_of_cores[1:] for key in shapes)
+    apart = any(key.startswith(f"{part}.") for part in denoiser_names[1:] for key in shapes)
     unknown = []
     for key in shapes:
         stem, role, suffix = _role(key)
-        owners = _owners(stem, names_of_cores, apart, text)
+        owners = _owners(stem, denoiser_names, apart, text)
         found = [(part, name) for part, rest in owners if (name := places[part].parameter(rest, suffix))]
         if not found or len(found) < len(owners) or any(role in roles[part][name] for part, name in found):
             unknown.append(key)
@@ -200,9 +202,11 @@ def open_adapter(path: Path, strength: float, cores: Mapping[str, Part], text: P
     where = " or ".join(places)
     _refuse(path, where, [f"{key} belongs nowhere" for key in unknown], len(shapes))
     changes = {part: tuple(Change(name, **keys) for name, keys in each.items()) for part, each in roles.items() if each}
-    misfits = (each.misfit(shapes, places[part].shapes[each.parameter]) for part in changes for each in changes[part])
-    _refuse(path, where, [misfit for misfit in misfits if misfit], len(shapes))
-    return Adapter(path, strength, tuple(cores), changes)
+    violations = (
+        each.violation(shapes, places[part].shapes[each.parameter]) for part in changes for each in changes[part]
+    )
+    _refuse(path, where, [violation for violation in violations if violation], len(shapes))
+    return Adapter(path, strength, tuple(denoisers), changes)
 
 
 def _role(key: str) -> tuple[str, str, str]:
@@ -213,15 +217,15 @@ def _role(key: str) -> tuple[str, str, str]:
     return "", "", ""
 
 
-def _owners(stem: str, cores: Sequence[str], apart: bool, text: Part | None) -> list[tuple[str, str]]:
+def _owners(stem: str, denoisers: Sequence[str], apart: bool, text: Part | None) -> list[tuple[str, str]]:
     """The parts that a module belongs to, each with the module's name there; `apart` if it names the part itself."""
     for prefix in TEXT:
         if stem.startswith(prefix):
             return [(text.name, stem.removeprefix(prefix))] if text else []
     if apart:
-        return [(part, stem.removeprefix(f"{part}.")) for part in cores if stem.startswith(f"{part}.")]
+        return [(part, stem.removeprefix(f"{part}.")) for part in denoisers if stem.startswith(f"{part}.")]
     rest = next((stem.removeprefix(prefix) for prefix in DENOISER if stem.startswith(prefix)), stem)
-    return [(part, rest) for part in cores]
+    return [(part, rest) for part in denoisers]
 
 
 def _refuse(path: Path, where: str, reasons: Sequence[str], count: int) -> None:

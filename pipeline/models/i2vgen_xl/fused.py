@@ -1,4 +1,4 @@
-"""I2VGen-XL's core by the functions of `fused.blocks`: the same result up to rounding."""
+"""I2VGen-XL's denoiser by the functions of `fused.blocks`: the same result up to rounding."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 import torch
 
-from ...fused import blocks as lean
-from .networks import Core, attends
+from ...fused import blocks as fused
+from .networks import DenoiserNetwork, attends
 
-CORE_REWRITES = tuple(name for name in lean.REWRITES if name != "plain_attention")
+DENOISER_REWRITES = tuple(name for name in fused.REWRITES if name != "plain_attention")
 
 
 @dataclass(frozen=True)
-class Given:
-    """What every layer of `LeanCore` is given beside its activation."""
+class LayerInputs:
+    """What every layer of `FusedDenoiser` is given beside its activation."""
 
     context: torch.Tensor
-    offsets: lean.Offsets
-    folded: lean.Folded
+    offsets: fused.Offsets
+    folded: fused.Folded
     """By cross-attention, from the context."""
 
 
-class LeanCore(Core):
-    """`Core` by the functions of `fused.blocks`, with the given rewrites: the same result up to rounding.
+class FusedDenoiser(DenoiserNetwork):
+    """`DenoiserNetwork` by the functions of `fused.blocks`, with the given rewrites: the same result up to rounding.
 
     Takes sides that halve evenly at every level alone.
     """
@@ -32,7 +32,7 @@ class LeanCore(Core):
     def __init__(self, unet: Any, rewrites: tuple[str, ...]) -> None:
         super().__init__(unet)
         self.on = frozenset(rewrites)
-        lean.prepare(self, self.on)
+        fused.prepare(self, self.on)
 
     def forward(
         self,
@@ -42,45 +42,47 @@ class LeanCore(Core):
         fps_emb: torch.Tensor,
         context: torch.Tensor,
     ) -> torch.Tensor:
-        """As `Core.forward`. With `shared_prefix` the first batch item stands for all but in `context`."""
+        """As `DenoiserNetwork.forward`. With `shared_prefix` the first batch item stands for all but in `context`."""
         if "shared_prefix" in self.on:
             sample, timestep, image_cond, fps_emb = (x[:1] for x in (sample, timestep, image_cond, fps_emb))
         emb = self.time_embedding(self.time_proj(timestep).to(sample.dtype)) + fps_emb
         x = torch.cat([sample, image_cond], dim=1).permute(0, 2, 3, 4, 1).contiguous()
         given = self._given(emb, context)
-        at = lean.added(lean.conv2d(x, self.conv_in), None, self.conv_in.bias, self.on)
-        at = lean.temporal_transformer(at, self.transformer_in, self.on)
+        at = fused.added(fused.conv2d(x, self.conv_in), None, self.conv_in.bias, self.on)
+        at = fused.temporal_transformer(at, self.transformer_in, self.on)
         skips = [at]
         for block in self.down_blocks:
             for layer in range(len(block.resnets)):
                 at = self._layer(block, layer, at, given)
                 skips.append(at)
             for sampler in block.downsamplers or ():
-                at = lean.downsample(at, sampler, self.on)
+                at = fused.downsample(at, sampler, self.on)
                 skips.append(at)
         at = self._middle(at, given)
         for block in self.up_blocks:
             for layer in range(len(block.resnets)):
-                at = self._layer(block, layer, lean.joined(at, skips.pop()), given)
+                at = self._layer(block, layer, fused.joined(at, skips.pop()), given)
             for sampler in block.upsamplers or ():
-                at = lean.upsample(at, sampler, self.on)
-        x = lean.conv2d(lean.group_norm(at, self.conv_norm_out), self.conv_out) + self.conv_out.bias
+                at = fused.upsample(at, sampler, self.on)
+        x = fused.conv2d(fused.group_norm(at, self.conv_norm_out), self.conv_out) + self.conv_out.bias
         return x.permute(0, 4, 1, 2, 3)
 
-    def _given(self, emb: torch.Tensor, context: torch.Tensor) -> Given:
+    def _given(self, emb: torch.Tensor, context: torch.Tensor) -> LayerInputs:
         blocks = [*self.down_blocks, self.mid_block, *self.up_blocks]
         resnets = [resnet for block in blocks for resnet in block.resnets]
         models = [model for block in blocks if attends(block) for model in block.attentions]
         attentions = [block.attn2 for model in models for block in model.transformer_blocks]
-        offsets = lean.time_offsets(emb, resnets, self.on)
-        folded = lean.context_keys_values(context, attentions, self.on)
-        return Given(context, dict(zip(resnets, offsets, strict=True)), dict(zip(attentions, folded, strict=True)))
+        offsets = fused.time_offsets(emb, resnets, self.on)
+        folded = fused.context_keys_values(context, attentions, self.on)
+        return LayerInputs(
+            context, dict(zip(resnets, offsets, strict=True)), dict(zip(attentions, folded, strict=True))
+        )
 
-    def _layer(self, block: Any, layer: int, at: lean.Signal, given: Given) -> lean.Signal:
+    def _layer(self, block: Any, layer: int, at: fused.Activation, given: LayerInputs) -> fused.Activation:
         at = self._convolve(at, block, layer, given)
         return self._attend(at, block, layer, given) if attends(block) else at
 
-    def _middle(self, at: lean.Signal, given: Given) -> lean.Signal:
+    def _middle(self, at: fused.Activation, given: LayerInputs) -> fused.Activation:
         block = self.mid_block
         for layer in range(len(block.resnets)):
             if layer:
@@ -88,11 +90,11 @@ class LeanCore(Core):
             at = self._convolve(at, block, layer, given)
         return at
 
-    def _convolve(self, at: lean.Signal, block: Any, layer: int, given: Given) -> lean.Signal:
+    def _convolve(self, at: fused.Activation, block: Any, layer: int, given: LayerInputs) -> fused.Activation:
         resnet = block.resnets[layer]
-        at = lean.resnet(at, resnet, given.offsets[resnet], self.on)
-        return lean.temporal_conv(at, block.temp_convs[layer], self.on)
+        at = fused.resnet(at, resnet, given.offsets[resnet], self.on)
+        return fused.temporal_conv(at, block.temp_convs[layer], self.on)
 
-    def _attend(self, at: lean.Signal, block: Any, layer: int, given: Given) -> lean.Signal:
-        at = lean.spatial_transformer(at, block.attentions[layer], given.context, given.folded, self.on)
-        return lean.temporal_transformer(at, block.temp_attentions[layer], self.on)
+    def _attend(self, at: fused.Activation, block: Any, layer: int, given: LayerInputs) -> fused.Activation:
+        at = fused.spatial_transformer(at, block.attentions[layer], given.context, given.folded, self.on)
+        return fused.temporal_transformer(at, block.temp_attentions[layer], self.on)

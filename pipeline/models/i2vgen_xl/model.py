@@ -1,7 +1,7 @@
 """I2VGen-XL (Zhang et al. 2023, arXiv:2311.04145) in the layout of ali-vilab/i2vgen-xl.
 
 diffusers gives the UNet and the VAE, transformers the CLIP encoders; the way through them is ours. The
-UNet is split in two: a conditioner, which runs once per clip, and a core, which runs at every step and
+UNet is split in two: a conditioner, which runs once per clip, and a denoiser, which runs at every step and
 exports with every dimension dynamic (diffusers' own forward does not: its `repeat_interleave` breaks for
 batches, its adaptive pooling for other sizes).
 """
@@ -27,11 +27,11 @@ from .. import fused_vae, parts
 from ..base import Run, Stage
 from ..checkpoints.diffusers_folder import Checkpoint
 from ..diffusers_family import DiffusersFamily, Network
-from ..fused_vae import LeanVaeDecoder
+from ..fused_vae import FusedVaeDecoder
 from ..parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder, tokenize
 from . import fused, networks
-from .fused import CORE_REWRITES, LeanCore
-from .networks import Conditioner, Core
+from .fused import DENOISER_REWRITES, FusedDenoiser
+from .networks import Conditioner, DenoiserNetwork
 
 LAYOUT: dict[str, tuple[str, ...]] = {
     "unet": ("I2VGenXLUNet",),
@@ -79,7 +79,7 @@ def _networks(checkpoint: Checkpoint) -> dict[str, Network]:
         TensorSpec("image_embeds", ("batch", 1, vision["projection_dim"]), scope=clip, guidance=branch),
         text_states,
     )
-    core_inputs = (
+    denoiser_inputs = (
         TensorSpec("sample", volume),
         TensorSpec("timestep", ("batch",), "float32", span=(0, TRAIN_TIMESTEPS)),
         image_cond,
@@ -97,13 +97,13 @@ def _networks(checkpoint: Checkpoint) -> dict[str, Network]:
         ),
         "core": Network(
             "unet",
-            Core,
-            core_inputs,
+            DenoiserNetwork,
+            denoiser_inputs,
             (TensorSpec("prediction", volume),),
             ("batch", "frames", *plane),
-            rewritten=LeanCore,
+            rewritten=FusedDenoiser,
         ),
-        "vae_decoder": Network("vae", VaeDecoder, (latents,), (frames,), ("chunk", *plane), rewritten=LeanVaeDecoder),
+        "vae_decoder": Network("vae", VaeDecoder, (latents,), (frames,), ("chunk", *plane), rewritten=FusedVaeDecoder),
     }
 
 
@@ -131,14 +131,14 @@ class I2VGenXL(DiffusersFamily):
     )
 
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "core": CORE_REWRITES,
+        "core": DENOISER_REWRITES,
         "vae_decoder": fused_vae.REWRITES,
     }
 
     layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT
     settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
     made_by: ClassVar[tuple[ModuleType, ...]] = CODE
-    core_scratch_bytes: ClassVar[Mapping[str, int]] = {"eager": 21_200, "inductor": 11_300}
+    denoiser_scratch_bytes: ClassVar[Mapping[str, int]] = {"eager": 21_200, "inductor": 11_300}
     """2.6 and 1.4 GiB at 512x512, 16 frames, guided: measured on an H200."""
     decoder_scratch_bytes: ClassVar[Mapping[str, int]] = {"eager": 64 * BYTES_PER_PIXEL, "inductor": 64 * 1250}
     """4.0 and 2.5 GiB for 8 frames of 512x512: measured on an H200."""

@@ -51,7 +51,7 @@ class Conditioner(torch.nn.Module):
         return x.reshape(batch, height, width, frames, -1).permute(0, 4, 3, 1, 2)
 
 
-class Core(torch.nn.Module):
+class DenoiserNetwork(torch.nn.Module):
     """The part of I2VGenXLUNet that runs at every step."""
 
     def __init__(self, unet: Any) -> None:

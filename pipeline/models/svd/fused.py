@@ -1,4 +1,4 @@
-"""Stable Video Diffusion's core and decoder by the functions of `fused.blocks`: the same results up to rounding."""
+"""Stable Video Diffusion's denoiser and decoder by the functions of `fused.blocks`: the same results up to rounding."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ...fused import blocks as lean
+from ...fused import blocks as fused
 from .. import fused_vae
-from .networks import Core, TemporalVaeDecoder
+from .networks import DenoiserNetwork, TemporalVaeDecoder
 
-CORE_REWRITES = (
+DENOISER_REWRITES = (
     "channels_last",
     "joined_embeddings",
     "fused_qkv",
@@ -26,10 +26,10 @@ DECODER_REWRITES = fused_vae.REWRITES
 
 
 @dataclass(frozen=True)
-class _Given:
+class _LayerInputs:
     """What every layer is given beside its activation."""
 
-    offsets: lean.Offsets
+    offsets: fused.Offsets
     constants: Iterator[tuple[torch.Tensor, torch.Tensor]]
     """For each transformer its frames' embedding, and what its cross-attention comes to."""
 
@@ -39,42 +39,42 @@ def _everywhere(constant: torch.Tensor) -> torch.Tensor:
     return constant[:, None, None, None]
 
 
-def _layer(at: lean.Stream, layer: Any, attended: torch.Tensor, on: lean.On) -> lean.Stream:
+def _layer(at: fused.Stream, layer: Any, attended: torch.Tensor, on: fused.On) -> fused.Stream:
     """Among the places of each frame; `attended` [batch, channels] is what cross-attention comes to."""
-    at = at.add(lean.attend_places(layer.norm1(at.read()), layer.attn1, on), layer.attn1.to_out[0], on)
+    at = at.add(fused.attend_places(layer.norm1(at.read()), layer.attn1, on), layer.attn1.to_out[0], on)
     at = at.wait(_everywhere(attended))
-    return at.add(lean.gated(layer.norm3(at.read()), layer.ff, on), layer.ff.net[2], on)
+    return at.add(fused.gated(layer.norm3(at.read()), layer.ff, on), layer.ff.net[2], on)
 
 
-def _temporal_layer(at: lean.Stream, layer: Any, attended: torch.Tensor, on: lean.On) -> lean.Stream:
+def _temporal_layer(at: fused.Stream, layer: Any, attended: torch.Tensor, on: fused.On) -> fused.Stream:
     """The same among the frames at each place, after a feed-forward of its own."""
-    at = at.add(lean.gated(layer.norm_in(at.read()), layer.ff_in, on), layer.ff_in.net[2], on)
-    at = at.add(lean.attend_frames(layer.norm1(at.read()), layer.attn1, on), layer.attn1.to_out[0], on)
+    at = at.add(fused.gated(layer.norm_in(at.read()), layer.ff_in, on), layer.ff_in.net[2], on)
+    at = at.add(fused.attend_frames(layer.norm1(at.read()), layer.attn1, on), layer.attn1.to_out[0], on)
     at = at.wait(_everywhere(attended))
-    return at.add(lean.gated(layer.norm3(at.read()), layer.ff, on), layer.ff.net[2], on)
+    return at.add(fused.gated(layer.norm3(at.read()), layer.ff, on), layer.ff.net[2], on)
 
 
 def _transformer(
-    signal: lean.Signal, model: Any, frame_emb: torch.Tensor, attended: torch.Tensor, on: lean.On
-) -> lean.Signal:
+    signal: fused.Activation, model: Any, frame_emb: torch.Tensor, attended: torch.Tensor, on: fused.On
+) -> fused.Activation:
     """TransformerSpatioTemporalModel with frame_emb [1, frames, channels] and attended [batch, layers]."""
-    h = model.proj_in(lean.group_norm(signal, model.norm, silu=False))
-    share = lean.temporal_share(model.mixer)
+    h = model.proj_in(fused.group_norm(signal, model.norm, silu=False))
+    share = fused.temporal_share(model.mixer)
     constants = iter(attended.split(model.channels, dim=1))
     for spatial, temporal in zip(model.spatial, model.temporal, strict=True):
-        h = _layer(lean.Stream(h), spatial, next(constants), on).read()
-        over_time = _temporal_layer(lean.Stream(h + frame_emb[:, :, None, None]), temporal, next(constants), on)
+        h = _layer(fused.Stream(h), spatial, next(constants), on).read()
+        over_time = _temporal_layer(fused.Stream(h + frame_emb[:, :, None, None]), temporal, next(constants), on)
         h = (1 - share) * h + share * over_time.read()
-    return lean.added(signal.x, lean.linear(h, model.proj_out), model.proj_out.bias, on)
+    return fused.added(signal.x, fused.linear(h, model.proj_out), model.proj_out.bias, on)
 
 
-class LeanCore(Core):
-    """`Core` by the functions of `fused.blocks`, with the given rewrites. Takes sides that halve evenly alone."""
+class FusedDenoiser(DenoiserNetwork):
+    """`DenoiserNetwork` by the functions of `fused.blocks`, with the given rewrites, for sides that halve evenly."""
 
     def __init__(self, unet: Any, rewrites: tuple[str, ...]) -> None:
         super().__init__(unet)
         self.on = frozenset(rewrites)
-        lean.prepare(self, self.on)
+        fused.prepare(self, self.on)
 
     def forward(
         self,
@@ -85,64 +85,64 @@ class LeanCore(Core):
         frame_emb: torch.Tensor,
         attended: torch.Tensor,
     ) -> torch.Tensor:
-        """As `Core.forward`."""
+        """As `DenoiserNetwork.forward`."""
         emb = self.time_embedding(self.time_proj(timestep).to(sample.dtype)) + clip_emb
-        given = _Given(self._offsets(emb), self._constants(frame_emb, attended))
+        given = _LayerInputs(self._offsets(emb), self._constants(frame_emb, attended))
         pictures = image_latents[:, None].expand(-1, sample.shape[1], -1, -1, -1)
         x = torch.cat([sample, pictures], dim=2).permute(0, 1, 3, 4, 2).contiguous()
-        at = lean.added(lean.conv2d(x, self.conv_in), None, self.conv_in.bias, self.on)
+        at = fused.added(fused.conv2d(x, self.conv_in), None, self.conv_in.bias, self.on)
         skips = [at]
         for block in self.down:
             for number in range(len(block.resnets)):
                 skips.append(at := self._step(block, number, at, given))
             for sampler in block.samplers:
-                skips.append(at := lean.downsample(at, sampler, self.on))
+                skips.append(at := fused.downsample(at, sampler, self.on))
         for number in range(len(self.middle.resnets)):
             at = self._step(self.middle, number, at, given)
         for block in self.up:
             for number in range(len(block.resnets)):
-                at = self._step(block, number, lean.joined(at, skips.pop()), given)
+                at = self._step(block, number, fused.joined(at, skips.pop()), given)
             for sampler in block.samplers:
-                at = lean.upsample(at, sampler, self.on)
-        x = lean.conv2d(lean.group_norm(at, self.norm_out), self.conv_out) + self.conv_out.bias
+                at = fused.upsample(at, sampler, self.on)
+        x = fused.conv2d(fused.group_norm(at, self.norm_out), self.conv_out) + self.conv_out.bias
         return x.permute(0, 1, 4, 2, 3)
 
-    def _offsets(self, emb: torch.Tensor) -> lean.Offsets:
+    def _offsets(self, emb: torch.Tensor) -> fused.Offsets:
         pairs = [resnet for block in (*self.down, self.middle, *self.up) for resnet in block.resnets]
         blocks = [part for pair in pairs for part in (pair.spatial_res_block, pair.temporal_res_block)]
-        return dict(zip(blocks, lean.time_offsets(emb, blocks, self.on), strict=True))
+        return dict(zip(blocks, fused.time_offsets(emb, blocks, self.on), strict=True))
 
-    def _step(self, block: Any, number: int, at: lean.Signal, given: _Given) -> lean.Signal:
+    def _step(self, block: Any, number: int, at: fused.Activation, given: _LayerInputs) -> fused.Activation:
         """A resnet, and the transformer after it if there is one."""
-        at = lean.spatio_temporal_resnet(at, block.resnets[number], given.offsets, self.on)
+        at = fused.spatio_temporal_resnet(at, block.resnets[number], given.offsets, self.on)
         for transformer in block.transformers[number : number + 1]:
             at = _transformer(at, transformer, *next(given.constants), self.on)
         return at
 
 
-class LeanTemporalVaeDecoder(TemporalVaeDecoder):
+class FusedTemporalVaeDecoder(TemporalVaeDecoder):
     """`TemporalVaeDecoder` by the functions of `fused.blocks`, with the given rewrites."""
 
     def __init__(self, vae: Any, rewrites: tuple[str, ...]) -> None:
         super().__init__(vae)
         self.on = frozenset(rewrites)
-        lean.prepare(self, self.on)
+        fused.prepare(self, self.on)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """As `TemporalVaeDecoder.forward`."""
         decoder, on = self.decoder, self.on
         x = latents.permute(0, 2, 3, 1).contiguous().unsqueeze(0)
-        at = lean.added(lean.conv2d(x, decoder.conv_in), None, decoder.conv_in.bias, on)
+        at = fused.added(fused.conv2d(x, decoder.conv_in), None, decoder.conv_in.bias, on)
         first, *rest = decoder.mid_block.resnets
-        at = lean.spatio_temporal_resnet(at, first, {}, on)
+        at = fused.spatio_temporal_resnet(at, first, {}, on)
         for attention, resnet in zip(decoder.mid_block.attentions, rest, strict=False):
             at = fused_vae.attend(at, attention, on)
-            at = lean.spatio_temporal_resnet(at, resnet, {}, on)
+            at = fused.spatio_temporal_resnet(at, resnet, {}, on)
         for block in decoder.up_blocks:
             for resnet in block.resnets:
-                at = lean.spatio_temporal_resnet(at, resnet, {}, on)
+                at = fused.spatio_temporal_resnet(at, resnet, {}, on)
             for sampler in block.upsamplers or ():
-                at = lean.upsample(at, sampler, on)
-        x = lean.conv2d(lean.group_norm(at, decoder.conv_norm_out), decoder.conv_out) + decoder.conv_out.bias
-        x = lean.conv3d(x, decoder.time_conv_out) + decoder.time_conv_out.bias
+                at = fused.upsample(at, sampler, on)
+        x = fused.conv2d(fused.group_norm(at, decoder.conv_norm_out), decoder.conv_out) + decoder.conv_out.bias
+        x = fused.conv3d(x, decoder.time_conv_out) + decoder.time_conv_out.bias
         return x.squeeze(0).permute(0, 3, 1, 2)

@@ -27,8 +27,8 @@ from ..checkpoints.diffusers_folder import Checkpoint
 from ..diffusers_family import DiffusersFamily, Network
 from ..parts import ImageEncoder, VaeEncoder
 from . import fused, networks
-from .fused import CORE_REWRITES, DECODER_REWRITES, LeanCore, LeanTemporalVaeDecoder
-from .networks import Conditioner, Core, TemporalVaeDecoder
+from .fused import DECODER_REWRITES, DENOISER_REWRITES, FusedDenoiser, FusedTemporalVaeDecoder
+from .networks import Conditioner, DenoiserNetwork, TemporalVaeDecoder
 
 LAYOUT: dict[str, tuple[str, ...]] = {
     "unet": ("UNetSpatioTemporalConditionModel",),
@@ -73,7 +73,7 @@ def _networks(checkpoint: Checkpoint) -> dict[str, Network]:
         TensorSpec("frame_index", ("frames",), "float32", clip, span=(0, 25)),
         TensorSpec("image_embeds", ("batch", vision["projection_dim"]), scope=clip, guidance=branch),
     )
-    core_inputs = (
+    denoiser_inputs = (
         TensorSpec("sample", volume),
         TensorSpec("timestep", ("batch",), "float32", span=LOG_SIGMAS),
         TensorSpec("image_latents", ("batch", latent, *plane), scope=clip, guidance=branch),
@@ -92,14 +92,14 @@ def _networks(checkpoint: Checkpoint) -> dict[str, Network]:
         ),
         "core": Network(
             "unet",
-            Core,
-            core_inputs,
+            DenoiserNetwork,
+            denoiser_inputs,
             (TensorSpec("prediction", volume),),
             ("batch", "frames", *plane),
-            rewritten=LeanCore,
+            rewritten=FusedDenoiser,
         ),
         "vae_decoder": Network(
-            "vae", TemporalVaeDecoder, (latents,), (frames,), ("chunk", *plane), rewritten=LeanTemporalVaeDecoder
+            "vae", TemporalVaeDecoder, (latents,), (frames,), ("chunk", *plane), rewritten=FusedTemporalVaeDecoder
         ),
     }
 
@@ -136,14 +136,14 @@ class StableVideoDiffusion(DiffusersFamily):
     build_order: ClassVar[tuple[str, ...]] = ("core", "vae_decoder", "vae_encoder", "image_encoder")
 
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "core": CORE_REWRITES,
+        "core": DENOISER_REWRITES,
         "vae_decoder": DECODER_REWRITES,
     }
     rewriting_backends: ClassVar[frozenset[str]] = frozenset({"inductor"})
     layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT
     settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
     made_by: ClassVar[tuple[ModuleType, ...]] = CODE
-    core_scratch_bytes: ClassVar[Mapping[str, int]] = {"eager": 18_000}
+    denoiser_scratch_bytes: ClassVar[Mapping[str, int]] = {"eager": 18_000}
     """7.7 GiB at 1024x576, 25 frames, guided: measured on an H200."""
 
     def networks(self) -> Mapping[str, Network]:

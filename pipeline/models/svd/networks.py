@@ -164,7 +164,7 @@ class _Block(Module):
         return x
 
 
-class Core(Module):
+class DenoiserNetwork(Module):
     """The part of UNetSpatioTemporalConditionModel that runs at every step."""
 
     def __init__(self, unet: Any) -> None:

@@ -19,7 +19,7 @@ OnFrame = Callable[[int, int], None]
 """Told how many latent frames are done and how many there are; may raise to stop."""
 
 
-class Carried:
+class CausalState:
     """The components `NAME_first` and `NAME_next` as one, called with part after part of a clip.
 
     The caches stay on the device. A call that fails leaves them as they were, and may be made again with less.
@@ -46,7 +46,7 @@ def decode_causal(run: Run) -> Callable[[torch.Tensor], torch.Tensor]:
     It goes from the sampler's latents [n, z, h, w] to images [1, 3, height, width] for the first of the clip,
     [n * TIME_FACTOR, 3, height, width] after it. One for each clip, for it knows where it is.
     """
-    carried = Carried(run, "vae_decoder", "image")
+    carried = CausalState(run, "vae_decoder", "image")
     return lambda latents: carried(latents=latents)
 
 
@@ -57,7 +57,7 @@ def encode_picture(run: Run, image: torch.Tensor, latent_frames: int, on_frame: 
     look alike: when a call leaves the caches as it found them, every further one would give the same again,
     and none is made.
     """
-    carried = Carried(run, "vae_encoder", "features")
+    carried = CausalState(run, "vae_encoder", "features")
     features = [carried(image=image)]
     grey = torch.zeros(TIME_FACTOR, *image.shape[1:], device=features[0].device)
     on_frame(1, latent_frames)

@@ -33,7 +33,7 @@ from ..parts import tokenize_padded
 from . import networks, text_encoder, vae, vae_layers
 from .causal_vae import TIME_FACTOR, decode_causal, encode_picture
 from .lora_names import published
-from .networks import PATCH, Core, VisionEncoder
+from .networks import PATCH, DenoiserNetwork, VisionEncoder
 from .text_encoder import TOKENS, clean, encode_texts, text_network
 from .vae import PLANE, vae_networks
 
@@ -48,7 +48,7 @@ VAE_CACHE_BYTES, VAE_FRAME_BYTES = 9500, 1300
 """Of scratch in half precision, for each pixel of a frame: the decoder's caches before and after a call, and what
 each frame of a call adds, as counted over 2.1's layers in eager PyTorch."""
 PARTS = {"core": "transformer", "core_late": "transformer_2"}
-"""The part that each core comes from."""
+"""The part that each denoiser comes from."""
 ENCODER = ("vae_encoder_first", "vae_encoder_next", "vae_encoder_last")
 DECODER = ("vae_decoder_first", "vae_decoder_next")
 """The VAE, in the order in which a clip needs its parts."""
@@ -93,7 +93,7 @@ class Wan(DiffusersFamily):
     unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("motion_bucket_id", "noise_aug_strength", "noise_aug_seed"), NO_MOTION
     )
-    silent: ClassVar[frozenset[str]] = frozenset({"fps"})
+    ignored_fields: ClassVar[frozenset[str]] = frozenset({"fps"})
     schedulers: ClassVar[tuple[str, ...]] = tuple(FLOW_SCHEDULERS)
     decoder_component: ClassVar[str] = "vae_decoder_next"
     latent: ClassVar[LatentSpace] = LatentSpace(16, 8, TIME_FACTOR, 8 * PATCH, MAX_FRAMES, "Wan21", video=True)
@@ -116,7 +116,7 @@ class Wan(DiffusersFamily):
         if set(sizes) != {latent}:
             path = self.checkpoint.parts["vae"].config_path
             raise CheckpointError(f"{path}: expected z_dim, latents_mean and latents_std of {latent}, found {sizes}.")
-        for name in self.cores:
+        for name in self.denoisers:
             part = self.checkpoint.parts[PARTS[name]]
             found = (part.config["in_channels"], part.config["out_channels"])
             if found != (latent + self.condition_channels, latent):
@@ -125,7 +125,7 @@ class Wan(DiffusersFamily):
                     f"{latent} for {self.title}, found {found[0]} and {found[1]}."
                 )
 
-    def other_names(self, module: str) -> tuple[str, ...]:
+    def lora_names(self, module: str) -> tuple[str, ...]:
         return (published(module),)
 
     @property
@@ -134,10 +134,13 @@ class Wan(DiffusersFamily):
         return self.latent.time_factor + self.latent.channels
 
     def networks(self) -> Mapping[str, Network]:
-        text, cores = text_network(self.config("text_encoder")), {name: self._core(PARTS[name]) for name in self.cores}
-        return {"text_encoder": text, **vae_networks(self.config("vae")), **cores}
+        text, denoisers = (
+            text_network(self.config("text_encoder")),
+            {name: self._denoiser(PARTS[name]) for name in self.denoisers},
+        )
+        return {"text_encoder": text, **vae_networks(self.config("vae")), **denoisers}
 
-    def _core(self, part: str) -> Network:
+    def _denoiser(self, part: str) -> Network:
         volume = ("batch", self.latent.channels, "frames", *PLANE)
         inputs = (
             TensorSpec("sample", volume),
@@ -150,14 +153,14 @@ class Wan(DiffusersFamily):
             ),
             *self.picture_inputs(),
         )
-        return Network(part, Core, inputs, (TensorSpec("prediction", volume),), ("batch", "frames", *PLANE))
+        return Network(part, DenoiserNetwork, inputs, (TensorSpec("prediction", volume),), ("batch", "frames", *PLANE))
 
     def picture_inputs(self) -> tuple[TensorSpec, ...]:
-        """What of the picture the core takes beside the sample."""
+        """What of the picture the denoiser takes beside the sample."""
         return (TensorSpec("condition", ("batch", self.condition_channels, "frames", *PLANE), scope=Scope.CLIP),)
 
     @property
-    def core_side_multiple(self) -> int:
+    def denoiser_side_multiple(self) -> int:
         return PATCH
 
     def _limits(self, ranges: tuple[str, ...], side_multiple: int) -> ShapeProfile:
@@ -188,7 +191,7 @@ class Wan(DiffusersFamily):
 
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
         width, places = 2 if precision == "fp32" else 1, sizes.get("latent_height", 8) * sizes.get("latent_width", 8)
-        if component in self.cores:
+        if component in self.denoisers:
             config = self.config(PARTS[component])
             inner = config["num_attention_heads"] * config["attention_head_dim"]
             # Of a token: the state, queries, keys and values in half precision, norms in full, the feed-forward twice.
@@ -217,11 +220,11 @@ class Wan(DiffusersFamily):
         return Encoded({name: tensor.float().cpu() for name, tensor in found.items()}, tuple(notes))
 
     def see(self, picture: Image.Image, run: Run) -> dict[str, torch.Tensor]:
-        """What CLIP makes of the picture, where the core takes it."""
+        """What CLIP makes of the picture, where the denoiser takes it."""
         return {}
 
     def condition(self, image: torch.Tensor, frames: int, run: Run, stage: Stage) -> dict[str, torch.Tensor]:
-        """The picture [1, 3, height, width] in -1..1 as the core takes it in latents, for a clip of so many frames."""
+        """The denoiser's latents of the picture, [1, 3, height, width] in -1..1, for a clip of `frames`."""
         latents = encode_picture(run, image, frames, lambda *_: stage("encode latents", 2, 3)).float().cpu()
         known = torch.zeros(1, self.latent.time_factor, *latents.transpose(0, 1).shape[1:])
         known[:, :, 0] = 1

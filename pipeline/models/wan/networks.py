@@ -119,7 +119,7 @@ def _block(
     return gated(block.ffn(modulated(block.norm3, ff_shift, ff_scale)), ff_gate)
 
 
-class Core(Module):
+class DenoiserNetwork(Module):
     """WanTransformer3DModel for a picture that comes as latents beside the noise, or as the noise's first frame."""
 
     def __init__(self, transformer: Any) -> None:

@@ -39,7 +39,7 @@ from .vae_layers import (
 
 PLANE = ("latent_height", "latent_width")
 
-Given = tuple[torch.Tensor, ...]
+LayerInputs = tuple[torch.Tensor, ...]
 """What a network gives: a result, and the caches for the next call."""
 
 
@@ -79,7 +79,7 @@ class DecoderFirst(_Decoder):
         super().__init__(vae)
         self.decoder = last_taps(vae.decoder)
 
-    def forward(self, latents: torch.Tensor) -> Given:
+    def forward(self, latents: torch.Tensor) -> LayerInputs:
         """From the sampler's latents [1, z, h, w], float32, to image [1, 3, h*factor, w*factor] in about -1..1."""
         frames = Start(0)
         return self._image(latents, frames), *frames.take_caches()
@@ -95,7 +95,7 @@ class DecoderNext(_Decoder):
         cache_1: torch.Tensor,
         cache_2: torch.Tensor,
         cache_3: torch.Tensor,
-    ) -> Given:
+    ) -> LayerInputs:
         """From the sampler's latents [n, z, h, w], float32, to image [4*n, 3, h*factor, w*factor] in about -1..1."""
         frames = Onward(0, (cache_0, cache_1, cache_2, cache_3))
         return self._image(latents, frames), *frames.take_caches()
@@ -130,7 +130,7 @@ class EncoderFirst(_Encoder):
     def __init__(self, vae: Any) -> None:
         super().__init__(vae, last_taps(vae.encoder))
 
-    def forward(self, image: torch.Tensor) -> Given:
+    def forward(self, image: torch.Tensor) -> LayerInputs:
         """From image [1, 3, h*factor, w*factor] in -1..1 to features [1, channels, h, w]."""
         frames = Start(LEVELS - 1)
         return self._features(image, frames), *frames.take_caches()
@@ -149,7 +149,7 @@ class EncoderNext(_Encoder):
         cache_1: torch.Tensor,
         cache_2: torch.Tensor,
         cache_3: torch.Tensor,
-    ) -> Given:
+    ) -> LayerInputs:
         """From image [4, 3, h*factor, w*factor] in -1..1 to features [1, channels, h, w]."""
         frames = Onward(LEVELS - 1, (cache_0, cache_1, cache_2, cache_3))
         return self._features(image, frames), *frames.take_caches()

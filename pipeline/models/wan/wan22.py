@@ -25,7 +25,7 @@ class WanA14B(Wan):
 
     family: ClassVar[str] = "wan22_a14b"
     title: ClassVar[str] = "Wan 2.2 A14B"
-    cores: ClassVar[tuple[str, ...]] = ("core", "core_late")
+    denoisers: ClassVar[tuple[str, ...]] = ("core", "core_late")
     engine_components: ClassVar[tuple[str, ...]] = ("text_encoder", *ENCODER, "core", "core_late", *DECODER)
     build_order: ClassVar[tuple[str, ...]] = ("core", "core_late", "text_encoder", *DECODER, *ENCODER)
     layout: ClassVar[Mapping[str, tuple[str, ...]]] = {**LAYOUT, "transformer_2": LAYOUT["transformer"]}
@@ -42,7 +42,7 @@ class WanA14B(Wan):
             path = self.checkpoint.folder / INDEX
             raise CheckpointError(f"{path}: expected boundary_ratio to be a number between 0 and 1, found {found!r}.")
 
-    def select_core(self, t: float) -> str:
+    def select_denoiser(self, t: float) -> str:
         boundary = self.checkpoint.index["boundary_ratio"] * self.scheduler_config.get("num_train_timesteps", 1000)
         return "core" if t >= boundary else "core_late"
 
@@ -75,8 +75,8 @@ class WanTI2V(Wan):
     def picture_inputs(self) -> tuple[TensorSpec, ...]:
         return ()
 
-    def _core(self, part: str) -> Network:
-        found = super()._core(part)
+    def _denoiser(self, part: str) -> Network:
+        found = super()._denoiser(part)
         sample, _, *rest = found.inputs
         timestep = TensorSpec("timestep", ("batch", "frames"), "float32", span=TIMESTEPS)
         return Network(part, found.module, (sample, timestep, *rest), found.outputs, found.ranges)

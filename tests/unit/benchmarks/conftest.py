@@ -9,7 +9,7 @@ from i2v_tensorrt.benchmarks.ladder.document import Document
 from i2v_tensorrt.benchmarks.ladder.job import Job
 from i2v_tensorrt.benchmarks.ladder.order import Order
 from i2v_tensorrt.benchmarks.ladder.row import MEASURED, Row
-from i2v_tensorrt.benchmarks.ladder.rungs import Rung
+from i2v_tensorrt.benchmarks.ladder.variants import Variant
 
 MakeOrder = Callable[..., Order]
 
@@ -35,8 +35,8 @@ def job(tiny_folder: Path, tmp_path: Path) -> Job:
 
 @pytest.fixture
 def make_order(job: Job) -> MakeOrder:
-    def make(rung: Rung, kind: str = "row") -> Order:
-        return Order(kind, job, rung, job.work_folder / "rows", 3, started_at=0.0, began_at=0.0)
+    def make(variant: Variant, kind: str = "row") -> Order:
+        return Order(kind, job, variant, job.work_folder / "rows", 3, started_at=0.0, began_at=0.0)
 
     return make
 

@@ -14,22 +14,22 @@ from i2v_tensorrt.benchmarks.ladder.job import Job
 from i2v_tensorrt.benchmarks.ladder.order import order_from_json
 from i2v_tensorrt.benchmarks.ladder.reference import reference_path
 from i2v_tensorrt.benchmarks.ladder.row import FIGURES, INCOMPLETE, MEASURED, MISSING, Row, read_row
-from i2v_tensorrt.benchmarks.ladder.rungs import ENGINES, REFERENCE, STOCK, Rung
+from i2v_tensorrt.benchmarks.ladder.variants import ENGINES, REFERENCE, STOCK, Variant
 
 from .conftest import MakeOrder
 
-ROW_0 = Rung(REFERENCE, "diffusers, fp32", STOCK, "fp32", 0)
-EAGER = Rung("eager", "eager PyTorch", ENGINES, "fp32", 4)
+ROW_0 = Variant(REFERENCE, "diffusers, fp32", STOCK, "fp32", 0)
+EAGER = Variant("eager", "eager PyTorch", ENGINES, "fp32", 4)
 STAGES = ("encode_s", "denoise_s", "decode_s", "write_s")
 
 
-def climb(make_order: MakeOrder, rung: Rung, kind: str = "row") -> Row:
-    order = make_order(rung, kind)
+def climb(make_order: MakeOrder, variant: Variant, kind: str = "row") -> Row:
+    order = make_order(variant, kind)
     path = order.job.work_folder / "order.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(order.to_json(), "utf-8")
     status = main(path)
-    row = read_row(order.rows / (f"{rung.name}.warm.json" if kind == "warm" else f"{rung.name}.json"))
+    row = read_row(order.rows / (f"{variant.name}.warm.json" if kind == "warm" else f"{variant.name}.json"))
     assert row is not None
     assert status == (0 if row.state == MEASURED else 1)
     return row
@@ -78,7 +78,7 @@ def test_a_row_without_row_0_says_so(make_order: MakeOrder) -> None:
 
 
 def test_an_unknown_backend_fails_its_row_alone(make_order: MakeOrder) -> None:
-    row = climb(make_order, Rung("odd", "Odd", ENGINES, "fp32", 1, backend="odd"))
+    row = climb(make_order, Variant("odd", "Odd", ENGINES, "fp32", 1, backend="odd"))
     assert row.state in (MISSING, INCOMPLETE)
     assert "InputError: The backend is one of" in row.reason
     assert "Traceback" in row.trace
@@ -114,24 +114,24 @@ def test_a_slow_row_0_makes_one_clip(make_order: MakeOrder, monkeypatch: pytest.
 
 
 def test_an_order_comes_through_json(make_order: MakeOrder) -> None:
-    for rung in (ROW_0, Rung("a", "A", ENGINES, "fp16", 1.5, "inductor", ("x", "y"), headline=True)):
-        order = make_order(rung, "warm")
+    for variant in (ROW_0, Variant("a", "A", ENGINES, "fp16", 1.5, "inductor", ("x", "y"), headline=True)):
+        order = make_order(variant, "warm")
         assert order_from_json(order.to_json()) == order
 
 
 @pytest.mark.slow
 def test_a_compiled_engine(reference: Row, make_order: MakeOrder) -> None:
-    rung = Rung("onnxruntime", "ONNX Runtime", ENGINES, "fp32", 6, "onnxruntime")
-    row = climb(make_order, rung)
+    variant = Variant("onnxruntime", "ONNX Runtime", ENGINES, "fp32", 6, "onnxruntime")
+    row = climb(make_order, variant)
     check_figures(row, 3)
     assert row.figures["build_s"] > 1
     assert row.figures["latents_snr_db"] > 70
-    warm = climb(make_order, rung, "warm")
+    warm = climb(make_order, variant, "warm")
     assert 0 < warm.figures["load_s"] < row.figures["build_s"]
-    again = climb(make_order, rung)
+    again = climb(make_order, variant)
     assert any("were there already" in note for note in again.notes)
     assert again.figures["build_s"] < row.figures["build_s"]
-    beside = climb(make_order, replace(rung, name="beside", rewrites=()))
+    beside = climb(make_order, replace(variant, name="beside", rewrites=()))
     check_figures(beside, 3)
     assert beside.figures["latents_snr_db"] == row.figures["latents_snr_db"], "no rewrites is what this backend has"
 

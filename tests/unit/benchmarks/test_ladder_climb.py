@@ -16,11 +16,11 @@ from i2v_tensorrt.benchmarks.ladder.document import Document
 from i2v_tensorrt.benchmarks.ladder.job import Job
 from i2v_tensorrt.benchmarks.ladder.order import order_from_json
 from i2v_tensorrt.benchmarks.ladder.row import INCOMPLETE, MEASURED, MISSING, Row, RowFile
-from i2v_tensorrt.benchmarks.ladder.rungs import ENGINES, STOCK, Rung, Task
+from i2v_tensorrt.benchmarks.ladder.variants import ENGINES, STOCK, Task, Variant
 from i2v_tensorrt.common.errors import InputError
 
-EAGER = Rung("eager", "eager PyTorch", ENGINES, "fp32", 4, about_s=45)
-COMPILED = Rung("compile-default", "torch.compile", STOCK, "fp32", 2, compile_mode="default", captured="graph")
+EAGER = Variant("eager", "eager PyTorch", ENGINES, "fp32", 4, about_s=45)
+COMPILED = Variant("compile-default", "torch.compile", STOCK, "fp32", 2, compile_mode="default", captured="graph")
 HOT = {"clip_hot_s": 2.0, "denoise_s": 1.5}
 
 Child = Callable[[dict[str, RowFile]], str]
@@ -40,7 +40,7 @@ class Children:
         self.timeouts.append(timeout_s)
         self.environments.append(environment)
         suffix = ".warm.json" if order.kind == "warm" else ".json"
-        rows = order.rung.rows[: 1 if order.kind == "warm" else None]
+        rows = order.variant.rows[: 1 if order.kind == "warm" else None]
         return self.act({row.name: RowFile(order.rows / f"{row.name}{suffix}", row) for row in rows})
 
 
@@ -51,8 +51,8 @@ def children(monkeypatch: pytest.MonkeyPatch) -> Children:
 
 def climb_of(job: Job, out: Path, left_s: float = math.inf, *, full_size: bool = True) -> Climb:
     document = Document(job, {"gpu": None, "processor": "x", "threads": 1}, {"torch": "2"}, "abc", "2026-11-20", {})
-    for rung in (EAGER, COMPILED):
-        document.rows |= {row.name: row for row in rung.rows}
+    for variant in (EAGER, COMPILED):
+        document.rows |= {row.name: row for row in variant.rows}
     return Climb(document, Limits(time.time(), left_s + climb_module.REPORT_S, 100.0), 200, full_size, out)
 
 

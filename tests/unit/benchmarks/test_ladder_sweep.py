@@ -8,12 +8,12 @@ import torch
 
 from i2v_tensorrt.benchmarks.ladder import sweep
 from i2v_tensorrt.benchmarks.ladder.job import Job
-from i2v_tensorrt.benchmarks.ladder.rungs import ENGINES, Rung
 from i2v_tensorrt.benchmarks.ladder.sweep import SWEEP_FILE, Place, Sweep, places, read_points, run_sweep
+from i2v_tensorrt.benchmarks.ladder.variants import ENGINES, Variant
 
 from .conftest import MakeOrder
 
-EAGER = Rung("eager", "eager PyTorch", ENGINES, "fp32", 4)
+EAGER = Variant("eager", "eager PyTorch", ENGINES, "fp32", 4)
 
 
 def test_the_published_job_has_the_published_places(job: Job) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from i2v_tensorrt.benchmarks import scratch
-from i2v_tensorrt.benchmarks.scratch import CORE_SIZES, RESULTS, measure_model, sizes_of
+from i2v_tensorrt.benchmarks.scratch import DENOISER_SIZES, RESULTS, measure_model, sizes_of
 from i2v_tensorrt.pipeline.dummies.full_size import FULL_SIZES
 from i2v_tensorrt.pipeline.models.registry import open_model
 
@@ -35,7 +35,7 @@ def test_every_component_has_rows_and_a_failure_is_one(tiny_folder: Path, monkey
 
 
 def test_the_sizes_are_those_of_the_checkpoints_that_can_be_written() -> None:
-    assert set(CORE_SIZES) == set(FULL_SIZES)
+    assert set(DENOISER_SIZES) == set(FULL_SIZES)
     assert sizes_of((1024, 576, 25, 2)) == {
         "batch": 2,
         "frames": 25,

@@ -76,16 +76,16 @@ def test_presets_that_are_none_are_refused_in_a_sentence(
 def test_an_engine_with_a_lora_is_another_one_and_found_again(
     built: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The image encoder has no part in it, the core has."""
+    """The image encoder has no part in it, the denoiser has."""
     file = tmp_path / "style.safetensors"
     write_lora(file, layers(open_model(tiny_folder).checkpoint.parts["unet"]), KOHYA)
     lora = ("--lora", str(file), "0.5")
     assert main(["--store", str(built), "build", str(tiny_folder), *BUILD, *lora]) == 0
     assert "already there" in capsys.readouterr().out
-    core = ("--component", "core", "--width", "64", "--height", "64", "--frames", "4", "--shapes", "exact")
+    denoiser = ("--component", "core", "--width", "64", "--height", "64", "--frames", "4", "--shapes", "exact")
     store = str(tmp_path / "engines")
     for arguments, expected in ((lora, False), (lora, True), (("--lora", str(file), "0.75"), False)):
-        assert main(["--store", store, "build", str(tiny_folder), *core, *arguments]) == 0
+        assert main(["--store", store, "build", str(tiny_folder), *denoiser, *arguments]) == 0
         assert ("already there" in capsys.readouterr().out) is expected
 
 

@@ -110,7 +110,7 @@ def test_the_job_gets_its_arguments_and_gives_its_status(
     seen: list[list[str]] = []
     monkeypatch.setattr(main, "run_child", lambda command: seen.append(command) or 7)
     assert main.main(["demo", "--out", "a b", "--steps", "2"], environment) == 7
-    assert seen == [[str(environment.python), str(RUN), main.INSIDE, "demo", "--out", "a b", "--steps", "2"]]
+    assert seen == [[str(environment.python), str(RUN), main.IN_ENV, "demo", "--out", "a b", "--steps", "2"]]
 
 
 def test_a_failed_set_up_is_one_sentence(

@@ -34,7 +34,7 @@ def built(model: VideoModel, tmp_path_factory: pytest.TempPathFactory) -> Built:
     @cache
     def build(component: str, precision: str) -> Plan:
         network = model.components[component].spec
-        # Tuned for small sizes, where the gate is quick.
+        # Tuned for small sizes, where the parity check is quick.
         ranges = {name: replace(limit, opt=limit.above(4)) for name, limit in network.limits.ranges.items()}
         profile = ShapeProfile(ranges)
         # Half precision is slow on a CPU, and a graph of fixed sizes is exported in a third of the time.

@@ -89,7 +89,7 @@ def test_a_build_is_cancelled_within_five_seconds(
 def test_a_build_is_cancelled_while_tensorrt_says_nothing(
     model: VideoModel, store: EngineStore, count: int, evidence: Evidence
 ) -> None:
-    """The core is built for seconds, most of them without a step that TensorRT tells of."""
+    """The denoiser is built for seconds, most of them without a step that TensorRT tells of."""
     draw = random.Random(count)
     waits_s = [cancelled_s(request(model, "core"), store, Canceller("build", draw.uniform(0, 2))) for _ in range(count)]
     assert max(waits_s) <= LIMIT_S

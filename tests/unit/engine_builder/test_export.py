@@ -39,7 +39,7 @@ def test_a_dynamic_dimension_is_traced_at_a_size_that_it_may_take_and_not_at_one
 ) -> None:
     limits = DimRange(least, least * multiple, (least + steps) * multiple, multiple)
     size = trace_sizes(ShapeProfile({"n": limits}))["n"]
-    assert limits.misfit(size) is None
+    assert limits.violation(size) is None
     assert size > 1
 
 

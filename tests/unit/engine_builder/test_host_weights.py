@@ -8,7 +8,7 @@ import torch
 from i2v_tensorrt.common.shapes import ShapeProfile
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.backends.host_weights import _homes, to_device, to_host
-from i2v_tensorrt.runtime.external.network_call import BorrowedNetwork
+from i2v_tensorrt.runtime.external.network_call import SharedWeightsNetwork
 
 from ...helpers.toys import CPU, toy_spec
 
@@ -67,7 +67,7 @@ def test_tensors_that_nobody_kept_are_copied_back() -> None:
 
 
 def test_a_borrowed_network_is_left_where_it_is() -> None:
-    network = BorrowedNetwork(Normed(), "forward", "{}", dict)
+    network = SharedWeightsNetwork(Normed(), "forward", "{}", dict)
     to_device(network, META)
     assert places(network) == {"cpu"}
     to_host(network)

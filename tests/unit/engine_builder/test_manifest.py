@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from i2v_tensorrt.common.errors import EngineError
 from i2v_tensorrt.engine_builder.store import manifest as manifest_module
-from i2v_tensorrt.engine_builder.store.manifest import FileDigest, Manifest, Verdict, file_digest, seal, unseal
+from i2v_tensorrt.engine_builder.store.manifest import FileDigest, Manifest, ParityReport, file_digest, seal, unseal
 
 from ...helpers.toys import TARGET, toy_spec
 
@@ -22,7 +22,7 @@ MANIFEST = Manifest(
     spec=toy_spec(),
     target=TARGET,
     files={"network.onnx": FileDigest(1234, "ab" * 32), "weights/ü.data": FileDigest(0, "cd" * 32)},
-    verdict=Verdict(0.9999999, 98.7, 1.5e-6, True, ({"batch": 1, "frames": 1}, {"batch": 2, "frames": 4})),
+    verdict=ParityReport(0.9999999, 98.7, 1.5e-6, True, ({"batch": 1, "frames": 1}, {"batch": 2, "frames": 4})),
     build_s=12.345,
     created_at="2026-01-02T03:04:05+00:00",
     details={"exporter": "torch 2, opset 20"},

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
 from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec, Target
 from i2v_tensorrt.engine_builder.store.key import engine_key
-from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME, Verdict
+from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME, ParityReport
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from ...helpers.toys import TARGET, contents, names, publish, toy_spec
@@ -60,10 +60,10 @@ class StoreModel(RuleBasedStateMachine):
         self.model.pop(number, None)
 
     @rule(number=KEYS, cosine=st.floats(0, 1))
-    def judge(self, number: int, cosine: float) -> None:
+    def check_parity(self, number: int, cosine: float) -> None:
         plan = self.store.find(self.name(number))
         if plan is not None:
-            self.store.set_verdict(plan, Verdict(cosine, 40.0, 0.1, True, ({"batch": 1},)))
+            self.store.set_verdict(plan, ParityReport(cosine, 40.0, 0.1, True, ({"batch": 1},)))
             self.model[number] = (self.model[number][0], cosine)
 
     @rule(number=KEYS, how=st.sampled_from(["manifest", "folder", "link"]))
@@ -154,7 +154,7 @@ def varied() -> list[EngineSpec]:
 def test_a_range_against_brute_force(low: int, more: int, above: int, multiple: int, size: int) -> None:
     limits = DimRange(low, low + more, low + more + above, multiple)
     allowed = {n for n in range(limits.min, limits.max + 1) if n % multiple == 0}
-    assert (limits.misfit(size) is None) == (size in allowed)
+    assert (limits.violation(size) is None) == (size in allowed)
     assert (limits.distance(size) == 0) == (size in allowed)
     if allowed:
         ordered = sorted(allowed)
@@ -170,15 +170,15 @@ def test_profiles_against_brute_force(profiles: list[ShapeProfile], a: int, b: i
     sizes = {"a": a, "b": b}
     for profile in profiles:
         inside = all(profile.ranges[name].min <= size <= profile.ranges[name].max for name, size in sizes.items())
-        assert profile.fits(sizes) == inside == (profile.distance(sizes) == (0, 0)) == (profile.misfits(sizes) == [])
+        assert profile.fits(sizes) == inside == (profile.distance(sizes) == (0, 0)) == (profile.violations(sizes) == [])
         exact = profile.exact(sizes)
         assert exact.fits(sizes) and exact.width == 1
         assert all(profile.fits(corner) for corner in profile.corners)
     nearest = min(profiles, key=lambda profile: profile.distance(sizes))
-    assert nearest.distance(sizes) == min(misfit(profile, sizes) for profile in profiles)
+    assert nearest.distance(sizes) == min(violation(profile, sizes) for profile in profiles)
 
 
-def misfit(profile: ShapeProfile, sizes: dict[str, int]) -> tuple[int, int]:
+def violation(profile: ShapeProfile, sizes: dict[str, int]) -> tuple[int, int]:
     """In how many dimensions and by how much, counted by hand."""
     pairs = [(size, profile.ranges[name]) for name, size in sizes.items()]
     off = [min(abs(size - n) for n in range(limits.min, limits.max + 1)) for size, limits in pairs]

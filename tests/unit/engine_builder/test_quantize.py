@@ -18,16 +18,16 @@ from i2v_tensorrt.engine_builder.backends.tensorrt.backend import OPSET, TensorR
 from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN
 from i2v_tensorrt.engine_builder.build.build import build_engine
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest, check_plan, request_to_dict
-from i2v_tensorrt.engine_builder.build.parity import judge_recorded, measure, passes
+from i2v_tensorrt.engine_builder.build.parity import check_recorded_parity, measure, passes
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs, export_onnx
 from i2v_tensorrt.engine_builder.graph.quantize import check_quantizable, left_out, quantize
 from i2v_tensorrt.engine_builder.graph.recorded_calls import (
-    GATE_CALLS,
+    PARITY_CALLS,
     RECORDED,
     Calibration,
     Call,
-    keep_for_the_gate,
     save_calls,
+    save_parity_calls,
 )
 from i2v_tensorrt.engine_builder.store.key import engine_key
 from i2v_tensorrt.engine_builder.store.store import EngineStore
@@ -208,9 +208,9 @@ def test_what_is_no_calibration_is_refused(tmp_path: Path, content: bytes | None
 
 
 def test_a_few_calls_are_kept_for_the_gate_from_first_to_last(calibration: Calibration, tmp_path: Path) -> None:
-    keep_for_the_gate(calibration, tmp_path)
+    save_parity_calls(calibration, tmp_path)
     kept, calls = Calibration(tmp_path / RECORDED).calls(), calibration.calls()
-    assert len(kept) == GATE_CALLS < len(calls)
+    assert len(kept) == PARITY_CALLS < len(calls)
     given = [call.inputs["sample"] for call in calls]
     assert torch.equal(kept[0].inputs["sample"], given[0])
     assert all(any(torch.equal(each.inputs["sample"], one) for one in given) for each in kept)
@@ -227,7 +227,7 @@ def test_the_gate_repeats_recorded_calls(calibration: Calibration) -> None:
 
     for other, fits in ((Mixer().eval(), True), (WrongOnTheLast().eval(), False)):
         candidate = EagerBackend().load(None, spec, lambda other=other: other, CPU)
-        verdict = judge_recorded(candidate, calls)
+        verdict = check_recorded_parity(candidate, calls)
         assert verdict.timesteps == CALLS
         assert verdict.shapes == (SIZES,)
         assert (verdict.cosine > 0.99) == fits
@@ -242,7 +242,7 @@ def test_an_engine_that_meets_its_gpu_later_is_compared_on_what_was_kept(
     build = replace(request("int8", calibration, "sm_89"), backend=OnnxRuntimeBackend(), arch=None)
     plan = build_engine(build, EngineStore(tmp_path / "engines"), InProcess()).plan
     assert plan.manifest.verdict is not None
-    assert plan.manifest.verdict.timesteps == GATE_CALLS
+    assert plan.manifest.verdict.timesteps == PARITY_CALLS
     assert check_plan(plan, OnnxRuntimeBackend(), _no_network, CPU) == plan.manifest.verdict
     with pytest.raises(EngineError, match="int8 engine does not give the reference's result"):
         check_plan(plan, EagerBackend(), lambda: _Other().eval(), CPU)

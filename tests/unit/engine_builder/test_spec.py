@@ -90,12 +90,12 @@ def test_tensors_that_do_not_fit_a_network_are_named(wrong: dict[str, torch.Tens
     ],
 )
 def test_a_misfit_says_by_how_much(size: int, reason: str | None) -> None:
-    assert DimRange(4, 8, 32, 2).misfit(size) == reason
+    assert DimRange(4, 8, 32, 2).violation(size) == reason
 
 
 def test_a_profile_names_every_dimension_that_does_not_fit() -> None:
-    misfits = LIMITS.misfits({**SIZES, "frames": 20, "latent_width": 7, "unknown": 99})
-    assert misfits == [
+    violations = LIMITS.violations({**SIZES, "frames": 20, "latent_width": 7, "unknown": 99})
+    assert violations == [
         "frames is 20, 4 above the largest supported 16",
         "latent_width is 7, 1 more than a multiple of 2",
     ]
@@ -179,12 +179,12 @@ def test_presets_serve_each_of_theirs_and_nothing_between() -> None:
     assert PRESETS.profiles == (LIMITS.exact(SIZES), LIMITS.exact(WIDE))
     assert PRESETS.fits(SIZES) and PRESETS.fits(WIDE)
     mixed = {**SIZES, "latent_width": WIDE["latent_width"]}
-    assert all(limits.misfit(mixed[name]) is None for name, limits in PRESETS.ranges.items())
+    assert all(limits.violation(mixed[name]) is None for name, limits in PRESETS.ranges.items())
     assert not PRESETS.fits(mixed)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "misfits", "distance"),
+    ("sizes", "violations", "distance"),
     [
         (SIZES, [], (0, 0)),
         ({**SIZES, "latent_width": 8}, ["latent_width is 8, 2 above the largest supported 6"], (1, 2)),
@@ -192,9 +192,9 @@ def test_presets_serve_each_of_theirs_and_nothing_between() -> None:
     ],
 )
 def test_a_miss_is_measured_from_the_nearest_preset(
-    sizes: dict[str, int], misfits: list[str], distance: tuple[int, int]
+    sizes: dict[str, int], violations: list[str], distance: tuple[int, int]
 ) -> None:
-    assert PRESETS.misfits(sizes) == misfits
+    assert PRESETS.violations(sizes) == violations
     assert PRESETS.distance(sizes) == distance
 
 

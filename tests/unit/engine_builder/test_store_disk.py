@@ -10,7 +10,7 @@ import pytest
 
 from i2v_tensorrt.common.errors import StorageError
 from i2v_tensorrt.engine_builder.store import store as store_module
-from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME, Verdict
+from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME, ParityReport
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 from ...helpers.toys import FILES, contents, fail, names, publish, toy_spec
@@ -81,7 +81,7 @@ def test_an_error_under_the_lock_is_not_the_locks(store: EngineStore) -> None:
         fail(errno.ENOSPC)()
 
 
-VERDICT = Verdict(0.9999, 45.0, 1e-3, True, ({"batch": 2},))
+VERDICT = ParityReport(0.9999, 45.0, 1e-3, True, ({"batch": 2},))
 
 
 def test_a_verdict_can_be_written_down_later(store: EngineStore, plan: Plan) -> None:

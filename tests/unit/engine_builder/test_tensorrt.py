@@ -39,7 +39,7 @@ trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for 
 CPU = torch.device("cpu")
 COMPONENTS = ("text_encoder", "image_encoder", "vae_encoder", "vae_decoder")
 SLOW_FOR_OTHERS = ("text_encoder", "vae_encoder", "vae_decoder", "core")
-SLOW_CORE = pytest.param("core", marks=pytest.mark.slow)
+SLOW_DENOISER = pytest.param("core", marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_builds_for_a_gpu_that_is_not_here(
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("component", [*COMPONENTS, SLOW_CORE])
+@pytest.mark.parametrize("component", [*COMPONENTS, SLOW_DENOISER])
 def test_every_network_builds(
     model: VideoModel, store: EngineStore, process: BuildProcess, component: str, precision: str
 ) -> None:
@@ -160,7 +160,7 @@ def test_profiles_share_one_set_of_weights(tmp_path: Path) -> None:
     assert 0 < sizes[2] - sizes[1] < weights / 2
 
 
-@pytest.mark.parametrize("component", ["vae_encoder", "vae_decoder", SLOW_CORE])
+@pytest.mark.parametrize("component", ["vae_encoder", "vae_decoder", SLOW_DENOISER])
 def test_presets_are_one_engine_that_is_found_again(
     model: VideoModel, store: EngineStore, process: BuildProcess, component: str
 ) -> None:

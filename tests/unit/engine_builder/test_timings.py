@@ -13,13 +13,13 @@ from i2v_tensorrt.engine_builder.backends.tensorrt.library import (
     FULL,
     RTX,
     Library,
-    lend_timings,
+    borrow_timing_cache,
     load_library,
     timing_bytes,
 )
 from i2v_tensorrt.engine_builder.build.build import build_engine
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest
-from i2v_tensorrt.engine_builder.store.sealed_cache import TIMINGS
+from i2v_tensorrt.engine_builder.store.sealed_cache import TIMING_CACHE
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from ...helpers.toys import CPU, InProcess, ToyBackend, ToySource, names, toy_spec
@@ -30,14 +30,14 @@ class Measuring(ToyBackend):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lent: list[bytes | None] = []
+        self.borrowed: list[bytes | None] = []
         self.while_building = self._measure
         self.fails = False
 
     def _measure(self, folder: Path) -> None:
-        file = folder / TIMINGS
+        file = folder / TIMING_CACHE
         kept = file.read_bytes() if file.is_file() else None
-        self.lent.append(kept)
+        self.borrowed.append(kept)
         file.write_bytes((kept or b"") + b"layer\n")
         if self.fails:
             raise EngineError("The toy broke.")
@@ -59,31 +59,31 @@ def backend() -> Measuring:
 
 def build(store: EngineStore, backend: Measuring) -> None:
     plan = build_engine(toy_request(backend), store, InProcess(), force=True).plan
-    assert TIMINGS not in plan.manifest.files
-    assert TIMINGS not in names(plan.folder)
+    assert TIMING_CACHE not in plan.manifest.files
+    assert TIMING_CACHE not in names(plan.folder)
 
 
 def test_each_build_has_what_those_before_measured(store: EngineStore, backend: Measuring) -> None:
     for _ in range(3):
         build(store, backend)
-    assert backend.lent == [None, b"layer\n", b"layer\nlayer\n"]
+    assert backend.borrowed == [None, b"layer\n", b"layer\nlayer\n"]
 
 
 def test_another_process_has_it_too_and_another_target_has_not(store: EngineStore, backend: Measuring) -> None:
     build(store, backend)
     build(EngineStore(store.root), backend)
-    assert backend.lent[-1] == b"layer\n"
+    assert backend.borrowed[-1] == b"layer\n"
     target = backend.target(CPU)
-    assert store.timings(target).read() is not None
-    assert store.timings(replace(target, backend_version="2")).read() is None
+    assert store.timing_cache(target).read() is not None
+    assert store.timing_cache(replace(target, backend_version="2")).read() is None
 
 
 def test_what_was_changed_is_not_lent(store: EngineStore, backend: Measuring) -> None:
     build(store, backend)
-    path = store.timings(backend.target(CPU)).path
+    path = store.timing_cache(backend.target(CPU)).path
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     build(store, backend)
-    assert backend.lent == [None, None]
+    assert backend.borrowed == [None, None]
 
 
 def test_a_build_that_fails_adds_nothing(store: EngineStore, backend: Measuring) -> None:
@@ -93,7 +93,7 @@ def test_a_build_that_fails_adds_nothing(store: EngineStore, backend: Measuring)
         build(store, backend)
     backend.fails = False
     build(store, backend)
-    assert backend.lent[-1] == b"layer\n"
+    assert backend.borrowed[-1] == b"layer\n"
 
 
 # The library's calls. The full library cannot be imported here: that its bindings have these names is looked up in
@@ -107,7 +107,7 @@ def full(**answers: object) -> tuple[Library, Mock]:
 
 def test_what_was_kept_is_taken() -> None:
     library, config = full()
-    lend_timings(library, config, b"kept")
+    borrow_timing_cache(library, config, b"kept")
     config.create_timing_cache.assert_called_once_with(b"kept")
     config.set_timing_cache.assert_called_once_with(config.create_timing_cache.return_value, False)
 
@@ -118,7 +118,7 @@ def test_what_does_not_fit_this_gpu_is_begun_anew(refusal: str) -> None:
     fresh = Mock()
     config.create_timing_cache.side_effect = [None if refusal == "create" else Mock(), fresh]
     config.set_timing_cache.side_effect = [True] if refusal == "create" else [False, True]
-    lend_timings(library, config, b"of another GPU")
+    borrow_timing_cache(library, config, b"of another GPU")
     assert config.create_timing_cache.call_args.args == (b"",)
     assert config.set_timing_cache.call_args.args == (fresh, False)
 
@@ -135,6 +135,6 @@ def test_what_was_measured_comes_as_bytes(serialized: bytes | None, found: bytes
 def test_rtx_is_asked_for_nothing() -> None:
     rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
     library, config = load_library(RTX), create_autospec(rtx.IBuilderConfig, instance=True)
-    lend_timings(library, config, b"kept")
+    borrow_timing_cache(library, config, b"kept")
     assert timing_bytes(library, config) is None
     assert config.mock_calls == []

@@ -198,15 +198,15 @@ def exact_lora(path: Path, modules: Mapping[str, tuple[int, ...]], seed: int) ->
 
 
 @pytest.mark.parametrize(
-    ("cores", "changed"),
+    ("denoisers", "changed"),
     [((), {"transformer", "transformer_2"}), (("core",), {"transformer"}), (("core_late",), {"transformer_2"})],
 )
 def test_each_expert_gets_what_is_for_it(
-    tiny_wan: Wan, tmp_path: Path, cores: tuple[str, ...], changed: set[str]
+    tiny_wan: Wan, tmp_path: Path, denoisers: tuple[str, ...], changed: set[str]
 ) -> None:
     model = open_model(tiny_wan("a14b"))
     sums = write_lora(tmp_path / "a.safetensors", blocks(model), PUBLISHED, published)
-    adapted = model.with_adapter(tmp_path / "a.safetensors", 1.0, cores)
+    adapted = model.with_adapter(tmp_path / "a.safetensors", 1.0, denoisers)
     for part in ("transformer", "transformer_2"):
         before, after = (weights(each.part(part, "fp32"), sums) for each in (model, adapted))
         moved = [name for name in sums if not torch.equal(before[name], after[name])]
@@ -263,7 +263,7 @@ def test_a_process_that_builds_gets_the_same_weights(tiny_wan: Wan, tmp_path: Pa
     adapted = model.with_adapter(tmp_path / "a.safetensors", 0.5, ("core_late",)).with_adapter(
         tmp_path / "a.safetensors", 1.5
     )
-    for component in model.cores:
+    for component in model.denoisers:
         here, there = adapted.load(component, "fp32"), adapted.source(component, "fp32").load()
         assert all(torch.equal(value, there.state_dict()[name]) for name, value in here.state_dict().items())
 
@@ -273,11 +273,11 @@ def test_no_two_modules_of_a_network_share_a_name(tiny_folder: Path, tiny_svd_fo
     assert len(folders) == len(FAMILIES)
     for folder in folders:
         model = open_model(folder)
-        for core in model.cores:
-            part = model.checkpoint.parts[model.part_of(core)]
-            modules = {re.sub(r"\.(weight|bias)$", "", name) for name in _Places(part, model.other_names).shapes}
+        for denoiser in model.denoisers:
+            part = model.checkpoint.parts[model.part_of(denoiser)]
+            modules = {re.sub(r"\.(weight|bias)$", "", name) for name in _Places(part, model.lora_names).shapes}
             names = [
-                name for module in modules for name in {plain_name(module), *map(plain_name, model.other_names(module))}
+                name for module in modules for name in {plain_name(module), *map(plain_name, model.lora_names(module))}
             ]
             assert len(names) == len(set(names))
 

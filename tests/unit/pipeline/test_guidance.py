@@ -68,7 +68,7 @@ def test_branches_run_apart_predict_as_in_one_batch(
 ) -> None:
     folders = {"i2vgen_xl": tiny_folder, "svd": tiny_svd_folder}
     model = open_model(folders[kind] if kind in folders else tiny_wan(kind))
-    spec, network = model.components[model.core].spec, model.load(model.core, "fp32")
+    spec, network = model.components[model.denoiser].spec, model.load(model.denoiser, "fp32")
     generator = torch.Generator().manual_seed(0)
     x, t = model.noise(64, 64, 5, generator), torch.tensor(0.5)
     frames, _, height, width = x.shape

@@ -15,7 +15,7 @@ MIB = 1 << 20
 FAMILIES: dict[str, type[DiffusersFamily]] = {"i2vgen-xl": I2VGenXL, "svd": StableVideoDiffusion}
 NEARNESS = 0.15
 SMALL_BYTES = 64 * MIB
-"""What an estimate may lie above beside that, but for a core, whose numbers are large."""
+"""What an estimate may lie above beside that, but for a denoiser, whose numbers are large."""
 MEASURED = [
     ("i2vgen-xl", "core", "fp16", 512, 512, 16, 2, 2649),
     ("i2vgen-xl", "core", "fp16", 512, 512, 16, 1, 1320),

@@ -63,7 +63,7 @@ def clip_inputs(shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
     }
 
 
-def core_inputs(shape: tuple[int, ...], conditioner: torch.nn.Module) -> dict[str, torch.Tensor]:
+def denoiser_inputs(shape: tuple[int, ...], conditioner: torch.nn.Module) -> dict[str, torch.Tensor]:
     batch, frames, height, width = shape
     clip_emb, frame_emb, attended = conditioner(**clip_inputs(shape))
     generator = torch.Generator().manual_seed(2)
@@ -82,7 +82,7 @@ def core_inputs(shape: tuple[int, ...], conditioner: torch.nn.Module) -> dict[st
 def test_both_networks_are_the_whole(
     shape: tuple[int, ...], timestep: float, library: Mapping[str, Any], networks: Mapping[str, torch.nn.Module]
 ) -> None:
-    given, inputs = clip_inputs(shape), core_inputs(shape, networks["conditioner"])
+    given, inputs = clip_inputs(shape), denoiser_inputs(shape, networks["conditioner"])
     pictures = inputs["image_latents"][:, None].expand(-1, shape[1], -1, -1, -1)
     expected = library["unet"](
         torch.cat([inputs["sample"], pictures], dim=2),
@@ -100,7 +100,7 @@ def test_both_networks_are_the_whole(
 def test_the_core_hears_every_input_in_its_branch_alone(
     name: str, branch: int, networks: Mapping[str, torch.nn.Module]
 ) -> None:
-    inputs = core_inputs((2, 3, 8, 8), networks["conditioner"])
+    inputs = denoiser_inputs((2, 3, 8, 8), networks["conditioner"])
     changed = inputs[name].clone()
     changed[branch] += 0.1
     before, after = networks["core"](**inputs), networks["core"](**{**inputs, name: changed})
@@ -109,7 +109,7 @@ def test_the_core_hears_every_input_in_its_branch_alone(
 
 
 def test_every_constant_of_every_layer_counts(networks: Mapping[str, torch.nn.Module]) -> None:
-    inputs = core_inputs((1, 2, 8, 8), networks["conditioner"])
+    inputs = denoiser_inputs((1, 2, 8, 8), networks["conditioner"])
     before = networks["core"](**inputs)
     for name, wide in (("frame_emb", 32), ("attended", 32)):
         for start in range(0, inputs[name].shape[-1], wide):
@@ -190,7 +190,7 @@ def test_declared_shapes_are_what_the_published_network_gives(published: StableV
 
 
 def test_what_the_core_is_given_is_much_smaller_than_what_it_saves(published: StableVideoDiffusion) -> None:
-    """All of cross-attention: 32 attentions with their queries, keys and norms are not in the core at all."""
+    """All of cross-attention: 32 attentions with their queries, keys and norms are not in the denoiser at all."""
     counts = {
         name: sum(p.numel() for p in published.load(name, "fp32").parameters()) for name in ("core", "conditioner")
     }
@@ -208,10 +208,12 @@ def test_what_the_core_is_given_is_much_smaller_than_what_it_saves(published: St
     assert whole == counts["core"] + counts["conditioner"] + unused
 
 
-@pytest.mark.parametrize(("width", "misfit"), [(128, ""), (124, "latent_width is 124, 4 more than a multiple of 8")])
-def test_sizes_that_an_engine_of_the_core_may_serve(published: StableVideoDiffusion, width: int, misfit: str) -> None:
-    found = published.components["core"].spec.limits.misfits({**SIZES, "latent_width": width})
-    assert found == ([misfit] if misfit else [])
+@pytest.mark.parametrize(("width", "violation"), [(128, ""), (124, "latent_width is 124, 4 more than a multiple of 8")])
+def test_sizes_that_an_engine_of_the_core_may_serve(
+    published: StableVideoDiffusion, width: int, violation: str
+) -> None:
+    found = published.components["core"].spec.limits.violations({**SIZES, "latent_width": width})
+    assert found == ([violation] if violation else [])
 
 
 # Conditioning.

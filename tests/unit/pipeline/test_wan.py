@@ -35,7 +35,7 @@ def test_the_index_tells_which_wan_it_is(tiny_wan: Folder, kind: str) -> None:
     assert type(open_model(tiny_wan(kind))) is CLASSES[kind]
 
 
-# The core.
+# The denoiser.
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 8, 8), (2, 1, 6, 12), (2, 3, 4, 10)], ids=str)
@@ -106,8 +106,8 @@ def test_declared_shapes_are_what_the_published_transformer_gives(
     sizes = {"batch": 2, "frames": 21, "latent_height": 60, "latent_width": 104}
     assert spec.limits.fits(sizes)
     inputs = {tensor.name: torch.zeros(tensor.shape_at(sizes), device="meta") for tensor in spec.inputs}
-    core = model.load("core", "fp32").to("meta")  # our own tables of positions do not heed the device
-    assert [tuple(core(**inputs).shape)] == [tensor.shape_at(sizes) for tensor in spec.outputs]
+    denoiser = model.load("core", "fp32").to("meta")  # our own tables of positions do not heed the device
+    assert [tuple(denoiser(**inputs).shape)] == [tensor.shape_at(sizes) for tensor in spec.outputs]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -116,8 +116,8 @@ def test_what_the_library_keeps_in_full_precision_stays_so(tiny_wan: Folder, pre
     kept = {name for name, tensor in part.named_parameters() if tensor.dtype == torch.float32}
     assert {name.split(".")[-1] for name in kept} >= {"scale_shift_table"}
     assert any("time_embedder" in name for name in kept) and not any("attn1" in name for name in kept)
-    core = open_model(tiny_wan("wan21")).load("core", precision)
-    assert all(tensor.device.type == "cpu" for tensor in (*core.parameters(), *core.buffers()))
+    denoiser = open_model(tiny_wan("wan21")).load("core", precision)
+    assert all(tensor.device.type == "cpu" for tensor in (*denoiser.parameters(), *denoiser.buffers()))
 
 
 # Folders.
@@ -187,8 +187,8 @@ def test_another_transformer_does_not_ask_for_another_encoding(tiny_wan: Folder,
 
 def test_the_experts_share_the_clip_at_the_boundary(tiny_wan: Folder) -> None:
     model = open_model(tiny_wan("a14b"))
-    assert [model.select_core(t) for t in (999.0, 900.0, 899.0, 1.0)] == ["core", "core", "core_late", "core_late"]
-    assert model.cores == ("core", "core_late")
+    assert [model.select_denoiser(t) for t in (999.0, 900.0, 899.0, 1.0)] == ["core", "core", "core_late", "core_late"]
+    assert model.denoisers == ("core", "core_late")
 
 
 VIDEO = LatentSpace(16, 8, 4, 16, 161, "Wan21", video=True)
@@ -208,7 +208,7 @@ VIDEO = LatentSpace(16, 8, 4, 16, 161, "Wan21", video=True)
     ids=str,
 )
 def test_a_size_that_it_does_not_make_is_told_with_the_nearest(size: tuple[int, int, int], words: str | None) -> None:
-    assert VIDEO.misfit("Wan", *size) == words
+    assert VIDEO.violation("Wan", *size) == words
 
 
 def test_latents_are_a_video_to_comfyui_and_back() -> None:

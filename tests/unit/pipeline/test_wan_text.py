@@ -75,12 +75,12 @@ def test_half_precision_holds_where_activations_outgrow_it(dtype: torch.dtype, l
     half = model.to(dtype)
     theirs, ours = half(ids).last_hidden_state, TextEncoder(half)(ids)
     assert ours.dtype == dtype
-    assert likeness(ours, expected) > 0.99
+    assert similarity(ours, expected) > 0.99
     # What our way is there for: transformers clamps to the largest half, and by then values are lost.
-    assert (likeness(theirs, expected) > 0.99) == (dtype == torch.bfloat16 or louder == 1)
+    assert (similarity(theirs, expected) > 0.99) == (dtype == torch.bfloat16 or louder == 1)
 
 
-def likeness(found: torch.Tensor, expected: torch.Tensor) -> float:
+def similarity(found: torch.Tensor, expected: torch.Tensor) -> float:
     """The cosine, 0 where anything is not finite."""
     one, other = found.double().flatten(), expected.double().flatten()
     return float(torch.nan_to_num(torch.nn.functional.cosine_similarity(one, other, dim=0)))

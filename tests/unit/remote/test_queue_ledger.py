@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from i2v_tensorrt.common.errors import StorageError
-from i2v_tensorrt.remote.batch.ledger import LEDGER, Job, Ledger, MadeFile, sole_user
+from i2v_tensorrt.remote.batch.ledger import LEDGER, Job, Ledger, MadeFile, exclusive_lock
 
 JOB = Job((Path("a.png"),), "p1", "w1", "a")
 
@@ -92,13 +92,13 @@ def test_a_ledger_that_cannot_be_written_keeps_what_it_was(tmp_path: Path, monke
 
 def test_a_folder_has_one_user_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
-    with sole_user(folder), pytest.raises(StorageError, match="another queue"), sole_user(folder):
+    with exclusive_lock(folder), pytest.raises(StorageError, match="another queue"), exclusive_lock(folder):
         pass
-    with sole_user(folder):
+    with exclusive_lock(folder):
         pass
 
 
 def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(StorageError, match="should be a folder"), sole_user(tmp_path / "out"):
+    with pytest.raises(StorageError, match="should be a folder"), exclusive_lock(tmp_path / "out"):
         pass

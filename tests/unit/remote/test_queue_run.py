@@ -19,7 +19,7 @@ import pytest
 from i2v_tensorrt.cli.queue_command import make_jobs
 from i2v_tensorrt.remote.batch.ledger import LEDGER, Ledger
 from i2v_tensorrt.remote.batch.progress import JobResult, Report
-from i2v_tensorrt.remote.batch.run import Patience, QueueRun
+from i2v_tensorrt.remote.batch.run import QueueRun, RetryPolicy
 from i2v_tensorrt.remote.batch.workflow import Place, Workflow
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, ServerError
 from i2v_tensorrt.tests.helpers.fake_comfy import FakeComfy, write_pictures
@@ -30,7 +30,9 @@ GRAPH = {
     "2": {"class_type": "Saver", "inputs": {"frames": ["1", 0]}, "_meta": {"title": "Save"}},
 }
 WORKFLOW = Workflow(GRAPH, Place("1", "image"))
-HASTE = Patience(gone_s=20, look_s=0.5, look_soon_s=0.02, lost_s=0.1, retry_s=0.01, longest_retry_s=0.05, answer_s=2.0)
+HASTE = RetryPolicy(
+    gone_s=20, look_s=0.5, look_soon_s=0.02, lost_s=0.1, retry_s=0.01, longest_retry_s=0.05, answer_s=2.0
+)
 
 
 @pytest.fixture
@@ -42,11 +44,11 @@ def fake() -> Iterator[FakeComfy]:
     server.kill()
 
 
-def queue(fake: FakeComfy, folder: Path, paths: list[Path], patience: Patience = HASTE) -> list[JobResult]:
+def queue(fake: FakeComfy, folder: Path, paths: list[Path], retry: RetryPolicy = HASTE) -> list[JobResult]:
     folder.mkdir(exist_ok=True)
     jobs = make_jobs(WORKFLOW, paths, "graph")
     report = Report(len(jobs), io.StringIO(), io.StringIO(), False, None)
-    return QueueRun(ComfyClient(fake.url), WORKFLOW, Ledger(folder), folder, report, patience).run(jobs)
+    return QueueRun(ComfyClient(fake.url), WORKFLOW, Ledger(folder), folder, report, retry).run(jobs)
 
 
 def check_whole(folder: Path, paths: list[Path], fake: FakeComfy) -> None:

@@ -14,8 +14,8 @@ from i2v_tensorrt.runtime.engines import catalog, idle_builds, missing, parallel
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.failed_builds import FailedBuilds
 from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
+from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
-from i2v_tensorrt.runtime.engines.residency import LoadInPlace
 
 from ...helpers.toy_host import AsOnAGpu, ToyHost
 from ...helpers.toy_model import MakeSet, ToyModel
@@ -68,11 +68,11 @@ def builds(host: ToyHost) -> IdleBuilds:
 
 @pytest.fixture
 def later(toy: ToyBackend, tmp_path: Path, builds: IdleBuilds) -> MakeSet:
-    """Makes an EngineSet as `auto` has it on a GPU; its keywords are a policy's, and `residency`."""
+    """Makes an EngineSet as `auto` has it on a GPU; its keywords are a policy's, and `memory_manager`."""
 
-    def make_set(residency: LoadInPlace | None = None, **policy: Any) -> EngineSet:
+    def make_set(memory_manager: LoadInPlace | None = None, **policy: Any) -> EngineSet:
         wanted = AsOnAGpu(**{"on_missing": "auto", "precision": "fp32", **policy})
         store = EngineStore(tmp_path / "engines")
-        return EngineSet(ToyModel(), store, wanted, CPU, residency, later=builds)  # pyright: ignore[reportArgumentType]
+        return EngineSet(ToyModel(), store, wanted, CPU, memory_manager, later=builds)  # pyright: ignore[reportArgumentType]
 
     return make_set

@@ -28,8 +28,8 @@ from i2v_tensorrt.runtime.budget import TOLERANCE, Budget, largest
 from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, latents_size, sample_clip
 from i2v_tensorrt.runtime.clip_plan import Denoising, engine_multiple, plan_clip, plan_sampling
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
-from i2v_tensorrt.runtime.engines.residency import LoadInPlace
 
 MIB = 1 << 20
 REQUEST = ClipRequest(Image.new("RGB", (70, 50), "teal"), "a boat", "", 64, 64, 2, 8)
@@ -248,7 +248,7 @@ def test_the_largest_clip_that_fits_keeps_its_frames_and_shape_as_long_as_it_can
         return
     found = largest(budgets, size, multiple)
     assert all(budget.allows(found) for budget in budgets)
-    assert space.misfit("a model", multiple, multiple, found.num_frames) is None
+    assert space.violation("a model", multiple, multiple, found.num_frames) is None
     scale = max(found.width, found.height) / max(width, height)
     for side, asked in ((found.width, width), (found.height, height)):
         assert side == MIN_SIDE or abs(side - asked * scale) <= multiple

@@ -1,4 +1,4 @@
-"""int8 and fp8 for a model's cores: what is recorded, which engines are asked for, and what is refused and why."""
+"""int8 and fp8 for a model's denoisers: what is recorded, which engines are asked for, and what is refused and why."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from i2v_tensorrt.runtime.calibration import (
     MOST_CALLS,
     MOST_CLIPS,
     STEPS,
-    Material,
+    CalibrationData,
     calibration_of,
-    read_material,
+    read_calibration_data,
     record,
 )
 from i2v_tensorrt.runtime.clip_sizes import clip_sizes
@@ -50,9 +50,12 @@ def engines(tiny_folder: Path, tmp_path: Path) -> EngineSet:
 
 
 def test_every_step_of_clips_of_each_picture_is_recorded(engines: EngineSet, tmp_path: Path) -> None:
-    material = Material((RED, BLUE), ("pan left",))
-    record(engines, material, SIZE, tmp_path, quiet)
-    calls, spec = calibration_of("core", material, SIZE, tmp_path).calls(), engines.model.components["core"].spec
+    calibration_data = CalibrationData((RED, BLUE), ("pan left",))
+    record(engines, calibration_data, SIZE, tmp_path, quiet)
+    calls, spec = (
+        calibration_of("core", calibration_data, SIZE, tmp_path).calls(),
+        engines.model.components["core"].spec,
+    )
     assert len(calls) == min(2 * STEPS, MOST_CALLS)
     assert all(spec.sizes_of(call.inputs).items() <= clip_sizes(engines.model, *SIZE).items() for call in calls)
     assert all({tensor.name for tensor in spec.outputs} == set(call.outputs) for call in calls)
@@ -72,20 +75,25 @@ def test_a_clip_that_is_interrupted_ends_the_recording(engines: EngineSet, tmp_p
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        record(engines, Material((RED,)), SIZE, tmp_path, interrupt)
+        record(engines, CalibrationData((RED,)), SIZE, tmp_path, interrupt)
 
 
 def test_the_name_says_what_was_recorded() -> None:
-    materials = [Material((RED,)), Material((BLUE,)), Material((RED,), ("zoom in",)), Material((RED, BLUE))]
+    materials = [
+        CalibrationData((RED,)),
+        CalibrationData((BLUE,)),
+        CalibrationData((RED,), ("zoom in",)),
+        CalibrationData((RED, BLUE)),
+    ]
     names = {each.name(SIZE) for each in materials} | {materials[0].name(ClipSize(64, 64, 8))}
     assert len(names) == len(materials) + 1
-    assert Material((RED.copy(),)).name(SIZE) in names
+    assert CalibrationData((RED.copy(),)).name(SIZE) in names
 
 
 def test_each_picture_and_each_prompt_is_used_once_at_least() -> None:
-    assert Material((RED,), ("a", "b")).clips == [(RED, "a"), (RED, "b")]
-    assert Material((RED, BLUE), ("a",)).clips == [(RED, "a"), (BLUE, "a")]
-    assert len(Material((RED,), tuple("abcdefgh")).clips) == MOST_CLIPS
+    assert CalibrationData((RED,), ("a", "b")).clips == [(RED, "a"), (RED, "b")]
+    assert CalibrationData((RED, BLUE), ("a",)).clips == [(RED, "a"), (BLUE, "a")]
+    assert len(CalibrationData((RED,), tuple("abcdefgh")).clips) == MOST_CLIPS
 
 
 def test_pictures_come_from_files_and_folders(tmp_path: Path) -> None:
@@ -95,7 +103,7 @@ def test_pictures_come_from_files_and_folders(tmp_path: Path) -> None:
         picture.save(folder / name)
     (folder / "notes.txt").write_text("no picture")
     RED.convert("RGBA").save(tmp_path / "one.png")
-    found = read_material([folder, tmp_path / "one.png"], [])
+    found = read_calibration_data([folder, tmp_path / "one.png"], [])
     assert [each.mode for each in found.pictures] == ["RGB"] * 3
     assert found.pictures[1].getpixel((0, 0)) == (0, 0, 255)
     assert found.prompts == ("",)
@@ -105,12 +113,12 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     for path in (tmp_path / "text.png", tmp_path / "missing.png"):
         with pytest.raises(InputError, match="Expected a picture in"):
-            read_material([path], [])
+            read_calibration_data([path], [])
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="Expected pictures .* found none"):
-        read_material([tmp_path / "empty"], [])
+        read_calibration_data([tmp_path / "empty"], [])
     with pytest.raises(InputError, match="at least one picture"):
-        Material(())
+        CalibrationData(())
 
 
 # Which engines are asked for.
@@ -144,14 +152,14 @@ def test_an_engine_is_found_whatever_its_scales_were_taken_from(
 
     let_onnxruntime_be_calibrated(monkeypatch)
     sizes = clip_sizes(engines.model, *SIZE)
-    record(engines, Material((RED,)), SIZE, tmp_path, quiet)
-    calibration = calibration_of("core", Material((RED,)), SIZE, tmp_path)
+    record(engines, CalibrationData((RED,)), SIZE, tmp_path, quiet)
+    calibration = calibration_of("core", CalibrationData((RED,)), SIZE, tmp_path)
     plan = engines.build("core", sizes, InProcess(), calibration=calibration).plan
     assert plan.manifest.spec.calibration == calibration.name
     assert plan.manifest.verdict is not None
     assert plan.manifest.verdict.snr_db > 70, "compared with what was recorded in fp32"
     assert engines.runner("core", sizes).backend == "onnxruntime"
-    other = replace(calibration, name=Material((BLUE,)).name(SIZE))
+    other = replace(calibration, name=CalibrationData((BLUE,)).name(SIZE))
     engines.build("core", sizes, InProcess(), calibration=other)
     assert len(engines.catalog.stored("core")) == 2
 
@@ -163,14 +171,14 @@ def test_nothing_is_recorded_for_an_engine_that_is_there(engines: EngineSet, mon
     monkeypatch.setattr(prebuilding, "BuildProcess", InProcess)
     monkeypatch.setattr(prebuilding, "cuda_arch", lambda device: "sm_89")
     monkeypatch.setattr(prebuilding, "check_quantizable", lambda precision, arch: None)
-    job = Prebuild(("core",), *SIZE, material=Material((RED,)))
+    job = Prebuild(("core",), *SIZE, calibration_data=CalibrationData((RED,)))
 
     def refuse_to_record(stage: str, done: float) -> None:
         assert stage != "record clips"
 
     assert "built in" in prebuild(engines, job, quiet)[0]
     assert "already there" in prebuild(engines, job, refuse_to_record)[0]
-    for other in (replace(job, force=True), replace(job, material=Material((BLUE,)))):
+    for other in (replace(job, force=True), replace(job, calibration_data=CalibrationData((BLUE,)))):
         with pytest.raises(AssertionError, match="record clips"):
             prebuild(engines, other, refuse_to_record)
 
@@ -182,7 +190,11 @@ def test_a_backend_without_them_is_refused_before_anything_is_recorded(
     monkeypatch.setattr(prebuilding, "cuda_arch", lambda device: "sm_90")
     heard: set[str] = set()
     with pytest.raises(EngineError, match="int8 and fp8 are for TensorRT, found the backend "):
-        prebuild(engines, Prebuild(("core",), *SIZE, material=Material((RED,))), lambda stage, done: heard.add(stage))
+        prebuild(
+            engines,
+            Prebuild(("core",), *SIZE, calibration_data=CalibrationData((RED,))),
+            lambda stage, done: heard.add(stage),
+        )
     assert heard == set()
 
 
@@ -190,19 +202,24 @@ def test_a_backend_without_them_is_refused_before_anything_is_recorded(
 
 
 @pytest.mark.parametrize(
-    ("precision", "arch", "material", "kind", "told"),
+    ("precision", "arch", "calibration_data", "kind", "told"),
     [
         ("int8", "sm_89", None, InputError, "int8 takes its scales from pictures, found none"),
-        ("fp16", "sm_89", Material((RED,)), InputError, "for int8 and fp8, found fp16"),
-        ("fp8", "sm_86", Material((RED,)), EngineError, "fp8 needs a GPU of sm_89 or newer, found sm_86"),
-        ("int8", None, Material((RED,)), BackendUnavailableError, "TensorRT on NVIDIA GPUs, found none"),
+        ("fp16", "sm_89", CalibrationData((RED,)), InputError, "for int8 and fp8, found fp16"),
+        ("fp8", "sm_86", CalibrationData((RED,)), EngineError, "fp8 needs a GPU of sm_89 or newer, found sm_86"),
+        ("int8", None, CalibrationData((RED,)), BackendUnavailableError, "TensorRT on NVIDIA GPUs, found none"),
     ],
 )
 def test_refusals(
-    engines: EngineSet, precision: str, arch: str | None, material: Material | None, kind: type[Exception], told: str
+    engines: EngineSet,
+    precision: str,
+    arch: str | None,
+    calibration_data: CalibrationData | None,
+    kind: type[Exception],
+    told: str,
 ) -> None:
     asked = EngineSet(engines.model, engines.store, replace(QUANTIZED, precision=precision), CPU)
-    job = Prebuild(("core",), *SIZE, arch=arch, material=material)
+    job = Prebuild(("core",), *SIZE, arch=arch, calibration_data=calibration_data)
     with pytest.raises(kind, match=told):
         prebuild(asked, job, quiet)
     assert not list(engines.store.plans())

@@ -212,7 +212,7 @@ def test_what_another_plan_gave_is_refused(engines: EngineSet, conditioning: Con
 def test_a_plan_says_how_each_core_is_called(engines: EngineSet) -> None:
     for scale, branches in ((9.0, 2), (1.0, 1)):
         plan = plan_sampling(plan_clip(engines, REQUEST.size), replace(GUIDED, guidance_scale=scale))
-        core = plan.cores["core"]
+        core = plan.denoisers["core"]
         dims = {"frames": 3, "latent_height": 9, "latent_width": 8, "chunk": 3}
         assert core.sizes == {"batch": branches, **dims}
         assert (core.guidance_scale, len(core.branches)) == (scale, branches)
@@ -306,7 +306,7 @@ def test_after_some_steps_a_clip_weighs_what_an_engine_would_save(
     sampled(engines, conditioning, clips)
     (core, sizes, alone_s), (*_, saved_s) = weighed
     assert core == "core"
-    assert sizes == planned(engines, conditioning, clips).cores["core"].sizes
+    assert sizes == planned(engines, conditioning, clips).denoisers["core"].sizes
     gain = engines.model.engine_gain
     assert alone_s == pytest.approx(2 * 7 * gain), "seven calls of two seconds are left, the fifth among them"
     assert saved_s == pytest.approx(2 * (7 + 3 * 11) * gain)
@@ -328,7 +328,7 @@ def test_what_was_hastened_takes_over_at_once(
     runner = engines.runner
 
     def watched(name: str, whose: str) -> Any:
-        found = runner(name, planned(engines, conditioning, clips).cores[name].sizes)
+        found = runner(name, planned(engines, conditioning, clips).denoisers[name].sizes)
         return lambda inputs: (by.append(whose), found(inputs))[1]
 
     monkeypatch.setattr(engines, "runner", lambda name, sizes: watched(name, "engine" if by else "eager"))

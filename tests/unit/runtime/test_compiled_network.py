@@ -17,8 +17,8 @@ from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.build.build import quiet
 from i2v_tensorrt.engine_builder.store.store import EngineStore
+from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace, MemoryManager
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
-from i2v_tensorrt.runtime.engines.residency import LoadInPlace, Residency
 from i2v_tensorrt.runtime.external.compiled_network import MAX_KINDS, CompiledNetwork, Tally
 from i2v_tensorrt.runtime.external.network_call import read_call
 
@@ -32,12 +32,12 @@ MakeScene = Callable[..., Scene]
 def make_scene(toy: ToyBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeScene:
     """Makes an owner's network over one store; keywords are a policy's, or make the toy another."""
 
-    def make(borrows: bool = True, residency: Residency | None = None, **policy: Any) -> Scene:
+    def make(borrows: bool = True, memory_manager: MemoryManager | None = None, **policy: Any) -> Scene:
         chosen = Borrowing() if borrows else toy
         monkeypatch.setitem(registry.BACKENDS, "toy", chosen)
         owner, store = Owner(), EngineStore(tmp_path / "engines")
         wanted = EnginePolicy(**{"shapes": "exact", **policy})
-        return Scene(owner, chosen, CompiledNetwork(owner, store, wanted, residency or LoadInPlace(), quiet))
+        return Scene(owner, chosen, CompiledNetwork(owner, store, wanted, memory_manager or LoadInPlace(), quiet))
 
     return make
 
@@ -182,7 +182,7 @@ class Watched(LoadInPlace):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return super().hold(runner, scratch_bytes)
 
-    def relieve(self, needed_bytes: int, *, encoders: bool) -> str | None:
+    def free_memory(self, needed_bytes: int, *, encoders: bool) -> str | None:
         self.asked.append((needed_bytes, encoders))
         return None
 
@@ -193,8 +193,8 @@ OUT_OF_MEMORY = "The network runs as it is: memory ran out for its engine."
 @pytest.mark.parametrize("compared", [True, False], ids=["once compared", "in the comparison"])
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
 def test_memory_that_runs_out_in_an_engine_ends_no_run(make_scene: MakeScene, compared: bool, error: Exception) -> None:
-    residency = Watched()
-    scene = make_scene(residency=residency)
+    memory_manager = Watched()
+    scene = make_scene(memory_manager=memory_manager)
     scene.run(2 if compared else 0)
     scene.network.take_notes()
     tries: list[int] = []
@@ -206,7 +206,7 @@ def test_memory_that_runs_out_in_an_engine_ends_no_run(make_scene: MakeScene, co
     scene.toy.fault = fail
     assert scene.run(3) == 3, "the network itself runs, once a call"
     assert len(tries) == 1, "no other call of the run is tried"
-    assert residency.asked == [(sys.maxsize, True)]
+    assert memory_manager.asked == [(sys.maxsize, True)]
     assert not any(runner.is_loaded for kind in scene.network._kinds.values() for runner, *_ in kind.compared)
     assert [note for note in scene.network.take_notes() if "built" not in note] == [OUT_OF_MEMORY]
     scene.toy.fault = lambda prediction: prediction
@@ -214,19 +214,19 @@ def test_memory_that_runs_out_in_an_engine_ends_no_run(make_scene: MakeScene, co
 
 
 def test_memory_that_runs_out_while_an_engine_is_loaded_ends_no_run(make_scene: MakeScene) -> None:
-    residency = Watched()
-    scene = make_scene(residency=residency)
+    memory_manager = Watched()
+    scene = make_scene(memory_manager=memory_manager)
     scene.run(2)
     scene.network.take_notes()
-    residency.fails = True
+    memory_manager.fails = True
     assert scene.run(2) == 2
     assert scene.network.take_notes() == [OUT_OF_MEMORY]
     assert scene.network.tally == Tally(engine=1, compared=1, original=2)
 
 
 def test_memory_that_runs_out_in_the_network_itself_is_no_fault_of_an_engine(make_scene: MakeScene) -> None:
-    residency = Watched()
-    scene = make_scene(residency=residency)
+    memory_manager = Watched()
+    scene = make_scene(memory_manager=memory_manager)
     scene.run(2)
     scene.network.take_notes()
     scene.owner.weights = "others"
@@ -236,7 +236,7 @@ def test_memory_that_runs_out_in_the_network_itself_is_no_fault_of_an_engine(mak
 
     with pytest.raises(torch.OutOfMemoryError):
         scene.network.run(read_call({"sample": torch.zeros(SIZE), "strength": torch.ones(1, 4)}), original)
-    assert scene.network.take_notes() == [] and residency.asked == []
+    assert scene.network.take_notes() == [] and memory_manager.asked == []
 
 
 def test_without_an_engine_the_network_runs_or_the_run_stops(make_scene: MakeScene) -> None:

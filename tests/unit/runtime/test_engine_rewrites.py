@@ -82,8 +82,8 @@ def test_one_engine_without_weights_serves_every_fine_tune(make: MakeSet, rewrit
     sets = []
     for digit in "12":
         model = ToyModel()
-        core = model.components["core"]
-        model.components["core"] = type(core)(toy_network(weights_sha256=digit * 64), core.load)
+        denoiser = model.components["core"]
+        model.components["core"] = type(denoiser)(toy_network(weights_sha256=digit * 64), denoiser.load)
         sets.append(make(model, backend="rewriting toy"))
     first, second = sets
     built = first.build("core", SIZES, InProcess())
@@ -119,7 +119,7 @@ def test_a_runners_warning_is_told_for_as_long_as_it_holds(make: MakeSet) -> Non
 
 
 def test_a_runners_warning_is_told_where_it_ran_alone(make: MakeSet) -> None:
-    """A core's does not stand under the decode."""
+    """A denoiser's does not stand under the decode."""
     engines, sizes = make(), {**SIZES, "chunk": 2}
     run(engines)
     engines.runner("core", SIZES).warning = "core runs without a graph."

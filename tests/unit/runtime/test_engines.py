@@ -197,7 +197,7 @@ def test_sizes_that_run_eager_share_one_set_of_weights(make: MakeSet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("near", "far", "wanted", "misfit"),
+    ("near", "far", "wanted", "violation"),
     [
         ({"frames": 8}, {"frames": 16}, {"frames": 6}, "frames is 6, 2 below the smallest supported 8"),
         ({"frames": 8}, {"frames": 4}, {"frames": 10}, "frames is 10, 2 above the largest supported 8"),
@@ -206,14 +206,14 @@ def test_sizes_that_run_eager_share_one_set_of_weights(make: MakeSet) -> None:
     ],
 )
 def test_a_near_miss_names_the_dimension_and_the_distance_to_the_nearest(
-    make: MakeSet, near: dict[str, int], far: dict[str, int], wanted: dict[str, int], misfit: str
+    make: MakeSet, near: dict[str, int], far: dict[str, int], wanted: dict[str, int], violation: str
 ) -> None:
     builder = make(shapes="exact")
     for sizes in (near, far):
         builder.build("core", {**SIZES, **sizes}, InProcess())
     with pytest.raises(MissingEngineError) as caught:
         make(on_missing="stop").runner("core", {**SIZES, **wanted})
-    assert str(caught.value).startswith(f"No engine of 2 for core fits: in the nearest, {misfit}")
+    assert str(caught.value).startswith(f"No engine of 2 for core fits: in the nearest, {violation}")
 
 
 @pytest.mark.parametrize("sizes", [{"frames": 17}, {"latent_height": 2}, {"batch": 3}, {"latent_width": 9}])
@@ -291,11 +291,11 @@ def test_the_residency_is_asked_with_the_scratch_memory_of_the_size(toy: ToyBack
         def clear(self) -> None:
             self.seen.append(("clear", 0))
 
-    residency = Watching()
-    engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(), CPU, residency)
+    memory_manager = Watching()
+    engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(), CPU, memory_manager)
     run(engines)
     run(engines, {**SIZES, "frames": 7})
-    assert residency.seen == [("clear", 0), ("toy", 4000), ("toy", 7000)]
+    assert memory_manager.seen == [("clear", 0), ("toy", 4000), ("toy", 7000)]
 
 
 def test_the_report_of_a_build_names_the_component_and_cancels(toy: ToyBackend, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from i2v_tensorrt.common.errors import CheckpointError, EngineError
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.residency import LoadInPlace
+from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
 
 from ...helpers.toy_model import SIZES, MakeSet, ToyModel, run
 from ...helpers.toys import InProcess, ToyBackend, ToySource, toy_network
@@ -55,11 +55,11 @@ def test_nobody_leaves_the_device_for_a_build_that_is_not_tried(make: MakeSet, t
             self.cleared += 1
 
     make().prepare(CHUNKED)
-    residency, first = Counting(), make()
-    engines = EngineSet(first.model, first.store, first.policy, first.device, residency)
+    memory_manager, first = Counting(), make()
+    engines = EngineSet(first.model, first.store, first.policy, first.device, memory_manager)
     engines.prepare(CHUNKED)
     assert [run(engines), run(engines, {**SIZES, "chunk": 2}, "vae_decoder")] == ["eager", "eager"]
-    assert (residency.cleared, len(tries)) == (0, 2)
+    assert (memory_manager.cleared, len(tries)) == (0, 2)
 
 
 def other_size(make: MakeSet, toy: ToyBackend) -> EngineSet:
@@ -77,8 +77,8 @@ def other_version(make: MakeSet, toy: ToyBackend) -> EngineSet:
 
 def other_weights(make: MakeSet, toy: ToyBackend) -> EngineSet:
     model = ToyModel()
-    core = model.components["core"]
-    model.components["core"] = type(core)(toy_network(weights_sha256="b" * 64), core.load)
+    denoiser = model.components["core"]
+    model.components["core"] = type(denoiser)(toy_network(weights_sha256="b" * 64), denoiser.load)
     return make(model)
 
 
@@ -145,8 +145,8 @@ def test_what_was_cancelled_is_tried_again(make: MakeSet, toy: ToyBackend) -> No
 # Building for a clip of which nothing can come.
 
 
-class HugeCore(ToyModel):
-    """A toy whose core takes more memory to build than any machine has."""
+class HugeDenoiser(ToyModel):
+    """A toy whose denoiser takes more memory to build than any machine has."""
 
     def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> ToySource:
         return ToySource(size_bytes=1 << 60 if component == "core" else 0)
@@ -166,7 +166,7 @@ class Room(LoadInPlace):
 def test_nothing_is_built_where_the_core_can_neither_be_built_nor_run(
     make: MakeSet, toy: ToyBackend, room: int | None, built: list[str]
 ) -> None:
-    first = make(HugeCore())
+    first = make(HugeDenoiser())
     engines = EngineSet(first.model, first.store, first.policy, first.device, Room(room))
     engines.prepare(CHUNKED)
     assert [spec.network.component for spec in toy.builds_done] == built
@@ -178,7 +178,7 @@ def test_nothing_is_built_where_the_core_can_neither_be_built_nor_run(
 def test_the_others_are_built_beside_a_core_that_is_there(make: MakeSet, toy: ToyBackend) -> None:
     first = make()
     first.build("core", SIZES, InProcess())
-    engines = EngineSet(HugeCore(), first.store, first.policy, first.device, Room(0))
+    engines = EngineSet(HugeDenoiser(), first.store, first.policy, first.device, Room(0))
     engines.prepare(CHUNKED)
     assert [spec.network.component for spec in toy.builds_done] == ["core", "vae_decoder"]
 

@@ -278,7 +278,7 @@ def test_a_decoder_that_fits_by_single_frames_holds_up_no_clip(later: MakeSet, t
             return 1000 * sizes["chunk"] if component == "vae_decoder" else 0
 
     made = later(Room(1000))
-    engines = EngineSet(ByChunk(), made.store, made.policy, CPU, made.residency, later=made.later)  # pyright: ignore[reportArgumentType]
+    engines = EngineSet(ByChunk(), made.store, made.policy, CPU, made.memory_manager, later=made.later)  # pyright: ignore[reportArgumentType]
     engines.prepare(CHUNKED)
     assert toy.builds_done == []
     assert run(engines, {**CHUNKED, "chunk": 1}, "vae_decoder") == "eager"

@@ -12,13 +12,13 @@ from i2v_tensorrt.common.errors import EngineError, InputError
 from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec
 from i2v_tensorrt.engine_builder.graph.onnx_export import dynamic_shapes, example_inputs
 from i2v_tensorrt.runtime.external.network_call import (
-    BorrowedNetwork,
     Call,
-    CalledNetwork,
+    SharedWeightsNetwork,
+    WrappedNetwork,
     limits_of,
     named_arguments,
-    one_tensor,
     read_call,
+    single_output,
     tensor_specs,
 )
 
@@ -59,8 +59,8 @@ def calling(*args: Any, **kwargs: Any) -> Call:
     return read_call({name: value for name, value in named.items() if name not in LEFT_OUT})
 
 
-def called(call: Call) -> CalledNetwork:
-    return CalledNetwork(Network(), "_forward", call.tree, lambda: {"options": {}})
+def called(call: Call) -> WrappedNetwork:
+    return WrappedNetwork(Network(), "_forward", call.tree, lambda: {"options": {}})
 
 
 def test_the_call_made_again_gives_the_same() -> None:
@@ -163,14 +163,14 @@ def test_it_exports_with_the_names_of_its_tensors_and_a_range() -> None:
 
 def test_what_is_borrowed_is_never_moved() -> None:
     network = Network()
-    borrowed = BorrowedNetwork(network, "_forward", read().tree, lambda: {"options": {}})
+    borrowed = SharedWeightsNetwork(network, "_forward", read().tree, lambda: {"options": {}})
     assert borrowed.to(torch.device("meta"), torch.float16) is borrowed
     assert network.weight.device.type == "cpu" and network.weight.dtype is torch.float32
 
 
 def test_the_network_goes_with_the_last_who_uses_it() -> None:
     network = Network()
-    borrowed = BorrowedNetwork(network, "_forward", read().tree, lambda: {"options": {}})
+    borrowed = SharedWeightsNetwork(network, "_forward", read().tree, lambda: {"options": {}})
     borrowed(**read().tensors)
     gone = ref(network)
     gc.collect()
@@ -188,4 +188,4 @@ def test_the_tree_is_json_that_says_where_tensors_go() -> None:
 
 def test_only_one_tensor_is_a_result() -> None:
     with pytest.raises(EngineError, match="gives a tuple"):
-        one_tensor((torch.zeros(1), torch.zeros(1)))
+        single_output((torch.zeros(1), torch.zeros(1)))

@@ -40,7 +40,7 @@ def test_what_the_network_does_not_take_is_told_in_latents() -> None:
 
 
 SMALL, LARGE = ClipSize(512, 512, 16), ClipSize(1280, 704, 16)
-CORE = ShapeProfile(
+DENOISER = ShapeProfile(
     {"batch": DimRange(1, 2, 2), "frames": DimRange(1, 16, 64), "latent_height": SIDE, "latent_width": SIDE}
 )
 TEXT = ShapeProfile({"batch": DimRange(1, 2, 2)})
@@ -53,17 +53,17 @@ def profile_of(limits: ShapeProfile, asked: ClipSize, *presets: ClipSize, batch:
 
 
 def test_presets_are_exact_one_by_one_whichever_was_asked_for() -> None:
-    found = profile_of(CORE, LARGE, SMALL, LARGE)
+    found = profile_of(DENOISER, LARGE, SMALL, LARGE)
     assert [each.optimum for each in found.profiles] == [
         {"batch": 2, "frames": 16, "latent_height": 64, "latent_width": 64},
         {"batch": 2, "frames": 16, "latent_height": 88, "latent_width": 160},
     ]
     assert [each.width for each in found.profiles] == [1, 1]
-    assert found == profile_of(CORE, SMALL, SMALL, LARGE)
+    assert found == profile_of(DENOISER, SMALL, SMALL, LARGE)
 
 
 def test_what_a_preset_does_not_say_is_as_it_was_asked_for() -> None:
-    assert [each.optimum["batch"] for each in profile_of(CORE, SMALL, SMALL, LARGE, batch=1).profiles] == [1, 1]
+    assert [each.optimum["batch"] for each in profile_of(DENOISER, SMALL, SMALL, LARGE, batch=1).profiles] == [1, 1]
     assert profile_of(TEXT, SMALL, SMALL, LARGE) == TEXT.exact({"batch": 2}), "sizes mean nothing to it: one engine"
 
 
@@ -76,7 +76,7 @@ def test_a_decoder_takes_as_many_frames_as_can_be_indexed_at_the_span_of_the_pre
 
 def test_a_size_that_is_no_preset_is_told_from_the_nearest() -> None:
     with pytest.raises(InputError) as caught:
-        profile_of(CORE, ClipSize(1216, 704, 16), SMALL, LARGE)
+        profile_of(DENOISER, ClipSize(1216, 704, 16), SMALL, LARGE)
     assert str(caught.value) == (
         "No preset serves this size: in the nearest, latent_width is 152, 8 below the smallest supported 160 "
         "(a latent is 8 pixels)."
@@ -92,7 +92,7 @@ def test_a_size_that_is_no_preset_is_told_from_the_nearest() -> None:
 )
 def test_a_preset_that_the_network_does_not_take_is_named(preset: ClipSize, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        profile_of(CORE, SMALL, SMALL, preset)
+        profile_of(DENOISER, SMALL, SMALL, preset)
 
 
 def test_presets_without_sizes_are_refused() -> None:

@@ -30,8 +30,8 @@ def test_every_component_is_built_for_the_size_and_told_in_a_line(engines: Engin
     assert [line.split(":")[0] for line in lines] == ["core", "vae_decoder"]
     assert all("built in " in line and " s by toy for x86_64, fp32, " in line for line in lines)
     assert all(line.endswith("cosine 1.0000000, 200 dB") for line in lines), "the toy is the reference itself"
-    core, decoder = (spec.profile.optimum for spec in toy.builds_done)
-    assert core == {"batch": 2, "frames": 4, "latent_height": 8, "latent_width": 6}
+    denoiser, decoder = (spec.profile.optimum for spec in toy.builds_done)
+    assert denoiser == {"batch": 2, "frames": 4, "latent_height": 8, "latent_width": 6}
     assert decoder == {"chunk": 4, "frames": 4, "latent_height": 8, "latent_width": 6}
 
 

@@ -58,14 +58,14 @@ def test_what_cannot_be_built_makes_nobody_leave_the_device(toy: ToyBackend, tmp
         def clear(self) -> None:
             self.cleared += 1
 
-    residency = Counting()
-    engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(), CPU, residency)
+    memory_manager = Counting()
+    engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(), CPU, memory_manager)
     engines.prepare({**ODD, "chunk": 10_000})
-    assert residency.cleared == 0
+    assert memory_manager.cleared == 0
     toy.while_building = fail
     for _ in range(3):
         engines.prepare({**SIZES, "chunk": 2})
-    assert residency.cleared == 1
+    assert memory_manager.cleared == 1
 
 
 @pytest.mark.parametrize("on_missing", ["eager", "build"])
@@ -76,8 +76,8 @@ def test_room_is_made_only_where_a_build_follows(toy: ToyBackend, tmp_path: Path
         def clear(self) -> None:
             self.cleared += 1
 
-    residency = Counting()
-    engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(on_missing=on_missing), CPU, residency)
+    memory_manager = Counting()
+    engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(on_missing=on_missing), CPU, memory_manager)
     run(engines, ODD)
     run(engines)
-    assert residency.cleared == len(toy.builds_done) == (on_missing == "build")
+    assert memory_manager.cleared == len(toy.builds_done) == (on_missing == "build")

@@ -13,9 +13,17 @@ from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
 from i2v_tensorrt.common.spec import EngineSpec, Scope
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.build import parity
-from i2v_tensorrt.engine_builder.build.parity import THRESHOLDS, TIMESTEPS, judge, measure, passes, timesteps_of, worst
+from i2v_tensorrt.engine_builder.build.parity import (
+    THRESHOLDS,
+    TIMESTEPS,
+    check_parity,
+    measure,
+    passes,
+    timesteps_of,
+    worst,
+)
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
-from i2v_tensorrt.engine_builder.store.manifest import Verdict
+from i2v_tensorrt.engine_builder.store.manifest import ParityReport
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 from ...helpers.toys import CPU, LIMITS, ToyNetwork, toy_spec
@@ -52,13 +60,13 @@ class Changed(torch.nn.Module):
         return self.change(self.network(**inputs))
 
 
-def verdict_on(spec: EngineSpec, reference: torch.nn.Module, candidate: torch.nn.Module) -> Verdict:
+def report_on(spec: EngineSpec, reference: torch.nn.Module, candidate: torch.nn.Module) -> ParityReport:
     """The gate's figures for one module against another, both run by PyTorch in float32."""
     runners = [EagerRunner(spec, lambda module=module: module, CPU) for module in (reference, candidate)]
-    return judge(runners[0], runners[1], spec)
+    return check_parity(runners[0], runners[1], spec)
 
 
-def assert_refused(verdict: Verdict, precision: str) -> None:
+def assert_refused(verdict: ParityReport, precision: str) -> None:
     with pytest.raises(EngineError) as caught:
         passes(verdict, precision)
     assert str(caught.value).startswith(f"The {precision} engine does not give the reference's result: expected ")
@@ -68,14 +76,14 @@ def assert_refused(verdict: Verdict, precision: str) -> None:
 @pytest.mark.parametrize("fault", WRONG)
 @pytest.mark.parametrize("precision", THRESHOLDS)
 def test_a_wrong_result_does_not_pass(fault: str, precision: str) -> None:
-    verdict = verdict_on(toy_spec(), ToyNetwork(), Changed(ToyNetwork(), WRONG[fault]))
+    verdict = report_on(toy_spec(), ToyNetwork(), Changed(ToyNetwork(), WRONG[fault]))
     assert_refused(verdict, precision)
 
 
 @pytest.mark.parametrize("kind", HARMLESS)
 def test_rounding_passes(kind: str) -> None:
     precision, change = HARMLESS[kind]
-    verdict = verdict_on(toy_spec(), ToyNetwork(), Changed(ToyNetwork(), change))
+    verdict = report_on(toy_spec(), ToyNetwork(), Changed(ToyNetwork(), change))
     passes(verdict, precision)
     assert verdict.shapes == tuple(LIMITS.corners)
 
@@ -84,7 +92,7 @@ def test_rounding_passes(kind: str) -> None:
 def test_a_wrong_order_does_not_pass_where_the_engine_is_tuned_for_one(fault: str) -> None:
     """Swaps are invisible in one branch, one frame or a square: those may be all that the user tuned for."""
     one = ShapeProfile({**LIMITS.ranges, "batch": DimRange(1, 1, 2), "frames": DimRange(1, 1, 16)})
-    assert_refused(verdict_on(toy_spec(one), ToyNetwork(), Changed(ToyNetwork(), WRONG[fault])), "fp16")
+    assert_refused(report_on(toy_spec(one), ToyNetwork(), Changed(ToyNetwork(), WRONG[fault])), "fp16")
 
 
 def test_the_device_holds_one_of_the_two_at_a_time() -> None:
@@ -105,7 +113,7 @@ def test_the_device_holds_one_of_the_two_at_a_time() -> None:
             super().__init__(spec, ToyNetwork, CPU)
             self.name = name
 
-    verdict = judge(Counted("reference"), Counted("candidate"), spec)
+    verdict = check_parity(Counted("reference"), Counted("candidate"), spec)
     assert verdict.snr_db > 100
     assert (max(most), len(most), held) == (1, 2, set())
 
@@ -120,7 +128,7 @@ def test_one_that_fails_leaves_nothing_on_the_device(fails: str) -> None:
     modules[fails].forward = broken  # type: ignore[method-assign]
     runners = [EagerRunner(toy_spec(), lambda name=name: modules[name], CPU) for name in names]
     with pytest.raises(RuntimeError, match="out of order"):
-        judge(runners[0], runners[1], toy_spec())
+        check_parity(runners[0], runners[1], toy_spec())
     assert not any(runner.is_loaded for runner in runners)
 
 
@@ -132,14 +140,14 @@ def test_one_that_loads_by_half_leaves_nothing_on_the_device() -> None:
 
     half, whole = (kind(toy_spec(), ToyNetwork, CPU) for kind in (Half, EagerRunner))
     with pytest.raises(RuntimeError, match="out of memory"):
-        judge(half, whole, toy_spec())
+        check_parity(half, whole, toy_spec())
     assert not half.is_loaded
 
 
 def test_an_output_of_another_shape_is_told() -> None:
     spec = toy_spec()
     with pytest.raises(EngineError, match=r"core gives prediction as \[1, 4, 1, 4, 3\], expected \[1, 4, 1, 4, 4\]"):
-        verdict_on(spec, ToyNetwork(), Changed(ToyNetwork(), lambda x: x[..., 1:]))
+        report_on(spec, ToyNetwork(), Changed(ToyNetwork(), lambda x: x[..., 1:]))
 
 
 TIMED = toy_spec(
@@ -165,14 +173,14 @@ class Schedule(torch.nn.Module):
         return sample * torch.where(wrong, 1.5, 1.0)[:, :, None, None, None]
 
 
-def timed_verdict(candidate: Schedule, timesteps: int) -> Verdict:
+def timed_report(candidate: Schedule, timesteps: int) -> ParityReport:
     runners = [EagerRunner(TIMED, lambda module=module: module, CPU) for module in (Schedule(), candidate)]
-    return judge(runners[0], runners[1], TIMED, timesteps)
+    return check_parity(runners[0], runners[1], TIMED, timesteps)
 
 
 def test_every_fifth_of_the_schedule_is_compared_at_every_shape() -> None:
     network = Schedule()
-    verdict = timed_verdict(network, TIMESTEPS)
+    verdict = timed_report(network, TIMESTEPS)
     passes(verdict, "fp32")
     assert (verdict.timesteps, verdict.shapes) == (5, tuple(LIMITS.corners))
     fifths = [(asked.min() // 200, asked.max() // 200) for asked in network.asked]
@@ -181,13 +189,13 @@ def test_every_fifth_of_the_schedule_is_compared_at_every_shape() -> None:
 
 @pytest.mark.parametrize("wrong_from", [0, 200, 400, 600, 800])
 def test_an_engine_that_is_wrong_in_one_part_of_the_schedule_does_not_pass(wrong_from: int) -> None:
-    assert_refused(timed_verdict(Schedule(wrong_from), TIMESTEPS), "fp16")
+    assert_refused(timed_report(Schedule(wrong_from), TIMESTEPS), "fp16")
 
 
 def test_what_has_no_timestep_and_what_runs_on_a_cpu_is_compared_once_at_each_shape() -> None:
     found = [timesteps_of(spec, torch.device(kind)) for spec in (TIMED, toy_spec()) for kind in ("cuda", "cpu")]
     assert found == [TIMESTEPS, 1, 1, 1]
-    assert timed_verdict(Schedule(), 1).timesteps == 1
+    assert timed_report(Schedule(), 1).timesteps == 1
 
 
 @pytest.mark.parametrize("component", ["core", "vae_decoder", "text_encoder"])
@@ -211,10 +219,10 @@ class Twice(torch.nn.Module):
 def test_a_large_output_does_not_hide_a_small_one() -> None:
     quiet = replace(toy_spec().network.outputs[0], name="quiet")
     spec = toy_spec(outputs=(*toy_spec().network.outputs, quiet))
-    right = verdict_on(spec, Twice(lambda x: x), Twice(lambda x: x))
+    right = report_on(spec, Twice(lambda x: x), Twice(lambda x: x))
     passes(right, "fp32")
     assert right.shapes == tuple(LIMITS.corners)
-    assert_refused(verdict_on(spec, Twice(lambda x: x), Twice(lambda x: x * 1.1)), "fp32")
+    assert_refused(report_on(spec, Twice(lambda x: x), Twice(lambda x: x * 1.1)), "fp32")
 
 
 @pytest.mark.parametrize("block", [1, 3, 1 << 24])
@@ -226,41 +234,41 @@ def test_blocks_give_the_figures_of_the_whole(block: int, monkeypatch: pytest.Mo
     assert verdict.max_abs == 0.5
 
 
-# The core of the published architecture, at the tiny checkpoint.
+# The denoiser of the published architecture, at the tiny checkpoint.
 
-CORE_SIZES = {"batch": 2, "frames": 5, "latent_height": 8, "latent_width": 12}
+DENOISER_SIZES = {"batch": 2, "frames": 5, "latent_height": 8, "latent_width": 12}
 LAYERS = ("conv_in.weight", "mid_block.resnets.0.conv1.weight", "conv_out.weight", "time_embedding.linear_1.weight")
 
 
 @dataclass(frozen=True)
-class Core:
-    """The core, one set of inputs, and what it makes of them."""
+class DenoiserNetwork:
+    """The denoiser, one set of inputs, and what it makes of them."""
 
     network: torch.nn.Module
     inputs: dict[str, torch.Tensor]
     prediction: torch.Tensor
 
-    def verdict_on(self, prediction: torch.Tensor) -> Verdict:
-        return measure(self.prediction.double().flatten(), prediction.double().flatten(), CORE_SIZES)
+    def report_on(self, prediction: torch.Tensor) -> ParityReport:
+        return measure(self.prediction.double().flatten(), prediction.double().flatten(), DENOISER_SIZES)
 
 
 @pytest.fixture(scope="module")
-def core(tiny_folder: Path) -> Core:
+def denoiser(tiny_folder: Path) -> DenoiserNetwork:
     model = open_model(tiny_folder)
     network = model.load("core", "fp32")
-    inputs = example_inputs(EngineSpec(model.components["core"].spec, ShapeProfile(), "fp32"), CORE_SIZES)
+    inputs = example_inputs(EngineSpec(model.components["core"].spec, ShapeProfile(), "fp32"), DENOISER_SIZES)
     with torch.inference_mode():
-        return Core(network, inputs, network(**inputs))
+        return DenoiserNetwork(network, inputs, network(**inputs))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_perturbed_by_a_hundredth_does_not_pass(core: Core, layer: str) -> None:
-    weight = core.network.get_parameter(layer)
+def test_a_layer_perturbed_by_a_hundredth_does_not_pass(denoiser: DenoiserNetwork, layer: str) -> None:
+    weight = denoiser.network.get_parameter(layer)
     sound = weight.clone()
     weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)), alpha=1e-2)
     try:
         with torch.inference_mode():
-            verdict = core.verdict_on(core.network(**core.inputs))
+            verdict = denoiser.report_on(denoiser.network(**denoiser.inputs))
     finally:
         weight.copy_(sound)
     assert_refused(verdict, "fp32")
@@ -268,13 +276,13 @@ def test_a_layer_perturbed_by_a_hundredth_does_not_pass(core: Core, layer: str) 
 
 @pytest.mark.parametrize("fault", ["swapped guidance halves", "permuted frames", "shifted by a pixel"])
 @pytest.mark.parametrize("precision", THRESHOLDS)
-def test_the_cores_result_in_a_wrong_order_does_not_pass(core: Core, fault: str, precision: str) -> None:
-    assert_refused(core.verdict_on(WRONG[fault](core.prediction)), precision)
+def test_the_cores_result_in_a_wrong_order_does_not_pass(denoiser: DenoiserNetwork, fault: str, precision: str) -> None:
+    assert_refused(denoiser.report_on(WRONG[fault](denoiser.prediction)), precision)
 
 
-def test_the_core_passes_against_itself(core: Core) -> None:
+def test_the_core_passes_against_itself(denoiser: DenoiserNetwork) -> None:
     with torch.inference_mode():
-        verdict = core.verdict_on(core.network(**core.inputs))
+        verdict = denoiser.report_on(denoiser.network(**denoiser.inputs))
     passes(verdict, "fp32")
     assert verdict.max_abs == 0
 
@@ -324,12 +332,12 @@ def test_what_is_not_finite_never_passes(bad: float, side: str) -> None:
 @pytest.mark.parametrize(("cosine", "snr_db"), [(0.0, -0.1), (-1e-6, 0.0)])
 def test_either_figure_below_its_threshold_is_refused(precision: str, cosine: float, snr_db: float) -> None:
     least = THRESHOLDS[precision]
-    passes(Verdict(least.cosine, least.snr_db, 1.0, True, ()), precision)
-    assert_refused(Verdict(least.cosine + cosine, least.snr_db + snr_db, 1.0, True, ()), precision)
+    passes(ParityReport(least.cosine, least.snr_db, 1.0, True, ()), precision)
+    assert_refused(ParityReport(least.cosine + cosine, least.snr_db + snr_db, 1.0, True, ()), precision)
 
 
 def test_the_worst_of_each_kind_counts() -> None:
-    first = Verdict(0.9, 50.0, 1e-3, True, ({"batch": 1},))
-    second = Verdict(0.99, 40.0, 1e-4, True, ({"batch": 2},))
-    assert worst([first, second]) == Verdict(0.9, 40.0, 1e-3, True, ({"batch": 1}, {"batch": 2}))
-    assert not worst([first, Verdict(0.0, 0.0, 0.0, False, ())]).finite
+    first = ParityReport(0.9, 50.0, 1e-3, True, ({"batch": 1},))
+    second = ParityReport(0.99, 40.0, 1e-4, True, ({"batch": 2},))
+    assert worst([first, second]) == ParityReport(0.9, 40.0, 1e-3, True, ({"batch": 1}, {"batch": 2}))
+    assert not worst([first, ParityReport(0.0, 0.0, 0.0, False, ())]).finite

@@ -1,4 +1,4 @@
-"""The ladder's rungs: from diffusers as it is published to every engine and every rewrite."""
+"""The ladder's variants: from diffusers as it is published to every engine and every rewrite."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAMES = {"inductor": "AOTInductor", "onnxruntime": "ONNX Runtime", "tensorrt": 
 
 
 @dataclass(frozen=True)
-class Rung:
+class Variant:
     """One way to make the clip.
 
     `way` is diffusers' pipeline (`stock`) or the pack's own loop (`engines`). `rank` says how soon it is
@@ -57,18 +57,16 @@ class Rung:
         return (first, graph) if self.captured else (first,)
 
 
-def ladder(
-    model: VideoModel, device: torch.device, rewrites: str, precision: str
-) -> tuple[list[Rung], list[Row]]:
-    """The rungs that can run here, in the order in which they are shown, and rows that say why others cannot.
+def ladder(model: VideoModel, device: torch.device, rewrites: str, precision: str) -> tuple[list[Variant], list[Row]]:
+    """The variants that can run here, in the order in which they are shown, and rows that say why others cannot.
 
     `precision` is that of all but row 0.
     """
-    half = [Rung(STOCK_EAGER, f"diffusers, {precision}", STOCK, precision, 3.5, about_s=60)]
-    rungs = [
-        Rung(REFERENCE, "diffusers, fp32", STOCK, "fp32", 0, about_s=110),
+    half = [Variant(STOCK_EAGER, f"diffusers, {precision}", STOCK, precision, 3.5, about_s=60)]
+    variants = [
+        Variant(REFERENCE, "diffusers, fp32", STOCK, "fp32", 0, about_s=110),
         *(half if precision != "fp32" else []),
-        Rung(EAGER, f"eager PyTorch, {precision}", ENGINES, precision, 4, about_s=45),
+        Variant(EAGER, f"eager PyTorch, {precision}", ENGINES, precision, 4, about_s=45),
         *_compiled(device, precision),
     ]
     missing: list[Row] = []
@@ -79,25 +77,27 @@ def ladder(
         if not found.ok:
             missing.append(Row(name, _NAMES.get(name, name), MISSING, found.sentence))
         elif name == INDUCTOR:
-            rungs += _rewritten(model, precision, rewrites)
+            variants += _rewritten(model, precision, rewrites)
         else:
-            rungs.append(Rung(name, f"{_NAMES.get(name, name)}, {precision}", ENGINES, precision, 6, name, about_s=240))
-    return _with_headline(rungs), missing
+            variants.append(
+                Variant(name, f"{_NAMES.get(name, name)}, {precision}", ENGINES, precision, 6, name, about_s=240)
+            )
+    return _with_headline(variants), missing
 
 
-def _with_headline(rungs: list[Rung]) -> list[Rung]:
+def _with_headline(variants: list[Variant]) -> list[Variant]:
     """Marks the main variant of the pack: its last engine row, if none is marked."""
-    if any(rung.headline for rung in rungs):
-        return rungs
-    last = [rung for rung in rungs if rung.way == ENGINES][-1]
-    return [replace(rung, headline=rung is last) for rung in rungs]
+    if any(variant.headline for variant in variants):
+        return variants
+    last = [variant for variant in variants if variant.way == ENGINES][-1]
+    return [replace(variant, headline=variant is last) for variant in variants]
 
 
-def _compiled(device: torch.device, precision: str) -> list[Rung]:
+def _compiled(device: torch.device, precision: str) -> list[Variant]:
     """torch.compile of diffusers' own networks: what a user has without this pack."""
     graph = device.type == "cuda"
     return [
-        Rung(
+        Variant(
             name, title, STOCK, precision, rank,
             compile_mode=mode, captured=f"{name}-graph" if graph else "", about_s=about_s,
         )
@@ -108,13 +108,13 @@ def _compiled(device: torch.device, precision: str) -> list[Rung]:
     ]  # fmt: skip
 
 
-def _rewritten(model: VideoModel, precision: str, rewrites: str) -> list[Rung]:
+def _rewritten(model: VideoModel, precision: str, rewrites: str) -> list[Variant]:
     """The engine as it is used; by `rewrites` also that of the network as it is published (`last`), and all on
     the way from the one to the other (`all`)."""
-    used, names = model.rewrites(model.core, INDUCTOR), model.known_rewrites.get(model.core, ())
+    used, names = model.rewrites(model.denoiser, INDUCTOR), model.known_rewrites.get(model.denoiser, ())
     counts = {"none": range(0), "last": range(1), "all": range(len(names) + 1)}[rewrites]
     partial = [
-        Rung(
+        Variant(
             name=f"{INDUCTOR}+{names[count - 1]}" if count else f"{INDUCTOR}-plain",
             title=f"... + {names[count - 1]}" if count else "AOTInductor, network as published",
             way=ENGINES,
@@ -128,44 +128,48 @@ def _rewritten(model: VideoModel, precision: str, rewrites: str) -> list[Rung]:
         if names[:count] != used
     ]
     title = f"AOTInductor, {len(used)} rewrites" if used else "AOTInductor"
-    return [*partial, Rung(INDUCTOR, title, ENGINES, precision, 1, INDUCTOR, headline=True, about_s=300)]
+    return [*partial, Variant(INDUCTOR, title, ENGINES, precision, 1, INDUCTOR, headline=True, about_s=300)]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A rung to climb in a process of its own; `warm` is a second process that finds everything on disk."""
+    """A variant to climb in a process of its own; `warm` is a second process that finds everything on disk."""
 
-    rung: Rung
+    variant: Variant
     warm: bool = False
 
     @property
     def rank(self) -> float:
         """How soon it is done."""
-        return max(3.0 if self.rung.headline else 7.0, self.rung.rank + 0.5) if self.warm else self.rung.rank
+        return max(3.0 if self.variant.headline else 7.0, self.variant.rank + 0.5) if self.warm else self.variant.rank
 
     @property
     def about_s(self) -> float:
         """The seconds it takes at the published size."""
-        return 50.0 if self.warm else self.rung.about_s
+        return 50.0 if self.warm else self.variant.about_s
 
     @property
     def describes(self) -> str:
         """The task in a word."""
-        return f"{self.rung.name}, warm start" if self.warm else self.rung.name
+        return f"{self.variant.name}, warm start" if self.warm else self.variant.name
 
 
-def tasks(rungs: Sequence[Rung], wanted: Sequence[str], rows: Mapping[str, Row]) -> list[Task]:
+def tasks(variants: Sequence[Variant], wanted: Sequence[str], rows: Mapping[str, Row]) -> list[Task]:
     """What is to be done, the most important first.
 
     `wanted` are names of rows: those are measured anew. When there are none, it is what `rows`, from an earlier
     run, lack. Row 0 takes longest, and its warm start would say nothing new.
     """
 
-    def due(rung: Rung, names: Sequence[str], figure: str) -> bool:
+    def due(variant: Variant, names: Sequence[str], figure: str) -> bool:
         if wanted:
-            return any(row.name in wanted for row in rung.rows)
+            return any(row.name in wanted for row in variant.rows)
         return any(name not in rows or figure not in rows[name].figures for name in names)
 
-    found = [Task(rung) for rung in rungs if due(rung, [row.name for row in rung.rows], "clip_hot_s")]
-    warm = [rung for rung in rungs if not rung.is_reference and due(rung, [rung.name], "clip_warm_start_s")]
-    return sorted([*found, *(Task(rung, warm=True) for rung in warm)], key=lambda task: task.rank)
+    found = [Task(variant) for variant in variants if due(variant, [row.name for row in variant.rows], "clip_hot_s")]
+    warm = [
+        variant
+        for variant in variants
+        if not variant.is_reference and due(variant, [variant.name], "clip_warm_start_s")
+    ]
+    return sorted([*found, *(Task(variant, warm=True) for variant in warm)], key=lambda task: task.rank)

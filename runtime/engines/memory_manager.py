@@ -12,13 +12,13 @@ PRESSURE = 0.9
 """The share of a memory beyond which something gives way, before anything fails."""
 
 
-class Residency(Protocol):
+class MemoryManager(Protocol):
     """Whoever owns the device's memory."""
 
     def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
         """Loads the runner, after making room for it and for its scratch memory; sentences if others had to go."""
 
-    def relieve(self, needed_bytes: int, *, encoders: bool) -> str | None:
+    def free_memory(self, needed_bytes: int, *, encoders: bool) -> str | None:
         """Lets go of what the pack holds beside the clip, and with `encoders` of those, while memory is short.
 
         Sentences on what went; None when nothing did. Memory is short while less than a tenth of it would be free
@@ -45,7 +45,7 @@ class LoadInPlace:
         runner.load()
         return None
 
-    def relieve(self, needed_bytes: int, *, encoders: bool) -> str | None:
+    def free_memory(self, needed_bytes: int, *, encoders: bool) -> str | None:
         return None
 
     def clear(self) -> None:
@@ -73,11 +73,11 @@ class Memory:
         return self.free_bytes() - round(self.total_bytes * (1 - PRESSURE))
 
 
-Concession = Callable[[], str]
+Eviction = Callable[[], str]
 """Lets go of something; says what in words that end a sentence, or nothing where there was nothing."""
 
 
-def concede(memory: Memory, needed_bytes: int, concessions: Iterable[Concession]) -> str | None:
+def evict(memory: Memory, needed_bytes: int, concessions: Iterable[Eviction]) -> str | None:
     """Runs the concessions in order until `needed_bytes` fit.
 
     Returns one sentence that names what was let go, None where nothing was.

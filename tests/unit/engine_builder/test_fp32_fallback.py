@@ -1,4 +1,4 @@
-"""fp32 islands: where fp16 overflows is found, computed in fp32, and written down; what does not overflow stays."""
+"""fp32 fallback: modules that overflow fp16 are found, computed in fp32 and noted; the others stay as they are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from i2v_tensorrt.engine_builder.build.build import build_engine
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest, check_plan
 from i2v_tensorrt.engine_builder.build.parity import measure, passes
 from i2v_tensorrt.engine_builder.graph import fp32_fallback
-from i2v_tensorrt.engine_builder.graph.fp32_fallback import HALF_MAX, WHOLE, shelter
+from i2v_tensorrt.engine_builder.graph.fp32_fallback import HALF_MAX, WHOLE, with_fp32_fallback
 from i2v_tensorrt.engine_builder.graph.onnx_export import FILE_NAME, example_inputs, export_onnx
 from i2v_tensorrt.engine_builder.store.manifest import Manifest
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
@@ -142,7 +142,7 @@ def store(tmp_path: Path) -> EngineStore:
 )
 def test_the_smallest_part_that_takes_and_gives_fp16_is_found(layers: list[Any], expected: tuple[str, ...]) -> None:
     network = stack(*layers).half()
-    assert shelter(network, SPEC) == expected
+    assert with_fp32_fallback(network, SPEC) == expected
     for sizes, seed in ((SPEC.profile.optimum, 7), (SPEC.profile.corners[0], 8)):
         inputs = example_inputs(SPEC, sizes, seed)
         with torch.no_grad():
@@ -152,14 +152,14 @@ def test_the_smallest_part_that_takes_and_gives_fp16_is_found(layers: list[Any],
 
 
 def test_a_part_within_another_one_is_not_named_twice() -> None:
-    """Each layer overflows, and so does what they add up to: the whole is one island."""
+    """Each layer overflows, and so does what they add up to: the whole is one fp32 module."""
     torch.manual_seed(0)
     inner = nn.Sequential(FeedForward(2.0**16), FeedForward(2.0**16))
     first, second = (layer for layer in inner if isinstance(layer, FeedForward))
     first.down.weight.data *= 2.0**16
     second.up.weight.data /= 2.0**16
     network = Stack(inner).half().eval().requires_grad_(False)
-    assert shelter(network, SPEC) == ("layers.0",)
+    assert with_fp32_fallback(network, SPEC) == ("layers.0",)
     assert {x.dtype for x in network.parameters()} == {torch.float32}
     assert not inner[0]._forward_hooks
 
@@ -170,23 +170,23 @@ def test_where_the_stream_itself_overflows_the_whole_network_is_an_island() -> N
     feed = network.layers[0]
     assert isinstance(feed, FeedForward)
     feed.down.weight.data *= 2.0**16
-    assert shelter(network.half(), SPEC) == (WHOLE,)
+    assert with_fp32_fallback(network.half(), SPEC) == (WHOLE,)
     assert torch.isfinite(network(**example_inputs(SPEC, SPEC.profile.optimum))).all()
 
 
 def test_a_result_beyond_fp16_is_refused() -> None:
     with pytest.raises(EngineError, match="core gives numbers beyond fp16, whose largest is 65504.*choose bf16"):
-        shelter(stack(FeedForward, gain=30000.0).half(), SPEC)
+        with_fp32_fallback(stack(FeedForward, gain=30000.0).half(), SPEC)
 
 
 def test_a_large_result_that_fits_is_not() -> None:
     network = stack(FeedForward, gain=3000.0).half()
-    assert shelter(network, SPEC) == (WHOLE,)
+    assert with_fp32_fallback(network, SPEC) == (WHOLE,)
 
 
 def test_a_network_without_overflow_stays_as_it_is(tmp_path: Path) -> None:
     plain, looked_at = quiet(), quiet()
-    assert shelter(looked_at, SPEC) == ()
+    assert with_fp32_fallback(looked_at, SPEC) == ()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in looked_at.modules())
     graphs = []
     for name, network in (("plain", plain), ("looked at", looked_at)):
@@ -198,8 +198,8 @@ def test_a_network_without_overflow_stays_as_it_is(tmp_path: Path) -> None:
 # Built.
 
 
-def test_without_islands_the_gate_refuses_it(monkeypatch: pytest.MonkeyPatch, store: EngineStore) -> None:
-    monkeypatch.setattr(fp32_fallback, "shelter", lambda network, spec: ())
+def test_without_fp32_fallback_the_parity_check_refuses_it(monkeypatch: pytest.MonkeyPatch, store: EngineStore) -> None:
+    monkeypatch.setattr(fp32_fallback, "with_fp32_fallback", lambda network, spec: ())
     with pytest.raises(EngineError, match="found values that are not finite"):
         build_engine(request(loud, OnnxRuntimeBackend()), store, InProcess())
     assert list(store.plans()) == []
@@ -219,7 +219,7 @@ def test_a_network_without_overflow_has_none_in_its_manifest(store: EngineStore)
     assert build_engine(request(quiet, OnnxRuntimeBackend()), store, InProcess()).plan.manifest.islands == ()
 
 
-def test_at_its_first_load_an_engine_with_islands_meets_a_reference_with_islands(store: EngineStore) -> None:
+def test_at_its_first_load_an_engine_with_fp32_modules_meets_a_reference_with_them(store: EngineStore) -> None:
     backend = OnnxRuntimeBackend()
     plan = build_engine(request(loud, backend), store, InProcess()).plan
     passes(check_plan(plan, backend, loud, CPU), "fp16")
@@ -247,7 +247,7 @@ def test_only_fp16_engines_that_hold_their_weights_are_looked_at(
         pass
 
     Elsewhere.holds_weights = holds_weights
-    monkeypatch.setattr(fp32_fallback, "shelter", refuse)
+    monkeypatch.setattr(fp32_fallback, "with_fp32_fallback", refuse)
     backend = Elsewhere(available=Availability(False, "Only the build matters here."))
     request = BuildRequest(toy_spec(precision=precision), ToySource(), backend, CPU)
     assert build_engine(request, store, InProcess()).plan.manifest.islands == ()

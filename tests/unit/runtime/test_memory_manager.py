@@ -17,8 +17,8 @@ from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.runtime.clip import decode_clip, fitting_chunk
 from i2v_tensorrt.runtime.clip_plan import plan_clip
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace, Memory, evict
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
-from i2v_tensorrt.runtime.engines.residency import LoadInPlace, Memory, concede
 
 LATENTS = torch.zeros(8, 4, 8, 8)
 SIZE = ClipSize(64, 64, 8)
@@ -53,16 +53,16 @@ class Shelf:
 )
 def test_no_more_gives_way_than_keeps_a_tenth_free(used: int, needed: int, gone: str | None) -> None:
     shelf = Shelf(used)
-    told = concede(shelf.memory, needed, [shelf.holding("a", 10), shelf.holding("b", 10), shelf.holding("c", 5)])
+    told = evict(shelf.memory, needed, [shelf.holding("a", 10), shelf.holding("b", 10), shelf.holding("c", 5)])
     assert told == (None if gone is None else f"Memory is over 90% full: let go of {gone}.")
 
 
 def test_what_holds_nothing_is_not_named() -> None:
     shelf = Shelf(95)
-    assert concede(shelf.memory, 0, [shelf.holding("a", 0), shelf.holding("b", 10)]) == (
+    assert evict(shelf.memory, 0, [shelf.holding("a", 0), shelf.holding("b", 10)]) == (
         "Memory is over 90% full: let go of b."
     )
-    assert concede(Shelf(99).memory, 0, [shelf.holding("a", 0)]) is None
+    assert evict(Shelf(99).memory, 0, [shelf.holding("a", 0)]) is None
 
 
 class Short(LoadInPlace):
@@ -76,7 +76,7 @@ class Short(LoadInPlace):
     def spare_bytes(self) -> int:
         return self.spare
 
-    def relieve(self, needed_bytes: int, *, encoders: bool) -> str | None:
+    def free_memory(self, needed_bytes: int, *, encoders: bool) -> str | None:
         self.asked.append((needed_bytes, encoders))
         gone = [name for name in self.held if encoders or name != "encoders"]
         self.held = [name for name in self.held if name not in gone]
@@ -85,16 +85,16 @@ class Short(LoadInPlace):
 
 @pytest.fixture
 def short(tiny_folder: Path, tmp_path: Path) -> tuple[EngineSet, Short]:
-    residency = Short(scratch_bytes(64, 64, 3))
+    memory_manager = Short(scratch_bytes(64, 64, 3))
     policy = EnginePolicy("eager", "fp32")
     device = torch.device("cpu")
-    return EngineSet(open_model(tiny_folder), EngineStore(tmp_path), policy, device, residency), residency
+    return EngineSet(open_model(tiny_folder), EngineStore(tmp_path), policy, device, memory_manager), memory_manager
 
 
 def test_the_pack_gives_way_before_chunks_become_smaller(short: tuple[EngineSet, Short]) -> None:
-    engines, residency = short
+    engines, memory_manager = short
     assert fitting_chunk(plan_clip(engines, SIZE)) == 3
-    assert residency.asked == [(scratch_bytes(64, 64, 8), False)]
+    assert memory_manager.asked == [(scratch_bytes(64, 64, 8), False)]
     assert engines.take_notes() == ["Let go of caches."]
 
 
@@ -107,15 +107,15 @@ def test_where_nobody_knows_the_memory_all_frames_are_decoded_at_once(tiny_folde
 def test_a_shortage_costs_caches_then_the_chunk_then_encoders(
     short: tuple[EngineSet, Short], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engines, residency = short
+    engines, memory_manager = short
     plan, sizes, run = plan_clip(engines, SIZE), list[int](), EagerRunner._run
     whole = decode_clip(plan, LATENTS, 8, lambda *_: None)
 
     def cramped(runner: EagerRunner, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         sizes.append(len(inputs["latents"]))
-        if len(inputs["latents"]) > (1 if residency.held else 2):
+        if len(inputs["latents"]) > (1 if memory_manager.held else 2):
             raise torch.cuda.OutOfMemoryError("injected")
-        if residency.held:
+        if memory_manager.held:
             raise torch.cuda.OutOfMemoryError("injected")
         return run(runner, inputs)
 

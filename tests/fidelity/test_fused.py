@@ -1,4 +1,4 @@
-"""The lean networks give what the plain ones give, with any set of rewrites, at any shape they take."""
+"""The fused networks give what the plain ones give, with any set of rewrites, at any shape they take."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from i2v_tensorrt.pipeline.fused import blocks
 from i2v_tensorrt.pipeline.fused.kernels.norm import add_and_measure, channel_moments, scale_and_shift
 from i2v_tensorrt.pipeline.fused.kernels.short_attention import short_attention
 from i2v_tensorrt.pipeline.models import fused_vae
-from i2v_tensorrt.pipeline.models.i2vgen_xl.fused import CORE_REWRITES, LeanCore
+from i2v_tensorrt.pipeline.models.i2vgen_xl.fused import DENOISER_REWRITES, FusedDenoiser
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
-from i2v_tensorrt.pipeline.models.i2vgen_xl.networks import Core
+from i2v_tensorrt.pipeline.models.i2vgen_xl.networks import DenoiserNetwork
 
 EXACT = 1e-5
 """Relative to the greatest output; float32 rounding leaves some 1e-6."""
@@ -37,8 +37,8 @@ def vae(model: I2VGenXL) -> Any:
     return model.part("vae", "fp32")
 
 
-def core_inputs(shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """The core's inputs; all but the context are the same in both branches, as they are in a clip."""
+def denoiser_inputs(shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """The denoiser's inputs; all but the context are the same in both branches, as they are in a clip."""
     batch, frames, height, width = shape
     generator = torch.Generator().manual_seed(sum(shape))
 
@@ -60,37 +60,37 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("count", range(1, len(CORE_REWRITES) + 1))
+@pytest.mark.parametrize("count", range(1, len(DENOISER_REWRITES) + 1))
 @torch.no_grad()
 def test_every_rewrite_of_the_core_keeps_the_result(unet: Any, shape: tuple[int, ...], count: int) -> None:
-    inputs = core_inputs(shape)
-    assert distance(LeanCore(unet, CORE_REWRITES[:count])(**inputs), Core(unet)(**inputs)) < EXACT
+    inputs = denoiser_inputs(shape)
+    assert distance(FusedDenoiser(unet, DENOISER_REWRITES[:count])(**inputs), DenoiserNetwork(unet)(**inputs)) < EXACT
 
 
-@pytest.mark.parametrize("name", CORE_REWRITES)
+@pytest.mark.parametrize("name", DENOISER_REWRITES)
 @torch.no_grad()
 def test_each_rewrite_of_the_core_works_alone(unet: Any, name: str) -> None:
-    inputs = core_inputs((2, 3, 8, 8))
-    assert distance(LeanCore(unet, (name,))(**inputs), Core(unet)(**inputs)) < EXACT
+    inputs = denoiser_inputs((2, 3, 8, 8))
+    assert distance(FusedDenoiser(unet, (name,))(**inputs), DenoiserNetwork(unet)(**inputs)) < EXACT
 
 
 @torch.no_grad()
 def test_a_lean_core_listens_to_every_input(unet: Any) -> None:
-    inputs = core_inputs((2, 3, 8, 8))
-    core = LeanCore(unet, CORE_REWRITES)
-    before = core(**inputs)
+    inputs = denoiser_inputs((2, 3, 8, 8))
+    denoiser = FusedDenoiser(unet, DENOISER_REWRITES)
+    before = denoiser(**inputs)
     for name, value in inputs.items():
-        assert distance(core(**{**inputs, name: value + 0.5 * (1 + value.abs())}), before) > 1e-4, name
+        assert distance(denoiser(**{**inputs, name: value + 0.5 * (1 + value.abs())}), before) > 1e-4, name
 
 
 @torch.no_grad()
 def test_a_disturbed_layer_is_noticed(unet: Any) -> None:
     """The comparison's own control: a norm that is off by 1e-2 is a hundred times above the limit."""
-    inputs, weight = core_inputs((2, 3, 8, 8)), unet.down_blocks[0].temp_convs[0].conv2[0].weight
-    expected = Core(unet)(**inputs)
+    inputs, weight = denoiser_inputs((2, 3, 8, 8)), unet.down_blocks[0].temp_convs[0].conv2[0].weight
+    expected = DenoiserNetwork(unet)(**inputs)
     weight.mul_(1.01)
     try:
-        assert distance(LeanCore(unet, CORE_REWRITES)(**inputs), expected) > 10 * EXACT
+        assert distance(FusedDenoiser(unet, DENOISER_REWRITES)(**inputs), expected) > 10 * EXACT
     finally:
         weight.div_(1.01)
 
@@ -104,7 +104,7 @@ def test_every_rewrite_of_the_decoder_keeps_the_result(
     monkeypatch.setattr(blocks, "PLAIN_ATTENTION_WIDTH", 8)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     expected = model.load("vae_decoder", "fp32")(latents)
-    assert distance(fused_vae.LeanVaeDecoder(vae, fused_vae.REWRITES[:count])(latents), expected) < EXACT
+    assert distance(fused_vae.FusedVaeDecoder(vae, fused_vae.REWRITES[:count])(latents), expected) < EXACT
 
 
 @pytest.mark.parametrize("together", [8, 1024], ids=["one by one", "together"])
@@ -183,7 +183,7 @@ def test_a_decoder_with_attention_in_parts_is_exported_for_a_range(
     cut: list[int] = []
     attention = blocks._plain_attention
     monkeypatch.setattr(blocks, "_plain_attention", lambda *tensors: (cut.append(1), attention(*tensors))[1])
-    decoder, spec = fused_vae.LeanVaeDecoder(vae, ("plain_attention",)), model.components["vae_decoder"].spec
+    decoder, spec = fused_vae.FusedVaeDecoder(vae, ("plain_attention",)), model.components["vae_decoder"].spec
     (tensor,) = spec.inputs
     shapes = dynamic_shapes(spec.inputs, ShapeProfile({**spec.limits.ranges, "chunk": DimRange(1, 2, 8)}))
     program = torch.export.export(decoder, (torch.randn(2, 4, 16, 24),), dynamic_shapes=(shapes[tensor.name],))

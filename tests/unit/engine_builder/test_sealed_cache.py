@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from i2v_tensorrt.engine_builder.store import sealed_cache
-from i2v_tensorrt.engine_builder.store.sealed_cache import SideCache
+from i2v_tensorrt.engine_builder.store.sealed_cache import SealedCache
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 from ...helpers.toys import FILES, fail, names, publish, toy_spec
@@ -23,14 +23,16 @@ DATA = bytes(range(256)) * 8
 
 
 @pytest.fixture
-def cache(plan: Plan) -> SideCache:
+def cache(plan: Plan) -> SealedCache:
     found = plan.side(NAME)
     assert found is not None
     found.write(DATA)
     return found
 
 
-def test_what_was_written_is_read_by_whoever_finds_the_engine(store: EngineStore, plan: Plan, cache: SideCache) -> None:
+def test_what_was_written_is_read_by_whoever_finds_the_engine(
+    store: EngineStore, plan: Plan, cache: SealedCache
+) -> None:
     found = EngineStore(store.root).find(plan.manifest.key)
     assert found == plan
     again = found.side(NAME)
@@ -53,7 +55,7 @@ def test_there_is_none_before_it_was_written_and_after_the_engine_is_gone(store:
     assert not plan.folder.exists(), "nothing is written where no engine is"
 
 
-def test_an_engine_that_is_built_again_begins_anew(store: EngineStore, plan: Plan, cache: SideCache) -> None:
+def test_an_engine_that_is_built_again_begins_anew(store: EngineStore, plan: Plan, cache: SealedCache) -> None:
     publish(store, toy_spec(), FILES)
     assert cache.read() is None
 
@@ -62,29 +64,29 @@ def test_an_engine_that_is_not_published_has_none(plan: Plan) -> None:
     assert Plan(plan.folder, plan.manifest).side(NAME) is None
 
 
-def of_another(cache: SideCache, store: EngineStore) -> None:
+def of_another(cache: SealedCache, store: EngineStore) -> None:
     other = publish(store, toy_spec(component="other"), FILES).side(NAME)
     assert other is not None
     other.write(DATA)
     shutil.copyfile(other.path, cache.path)
 
 
-def link(cache: SideCache, store: EngineStore) -> None:
+def link(cache: SealedCache, store: EngineStore) -> None:
     cache.path.replace(store.root / "elsewhere")
     cache.path.symlink_to(store.root / "elsewhere")
 
 
-def pipe(cache: SideCache, store: EngineStore) -> None:
+def pipe(cache: SealedCache, store: EngineStore) -> None:
     cache.path.unlink()
     os.mkfifo(cache.path)
 
 
-def folder(cache: SideCache, store: EngineStore) -> None:
+def folder(cache: SealedCache, store: EngineStore) -> None:
     cache.path.unlink()
     cache.path.mkdir()
 
 
-DAMAGE: dict[str, Callable[[SideCache, EngineStore], object]] = {
+DAMAGE: dict[str, Callable[[SealedCache, EngineStore], object]] = {
     "of-another-engine": of_another,
     "empty": lambda cache, store: cache.path.write_bytes(b""),
     "seal-alone": lambda cache, store: os.truncate(cache.path, 32),
@@ -98,12 +100,12 @@ DAMAGE: dict[str, Callable[[SideCache, EngineStore], object]] = {
 
 @pytest.mark.skipif(os.name == "nt", reason="needs links and pipes")
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_doubtful_one_is_not_read(store: EngineStore, cache: SideCache, kind: str) -> None:
+def test_a_doubtful_one_is_not_read(store: EngineStore, cache: SealedCache, kind: str) -> None:
     DAMAGE[kind](cache, store)
     assert cache.read() is None
 
 
-def test_no_flipped_bit_is_read(cache: SideCache) -> None:
+def test_no_flipped_bit_is_read(cache: SealedCache) -> None:
     whole, draw = cache.path.read_bytes(), random.Random(0)
     for _ in range(500):
         data = bytearray(whole)
@@ -112,14 +114,14 @@ def test_no_flipped_bit_is_read(cache: SideCache) -> None:
         assert cache.read() is None
 
 
-def test_one_under_another_name_is_not_read(plan: Plan, cache: SideCache) -> None:
+def test_one_under_another_name_is_not_read(plan: Plan, cache: SealedCache) -> None:
     other = plan.side("other.cache")
     assert other is not None
     cache.path.rename(other.path)
     assert other.read() is None
 
 
-def test_one_that_is_too_large_is_neither_read_nor_written(cache: SideCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_too_large_is_neither_read_nor_written(cache: SealedCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealed_cache, "MAX_BYTES", 100)
     assert cache.read() is None
     before = cache.path.read_bytes()

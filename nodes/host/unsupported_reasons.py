@@ -38,7 +38,7 @@ def layers_of(patcher: ModelPatcher) -> Layers:
     return list(patcher.model.diffusion_model.named_modules())
 
 
-def obstacles(
+def unsupported_reasons(
     patcher: ModelPatcher, layers: Layers, options: Mapping[str, Any], control: object, device: torch.device
 ) -> Iterator[str]:
     """What reaches into the network, or keeps its weights from being used where they lie: a sentence each."""
@@ -52,7 +52,7 @@ def obstacles(
         yield f"Expected the network's own parts, found another {patched[0]}."
     if patcher.injections:
         yield f"Expected nothing injected, found {', '.join(map(str, patcher.injections))}."
-    yield from weight_obstacles(layers, device)
+    yield from unsupported_weights(layers, device)
 
 
 def _patches(options: Mapping[str, Any]) -> Iterator[str]:
@@ -71,7 +71,7 @@ def _is_set(value: Any) -> bool:
     return bool(value) if isinstance(value, bool | int | float | str | list | tuple | dict) else value is not None
 
 
-def weight_obstacles(layers: Layers, device: torch.device) -> Iterator[str]:
+def unsupported_weights(layers: Layers, device: torch.device) -> Iterator[str]:
     """What keeps the layers' weights from being used where they lie: a sentence each."""
     elsewhere = False
     for name, layer in layers:
