@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 BENCHMARKS = {
-    "backends": "the bundled model's clip through every backend, against eager PyTorch in fp32",
     "builds": "engines of I2VGen-XL at its published size: seconds, memory, bytes, without a GPU too",
     "call": "one call of Wan 2.1's 14 billion parameters, with random weights",
     "cards": "the same clips on a GPU of which only 8, 12, 16 or 24 GiB are free",

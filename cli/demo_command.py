@@ -9,9 +9,8 @@ from pathlib import Path
 
 from ..common.errors import I2VError
 from ..common.pack_paths import PACK, PICTURE
-from ..remote.comfyui.server import ServerStartError, find_comfyui, not_found_reason
 from ..runtime.demo_model import DemoModel, demo_model
-from .demo_runs import DemoJob, DemoRun, run_here, run_in_comfyui
+from .demo_runs import DemoJob, DemoRun, run_demo
 
 CACHE = PACK / ".cache" / "demo"
 
@@ -20,8 +19,8 @@ def parser() -> argparse.ArgumentParser:
     """The demo's options."""
     top = argparse.ArgumentParser(
         "run.py demo",
-        description="Turn a picture into a video on this machine: through ComfyUI in API mode where one is found, "
-        "else right here. The first run builds the engines for this host, later ones find them.",
+        description="Turn a picture into a video on this machine, without ComfyUI. The first run builds the engines for "
+        "this host, later ones find them.",
     )
     top.add_argument("--out", type=Path, default=PACK / "out", metavar="DIR", help="where the files go (%(default)s)")
     top.add_argument("--image", type=Path, default=PICTURE, metavar="FILE", help="the picture (%(default)s)")
@@ -29,7 +28,6 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--four", action="store_true", help="four prompts on the one picture, on one contact sheet")
     top.add_argument("--tiny", action="store_true", help="random weights instead of the bundled model: quick noise")
     top.add_argument("--seed", type=int, default=1, metavar="N", help="another seed gives another clip (%(default)s)")
-    top.add_argument("--without-comfyui", action="store_true", help="run right here even if a ComfyUI is found")
     return top
 
 
@@ -39,12 +37,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         model = demo_model(CACHE, tiny=options.tiny)
         job = _job(options, model)
-        run, way = _run(job, options.without_comfyui)
+        run = run_demo(job)
         sheet = _contact_sheet(job)
     except (I2VError, OSError) as error:
         sys.stderr.write(f"run.py demo: {error}\n")
         return 1
-    sys.stdout.write(_report(job, run, way, sheet))
+    sys.stdout.write(_report(job, run, sheet))
     return 0
 
 
@@ -55,19 +53,6 @@ def _job(options: argparse.Namespace, model: DemoModel) -> DemoJob:
     names = [f"demo_{number}.mp4" for number in range(1, len(prompts) + 1)] if options.four else ["demo.mp4"]
     clips = tuple((prompt, out / name) for prompt, name in zip(prompts, names, strict=True))
     return DemoJob(model, options.image, options.seed, clips, CACHE)
-
-
-def _run(job: DemoJob, without_comfyui: bool) -> tuple[DemoRun, str]:
-    """The job done, and a sentence on which of the two ways it went."""
-    if without_comfyui:
-        return run_here(job), "Ran here, without ComfyUI, as asked."
-    host = find_comfyui()
-    if host is None:
-        return run_here(job), f"Ran here, without ComfyUI: {not_found_reason()}"
-    try:
-        return run_in_comfyui(job, host), f"Ran through ComfyUI in API mode: {host.directory}"
-    except (I2VError, ServerStartError) as error:
-        return run_here(job), f"Ran here, because ComfyUI at {host.directory} did not do it: {error}"
 
 
 def _contact_sheet(job: DemoJob) -> Path:
@@ -82,9 +67,9 @@ def _contact_sheet(job: DemoJob) -> Path:
     return path
 
 
-def _report(job: DemoJob, run: DemoRun, way: str, sheet: Path) -> str:
+def _report(job: DemoJob, run: DemoRun, sheet: Path) -> str:
     rows = [*run.times.items(), ("total", sum(run.times.values()))]
     table = "\n".join(f"  {stage:<16}{elapsed_s:>8.2f} s" for stage, elapsed_s in rows)
     notes = "".join(f"  {note}\n" for note in run.notes)
     videos = "".join(f"{prompt}: {video}\n" for prompt, video in job.clips)
-    return f"\n{way}\nModel: {job.model.describes}\n\n{table}\n\n{notes}\n{videos}Contact sheet: {sheet}\n"
+    return f"\nModel: {job.model.describes}\n\n{table}\n\n{notes}\n{videos}Contact sheet: {sheet}\n"

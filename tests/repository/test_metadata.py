@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
@@ -97,6 +98,12 @@ class TestPublishing:
         raw = "https://raw.githubusercontent.com/someone/pack/v1.2.3/docs"
         assert [told["tool"]["comfy"][name] for name in ("Icon", "Banner")] == [f"{raw}/icon.png", f"{raw}/banner.png"]
         assert told["project"]["urls"] == {"Repository": "https://github.com/someone/pack"}
+
+
+def test_icon_and_banner_have_the_sizes_that_the_registry_asks_for() -> None:
+    with Image.open(ROOT / "docs" / "icon.png") as icon, Image.open(ROOT / "docs" / "banner.png") as banner:
+        assert icon.size == (400, 400)
+        assert banner.width * 9 == banner.height * 21
 
 
 @pytest.fixture(scope="module")

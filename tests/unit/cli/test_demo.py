@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from i2v_tensorrt.cli import demo_command
-from i2v_tensorrt.cli.demo_runs import DemoJob, run_here
+from i2v_tensorrt.cli.demo_runs import DemoJob, run_demo
 from i2v_tensorrt.common.pack_paths import BUNDLED
 from i2v_tensorrt.pipeline.media.reader import read_video
 from i2v_tensorrt.pipeline.models.registry import open_model
@@ -36,7 +36,7 @@ def test_the_bundled_model_is_taken_by_no_special_path() -> None:
 
 
 def test_a_picture_that_is_not_there_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--out", str(tmp_path), "--image", str(tmp_path / "none.png"), "--without-comfyui"]
+    arguments = ["--out", str(tmp_path), "--image", str(tmp_path / "none.png")]
     assert demo_command.main(arguments) == 1
     error = capsys.readouterr().err
     assert "none.png" in error
@@ -44,12 +44,10 @@ def test_a_picture_that_is_not_there_is_one_sentence(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.slow
-def test_the_whole_job_without_comfyui(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_whole_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Engines are built, then found; the video and the sheet are what was asked for."""
     monkeypatch.setattr(demo_command, "CACHE", tmp_path / "cache")
-    assert demo_command.main(["--out", str(tmp_path), "--tiny", "--without-comfyui"]) == 0
+    assert demo_command.main(["--out", str(tmp_path), "--tiny"]) == 0
     said = capsys.readouterr().out
     assert "5 engines built in " in said
     assert str(tmp_path / "demo.mp4") in said
@@ -57,5 +55,5 @@ def test_the_whole_job_without_comfyui(
     with Image.open(tmp_path / "demo_contact_sheet.png") as sheet:
         assert sheet.width > 128
     options = demo_command.parser().parse_args(["--out", str(tmp_path), "--tiny"])
-    again = run_here(demo_command._job(options, demo_model(tmp_path / "cache", tiny=True)))
+    again = run_demo(demo_command._job(options, demo_model(tmp_path / "cache", tiny=True)))
     assert not any("built" in note for note in again.notes)
