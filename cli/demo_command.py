@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     """The demo's options."""
     top = argparse.ArgumentParser(
         "run.py demo",
-        description="Turn a picture into a video on this machine, without ComfyUI. The first run builds the engines for "
+        description="Turn a picture into a video on this machine, without ComfyUI. The first run builds engines for "
         "this host, later ones find them.",
     )
     top.add_argument("--out", type=Path, default=PACK / "out", metavar="DIR", help="where the files go (%(default)s)")

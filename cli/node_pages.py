@@ -18,7 +18,6 @@ SENTENCE = re.compile(r".+?(?:\.(?= |$)|。|$)")
 class Wording:
     """A language's own words and marks for a help page."""
 
-    place: str
     inputs: str
     outputs: str
     colon: str
@@ -29,8 +28,8 @@ class Wording:
 
 
 WORDINGS = {
-    "en": Wording("Where this node stands", "Inputs", "Outputs", ": ", " Choices: ", ", ", "{label} (`{value}`)", "."),
-    "zh": Wording("本节点的位置", "输入", "输出", "：", "可选：", "、", "{label}（`{value}`）", "。"),
+    "en": Wording("Inputs", "Outputs", ": ", " Choices: ", ", ", "{label} (`{value}`)", "."),
+    "zh": Wording("输入", "输出", "：", "可选：", "、", "{label}（`{value}`）", "。"),
 }
 """By language; the others begin with the English ones, to be translated."""
 
@@ -56,15 +55,14 @@ def _line(entry: Mapping[str, Any]) -> str:
     return found[0] if found else ""
 
 
-def help_page(name: str, english: Mapping[str, Any], translated: Mapping[str, Any], language: str) -> str:
-    """A node's help page as far as its words say it: what it does, where it stands, inputs, choices and outputs."""
+def help_page(english: Mapping[str, Any], translated: Mapping[str, Any], language: str) -> str:
+    """A node's help page as far as its words say it: what it does, inputs, choices and outputs."""
     wording = WORDINGS.get(language, WORDINGS["en"])
     inputs = ((key, entry) for key, entry in translated["inputs"].items())
     outputs = ((entry["name"], translated["outputs"][n]) for n, entry in english["outputs"].items())
     parts = [
         f"# {translated['display_name']}",
         translated["description"],
-        f"![{wording.place}](images/{name}.png)",
         f"## {wording.inputs}",
         "\n".join(_items(inputs, wording)),
         f"## {wording.outputs}",

@@ -11,9 +11,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..common.errors import I2VError
+from ..remote.batch.in_flight import RetryPolicy
 from ..remote.batch.ledger import Job, Ledger, exclusive_lock
 from ..remote.batch.progress import JobResult, Report
-from ..remote.batch.run import QueueRun, RetryPolicy
+from ..remote.batch.run import QueueRun
 from ..remote.batch.workflow import UsageError, Workflow, find_input, find_picture, read_workflow, set_inputs
 from ..remote.comfyui.client import ComfyClient
 

@@ -97,7 +97,7 @@ def write(texts: Mapping[Path, str]) -> None:
 def _missing_help(root: Path, locales: Mapping[str, Mapping[str, Any]]) -> dict[Path, str]:
     """A skeleton for each help page that is missing in a language which has the node's words."""
     pages = {
-        root / "web" / "docs" / name / f"{language}.md": (name, locales["en"][name], entry, language)
+        root / "web" / "docs" / name / f"{language}.md": (locales["en"][name], entry, language)
         for language, entries in locales.items()
         for name, entry in entries.items()
         if name in locales["en"]

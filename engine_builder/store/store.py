@@ -24,13 +24,13 @@ from ...common.spec import Target
 from . import quarantine
 from .manifest import FILE_NAME, MAX_BYTES, FileDigest, Manifest, ParityReport, file_digest, seal, unseal
 from .sealed_cache import SealedCache
+from .secret import Secret
 
 log = logging.getLogger(__name__)
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 _STALE_S = 24 * 3600
 _LOCK_POLL_S = 0.2
-_SECRET_BYTES = 32
 _REPLACED, _REMOVED = "replaced", "removed"
 
 
@@ -98,6 +98,7 @@ class EngineStore:
         self._staging = root / ".staging"
         self._locks = root / ".locks"
         self._quarantine = root / ".quarantine"
+        self._secret = Secret(root / ".secret", self.staging)
 
     def find(self, key: str) -> Plan | None:
         """The engine of that key, or None when there is none that can be trusted.
@@ -109,7 +110,7 @@ class EngineStore:
         if not _KEY.fullmatch(key) or not os.path.lexists(folder):
             return None
         try:
-            return Plan(folder, unseal(_manifest_text(folder), self._secret(), key), self)
+            return Plan(folder, unseal(_manifest_text(folder), self._secret.read(), key), self)
         except OtherVersionError as error:
             log.debug("%s", error)
         except EngineError as error:
@@ -134,7 +135,7 @@ class EngineStore:
         """
         from filelock import FileLock, Timeout
 
-        self._make(self._locks)
+        _make(self._locks)
         lock = FileLock(self._locks / f"{key}.lock")
         while not lock.is_locked:
             try:
@@ -152,9 +153,9 @@ class EngineStore:
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """A fresh folder to build in, removed at the end unless it was published."""
-        self._make(self._staging)
+        _make(self._staging)
         folder = self._staging / f"{os.getpid()}-{secrets.token_hex(8)}"
-        self._make(folder)
+        _make(folder)
         try:
             yield folder
         finally:
@@ -164,7 +165,7 @@ class EngineStore:
         """Makes the staging folder the engine `manifest.key`, replacing an older one of that name."""
         folder = self.root / manifest.key
         try:
-            (staging / FILE_NAME).write_text(seal(manifest, self._secret()), "utf-8")
+            (staging / FILE_NAME).write_text(seal(manifest, self._secret.read()), "utf-8")
             for path in [*staging.rglob("*"), staging]:
                 _fsync(path)
             with self._set_aside(folder, _REPLACED):
@@ -180,7 +181,7 @@ class EngineStore:
         try:
             with self.staging() as folder:
                 staged = folder / FILE_NAME
-                staged.write_text(seal(manifest, self._secret()), "utf-8")
+                staged.write_text(seal(manifest, self._secret.read()), "utf-8")
                 _fsync(staged)
                 staged.replace(plan.folder / FILE_NAME)
         except OSError as error:
@@ -191,7 +192,7 @@ class EngineStore:
     def quarantine(self, key: str, reason: str) -> None:
         """Moves an engine out of the way, so that it is built again; keeps the last few for inspection."""
         log.warning("%s It was put aside and will be built again.", reason)
-        self._make(self._quarantine)
+        _make(self._quarantine)
         target = self._quarantine / f"{key}-{secrets.token_hex(4)}"
         try:
             (self.root / key).rename(target)
@@ -204,7 +205,7 @@ class EngineStore:
 
     def sealed_cache(self, path: Path) -> SealedCache:
         """See `Plan.side`."""
-        return SealedCache(path, self._secret, self.staging)
+        return SealedCache(path, self._secret.read, self.staging)
 
     def timing_cache(self, target: Target) -> SealedCache:
         """What builds for that target measured of single layers, if its library keeps such a thing."""
@@ -252,7 +253,7 @@ class EngineStore:
     @contextmanager
     def _set_aside(self, folder: Path, why: str) -> Iterator[None]:
         """Frees the folder's name while the body gives it to another; puts the old one back if that fails."""
-        self._make(self._staging)
+        _make(self._staging)
         old = self._staging / f"{why}-{folder.name}-{secrets.token_hex(8)}"
         replaces = os.path.lexists(folder)
         if replaces:
@@ -265,39 +266,6 @@ class EngineStore:
             raise
         quarantine.remove(old)
 
-    def _secret(self) -> bytes:
-        """This installation's own key, made on first use, readable by its user alone."""
-        path = self.root / ".secret"
-        try:
-            if not path.is_file():
-                self._make_secret(path)
-            secret = path.read_bytes()
-        except OSError as error:
-            raise StorageError(f"{path} cannot be made or read: {error.strerror or error}.") from error
-        if len(secret) != _SECRET_BYTES:
-            raise StorageError(
-                f"{path} is damaged (expected {_SECRET_BYTES} bytes, found {len(secret)}): "
-                "remove it, and the engines will be built again."
-            )
-        return secret
-
-    def _make_secret(self, path: Path) -> None:
-        with self.staging() as folder:
-            staged = folder / "secret"
-            handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(secrets.token_bytes(_SECRET_BYTES))
-                stream.flush()
-                os.fsync(stream.fileno())
-            _place_once(staged, path)
-
-    @staticmethod
-    def _make(folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"The folder {folder} cannot be made: {error.strerror or error}.") from error
-
 
 class _HeldError(Exception):
     """Another process has the lock."""
@@ -305,6 +273,13 @@ class _HeldError(Exception):
 
 def _give_up() -> None:
     raise _HeldError
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"The folder {folder} cannot be made: {error.strerror or error}.") from error
 
 
 def _manifest_text(folder: Path) -> str:
@@ -326,17 +301,6 @@ def describe_files(folder: Path) -> dict[str, FileDigest]:
     return {
         path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
-
-
-def _place_once(staged: Path, path: Path) -> None:
-    """Gives `staged` the name `path` unless another process was first."""
-    try:
-        os.link(staged, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links: the race is then settled by the last writer
-        staged.replace(path)
-    staged.unlink(missing_ok=True)
 
 
 def _is_stale(path: Path, now: float) -> bool:

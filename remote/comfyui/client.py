@@ -6,33 +6,25 @@ Following one needs the `websockets` package (15 or newer); all else is the stan
 
 import json
 import time
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
-from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from ...common.atomic_file import atomic_file
 from .errors import PromptRefusedError, RunTimeoutError, ServerError, refusal
 from .event_socket import open_socket
+from .http import Http
 from .messages import Event, Preview, RunResult, ServerFile, outcome, read_message
 
 if TYPE_CHECKING:
-    from http.client import HTTPResponse
-
     from websockets.sync.client import ClientConnection
 
 __all__ = ["ComfyClient", "Event", "Preview", "PromptRefusedError", "RunResult", "RunTimeoutError", "ServerError"]
-
-# No proxy: the socket goes past it too.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-BLOCK_BYTES = 1 << 20
 
 
 @dataclass
@@ -59,7 +51,7 @@ class ComfyClient:
 
     def __init__(self, url: str, timeout_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
-        self.timeout_s = timeout_s
+        self._http = Http(self.url, timeout_s)
 
     def upload_image(self, image: Path | bytes, name: str | None = None) -> str:
         """Sends an image file, or an encoded image, and returns the name that LoadImage knows it by.
@@ -75,7 +67,7 @@ class ComfyClient:
             "Content-Type: application/octet-stream\r\n\r\n"
         )
         body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
-        answer = self._json("/upload/image", body, f"multipart/form-data; boundary={boundary}")
+        answer = self._http.json("/upload/image", body, f"multipart/form-data; boundary={boundary}")
         return f"{answer['subfolder']}/{answer['name']}" if answer.get("subfolder") else answer["name"]
 
     def queue(self, prompt: Mapping[str, Any], client_id: str | None = None, prompt_id: str | None = None) -> str:
@@ -96,7 +88,7 @@ class ComfyClient:
         if prompt_id:
             request["prompt_id"] = prompt_id
         try:
-            answer = self._json("/prompt", json.dumps(request).encode())
+            answer = self._http.json("/prompt", json.dumps(request).encode())
         except ServerError as error:
             if error.status != 400:
                 raise
@@ -127,7 +119,7 @@ class ComfyClient:
         with open_socket(self.url, client_id) as connection:
             record = _Record(self.queue(prompt, client_id))
             try:
-                self._follow(connection, record, on_event, deadline)
+                _follow(connection, record, on_event, deadline)
             except BaseException:
                 with suppress(ServerError):
                     self.cancel(record.prompt_id)
@@ -136,14 +128,14 @@ class ComfyClient:
 
     def queued(self) -> tuple[set[str], set[str]]:
         """The ids of the prompts that run, and of those that wait."""
-        answer = self._json("/queue")
+        answer = self._http.json("/queue")
         running, waiting = ({entry[1] for entry in answer[key]} for key in ("queue_running", "queue_pending"))
         return running, waiting
 
     def cancel_all(self, prompt_ids: Iterable[str]) -> bool:
         """Takes prompts out of the queue, all at once, and interrupts the one that runs; as `cancel` else."""
         mine = list(prompt_ids)
-        self._request("/queue", json.dumps({"delete": mine}).encode())
+        self._http.request("/queue", json.dumps({"delete": mine}).encode())
         running = self.queued()[0]
         return all([self.cancel(prompt_id) for prompt_id in mine if prompt_id in running])
 
@@ -153,9 +145,9 @@ class ComfyClient:
         Returns whether it has left within `timeout_s`: a node that does not look for interrupts
         ends its work first.
         """
-        self._request("/queue", json.dumps({"delete": [prompt_id]}).encode())
+        self._http.request("/queue", json.dumps({"delete": [prompt_id]}).encode())
         deadline = time.monotonic() + timeout_s
-        while self._is_running(prompt_id):
+        while prompt_id in self.queued()[0]:
             if time.monotonic() > deadline:
                 return False
             # Repeated, since ComfyUI forgets an interrupt that comes while a prompt is only starting.
@@ -165,12 +157,12 @@ class ComfyClient:
 
     def interrupt(self, prompt_id: str | None = None) -> None:
         """Asks the running prompt to stop; with an id, only if it is that one."""
-        self._request("/interrupt", json.dumps({"prompt_id": prompt_id} if prompt_id else {}).encode())
+        self._http.request("/interrupt", json.dumps({"prompt_id": prompt_id} if prompt_id else {}).encode())
 
     def free(self, unload_models: bool = True, free_memory: bool = True) -> None:
         """Asks the server to unload its models and drop its cached outputs, which it does once idle."""
         wishes = {"unload_models": unload_models, "free_memory": free_memory}
-        self._request("/free", json.dumps(wishes).encode())
+        self._http.request("/free", json.dumps(wishes).encode())
 
     def history(self, prompt_id: str) -> dict[str, Any]:
         """The server's record of a prompt that has ended: `prompt`, `outputs`, `status`, `meta`."""
@@ -181,24 +173,20 @@ class ComfyClient:
 
     def find_history(self, prompt_id: str) -> dict[str, Any] | None:
         """The same, or None for a prompt that has not ended or that the server does not know."""
-        return self._json(f"/history/{quote(prompt_id)}").get(prompt_id)
-
-    def forget_history(self) -> None:
-        """Empties the server's history, in which it keeps every prompt with its workflow and results."""
-        self._request("/history", json.dumps({"clear": True}).encode())
+        return self._http.json(f"/history/{quote(prompt_id)}").get(prompt_id)
 
     def object_info(self) -> dict[str, dict[str, Any]]:
         """What each node of the server takes and gives, by node class."""
-        return self._json("/object_info")
+        return self._http.json("/object_info")
 
     def node_info(self, class_type: str) -> dict[str, Any] | None:
         """What one node class takes and gives; None where the server has no such class."""
-        return self._json(f"/object_info/{quote(class_type, safe='')}").get(class_type)
+        return self._http.json(f"/object_info/{quote(class_type, safe='')}").get(class_type)
 
     def view(self, filename: str, subfolder: str = "", type: str = "output") -> bytes:
         """A file in the server's `output`, `input` or `temp` folder, named as in a run's outputs."""
         place = {"filename": filename, "subfolder": subfolder, "type": type}
-        return self._request(f"/view?{urlencode(place)}")
+        return self._http.request(f"/view?{urlencode(place)}")
 
     def download(self, file: ServerFile, path: Path) -> int:
         """Fetches a file that a run has made; it stands at `path` whole or not at all. Returns its bytes.
@@ -208,82 +196,38 @@ class ComfyClient:
             StorageError: it could not be written.
         """
         query = urlencode({"filename": file.filename, "subfolder": file.subfolder, "type": file.type})
-        with self._open(f"/view?{query}") as response, atomic_file(path) as temporary:
+        with self._http.open(f"/view?{query}") as response, atomic_file(path) as temporary:
             with temporary.open("wb") as target:
-                self._copy(response, target)
+                self._http.copy(response, target)
             size = temporary.stat().st_size
             expected = response.headers.get("Content-Length")
             if expected is not None and size != int(expected):
                 raise ServerError(f"{file.filename} should have {expected} bytes, but {size} came from {self.url}")
         return size
 
-    def _copy(self, response: "HTTPResponse", target: BinaryIO) -> None:
-        while block := self._read(lambda: response.read(BLOCK_BYTES)):
-            target.write(block)
 
-    def _follow(
-        self,
-        connection: "ClientConnection",
-        record: _Record,
-        on_event: Callable[[Event], None] | None,
-        deadline: float,
-    ) -> None:
-        """Hears messages until the prompt has ended and its history is written."""
-        from websockets.exceptions import ConnectionClosed
+def _follow(
+    connection: "ClientConnection",
+    record: _Record,
+    on_event: Callable[[Event], None] | None,
+    deadline: float,
+) -> None:
+    """Hears messages until the prompt has ended and its history is written."""
+    from websockets.exceptions import ConnectionClosed
 
-        while True:
-            try:
-                message = connection.recv(timeout=max(0.0, deadline - time.monotonic()))
-            except TimeoutError as error:
-                late = f"prompt {record.prompt_id} did not end in time and was cancelled"
-                raise RunTimeoutError(late) from error
-            except ConnectionClosed as error:
-                raise ServerError(f"ComfyUI went away before prompt {record.prompt_id} had ended") from error
-            event = record.take(message)
-            if event and on_event:
-                on_event(event)
-            if event and event.is_end:
-                return
-
-    def _is_running(self, prompt_id: str) -> bool:
-        return prompt_id in self.queued()[0]
-
-    def _json(self, path: str, body: bytes | None = None, content_type: str = "application/json") -> Any:
-        answer = self._request(path, body, content_type)
+    while True:
         try:
-            return json.loads(answer)
-        except ValueError as error:
-            found = f"{self.url}{path} should answer in JSON, but answered {answer[:80]!r}"
-            raise ServerError(found) from error
-
-    def _request(self, path: str, body: bytes | None = None, content_type: str = "application/json") -> bytes:
-        with self._open(path, body, content_type) as response:
-            return self._read(response.read)
-
-    @contextmanager
-    def _open(
-        self, path: str, body: bytes | None = None, content_type: str = "application/json"
-    ) -> Iterator["HTTPResponse"]:
-        request = urllib.request.Request(self.url + path, body, {"Content-Type": content_type})  # noqa: S310
-        try:
-            response = _OPENER.open(request, timeout=self.timeout_s)
-        except urllib.error.HTTPError as error:
-            with error:
-                found = f"{self.url}{path} answered {error.code} {error.reason}"
-                raise ServerError(found, error.code, self._read(error.read)) from error
-        except (OSError, HTTPException) as error:
-            raise self._unreachable(error) from error
-        with response:
-            yield response
-
-    def _read(self, read: Callable[[], bytes]) -> bytes:
-        try:
-            return read()
-        except (OSError, HTTPException) as error:
-            raise self._unreachable(error) from error
-
-    def _unreachable(self, error: Exception) -> ServerError:
-        return ServerError(f"ComfyUI at {self.url} cannot be reached: {error or type(error).__name__}")
+            message = connection.recv(timeout=max(0.0, deadline - time.monotonic()))
+        except TimeoutError as error:
+            late = f"prompt {record.prompt_id} did not end in time and was cancelled"
+            raise RunTimeoutError(late) from error
+        except ConnectionClosed as error:
+            raise ServerError(f"ComfyUI went away before prompt {record.prompt_id} had ended") from error
+        event = record.take(message)
+        if event and on_event:
+            on_event(event)
+        if event and event.is_end:
+            return
 
 
 def _header_text(name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from i2v_tensorrt.common.errors import StorageError
+from i2v_tensorrt.engine_builder.store import secret as secret_module
 from i2v_tensorrt.engine_builder.store import store as store_module
 from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME, ParityReport
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
@@ -129,13 +130,13 @@ def test_every_installation_has_its_own_secret(store: EngineStore, plan: Plan, t
 
 def test_of_two_first_users_one_makes_the_secret(store: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process makes it between our look and our link."""
-    place = store_module._place_once
+    place = secret_module._place_once
 
     def late(staged: Path, path: Path) -> None:
         path.write_bytes(b"x" * 32)
         place(staged, path)
 
-    monkeypatch.setattr(store_module, "_place_once", late)
+    monkeypatch.setattr(secret_module, "_place_once", late)
     plan = publish(store, toy_spec(), FILES)
     assert (store.root / ".secret").read_bytes() == b"x" * 32
     assert EngineStore(store.root).find(plan.manifest.key) == plan
@@ -159,5 +160,5 @@ def test_a_damaged_secret_is_refused(store: EngineStore, plan: Plan, content: by
 def test_a_secret_that_cannot_be_written_leaves_nothing(store: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(StorageError):
         patch.setattr(store_module.os, "fsync", fail(errno.ENOSPC))
-        store._secret()
+        store._secret.read()
     assert contents(store.root) == {}

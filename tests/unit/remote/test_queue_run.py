@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from i2v_tensorrt.cli.queue_command import make_jobs
+from i2v_tensorrt.remote.batch.in_flight import RetryPolicy
 from i2v_tensorrt.remote.batch.ledger import LEDGER, Ledger
 from i2v_tensorrt.remote.batch.progress import JobResult, Report
-from i2v_tensorrt.remote.batch.run import QueueRun, RetryPolicy
+from i2v_tensorrt.remote.batch.run import QueueRun
 from i2v_tensorrt.remote.batch.workflow import Place, Workflow
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, ServerError
 from i2v_tensorrt.tests.helpers.fake_comfy import FakeComfy, write_pictures
@@ -31,7 +32,7 @@ GRAPH = {
 }
 WORKFLOW = Workflow(GRAPH, Place("1", "image"))
 HASTE = RetryPolicy(
-    gone_s=20, look_s=0.5, look_soon_s=0.02, lost_s=0.1, retry_s=0.01, longest_retry_s=0.05, answer_s=2.0
+    gone_s=20, poll_s=0.5, poll_soon_s=0.02, lost_s=0.1, retry_s=0.01, longest_retry_s=0.05, answer_s=2.0
 )
 
 

@@ -84,7 +84,6 @@ class TestPage:
 
     def test_its_pictures_are_there(self, name: str, language: str) -> None:
         pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page(name, language))
-        assert pictures
         assert [picture for picture in pictures if not (DOCS / picture).is_file()] == []
 
 
