@@ -18,8 +18,9 @@ from ...common.spec import NetworkSpec, TensorSpec
 from ..decode import BYTES_PER_PIXEL
 from ..fused import blocks
 from ..fused.kernels.attention import limit_attention
-from .base import Component, VideoModel
+from .base import VideoModel
 from .checkpoints.diffusers_folder import open_checkpoint
+from .model_networks import Component
 from .parts import code_of
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import ClassVar, Protocol, TypeVar
 
 from ...common.network_source import NetworkSource
-from ...pipeline.models.base import Component
 from ...pipeline.models.latent_space import LatentSpace
+from ...pipeline.models.model_networks import Component
 
 
 class Networks(Protocol):

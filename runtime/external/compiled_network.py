@@ -25,8 +25,8 @@ from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.backends.registry import choose_backend
 from ...engine_builder.build.parity import measure, passes
 from ...engine_builder.store.store import EngineStore
-from ...pipeline.models.base import Component
 from ...pipeline.models.latent_space import LatentSpace
+from ...pipeline.models.model_networks import Component
 from ..engines.engine_set import Engines
 from ..engines.memory_manager import MemoryManager
 from ..engines.missing import BuildsLater

@@ -12,8 +12,8 @@ from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
 from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec, TensorSpec
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.engine_builder.store.store import EngineStore
-from i2v_tensorrt.pipeline.models.base import Component
 from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
+from i2v_tensorrt.pipeline.models.model_networks import Component
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
 from .toys import LIMITS, ToyBackend, ToyNetwork, ToySource, toy_network

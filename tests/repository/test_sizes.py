@@ -25,14 +25,10 @@ MOST_LINES, MOST_FUNCTION_LINES, MOST_METHODS = 400, 80, 15
 SCHEMA = "define_schema"
 """A node's inputs and outputs are data, however many they are."""
 
-LONG_FILES = {"tests/unit/engine_builder/test_inductor.py": 447, "tests/unit/engine_builder/test_tensorrt.py": 590}
+LONG_FILES = {"tests/unit/engine_builder/test_inductor.py": 450, "tests/unit/engine_builder/test_tensorrt.py": 590}
 """Files that are longer, and their lines."""
-LARGE_CLASSES = {
-    "engine_builder/backends/inductor/runner.py: InductorRunner": 17,
-    "pipeline/models/base.py: VideoModel": 29,
-    "pipeline/models/wan/model.py: Wan": 22,
-}
-"""Classes that have more methods, and how many; what a family says of itself is one each in two of them."""
+LARGE_CLASSES: dict[str, int] = {}
+"""Classes that have more methods, and how many."""
 
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 

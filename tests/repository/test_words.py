@@ -101,7 +101,8 @@ def test_a_page_begins_with_all_that_the_schema_says(copy: Path) -> None:
     add_chinese(copy)
     write(outdated(copy, as_of_a_server()))
     english, chinese = ((copy / "web" / "docs" / NEW / f"{name}.md").read_text("utf-8") for name in ("en", "zh"))
-    assert english.startswith("# I2V Stopwatch\n\nSays how long a clip of frames plays. Nothing is changed.\n\n## Inputs\n")
+    head = "# I2V Stopwatch\n\nSays how long a clip of frames plays. Nothing is changed."
+    assert english.startswith(f"{head}\n\n## Inputs\n")
     assert "- `frames`: One image a frame.\n- `unit`: How it is said. Choices: `seconds`, `frames`.\n" in english
     assert english.endswith("\n## Outputs\n\n- `info`: The sentence that the node shows.\n")
     assert "- **帧** `frames`：每帧一张图像。\n" in chinese

@@ -27,9 +27,9 @@ from ....common.spec import EngineSpec, Target
 from ...graph.onnx_export import dynamic_shapes, example_inputs, trace_sizes
 from ..base import WHOLE, Availability, Backend, LoadNetwork, Part, Report, Runner, no_collection
 from .cpp_compiler import compilers, install_line, proof_begun
-from .package import WIRES, whole_wires, wires_text
+from .package import WIRES, file_name, whole_wires, wires_text
 from .parts import Cut, cut
-from .runner import LAYOUT, InductorRunner, file_name, layout_of
+from .runner import LAYOUT, InductorRunner, layout_of
 from .torch_workarounds import arrays_declared, layouts_as_run, mutations_remembered, vectors_untried
 
 if TYPE_CHECKING:

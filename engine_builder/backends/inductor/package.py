@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ....common.errors import EngineError
 from ....common.spec import NetworkSpec
+from ..base import in_a_line
 
 if TYPE_CHECKING:
     import torch
 
+    from ...store.store import Plan
+
+FILE_NAME = "network.pt2"
+"""The whole network, or its first part."""
 WIRES = "wires"
 """The entry of a package's metadata that says what it reads and returns."""
+
+
+def file_name(part: int) -> str:
+    """The file of a part of a network, whose first is 0."""
+    return FILE_NAME if part == 0 else f"network.{part}.pt2"
 
 
 @dataclass(frozen=True)
@@ -118,6 +130,38 @@ class Parts:
         """Gives each part the weights that it uses."""
         for package in self._packages:
             package.load_constants({name: constants[name] for name in package.get_constant_fqns()})
+
+
+def open_parts(plan: Plan, network: NetworkSpec, device: torch.device) -> Parts:
+    """An engine's code on a device, in however many parts it is. Raises EngineError when PyTorch cannot load it."""
+    first = _open_file(plan, FILE_NAME, network, device)
+    others = (file_name(part) for part in range(1, wires_of(first.get_metadata(), network).count))
+    return Parts([first, *(_open_file(plan, name, network, device) for name in others)], network)
+
+
+def refused(act: str, network: NetworkSpec, error: Exception) -> EngineError:
+    """PyTorch's reason why it cannot `load` or `run` an engine, as one of ours."""
+    return EngineError(f"Inductor cannot {act} the {network.component} engine: {in_a_line(error)}.")
+
+
+def _open_file(plan: Plan, name: str, network: NetworkSpec, device: torch.device) -> Package:
+    """A package, from a copy of the very bytes that were checked, which nobody else can write."""
+    import torch
+
+    data = plan.read(name)
+    index = (device.index or 0) if device.type == "cuda" else -1
+    # Windows does not let go of a library that is loaded.
+    with tempfile.TemporaryDirectory(prefix="i2v-engine-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / name
+        path.write_bytes(data)
+        try:
+            # aoti_load_package would first compile probes to learn what this CPU can do, for half a minute
+            # in a new process; the engine's target has said it.
+            return Package(path, index)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # PyTorch raises bare ones
+            raise refused("load", network, error) from error
 
 
 def _lying(tensor: torch.Tensor, strides: tuple[int, ...] | None) -> torch.Tensor:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....common.errors import EngineError
 from ....common.out_of_memory import is_out_of_memory, is_short
 from ....common.spec import EngineSpec, Scope
-from ..base import LoadNetwork, Runner, in_a_line
+from ..base import LoadNetwork, Runner
 from ..cuda_graph import Replay, can_capture, is_launch_bound
 from ..host_weights import to_device, to_host
-from .package import Package, Parts, wires_of
+from .package import open_parts, refused
 
 if TYPE_CHECKING:
     import torch
 
     from ...store.store import Plan
 
-FILE_NAME = "network.pt2"
-"""The whole network, or its first part."""
 LAYOUT = "layout"
 """The entry of the package's metadata that says how the weights must lie: shape, strides and dtype by name."""
 MAX_GRAPHS = 4
@@ -35,11 +31,6 @@ CALL_FAILED = "API call failed"
 """What compiled code says of an operator that raised, whatever that was."""
 
 Layout = Mapping[str, tuple[list[int], list[int], str]]
-
-
-def file_name(part: int) -> str:
-    """The file of a part of a network, whose first is 0."""
-    return FILE_NAME if part == 0 else f"network.{part}.pt2"
 
 
 def tensors_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -105,7 +96,7 @@ class InductorRunner(Runner):
         self._let_go()
         network = self._module
         to_device(network, self.device)  # before its engine, which may call operators that come with it
-        package = self._open()
+        package = open_parts(self._plan, self.spec.network, self.device)
         # Others may give a parameter another memory: the engine's own reference keeps what it was bound to.
         bound = {name: tensor.detach() for name, tensor in self._laid_out(network, package).items()}
         package.load_constants(bound)
@@ -133,31 +124,6 @@ class InductorRunner(Runner):
         if self._network is None:
             self._network = self._source()
         return self._network
-
-    def _open(self) -> Parts:
-        """The engine's code, in however many parts it is."""
-        first, network = self._open_file(FILE_NAME), self.spec.network
-        others = range(1, wires_of(first.get_metadata(), network).count)
-        return Parts([first, *(self._open_file(file_name(part)) for part in others)], network)
-
-    def _open_file(self, name: str) -> Package:
-        """A package, from a copy of the very bytes that were checked, which nobody else can write."""
-        import torch
-
-        data = self._plan.read(name)
-        index = (self.device.index or 0) if self.device.type == "cuda" else -1
-        # Windows does not let go of a library that is loaded.
-        with tempfile.TemporaryDirectory(prefix="i2v-engine-", ignore_cleanup_errors=True) as folder:
-            path = Path(folder) / name
-            path.write_bytes(data)
-            try:
-                # aoti_load_package would first compile probes to learn what this CPU can do, for half a minute
-                # in a new process; the engine's target has said it.
-                return Package(path, index)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # PyTorch raises bare ones
-                raise self._refused("load", error) from error
 
     def _laid_out(self, network: torch.nn.Module, package: Any) -> dict[str, torch.Tensor]:
         """The tensors that the engine asks for, in the memory layout that it was compiled for."""
@@ -220,7 +186,7 @@ class InductorRunner(Runner):
         except RuntimeError as error:
             if self._ran_out(error):
                 raise torch.OutOfMemoryError(f"CUDA out of memory in {self.spec.network.component}.") from error
-            raise self._refused("run", error) from error
+            raise refused("run", self.spec.network, error) from error
         return {tensor.name: value for tensor, value in zip(self.spec.network.outputs, outputs, strict=True)}
 
     def _ran_out(self, error: RuntimeError) -> bool:
@@ -228,9 +194,6 @@ class InductorRunner(Runner):
         if is_out_of_memory(error):
             return True
         return CALL_FAILED in str(error) and is_short(self.device, self.scratch_bytes)
-
-    def _refused(self, act: str, error: Exception) -> EngineError:
-        return EngineError(f"Inductor cannot {act} the {self.spec.network.component} engine: {in_a_line(error)}.")
 
 
 def _place(network: torch.nn.Module, name: str) -> tuple[Mapping[str, torch.Tensor | None], str]:

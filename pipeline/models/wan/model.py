@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,8 +17,7 @@ import torch
 from PIL import Image
 
 from ....common.errors import CheckpointError
-from ....common.shapes import DimRange, ShapeProfile
-from ....common.spec import Guidance, Scope, TensorSpec
+from ....common.spec import Scope, TensorSpec
 from ...decode import DecodeChunk
 from ...denoising.guidance import GuidanceScale, guide
 from ...denoising.schedulers import FLOW_SCHEDULERS
@@ -27,57 +25,26 @@ from ...media.image import crop_to_aspect, middle_square, to_unit_tensor
 from ...request import ClipRequest, Encoded
 from .. import parts
 from ..base import Run, Stage
-from ..diffusers_family import DiffusersFamily, Network
-from ..latent_space import LatentSpace
+from ..diffusers_family import Network
 from ..parts import tokenize_padded
-from . import networks, text_encoder, vae, vae_layers
-from .causal_vae import TIME_FACTOR, decode_causal, encode_picture
-from .lora_names import published
-from .networks import PATCH, DenoiserNetwork, VisionEncoder
-from .text_encoder import TOKENS, clean, encode_texts, text_network
-from .vae import PLANE, vae_networks
+from . import checkpoint, networks, text_encoder, vae, vae_layers
+from .causal_vae import decode_causal, encode_picture
+from .checkpoint import LAYOUT, SETTINGS, WanCheckpoint
+from .networks import VisionEncoder
+from .text_encoder import TOKENS, clean, encode_texts
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
-TIMESTEPS = (0.0, 1000.0)
-MAX_FRAMES = 161
-"""Ten seconds at the 16 frames a second that 2.1 and A14B were trained for; 121 of TI2V's 24 are published."""
-TEXT_SCRATCH_BYTES = 1 << 30
-VAE_CACHE_BYTES, VAE_FRAME_BYTES = 9500, 1300
-"""Of scratch in half precision, for each pixel of a frame: the decoder's caches before and after a call, and what
-each frame of a call adds, as counted over 2.1's layers in eager PyTorch."""
-PARTS = {"core": "transformer", "core_late": "transformer_2"}
-"""The part that each denoiser comes from."""
 ENCODER = ("vae_encoder_first", "vae_encoder_next", "vae_encoder_last")
 DECODER = ("vae_decoder_first", "vae_decoder_next")
 """The VAE, in the order in which a clip needs its parts."""
 NO_MOTION = "Wan is told to move by its prompt: motion bucket and noise augmentation are not used."
 HINT = "Wan makes a frame and then 4 at a time, 81 as published, by the schedulers unipc, euler and dpmpp_2m."
-SETTINGS: dict[str, dict[str, type]] = {
-    "transformer": {
-        "in_channels": int,
-        "out_channels": int,
-        "num_attention_heads": int,
-        "attention_head_dim": int,
-        "ffn_dim": int,
-        "text_dim": int,
-        "patch_size": list,
-    },
-    "vae": {"z_dim": int, "latents_mean": list, "latents_std": list},
-    "text_encoder": {"vocab_size": int, "d_model": int},
-}
-CODE = (sys.modules[__name__], networks, text_encoder, vae, vae_layers, parts)
+CODE = (sys.modules[__name__], checkpoint, networks, text_encoder, vae, vae_layers, parts)
 VISION_SETTINGS: dict[str, dict[str, type]] = {
     "image_encoder": {"image_size": int, "patch_size": int, "hidden_size": int},
     "image_processor": {"image_mean": list, "image_std": list},
-}
-LAYOUT: dict[str, tuple[str, ...]] = {
-    "transformer": ("WanTransformer3DModel",),
-    "vae": ("AutoencoderKLWan",),
-    "text_encoder": ("UMT5EncoderModel",),
-    "tokenizer": ("T5TokenizerFast", "T5Tokenizer"),
-    "scheduler": ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"),
 }
 VISION_LAYOUT: dict[str, tuple[str, ...]] = {
     "image_encoder": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
@@ -85,8 +52,8 @@ VISION_LAYOUT: dict[str, tuple[str, ...]] = {
 }
 
 
-class Wan(DiffusersFamily):
-    """What all Wans share."""
+class Wan(WanCheckpoint):
+    """What all Wans share: from a picture and a prompt to a prediction, and to frames."""
 
     pipeline_class: ClassVar[str] = "WanImageToVideoPipeline"
     hints: ClassVar[tuple[str, ...]] = (HINT,)
@@ -96,77 +63,7 @@ class Wan(DiffusersFamily):
     ignored_fields: ClassVar[frozenset[str]] = frozenset({"fps"})
     schedulers: ClassVar[tuple[str, ...]] = tuple(FLOW_SCHEDULERS)
     decoder_component: ClassVar[str] = "vae_decoder_next"
-    latent: ClassVar[LatentSpace] = LatentSpace(16, 8, TIME_FACTOR, 8 * PATCH, MAX_FRAMES, "Wan21", video=True)
-    min_latent_side: ClassVar[int] = 2 * PATCH
-    not_encoding: ClassVar[frozenset[str]] = frozenset({"scheduler", *PARTS.values()})
-    layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT
-    settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
     made_by: ClassVar[tuple[ModuleType, ...]] = CODE
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        model = super().open(folder)
-        model.check()
-        return model
-
-    def check(self) -> None:
-        """Raises CheckpointError when the parts' configurations do not go together."""
-        vae, latent = self.config("vae"), self.latent.channels
-        sizes = (vae["z_dim"], len(vae["latents_mean"]), len(vae["latents_std"]))
-        if set(sizes) != {latent}:
-            path = self.checkpoint.parts["vae"].config_path
-            raise CheckpointError(f"{path}: expected z_dim, latents_mean and latents_std of {latent}, found {sizes}.")
-        for name in self.denoisers:
-            part = self.checkpoint.parts[PARTS[name]]
-            found = (part.config["in_channels"], part.config["out_channels"])
-            if found != (latent + self.condition_channels, latent):
-                raise CheckpointError(
-                    f"{part.config_path}: expected in_channels {latent + self.condition_channels} and out_channels "
-                    f"{latent} for {self.title}, found {found[0]} and {found[1]}."
-                )
-
-    def lora_names(self, module: str) -> tuple[str, ...]:
-        return (published(module),)
-
-    @property
-    def condition_channels(self) -> int:
-        """The channels beside the noise: a mask over the frames that a latent frame stands for, and latents."""
-        return self.latent.time_factor + self.latent.channels
-
-    def networks(self) -> Mapping[str, Network]:
-        text, denoisers = (
-            text_network(self.config("text_encoder")),
-            {name: self._denoiser(PARTS[name]) for name in self.denoisers},
-        )
-        return {"text_encoder": text, **vae_networks(self.config("vae")), **denoisers}
-
-    def _denoiser(self, part: str) -> Network:
-        volume = ("batch", self.latent.channels, "frames", *PLANE)
-        inputs = (
-            TensorSpec("sample", volume),
-            TensorSpec("timestep", ("batch",), "float32", span=TIMESTEPS),
-            TensorSpec(
-                "text_states",
-                ("batch", TOKENS, self.config(part)["text_dim"]),
-                scope=Scope.CLIP,
-                guidance=Guidance.PER_BRANCH,
-            ),
-            *self.picture_inputs(),
-        )
-        return Network(part, DenoiserNetwork, inputs, (TensorSpec("prediction", volume),), ("batch", "frames", *PLANE))
-
-    def picture_inputs(self) -> tuple[TensorSpec, ...]:
-        """What of the picture the denoiser takes beside the sample."""
-        return (TensorSpec("condition", ("batch", self.condition_channels, "frames", *PLANE), scope=Scope.CLIP),)
-
-    @property
-    def denoiser_side_multiple(self) -> int:
-        return PATCH
-
-    def _limits(self, ranges: tuple[str, ...], side_multiple: int) -> ShapeProfile:
-        limits = super()._limits(ranges, side_multiple).ranges
-        # A frame of latents is four of the clip, which are work enough for a GPU.
-        return ShapeProfile({**limits, "chunk": DimRange(1, 1, 4)} if "chunk" in limits else limits)
 
     @property
     def latent_scale(self) -> float:
@@ -188,19 +85,6 @@ class Wan(DiffusersFamily):
 
     def decoder(self, run: Run) -> DecodeChunk:
         return decode_causal(run)
-
-    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
-        width, places = 2 if precision == "fp32" else 1, sizes.get("latent_height", 8) * sizes.get("latent_width", 8)
-        if component in self.denoisers:
-            config = self.config(PARTS[component])
-            inner = config["num_attention_heads"] * config["attention_head_dim"]
-            # Of a token: the state, queries, keys and values in half precision, norms in full, the feed-forward twice.
-            token_bytes = 24 * inner + 4 * config["ffn_dim"]
-            return width * token_bytes * sizes["batch"] * sizes["frames"] * places // PATCH**2
-        if component.startswith("vae"):
-            pixel_bytes = VAE_CACHE_BYTES + VAE_FRAME_BYTES * self.latent.time_factor * sizes.get("chunk", 1)
-            return width * pixel_bytes * places * self.latent.factor**2
-        return TEXT_SCRATCH_BYTES
 
     def encode(self, request: ClipRequest, run: Run, stage: Stage) -> Encoded:
         """The prompts through the text encoder, the picture through the VAE and, in 2.1, through CLIP."""

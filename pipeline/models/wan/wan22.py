@@ -15,7 +15,8 @@ from ..checkpoints.diffusers_folder import INDEX
 from ..diffusers_family import Network
 from ..latent_space import LatentSpace
 from .causal_vae import TIME_FACTOR, encode_picture
-from .model import DECODER, ENCODER, LAYOUT, MAX_FRAMES, SETTINGS, TIMESTEPS, Wan, is_named
+from .checkpoint import LAYOUT, MAX_FRAMES, SETTINGS, TIMESTEPS
+from .model import DECODER, ENCODER, Wan, is_named
 from .networks import PATCH
 from .vae import PLANE
 

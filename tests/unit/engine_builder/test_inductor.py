@@ -23,8 +23,10 @@ from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.inductor import backend as inductor
 from i2v_tensorrt.engine_builder.backends.inductor import cpp_compiler, torch_workarounds
 from i2v_tensorrt.engine_builder.backends.inductor import runner as inductor_runner
+from i2v_tensorrt.engine_builder.backends.inductor import runner as runner_module
 from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend, hinted_sizes
-from i2v_tensorrt.engine_builder.backends.inductor.runner import FILE_NAME, InductorRunner
+from i2v_tensorrt.engine_builder.backends.inductor.package import FILE_NAME
+from i2v_tensorrt.engine_builder.backends.inductor.runner import InductorRunner
 from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
 from i2v_tensorrt.engine_builder.build.build import quiet
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest, check_plan, compile_engine
@@ -209,17 +211,17 @@ def test_an_unloaded_engine_holds_no_weights(plan: Plan) -> None:
 def test_the_network_is_made_before_its_engine_is_opened(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a new process an engine does not open whose operators nobody has registered: they come with the network."""
     order: list[str] = []
-    opened = InductorRunner._open
+    opened = runner_module.open_parts
 
     def source() -> torch.nn.Module:
         order.append("network")
         return Mixed()
 
-    def open_engine(self: InductorRunner) -> object:
+    def open_engine(*arguments: Any) -> object:
         order.append("engine")
-        return opened(self)
+        return opened(*arguments)
 
-    monkeypatch.setattr(InductorRunner, "_open", open_engine)
+    monkeypatch.setattr(runner_module, "open_parts", open_engine)
     runner = InductorRunner(plan, plan.manifest.spec, source, CPU)
     runner.load()
     assert order == ["network", "engine"]

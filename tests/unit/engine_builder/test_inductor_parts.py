@@ -20,9 +20,16 @@ from i2v_tensorrt.common.network_source import NetworkSource
 from i2v_tensorrt.common.spec import EngineSpec, Scope
 from i2v_tensorrt.engine_builder.backends.base import WHOLE, Part
 from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend
-from i2v_tensorrt.engine_builder.backends.inductor.package import WIRES, Parts, whole_wires, wires_of, wires_text
+from i2v_tensorrt.engine_builder.backends.inductor.package import (
+    FILE_NAME,
+    WIRES,
+    Parts,
+    file_name,
+    whole_wires,
+    wires_of,
+    wires_text,
+)
 from i2v_tensorrt.engine_builder.backends.inductor.parts import Cut, cut
-from i2v_tensorrt.engine_builder.backends.inductor.runner import FILE_NAME, file_name
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
 from i2v_tensorrt.engine_builder.build import build as build_module
 from i2v_tensorrt.engine_builder.build import part_builds

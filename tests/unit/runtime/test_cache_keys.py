@@ -16,8 +16,8 @@ from i2v_tensorrt.engine_builder.backends.eager import EagerBackend
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import Conditioning, conditioning_key
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
-from i2v_tensorrt.pipeline.models.base import Component
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
+from i2v_tensorrt.pipeline.models.model_networks import Component
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet

@@ -1,0 +1,152 @@
+"""The networks of a checkpoint: how each is loaded, which weights they share, and the LoRAs merged into those."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from weakref import WeakValueDictionary
+
+from ...common.errors import InputError
+from ...common.network_source import NetworkSource
+from ...common.spec import NetworkSpec
+from .checkpoints.diffusers_folder import Checkpoint
+from .checkpoints.file_digests import take_digests
+from .checkpoints.lora import Adapter, open_adapter
+from .parts import load_part
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Self
+
+
+class LoadComponent(Protocol):
+    """Gives a network in a precision (`fp32`, `fp16`, `bf16`), made with these rewrites."""
+
+    def __call__(self, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module: ...
+
+
+@dataclass(frozen=True)
+class Component:
+    """One network of a model: what it is, and how to get it."""
+
+    spec: NetworkSpec
+    load: LoadComponent
+
+
+class ModelNetworks(ABC):
+    """A checkpoint's networks by component. Holds no weights: those are loaded by its components."""
+
+    title: ClassVar[str]
+    """What people call the family."""
+    denoiser: ClassVar[str] = "core"
+    """The component that runs at every step, or at the first ones."""
+    denoisers: ClassVar[tuple[str, ...]] = ("core",)
+    """The components of which one runs at every step, in the order in which a clip needs them."""
+    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Other ways to the same result that a component can be made with, in the order in which to switch them on."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.adapters: tuple[Adapter, ...] = ()
+        self._parts: WeakValueDictionary[tuple[str, str, tuple[Adapter, ...]], Any] = WeakValueDictionary()
+
+    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
+        """The rewrites that pay for a component on a backend, by its name: a part of the known ones."""
+        return ()
+
+    def check_rewrites(self, component: str, rewrites: tuple[str, ...]) -> None:
+        """Raises InputError when the component does not know one of them."""
+        known = self.known_rewrites.get(component, ())
+        unknown = [name for name in rewrites if name not in known]
+        if unknown:
+            raise InputError(
+                f"The rewrites of {component} are {', '.join(known) or 'none'}, found {', '.join(unknown)}."
+            )
+
+    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource:
+        """How another process gets a component's network."""
+        arguments = {
+            "folder": str(self.checkpoint.folder),
+            "component": component,
+            "precision": precision,
+            "rewrites": ",".join(rewrites),
+            "adapters": json.dumps([[str(each.path), each.strength, each.denoisers] for each in self.adapters]),
+        }
+        size_bytes = self.size_bytes(component, precision)
+        return NetworkSource("pipeline.models.registry", "load_network", arguments, size_bytes)
+
+    @abstractmethod
+    def size_bytes(self, component: str, precision: str) -> int:
+        """What the weights of the part that a component belongs to take of memory in that precision."""
+
+    @abstractmethod
+    def load(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
+        """A component's network on the CPU; takes no digest of the weights.
+
+        Raises InputError for a rewrite that the component does not know.
+        """
+
+    def part(self, name: str, precision: str) -> Any:
+        """A part's network by its library class, read from disk once for as long as anybody holds it."""
+        adapters = self.adapters_of(name)
+        found = self._parts.get((name, precision, adapters))
+        if found is None:
+            found = load_part(self.checkpoint.parts[name], precision, adapters)
+            self._parts[(name, precision, adapters)] = found
+        return found
+
+    def adapters_of(self, part: str) -> tuple[Adapter, ...]:
+        """The LoRAs that change a part, in the order in which they are merged."""
+        return tuple(adapter for adapter in self.adapters if part in adapter.changes)
+
+    def part_sha256(self, name: str) -> str:
+        """Digest of a part's configuration and weights, and of what is merged into them."""
+        digests = [self.checkpoint.parts[name].sha256, *(adapter.sha256 for adapter in self.adapters_of(name))]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def take_digests(self, report: Callable[[float], None]) -> None:
+        """Reads, once and for all, the files of which no digest is known as they are now.
+
+        `report` hears meanwhile which fraction is done, and may raise to stop. Raises CheckpointError for a file that
+        cannot be read.
+        """
+        take_digests([*self.checkpoint.parts.values(), *self.adapters], report)
+
+    def with_adapter(self, path: Path, strength: float, denoisers: tuple[str, ...] = ()) -> Self:
+        """The same model with a LoRA merged into its weights whenever they are loaded, after those it has already.
+
+        `denoisers` are the components that it is for, of those that run at a step; all if there are none. Other parts
+        are shared with this model. Raises InputError, or CheckpointError with names for a file that does not fit.
+        """
+        known = self.denoisers
+        if not set(denoisers) <= set(known):
+            raise InputError(f"{self.title} runs {' and '.join(known)} at its steps, found {', '.join(denoisers)}.")
+        parts = {
+            denoiser: self.checkpoint.parts[self.part_of(denoiser)]
+            for denoiser in known
+            if denoiser in (denoisers or known)
+        }
+        text = self.checkpoint.parts.get("text_encoder")
+        made = type(self)(self.checkpoint)
+        made._parts = self._parts
+        made.adapters = (*self.adapters, open_adapter(path, strength, parts, text, self.lora_names))
+        return made
+
+    @abstractmethod
+    def part_of(self, component: str) -> str:
+        """The part of the checkpoint that a component is made from."""
+
+    def lora_names(self, module: str) -> Iterable[str]:
+        """What a module of the network that runs at a step is called elsewhere, by its name in diffusers."""
+        return ()
+
+    @cached_property
+    @abstractmethod
+    def components(self) -> Mapping[str, Component]:
+        """The networks by name. They hold digests of the weights: the first access reads files that are not known."""

@@ -1,0 +1,137 @@
+"""What a checkpoint of Wan holds: its parts, how they must fit together, its networks and their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ....common.errors import CheckpointError
+from ....common.shapes import DimRange, ShapeProfile
+from ....common.spec import Guidance, Scope, TensorSpec
+from ..diffusers_family import DiffusersFamily, Network
+from ..latent_space import LatentSpace
+from .causal_vae import TIME_FACTOR
+from .lora_names import published
+from .networks import PATCH, DenoiserNetwork
+from .text_encoder import TOKENS, text_network
+from .vae import PLANE, vae_networks
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+TIMESTEPS = (0.0, 1000.0)
+MAX_FRAMES = 161
+"""Ten seconds at the 16 frames a second that 2.1 and A14B were trained for; 121 of TI2V's 24 are published."""
+TEXT_SCRATCH_BYTES = 1 << 30
+VAE_CACHE_BYTES, VAE_FRAME_BYTES = 9500, 1300
+"""Of scratch in half precision, for each pixel of a frame: the decoder's caches before and after a call, and what
+each frame of a call adds, as counted over 2.1's layers in eager PyTorch."""
+PARTS = {"core": "transformer", "core_late": "transformer_2"}
+"""The part that each denoiser comes from."""
+SETTINGS: dict[str, dict[str, type]] = {
+    "transformer": {
+        "in_channels": int,
+        "out_channels": int,
+        "num_attention_heads": int,
+        "attention_head_dim": int,
+        "ffn_dim": int,
+        "text_dim": int,
+        "patch_size": list,
+    },
+    "vae": {"z_dim": int, "latents_mean": list, "latents_std": list},
+    "text_encoder": {"vocab_size": int, "d_model": int},
+}
+LAYOUT: dict[str, tuple[str, ...]] = {
+    "transformer": ("WanTransformer3DModel",),
+    "vae": ("AutoencoderKLWan",),
+    "text_encoder": ("UMT5EncoderModel",),
+    "tokenizer": ("T5TokenizerFast", "T5Tokenizer"),
+    "scheduler": ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"),
+}
+
+
+class WanCheckpoint(DiffusersFamily):
+    """The networks of a Wan."""
+
+    latent: ClassVar[LatentSpace] = LatentSpace(16, 8, TIME_FACTOR, 8 * PATCH, MAX_FRAMES, "Wan21", video=True)
+    min_latent_side: ClassVar[int] = 2 * PATCH
+    not_encoding: ClassVar[frozenset[str]] = frozenset({"scheduler", *PARTS.values()})
+    layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT
+    settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        model = super().open(folder)
+        model.check()
+        return model
+
+    def check(self) -> None:
+        """Raises CheckpointError when the parts' configurations do not go together."""
+        vae, latent = self.config("vae"), self.latent.channels
+        sizes = (vae["z_dim"], len(vae["latents_mean"]), len(vae["latents_std"]))
+        if set(sizes) != {latent}:
+            path = self.checkpoint.parts["vae"].config_path
+            raise CheckpointError(f"{path}: expected z_dim, latents_mean and latents_std of {latent}, found {sizes}.")
+        for name in self.denoisers:
+            part = self.checkpoint.parts[PARTS[name]]
+            found = (part.config["in_channels"], part.config["out_channels"])
+            if found != (latent + self.condition_channels, latent):
+                raise CheckpointError(
+                    f"{part.config_path}: expected in_channels {latent + self.condition_channels} and out_channels "
+                    f"{latent} for {self.title}, found {found[0]} and {found[1]}."
+                )
+
+    def lora_names(self, module: str) -> tuple[str, ...]:
+        return (published(module),)
+
+    @property
+    def condition_channels(self) -> int:
+        """The channels beside the noise: a mask over the frames that a latent frame stands for, and latents."""
+        return self.latent.time_factor + self.latent.channels
+
+    def networks(self) -> Mapping[str, Network]:
+        denoisers = {name: self._denoiser(PARTS[name]) for name in self.denoisers}
+        text = text_network(self.config("text_encoder"))
+        return {"text_encoder": text, **vae_networks(self.config("vae")), **denoisers}
+
+    def _denoiser(self, part: str) -> Network:
+        volume = ("batch", self.latent.channels, "frames", *PLANE)
+        inputs = (
+            TensorSpec("sample", volume),
+            TensorSpec("timestep", ("batch",), "float32", span=TIMESTEPS),
+            TensorSpec(
+                "text_states",
+                ("batch", TOKENS, self.config(part)["text_dim"]),
+                scope=Scope.CLIP,
+                guidance=Guidance.PER_BRANCH,
+            ),
+            *self.picture_inputs(),
+        )
+        return Network(part, DenoiserNetwork, inputs, (TensorSpec("prediction", volume),), ("batch", "frames", *PLANE))
+
+    def picture_inputs(self) -> tuple[TensorSpec, ...]:
+        """What of the picture the denoiser takes beside the sample."""
+        return (TensorSpec("condition", ("batch", self.condition_channels, "frames", *PLANE), scope=Scope.CLIP),)
+
+    @property
+    def denoiser_side_multiple(self) -> int:
+        return PATCH
+
+    def _limits(self, ranges: tuple[str, ...], side_multiple: int) -> ShapeProfile:
+        limits = super()._limits(ranges, side_multiple).ranges
+        # A frame of latents is four of the clip, which are work enough for a GPU.
+        return ShapeProfile({**limits, "chunk": DimRange(1, 1, 4)} if "chunk" in limits else limits)
+
+    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
+        width, places = 2 if precision == "fp32" else 1, sizes.get("latent_height", 8) * sizes.get("latent_width", 8)
+        if component in self.denoisers:
+            config = self.config(PARTS[component])
+            inner = config["num_attention_heads"] * config["attention_head_dim"]
+            # Of a token: the state, queries, keys and values in half precision, norms in full, the feed-forward twice.
+            token_bytes = 24 * inner + 4 * config["ffn_dim"]
+            return width * token_bytes * sizes["batch"] * sizes["frames"] * places // PATCH**2
+        if component.startswith("vae"):
+            pixel_bytes = VAE_CACHE_BYTES + VAE_FRAME_BYTES * self.latent.time_factor * sizes.get("chunk", 1)
+            return width * pixel_bytes * places * self.latent.factor**2
+        return TEXT_SCRATCH_BYTES
