@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..common.errors import InputError
+from ..engine_builder.backends.base import BuildTarget
 from ..engine_builder.backends.registry import AUTO
 from ..engine_builder.backends.tensorrt.backend import TensorRTBackend
 from ..engine_builder.backends.tensorrt.library import RTX_ARCHS
@@ -102,7 +103,7 @@ class EngineBuilder(io.ComfyNode):
             if presets:
                 parse_presets(str(presets))
             if target not in (None, HERE):
-                TensorRTBackend().aimed_at(target).require_library()
+                TensorRTBackend().aimed_at(BuildTarget(memory.device(), target)).require_library()
             elif backend is not None:
                 memory.check_backend(backend)
 

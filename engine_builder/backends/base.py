@@ -122,6 +122,19 @@ class Part:
 WHOLE = Part()
 
 
+@dataclass(frozen=True)
+class BuildTarget:
+    """What a build is for."""
+
+    device: torch.device
+    arch: str | None = None
+    """Another GPU architecture to build for than that of `device`, such as `sm_89`."""
+    calibration: Calibration | None = None
+    """What a quantized engine's scales are taken from."""
+    part: Part = WHOLE
+    """Which part of the network to build, into the folder that all parts share."""
+
+
 class Backend(ABC):
     """One way to compile and run networks."""
 
@@ -135,25 +148,16 @@ class Backend(ABC):
     builds_in_parts: ClassVar[bool] = False
     """Whether several processes can compile one network, each a part of it."""
 
-    def aimed_at(self, arch: str) -> Backend:
-        """This backend, building for another architecture than the one at hand, such as `sm_89`.
-
-        Raises EngineError where that cannot be done.
-        """
-        raise EngineError(f"The backend {self.name} builds for this machine only, found {arch!r}.")
-
-    def calibrated_by(self, calibration: Calibration) -> Backend:
-        """This backend, taking the scales of int8 and fp8 from recorded inputs; raises EngineError if it cannot."""
-        raise EngineError(f"int8 and fp8 are for TensorRT, found the backend {self.name}.")
-
-    def on(self, device: torch.device) -> Backend:
-        """This backend, building for that device; most find theirs by themselves."""
-        return self
-
-    def for_part(self, part: Part) -> Backend:
-        """This backend, building that part of the network into the folder that all parts share."""
-        if part != WHOLE:
-            raise EngineError(f"The backend {self.name} builds a network in one piece, found {part.count} parts.")
+    def aimed_at(self, target: BuildTarget) -> Backend:
+        """This backend, building for that target; raises EngineError where it cannot."""
+        if target.arch is not None:
+            raise EngineError(f"The backend {self.name} builds for this machine only, found {target.arch!r}.")
+        if target.calibration is not None:
+            raise EngineError(f"int8 and fp8 are for TensorRT, found the backend {self.name}.")
+        if target.part != WHOLE:
+            raise EngineError(
+                f"The backend {self.name} builds a network in one piece, found {target.part.count} parts."
+            )
         return self
 
     def is_automatic(self, device: torch.device) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...common.errors import EngineError, StorageError
 from ...common.network_source import NetworkSource
 from ...common.spec import EngineSpec, spec_from_dict
-from ..backends.base import WHOLE, Backend, LoadNetwork, Part, Report
+from ..backends.base import WHOLE, Backend, BuildTarget, LoadNetwork, Part, Report
 from ..backends.eager import EagerBackend
 from ..backends.registry import BACKENDS
 from ..graph.recorded_calls import RECORDED, Calibration, save_parity_calls
@@ -59,10 +59,8 @@ class BuildRequest:
 
     @property
     def aimed_backend(self) -> Backend:
-        """The backend, building for `device`, or for `arch` if one is named, with the calibration if there is one."""
-        backend = self.backend.on(self.device) if self.arch is None else self.backend.aimed_at(self.arch)
-        backend = backend.for_part(self.part)
-        return backend if self.calibration is None else backend.calibrated_by(self.calibration)
+        """The backend, building for what the request is for."""
+        return self.backend.aimed_at(BuildTarget(self.device, self.arch, self.calibration, self.part))
 
 
 def compile_engine(
@@ -160,7 +158,7 @@ def _peak_memory() -> dict[str, str]:
 def _check_parity(
     request: BuildRequest, folder: Path, network: torch.nn.Module, islands: tuple[str, ...]
 ) -> ParityReport:
-    """The gate for an engine that is not published yet."""
+    """The parity check of an engine that is not published yet."""
     target = request.backend.target(request.device)
     plan = Plan(folder, Manifest(request.spec, target, describe_files(folder), None, 0.0, "", islands=islands))
     plain = None if request.reference is None else request.reference.load
@@ -173,7 +171,7 @@ def check_plan(
     """Compares an engine with eager PyTorch on the device; raises EngineError when it does not pass.
 
     `network` gives the engine its weights where it holds none; `plain` is the reference where that is another. An
-    engine with fp32 fp32 modules is compared with a network that has them too, for one without gives no numbers. One in
+    engine with fp32 modules is compared with a network that has them too, for one without gives no numbers. One in
     int8 or fp8 is compared with what eager PyTorch answered in recorded calls.
     """
     spec = plan.manifest.spec

@@ -14,11 +14,10 @@ import torch
 from i2v_tensorrt.common.errors import EngineError
 from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
 from i2v_tensorrt.common.spec import EngineSpec, Guidance, NetworkSpec, Scope, Target, TensorSpec
-from i2v_tensorrt.engine_builder.backends.base import Availability, Backend, Report, Runner
+from i2v_tensorrt.engine_builder.backends.base import Availability, Backend, BuildTarget, Report, Runner
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
 from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest, Compiled, compile_engine
-from i2v_tensorrt.engine_builder.graph.recorded_calls import Calibration
 from i2v_tensorrt.engine_builder.store.manifest import FileDigest, Manifest, ParityReport, file_digest
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
@@ -178,10 +177,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def let_onnxruntime_be_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime stands in for TensorRT, which cannot run here: it takes a calibration, and makes nothing of it."""
 
-    def calibrated(self: OnnxRuntimeBackend, calibration: Calibration) -> OnnxRuntimeBackend:
+    def aimed(self: OnnxRuntimeBackend, target: BuildTarget) -> OnnxRuntimeBackend:
         return self
 
-    monkeypatch.setattr(OnnxRuntimeBackend, "calibrated_by", calibrated)
+    monkeypatch.setattr(OnnxRuntimeBackend, "aimed_at", aimed)
 
 
 class InProcess(BuildProcess):

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,7 @@ from ....common.out_of_memory import is_out_of_memory
 from ....common.shapes import ShapeProfile
 from ....common.spec import EngineSpec, Target
 from ...graph.onnx_export import dynamic_shapes, example_inputs, trace_sizes
-from ..base import WHOLE, Availability, Backend, LoadNetwork, Part, Report, Runner, no_collection
+from ..base import WHOLE, Availability, Backend, BuildTarget, LoadNetwork, Part, Report, Runner, no_collection
 from .cpp_compiler import compilers, install_line, proof_begun
 from .package import WIRES, file_name, whole_wires, wires_text
 from .parts import Cut, cut
@@ -57,11 +58,9 @@ class InductorBackend(Backend):
         self._device = device
         self._part = part
 
-    def on(self, device: torch.device) -> InductorBackend:
-        return InductorBackend(device, self._part)
-
-    def for_part(self, part: Part) -> InductorBackend:
-        return InductorBackend(self._device, part)
+    def aimed_at(self, target: BuildTarget) -> InductorBackend:
+        super().aimed_at(replace(target, part=WHOLE))
+        return InductorBackend(target.device, target.part)
 
     def is_automatic(self, device: torch.device) -> bool:
         """On CPUs ONNX Runtime is as fast, and builds in seconds; nobody has seen it run on an AMD GPU."""

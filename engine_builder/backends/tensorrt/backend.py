@@ -14,7 +14,7 @@ from ...graph.onnx_export import export_onnx, exporter_version
 from ...graph.quantize import check_quantizable, quantize
 from ...graph.recorded_calls import Calibration
 from ...store.sealed_cache import TIMING_CACHE
-from ..base import Availability, Backend, LoadNetwork, Report, Runner
+from ..base import Availability, Backend, BuildTarget, LoadNetwork, Report, Runner
 from .library import (
     FULL,
     PLAN,
@@ -59,14 +59,12 @@ class TensorRTBackend(Backend):
         self._arch = arch
         self._calibration = calibration
 
-    def aimed_at(self, arch: str) -> TensorRTBackend:
-        """A backend that builds for that architecture; only RTX can, without such a GPU."""
-        if arch not in RTX_ARCHS:
-            raise EngineError(f"TensorRT-RTX builds for {', '.join(RTX_ARCHS)}, found {arch!r:.80}.")
-        return TensorRTBackend(arch, self._calibration)
-
-    def calibrated_by(self, calibration: Calibration) -> TensorRTBackend:
-        return TensorRTBackend(self._arch, calibration)
+    def aimed_at(self, target: BuildTarget) -> TensorRTBackend:
+        """This backend, building for that target; RTX alone needs no GPU of the architecture."""
+        super().aimed_at(BuildTarget(target.device, part=target.part))
+        if target.arch not in (None, *RTX_ARCHS):
+            raise EngineError(f"TensorRT-RTX builds for {', '.join(RTX_ARCHS)}, found {target.arch!r:.80}.")
+        return TensorRTBackend(target.arch, target.calibration)
 
     def require_library(self) -> None:
         """Raises BackendUnavailableError, with the line to install it, when the library to build with is missing."""

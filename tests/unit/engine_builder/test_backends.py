@@ -10,7 +10,7 @@ from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, Inp
 from i2v_tensorrt.common.shapes import ShapeProfile
 from i2v_tensorrt.common.spec import EngineSpec, TensorSpec
 from i2v_tensorrt.engine_builder.backends import registry
-from i2v_tensorrt.engine_builder.backends.base import Availability
+from i2v_tensorrt.engine_builder.backends.base import Availability, BuildTarget
 from i2v_tensorrt.engine_builder.backends.eager import EagerBackend, EagerRunner
 from i2v_tensorrt.engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
@@ -176,4 +176,4 @@ def test_an_unknown_backend_is_an_input_error_with_the_known_ones(toy: ToyBacken
 
 def test_a_backend_for_this_machine_alone_refuses_another() -> None:
     with pytest.raises(EngineError, match="toy builds for this machine only, found 'sm_89'"):
-        ToyBackend().aimed_at("sm_89")
+        ToyBackend().aimed_at(BuildTarget(CPU, "sm_89"))

@@ -18,7 +18,7 @@ import torch
 from i2v_tensorrt.common.errors import EngineError
 from i2v_tensorrt.common.network_source import NetworkSource
 from i2v_tensorrt.common.spec import EngineSpec, Scope
-from i2v_tensorrt.engine_builder.backends.base import WHOLE, Part
+from i2v_tensorrt.engine_builder.backends.base import BuildTarget, Part
 from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend
 from i2v_tensorrt.engine_builder.backends.inductor.package import (
     FILE_NAME,
@@ -281,9 +281,9 @@ def test_a_network_is_whole_where_parts_gain_nothing_or_do_not_fit(monkeypatch: 
 
 
 def test_other_backends_say_that_they_build_in_one_piece() -> None:
-    assert OnnxRuntimeBackend().for_part(WHOLE).name == "onnxruntime"
+    assert OnnxRuntimeBackend().aimed_at(BuildTarget(CPU)).name == "onnxruntime"
     with pytest.raises(EngineError, match="one piece, found 2 parts"):
-        OnnxRuntimeBackend().for_part(Part(1, 2))
+        OnnxRuntimeBackend().aimed_at(BuildTarget(CPU, part=Part(1, 2)))
 
 
 class Process(BuildProcess):

@@ -19,6 +19,7 @@ import torch
 from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, InputError
 from i2v_tensorrt.common.shapes import ShapeProfile, span
 from i2v_tensorrt.common.spec import EngineSpec
+from i2v_tensorrt.engine_builder.backends.base import BuildTarget
 from i2v_tensorrt.engine_builder.backends.cuda_graph import CaptureError
 from i2v_tensorrt.engine_builder.backends.tensorrt import runner as tensorrt_runner
 from i2v_tensorrt.engine_builder.backends.tensorrt.backend import TensorRTBackend, _library_availability
@@ -192,14 +193,14 @@ def test_the_builder_is_given_a_profile_for_each_preset(
 @pytest.mark.parametrize("arch", ["sm_90", "sm_99", "gfx1100", ""])
 def test_other_architectures_are_refused_in_a_sentence(arch: str) -> None:
     with pytest.raises(EngineError, match="sm_75, sm_80"):
-        TensorRTBackend().aimed_at(arch)
+        TensorRTBackend().aimed_at(BuildTarget(CPU, arch))
 
 
 def test_other_backends_build_for_this_machine_only() -> None:
     from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
 
     with pytest.raises(EngineError, match="this machine only"):
-        OnnxRuntimeBackend().aimed_at("sm_89")
+        OnnxRuntimeBackend().aimed_at(BuildTarget(CPU, "sm_89"))
 
 
 def test_a_machine_without_a_gpu_is_told_so() -> None:
@@ -230,7 +231,7 @@ def test_the_library_follows_the_gpu_and_what_is_installed(
 def test_a_missing_library_names_the_line_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BackendUnavailableError, match="pip install tensorrt-rtx"):
-        TensorRTBackend().aimed_at("sm_89").require_library()
+        TensorRTBackend().aimed_at(BuildTarget(CPU, "sm_89")).require_library()
 
 
 @pytest.mark.parametrize(
