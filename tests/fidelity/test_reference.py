@@ -1,175 +1,185 @@
-"""Our clip is the one that diffusers' I2VGenXLPipeline makes, and what should differ does."""
+"""Our clip is the one that diffusers' pipeline makes, for every family; and what should differ does."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
-from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
-from i2v_tensorrt.pipeline.request import ClipRequest
-from i2v_tensorrt.runtime.clip_plan import Denoising
+from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.pipeline.denoising.schedulers import SCHEDULERS
+from i2v_tensorrt.pipeline.models.wan.wan22 import WanA14B
+from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
+from i2v_tensorrt.runtime.clip import decode_clip, encode_clip
+from i2v_tensorrt.runtime.clip_plan import plan_clip
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
-from ..helpers.reference_clip import Clip, eager_engines, ours, painted
+from ..helpers.reference_clip import Clip, difference, eager_engines, ours
+from .families import FAMILIES, asked, changed, each, of_size, sampler, theirs
 
-GATE = 1e-5
-"""The greatest difference of final latents that is still the same clip."""
+Of = Callable[[str], Any]
+"""By the family's name."""
 
-
-def clip(
-    size: tuple[int, int] = (64, 64), frames: int = 4, guidance: float = 9.0, eta: float = 0.0, steps: int = 4
-) -> Clip:
-    picture = painted(150, 96) if size[0] >= size[1] else painted(96, 150)
-    request = ClipRequest(picture, "a red boat drifts on a lake", "blurry, static", *size, frames, 8)
-    return Clip(request, Denoising(seed=7, guidance_scale=guidance, sampler=SamplerSettings(steps, eta=eta)))
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy
+each_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_folder: Path) -> Iterator[Any]:
-    """The published pipeline, repaired where current libraries broke it and made to draw no VAE sample."""
-    from diffusers import AutoencoderKL, DDIMScheduler, I2VGenXLPipeline, I2VGenXLUNet
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-    from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
-
-    class WithTextModel(CLIPTextModel):
-        """As before transformers 5.6, where the pipeline finds the last norm."""
-
-        text_model = property(lambda self: self)
-
-    text_encoder = CLIPTextModel.from_pretrained(tiny_folder / "text_encoder")
-    if not hasattr(text_encoder, "text_model"):
-        text_encoder = WithTextModel.from_pretrained(tiny_folder / "text_encoder")
-    parts: dict[str, Any] = {
-        "vae": AutoencoderKL.from_pretrained(tiny_folder / "vae", low_cpu_mem_usage=False),
-        "text_encoder": text_encoder.eval(),
-        "tokenizer": CLIPTokenizer.from_pretrained(tiny_folder / "tokenizer"),
-        "image_encoder": CLIPVisionModelWithProjection.from_pretrained(tiny_folder / "image_encoder").eval(),
-        "feature_extractor": CLIPImageProcessorPil.from_pretrained(tiny_folder / "feature_extractor"),
-        "unet": I2VGenXLUNet.from_pretrained(tiny_folder / "unet", low_cpu_mem_usage=False),
-        "scheduler": DDIMScheduler.from_pretrained(tiny_folder / "scheduler"),
-    }
-    pipeline = I2VGenXLPipeline(**parts)
-    pipeline.set_progress_bar_config(disable=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
-        yield pipeline
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    return cache(lambda name: FAMILIES[name].write(tmp_path_factory.mktemp("checkpoints") / name))
 
 
 @pytest.fixture(scope="module")
-def engines(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineSet:
-    return eager_engines(tiny_folder, tmp_path_factory.mktemp("store"))
+def engines(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], EngineSet]:
+    return cache(lambda name: eager_engines(folder(name), tmp_path_factory.mktemp("store")))
 
 
-def theirs(reference: Any, wanted: Clip) -> torch.Tensor:
-    request, denoising = wanted.request, wanted.denoising
-    latents = reference(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        image=request.picture,
-        width=request.width,
-        height=request.height,
-        num_frames=request.num_frames,
-        target_fps=request.fps,
-        num_inference_steps=denoising.sampler.steps,
-        guidance_scale=denoising.guidance_scale,
-        eta=denoising.sampler.eta,
-        generator=torch.Generator().manual_seed(denoising.seed),
-        output_type="latent",
-    ).frames
-    return latents[0].transpose(0, 1)
+@pytest.fixture(scope="module")
+def published(folder: Callable[[str], Path]) -> Of:
+    """What makes a clip by diffusers' pipeline."""
+
+    @cache
+    def load(name: str) -> Callable[..., torch.Tensor]:
+        pipeline = FAMILIES[name].published(folder(name))
+        pipeline.set_progress_bar_config(disable=True)
+        return partial(theirs, FAMILIES[name], pipeline)
+
+    return load
 
 
-def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    assert one.shape == other.shape
-    return (one - other).abs().max().item()
+@pytest.fixture(scope="module")
+def expected(published: Of) -> Of:
+    return cache(lambda name: published(name)(FAMILIES[name].clip))
 
 
-@pytest.mark.parametrize("guidance", [9.0, 1.0])
-@pytest.mark.parametrize(
-    ("size", "frames"), [((64, 64), 4), ((96, 64), 3), ((64, 128), 2), ((72, 88), 1)], ids=lambda value: str(value)
-)
-def test_the_same_latents(
-    engines: EngineSet, reference: Any, size: tuple[int, int], frames: int, guidance: float
-) -> None:
-    wanted = clip(size, frames, guidance)
-    assert difference(ours(engines, wanted), theirs(reference, wanted)) <= GATE
+@pytest.fixture
+def is_same(engines: Of, expected: Of) -> Callable[..., bool]:
+    """Whether our clip, `clip` unless another is given, is the published one."""
+
+    def compare(name: str, clip: Clip | None = None, frames: list[int] | None = None) -> bool:
+        family = FAMILIES[name]
+        found = ours(engines(name), clip or family.clip)
+        return difference(found if frames is None else found[frames], expected(name)) <= family.tolerance
+
+    return compare
+
+
+@pytest.mark.parametrize(("name", "clip"), each(asked))
+def test_the_same_latents(engines: Of, published: Of, name: str, clip: Clip) -> None:
+    assert difference(ours(engines(name), clip), published(name)(clip)) <= FAMILIES[name].tolerance
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
-def test_the_same_noise_on_the_way(engines: EngineSet, reference: Any, eta: float) -> None:
-    wanted = clip((64, 72), 3, eta=eta)
-    found = ours(engines, wanted)
-    assert difference(found, theirs(reference, wanted)) <= GATE
-    assert difference(found, ours(engines, clip((64, 72), 3))) > GATE
+def test_the_same_noise_on_the_way(engines: Of, published: Of, eta: float) -> None:
+    clip = sampler(of_size(FAMILIES["i2vgen_xl"].clip, (64, 72), 3), eta=eta)
+    assert difference(ours(engines("i2vgen_xl"), clip), published("i2vgen_xl")(clip)) <= FAMILIES["i2vgen_xl"].tolerance
 
 
-@pytest.fixture(scope="module")
-def expected(reference: Any) -> torch.Tensor:
-    return theirs(reference, clip())
+@pytest.mark.parametrize(("name", "chunk"), each(lambda family: family.chunks))
+def test_the_same_frames(engines: Of, published: Of, name: str, chunk: int) -> None:
+    """Where chunks decide what a frame's decoder sees, by the same chunks."""
+    family = FAMILIES[name]
+    clip = of_size(family.clip, (64, 64), 5)
+    latents = engines(name).model.to_latent(ours(engines(name), clip))
+    plan = plan_clip(engines(name), clip.request.size)
+    frames = decode_clip(plan, latents, chunk, lambda *_: None)
+    options = {"decode_chunk_size": chunk} if family.chunk_decides else {}
+    wanted = published(name)(clip, output_type="pt", **options)
+    assert difference(frames, wanted.movedim(1, -1)) <= 1e-4
+    if family.chunk_decides and chunk < 5:
+        assert difference(frames, decode_clip(plan, latents, 5, lambda *_: None)) > 1e-3
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        replace(clip(), denoising=replace(clip().denoising, sampler=SamplerSettings(3))),
-        replace(clip(), request=replace(clip().request, fps=9)),
-        replace(clip(), request=replace(clip().request, prompt="a red boat drifts on a pond")),
-        replace(clip(), request=replace(clip().request, negative_prompt="")),
-        replace(clip(), request=replace(clip().request, picture=painted(151, 96))),
-        replace(clip(), denoising=replace(clip().denoising, seed=8)),
-        replace(clip(), denoising=replace(clip().denoising, guidance_scale=9.1)),
-    ],
-    ids=["one_step_too_few", "fps", "prompt", "negative_prompt", "picture", "seed", "guidance"],
-)
-def test_control_a_wrong_request_fails_the_gate(engines: EngineSet, expected: torch.Tensor, wrong: Clip) -> None:
-    assert difference(ours(engines, wrong), expected) > GATE
+@pytest.mark.parametrize(("name", "clip"), each(lambda family: family.same))
+def test_control_the_right_request_is_the_same(is_same: Callable[..., bool], name: str, clip: Clip) -> None:
+    assert is_same(name, clip)
 
 
-def test_control_the_right_request_passes_it(engines: EngineSet, expected: torch.Tensor) -> None:
-    assert difference(ours(engines, clip()), expected) <= GATE
+@pytest.mark.parametrize(("name", "wrong"), each(lambda family: family.wrong))
+def test_control_a_wrong_request_is_seen(is_same: Callable[..., bool], name: str, wrong: str) -> None:
+    assert not is_same(name, FAMILIES[name].wrong[wrong])
 
 
-def test_control_swapped_guidance_halves_fail_the_gate(
-    engines: EngineSet, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+@each_family
+def test_control_swapped_guidance_halves_are_seen(
+    engines: Of, is_same: Callable[..., bool], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    combine = I2VGenXL.combine
+    family = type(engines(name).model)
+    combine = family.combine
 
-    def swapped(self: I2VGenXL, outputs: Mapping[str, torch.Tensor], guidance_scale: float) -> torch.Tensor:
-        return combine(self, {"prediction": outputs["prediction"].flip(0)}, guidance_scale)
+    def swapped(self: Any, outputs: Mapping[str, torch.Tensor], scale: Any) -> torch.Tensor:
+        return combine(self, {"prediction": outputs["prediction"].flip(0)}, scale)
 
-    monkeypatch.setattr(I2VGenXL, "combine", swapped)
-    assert difference(ours(engines, clip()), expected) > GATE
-
-
-@pytest.mark.parametrize("frames", [[1, 0, 2, 3], [3, 2, 1, 0], [1, 2, 3, 0]], ids=str)
-def test_control_permuted_frames_fail_the_gate(engines: EngineSet, expected: torch.Tensor, frames: list[int]) -> None:
-    assert difference(ours(engines, clip())[frames], expected) > GATE
+    monkeypatch.setattr(family, "combine", swapped)
+    assert not is_same(name)
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        "conv_in",
-        "context_embedding.0",
-        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v",
-        "down_blocks.0.temp_convs.0.conv4.3",
-        "mid_block.temp_attentions.0.transformer_blocks.0.attn1.to_q",
-        "conv_out",
-    ],
-)
-def test_control_one_layer_off_by_a_hundredth_fails_the_gate(
-    engines: EngineSet, expected: torch.Tensor, layer: str
+@pytest.mark.parametrize("order", ["swapped", "reversed", "rolled"])
+@each_family
+def test_control_permuted_frames_are_seen(expected: Of, is_same: Callable[..., bool], name: str, order: str) -> None:
+    frames = list(range(len(expected(name))))
+    orders = {"swapped": [1, 0, *frames[2:]], "reversed": frames[::-1], "rolled": [*frames[1:], 0]}
+    assert not is_same(name, frames=orders[order])
+
+
+@pytest.mark.parametrize(("name", "layer"), each(lambda family: family.layers))
+def test_control_one_layer_off_by_a_hundredth_is_seen(
+    engines: Of, is_same: Callable[..., bool], name: str, layer: str
 ) -> None:
-    unet = engines.model.part("unet", "fp32")
-    weight = unet.get_submodule(layer).weight
+    weight = engines(name).model.part(FAMILIES[name].network, "fp32").get_submodule(layer).weight
     kept = weight.clone()
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     try:
         weight += 1e-2 * weight.std() * noise
-        assert difference(ours(engines, clip()), expected) > GATE
+        assert not is_same(name)
     finally:
         weight.copy_(kept)
+
+
+@each_family
+def test_control_without_one_part_of_the_conditioning_is_seen(
+    engines: Of, is_same: Callable[..., bool], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    family, clip = type(engines(name).model), FAMILIES[name].clip
+    encoded = encode_clip(
+        plan_clip(engines(name), clip.request.size), clip.request, ConditioningCache(None), lambda *_: None
+    )
+    prepare = family.prepare_input
+    assert encoded.tensors
+    for missing in encoded.tensors:
+
+        def blind(self: Any, x: torch.Tensor, t: torch.Tensor, given: Any, name: str = missing) -> Any:
+            return prepare(self, x, t, {**given, name: torch.zeros_like(given[name])})
+
+        monkeypatch.setattr(family, "prepare_input", blind)
+        assert not is_same(name), missing
+
+
+@each_family
+def test_schedulers_that_it_was_not_trained_for_are_refused_in_a_sentence(engines: Of, name: str) -> None:
+    model = engines(name).model
+    for scheduler in {*SCHEDULERS} - {*model.schedulers}:
+        told = f"^{model.title} is sampled by the scheduler {' or '.join(model.schedulers)}, found {scheduler}.$"
+        with pytest.raises(InputError, match=told):
+            ours(engines(name), sampler(FAMILIES[name].clip, steps=2, scheduler=scheduler))
+
+
+@pytest.mark.parametrize("denoiser", WanA14B.denoisers)
+def test_control_one_expert_for_all_steps_is_seen(
+    is_same: Callable[..., bool], monkeypatch: pytest.MonkeyPatch, denoiser: str
+) -> None:
+    monkeypatch.setattr(WanA14B, "select_denoiser", lambda *_: denoiser)
+    assert not is_same("a14b")
+
+
+def test_a_prompt_is_told_to_be_of_no_use_and_changes_nothing(engines: Of) -> None:
+    cache, clip = ConditioningCache(None), FAMILIES["svd"].clip
+    plan = plan_clip(engines("svd"), clip.request.size)
+    worded = changed(clip, prompt="a boat", negative_prompt="blurry")
+    quiet, told = (encode_clip(plan, each.request, cache, lambda *_: None) for each in (clip, worded))
+    assert quiet.notes == ()
+    assert told.notes == ("Stable Video Diffusion has no text encoder: the prompts are not used.",)
+    assert told.place == "memory"
+    assert all(torch.equal(told.tensors[name], quiet.tensors[name]) for name in quiet.tensors)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from i2v_tensorrt.benchmarks.command import main
+from i2v_tensorrt.benchmarks.command import main as bench
 from i2v_tensorrt.benchmarks.ladder.command import parser
 
 Run = Callable[..., int]
@@ -77,3 +78,8 @@ def test_from_end_to_end_and_on(run: Run, tmp_path: Path, capsys: pytest.Capture
     assert data["versions"]["torch"] and data["machine"]["cores"] and data["job"]["digest"]
     assert (tmp_path / "out" / "ladder.png").is_file()
     assert "| eager PyTorch, fp32 |" in capsys.readouterr().out
+
+
+def test_a_benchmark_that_is_not_there_is_told_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(["none"]) == 2
+    assert "ladder" in capsys.readouterr().err
