@@ -67,6 +67,8 @@ class Family:
     """The greatest difference, as a part of the greatest latent (or of 1), that is still the same clip."""
     engines: Mapping[str, list[Sizes]] = field(default_factory=dict)
     """Sizes that no export has traced, by component."""
+    fused: Mapping[str, list[Sizes]] = field(default_factory=dict)
+    """Sizes at which components with rewrites are compared with plain ones."""
     wide: Callable[[Path], Path] = write_tiny_checkpoint
     """Writes a tiny checkpoint whose heads TensorRT has attention kernels for."""
     targets: tuple[str, ...] = ()
@@ -148,6 +150,10 @@ I2VGEN_XL = Family(
     ),
     network="unet",
     chunks=(1, 3),
+    fused={
+        "core": [volume(*sizes) for sizes in ((2, 4, 8, 8), (2, 1, 16, 8), (1, 5, 8, 24), (2, 17, 8, 8))],
+        "vae_decoder": [chunk(1, 8, 8), chunk(3, 8, 12)],
+    },
     tolerance=2e-6,
 )
 
@@ -208,6 +214,10 @@ SVD = Family(
     chunks=(1, 2, 3, 5),
     frames_first=True,
     chunk_decides=True,
+    fused={
+        "core": [volume(*sizes) for sizes in ((2, 4, 8, 8), (2, 1, 16, 8), (1, 5, 8, 24), (2, 25, 8, 8))],
+        "vae_decoder": [chunk(4, 8, 8), chunk(1, 9, 6), chunk(3, 5, 16)],
+    },
     wide=lambda folder: write_tiny_svd(folder, TinySvdSizes(channels=(64, 128), heads=(1, 2), width=64)),
     engines={
         "core": [
