@@ -14,6 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
+LEFT_OUT = [line for line in (ROOT / ".comfyignore").read_text("utf-8").splitlines() if not line.startswith("#")]
 
 
 def listed(text: str) -> list[str]:
@@ -100,6 +101,14 @@ class TestPublishing:
         assert told["project"]["urls"] == {"Repository": "https://github.com/someone/pack"}
 
 
+def test_what_the_archive_leaves_out_is_there_and_imported_by_nothing_else() -> None:
+    assert LEFT_OUT == [".ci/", ".github/", "benchmarks/results/", "demo_model/sheets/", "demo_model/training/"]
+    assert [folder for folder in LEFT_OUT if not (ROOT / folder).is_dir()] == []
+    sources = [path for path in ROOT.glob("*/**/*.py") if path.relative_to(ROOT).parts[0] not in ("tests", ".venv")]
+    users = [path for path in sources if "demo_model.training" in path.read_text("utf-8")]
+    assert len(sources) > 200 and {path.parent.name for path in users} <= {"training"}
+
+
 def test_icon_and_banner_have_the_sizes_that_the_registry_asks_for() -> None:
     with Image.open(ROOT / "docs" / "icon.png") as icon, Image.open(ROOT / "docs" / "banner.png") as banner:
         assert icon.size == (400, 400)
@@ -153,4 +162,4 @@ def test_what_is_published_holds_all_that_a_host_needs(comfy: str, clone: Path, 
         for path in (clone / folder).rglob("*.*")
     ]
     assert set(needed) - names == set()
-    assert not [name for name in names if name.startswith((".venv", ".cache", "out/"))]
+    assert not [name for name in names if name.startswith((".venv", ".cache", "out/", *LEFT_OUT))]
