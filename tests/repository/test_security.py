@@ -60,6 +60,8 @@ def test_files_and_folders_that_it_names_are_ours() -> None:
     named = re.findall(r"`(nodes/[\w/.]+)`", TEXT)
     assert named
     assert [name for name in named if not (ROOT / name).is_file()] == []
-    store = (ROOT / "engine_builder" / "store" / "store.py").read_text("utf-8")
+    store, secret = (
+        (ROOT / "engine_builder" / "store" / f"{name}.py").read_text("utf-8") for name in ("store", "secret")
+    )
     assert '".secret"' in store
-    assert "0o600" in store
+    assert "0o600" in secret
