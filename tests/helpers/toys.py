@@ -205,10 +205,24 @@ def quarantined(store: EngineStore) -> list[str]:
     return names(store.root / ".quarantine")
 
 
-def fail(number: int) -> Callable[..., None]:
-    """Stands for a call that the system refuses."""
+def raising(error: BaseException) -> Callable[..., Any]:
+    """Stands for a call that ends in that error."""
 
     def raise_it(*_: object, **__: object) -> None:
-        raise OSError(number, os.strerror(number))
+        raise error
 
     return raise_it
+
+
+def fail(number: int) -> Callable[..., Any]:
+    """Stands for a call that the system refuses."""
+    return raising(OSError(number, os.strerror(number)))
+
+
+def toy_request(
+    backend: Backend, make: Callable[[], torch.nn.Module] = ToyNetwork, spec: EngineSpec | None = None, **more: Any
+) -> BuildRequest:
+    """A build of a toy on the CPU; `more` are further fields of the request."""
+    return BuildRequest(
+        spec or toy_spec(), more.pop("source", ToySource(make)), backend, more.pop("device", CPU), **more
+    )
