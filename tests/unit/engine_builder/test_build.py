@@ -3,7 +3,9 @@
 import errno
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -30,6 +32,7 @@ from i2v_tensorrt.engine_builder.graph.recorded_calls import Calibration
 from i2v_tensorrt.engine_builder.store.key import engine_key
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 
+from ...helpers.counts import Evidence, counted
 from ...helpers.toys import (
     CPU,
     LIMITS,
@@ -39,11 +42,12 @@ from ...helpers.toys import (
     ToySource,
     contents,
     names,
+    quarantined,
     raising,
     toy_request,
     toy_spec,
 )
-from ...helpers.victims import heard, started
+from ...helpers.victims import heard, started, tell
 
 GIB = 1 << 30
 
@@ -316,3 +320,23 @@ def test_a_builder_killed_in_the_middle_leaves_no_engine_and_no_lock(store: Engi
     assert store.sweep(time.time() + 2 * 24 * 3600) == 1
     assert names(staging) == []
     assert len(list(store.plans())) == 1
+
+
+PROCESSES = 8
+
+
+@counted(2, 100, slow=True)
+def test_of_eight_processes_one_builds_and_eight_use(store: EngineStore, count: int, evidence: Evidence) -> None:
+    store.root.mkdir()
+    with ExitStack() as stack:
+        users = [stack.enter_context(started("user", store.root)) for _ in range(PROCESSES)]
+        assert [heard(user) for user in users] == ["ready"] * PROCESSES
+        for number in range(count):
+            for user in users:
+                tell(user, f"1.{number}")
+            assert Counter(heard(user) for user in users) == {"built": 1, "found": PROCESSES - 1}
+    assert len((store.root / "builds.log").read_text().split()) == count
+    assert len(list(store.plans())) == count
+    assert names(store.root / ".staging") == []
+    assert quarantined(store) == []
+    evidence("keys that 8 processes asked for at once", count, f"{count} builds, {count * PROCESSES} users")

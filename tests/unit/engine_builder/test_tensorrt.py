@@ -5,6 +5,8 @@ Running a plan needs a GPU: see tests/gpu.
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -28,7 +30,8 @@ from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.runtime.clip_sizes import clip_sizes
 
-from ...helpers.toys import CPU, LIMITS, toy_spec
+from ...helpers.counts import Evidence, counted
+from ...helpers.toys import CPU, LIMITS, InProcess, names, toy_spec
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
 
@@ -36,6 +39,8 @@ Build = Callable[..., BuildResult]
 """Builds a component in a precision for an architecture: at 64x64, or at a profile."""
 COMPONENTS = ("image_encoder", "text_encoder", "vae_encoder", "vae_decoder", "core")
 SQUARE, WIDE = (64, 64), (128, 64)
+LIMIT_S = 5.0
+STAGES = ("export", "parse", "build", "serialize")
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +57,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> EngineStore:
 
 @pytest.fixture(scope="module")
 def build(model: VideoModel, store: EngineStore) -> Iterator[Build]:
-    def built(component: str, precision: str, arch: str, profile: ShapeProfile | None = None) -> BuildResult:
-        spec = EngineSpec(model.components[component].spec, profile or exact(model, component), precision)
-        source = model.source(component, precision)
-        return build_engine(BuildRequest(spec, source, TensorRTBackend(), CPU, arch), store, process)
+    def built(*what: Any) -> BuildResult:
+        return build_engine(request(model, *what), store, process)
 
     with BuildProcess() as process:
         yield built
@@ -69,6 +72,17 @@ def exact(model: VideoModel, component: str, width: int = 64, height: int = 64) 
 
 def presets(model: VideoModel, component: str, *sides: tuple[int, int]) -> ShapeProfile:
     return span([exact(model, component, *each) for each in sides], model.components[component].spec.limits)
+
+
+def request(
+    model: VideoModel,
+    component: str,
+    precision: str = "fp16",
+    arch: str = "sm_89",
+    profile: ShapeProfile | None = None,
+) -> BuildRequest:
+    spec = EngineSpec(model.components[component].spec, profile or exact(model, component), precision)
+    return BuildRequest(spec, model.source(component, precision), TensorRTBackend(), CPU, arch)
 
 
 def is_slow(component: str, arch: str) -> bool:
@@ -216,3 +230,75 @@ def test_a_missing_library_names_the_line_to_install_for_this_cuda(
     assert _library_availability(arch).install == line
     with pytest.raises(BackendUnavailableError, match=line):
         TensorRTBackend(arch).require_library()
+
+
+# Cancelling: whatever the stage, the child is gone within five seconds.
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> EngineStore:
+    return EngineStore(tmp_path / "engines")
+
+
+class CancelledError(Exception):
+    """What a host raises when its user interrupts."""
+
+
+class Canceller:
+    """A report that raises a while after the stage was first told, or when it has passed; knows when it did."""
+
+    def __init__(self, stage: str, delay_s: float) -> None:
+        self._stage, self._delay_s = stage, delay_s
+        self._due_s: float | None = None
+        self.raised_s = 0.0
+
+    def __call__(self, stage: str, done: float) -> None:
+        now, is_there = time.monotonic(), stage.split(" (")[0] == self._stage
+        if is_there and self._due_s is None:
+            self._due_s = now + self._delay_s
+        if self._due_s is not None and (now >= self._due_s or not is_there):
+            self.raised_s = now
+            raise CancelledError(stage)
+
+
+def cancelled_s(model: VideoModel, component: str, store: EngineStore, canceller: Canceller) -> float:
+    """The seconds from the cancellation until the child has ended and nothing of its build is left."""
+    with BuildProcess() as process:
+        process._child = child = process._living()
+        with pytest.raises(CancelledError):
+            build_engine(request(model, component), store, process, report=canceller)
+        waited_s = time.monotonic() - canceller.raised_s
+        assert not child.is_alive
+    assert list(store.plans()) == []
+    assert names(store.root / ".staging") == []
+    return waited_s
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@counted(1, 20, slow=True)
+def test_a_build_is_cancelled_within_five_seconds(
+    model: VideoModel, fresh: EngineStore, stage: str, count: int, evidence: Evidence
+) -> None:
+    waits_s = [cancelled_s(model, "image_encoder", fresh, Canceller(stage, 0.0)) for _ in range(count)]
+    assert max(waits_s) <= LIMIT_S
+    evidence(f"builds cancelled in {stage}", count, f"all ended, the slowest after {max(waits_s):.2f} s")
+
+
+@counted(1, 5, slow=True)
+def test_a_build_is_cancelled_while_tensorrt_says_nothing(
+    model: VideoModel, fresh: EngineStore, count: int, evidence: Evidence
+) -> None:
+    """The denoiser is built for seconds, most of them without a step that TensorRT tells of."""
+    draw = random.Random(count)
+    waits_s = [cancelled_s(model, "core", fresh, Canceller("build", draw.uniform(0, 2))) for _ in range(count)]
+    assert max(waits_s) <= LIMIT_S
+    evidence("builds cancelled while TensorRT is silent", count, f"all ended, the slowest after {max(waits_s):.2f} s")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_cancels_is_what_comes_out_where_no_process_lies_between(
+    model: VideoModel, fresh: EngineStore, stage: str
+) -> None:
+    with pytest.raises(CancelledError, match=stage):
+        build_engine(request(model, "image_encoder"), fresh, InProcess(), report=Canceller(stage, 0.0))
+    assert names(fresh.root / ".staging") == []
