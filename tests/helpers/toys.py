@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -217,6 +218,23 @@ def raising(error: BaseException) -> Callable[..., Any]:
 def fail(number: int) -> Callable[..., Any]:
     """Stands for a call that the system refuses."""
     return raising(OSError(number, os.strerror(number)))
+
+
+def replace_by(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Removes a file or a folder, and makes something else in its place."""
+
+    def apply(path: Path) -> object:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return make(path)
+
+    return apply
+
+
+def move_and_link(path: Path) -> None:
+    """Puts a link in the place of a file or a folder, which goes to a place above it."""
+    elsewhere = path.parent.parent / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
 
 
 def toy_request(

@@ -13,6 +13,7 @@ from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.backends.base import Availability
 from i2v_tensorrt.engine_builder.backends.eager import EagerBackend, EagerRunner
 from i2v_tensorrt.engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
+from i2v_tensorrt.engine_builder.build.build import quiet
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 
 from ...helpers.toys import CPU, LIMITS, ToyBackend, ToyNetwork, toy_network, toy_spec
@@ -38,24 +39,17 @@ def test_eager_runs_the_network_itself_at_any_size(runner: EagerRunner) -> None:
 
 def test_eager_reads_its_weights_when_they_are_asked_for_and_lets_them_go() -> None:
     reads = []
-
-    def source() -> torch.nn.Module:
-        reads.append(1)
-        return ToyNetwork()
-
-    runner = EagerRunner(ANY_SHAPE, source, CPU)
-    assert not runner.is_loaded
-    assert reads == []
-    runner.load()
-    runner.load()
-    assert runner.is_loaded
-    assert runner.memory_bytes == 4 * 4 * 27 * 4
-    assert len(reads) == 1
-    runner.unload()
-    runner.unload()
-    assert not runner.is_loaded
-    runner.load()
-    assert len(reads) == 2
+    runner = EagerRunner(ANY_SHAPE, lambda: reads.append(1) or ToyNetwork(), CPU)
+    for count in (1, 2):
+        assert (runner.is_loaded, len(reads)) == (False, count - 1)
+        with pytest.raises(EngineError, match="^The eager engine of core is not loaded.$"):
+            runner(example_inputs(ANY_SHAPE, SIZES))
+        runner.load()
+        runner.load()
+        assert (runner.is_loaded, len(reads)) == (True, count)
+        assert runner.memory_bytes == 4 * 4 * 27 * 4
+        runner.unload()
+        runner.unload()
 
 
 def test_eager_takes_no_gradients_and_leaves_no_graph(runner: EagerRunner) -> None:
@@ -82,7 +76,7 @@ def test_several_outputs_have_their_names_in_order() -> None:
 
 def test_eager_has_nothing_to_build(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="nothing to build"):
-        EagerBackend().build(ToyNetwork(), toy_spec(), tmp_path, lambda stage, done: None)
+        EagerBackend().build(ToyNetwork(), toy_spec(), tmp_path, quiet)
     assert not EagerBackend.builds
     assert EagerBackend().availability(CPU).ok
     assert isinstance(EagerBackend().load(None, toy_spec(), ToyNetwork, CPU), EagerRunner)
@@ -128,12 +122,6 @@ def test_tensors_that_do_not_fit_are_refused_before_they_reach_the_network(
     with pytest.raises(InputError, match=words):
         runner(change(example_inputs(ANY_SHAPE, SIZES)))
     assert not hasattr(runner, "seen")
-
-
-def test_a_runner_that_is_not_loaded_says_so(runner: EagerRunner) -> None:
-    runner.unload()
-    with pytest.raises(EngineError, match="^The eager engine of core is not loaded.$"):
-        runner(example_inputs(ANY_SHAPE, SIZES))
 
 
 # The choice.

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,9 +17,10 @@ from hypothesis import strategies as st
 
 from i2v_tensorrt.common.errors import EngineError, StorageError
 from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
-from i2v_tensorrt.common.spec import EngineSpec, TensorSpec
+from i2v_tensorrt.common.spec import TensorSpec
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
-from i2v_tensorrt.engine_builder.build.compile import BuildRequest, compile_engine
+from i2v_tensorrt.engine_builder.build.build import quiet
+from i2v_tensorrt.engine_builder.build.compile import compile_engine
 from i2v_tensorrt.engine_builder.graph.onnx_export import (
     FILE_NAME,
     OPSET,
@@ -27,7 +30,7 @@ from i2v_tensorrt.engine_builder.graph.onnx_export import (
     trace_sizes,
 )
 
-from ...helpers.toys import CPU, LIMITS, ToyNetwork, ToySource, toy_network, toy_spec
+from ...helpers.toys import LIMITS, ToyNetwork, fail, toy_network, toy_request, toy_spec
 
 SIZES = {"batch": 2, "frames": 3, "latent_height": 8, "latent_width": 6}
 
@@ -75,14 +78,8 @@ def dims(graph: Any) -> dict[str, list[int | str]]:
     }
 
 
-def exported(network: torch.nn.Module, spec: EngineSpec, folder: Path) -> Any:
-    import onnx
-
-    return onnx.load(export_onnx(network, spec, folder))
-
-
 def test_the_graph_has_the_specifications_names_and_dimensions(tmp_path: Path) -> None:
-    model = exported(ToyNetwork(), toy_spec(), tmp_path)
+    model = onnx.load(export_onnx(ToyNetwork(), toy_spec(), tmp_path))
     found = dims(model.graph)
     assert list(found) == ["sample", "strength", "prediction"]
     assert found["sample"][1] == 4
@@ -91,9 +88,16 @@ def test_the_graph_has_the_specifications_names_and_dimensions(tmp_path: Path) -
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == OPSET
 
 
-def test_a_profile_of_one_size_gives_a_graph_of_fixed_sizes(tmp_path: Path) -> None:
-    model = exported(ToyNetwork(), toy_spec(LIMITS.exact(SIZES)), tmp_path)
-    assert dims(model.graph) == {"sample": [2, 4, 3, 8, 6], "strength": [2, 4], "prediction": [2, 4, 3, 8, 6]}
+def test_a_profile_of_one_size_gives_a_graph_of_fixed_sizes_and_leaves_loggers_and_warnings_as_they_were(
+    tmp_path: Path,
+) -> None:
+    spec, logger = toy_spec(LIMITS.exact(SIZES)), logging.getLogger("torch.onnx")
+    before, filters = logger.level, list(warnings.filters)
+    graph = onnx.load(export_onnx(ToyNetwork(), spec, tmp_path)).graph
+    assert dims(graph) == {"sample": [2, 4, 3, 8, 6], "strength": [2, 4], "prediction": [2, 4, 3, 8, 6]}
+    with pytest.raises(EngineError):
+        export_onnx(Branches(), spec, tmp_path)
+    assert (logger.level, warnings.filters) == (before, filters)
 
 
 class Shrink(torch.nn.Module):
@@ -104,8 +108,6 @@ class Shrink(torch.nn.Module):
 
 
 def test_a_dimension_may_be_a_multiple_of_another(tmp_path: Path) -> None:
-    import onnxruntime
-
     side = DimRange(4, 8, 32)
     spec = toy_spec(
         ShapeProfile({"latent_height": side, "latent_width": side}),
@@ -144,26 +146,12 @@ def test_a_network_that_cannot_be_exported_is_told_in_a_sentence(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_exporting_leaves_loggers_and_warnings_as_they_were(tmp_path: Path) -> None:
-    logger = logging.getLogger("torch.onnx")
-    before, filters = logger.level, list(warnings.filters)
-    export_onnx(ToyNetwork(), toy_spec(LIMITS.exact(SIZES)), tmp_path)
-    with pytest.raises(EngineError):
-        export_onnx(Branches(), toy_spec(LIMITS.exact(SIZES)), tmp_path)
-    assert logger.level == before
-    assert warnings.filters == filters
-
-
 def test_a_full_disk_while_the_graph_is_written_is_a_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", full)
-    request = BuildRequest(toy_spec(LIMITS.exact(SIZES)), ToySource(), OnnxRuntimeBackend(), CPU)
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", fail(errno.ENOSPC))
     with pytest.raises(StorageError, match=os.strerror(errno.ENOSPC)):
-        compile_engine(request, tmp_path, lambda stage, done: None)
+        compile_engine(toy_request(OnnxRuntimeBackend(), spec=toy_spec(LIMITS.exact(SIZES))), tmp_path, quiet)
     assert not (tmp_path / FILE_NAME).exists()
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -28,7 +27,7 @@ from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 from ...helpers.inductor_toys import Mixed, build, loaded, mixed_spec
-from ...helpers.toys import CPU, FILES, ToySource, names, publish, toy_network, toy_spec
+from ...helpers.toys import CPU, FILES, ToySource, names, publish, raising, toy_network, toy_spec
 
 CONFTEST = Path(__file__).resolve().parents[2] / "conftest.py"
 ELSEWHERE = """
@@ -233,13 +232,6 @@ def test_what_the_loader_refuses_is_one_sentence(store: EngineStore) -> None:
         runner_of(plan).load()
     with pytest.raises(EngineError, match="needs a built engine"):
         InductorBackend().load(None, mixed_spec(), Mixed, CPU)
-
-
-def raising(error: Exception) -> Callable[..., Any]:
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    return fail
 
 
 def test_memory_that_ran_out_comes_through_as_it_is(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

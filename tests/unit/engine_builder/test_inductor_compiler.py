@@ -18,7 +18,7 @@ from i2v_tensorrt.engine_builder.backends.inductor import cpp_compiler
 from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend
 from i2v_tensorrt.engine_builder.backends.registry import AUTO, choose_backend
 
-from ...helpers.toys import CPU
+from ...helpers.toys import CPU, raising
 
 
 def test_cxx_comes_first_and_each_compiler_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,11 +89,8 @@ def test_a_compiler_proves_itself_once_and_another_version_anew(
 def test_where_files_cannot_be_locked_a_compiler_proves_itself(
     proof: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise error
-
     (path,) = proof("good-g++")
-    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    monkeypatch.setattr(filelock.FileLock, "acquire", raising(error))
     assert cpp_compiler.working_compiler("cpu") == path
 
 

@@ -37,9 +37,10 @@ from ...helpers.toys import (
     LIMITS,
     TARGET,
     InProcess,
-    ToySource,
     let_onnxruntime_be_calibrated,
+    raising,
     toy_network,
+    toy_request,
     toy_spec,
 )
 
@@ -80,8 +81,7 @@ def lossy(precision: str, calibration: Calibration) -> EngineSpec:
 
 
 def request(precision: str, calibration: Calibration, arch: str) -> BuildRequest:
-    source = ToySource(Mixer)
-    return BuildRequest(lossy(precision, calibration), source, TensorRTBackend(), CPU, arch, calibration=calibration)
+    return toy_request(TensorRTBackend(), Mixer, lossy(precision, calibration), arch=arch, calibration=calibration)
 
 
 def needs_modelopt() -> None:
@@ -93,10 +93,9 @@ def needs_modelopt() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_89", "sm_120"])
 @pytest.mark.parametrize("precision", LOSSY)
-def test_tensorrt_builds_a_plan(tmp_path: Path, calibration: Calibration, precision: str, arch: str) -> None:
+def test_tensorrt_builds_a_plan(store: EngineStore, calibration: Calibration, precision: str, arch: str) -> None:
     needs_modelopt()
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
-    store = EngineStore(tmp_path / "engines")
     plan = build_engine(request(precision, calibration, arch), store, InProcess()).plan
     assert set(plan.manifest.files) == {PLAN, RECORDED}
     assert plan.manifest.verdict is None
@@ -151,10 +150,10 @@ def test_a_gpu_without_such_products_is_refused(precision: str, arch: str) -> No
         check_quantizable(precision, arch)
 
 
-def test_another_backend_is_refused(tmp_path: Path, calibration: Calibration) -> None:
+def test_another_backend_is_refused(store: EngineStore, calibration: Calibration) -> None:
+    build = replace(request("int8", calibration, "sm_89"), backend=OnnxRuntimeBackend(), arch=None)
     with pytest.raises(EngineError, match="int8 and fp8 are for TensorRT, found the backend onnxruntime"):
-        build = replace(request("int8", calibration, "sm_89"), backend=OnnxRuntimeBackend(), arch=None)
-        build_engine(build, EngineStore(tmp_path / "engines"), InProcess())
+        build_engine(build, store, InProcess())
 
 
 def test_another_calibration_is_another_engine(calibration: Calibration) -> None:
@@ -234,23 +233,20 @@ def test_the_gate_repeats_recorded_calls(calibration: Calibration) -> None:
 
 
 def test_an_engine_that_meets_its_gpu_later_is_compared_on_what_was_kept(
-    calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calibration: Calibration, store: EngineStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ONNX Runtime stands in for TensorRT, which cannot run here."""
-
     let_onnxruntime_be_calibrated(monkeypatch)
     build = replace(request("int8", calibration, "sm_89"), backend=OnnxRuntimeBackend(), arch=None)
-    plan = build_engine(build, EngineStore(tmp_path / "engines"), InProcess()).plan
+    plan = build_engine(build, store, InProcess()).plan
     assert plan.manifest.verdict is not None
     assert plan.manifest.verdict.timesteps == PARITY_CALLS
-    assert check_plan(plan, OnnxRuntimeBackend(), _no_network, CPU) == plan.manifest.verdict
+    assert (
+        check_plan(plan, OnnxRuntimeBackend(), raising(AssertionError("what it meets was recorded")), CPU)
+        == plan.manifest.verdict
+    )
     with pytest.raises(EngineError, match="int8 engine does not give the reference's result"):
         check_plan(plan, EagerBackend(), lambda: _Other().eval(), CPU)
-
-
-def _no_network() -> torch.nn.Module:
-    """What the engine is compared with was recorded."""
-    raise AssertionError("no network is needed")
 
 
 class _Other(Mixer):

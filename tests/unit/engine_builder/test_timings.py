@@ -18,11 +18,10 @@ from i2v_tensorrt.engine_builder.backends.tensorrt.library import (
     timing_bytes,
 )
 from i2v_tensorrt.engine_builder.build.build import build_engine
-from i2v_tensorrt.engine_builder.build.compile import BuildRequest
 from i2v_tensorrt.engine_builder.store.sealed_cache import TIMING_CACHE
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 
-from ...helpers.toys import CPU, InProcess, ToyBackend, ToySource, names, toy_spec
+from ...helpers.toys import CPU, InProcess, ToyBackend, names, toy_request
 
 
 class Measuring(ToyBackend):
@@ -41,15 +40,6 @@ class Measuring(ToyBackend):
         file.write_bytes((kept or b"") + b"layer\n")
         if self.fails:
             raise EngineError("The toy broke.")
-
-
-def toy_request(backend: Measuring) -> BuildRequest:
-    return BuildRequest(toy_spec(), ToySource(), backend, CPU)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> EngineStore:
-    return EngineStore(tmp_path / "engines")
 
 
 @pytest.fixture
