@@ -1,6 +1,5 @@
 """Stable Video Diffusion: its networks are diffusers', its conditioning is kept by what counts for it."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,12 +16,13 @@ from i2v_tensorrt.pipeline.conditioning import MAX_MOTION, MAX_NOISE_AUG, condit
 from i2v_tensorrt.pipeline.denoising.guidance import guide
 from i2v_tensorrt.pipeline.dummies.svd import write_tiny_svd
 from i2v_tensorrt.pipeline.media.image import antialiased, crop_to_aspect
-from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.svd.model import StableVideoDiffusion
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
+
+from .conftest import Networks, edit_json
 
 REQUEST = ClipRequest(Image.new("RGB", (90, 60), "teal"), "", "", 64, 72, 4, 7)
 # Batch, frames, height and width in latents; the last are not multiples of what the network halves.
@@ -219,21 +219,6 @@ def test_sizes_that_an_engine_of_the_core_may_serve(
 # Conditioning.
 
 
-class Networks:
-    """Runs a model's components as they are, and remembers which."""
-
-    def __init__(self, model: VideoModel, modules: Mapping[str, torch.nn.Module]) -> None:
-        self.model, self.modules, self.ran = model, modules, list[str]()
-
-    def __call__(self, component: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        self.ran.append(component)
-        found = self.modules[component](**inputs)
-        specs = self.model.components[component].spec.outputs
-        return {
-            spec.name: out for spec, out in zip(specs, found if isinstance(found, tuple) else (found,), strict=True)
-        }
-
-
 @pytest.fixture
 def run(model: StableVideoDiffusion, networks: Mapping[str, torch.nn.Module]) -> Networks:
     return Networks(model, networks)
@@ -367,8 +352,7 @@ def test_a_configuration_that_lacks_something_is_refused(
     tiny_svd_folder: Path, tmp_path: Path, name: str, value: object, words: str
 ) -> None:
     folder = shutil.copytree(tiny_svd_folder, tmp_path / "svd")
-    path = folder / "unet" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), name: value}), "utf-8")
+    edit_json(folder / "unet" / "config.json", **{name: value})
     with pytest.raises(CheckpointError, match=words):
         open_model(folder)
 

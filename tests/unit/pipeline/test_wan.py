@@ -1,6 +1,5 @@
 """Wan: its transformers are diffusers', at the published sizes too; which folders it takes; what its clips measure."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +23,8 @@ from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.model import Wan21
 from i2v_tensorrt.pipeline.models.wan.wan22 import WanA14B, WanTI2V
 from i2v_tensorrt.pipeline.request import ClipRequest
+
+from .conftest import edit_json
 
 Folder = Callable[[str], Path]
 CLASSES = {"wan21": Wan21, "a14b": WanA14B, "ti2v": WanTI2V}
@@ -126,8 +127,7 @@ def test_what_the_library_keeps_in_full_precision_stays_so(tiny_wan: Folder, pre
 def edited(folder: Path, to: Path, file: str, **changes: Any) -> Path:
     """A copy of a checkpoint with other settings in one of its JSON files."""
     shutil.copytree(folder, to)
-    path = to / file
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
+    edit_json(to / file, **changes)
     return to
 
 
