@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from i2v_tensorrt.common.spec import Guidance
 from i2v_tensorrt.pipeline.models.base import VideoModel
 
 WEIGHTS = {
@@ -61,3 +62,13 @@ class Networks:
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         names = [spec.name for spec in self.model.components[component].spec.outputs]
         return dict(zip(names, outputs, strict=True))
+
+
+def assert_taken_by_the_core(model: VideoModel, found: Mapping[str, torch.Tensor], sizes: dict[str, int]) -> None:
+    """A conditioning has all that the denoiser takes beside what changes from step to step."""
+    specs = [spec for spec in model.components["core"].spec.inputs if spec.name not in ("sample", "timestep")]
+    assert {spec.name for spec in specs} == set(found)
+    for spec in specs:
+        batch = 2 if spec.guidance == Guidance.PER_BRANCH else 1
+        assert found[spec.name].shape == (batch, *spec.shape_at(sizes)[1:])
+        assert found[spec.name].dtype == torch.float32

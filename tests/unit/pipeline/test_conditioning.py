@@ -10,7 +10,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from i2v_tensorrt.common.errors import InputError
-from i2v_tensorrt.common.spec import Guidance
 from i2v_tensorrt.pipeline import conditioning as module
 from i2v_tensorrt.pipeline.conditioning import (
     MAX_FPS,
@@ -29,7 +28,7 @@ from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 
 from ...helpers.refusals import refused
-from .conftest import Networks
+from .conftest import Networks, assert_taken_by_the_core
 
 ENCODERS = ["image_encoder", "vae_encoder", "text_encoder", "conditioner"]
 
@@ -125,13 +124,9 @@ def test_what_comes_out(networks: Networks) -> None:
     assert (found.family, found.width, found.height, found.num_frames, found.fps) == ("i2vgen_xl", 64, 72, 3, 8)
     assert (found.place, found.notes) == ("encoded", ()) and found.encode_s > 0
     assert networks.ran == ENCODERS
-    sizes = {"batch": 2, "frames": 3, "latent_height": 9, "latent_width": 8}
-    for spec in networks.model.components["core"].spec.inputs:
-        if spec.name in found.tensors:
-            batch = 2 if spec.guidance == Guidance.PER_BRANCH else 1
-            assert found.tensors[spec.name].shape == (batch, *spec.shape_at(sizes)[1:])
-            assert found.tensors[spec.name].dtype == torch.float32
     assert set(found.tensors) == {"image_cond", "fps_emb", "context"}
+    sizes = {"batch": 2, "frames": 3, "latent_height": 9, "latent_width": 8}
+    assert_taken_by_the_core(networks.model, found.tensors, sizes)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (300, 7), (64, 72)])

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from i2v_tensorrt.common.errors import StorageError
 from i2v_tensorrt.pipeline.dummies import i2vgen_xl
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import TinySizes, byte_vocabulary, write_tiny_checkpoint
+from i2v_tensorrt.pipeline.dummies.svd import write_tiny_svd
 from i2v_tensorrt.pipeline.dummies.wan import KINDS, write_tiny_wan
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
 
@@ -19,13 +21,19 @@ from ...helpers.refusals import refused
 from ...helpers.toys import contents, raising
 
 
-def test_the_same_seed_gives_the_same_files_and_leaves_the_random_state(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["i2vgen_xl", "svd", *KINDS])
+def test_the_same_seed_gives_the_same_files_and_leaves_the_random_state(
+    tiny_folder: Path, tiny_svd_folder: Path, tiny_wan: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    own = {"i2vgen_xl": (write_tiny_checkpoint, tiny_folder), "svd": (write_tiny_svd, tiny_svd_folder)}
+    write, folder = own[kind] if kind in own else (partial(write_tiny_wan, kind=kind), tiny_wan(kind))
     state = torch.random.get_rng_state()
-    assert contents(write_tiny_checkpoint(tmp_path / "again")) == contents(tiny_folder)
+    assert contents(write(tmp_path / "again")) == contents(folder)
     assert torch.equal(torch.random.get_rng_state(), state)
-    other = contents(write_tiny_checkpoint(tmp_path / "other", seed=1))
-    same = {name for name, data in contents(tiny_folder).items() if other[name] == data}
-    assert all((name not in same) == name.endswith(".safetensors") for name in other)
+    first, other = contents(folder), contents(write(tmp_path / "other", seed=1))
+    drawn = {name for name in first if name.endswith(".safetensors")}
+    drawn |= {"vae/config.json"} if kind == "ti2v" else set()  # with means of its latents
+    assert {name for name in first if first[name] != other[name]} == drawn
 
 
 def test_it_is_small_and_no_layer_sleeps(tiny_folder: Path) -> None:
@@ -91,10 +99,7 @@ def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tiny_wan_is_the_same_for_the_same_seed_and_no_norm_sleeps(
-    tiny_wan: Callable[[str], Path], tmp_path: Path, kind: str
-) -> None:
-    assert contents(write_tiny_wan(tmp_path / "again", kind)) == contents(tiny_wan(kind))
+def test_no_norm_of_a_tiny_wan_sleeps(tiny_wan: Callable[[str], Path], kind: str) -> None:
     for path in tiny_wan(kind).rglob("*.safetensors"):
         asleep = [name for name, value in load_file(path).items() if value.numel() > 1 and value.min() == value.max()]
         assert path.parent.name == "image_encoder" or asleep == []
