@@ -16,6 +16,7 @@ from i2v_tensorrt.engine_builder.backends.registry import AUTO, BACKENDS, choose
 from i2v_tensorrt.engine_builder.build.build import quiet
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 
+from ...helpers.contract import assert_contract
 from ...helpers.toys import CPU, LIMITS, ToyBackend, ToyNetwork, toy_network, toy_spec
 
 SIZES = {"batch": 2, "frames": 3, "latent_height": 5, "latent_width": 7}
@@ -37,19 +38,13 @@ def test_eager_runs_the_network_itself_at_any_size(runner: EagerRunner) -> None:
     assert torch.equal(runner(inputs)["prediction"], ToyNetwork()(**inputs))
 
 
-def test_eager_reads_its_weights_when_they_are_asked_for_and_lets_them_go() -> None:
+def test_eager_keeps_the_contract_and_reads_its_weights_when_they_are_asked_for() -> None:
     reads = []
-    runner = EagerRunner(ANY_SHAPE, lambda: reads.append(1) or ToyNetwork(), CPU)
-    for count in (1, 2):
-        assert (runner.is_loaded, len(reads)) == (False, count - 1)
-        with pytest.raises(EngineError, match="^The eager engine of core is not loaded.$"):
-            runner(example_inputs(ANY_SHAPE, SIZES))
-        runner.load()
-        runner.load()
-        assert (runner.is_loaded, len(reads)) == (True, count)
-        assert runner.memory_bytes == 4 * 4 * 27 * 4
-        runner.unload()
-        runner.unload()
+    runner = EagerRunner(toy_spec(), lambda: reads.append(1) or ToyNetwork(), CPU)
+    assert reads == []
+    assert_contract(runner, ToyNetwork(), "_network", 0)
+    assert len(reads) == 2
+    assert runner.memory_bytes == 4 * 4 * 27 * 4
 
 
 def test_eager_takes_no_gradients_and_leaves_no_graph(runner: EagerRunner) -> None:

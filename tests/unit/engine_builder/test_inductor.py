@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from i2v_tensorrt.common.errors import EngineError, InputError
+from i2v_tensorrt.common.errors import EngineError
 from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.inductor import backend as inductor
@@ -26,6 +26,7 @@ from i2v_tensorrt.engine_builder.build.compile import BuildRequest, check_plan, 
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
+from ...helpers.contract import RANGED, assert_contract, toy_sizes
 from ...helpers.inductor_toys import Mixed, build, loaded, mixed_spec
 from ...helpers.toys import CPU, FILES, ToySource, names, publish, raising, toy_network, toy_spec
 
@@ -45,12 +46,6 @@ inputs = example_inputs(plan.manifest.spec, {"batch": 1, "frames": 2, "latent_he
 print(float((runner(inputs)["prediction"] - network(**inputs)).abs().max()))
 """
 SIZES = {"batch": 2, "frames": 4, "latent_height": 8, "latent_width": 6}
-RANGED = [
-    SIZES,
-    {"batch": 1, "frames": 1, "latent_height": 4, "latent_width": 4},
-    {"batch": 1, "frames": 16, "latent_height": 4, "latent_width": 32},
-    {"batch": 2, "frames": 3, "latent_height": 32, "latent_width": 6},
-]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,27 +70,29 @@ def check(runner: Runner, network: torch.nn.Module, sizes: dict[str, int], seed:
     torch.testing.assert_close(found, network(**inputs), rtol=0, atol=1e-5)
 
 
-# Results.
-
-
 def runner_of(plan: Plan, make: Callable[[], torch.nn.Module] = Mixed) -> InductorRunner:
     return InductorRunner(plan, plan.manifest.spec, make, CPU)
 
 
-@pytest.mark.parametrize("sizes", RANGED)
-def test_the_engine_computes_what_the_network_computes_at_every_size(plan: Plan, sizes: dict[str, int]) -> None:
-    check(*loaded(plan, CPU), sizes)
+# The runner.
 
 
-def test_inputs_of_any_layout_are_taken(plan: Plan) -> None:
-    runner, network = loaded(plan, CPU)
-    inputs = example_inputs(plan.manifest.spec, SIZES)
-    sample = inputs["sample"]
-    shifted = torch.empty(sample.numel() + 1)[1:].copy_(sample.flatten()).reshape(sample.shape)
-    strided = sample.transpose(3, 4).contiguous().transpose(3, 4)
-    for given in (shifted, strided, sample[:1].expand_as(sample)):
-        changed = {**inputs, "sample": given}
-        torch.testing.assert_close(runner(changed)["prediction"], network(**changed), rtol=0, atol=1e-5)
+def holders(network: torch.nn.Module) -> list[int]:
+    """How many tensors share the memory of each weight."""
+    count = torch._C._storage_Use_Count  # pyright: ignore[reportAttributeAccessIssue]
+    return [count(tensor.untyped_storage()._cdata) for tensor in network.parameters()]
+
+
+def test_the_runner_keeps_the_contract_and_holds_no_weights_once_it_is_unloaded(plan: Plan) -> None:
+    made: list[Mixed] = []
+    runner = runner_of(plan, lambda: made.append(Mixed()) or made[-1])
+    assert_contract(runner, Mixed(), "_package", 1e-5, [*RANGED, toy_sizes(2, 3, 32, 6)])
+    assert len(made) == 2
+    runner.load()
+    assert holders(made[-1]) != holders(Mixed())
+    runner.unload()
+    assert [holders(each) for each in made] == [holders(Mixed())] * 3
+    assert runner.memory_bytes == sum(tensor.nbytes for tensor in Mixed().state_dict().values()) - 4 * 20 + 4 * 4
 
 
 def test_another_process_runs_it_without_a_compiler(plan: Plan) -> None:
@@ -169,33 +166,6 @@ def test_a_network_that_does_not_fit_is_named(plan: Plan, make: Callable[[], tor
     assert not runner.is_loaded
 
 
-# The runner's contract.
-
-
-def holders(network: torch.nn.Module) -> list[int]:
-    """How many tensors share the memory of each weight."""
-    count = torch._C._storage_Use_Count  # pyright: ignore[reportAttributeAccessIssue]
-    return [count(tensor.untyped_storage()._cdata) for tensor in network.parameters()]
-
-
-def test_a_runner_is_unloaded_holds_no_weights_then_and_is_loaded_again(plan: Plan) -> None:
-    made: list[Mixed] = []
-    runner = runner_of(plan, lambda: made.append(Mixed()) or made[-1])
-    for count in (1, 2):
-        runner.load()
-        runner.load()
-        assert (runner.is_loaded, len(made)) == (True, count)
-        assert holders(made[-1]) != holders(Mixed())
-        check(runner, Mixed(), SIZES)
-        runner.unload()
-        runner.unload()
-        assert not runner.is_loaded
-        assert holders(made[-1]) == holders(Mixed())
-    with pytest.raises(EngineError, match="is not loaded"):
-        runner(example_inputs(plan.manifest.spec, SIZES))
-    assert runner.memory_bytes == sum(tensor.nbytes for tensor in Mixed().state_dict().values()) - 4 * 20 + 4 * 4
-
-
 def test_the_network_is_made_before_its_engine_is_opened(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a new process an engine does not open whose operators nobody has registered: they come with the network."""
     order: list[str] = []
@@ -208,12 +178,6 @@ def test_the_network_is_made_before_its_engine_is_opened(plan: Plan, monkeypatch
     monkeypatch.setattr(InductorRunner, "_open", open_engine)
     runner_of(plan, lambda: order.append("network") or Mixed()).load()
     assert order == ["network", "engine"]
-
-
-def test_sizes_outside_the_profile_are_refused(plan: Plan) -> None:
-    runner, _ = loaded(plan, CPU)
-    with pytest.raises(InputError, match="^The inductor engine of core: frames is 17"):
-        runner(example_inputs(plan.manifest.spec, {**SIZES, "frames": 17}))
 
 
 def test_a_damaged_engine_never_reaches_the_loader(store: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, InputError
+from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError
 from i2v_tensorrt.common.shapes import ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
@@ -22,6 +22,7 @@ from i2v_tensorrt.engine_builder.graph.onnx_export import FILE_NAME, example_inp
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 from i2v_tensorrt.pipeline.models.base import VideoModel
 
+from ...helpers.contract import assert_contract, toy_sizes
 from ...helpers.toys import CPU, InProcess, ToyNetwork, publish, raising, toy_request, toy_spec
 from .conftest import Built
 
@@ -43,71 +44,12 @@ def runner(toy_plan: Plan) -> Runner:
     return made
 
 
-def toy_sizes(batch: int = 2, frames: int = 5, height: int = 10, width: int = 4) -> dict[str, int]:
-    return {"batch": batch, "frames": frames, "latent_height": height, "latent_width": width}
-
-
-def toy_inputs(**changes: int) -> dict[str, torch.Tensor]:
-    return example_inputs(toy_spec(), toy_sizes(**changes))
-
-
 # The contract.
 
 
-@pytest.mark.parametrize("sizes", [toy_sizes(), toy_sizes(1, 1, 4, 4), toy_sizes(1, 16, 4, 32), toy_sizes(2, 1, 32, 6)])
-def test_the_toy_computes_what_it_computes_in_pytorch(runner: Runner, sizes: dict[str, int]) -> None:
-    inputs = example_inputs(toy_spec(), sizes)
-    assert torch.allclose(runner(inputs)["prediction"], ToyNetwork()(**inputs), rtol=0, atol=1e-6)
-
-
-def test_inputs_of_any_layout_and_floating_dtype_are_taken(runner: Runner) -> None:
-    inputs = toy_inputs(height=8, width=8)
-    expected = runner(inputs)["prediction"]
-    strided = inputs["sample"].transpose(3, 4).contiguous().transpose(3, 4)
-    assert not strided.is_contiguous()
-    assert torch.equal(runner({**inputs, "sample": strided})["prediction"], expected)
-    assert torch.equal(runner({name: value.double() for name, value in inputs.items()})["prediction"], expected)
-    shared = inputs["sample"][:1].expand(2, -1, -1, -1, -1)
-    alone = runner({**inputs, "sample": shared.contiguous()})["prediction"]
-    assert torch.equal(runner({**inputs, "sample": shared})["prediction"], alone)
-
-
-def test_a_result_is_the_callers_own(runner: Runner) -> None:
-    inputs = toy_inputs()
-    first = runner(inputs)["prediction"]
-    kept = first.clone()
-    runner({**inputs, "sample": -inputs["sample"]})
-    assert torch.equal(first, kept)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "words"),
-    [
-        (toy_sizes(frames=17), "frames is 17, 1 above the largest supported 16"),
-        (toy_sizes(height=9), "latent_height is 9, 1 more than a multiple of 2"),
-        (toy_sizes(frames=0), "frames is 0, 1 below the smallest supported 1"),
-    ],
-)
-def test_sizes_outside_the_profile_are_refused(runner: Runner, sizes: dict[str, int], words: str) -> None:
-    with pytest.raises(InputError, match=f"^The onnxruntime engine of core: {words}"):
-        runner(example_inputs(toy_spec(), sizes))
-
-
-def test_a_runner_is_called_loaded_and_can_be_unloaded_and_loaded_again(toy_plan: Plan) -> None:
+def test_the_runner_keeps_the_contract(toy_plan: Plan) -> None:
     runner = OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, CPU)
-    inputs = toy_inputs()
-    with pytest.raises(EngineError, match="not loaded"):
-        runner(inputs)
-    results = []
-    for _ in range(2):
-        runner.load()
-        session = runner._session
-        runner.load()
-        assert runner._session is session, "a second load does nothing"
-        results.append(runner(inputs)["prediction"])
-        runner.unload()
-        assert not runner.is_loaded
-    assert torch.equal(*results)
+    assert_contract(runner, ToyNetwork(), "_session", 1e-6)
     assert runner.memory_bytes == sum(entry.size_bytes for entry in toy_plan.manifest.files.values()) > 0
 
 
@@ -119,16 +61,6 @@ def test_a_warm_up_runs_at_the_sizes_given(runner: Runner, monkeypatch: pytest.M
 
 
 # What is not right never reaches ONNX Runtime, or comes back as a sentence.
-
-
-def test_a_damaged_engine_is_not_handed_to_onnxruntime(store: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = publish(store, toy_spec(), {FILE_NAME: b"graph", "network.onnx.data": b"weights"})
-    (plan.folder / "network.onnx.data").write_bytes(b"Weights")
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("was handed over"))
-    runner = OnnxRuntimeRunner(plan, toy_spec(), CPU)
-    with pytest.raises(EngineError, match="network.onnx.data is damaged"):
-        runner.load()
-    assert not runner.is_loaded
 
 
 def test_what_onnxruntime_cannot_load_is_an_engine_error(store: EngineStore) -> None:
@@ -192,7 +124,7 @@ def test_missing_memory_in_a_run_on_the_cpu_is_pythons_own_error(
     session = MagicMock(run_with_iobinding=raising(RuntimeError(reason)))
     monkeypatch.setattr(runner, "_session", session)
     with pytest.raises(kind, match="ONNX Runtime cannot run the core engine: "):
-        runner(toy_inputs())
+        runner(example_inputs(toy_spec(), toy_sizes()))
 
 
 @pytest.mark.parametrize("network", [BurntBatch, BurntBranch])
