@@ -23,19 +23,13 @@ SIZES = {"batch": 2, "frames": 3, "latent_height": 5, "latent_width": 7}
 ANY_SHAPE = toy_spec(ShapeProfile())
 
 
-@pytest.fixture
-def runner() -> EagerRunner:
-    made = EagerRunner(ANY_SHAPE, ToyNetwork, CPU)
-    made.load()
-    return made
-
-
-# Eager PyTorch.
-
-
-def test_eager_runs_the_network_itself_at_any_size(runner: EagerRunner) -> None:
-    inputs = example_inputs(ANY_SHAPE, SIZES)
-    assert torch.equal(runner(inputs)["prediction"], ToyNetwork()(**inputs))
+def test_eager_runs_the_network_itself_at_any_size_without_gradients() -> None:
+    runner = EagerRunner(ANY_SHAPE, ToyNetwork, CPU)
+    runner.load()
+    inputs = {name: value.requires_grad_() for name, value in example_inputs(ANY_SHAPE, SIZES).items()}
+    found = runner(inputs)["prediction"]
+    assert torch.equal(found, ToyNetwork()(**inputs))
+    assert not found.requires_grad
 
 
 def test_eager_keeps_the_contract_and_reads_its_weights_when_they_are_asked_for() -> None:
@@ -45,11 +39,6 @@ def test_eager_keeps_the_contract_and_reads_its_weights_when_they_are_asked_for(
     assert_contract(runner, ToyNetwork(), "_network", 0)
     assert len(reads) == 2
     assert runner.memory_bytes == 4 * 4 * 27 * 4
-
-
-def test_eager_takes_no_gradients_and_leaves_no_graph(runner: EagerRunner) -> None:
-    inputs = {name: value.requires_grad_() for name, value in example_inputs(ANY_SHAPE, SIZES).items()}
-    assert not runner(inputs)["prediction"].requires_grad
 
 
 class TwoOutputs(torch.nn.Module):
@@ -134,20 +123,15 @@ def test_backends_are_known_by_their_own_names_and_eager_is_the_last() -> None:
     assert list(BACKENDS)[-1] == "eager", "it is always there, so that nothing after it would be tried"
 
 
-def test_auto_takes_the_first_that_serves(toy: ToyBackend) -> None:
-    assert choose_backend(AUTO, CPU) is toy
-    toy.available = Availability(False, "The toy is lost.")
-    assert choose_backend(AUTO, CPU).name == "eager"
-
-
-def test_a_named_backend_that_is_not_there_gives_the_reason_and_the_line_to_install(toy: ToyBackend) -> None:
-    assert choose_backend("toy", CPU) is toy
-    toy.available = Availability(False, "The toy is lost.", "pip install toys")
-    with pytest.raises(BackendUnavailableError, match="^The toy is lost. To install it: pip install toys$"):
-        choose_backend("toy", CPU)
-    toy.available = Availability(False, "The toy is lost.")
-    with pytest.raises(BackendUnavailableError, match="^The toy is lost.$"):
-        choose_backend("toy", CPU)
+def test_auto_takes_the_first_that_serves_and_a_named_one_gives_the_reason_and_the_line_to_install(
+    toy: ToyBackend,
+) -> None:
+    assert choose_backend(AUTO, CPU) is choose_backend("toy", CPU) is toy
+    for install, told in (("pip install toys", " To install it: pip install toys"), ("", "")):
+        toy.available = Availability(False, "The toy is lost.", install)
+        assert choose_backend(AUTO, CPU).name == "eager"
+        with pytest.raises(BackendUnavailableError, match=f"^The toy is lost.{told}$"):
+            choose_backend("toy", CPU)
 
 
 @pytest.mark.parametrize("name", ["", "Toy", "tpu", "onnxruntime; rm -rf"])

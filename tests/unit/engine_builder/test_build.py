@@ -97,27 +97,22 @@ def test_a_build_is_published_with_its_verdict_and_found_the_next_time(store: En
     first.plan.verify()
 
 
-def test_force_builds_again_and_replaces(store: EngineStore) -> None:
+@pytest.mark.parametrize("force", [True, False])
+def test_force_and_damage_have_an_engine_built_again(store: EngineStore, force: bool) -> None:
     backend = ToyBackend()
     first = build(store, backend)
     marker = first.plan.folder / "marker"
     marker.write_bytes(b"")
-    again = build(store, backend, force=True)
-    assert not again.reused
-    assert len(backend.builds_done) == 2
-    assert not marker.exists()
-    assert [plan.manifest.key for plan in store.plans()] == [first.plan.manifest.key]
-
-
-@pytest.mark.parametrize("force", [True, False])
-def test_a_damaged_engine_is_built_again(store: EngineStore, force: bool) -> None:
-    backend = ToyBackend()
-    plan = build(store, backend).plan
-    (plan.folder / "manifest.json").write_bytes(b"{}")
-    again = build(store, backend, force=force)
-    assert not again.reused
-    again.plan.verify()
-    assert store.find(plan.manifest.key) == again.plan
+    if not force:
+        (first.plan.folder / "manifest.json").write_bytes(b"{}")
+    for count in (2, 3):
+        again = build(store, backend, force=force or count == 3)
+        assert not again.reused
+        assert len(backend.builds_done) == count
+        assert not marker.exists()
+        again.plan.verify()
+        assert list(store.plans()) == [again.plan]
+        (again.plan.folder / "manifest.json").write_bytes(b"{}")
 
 
 class CancelledError(Exception):
@@ -130,29 +125,26 @@ def stages(store: EngineStore) -> list[tuple[str, float]]:
     return heard
 
 
-def test_the_stages_go_forward_to_the_end(store: EngineStore) -> None:
-    heard = stages(store)
+def test_the_stages_go_forward_to_the_end_and_a_report_that_raises_cancels(store: EngineStore, tmp_path: Path) -> None:
+    heard = stages(EngineStore(tmp_path / "other"))
     assert [done for _, done in heard] == sorted(done for _, done in heard)
     assert heard[-1] == ("publish", 1.0)
     assert {"load network", "write weights", "check", "publish"} <= {stage for stage, _ in heard}
+    for number in range(5):
+        assert number < len(heard) - 1, "the last stage is told of an engine that is there"
+        told: list[str] = []
 
+        def report(stage: str, done: float, told: list[str] = told, number: int = number) -> None:
+            told.append(stage)
+            if len(told) > number:
+                raise CancelledError
 
-@pytest.mark.parametrize("number", range(5))
-def test_a_report_that_raises_cancels_and_leaves_nothing(store: EngineStore, tmp_path: Path, number: int) -> None:
-    count = len(stages(EngineStore(tmp_path / "other")))
-    assert number < count - 1, "the last stage is told of an engine that is there"
-    heard: list[str] = []
-
-    def report(stage: str, done: float) -> None:
-        heard.append(stage)
-        if len(heard) > number:
-            raise CancelledError
-
-    with pytest.raises(CancelledError):
-        build(store, ToyBackend(), report=report)
-    assert len(heard) == number + 1
-    assert_nothing_left(store)
-    assert not build(store, ToyBackend()).reused
+        with pytest.raises(CancelledError):
+            build(store, ToyBackend(), report=report)
+        assert len(told) == number + 1
+        assert_nothing_left(store)
+        plan = build(store, ToyBackend()).plan
+        assert store.delete(plan.manifest.key)
 
 
 @pytest.mark.parametrize(
@@ -277,12 +269,10 @@ def test_as_many_are_built_at_once_as_the_memory_holds(roomy: pytest.MonkeyPatch
     assert builds_at_once(requests) == 3, "nobody knows the memory"
 
 
-@pytest.mark.parametrize(("cores", "expected"), [(None, 1), (1, 1), (2 * CORES_PER_BUILD, 2), (64, 3)])
-def test_as_many_are_built_at_once_as_cores_are_there(
-    roomy: pytest.MonkeyPatch, cores: int | None, expected: int
-) -> None:
-    roomy.setattr(build_module.os, "cpu_count", lambda: cores)
-    assert builds_at_once(on_gpu(1, 1, 1)) == expected
+def test_as_many_are_built_at_once_as_cores_are_there(roomy: pytest.MonkeyPatch) -> None:
+    for cores, expected in ((None, 1), (1, 1), (2 * CORES_PER_BUILD, 2), (64, 3)):
+        roomy.setattr(build_module.os, "cpu_count", lambda cores=cores: cores)
+        assert builds_at_once(on_gpu(1, 1, 1)) == expected, cores
 
 
 def test_one_that_measures_the_gpu_is_built_alone_and_on_a_cpu_two_whatever_the_backend(

@@ -21,11 +21,9 @@ WIDE = {**SIZES, "latent_height": 16, "latent_width": 24}
 PRESETS = span([LIMITS.exact(SIZES), LIMITS.exact(WIDE)], LIMITS)
 
 
-@pytest.mark.parametrize(
-    ("dim", "parts"), [("batch", ("batch", 1)), ("latent_height*8", ("latent_height", 8)), ("n*1", ("n", 1))]
-)
-def test_a_dimension_is_a_name_and_a_factor(dim: str, parts: tuple[str, int]) -> None:
-    assert split_dim(dim) == parts
+def test_a_dimension_is_a_name_and_a_factor() -> None:
+    found = [split_dim(dim) for dim in ("batch", "latent_height*8", "n*1")]
+    assert found == [("batch", 1), ("latent_height", 8), ("n", 1)]
 
 
 @settings(deadline=None)
@@ -45,11 +43,9 @@ def test_a_shape_that_does_not_fit_its_tensor_is_seen(shape: tuple[int, ...]) ->
     assert not PIXELS.read_sizes(shape, {})
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_only_tensors_in_the_engines_precision_change_with_it(precision: str) -> None:
-    sample, strength = toy_network().inputs
-    assert sample.dtype_at(precision) == PRECISIONS[precision]
-    assert strength.dtype_at(precision) == "float32"
+def test_only_tensors_in_the_engines_precision_change_with_it() -> None:
+    for precision, dtype in PRECISIONS.items():
+        assert [tensor.dtype_at(precision) for tensor in toy_network().inputs] == [dtype, "float32"]
 
 
 def inputs(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -192,13 +188,10 @@ def test_a_miss_is_measured_from_the_nearest_preset(
     assert PRESETS.distance(sizes) == distance
 
 
-def test_presets_span_the_networks_own_multiples_and_are_tuned_for_the_first() -> None:
+def test_presets_span_the_networks_own_multiples_are_tuned_for_the_first_and_all_verified() -> None:
     assert PRESETS.optimum == SIZES
     assert PRESETS.ranges["latent_width"] == DimRange(6, 6, 24, LIMITS.ranges["latent_width"].multiple)
     assert PRESETS.ranges["frames"] == DimRange(3, 3, 3)
-
-
-def test_every_preset_is_verified() -> None:
     assert PRESETS.corners == [SIZES, WIDE]
     open_batch = [LIMITS.exact({n: s for n, s in sizes.items() if n != "batch"}) for sizes in (SIZES, WIDE)]
     assert len(span(open_batch, LIMITS).corners) == 4

@@ -20,6 +20,7 @@ from i2v_tensorrt.engine_builder.store.manifest import FILE_NAME, ParityReport
 from i2v_tensorrt.engine_builder.store.quarantine import MOST
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
+from ...helpers.refusals import refused
 from ...helpers.toys import FILES, TARGET, contents, fail, names, publish, quarantined, raising, toy_spec
 
 NOT_A_KEY = ["", "..", "../" + "a" * 61, "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n", ".staging"]
@@ -43,11 +44,11 @@ def test_an_engine_that_is_not_there_is_none_and_an_empty_store_stays_empty(stor
     assert not store.root.exists(), "looking must not write"
 
 
-@pytest.mark.parametrize("key", NOT_A_KEY)
-def test_only_a_key_is_looked_up_or_deleted(store: EngineStore, plan: Plan, key: str) -> None:
+def test_only_a_key_is_looked_up_or_deleted(store: EngineStore, plan: Plan) -> None:
     before = contents(store.root)
-    assert store.find(key) is None
-    assert not store.delete(key)
+    for key in NOT_A_KEY:
+        assert store.find(key) is None
+        assert not store.delete(key)
     assert contents(store.root) == before
 
 
@@ -137,17 +138,14 @@ def test_a_disk_that_refuses_leaves_the_store_as_it_was(
             fail(number)()
         return rename(self, target)
 
-    with monkeypatch.context() as patch, pytest.raises(StorageError) as caught:
-        patch.setattr(
-            *{
-                "write_text": (Path, "write_text", fail(number)),
-                "fsync": (store_module.os, "fsync", fail(number)),
-                "rename": (Path, "rename", refuse_the_new),
-            }[step]
-        )
+    steps = {
+        "write_text": (Path, "write_text", fail(number)),
+        "fsync": (store_module.os, "fsync", fail(number)),
+        "rename": (Path, "rename", refuse_the_new),
+    }
+    with monkeypatch.context() as patch, refused(StorageError, os.strerror(number), 600):
+        patch.setattr(*steps[step])
         publish(store, toy_spec(), {"new.bin": b"new"})
-    assert os.strerror(number) in str(caught.value)
-    assert str(caught.value).count("\n") == 0
     assert contents(store.root) == before
     assert names(store.root / ".staging") == []
     assert store.find(other.manifest.key) == other
@@ -179,21 +177,11 @@ def test_a_rename_that_is_refused_is_a_storage_error(
     assert store.find(plan.manifest.key) == plan
 
 
-VERDICT = ParityReport(0.9999, 45.0, 1e-3, True, ({"batch": 2},))
-
-
-def test_a_verdict_can_be_written_down_later(store: EngineStore, plan: Plan) -> None:
-    judged = store.set_verdict(plan, VERDICT)
-    assert judged.manifest == replace(plan.manifest, verdict=VERDICT)
-    assert store.find(plan.manifest.key) == judged
-    assert sorted(contents(plan.folder)) == sorted([*FILES, FILE_NAME])
-
-
 @pytest.mark.parametrize("step", ["write_text", "replace"])
-def test_a_verdict_that_cannot_be_saved_leaves_the_engine_as_it_was(
+def test_a_verdict_can_be_written_down_later_or_leaves_the_engine_as_it_was(
     store: EngineStore, plan: Plan, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    before = contents(store.root)
+    before, verdict = contents(store.root), ParityReport(0.9999, 45.0, 1e-3, True, ({"batch": 2},))
 
     def half(self: Path, *_: object) -> None:
         self.write_bytes(b"half")
@@ -201,9 +189,13 @@ def test_a_verdict_that_cannot_be_saved_leaves_the_engine_as_it_was(
 
     with monkeypatch.context() as patch, pytest.raises(StorageError, match=os.strerror(errno.ENOSPC)):
         patch.setattr(Path, step, half if step == "write_text" else fail(errno.ENOSPC))
-        store.set_verdict(plan, VERDICT)
+        store.set_verdict(plan, verdict)
     assert contents(store.root) == before
     assert store.find(plan.manifest.key) == plan
+    judged = store.set_verdict(plan, verdict)
+    assert judged.manifest == replace(plan.manifest, verdict=verdict)
+    assert store.find(plan.manifest.key) == judged
+    assert sorted(contents(plan.folder)) == sorted([*FILES, FILE_NAME])
 
 
 # The installation's secret.
@@ -245,19 +237,19 @@ def test_a_file_system_without_hard_links_will_do(store: EngineStore, monkeypatc
     assert {name for name in names(store.root) if name.startswith(".secret")} == {".secret"}
 
 
-@pytest.mark.parametrize("content", [b"", b"short"])
-def test_a_damaged_secret_is_refused(store: EngineStore, plan: Plan, content: bytes) -> None:
-    (store.root / ".secret").write_bytes(content)
-    with pytest.raises(StorageError, match=rf"expected 32 bytes, found {len(content)}"):
-        store.find(plan.manifest.key)
-    assert plan.folder.is_dir()
-
-
-def test_a_secret_that_cannot_be_written_leaves_nothing(store: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_secret_is_refused_and_one_that_cannot_be_written_leaves_nothing(
+    store: EngineStore, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content in (b"", b"short"):
+        (store.root / ".secret").write_bytes(content)
+        with pytest.raises(StorageError, match=rf"expected 32 bytes, found {len(content)}"):
+            store.find(plan.manifest.key)
+        assert plan.folder.is_dir()
+    other = EngineStore(tmp_path / "other")
     with monkeypatch.context() as patch, pytest.raises(StorageError):
         patch.setattr(store_module.os, "fsync", fail(errno.ENOSPC))
-        store._secret()
-    assert contents(store.root) == {}
+        other._secret()
+    assert contents(other.root) == {}
 
 
 # What was put aside is kept for a while, and has an end.
@@ -283,22 +275,18 @@ def one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("one_after_the_other")
-def test_no_more_than_some_engines_are_kept_aside(store: EngineStore) -> None:
+def test_what_is_kept_aside_has_an_end_in_number_and_bytes(store: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(2 * MOST):
         put_aside(store, number)
     keys = [engine_key(toy_spec(component=f"component {number}"), TARGET) for number in range(2 * MOST)]
     assert {name.split("-")[0] for name in quarantined(store)} == set(keys[MOST:])
-
-
-@pytest.mark.usefixtures("one_after_the_other")
-def test_what_is_kept_aside_has_an_end_in_bytes(store: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quarantine, "MOST_BYTES", 5000)
-    for number, size in enumerate((2000, 2000, 2000)):
-        put_aside(store, number, size)
-    assert len(quarantined(store)) == 2
+    for number in range(3):
+        put_aside(store, number, 2000)
+    assert {name.split("-")[0] for name in quarantined(store)} == set(keys[1:3])
     put_aside(store, 3, 9000)
     (last,) = quarantined(store)
-    assert last.startswith(engine_key(toy_spec(component="component 3"), TARGET)), "the last one stays for inspection"
+    assert last.startswith(keys[3]), "the last one stays for inspection"
 
 
 @pytest.mark.usefixtures("one_after_the_other")
