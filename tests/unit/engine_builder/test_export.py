@@ -50,14 +50,17 @@ def test_a_fixed_dimension_is_traced_at_its_size() -> None:
     assert trace_sizes(LIMITS.exact({**SIZES, "batch": 1})) == {**SIZES, "batch": 1}
 
 
-def test_inputs_are_drawn_alike_for_one_seed() -> None:
+def test_inputs_are_drawn_alike_for_one_seed_and_what_guidance_shares_once_for_a_rewritten_network() -> None:
     first, again, other = (example_inputs(toy_spec(), SIZES, seed) for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)
-    assert {name: tuple(value.shape) for name, value in first.items()} == {
-        "sample": (2, 4, 3, 8, 6),
-        "strength": (2, 4),
-    }
+    shapes = {name: tuple(value.shape) for name, value in first.items()}
+    assert shapes == {"sample": (2, 4, 3, 8, 6), "strength": (2, 4)}
+    for rewrites in ((), ("joined",)):
+        drawn = example_inputs(replace(toy_spec(), rewrites=rewrites), SIZES)
+        assert torch.equal(drawn["sample"][0], drawn["sample"][1]) == bool(rewrites)
+        assert not torch.equal(drawn["strength"][0], drawn["strength"][1])
+        assert drawn["sample"].is_contiguous()
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16)])
@@ -120,16 +123,6 @@ def test_a_dimension_may_be_a_multiple_of_another(tmp_path: Path) -> None:
         image = example_inputs(spec, {"latent_height": height, "latent_width": width})["image"]
         found = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
         assert torch.allclose(found, Shrink()(image), atol=1e-6)
-
-
-def test_a_rewritten_network_is_shown_what_guidance_shares_once_for_all() -> None:
-    sizes = {"batch": 2, "frames": 3, "latent_height": 4, "latent_width": 6}
-    plain = toy_spec()
-    for spec, same in ((plain, False), (replace(plain, rewrites=("joined",)), True)):
-        drawn = example_inputs(spec, sizes)
-        assert torch.equal(drawn["sample"][0], drawn["sample"][1]) == same
-        assert not torch.equal(drawn["strength"][0], drawn["strength"][1])
-        assert drawn["sample"].is_contiguous()
 
 
 class Branches(torch.nn.Module):

@@ -112,6 +112,9 @@ def test_the_engine_holds_no_weights_and_its_name_none_of_them(plan: Plan) -> No
     assert one == other != backend.network_of(toy_network(config_sha256="2" * 64))
     assert BACKENDS["onnxruntime"].network_of(toy_network()) == toy_network()
     assert names(plan.folder) == ["manifest.json", FILE_NAME]
+    runner, network = loaded(plan, CPU)
+    layout = json.loads(runner._package.get_metadata()["layout"])
+    assert layout["conv.weight"] == [[4, 4, 3, 3], list(network.conv.weight.stride()), "torch.float32"]
 
 
 def test_another_networks_weights_give_its_own_result(plan: Plan) -> None:
@@ -134,18 +137,11 @@ def test_a_tensor_that_is_changed_in_place_changes_the_next_result(plan: Plan, n
     check(runner, network, SIZES)
 
 
-def test_weights_that_have_moved_are_bound_again(plan: Plan) -> None:
+def test_weights_that_have_moved_or_have_another_layout_are_laid_out_as_the_engine_reads_them(plan: Plan) -> None:
     runner, network = loaded(plan, CPU)
     network.linear.weight.data = torch.ones(4, 4)
-    assert not runner.is_loaded
-    runner.load()
-    check(runner, network, SIZES)
-
-
-def test_weights_of_another_layout_are_laid_out_as_the_engine_reads_them(plan: Plan) -> None:
-    network = Mixed()
     network.conv.weight.data = network.conv.weight.data.contiguous()
-    runner = runner_of(plan, lambda: network)
+    assert not runner.is_loaded
     runner.load()
     check(runner, network, SIZES)
     (bound,) = (each for each in runner._bound if each.owner is network.conv._parameters and each.name == "weight")
@@ -278,12 +274,6 @@ def test_a_compiler_that_proves_unfit_while_it_works_has_its_work_done_again(mon
 def test_an_engine_is_tuned_for_the_profiles_optimum_and_never_traced_at_one() -> None:
     ranges = {"batch": DimRange(1, 2, 2), "frames": DimRange(1, 1, 16), "side": DimRange(1, 1, 1)}
     assert hinted_sizes(ShapeProfile(ranges)) == {"batch": 2, "frames": 3, "side": 1}
-
-
-def test_the_packages_metadata_is_json(plan: Plan) -> None:
-    runner, network = loaded(plan, CPU)
-    layout = json.loads(runner._package.get_metadata()["layout"])
-    assert layout["conv.weight"] == [[4, 4, 3, 3], list(network.conv.weight.stride()), "torch.float32"]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), EngineError("It was refused.")])

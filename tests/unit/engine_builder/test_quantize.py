@@ -137,17 +137,16 @@ def test_a_calibration_of_other_sizes_is_refused(tmp_path: Path, calibration: Ca
 # Without.
 
 
-def test_a_missing_modelopt_names_the_line_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_modelopt_names_the_line_to_install_and_a_gpu_without_such_products_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("modelopt", "modelopt.onnx", "modelopt.onnx.quantization"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BackendUnavailableError, match="ModelOpt.*pip install"):
         check_quantizable("int8", "sm_89")
-
-
-@pytest.mark.parametrize(("precision", "arch"), [("fp8", "sm_86"), ("fp8", "sm_75"), ("int8", "sm_70")])
-def test_a_gpu_without_such_products_is_refused(precision: str, arch: str) -> None:
-    with pytest.raises(EngineError, match=f"{precision} needs a GPU of sm_(75|89) or newer, found {arch}"):
-        check_quantizable(precision, arch)
+    for precision, arch in (("fp8", "sm_86"), ("fp8", "sm_75"), ("int8", "sm_70")):
+        with pytest.raises(EngineError, match=f"{precision} needs a GPU of sm_(75|89) or newer, found {arch}"):
+            check_quantizable(precision, arch)
 
 
 def test_another_backend_is_refused(store: EngineStore, calibration: Calibration) -> None:
@@ -188,13 +187,19 @@ def test_a_request_reaches_the_child_whole(calibration: Calibration, tmp_path: P
     assert spec_from_dict(data["spec"]).calibration == "these"
 
 
-def test_recorded_calls_come_back(calibration: Calibration) -> None:
+def test_recorded_calls_come_back_and_a_few_are_kept_for_the_gate(calibration: Calibration, tmp_path: Path) -> None:
     calls = calibration.calls()
     assert len(calls) == CALLS
     wanted = example_inputs(toy_spec(), SIZES, 3)
     assert set(calls[3].inputs) == set(wanted)
     assert all(torch.equal(calls[3].inputs[name], wanted[name]) for name in wanted)
     assert torch.equal(calls[3].outputs["prediction"], Mixer().eval()(**wanted))
+    save_parity_calls(calibration, tmp_path)
+    kept = Calibration(tmp_path / RECORDED).calls()
+    assert len(kept) == PARITY_CALLS < len(calls)
+    given = [call.inputs["sample"] for call in calls]
+    assert torch.equal(kept[0].inputs["sample"], given[0])
+    assert all(any(torch.equal(each.inputs["sample"], one) for one in given) for each in kept)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tensor", None])
@@ -204,15 +209,6 @@ def test_what_is_no_calibration_is_refused(tmp_path: Path, content: bytes | None
         path.write_bytes(content)
     with pytest.raises(InputError, match="is no calibration"):
         Calibration(path).calls()
-
-
-def test_a_few_calls_are_kept_for_the_gate_from_first_to_last(calibration: Calibration, tmp_path: Path) -> None:
-    save_parity_calls(calibration, tmp_path)
-    kept, calls = Calibration(tmp_path / RECORDED).calls(), calibration.calls()
-    assert len(kept) == PARITY_CALLS < len(calls)
-    given = [call.inputs["sample"] for call in calls]
-    assert torch.equal(kept[0].inputs["sample"], given[0])
-    assert all(any(torch.equal(each.inputs["sample"], one) for one in given) for each in kept)
 
 
 def test_the_gate_repeats_recorded_calls(calibration: Calibration) -> None:
