@@ -48,9 +48,13 @@ def remove(name: str) -> Damage:
     return lambda folder: (folder / name).unlink()
 
 
-def cut(name: str, keep: float) -> Damage:
-    """Leaves that share of a file's bytes."""
-    return lambda folder: os.truncate(folder / name, int((folder / name).stat().st_size * keep))
+def cut(name: str, size: Callable[[int], float]) -> Damage:
+    """Leaves that many of a file's bytes, or makes it longer."""
+    return lambda folder: os.truncate(folder / name, int(size((folder / name).stat().st_size)))
+
+
+def half(size: int) -> float:
+    return size / 2
 
 
 def with_header(name: str, change: Callable[[bytes], bytes]) -> Damage:
@@ -97,18 +101,16 @@ FOREIGN: dict[str, tuple[Damage, list[str]]] = {
     "class_missing": (edit("model_index.json", scheduler=None), ["scheduler to be DDIMScheduler", "found None"]),
     "odd_entry": (edit("model_index.json", vae={"a": 1}), ["vae to be AutoencoderKL", "found {'a': 1}"]),
 }
+HUGE = (64 << 20) + 1
 JSON: dict[str, tuple[Damage, list[str]]] = {
     "list": (write("unet/config.json", "[1]"), ["unet/config.json", "object", "list"]),
     "number": (write("model_index.json", "7"), ["model_index.json", "object", "int"]),
     "empty": (write("vae/config.json", ""), ["vae/config.json", "JSON"]),
-    "cut": (cut("vae/config.json", 0.5), ["vae/config.json", "JSON"]),
+    "cut": (cut("vae/config.json", half), ["vae/config.json", "JSON"]),
     "no_utf8": (write("vae/config.json", b"\xff\xfe{}"), ["vae/config.json", "JSON"]),
     "deep": (write("vae/config.json", "[" * 200_000), ["vae/config.json", "JSON"]),
     "twice": (write("vae/config.json", '{"a": {"b": 1, "b": 2}}'), ["vae/config.json", "b", "twice"]),
-    "huge": (
-        lambda folder: os.truncate(folder / "vae/config.json", (64 << 20) + 1),
-        ["vae/config.json", "small", str((64 << 20) + 1)],
-    ),
+    "huge": (cut("vae/config.json", lambda _: HUGE), ["vae/config.json", "small", str(HUGE)]),
 }
 SETTINGS: dict[str, tuple[Damage, list[str]]] = {
     f"{part}-{name}-{value}": (edit(CONFIGS[part], **{name: value}), [CONFIGS[part], name])
@@ -130,13 +132,11 @@ SETTINGS: dict[str, tuple[Damage, list[str]]] = {
 SAFETENSORS: dict[str, tuple[Damage, list[str]]] = {
     name: (damage, [WEIGHTS["vae"], "complete", "found"])
     for name, damage in {
-        "emptied": cut(WEIGHTS["vae"], 0),
-        "cut_in_length": lambda folder: os.truncate(folder / WEIGHTS["vae"], 5),
-        "cut_in_header": lambda folder: os.truncate(folder / WEIGHTS["vae"], 100),
-        "cut_in_weights": cut(WEIGHTS["vae"], 0.9),
-        "one_byte_short": lambda folder: os.truncate(
-            folder / WEIGHTS["vae"], (folder / WEIGHTS["vae"]).stat().st_size - 1
-        ),
+        "emptied": cut(WEIGHTS["vae"], lambda _: 0),
+        "cut_in_length": cut(WEIGHTS["vae"], lambda _: 5),
+        "cut_in_header": cut(WEIGHTS["vae"], lambda _: 100),
+        "cut_in_weights": cut(WEIGHTS["vae"], lambda size: 0.9 * size),
+        "one_byte_short": cut(WEIGHTS["vae"], lambda size: size - 1),
         "garbage": write(WEIGHTS["vae"], b"\x80\x04" * 999),
         "endless_header": write(WEIGHTS["vae"], b"\xff" * 8 + b"{}"),
         "header_is_no_json": with_header(WEIGHTS["vae"], lambda header: header.replace(b"{", b"[", 1)),
@@ -162,7 +162,7 @@ SHARDS: dict[str, tuple[Damage, list[str]]] = {
         ["x.bin", "safetensors"],
     ),
     "one_cut": (
-        lambda folder: (sharded(folder), cut("text_encoder/model-00002-of-00002.safetensors", 0.5)(folder)),
+        lambda folder: (sharded(folder), cut("text_encoder/model-00002-of-00002.safetensors", half)(folder)),
         ["model-00002-of-00002.safetensors", "complete"],
     ),
 }
@@ -208,16 +208,14 @@ def test_the_whole_folder_is_taken(tiny_folder: Path) -> None:
     assert model.checkpoint.parts["unet"].weights == {"": (tiny_folder / WEIGHTS["unet"],)}
 
 
-def test_a_tokenizer_needs_no_configuration_and_may_be_one_file(folder: Path) -> None:
+def test_a_tokenizer_may_be_one_file_and_a_pickle_beside_safetensors_is_passed_over(folder: Path) -> None:
     for name in ("tokenizer_config.json", "vocab.json", "merges.txt"):
         (folder / "tokenizer" / name).unlink()
     (folder / "tokenizer/tokenizer.json").write_text("{}")
-    assert open_model(folder).checkpoint.parts["tokenizer"].config == {}
-
-
-def test_a_pickle_beside_safetensors_is_passed_over(folder: Path) -> None:
     (folder / "unet/diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
-    assert open_model(folder).checkpoint.parts["unet"].weights == {"": (folder / WEIGHTS["unet"],)}
+    parts = open_model(folder).checkpoint.parts
+    assert parts["tokenizer"].config == {}
+    assert parts["unet"].weights == {"": (folder / WEIGHTS["unet"],)}
 
 
 def test_links_are_followed_for_that_is_how_the_hubs_cache_looks(folder: Path, tmp_path: Path) -> None:
@@ -278,7 +276,7 @@ def test_every_file_that_may_be_loaded_is_checked_and_in_the_digest(folder: Path
     shard = "text_encoder/model-00001-of-00002.safetensors"
     flip_last_byte(shard)(folder)
     assert open_model(folder).encode_sha256 != before
-    cut(shard, 0.5)(folder)
+    cut(shard, half)(folder)
     with pytest.raises(CheckpointError, match="complete"):
         open_model(folder)
 

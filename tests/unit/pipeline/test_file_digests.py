@@ -66,11 +66,15 @@ def test_a_digest_is_over_texts_and_bytes_in_their_order(table: DigestTable, tmp
     assert sum(heard) == 5_000_001
 
 
-def test_what_is_known_is_known_to_later_processes_too(table: DigestTable, tmp_path: Path) -> None:
+def test_what_is_known_is_known_to_later_processes_and_by_links_too(table: DigestTable, tmp_path: Path) -> None:
+    """As in a download's cache, whose links are made anew for every revision."""
     path = old(tmp_path / "weights")
     assert (table.find([path]), later(table).find([path])) == (None, None)
-    digest = table.take([path])
-    assert table.find([path]) == later(table).find([path]) == digest
+    for name in ("one", "other"):
+        (tmp_path / name).symlink_to(path)
+    digest = table.take([tmp_path / "one"])
+    assert [each.find([path]) for each in (table, later(table))] == [digest, digest]
+    assert table.find([tmp_path / "other"]) == digest
     assert table.find(["other", path]) is None
 
 
@@ -110,15 +114,6 @@ def test_a_file_that_was_just_written_or_changes_while_it_is_read_is_not_remembe
     path = old(tmp_path / "weights", b"1" * 5_000_000)
     table.take([path], lambda count: rewritten(path))
     assert table.find([path]) is None
-
-
-def test_a_link_stands_for_what_it_leads_to(table: DigestTable, tmp_path: Path) -> None:
-    """As in a download's cache, whose links are made anew for every revision."""
-    blob = old(tmp_path / "blob")
-    for name in ("one", "other"):
-        (tmp_path / name).symlink_to(blob)
-    digest = table.take([tmp_path / "one"])
-    assert table.find([tmp_path / "other"]) == digest
 
 
 @pytest.mark.parametrize(
@@ -171,16 +166,13 @@ def test_a_table_has_a_bound_and_the_oldest_go_first(table: DigestTable, tmp_pat
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a folder that nobody can write to")
-def test_a_disk_that_refuses_is_no_reason_to_stop(tmp_path: Path) -> None:
+def test_a_disk_that_refuses_is_no_reason_to_stop_and_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     table, path = DigestTable(), old(tmp_path / "weights")
     table.keep_in(Path("/proc/nowhere/digests.json"))
     assert table.take([path]) == table.find([path])
-
-
-def test_a_file_that_cannot_be_read_is_told(table: DigestTable, tmp_path: Path) -> None:
     for ask in (table.find, table.take):
-        with pytest.raises(CheckpointError, match="weights cannot be read: "):
-            ask([tmp_path / "weights"])
+        with pytest.raises(CheckpointError, match="gone cannot be read: "):
+            ask([tmp_path / "gone"])
 
 
 # Several at a time.

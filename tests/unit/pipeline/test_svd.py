@@ -197,12 +197,10 @@ def test_what_the_core_is_given_is_much_smaller_than_what_it_saves(published: St
     assert count(whole, "") == used + unused
 
 
-@pytest.mark.parametrize(("width", "violation"), [(128, ""), (124, "latent_width is 124, 4 more than a multiple of 8")])
-def test_sizes_that_an_engine_of_the_core_may_serve(
-    published: StableVideoDiffusion, width: int, violation: str
-) -> None:
-    found = published.components["core"].spec.limits.violations({**SIZES, "latent_width": width})
-    assert found == ([violation] if violation else [])
+def test_sizes_that_an_engine_of_the_core_may_serve(published: StableVideoDiffusion) -> None:
+    limits = published.components["core"].spec.limits
+    assert limits.violations({**SIZES, "latent_width": 128}) == []
+    assert limits.violations({**SIZES, "latent_width": 124}) == ["latent_width is 124, 4 more than a multiple of 8"]
 
 
 # Conditioning.
