@@ -32,7 +32,7 @@ MEASURED = [
     # In a live ComfyUI: 7.19 GiB at the most, 4.66 of it held before.
     ("i2vgen-xl", "vae_decoder", "fp16 by inductor", 512, 512, 8, 1, (7.19 - 4.66) * 1024),
 ]
-"""MiB of PyTorch's peak, in eager PyTorch unless it says: family, component, precision, width, height, frames, branches."""
+"""MiB of PyTorch's peak, in eager PyTorch unless told: family, component, precision, sides, frames, branches."""
 
 
 def sizes(width: int, height: int, frames: int, batch: int) -> dict[str, int]:
