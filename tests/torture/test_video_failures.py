@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from i2v_tensorrt.common.errors import BackendUnavailableError, InputError, StorageError
-from i2v_tensorrt.pipeline.media.formats import FORMATS, Audio, VideoOptions, available_formats
+from i2v_tensorrt.pipeline.media.formats import FORMATS, Audio, VideoInfo, VideoOptions, available_formats
 from i2v_tensorrt.pipeline.media.video import write_video
 
 from ..helpers.refusals import refused
@@ -29,8 +29,10 @@ def noise(num_frames: int = 12, side: int = 64) -> Tensor:
     return torch.rand((num_frames, side, side, 3), generator=torch.Generator().manual_seed(9))
 
 
-def options(key: str = "mp4-h264") -> VideoOptions:
-    return VideoOptions(key, 8)
+def write(folder: Path, key: str = "mp4-h264", frames: Any = None, **more: Any) -> VideoInfo:
+    """Two frames of noise, if no others, in a file of the format's own name."""
+    frames = noise(2) if frames is None else frames
+    return write_video(frames, more.pop("path", target(folder, key)), VideoOptions(key, 8), **more)
 
 
 def target(folder: Path, key: str = "mp4-h264") -> Path:
@@ -100,10 +102,10 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("key", "words", "what"), REFUSED)
 def test_what_no_video_can_be_made_of_is_refused(tmp_path: Path, key: str, words: str, what: dict[str, Any]) -> None:
     """Frames, sound, names, metadata, and sizes that an encoder or a format does not take."""
-    path = tmp_path / what.get("name", target(tmp_path, key).name)
+    more = {"path": tmp_path / what["name"]} if "name" in what else {}
     with refused(InputError, words):
         audio = Audio(*what["audio"]) if "audio" in what else None
-        write_video(what.get("frames", noise(2)), path, options(key), audio=audio, metadata=what.get("metadata"))
+        write(tmp_path, key, what.get("frames"), audio=audio, metadata=what.get("metadata"), **more)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,7 +139,7 @@ def test_options_that_no_video_has_are_refused(given: tuple[Any, ...], words: st
 def test_a_missing_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, encoder: str) -> None:
     monkeypatch.setattr(av, "codecs_available", av.codecs_available - {encoder})
     with refused(BackendUnavailableError, f"{key} needs the encoder {encoder}") as error:
-        write_video(noise(2), target(tmp_path, key), options(key), audio=Audio(torch.zeros(1, 100), 8_000))
+        write(tmp_path, key, audio=Audio(torch.zeros(1, 100), 8_000))
     assert "mkv-ffv1, webp, gif" in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -145,9 +147,9 @@ def test_a_missing_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key:
 def test_images_need_no_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     assert available_formats() == ("webp", "gif")
-    assert write_video(noise(2), target(tmp_path, "gif"), options("gif")).size_bytes > 0
+    assert write(tmp_path, "gif").size_bytes > 0
     with pytest.raises(BackendUnavailableError, match="available here: webp, gif"):
-        write_video(noise(2), target(tmp_path), options())
+        write(tmp_path)
 
 
 @contextmanager
@@ -168,11 +170,11 @@ def test_a_full_disk(tmp_path: Path, key: str, missing_bytes: int | None) -> Non
     """Whether nothing, most or all but one byte fits: a sentence, and the file that was there stays."""
     path = target(tmp_path, key)
     frames = noise(2, 128)  # a longer h265 file differs by some bytes from run to run
-    size_bytes = write_video(frames, path, options(key)).size_bytes
+    size_bytes = write(tmp_path, key, frames).size_bytes
     before = path.read_bytes()
     with largest_file(0 if missing_bytes is None else size_bytes - missing_bytes):
         with refused(StorageError, "could not be written") as error:
-            write_video(frames, path, options(key))
+            write(tmp_path, key, frames)
     assert str(path) in str(error.value)
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == before
@@ -183,20 +185,19 @@ def test_a_full_disk(tmp_path: Path, key: str, missing_bytes: int | None) -> Non
 def test_a_disk_that_fails_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, function: str) -> None:
     monkeypatch.setattr(os, function, fail(errno.ENOSPC))
     with pytest.raises(StorageError, match=os.strerror(errno.ENOSPC)):
-        write_video(noise(2), target(tmp_path, key), options(key))
+        write(tmp_path, key)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["mp4-h264", "webp"])
 def test_a_folder_that_is_not_there_or_where_the_file_should_be(tmp_path: Path, key: str) -> None:
-    path = target(tmp_path / "missing", key)
     with pytest.raises(StorageError, match="No such file or directory") as error:
-        write_video(noise(2), path, options(key))
-    assert str(path) in str(error.value)
+        write(tmp_path / "missing", key)
+    assert str(target(tmp_path / "missing", key)) in str(error.value)
     path = target(tmp_path, key)
     path.mkdir()
     with pytest.raises(StorageError):
-        write_video(noise(2), path, options(key))
+        write(tmp_path, key)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -208,5 +209,5 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, key: str, kind: type[BaseEx
             raise kind("stop")
 
     with pytest.raises(kind, match="stop"):
-        write_video(noise(), target(tmp_path, key), options(key), on_frame=stop)
+        write(tmp_path, key, noise(), on_frame=stop)
     assert list(tmp_path.iterdir()) == []

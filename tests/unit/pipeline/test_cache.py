@@ -85,19 +85,14 @@ def test_memory_is_bounded_and_the_least_recently_used_goes() -> None:
     assert [key for key in (KEY, OTHER, THIRD) if cache.get(key) is not None] == [KEY, THIRD]
 
 
-def test_memory_keeps_the_newest_entry_though_it_is_too_large_alone() -> None:
-    cache = ConditioningCache(None, CacheLimits(memory_bytes=1))
-    cache.put(KEY, entry(), 1.0)
-    assert cache.get(KEY) is not None
-    cache.put(OTHER, entry(), 1.0)
-    assert cache.get(KEY) is None and cache.get(OTHER) is not None
-
-
-def test_memory_is_counted_by_what_is_held_not_by_what_is_seen() -> None:
-    cache = ConditioningCache(None, CacheLimits(memory_bytes=12_000))
-    for key in (KEY, OTHER):
-        cache.put(key, Encoded({"half_of_8000_bytes": torch.zeros(2, 1000)[:1]}), 1.0)
-    assert cache.get(KEY) is None and cache.get(OTHER) is not None
+def test_memory_keeps_the_newest_entry_alone_and_counts_what_is_held_not_what_is_seen() -> None:
+    half_of_8000_bytes = Encoded({"x": torch.zeros(2, 1000)[:1]})
+    for limit, each in ((1, entry()), (12_000, half_of_8000_bytes)):
+        cache = ConditioningCache(None, CacheLimits(memory_bytes=limit))
+        cache.put(KEY, each, 1.0)
+        assert cache.get(KEY) is not None
+        cache.put(OTHER, each, 1.0)
+        assert cache.get(KEY) is None and cache.get(OTHER) is not None
 
 
 def test_disk_is_bounded_and_the_least_recently_used_goes(tmp_path: Path) -> None:
@@ -162,10 +157,10 @@ def test_a_damaged_entry_beside_a_whole_one_does_not_hide_it(tmp_path: Path) -> 
     assert_hit(ConditioningCache(tmp_path), entry())
 
 
-@pytest.mark.parametrize("key", ["", "a" * 63, "A" * 64, "*", "../" + "a" * 61])
-def test_what_is_no_key_finds_nothing(tmp_path: Path, key: str) -> None:
+def test_what_is_no_key_finds_nothing(tmp_path: Path) -> None:
     kept(tmp_path)
-    assert ConditioningCache(tmp_path).get(key) is None
+    for key in ("", "a" * 63, "A" * 64, "*", "../" + "a" * 61):
+        assert ConditioningCache(tmp_path).get(key) is None
 
 
 REFUSED = fail(errno.EACCES)
@@ -182,17 +177,13 @@ def test_a_folder_that_cannot_be_made_costs_a_warning(tmp_path: Path, caplog: py
 
 
 @pytest.mark.parametrize("call", ["os.utime", "pathlib.Path.unlink"])
-def test_a_folder_that_may_only_be_read_still_serves(
+def test_a_folder_that_may_only_be_read_still_serves_what_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    kept(tmp_path)
+    path = kept(tmp_path)
     monkeypatch.setattr(call, REFUSED)
     assert_hit(ConditioningCache(tmp_path), entry())
-
-
-def test_a_damaged_entry_that_cannot_be_removed_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept(tmp_path).write_bytes(b"rubbish")
-    monkeypatch.setattr("pathlib.Path.unlink", REFUSED)
+    path.write_bytes(b"rubbish")
     assert ConditioningCache(tmp_path).get(KEY) is None
 
 
