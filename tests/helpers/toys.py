@@ -52,6 +52,17 @@ class ToyNetwork(torch.nn.Module):
         return torch.tanh(mixed) * strength.to(sample.dtype)[:, :, None, None, None]
 
 
+class Computed(torch.nn.Module):
+    """A network of ToyNetwork's inputs that computes what it is given to compute."""
+
+    def __init__(self, compute: Callable[[torch.Tensor, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.compute = compute
+
+    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> Any:
+        return self.compute(sample, strength)
+
+
 def toy_network(**changes: Any) -> NetworkSpec:
     """The specification of ToyNetwork, with some fields changed."""
     spec = NetworkSpec(

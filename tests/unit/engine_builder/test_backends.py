@@ -17,7 +17,7 @@ from i2v_tensorrt.engine_builder.build.build import quiet
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 
 from ...helpers.contract import assert_contract
-from ...helpers.toys import CPU, LIMITS, ToyBackend, ToyNetwork, toy_network, toy_spec
+from ...helpers.toys import CPU, LIMITS, Computed, ToyBackend, ToyNetwork, toy_network, toy_spec
 
 SIZES = {"batch": 2, "frames": 3, "latent_height": 5, "latent_width": 7}
 ANY_SHAPE = toy_spec(ShapeProfile())
@@ -41,16 +41,15 @@ def test_eager_keeps_the_contract_and_reads_its_weights_when_they_are_asked_for(
     assert runner.memory_bytes == 4 * 4 * 27 * 4
 
 
-class TwoOutputs(torch.nn.Module):
-    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return sample + 1, strength * 2
-
-
 def test_several_outputs_have_their_names_in_order() -> None:
     network = toy_network(
         outputs=(TensorSpec("more", toy_network().inputs[0].dims), TensorSpec("twice", ("batch", 4), "float32"))
     )
-    runner = EagerRunner(EngineSpec(network, ShapeProfile(), "fp32"), TwoOutputs, CPU)
+    runner = EagerRunner(
+        EngineSpec(network, ShapeProfile(), "fp32"),
+        lambda: Computed(lambda sample, strength: (sample + 1, strength * 2)),
+        CPU,
+    )
     runner.load()
     inputs = example_inputs(runner.spec, SIZES)
     outputs = runner(inputs)

@@ -30,7 +30,7 @@ from i2v_tensorrt.engine_builder.graph.onnx_export import (
     trace_sizes,
 )
 
-from ...helpers.toys import LIMITS, ToyNetwork, fail, toy_network, toy_request, toy_spec
+from ...helpers.toys import LIMITS, Computed, ToyNetwork, fail, toy_network, toy_request, toy_spec
 
 SIZES = {"batch": 2, "frames": 3, "latent_height": 8, "latent_width": 6}
 
@@ -99,7 +99,7 @@ def test_a_profile_of_one_size_gives_a_graph_of_fixed_sizes_and_leaves_loggers_a
     graph = onnx.load(export_onnx(ToyNetwork(), spec, tmp_path)).graph
     assert dims(graph) == {"sample": [2, 4, 3, 8, 6], "strength": [2, 4], "prediction": [2, 4, 3, 8, 6]}
     with pytest.raises(EngineError):
-        export_onnx(Branches(), spec, tmp_path)
+        export_onnx(Computed(decides_by_its_values), spec, tmp_path)
     assert (logger.level, warnings.filters) == (before, filters)
 
 
@@ -125,16 +125,14 @@ def test_a_dimension_may_be_a_multiple_of_another(tmp_path: Path) -> None:
         assert torch.allclose(found, Shrink()(image), atol=1e-6)
 
 
-class Branches(torch.nn.Module):
-    """Decides by its values, which no graph can hold."""
-
-    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-        return sample if strength.sum() > 0 else -sample
+def decides_by_its_values(sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+    """What no graph can hold."""
+    return sample if strength.sum() > 0 else -sample
 
 
 def test_a_network_that_cannot_be_exported_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="^The core network cannot be exported to ONNX: ") as caught:
-        export_onnx(Branches(), toy_spec(), tmp_path)
+        export_onnx(Computed(decides_by_its_values), toy_spec(), tmp_path)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 

@@ -23,7 +23,7 @@ from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 from i2v_tensorrt.pipeline.models.base import VideoModel
 
 from ...helpers.contract import assert_contract, toy_sizes
-from ...helpers.toys import CPU, InProcess, ToyNetwork, publish, raising, toy_request, toy_spec
+from ...helpers.toys import CPU, Computed, InProcess, ToyNetwork, publish, raising, toy_request, toy_spec
 from .conftest import Built
 
 Sizes = Mapping[str, int]
@@ -71,21 +71,6 @@ def test_what_onnxruntime_cannot_load_is_an_engine_error(store: EngineStore) -> 
         OnnxRuntimeBackend().load(None, toy_spec(), ToyNetwork, CPU)
 
 
-class BurntBatch(torch.nn.Module):
-    """The exporter writes the traced batch into this one's output without a word."""
-
-    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-        return sample * strength[:, :, None, None, None] + torch.ones(int(sample.shape[0]), 1, 1, 1, 1)
-
-
-class BurntBranch(torch.nn.Module):
-    """The exporter keeps the way that the trace took."""
-
-    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-        scaled = sample * strength[:, :, None, None, None]
-        return -scaled if sample.shape[0] == 1 else scaled
-
-
 ALLOCATION = "Failed to allocate memory for requested buffer of size 5"
 FAILED_NODE = "Non-zero status code returned while running Conv node"
 
@@ -127,12 +112,20 @@ def test_missing_memory_in_a_run_on_the_cpu_is_pythons_own_error(
         runner(example_inputs(toy_spec(), toy_sizes()))
 
 
-@pytest.mark.parametrize("network", [BurntBatch, BurntBranch])
-def test_an_export_that_is_right_for_the_traced_size_alone_is_refused(
-    network: Callable[[], torch.nn.Module], tmp_path: Path
-) -> None:
+BURNT = {
+    # The exporter writes the traced batch into this one's output without a word.
+    "batch": lambda sample, strength: (
+        sample * strength[:, :, None, None, None] + torch.ones(int(sample.shape[0]), 1, 1, 1, 1)
+    ),
+    # The exporter keeps the way that the trace took.
+    "branch": lambda sample, strength: (-1 if sample.shape[0] == 1 else 1) * sample * strength[:, :, None, None, None],
+}
+
+
+@pytest.mark.parametrize("kind", BURNT)
+def test_an_export_that_is_right_for_the_traced_size_alone_is_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="core"):
-        compile_engine(toy_request(OnnxRuntimeBackend(), network), tmp_path, quiet)
+        compile_engine(toy_request(OnnxRuntimeBackend(), lambda: Computed(BURNT[kind])), tmp_path, quiet)
 
 
 def test_bf16_is_refused_before_anything_is_exported(tmp_path: Path) -> None:
