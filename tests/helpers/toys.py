@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,6 +49,17 @@ class ToyNetwork(torch.nn.Module):
     def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
         mixed = torch.nn.functional.conv3d(sample, self.weight, padding=1)
         return torch.tanh(mixed) * strength.to(sample.dtype)[:, :, None, None, None]
+
+
+class Computed(torch.nn.Module):
+    """A network of ToyNetwork's inputs that computes what it is given to compute."""
+
+    def __init__(self, compute: Callable[[torch.Tensor, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.compute = compute
+
+    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> Any:
+        return self.compute(sample, strength)
 
 
 def toy_network(**changes: Any) -> NetworkSpec:
@@ -204,10 +216,41 @@ def quarantined(store: EngineStore) -> list[str]:
     return names(store.root / ".quarantine")
 
 
-def fail(number: int) -> Callable[..., None]:
-    """Stands for a call that the system refuses."""
+def raising(error: BaseException) -> Callable[..., Any]:
+    """Stands for a call that ends in that error."""
 
     def raise_it(*_: object, **__: object) -> None:
-        raise OSError(number, os.strerror(number))
+        raise error
 
     return raise_it
+
+
+def fail(number: int) -> Callable[..., Any]:
+    """Stands for a call that the system refuses."""
+    return raising(OSError(number, os.strerror(number)))
+
+
+def replace_by(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Removes a file or a folder, and makes something else in its place."""
+
+    def apply(path: Path) -> object:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return make(path)
+
+    return apply
+
+
+def move_and_link(path: Path) -> None:
+    """Puts a link in the place of a file or a folder, which goes to a place above it."""
+    elsewhere = path.parent.parent / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def toy_request(
+    backend: Backend, make: Callable[[], torch.nn.Module] = ToyNetwork, spec: EngineSpec | None = None, **more: Any
+) -> BuildRequest:
+    """A build of a toy on the CPU; `more` are further fields of the request."""
+    return BuildRequest(
+        spec or toy_spec(), more.pop("source", ToySource(make)), backend, more.pop("device", CPU), **more
+    )

@@ -26,7 +26,8 @@ from i2v_tensorrt.engine_builder.build.compile import BuildRequest
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.models.registry import open_model
 
-from .toys import CPU, InProcess, ToyBackend, ToySource, toy_spec
+from . import toys
+from .toys import CPU, InProcess, ToyBackend, ToySource
 
 START = """
 import runpy, sys
@@ -74,8 +75,7 @@ def export_request(checkpoint: Path) -> BuildRequest:
 
 def toy_request(while_building: Callable[[Path], None], version: str, log: Path | None = None) -> BuildRequest:
     """A network that compiles in no time."""
-    backend = ToyBackend(while_building=while_building, version=version, builds_log=log)
-    return BuildRequest(toy_spec(), ToySource(), backend, CPU)
+    return toys.toy_request(ToyBackend(while_building=while_building, version=version, builds_log=log))
 
 
 def say(line: object) -> None:
@@ -162,4 +162,14 @@ def user(store: Path) -> None:
         say("found" if result.reused else "built")
 
 
-ROLES = {"host": host, "publisher": publisher, "user": user}
+def dawdler(store: Path) -> None:
+    """Builds an engine, says so, and is never done."""
+
+    def dawdle(folder: Path) -> None:
+        say("building")
+        time.sleep(600)
+
+    build_engine(toy_request(dawdle, "1.0"), EngineStore(store), InProcess())
+
+
+ROLES = {"host": host, "publisher": publisher, "user": user, "dawdler": dawdler}

@@ -25,7 +25,7 @@ MOST_LINES, MOST_FUNCTION_LINES, MOST_METHODS = 400, 80, 15
 SCHEMA = "define_schema"
 """A node's inputs and outputs are data, however many they are."""
 
-LONG_FILES = {"tests/unit/engine_builder/test_inductor.py": 450, "tests/unit/engine_builder/test_tensorrt.py": 590}
+LONG_FILES: dict[str, int] = {}
 """Files that are longer, and their lines."""
 LARGE_CLASSES: dict[str, int] = {}
 """Classes that have more methods, and how many."""

@@ -9,7 +9,7 @@ import random
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -17,18 +17,14 @@ import torch
 from PIL import Image
 
 from i2v_tensorrt.common.errors import I2VError
-from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
-from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.request import ClipRequest
-from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
-from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, sample_clip
-from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip, plan_sampling
-from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+from i2v_tensorrt.runtime.clip_plan import Denoising
 
+from ..helpers.clips import Clips, eager_engines
 from ..helpers.counts import Evidence, counted
 from ..helpers.faults import Call, Faults, run_child
+from ..helpers.refusals import assert_one_sentence
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy
 
@@ -48,47 +44,34 @@ class Interrupted(Exception):
     """What a host raises when its user interrupts."""
 
 
-class Clips:
-    """One clip, made from nothing whenever it is asked for."""
-
-    def __init__(self, checkpoint: Path, store: Path) -> None:
-        policy = EnginePolicy("eager", "fp32")
-        self.engines = EngineSet(open_model(checkpoint), EngineStore(store), policy, torch.device("cpu"))
-
-    def make(self, report: Callable[[], None] = lambda: None) -> torch.Tensor:
-        """Frames; `report` is called wherever a user's interruption can come through."""
-
-        def heard(*_: object) -> None:
-            report()
-
-        plan = plan_clip(self.engines, REQUEST.size)
-        conditioning = encode_clip(plan, REQUEST, ConditioningCache(None), heard)
-        latents = sample_clip(plan_sampling(plan, DENOISING), conditioning, heard)
-        return decode_clip(plan, latents, 2, heard)
+def clips_of(checkpoint: Path, store: Path) -> Clips:
+    return Clips(eager_engines(checkpoint, store), REQUEST, DENOISING, 2)
 
 
 @pytest.fixture
 def clips(tiny_folder: Path, tmp_path: Path) -> Clips:
-    return Clips(tiny_folder, tmp_path)
+    return clips_of(tiny_folder, tmp_path)
 
 
 def run_out_of_memory(checkpoint: str, store: str, count: str) -> None:
     """In the child: one allocation after another fails, in every stage; the next run always succeeds."""
     faults, draw, came = Faults(), random.Random(int(count)), Counter[str]()
-    clips = Clips(Path(checkpoint), Path(store))
+    clips = clips_of(Path(checkpoint), Path(store))
     expected = clips.make()
     lengths = {}
-    for loaded in (True, False):
+
+    def armed(at: int, *, loaded: bool) -> AbstractContextManager[None]:
         if not loaded:
             clips.engines.unload()
-        with faults.armed(Call.ALLOCATE, errno.ENOMEM, 0, least_bytes=LARGE_BYTES):
+        return faults.armed(Call.ALLOCATE, errno.ENOMEM, at, least_bytes=LARGE_BYTES)
+
+    for loaded in (True, False):
+        with armed(0, loaded=loaded):
             clips.make()
         lengths[loaded] = faults.calls
     for number in range(int(count)):
         loaded = number % 4 > 0
-        if not loaded:
-            clips.engines.unload()
-        with faults.armed(Call.ALLOCATE, errno.ENOMEM, draw.randint(1, lengths[loaded]), least_bytes=LARGE_BYTES):
+        with armed(draw.randint(1, lengths[loaded]), loaded=loaded):
             came[outcome(clips, expected)] += 1
         assert faults.hits <= 1
         assert torch.equal(clips.make(), expected)
@@ -100,8 +83,7 @@ def outcome(clips: Clips, expected: torch.Tensor) -> str:
     try:
         found = clips.make()
     except I2VError as error:
-        told = str(error)
-        assert "\n" not in told and told.endswith("."), told
+        assert_one_sentence(str(error), 2000)
         return "refused in a sentence"
     assert (found - expected).abs().max() <= 1e-5
     return "made in smaller chunks"

@@ -77,10 +77,6 @@ def seconds(build: Callable[[], BuildResult]) -> float:
 def killed_build(request: BuildRequest, store: EngineStore, process: BuildProcess, delay_s: float) -> str | None:
     """Builds, with the child killed after the delay; the stage that this met, or None for a kill that came too late."""
     last = ["none"]
-
-    def note(stage: str, done: float) -> None:
-        last.append(stage.split(" (")[0])
-
     try:
         with killed_after(process, delay_s):
             build_engine(
@@ -119,42 +115,42 @@ def test_a_child_killed_at_any_moment_costs_its_build_alone(
     evidence("builds whose child was killed", count, f"host alive, none torn, the next build succeeded ({stages})")
 
 
-def test_a_child_that_died_between_builds_is_replaced(store: EngineStore, tiny_folder: Path) -> None:
+def kill(process: BuildProcess) -> None:
+    assert process._child is not None
+    process._child._process.kill()
+    process._child._process.wait()
+
+
+def request_for(checkpoint: Path, network: str) -> BuildRequest:
+    """A build of one of the networks of `victims`."""
+    return replace(export_request(checkpoint), source=NetworkSource("tests.helpers.victims", network, {}))
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_child_that_died_between_builds_is_replaced(
+    store: EngineStore, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    """Even where the system has not told of it yet: no fault of the next build's."""
     with BuildProcess() as process:
-        for _ in range(2):
-            assert not build_engine(export_request(tiny_folder), store, process, force=True).reused
-            assert process._child is not None
-            process._child._process.kill()
-            process._child._process.wait()
+        assert not build_engine(export_request(tiny_folder), store, process, force=True).reused
+        killed = process._child
+        kill(process)
+        if not is_told:
+            monkeypatch.setattr(build_process._Child, "is_alive", True)
+        assert not build_engine(export_request(tiny_folder), store, process, force=True).reused
+        assert process._child is not killed
 
 
 def test_a_child_that_met_an_error_is_not_used_again(store: EngineStore, tiny_folder: Path) -> None:
     """A library's error, such as CUDA's, may have left it unfit for any further build."""
-    source = NetworkSource("tests.helpers.victims", "no_network", {})
     with BuildProcess() as process:
         build_engine(export_request(tiny_folder), store, process)
         unfit = process._child
         assert unfit is not None
         with pytest.raises(CheckpointError, match="no such network"):
-            build_engine(replace(export_request(tiny_folder), source=source), store, process, force=True)
+            build_engine(request_for(tiny_folder, "no_network"), store, process, force=True)
         assert not unfit.is_alive
         assert not build_engine(export_request(tiny_folder), store, process, force=True).reused
-
-
-def test_a_child_that_dies_as_it_is_asked_is_replaced(
-    store: EngineStore, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A kill while it had nothing to do, of which the system has not told yet: no fault of the next build's."""
-    request = export_request(tiny_folder)
-    with BuildProcess() as process:
-        build_engine(request, store, process)
-        assert process._child is not None
-        killed = process._child
-        killed._process.kill()
-        killed._process.wait()
-        monkeypatch.setattr(build_process._Child, "is_alive", True)
-        assert not build_engine(request, store, process, force=True).reused
-        assert process._child is not killed
 
 
 def test_a_child_that_dies_at_its_first_request_is_not_asked_again(
@@ -171,9 +167,8 @@ def test_a_child_that_dies_at_its_first_request_is_not_asked_again(
 
 def test_a_child_that_ends_by_itself_is_heard_out(store: EngineStore, tiny_folder: Path) -> None:
     """Its own exit status is told, and not the signal that would end it a moment later."""
-    source = NetworkSource("tests.helpers.victims", "broken_network", {})
     with BuildProcess() as process, pytest.raises(EngineError) as caught:
-        build_engine(replace(export_request(tiny_folder), source=source), store, process)
+        build_engine(request_for(tiny_folder, "broken_network"), store, process)
     assert "ended without an answer (exit status 1)" in str(caught.value)
     assert "its last words: ZeroDivisionError: not foreseen" in str(caught.value)
 
@@ -228,11 +223,17 @@ def is_gone(pid: int) -> bool:
     return state in "ZX"
 
 
-def assert_ends(pid: int) -> None:
+def assert_end(processes: list[int]) -> None:
+    """They do so by themselves, in time; otherwise they are ended here."""
     deadline = time.monotonic() + 5
-    while not is_gone(pid):
-        assert time.monotonic() < deadline, "the child outlived its host"
-        time.sleep(0.02)
+    try:
+        while not all(map(is_gone, processes)):
+            assert time.monotonic() < deadline, "a child outlived its host"
+            time.sleep(0.02)
+    finally:
+        for pid in processes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
@@ -258,17 +259,12 @@ def test_a_child_in_a_silent_stage_ends_with_its_host(store: EngineStore, tiny_f
         tell(host, network)
         processes = [int(heard(host))]
         processes += [helper_of(store)] if network == "helped_network" else []
-    try:
-        for pid in processes:
-            assert_ends(pid)
-    finally:
-        end_all(processes)
+    assert_end(processes)
 
 
 @needs_proc
 @pytest.mark.parametrize("end", ["cancelled", "killed"])
 def test_what_a_build_has_started_ends_with_it(store: EngineStore, tiny_folder: Path, end: str) -> None:
-    source = NetworkSource("tests.helpers.victims", "helped_network", {})
     helpers: list[int] = []
     with BuildProcess() as process:
 
@@ -277,21 +273,11 @@ def test_what_a_build_has_started_ends_with_it(store: EngineStore, tiny_folder: 
                 helpers.append(helper_of(store))
                 if end == "cancelled":
                     raise KeyboardInterrupt
-                assert process._child is not None
-                process._child._process.kill()
+                kill(process)
 
         with pytest.raises((KeyboardInterrupt, EngineError)):
-            build_engine(replace(export_request(tiny_folder), source=source), store, process, report=report)
-    try:
-        assert_ends(*helpers)
-    finally:
-        end_all(helpers)
-
-
-def end_all(processes: list[int]) -> None:
-    for pid in processes:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            build_engine(request_for(tiny_folder, "helped_network"), store, process, report=report)
+    assert_end(helpers)
 
 
 @needs_proc
@@ -307,7 +293,7 @@ def test_a_host_killed_at_any_moment_takes_its_child_along(
             tell(host, "export")
             child = int(heard(host))
             time.sleep(draw.uniform(0, 2))
-        assert_ends(child)
+        assert_end([child])
         assert all(plan.verify() is None for plan in store.plans())
         assert quarantined(store) == []
         store.delete(key)

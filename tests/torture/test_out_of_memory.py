@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,17 +23,12 @@ from PIL import Image
 from i2v_tensorrt.common.errors import I2VError
 from i2v_tensorrt.common.out_of_memory import is_out_of_memory
 from i2v_tensorrt.common.pack_paths import BUNDLED
-from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
-from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.request import ClipRequest
-from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
-from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, sample_clip
-from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip, plan_sampling
+from i2v_tensorrt.runtime.clip_plan import Denoising
 from i2v_tensorrt.runtime.demo_model import demo_model
-from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
+from ..helpers.clips import Clips, eager_engines
 from ..helpers.counts import Evidence, counted, note
 from ..live.device import HALF_PSNR, decibels
 
@@ -61,38 +55,16 @@ BLOCK_BYTES = 10 << 20
 """From so much on PyTorch asks the driver for what a tensor takes, in pages of 2 MiB; for less it asks for 20 MiB."""
 
 
-@dataclass(frozen=True)
-class Clips:
-    """One clip of a model in eager PyTorch, made anew whenever it is asked for, decoded in as few chunks as may be."""
-
-    engines: EngineSet
-    request: ClipRequest
-    denoising: Denoising
-
-    def make(self, next_stage: Callable[[], None] = lambda: None) -> torch.Tensor:
-        """Frames, float32 [frames, height, width, 3] on the CPU; `next_stage` is called between the three stages."""
-        plan = plan_clip(self.engines, self.request.size)
-        conditioning = encode_clip(plan, self.request, ConditioningCache(None), _quiet)
-        next_stage()
-        latents = sample_clip(plan_sampling(plan, self.denoising), conditioning, _quiet)
-        next_stage()
-        return decode_clip(plan, latents, self.request.num_frames, _quiet)
-
-
-def _quiet(*_: object) -> None:
-    pass
-
-
 @pytest.fixture
 def clips(tiny_folder: Path, tmp_path: Path) -> Iterator[Clips]:
     """The bundled model's on a GPU, the tiny one's elsewhere."""
-    demo, store, side, frames = demo_model(BUNDLED), EngineStore(tmp_path), 64, 4
+    demo, side, frames = demo_model(BUNDLED), 64, 4
     if GPU:
         side, frames = demo.side, demo.num_frames
-    policy, device = EnginePolicy("eager", "fp16" if GPU else "fp32"), torch.device("cuda", 0) if GPU else None
-    engines = EngineSet(open_model(BUNDLED if GPU else tiny_folder), store, policy, device or torch.device("cpu"))
+    gpu = (BUNDLED, tmp_path, "fp16", "cuda:0")
+    engines = eager_engines(*gpu) if GPU else eager_engines(tiny_folder, tmp_path)
     request = ClipRequest(Image.new("RGB", (70, 50), "teal"), demo.prompts[0], "", side, side, frames, demo.fps)
-    yield Clips(engines, request, Denoising(5, demo.guidance_scale, SamplerSettings(2)))
+    yield Clips(engines, request, Denoising(5, demo.guidance_scale, SamplerSettings(2)), frames)
     engines.unload()
     settled()
 
@@ -187,7 +159,7 @@ def places_of(clips: Clips, injected: Injected) -> list[range]:
     """The numbers of the calls in each stage of a clip."""
     ends = [0]
     with injected.armed(0):
-        clips.make(lambda: ends.append(injected.calls))
+        clips.make(next_stage=lambda: ends.append(injected.calls))
     return [range(first + 1, last + 1) for first, last in pairwise([*ends, injected.calls])]
 
 

@@ -6,16 +6,21 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
 import torch
 from torch import Tensor
 
-from i2v_tensorrt.common.errors import BackendUnavailableError, I2VError, InputError, StorageError
-from i2v_tensorrt.pipeline.media.formats import FORMATS, Audio, VideoOptions, available_formats
+from i2v_tensorrt.common.errors import BackendUnavailableError, InputError, StorageError
+from i2v_tensorrt.pipeline.media.formats import FORMATS, Audio, VideoInfo, VideoOptions, available_formats
 from i2v_tensorrt.pipeline.media.video import write_video
+
+from ..helpers.refusals import refused
+from ..helpers.toys import fail
 
 ALL = list(FORMATS)
 
@@ -24,138 +29,117 @@ def noise(num_frames: int = 12, side: int = 64) -> Tensor:
     return torch.rand((num_frames, side, side, 3), generator=torch.Generator().manual_seed(9))
 
 
-def options(key: str = "mp4-h264") -> VideoOptions:
-    return VideoOptions(key, 8)
+def write(folder: Path, key: str = "mp4-h264", frames: Any = None, **more: Any) -> VideoInfo:
+    """Two frames of noise, if no others, in a file of the format's own name."""
+    frames = noise(2) if frames is None else frames
+    return write_video(frames, more.pop("path", target(folder, key)), VideoOptions(key, 8), **more)
 
 
 def target(folder: Path, key: str = "mp4-h264") -> Path:
     return folder / f"clip{FORMATS[key].suffix}"
 
 
-def assert_one_sentence(error: pytest.ExceptionInfo[I2VError]) -> None:
-    text = str(error.value)
-    assert text.endswith(".") and "\n" not in text and len(text) < 300
-
-
-@pytest.mark.parametrize(
-    ("frames", "word"),
-    [
-        (torch.zeros(8, 8, 3), r"\[8, 8, 3\]"),
-        (torch.zeros(1, 2, 8, 8, 3), r"\[1, 2, 8, 8, 3\]"),
-        (torch.zeros(0, 8, 8, 3), "at least one frame"),
-        (torch.zeros(2, 0, 8, 3), "at least one pixel"),
-        (torch.zeros(2, 8, 0, 3), "at least one pixel"),
-        (torch.zeros(2, 8, 8, 2), "they have 2"),
-        (torch.zeros(2, 8, 8, 0), "they have 0"),
-        (torch.zeros(2, 3, 8, 8), "they have 8"),
-        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), "torch.uint8"),
-        ([[1.0]], "list"),
-    ],
-)
-def test_bad_frames(tmp_path: Path, frames: Tensor, word: str) -> None:
-    with pytest.raises(InputError, match=word) as error:
-        write_video(frames, target(tmp_path), options())
-    assert_one_sentence(error)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("key", ALL)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_frames_that_are_not_finite(tmp_path: Path, key: str, value: float) -> None:
+def with_value(value: float) -> Tensor:
     frames = noise(4, 32)
     frames[2, 3, 4, 1] = value
-    with pytest.raises(InputError, match="frame 2 holds NaN or infinity") as error:
-        write_video(frames, target(tmp_path, key), options(key))
-    assert_one_sentence(error)
+    return frames
+
+
+REFUSED: list[tuple[str, str, dict[str, Any]]] = [
+    *(
+        ("mp4-h264", word, {"frames": frames})
+        for frames, word in [
+            (torch.zeros(8, 8, 3), r"\[8, 8, 3\]"),
+            (torch.zeros(1, 2, 8, 8, 3), r"\[1, 2, 8, 8, 3\]"),
+            (torch.zeros(0, 8, 8, 3), "at least one frame"),
+            (torch.zeros(2, 0, 8, 3), "at least one pixel"),
+            (torch.zeros(2, 8, 0, 3), "at least one pixel"),
+            (torch.zeros(2, 8, 8, 2), "they have 2"),
+            (torch.zeros(2, 8, 8, 0), "they have 0"),
+            (torch.zeros(2, 3, 8, 8), "they have 8"),
+            (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), "torch.uint8"),
+            ([[1.0]], "list"),
+        ]
+    ),
+    *(
+        (key, "frame 2 holds NaN or infinity", {"frames": with_value(value)})
+        for key in ALL
+        for value in (math.nan, math.inf, -math.inf)
+    ),
+    *(
+        (key, word, {"audio": (waveform, rate)})
+        for key in ("mp4-h264", "gif")
+        for waveform, rate, word in [
+            (torch.zeros(100), 8_000, r"\[100\]"),
+            (torch.zeros(1, 2, 100), 8_000, r"\[1, 2, 100\]"),
+            (torch.zeros(2, 0), 8_000, "at least one sample"),
+            (torch.zeros(2, 100, dtype=torch.int16), 8_000, "torch.int16"),
+            (torch.zeros(3, 100), 8_000, "it has 3"),
+            (torch.full((1, 100), torch.nan), 8_000, "NaN or infinity"),
+            (torch.zeros(1, 100), 0, "it is 0"),
+            (torch.zeros(1, 100), -44_100, "it is -44100"),
+            (torch.zeros(1, 100), 10**9, "it is 1000000000"),
+        ]
+    ),
+    *(
+        ("mp4-h264", f"must end in .mp4, but it is '{name}'", {"name": name})
+        for name in ("clip.webm", "clip", "clip.mp4.exe")
+    ),
+    *(
+        ("mp4-h264", "'workflow' cannot be stored as JSON", {"metadata": {"prompt": {}, "workflow": value}})
+        for value in ({1, 2}, torch.zeros(2), b"bytes")
+    ),
+    ("mp4-h265", "frames of 4x4 at 8 fps: the encoder libx265 said", {"frames": noise(2, 4)}),
+    *(
+        ("webm-av1", f"at least 32 pixels wide, but they are {width}x64", {"frames": torch.zeros(1, 64, width, 3)})
+        for width in (1, 24, 31)
+    ),
+    ("webp", "but frames are 16384x1", {"frames": torch.zeros(1, 1, 16_384, 3)}),
+    ("gif", "but frames are 65536x1", {"frames": torch.zeros(1, 1, 65_536, 3)}),
+]
+
+
+@pytest.mark.parametrize(("key", "words", "what"), REFUSED)
+def test_what_no_video_can_be_made_of_is_refused(tmp_path: Path, key: str, words: str, what: dict[str, Any]) -> None:
+    """Frames, sound, names, metadata, and sizes that an encoder or a format does not take."""
+    more = {"path": tmp_path / what["name"]} if "name" in what else {}
+    with refused(InputError, words):
+        audio = Audio(*what["audio"]) if "audio" in what else None
+        write(tmp_path, key, what.get("frames"), audio=audio, metadata=what.get("metadata"), **more)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("fps", [math.nan, math.inf, -math.inf, 0, -8, 0.001, 1001, 1e300, True, None, "8"])
-def test_bad_fps(fps: float) -> None:
-    with pytest.raises(InputError, match="fps must be a number from 0.01 to 1000") as error:
-        VideoOptions("mp4-h264", fps)
-    assert_one_sentence(error)
-
-
 @pytest.mark.parametrize(
-    ("key", "crf"),
-    [("mp4-h264", 52), ("mp4-h265", -1), ("webm-vp9", 64), ("webm-av1", 63.5), ("webp", 101)]
-    + [(key, crf) for key in ("mp4-h264", "mkv-ffv1", "gif") for crf in (math.nan, math.inf, "high", True)],
-)
-def test_bad_crf(key: str, crf: float) -> None:
-    with pytest.raises(InputError, match=f"crf must be a number .* for {key}") as error:
-        VideoOptions(key, 8, crf)
-    assert_one_sentence(error)
-
-
-@pytest.mark.parametrize("key", ["", "mp4", "avi", "../mp4-h264"])
-def test_unknown_format(key: str) -> None:
-    with pytest.raises(InputError, match="one of mp4-h264, .*, gif"):
-        VideoOptions(key, 8)
-
-
-@pytest.mark.parametrize(
-    ("waveform", "rate", "word"),
+    ("given", "words"),
     [
-        (torch.zeros(100), 8_000, r"\[100\]"),
-        (torch.zeros(1, 2, 100), 8_000, r"\[1, 2, 100\]"),
-        (torch.zeros(2, 0), 8_000, "at least one sample"),
-        (torch.zeros(2, 100, dtype=torch.int16), 8_000, "torch.int16"),
-        (torch.zeros(3, 100), 8_000, "it has 3"),
-        (torch.full((1, 100), torch.nan), 8_000, "NaN or infinity"),
-        (torch.zeros(1, 100), 0, "it is 0"),
-        (torch.zeros(1, 100), -44_100, "it is -44100"),
-        (torch.zeros(1, 100), 10**9, "it is 1000000000"),
+        *(
+            (("mp4-h264", fps), "fps must be a number from 0.01 to 1000")
+            for fps in (math.nan, math.inf, -math.inf, 0, -8, 0.001, 1001, 1e300, True, None, "8")
+        ),
+        *(
+            ((key, 8, crf), f"crf must be a number .* for {key}")
+            for key, crf in [
+                ("mp4-h264", 52),
+                ("mp4-h265", -1),
+                ("webm-vp9", 64),
+                ("webm-av1", 63.5),
+                ("webp", 101),
+                *product(("mp4-h264", "mkv-ffv1", "gif"), (math.nan, math.inf, "high", True)),
+            ]
+        ),
+        *(((key, 8), "one of mp4-h264, .*, gif") for key in ("", "mp4", "avi", "../mp4-h264")),
     ],
 )
-@pytest.mark.parametrize("key", ["mp4-h264", "gif"])
-def test_bad_audio(tmp_path: Path, key: str, waveform: Tensor, rate: int, word: str) -> None:
-    with pytest.raises(InputError, match=word) as error:
-        write_video(noise(2), target(tmp_path, key), options(key), audio=Audio(waveform, rate))
-    assert_one_sentence(error)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["clip.webm", "clip", "clip.mp4.exe"])
-def test_a_name_that_belies_the_format(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=f"must end in .mp4, but it is '{name}'"):
-        write_video(noise(2), tmp_path / name, options())
-
-
-@pytest.mark.parametrize("value", [{1, 2}, torch.zeros(2), b"bytes"])
-def test_metadata_that_is_no_json(tmp_path: Path, value: object) -> None:
-    with pytest.raises(InputError, match="'workflow' cannot be stored as JSON") as error:
-        write_video(noise(2), target(tmp_path), options(), metadata={"prompt": {}, "workflow": value})
-    assert_one_sentence(error)
-
-
-def test_a_size_that_the_encoder_refuses(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="frames of 4x4 at 8 fps: the encoder libx265 said") as error:
-        write_video(noise(2, 4), target(tmp_path, "mp4-h265"), options("mp4-h265"))
-    assert_one_sentence(error)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("width", [1, 24, 31])
-def test_av1_refuses_narrow_frames(tmp_path: Path, width: int) -> None:
-    with pytest.raises(InputError, match=f"at least 32 pixels wide, but they are {width}x64") as error:
-        write_video(torch.zeros(1, 64, width, 3), target(tmp_path, "webm-av1"), options("webm-av1"))
-    assert_one_sentence(error)
-
-
-@pytest.mark.parametrize(("key", "width"), [("webp", 16_384), ("gif", 65_536)])
-def test_a_size_that_the_image_cannot_hold(tmp_path: Path, key: str, width: int) -> None:
-    with pytest.raises(InputError, match=f"but frames are {width}x1") as error:
-        write_video(torch.zeros(1, 1, width, 3), target(tmp_path, key), options(key))
-    assert_one_sentence(error)
+def test_options_that_no_video_has_are_refused(given: tuple[Any, ...], words: str) -> None:
+    with refused(InputError, words):
+        VideoOptions(*given)
 
 
 @pytest.mark.parametrize(("key", "encoder"), [("mp4-h265", "libx265"), ("webm-av1", "libsvtav1"), ("mp4-h264", "aac")])
 def test_a_missing_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, encoder: str) -> None:
     monkeypatch.setattr(av, "codecs_available", av.codecs_available - {encoder})
-    with pytest.raises(BackendUnavailableError, match=f"{key} needs the encoder {encoder}") as error:
-        write_video(noise(2), target(tmp_path, key), options(key), audio=Audio(torch.zeros(1, 100), 8_000))
-    assert_one_sentence(error)
+    with refused(BackendUnavailableError, f"{key} needs the encoder {encoder}") as error:
+        write(tmp_path, key, audio=Audio(torch.zeros(1, 100), 8_000))
     assert "mkv-ffv1, webp, gif" in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -163,9 +147,9 @@ def test_a_missing_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key:
 def test_images_need_no_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     assert available_formats() == ("webp", "gif")
-    assert write_video(noise(2), target(tmp_path, "gif"), options("gif")).size_bytes > 0
+    assert write(tmp_path, "gif").size_bytes > 0
     with pytest.raises(BackendUnavailableError, match="available here: webp, gif"):
-        write_video(noise(2), target(tmp_path), options())
+        write(tmp_path)
 
 
 @contextmanager
@@ -186,12 +170,11 @@ def test_a_full_disk(tmp_path: Path, key: str, missing_bytes: int | None) -> Non
     """Whether nothing, most or all but one byte fits: a sentence, and the file that was there stays."""
     path = target(tmp_path, key)
     frames = noise(2, 128)  # a longer h265 file differs by some bytes from run to run
-    size_bytes = write_video(frames, path, options(key)).size_bytes
+    size_bytes = write(tmp_path, key, frames).size_bytes
     before = path.read_bytes()
     with largest_file(0 if missing_bytes is None else size_bytes - missing_bytes):
-        with pytest.raises(StorageError, match="could not be written") as error:
-            write_video(frames, path, options(key))
-    assert_one_sentence(error)
+        with refused(StorageError, "could not be written") as error:
+            write(tmp_path, key, frames)
     assert str(path) in str(error.value)
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == before
@@ -200,28 +183,21 @@ def test_a_full_disk(tmp_path: Path, key: str, missing_bytes: int | None) -> Non
 @pytest.mark.parametrize("key", ["mp4-h264", "gif"])
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 def test_a_disk_that_fails_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, function: str) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, function, fail)
+    monkeypatch.setattr(os, function, fail(errno.ENOSPC))
     with pytest.raises(StorageError, match=os.strerror(errno.ENOSPC)):
-        write_video(noise(2), target(tmp_path, key), options(key))
+        write(tmp_path, key)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["mp4-h264", "webp"])
-def test_a_folder_that_is_not_there(tmp_path: Path, key: str) -> None:
-    path = target(tmp_path / "missing", key)
+def test_a_folder_that_is_not_there_or_where_the_file_should_be(tmp_path: Path, key: str) -> None:
     with pytest.raises(StorageError, match="No such file or directory") as error:
-        write_video(noise(2), path, options(key))
-    assert str(path) in str(error.value)
-
-
-def test_a_folder_where_the_file_should_be(tmp_path: Path) -> None:
-    path = target(tmp_path)
+        write(tmp_path / "missing", key)
+    assert str(target(tmp_path / "missing", key)) in str(error.value)
+    path = target(tmp_path, key)
     path.mkdir()
     with pytest.raises(StorageError):
-        write_video(noise(2), path, options())
+        write(tmp_path, key)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -233,5 +209,5 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, key: str, kind: type[BaseEx
             raise kind("stop")
 
     with pytest.raises(kind, match="stop"):
-        write_video(noise(), target(tmp_path, key), options(key), on_frame=stop)
+        write(tmp_path, key, noise(), on_frame=stop)
     assert list(tmp_path.iterdir()) == []

@@ -13,66 +13,43 @@ from i2v_tensorrt.engine_builder.backends import registry
 from i2v_tensorrt.engine_builder.backends.base import Availability, BuildTarget
 from i2v_tensorrt.engine_builder.backends.eager import EagerBackend, EagerRunner
 from i2v_tensorrt.engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
+from i2v_tensorrt.engine_builder.build.build import quiet
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 
-from ...helpers.toys import CPU, LIMITS, ToyBackend, ToyNetwork, toy_network, toy_spec
+from ...helpers.contract import assert_contract
+from ...helpers.toys import CPU, LIMITS, Computed, ToyBackend, ToyNetwork, toy_network, toy_spec
 
 SIZES = {"batch": 2, "frames": 3, "latent_height": 5, "latent_width": 7}
 ANY_SHAPE = toy_spec(ShapeProfile())
 
 
-@pytest.fixture
-def runner() -> EagerRunner:
-    made = EagerRunner(ANY_SHAPE, ToyNetwork, CPU)
-    made.load()
-    return made
-
-
-# Eager PyTorch.
-
-
-def test_eager_runs_the_network_itself_at_any_size(runner: EagerRunner) -> None:
-    inputs = example_inputs(ANY_SHAPE, SIZES)
-    assert torch.equal(runner(inputs)["prediction"], ToyNetwork()(**inputs))
-
-
-def test_eager_reads_its_weights_when_they_are_asked_for_and_lets_them_go() -> None:
-    reads = []
-
-    def source() -> torch.nn.Module:
-        reads.append(1)
-        return ToyNetwork()
-
-    runner = EagerRunner(ANY_SHAPE, source, CPU)
-    assert not runner.is_loaded
-    assert reads == []
+def test_eager_runs_the_network_itself_at_any_size_without_gradients() -> None:
+    runner = EagerRunner(ANY_SHAPE, ToyNetwork, CPU)
     runner.load()
-    runner.load()
-    assert runner.is_loaded
-    assert runner.memory_bytes == 4 * 4 * 27 * 4
-    assert len(reads) == 1
-    runner.unload()
-    runner.unload()
-    assert not runner.is_loaded
-    runner.load()
-    assert len(reads) == 2
-
-
-def test_eager_takes_no_gradients_and_leaves_no_graph(runner: EagerRunner) -> None:
     inputs = {name: value.requires_grad_() for name, value in example_inputs(ANY_SHAPE, SIZES).items()}
-    assert not runner(inputs)["prediction"].requires_grad
+    found = runner(inputs)["prediction"]
+    assert torch.equal(found, ToyNetwork()(**inputs))
+    assert not found.requires_grad
 
 
-class TwoOutputs(torch.nn.Module):
-    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return sample + 1, strength * 2
+def test_eager_keeps_the_contract_and_reads_its_weights_when_they_are_asked_for() -> None:
+    reads = []
+    runner = EagerRunner(toy_spec(), lambda: reads.append(1) or ToyNetwork(), CPU)
+    assert reads == []
+    assert_contract(runner, ToyNetwork(), "_network", 0)
+    assert len(reads) == 2
+    assert runner.memory_bytes == 4 * 4 * 27 * 4
 
 
 def test_several_outputs_have_their_names_in_order() -> None:
     network = toy_network(
         outputs=(TensorSpec("more", toy_network().inputs[0].dims), TensorSpec("twice", ("batch", 4), "float32"))
     )
-    runner = EagerRunner(EngineSpec(network, ShapeProfile(), "fp32"), TwoOutputs, CPU)
+    runner = EagerRunner(
+        EngineSpec(network, ShapeProfile(), "fp32"),
+        lambda: Computed(lambda sample, strength: (sample + 1, strength * 2)),
+        CPU,
+    )
     runner.load()
     inputs = example_inputs(runner.spec, SIZES)
     outputs = runner(inputs)
@@ -82,7 +59,7 @@ def test_several_outputs_have_their_names_in_order() -> None:
 
 def test_eager_has_nothing_to_build(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="nothing to build"):
-        EagerBackend().build(ToyNetwork(), toy_spec(), tmp_path, lambda stage, done: None)
+        EagerBackend().build(ToyNetwork(), toy_spec(), tmp_path, quiet)
     assert not EagerBackend.builds
     assert EagerBackend().availability(CPU).ok
     assert isinstance(EagerBackend().load(None, toy_spec(), ToyNetwork, CPU), EagerRunner)
@@ -130,12 +107,6 @@ def test_tensors_that_do_not_fit_are_refused_before_they_reach_the_network(
     assert not hasattr(runner, "seen")
 
 
-def test_a_runner_that_is_not_loaded_says_so(runner: EagerRunner) -> None:
-    runner.unload()
-    with pytest.raises(EngineError, match="^The eager engine of core is not loaded.$"):
-        runner(example_inputs(ANY_SHAPE, SIZES))
-
-
 # The choice.
 
 
@@ -151,20 +122,15 @@ def test_backends_are_known_by_their_own_names_and_eager_is_the_last() -> None:
     assert list(BACKENDS)[-1] == "eager", "it is always there, so that nothing after it would be tried"
 
 
-def test_auto_takes_the_first_that_serves(toy: ToyBackend) -> None:
-    assert choose_backend(AUTO, CPU) is toy
-    toy.available = Availability(False, "The toy is lost.")
-    assert choose_backend(AUTO, CPU).name == "eager"
-
-
-def test_a_named_backend_that_is_not_there_gives_the_reason_and_the_line_to_install(toy: ToyBackend) -> None:
-    assert choose_backend("toy", CPU) is toy
-    toy.available = Availability(False, "The toy is lost.", "pip install toys")
-    with pytest.raises(BackendUnavailableError, match="^The toy is lost. To install it: pip install toys$"):
-        choose_backend("toy", CPU)
-    toy.available = Availability(False, "The toy is lost.")
-    with pytest.raises(BackendUnavailableError, match="^The toy is lost.$"):
-        choose_backend("toy", CPU)
+def test_auto_takes_the_first_that_serves_and_a_named_one_gives_the_reason_and_the_line_to_install(
+    toy: ToyBackend,
+) -> None:
+    assert choose_backend(AUTO, CPU) is choose_backend("toy", CPU) is toy
+    for install, told in (("pip install toys", " To install it: pip install toys"), ("", "")):
+        toy.available = Availability(False, "The toy is lost.", install)
+        assert choose_backend(AUTO, CPU).name == "eager"
+        with pytest.raises(BackendUnavailableError, match=f"^The toy is lost.{told}$"):
+            choose_backend("toy", CPU)
 
 
 @pytest.mark.parametrize("name", ["", "Toy", "tpu", "onnxruntime; rm -rf"])

@@ -2,11 +2,10 @@
 
 import errno
 import os
-import signal
-import subprocess
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -33,38 +32,32 @@ from i2v_tensorrt.engine_builder.graph.recorded_calls import Calibration
 from i2v_tensorrt.engine_builder.store.key import engine_key
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 
-from ...helpers.toys import CPU, LIMITS, InProcess, ToyBackend, ToyNetwork, ToySource, contents, toy_spec
+from ...helpers.counts import Evidence, counted
+from ...helpers.toys import (
+    CPU,
+    LIMITS,
+    Fault,
+    InProcess,
+    ToyBackend,
+    ToySource,
+    contents,
+    names,
+    quarantined,
+    raising,
+    toy_request,
+    toy_spec,
+)
+from ...helpers.victims import heard, started, tell
 
-TESTS = Path(__file__).resolve().parents[2]
-CHILD = """
-import runpy, sys, time
-from pathlib import Path
-runpy.run_path(sys.argv[1])
-toys = runpy.run_path(sys.argv[2])
-from i2v_tensorrt.engine_builder.build.build import build_engine
-from i2v_tensorrt.engine_builder.build.compile import BuildRequest
-from i2v_tensorrt.engine_builder.store.store import EngineStore
-store = EngineStore(Path(sys.argv[3]))
-def dawdle(folder):
-    print("building", flush=True)
-    time.sleep(float(sys.argv[4]))
-backend = toys["ToyBackend"](while_building=dawdle, builds_log=store.root / "builds.log")
-print("ready", flush=True)
-sys.stdin.readline()
-request = BuildRequest(toys["toy_spec"](), toys["ToySource"](), backend, toys["CPU"])
-result = build_engine(request, store, toys["InProcess"]())
-print(result.plan.manifest.key, result.reused, flush=True)
-"""
-
-
-def request(backend: ToyBackend, profile: ShapeProfile = LIMITS) -> BuildRequest:
-    return BuildRequest(toy_spec(profile), ToySource(), backend, CPU)
+GIB = 1 << 30
 
 
 def build(
     store: EngineStore, backend: ToyBackend, *, force: bool = False, report: Callable[[str, float], None] | None = None
 ) -> BuildResult:
-    return build_engine(request(backend), store, InProcess(), force=force, report=report or (lambda stage, done: None))
+    return build_engine(
+        toy_request(backend), store, InProcess(), force=force, report=report or (lambda stage, done: None)
+    )
 
 
 def assert_nothing_left(store: EngineStore) -> None:
@@ -104,27 +97,22 @@ def test_a_build_is_published_with_its_verdict_and_found_the_next_time(store: En
     first.plan.verify()
 
 
-def test_force_builds_again_and_replaces(store: EngineStore) -> None:
+@pytest.mark.parametrize("force", [True, False])
+def test_force_and_damage_have_an_engine_built_again(store: EngineStore, force: bool) -> None:
     backend = ToyBackend()
     first = build(store, backend)
     marker = first.plan.folder / "marker"
     marker.write_bytes(b"")
-    again = build(store, backend, force=True)
-    assert not again.reused
-    assert len(backend.builds_done) == 2
-    assert not marker.exists()
-    assert [plan.manifest.key for plan in store.plans()] == [first.plan.manifest.key]
-
-
-@pytest.mark.parametrize("force", [True, False])
-def test_a_damaged_engine_is_built_again(store: EngineStore, force: bool) -> None:
-    backend = ToyBackend()
-    plan = build(store, backend).plan
-    (plan.folder / "manifest.json").write_bytes(b"{}")
-    again = build(store, backend, force=force)
-    assert not again.reused
-    again.plan.verify()
-    assert store.find(plan.manifest.key) == again.plan
+    if not force:
+        (first.plan.folder / "manifest.json").write_bytes(b"{}")
+    for count in (2, 3):
+        again = build(store, backend, force=force or count == 3)
+        assert not again.reused
+        assert len(backend.builds_done) == count
+        assert not marker.exists()
+        again.plan.verify()
+        assert list(store.plans()) == [again.plan]
+        (again.plan.folder / "manifest.json").write_bytes(b"{}")
 
 
 class CancelledError(Exception):
@@ -137,75 +125,68 @@ def stages(store: EngineStore) -> list[tuple[str, float]]:
     return heard
 
 
-def test_the_stages_go_forward_to_the_end(store: EngineStore) -> None:
-    heard = stages(store)
+def test_the_stages_go_forward_to_the_end_and_a_report_that_raises_cancels(store: EngineStore, tmp_path: Path) -> None:
+    heard = stages(EngineStore(tmp_path / "other"))
     assert [done for _, done in heard] == sorted(done for _, done in heard)
     assert heard[-1] == ("publish", 1.0)
     assert {"load network", "write weights", "check", "publish"} <= {stage for stage, _ in heard}
+    for number in range(5):
+        assert number < len(heard) - 1, "the last stage is told of an engine that is there"
+        told: list[str] = []
+
+        def report(stage: str, done: float, told: list[str] = told, number: int = number) -> None:
+            told.append(stage)
+            if len(told) > number:
+                raise CancelledError
+
+        with pytest.raises(CancelledError):
+            build(store, ToyBackend(), report=report)
+        assert len(told) == number + 1
+        assert_nothing_left(store)
+        plan = build(store, ToyBackend()).plan
+        assert store.delete(plan.manifest.key)
 
 
-@pytest.mark.parametrize("number", range(5))
-def test_a_report_that_raises_cancels_and_leaves_nothing(store: EngineStore, tmp_path: Path, number: int) -> None:
-    count = len(stages(EngineStore(tmp_path / "other")))
-    assert number < count - 1, "the last stage is told of an engine that is there"
-    heard: list[str] = []
-
-    def report(stage: str, done: float) -> None:
-        heard.append(stage)
-        if len(heard) > number:
-            raise CancelledError
-
-    with pytest.raises(CancelledError):
-        build(store, ToyBackend(), report=report)
-    assert len(heard) == number + 1
-    assert_nothing_left(store)
-    assert not build(store, ToyBackend()).reused
-
-
-@pytest.mark.parametrize("error", [EngineError("No."), RuntimeError("bug"), KeyboardInterrupt(), MemoryError()])
-def test_whatever_ends_a_build_nothing_is_left(store: EngineStore, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (EngineError("No."), EngineError),
+        (RuntimeError("bug"), RuntimeError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (MemoryError(), MemoryError),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), StorageError),
+    ],
+)
+def test_whatever_ends_a_build_nothing_is_left_and_an_older_engine_outlives_it(
+    store: EngineStore, error: BaseException, told: type[BaseException]
+) -> None:
     def fail(folder: Path) -> None:
         (folder / "half").write_bytes(b"half")
         raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(told, match=getattr(error, "strerror", None)):
         build(store, ToyBackend(while_building=fail))
     assert_nothing_left(store)
-
-
-def test_an_older_engine_outlives_a_rebuild_that_fails(store: EngineStore) -> None:
     plan = build(store, ToyBackend()).plan
     before = contents(plan.folder)
-
-    def fail(folder: Path) -> None:
-        raise EngineError("No.")
-
-    with pytest.raises(EngineError):
+    with pytest.raises(told):
         build(store, ToyBackend(while_building=fail), force=True)
     assert contents(plan.folder) == before
     assert store.find(plan.manifest.key) == plan
 
 
-def test_a_full_disk_during_the_build_is_a_storage_error(store: EngineStore) -> None:
-    def full(folder: Path) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.raises(StorageError, match=os.strerror(errno.ENOSPC)):
-        build(store, ToyBackend(while_building=full))
-    assert_nothing_left(store)
-
-
-def test_an_engine_that_fails_the_gate_is_not_published(store: EngineStore) -> None:
+@pytest.mark.parametrize(
+    ("batch", "fault"),
+    [
+        pytest.param(LIMITS.ranges["batch"], lambda prediction: prediction.roll(1, 2), id="frames"),
+        pytest.param(DimRange(1, 1, 2), lambda prediction: prediction.flip(0), id="branches, tuned for one"),
+    ],
+)
+def test_an_engine_that_fails_the_gate_is_not_published(store: EngineStore, batch: DimRange, fault: Fault) -> None:
+    spec = toy_spec(ShapeProfile({**LIMITS.ranges, "batch": batch}))
     with pytest.raises(EngineError, match="^core: The fp32 engine does not give the reference's result"):
-        build(store, ToyBackend(fault=lambda prediction: prediction.roll(1, 2)))
+        build_engine(toy_request(ToyBackend(fault=fault), spec=spec), store, InProcess())
     assert_nothing_left(store)
-
-
-def test_the_gate_sees_a_fault_that_one_branch_would_hide(store: EngineStore) -> None:
-    one = ShapeProfile({**LIMITS.ranges, "batch": DimRange(1, 1, 2)})
-    backend = ToyBackend(fault=lambda prediction: prediction.flip(0))
-    with pytest.raises(EngineError, match="reference's result"):
-        build_engine(request(backend, profile=one), store, InProcess())
 
 
 def test_an_engine_that_cannot_run_here_is_published_without_a_verdict(store: EngineStore) -> None:
@@ -222,7 +203,7 @@ def test_a_build_that_needs_more_memory_than_there_is_is_refused(
     store: EngineStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "_available_memory", lambda: 2 << 30)
-    small, large = (BuildRequest(toy_spec(), ToySource(ToyNetwork, size), ToyBackend(), CPU) for size in (0, 1 << 30))
+    small, large = (toy_request(ToyBackend(), source=ToySource(size_bytes=size)) for size in (0, GIB))
     store.root.mkdir()
     check_room(small, store.root)
     with pytest.raises(EngineError, match=r"core needs about 4.0 GiB of memory, found 2.0 GiB free"):
@@ -237,8 +218,7 @@ def test_a_build_that_needs_more_of_the_gpu_than_there_is_is_refused(
 ) -> None:
     monkeypatch.setattr(build_module, "free_bytes", lambda device: 2 << 30)
     store.root.mkdir()
-    source, backend = ToySource(ToyNetwork), ToyBackend()
-    small, large = (BuildRequest(toy_spec(), source, backend, CPU, device_bytes=n << 29) for n in (3, 5))
+    small, large = (toy_request(ToyBackend(), device_bytes=n << 29) for n in (3, 5))
     check_room(small, store.root)
     check_room(replace(large, arch="sm_86"), store.root)  # which never meets this GPU
     with pytest.raises(EngineError, match=r"core needs about 3.0 GiB of GPU memory, found 2.0 GiB free"):
@@ -253,9 +233,6 @@ class SociableBackend(ToyBackend):
     builds_beside_others: ClassVar[bool] = True
 
 
-GIB = 1 << 30
-
-
 @pytest.fixture
 def roomy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with room for anything, which a test then makes smaller."""
@@ -267,10 +244,10 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def on_gpu(*sizes: int, backend: ToyBackend | None = None, arch: str | None = None) -> list[BuildRequest]:
     """Builds that take so many GiB of the GPU, all in all."""
-    backend = backend or SociableBackend()
-    bytes_of = [size * GIB - BASE_DEVICE_BYTES for size in sizes]
     device = torch.device("cuda", 0)
-    return [BuildRequest(toy_spec(), ToySource(), backend, device, arch, device_bytes=each) for each in bytes_of]
+    bytes_of = [size * GIB - BASE_DEVICE_BYTES for size in sizes]
+    backend = backend or SociableBackend()
+    return [toy_request(backend, device=device, arch=arch, device_bytes=each) for each in bytes_of]
 
 
 def test_as_many_are_built_at_once_as_the_gpu_holds(roomy: pytest.MonkeyPatch) -> None:
@@ -292,80 +269,64 @@ def test_as_many_are_built_at_once_as_the_memory_holds(roomy: pytest.MonkeyPatch
     assert builds_at_once(requests) == 3, "nobody knows the memory"
 
 
-@pytest.mark.parametrize(("cores", "expected"), [(None, 1), (1, 1), (2 * CORES_PER_BUILD, 2), (64, 3)])
-def test_as_many_are_built_at_once_as_cores_are_there(
-    roomy: pytest.MonkeyPatch, cores: int | None, expected: int
+def test_as_many_are_built_at_once_as_cores_are_there(roomy: pytest.MonkeyPatch) -> None:
+    for cores, expected in ((None, 1), (1, 1), (2 * CORES_PER_BUILD, 2), (64, 3)):
+        roomy.setattr(build_module.os, "cpu_count", lambda cores=cores: cores)
+        assert builds_at_once(on_gpu(1, 1, 1)) == expected, cores
+
+
+def test_one_that_measures_the_gpu_is_built_alone_and_on_a_cpu_two_whatever_the_backend(
+    roomy: pytest.MonkeyPatch,
 ) -> None:
-    roomy.setattr(build_module.os, "cpu_count", lambda: cores)
-    assert builds_at_once(on_gpu(1, 1, 1)) == expected
-
-
-def test_one_that_measures_the_gpu_is_built_alone(roomy: pytest.MonkeyPatch) -> None:
     assert builds_at_once([*on_gpu(1, 1), *on_gpu(1, backend=ToyBackend())]) == 1
+    assert builds_at_once([toy_request(ToyBackend())] * 3) == BUILDERS_ON_CPU
     assert builds_at_once([]) == 1
-
-
-def test_on_a_cpu_two_are_built_at_once_whatever_the_backend(roomy: pytest.MonkeyPatch) -> None:
-    assert builds_at_once([request(ToyBackend())] * 3) == BUILDERS_ON_CPU
 
 
 def test_a_build_that_needs_more_disk_than_there_is_is_refused(
     store: EngineStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "_available_memory", lambda: None)
-    huge = BuildRequest(toy_spec(), ToySource(ToyNetwork, 1 << 60), ToyBackend(), CPU)
+    huge = toy_request(ToyBackend(), source=ToySource(size_bytes=1 << 60))
     with pytest.raises(StorageError, match="core needs about .* GiB in .*, found .* GiB free"):
         build_engine(huge, store, InProcess())
     assert_nothing_left(store)
 
 
-# Several processes.
-
-
-def start(store: EngineStore, seconds: float) -> subprocess.Popen[str]:
-    toys = str(TESTS / "helpers" / "toys.py")
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(TESTS / "conftest.py"), toys, str(store.root), str(seconds)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def let_go(child: subprocess.Popen[str]) -> None:
-    """Waits until the child is ready, and tells it to build."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    child.stdin.write("go\n")
-    child.stdin.flush()
-
-
-def test_of_two_processes_one_builds_and_the_other_finds_it(store: EngineStore) -> None:
-    store.root.mkdir()
-    children = [start(store, 0.5) for _ in range(2)]
-    for child in children:
-        let_go(child)
-    answers = [child.communicate(timeout=60)[0].splitlines() for child in children]
-    assert len((store.root / "builds.log").read_text().split()) == 1
-    assert sum("building" in lines for lines in answers) == 1
-    results = sorted(lines[-1] for lines in answers)
-    key = engine_key(toy_spec(), ToyBackend().target(CPU))
-    assert results == [f"{key} False", f"{key} True"]
-
-
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 def test_a_builder_killed_in_the_middle_leaves_no_engine_and_no_lock(store: EngineStore) -> None:
-    store.root.mkdir()
-    child = start(store, 60)
-    let_go(child)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "building\n"
-    os.kill(child.pid, signal.SIGKILL)
-    child.communicate(timeout=60)
-    assert list(store.plans()) == []
-    left = list((store.root / ".staging").iterdir())
-    assert [(path / ToyBackend.FILE).is_file() for path in left] == [True]
+    impatient = raising(TimeoutError("another has it"))
+    key, staging = engine_key(toy_spec(), ToyBackend().target(CPU)), store.root / ".staging"
+    with started("dawdler", store.root) as builder:
+        assert heard(builder) == "building"
+        with pytest.raises(TimeoutError, match="another has it"), store.lock(key, impatient):
+            pass
+    with store.lock(key, impatient):
+        assert store.find(key) is None
+        assert list(store.plans()) == []
+    assert [(path / ToyBackend.FILE).is_file() for path in staging.iterdir()] == [True]
+    assert store.sweep() == 0, "a build that young may be alive"
     assert not build(store, ToyBackend()).reused
     assert store.sweep(time.time() + 2 * 24 * 3600) == 1
+    assert names(staging) == []
     assert len(list(store.plans())) == 1
+
+
+PROCESSES = 8
+
+
+@counted(2, 100, slow=True)
+def test_of_eight_processes_one_builds_and_eight_use(store: EngineStore, count: int, evidence: Evidence) -> None:
+    store.root.mkdir()
+    with ExitStack() as stack:
+        users = [stack.enter_context(started("user", store.root)) for _ in range(PROCESSES)]
+        assert [heard(user) for user in users] == ["ready"] * PROCESSES
+        for number in range(count):
+            for user in users:
+                tell(user, f"1.{number}")
+            assert Counter(heard(user) for user in users) == {"built": 1, "found": PROCESSES - 1}
+    assert len((store.root / "builds.log").read_text().split()) == count
+    assert len(list(store.plans())) == count
+    assert names(store.root / ".staging") == []
+    assert quarantined(store) == []
+    evidence("keys that 8 processes asked for at once", count, f"{count} builds, {count * PROCESSES} users")

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,9 +17,10 @@ from hypothesis import strategies as st
 
 from i2v_tensorrt.common.errors import EngineError, StorageError
 from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
-from i2v_tensorrt.common.spec import EngineSpec, TensorSpec
+from i2v_tensorrt.common.spec import TensorSpec
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
-from i2v_tensorrt.engine_builder.build.compile import BuildRequest, compile_engine
+from i2v_tensorrt.engine_builder.build.build import quiet
+from i2v_tensorrt.engine_builder.build.compile import compile_engine
 from i2v_tensorrt.engine_builder.graph.onnx_export import (
     FILE_NAME,
     OPSET,
@@ -27,7 +30,7 @@ from i2v_tensorrt.engine_builder.graph.onnx_export import (
     trace_sizes,
 )
 
-from ...helpers.toys import CPU, LIMITS, ToyNetwork, ToySource, toy_network, toy_spec
+from ...helpers.toys import LIMITS, Computed, ToyNetwork, fail, toy_network, toy_request, toy_spec
 
 SIZES = {"batch": 2, "frames": 3, "latent_height": 8, "latent_width": 6}
 
@@ -47,14 +50,17 @@ def test_a_fixed_dimension_is_traced_at_its_size() -> None:
     assert trace_sizes(LIMITS.exact({**SIZES, "batch": 1})) == {**SIZES, "batch": 1}
 
 
-def test_inputs_are_drawn_alike_for_one_seed() -> None:
+def test_inputs_are_drawn_alike_for_one_seed_and_what_guidance_shares_once_for_a_rewritten_network() -> None:
     first, again, other = (example_inputs(toy_spec(), SIZES, seed) for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)
-    assert {name: tuple(value.shape) for name, value in first.items()} == {
-        "sample": (2, 4, 3, 8, 6),
-        "strength": (2, 4),
-    }
+    shapes = {name: tuple(value.shape) for name, value in first.items()}
+    assert shapes == {"sample": (2, 4, 3, 8, 6), "strength": (2, 4)}
+    for rewrites in ((), ("joined",)):
+        drawn = example_inputs(replace(toy_spec(), rewrites=rewrites), SIZES)
+        assert torch.equal(drawn["sample"][0], drawn["sample"][1]) == bool(rewrites)
+        assert not torch.equal(drawn["strength"][0], drawn["strength"][1])
+        assert drawn["sample"].is_contiguous()
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16)])
@@ -75,14 +81,8 @@ def dims(graph: Any) -> dict[str, list[int | str]]:
     }
 
 
-def exported(network: torch.nn.Module, spec: EngineSpec, folder: Path) -> Any:
-    import onnx
-
-    return onnx.load(export_onnx(network, spec, folder))
-
-
 def test_the_graph_has_the_specifications_names_and_dimensions(tmp_path: Path) -> None:
-    model = exported(ToyNetwork(), toy_spec(), tmp_path)
+    model = onnx.load(export_onnx(ToyNetwork(), toy_spec(), tmp_path))
     found = dims(model.graph)
     assert list(found) == ["sample", "strength", "prediction"]
     assert found["sample"][1] == 4
@@ -91,9 +91,16 @@ def test_the_graph_has_the_specifications_names_and_dimensions(tmp_path: Path) -
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == OPSET
 
 
-def test_a_profile_of_one_size_gives_a_graph_of_fixed_sizes(tmp_path: Path) -> None:
-    model = exported(ToyNetwork(), toy_spec(LIMITS.exact(SIZES)), tmp_path)
-    assert dims(model.graph) == {"sample": [2, 4, 3, 8, 6], "strength": [2, 4], "prediction": [2, 4, 3, 8, 6]}
+def test_a_profile_of_one_size_gives_a_graph_of_fixed_sizes_and_leaves_loggers_and_warnings_as_they_were(
+    tmp_path: Path,
+) -> None:
+    spec, logger = toy_spec(LIMITS.exact(SIZES)), logging.getLogger("torch.onnx")
+    before, filters = logger.level, list(warnings.filters)
+    graph = onnx.load(export_onnx(ToyNetwork(), spec, tmp_path)).graph
+    assert dims(graph) == {"sample": [2, 4, 3, 8, 6], "strength": [2, 4], "prediction": [2, 4, 3, 8, 6]}
+    with pytest.raises(EngineError):
+        export_onnx(Computed(decides_by_its_values), spec, tmp_path)
+    assert (logger.level, warnings.filters) == (before, filters)
 
 
 class Shrink(torch.nn.Module):
@@ -104,8 +111,6 @@ class Shrink(torch.nn.Module):
 
 
 def test_a_dimension_may_be_a_multiple_of_another(tmp_path: Path) -> None:
-    import onnxruntime
-
     side = DimRange(4, 8, 32)
     spec = toy_spec(
         ShapeProfile({"latent_height": side, "latent_width": side}),
@@ -120,50 +125,24 @@ def test_a_dimension_may_be_a_multiple_of_another(tmp_path: Path) -> None:
         assert torch.allclose(found, Shrink()(image), atol=1e-6)
 
 
-def test_a_rewritten_network_is_shown_what_guidance_shares_once_for_all() -> None:
-    sizes = {"batch": 2, "frames": 3, "latent_height": 4, "latent_width": 6}
-    plain = toy_spec()
-    for spec, same in ((plain, False), (replace(plain, rewrites=("joined",)), True)):
-        drawn = example_inputs(spec, sizes)
-        assert torch.equal(drawn["sample"][0], drawn["sample"][1]) == same
-        assert not torch.equal(drawn["strength"][0], drawn["strength"][1])
-        assert drawn["sample"].is_contiguous()
-
-
-class Branches(torch.nn.Module):
-    """Decides by its values, which no graph can hold."""
-
-    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-        return sample if strength.sum() > 0 else -sample
+def decides_by_its_values(sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+    """What no graph can hold."""
+    return sample if strength.sum() > 0 else -sample
 
 
 def test_a_network_that_cannot_be_exported_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="^The core network cannot be exported to ONNX: ") as caught:
-        export_onnx(Branches(), toy_spec(), tmp_path)
+        export_onnx(Computed(decides_by_its_values), toy_spec(), tmp_path)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_exporting_leaves_loggers_and_warnings_as_they_were(tmp_path: Path) -> None:
-    logger = logging.getLogger("torch.onnx")
-    before, filters = logger.level, list(warnings.filters)
-    export_onnx(ToyNetwork(), toy_spec(LIMITS.exact(SIZES)), tmp_path)
-    with pytest.raises(EngineError):
-        export_onnx(Branches(), toy_spec(LIMITS.exact(SIZES)), tmp_path)
-    assert logger.level == before
-    assert warnings.filters == filters
 
 
 def test_a_full_disk_while_the_graph_is_written_is_a_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", full)
-    request = BuildRequest(toy_spec(LIMITS.exact(SIZES)), ToySource(), OnnxRuntimeBackend(), CPU)
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", fail(errno.ENOSPC))
     with pytest.raises(StorageError, match=os.strerror(errno.ENOSPC)):
-        compile_engine(request, tmp_path, lambda stage, done: None)
+        compile_engine(toy_request(OnnxRuntimeBackend(), spec=toy_spec(LIMITS.exact(SIZES))), tmp_path, quiet)
     assert not (tmp_path / FILE_NAME).exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,14 @@ from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend
 from i2v_tensorrt.engine_builder.backends.tensorrt.backend import TensorRTBackend
 from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN
 from i2v_tensorrt.engine_builder.build.build import build_engine
-from i2v_tensorrt.engine_builder.build.compile import BuildRequest, check_plan
+from i2v_tensorrt.engine_builder.build.compile import check_plan
 from i2v_tensorrt.engine_builder.build.parity import measure, passes
 from i2v_tensorrt.engine_builder.graph import fp32_fallback
 from i2v_tensorrt.engine_builder.graph.fp32_fallback import HALF_MAX, WHOLE, with_fp32_fallback
 from i2v_tensorrt.engine_builder.graph.onnx_export import FILE_NAME, example_inputs, export_onnx
-from i2v_tensorrt.engine_builder.store.manifest import Manifest
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
-from ...helpers.toys import CPU, InProcess, ToyBackend, ToySource, toy_spec
+from ...helpers.toys import CPU, InProcess, ToyBackend, raising, toy_request, toy_spec
 
 SPEC = toy_spec(precision="fp16")
 CHANNELS, WIDTH = 4, 16
@@ -111,15 +111,6 @@ def quiet() -> nn.Module:
     return stack(FeedForward, FeedForward, Attention).half()
 
 
-def request(make: Any, backend: Backend, arch: str | None = None) -> BuildRequest:
-    return BuildRequest(SPEC, ToySource(make), backend, CPU, arch)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> EngineStore:
-    return EngineStore(tmp_path / "engines")
-
-
 # Found.
 
 
@@ -174,14 +165,10 @@ def test_where_the_stream_itself_overflows_the_whole_network_is_an_island() -> N
     assert torch.isfinite(network(**example_inputs(SPEC, SPEC.profile.optimum))).all()
 
 
-def test_a_result_beyond_fp16_is_refused() -> None:
+def test_a_result_beyond_fp16_is_refused_and_a_large_one_that_fits_is_not() -> None:
     with pytest.raises(EngineError, match="core gives numbers beyond fp16, whose largest is 65504.*choose bf16"):
         with_fp32_fallback(stack(FeedForward, gain=30000.0).half(), SPEC)
-
-
-def test_a_large_result_that_fits_is_not() -> None:
-    network = stack(FeedForward, gain=3000.0).half()
-    assert with_fp32_fallback(network, SPEC) == (WHOLE,)
+    assert with_fp32_fallback(stack(FeedForward, gain=3000.0).half(), SPEC) == (WHOLE,)
 
 
 def test_a_network_without_overflow_stays_as_it_is(tmp_path: Path) -> None:
@@ -198,40 +185,40 @@ def test_a_network_without_overflow_stays_as_it_is(tmp_path: Path) -> None:
 # Built.
 
 
+def build(store: EngineStore, make: Any, backend: Backend | None = None, arch: str | None = None) -> Plan:
+    request = toy_request(backend or OnnxRuntimeBackend(), make, SPEC, arch=arch)
+    return build_engine(request, store, InProcess()).plan
+
+
 def test_without_fp32_fallback_the_parity_check_refuses_it(monkeypatch: pytest.MonkeyPatch, store: EngineStore) -> None:
     monkeypatch.setattr(fp32_fallback, "with_fp32_fallback", lambda network, spec: ())
     with pytest.raises(EngineError, match="found values that are not finite"):
-        build_engine(request(loud, OnnxRuntimeBackend()), store, InProcess())
+        build(store, loud)
     assert list(store.plans()) == []
 
 
-def test_with_them_it_passes_and_the_manifest_names_the_layer(store: EngineStore) -> None:
-    plan = build_engine(request(loud, OnnxRuntimeBackend()), store, InProcess()).plan
+def test_with_it_the_manifest_names_the_layer_and_the_first_load_meets_a_reference_with_it(store: EngineStore) -> None:
+    plan = build(store, loud)
     assert plan.manifest.islands == ("layers.1",)
     assert next(iter(store.plans())).manifest == plan.manifest
     assert plan.manifest.verdict is not None
     passes(plan.manifest.verdict, "fp16")
     kinds = {tensor.data_type for tensor in onnx.load(plan.folder / FILE_NAME).graph.initializer if tensor.dims}
     assert {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16} <= kinds
+    passes(check_plan(plan, OnnxRuntimeBackend(), loud, CPU), "fp16")
+    forgetful = Plan(plan.folder, replace(plan.manifest, islands=()))
+    with pytest.raises(EngineError, match="not finite"):
+        check_plan(forgetful, OnnxRuntimeBackend(), loud, CPU)
 
 
 def test_a_network_without_overflow_has_none_in_its_manifest(store: EngineStore) -> None:
-    assert build_engine(request(quiet, OnnxRuntimeBackend()), store, InProcess()).plan.manifest.islands == ()
-
-
-def test_at_its_first_load_an_engine_with_fp32_modules_meets_a_reference_with_them(store: EngineStore) -> None:
-    backend = OnnxRuntimeBackend()
-    plan = build_engine(request(loud, backend), store, InProcess()).plan
-    passes(check_plan(plan, backend, loud, CPU), "fp16")
-    forgetful = Plan(plan.folder, Manifest(**{**vars(plan.manifest), "islands": ()}))
-    with pytest.raises(EngineError, match="not finite"):
-        check_plan(forgetful, backend, loud, CPU)
+    assert build(store, quiet).manifest.islands == ()
 
 
 @pytest.mark.parametrize("arch", ["sm_89", "sm_120"])
 def test_tensorrt_builds_a_plan_with_an_island(store: EngineStore, arch: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
-    plan = build_engine(request(loud, TensorRTBackend(), arch), store, InProcess()).plan
+    plan = build(store, loud, TensorRTBackend(), arch)
     assert set(plan.manifest.files) == {PLAN}
     assert plan.manifest.islands == ("layers.1",)
 
@@ -240,14 +227,11 @@ def test_tensorrt_builds_a_plan_with_an_island(store: EngineStore, arch: str) ->
 def test_only_fp16_engines_that_hold_their_weights_are_looked_at(
     monkeypatch: pytest.MonkeyPatch, store: EngineStore, precision: str, holds_weights: bool
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("looked at")
-
     class Elsewhere(ToyBackend):
         pass
 
     Elsewhere.holds_weights = holds_weights
-    monkeypatch.setattr(fp32_fallback, "with_fp32_fallback", refuse)
+    monkeypatch.setattr(fp32_fallback, "with_fp32_fallback", raising(AssertionError("looked at")))
     backend = Elsewhere(available=Availability(False, "Only the build matters here."))
-    request = BuildRequest(toy_spec(precision=precision), ToySource(), backend, CPU)
+    request = toy_request(backend, spec=toy_spec(precision=precision))
     assert build_engine(request, store, InProcess()).plan.manifest.islands == ()

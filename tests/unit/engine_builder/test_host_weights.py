@@ -36,7 +36,9 @@ def places(network: torch.nn.Module) -> set[str]:
     return {tensor.device.type for tensor in (*network.parameters(), *network.buffers())}
 
 
-def test_what_comes_back_is_what_host_memory_still_had() -> None:
+def test_what_comes_back_is_what_host_memory_still_had_and_goes_with_the_network() -> None:
+    gc.collect()
+    homes = len(_homes())
     network = Normed()
     before = {name: (x.data_ptr(), x.clone()) for name, x in network.state_dict().items()}
     to_device(network, META)
@@ -45,6 +47,11 @@ def test_what_comes_back_is_what_host_memory_still_had() -> None:
     after = network.state_dict()
     assert {name: x.data_ptr() for name, x in after.items()} == {name: ptr for name, (ptr, _) in before.items()}
     assert all(torch.equal(after[name], values) for name, (_, values) in before.items())
+    to_device(network, META)
+    assert len(_homes()) > homes
+    del network, after, before
+    gc.collect()
+    assert len(_homes()) == homes
 
 
 def test_a_runner_that_shares_weights_brings_back_what_another_moved() -> None:
@@ -71,17 +78,6 @@ def test_a_borrowed_network_is_left_where_it_is() -> None:
     to_device(network, META)
     assert places(network) == {"cpu"}
     to_host(network)
-
-
-def test_what_was_kept_goes_with_the_network() -> None:
-    gc.collect()
-    before = len(_homes())
-    network = Normed()
-    to_device(network, META)
-    assert len(_homes()) > before
-    del network
-    gc.collect()
-    assert len(_homes()) == before
 
 
 def test_a_runner_of_which_another_took_some_weights_away_is_not_loaded() -> None:

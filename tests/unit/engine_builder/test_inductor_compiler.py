@@ -18,7 +18,7 @@ from i2v_tensorrt.engine_builder.backends.inductor import cpp_compiler
 from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend
 from i2v_tensorrt.engine_builder.backends.registry import AUTO, choose_backend
 
-from ...helpers.toys import CPU
+from ...helpers.toys import CPU, raising
 
 
 def test_cxx_comes_first_and_each_compiler_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,32 +89,25 @@ def test_a_compiler_proves_itself_once_and_another_version_anew(
 def test_where_files_cannot_be_locked_a_compiler_proves_itself(
     proof: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise error
-
     (path,) = proof("good-g++")
-    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    monkeypatch.setattr(filelock.FileLock, "acquire", raising(error))
     assert cpp_compiler.working_compiler("cpu") == path
 
 
-def test_a_flaw_is_not_kept(proof: Callable[..., list[str]], tmp_path: Path) -> None:
-    """What it lacked may be installed by now."""
-    proof("failing-c++")
+def test_without_a_working_compiler_each_reason_is_told_with_what_to_install_and_not_kept(
+    proof: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """What a compiler lacked may be installed by now."""
+    proof("crashing-g++", "failing-c++")
     for number in (1, 2):
         cpp_compiler._flaw.cache_clear()
-        with pytest.raises(EngineError):
+        with pytest.raises(EngineError) as caught:
             cpp_compiler.working_compiler("cpu")
-        assert len((tmp_path / "proofs").read_text().split()) == number
-
-
-def test_without_a_working_compiler_each_reason_is_told_with_what_to_install(proof: Callable[..., list[str]]) -> None:
-    proof("crashing-g++", "failing-c++")
-    with pytest.raises(EngineError) as caught:
-        cpp_compiler.working_compiler("cpu")
-    text = str(caught.value)
-    assert "crashing-g++: loading its output ended with signal 11" in text
-    assert "failing-c++: RuntimeError: no such header" in text
-    assert text.endswith(f"To install one: {cpp_compiler.install_line()}")
+        text = str(caught.value)
+        assert "crashing-g++: loading its output ended with signal 11" in text
+        assert "failing-c++: RuntimeError: no such header" in text
+        assert text.endswith(f"To install one: {cpp_compiler.install_line()}")
+        assert len((tmp_path / "proofs").read_text().split()) == 2 * number
 
 
 def test_no_compiler_at_all_makes_the_backend_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

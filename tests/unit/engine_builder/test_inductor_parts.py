@@ -75,16 +75,19 @@ def inputs() -> dict[str, torch.Tensor]:
 
 
 class Package:
-    """A part that runs uncompiled behind a package's face."""
+    """A part that runs uncompiled behind a package's face; `before` and `after` see what it takes and gives."""
 
     def __init__(self, part: Cut) -> None:
         self.part = part
         self.given: tuple[torch.Tensor, ...] = ()
         self.constants: dict[str, torch.Tensor] = {}
+        self.before: Callable[[], object] = lambda: None
+        self.after: Callable[[Any], Any] = lambda found: found
 
     def __call__(self, values: Sequence[torch.Tensor]) -> Any:
+        self.before()
         self.given = tuple(values)
-        return self.part.module(*values)
+        return self.after(self.part.module(*values))
 
     def get_metadata(self) -> dict[str, str]:
         return {WIRES: wires_text(self.part.wires)}
@@ -104,12 +107,28 @@ def parts(network: torch.nn.Module, count: int) -> list[Package]:
     return [Package(part) for part in found if part is not None]
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
-def test_parts_in_a_row_give_what_the_network_gives(count: int) -> None:
-    network = Deep()
-    package = Parts(parts(network, count), NETWORK)
-    for found, expected in zip(package(**inputs()), network(**inputs()), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+def assert_same(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+class Writing(Deep):
+    """Each layer adds to its own result where it lies, by a view; the next reads that."""
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        first = x
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+            torch.ops.aten.add_.Tensor(x.view(-1), other.reshape(-1))
+            torch.ops.aten.mul_.Tensor(x, self.scale)
+        return x + first, x.transpose(0, 1)
+
+
+@pytest.mark.parametrize(("make", "count"), [(Deep, 2), (Deep, 3), (Deep, 4), (Writing, 2), (Writing, 3)])
+def test_parts_in_a_row_give_what_the_network_gives(make: type[Deep], count: int) -> None:
+    """What is written to is made and written in one part."""
+    network = make()
+    assert_same(Parts(parts(network, count), NETWORK)(**inputs()), network(**inputs()))
 
 
 def test_each_part_is_traced_again_and_has_its_own_weights_by_their_names() -> None:
@@ -121,32 +140,19 @@ def test_each_part_is_traced_again_and_has_its_own_weights_by_their_names() -> N
     names = [set(package.get_constant_fqns()) for package in packages]
     assert set.union(*names) == {*dict(network.named_parameters()), "scale"}
     assert all(own < set.union(*names) for own in names)
-
-
-def test_weights_go_to_the_parts_that_use_them() -> None:
-    packages = parts(Deep(), 3)
-    package = Parts(packages, NETWORK)
-    tensors = {name: torch.zeros(1) for name in package.get_constant_fqns()}
-    package.load_constants(tensors)
-    assert [set(each.constants) for each in packages] == [set(each.get_constant_fqns()) for each in packages]
+    whole = Parts(packages, NETWORK)
+    whole.load_constants({name: torch.zeros(1) for name in whole.get_constant_fqns()})
+    assert [set(each.constants) for each in packages] == names, "weights go to the parts that use them"
 
 
 def test_what_lies_otherwise_is_copied_on_its_way() -> None:
     """Compiled code reads what it is given without a check."""
-    first, second = parts(Deep(), 2)
-
-    def shifted(values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        found = Package.__call__(first, values)
-        return tuple(torch.empty(x.numel() + 1)[1:].view(x.shape).copy_(x) for x in found)
-
-    moved = Package(first.part)
-    moved.__class__ = type("Shifted", (Package,), {"__call__": lambda self, values: shifted(values)})
-    expected = Parts([first, second], NETWORK)(**inputs())
-    found = Parts([moved, second], NETWORK)(**inputs())
+    network = Deep()
+    first, second = parts(network, 2)
+    first.after = lambda found: tuple(torch.empty(x.numel() + 1)[1:].view(x.shape).copy_(x) for x in found)
+    assert_same(Parts([first, second], NETWORK)(**inputs()), network(**inputs()))
     assert all(x.data_ptr() % 64 == 0 for x in second.given)
     assert [x.stride() for x in second.given] == list(second.part.wires.strides)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_a_network_in_one_piece_reads_contiguous_tensors_on_a_boundary() -> None:
@@ -178,35 +184,20 @@ def test_what_no_later_part_reads_is_let_go() -> None:
     made: dict[str, weakref.ref[torch.Tensor]] = {}
     left: set[str] = set()
 
-    class Seen(Package):
-        def __call__(self, values: Sequence[torch.Tensor]) -> Any:
-            found = super().__call__(values)
-            made.update(zip(self.part.wires.returns, map(weakref.ref, found), strict=True))
-            return found
+    def seen(found: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        made.update(zip(first.part.wires.returns, map(weakref.ref, found), strict=True))
+        return found
 
-    class Last(Package):
-        def __call__(self, values: Sequence[torch.Tensor]) -> Any:
-            second.given = ()
-            gc.collect()
-            left.update(name for name, x in made.items() if x() is not None)
-            return super().__call__(values)
+    def look() -> None:
+        second.given = ()
+        gc.collect()
+        left.update(name for name, x in made.items() if x() is not None)
 
-    Parts([Seen(first.part), second, Last(third.part)], NETWORK)(**inputs())
+    first.after, third.before = seen, look
+    Parts([first, second, third], NETWORK)(**inputs())
     needed = {*third.part.wires.reads, *third.part.wires.results}
     assert left == set(made) & needed
     assert set(made) - needed
-
-
-class Writing(Deep):
-    """Each layer adds to its own result where it lies, by a view; the next reads that."""
-
-    def forward(self, x: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        first = x
-        for layer in self.layers:
-            x = torch.tanh(layer(x))
-            torch.ops.aten.add_.Tensor(x.view(-1), other.reshape(-1))
-            torch.ops.aten.mul_.Tensor(x, self.scale)
-        return x + first, x.transpose(0, 1)
 
 
 class Stream(Deep):
@@ -217,13 +208,6 @@ class Stream(Deep):
         for layer in self.layers:
             torch.ops.aten.add_.Tensor(x.view(-1), torch.tanh(layer(x)).reshape(-1))
         return x + other, x.transpose(0, 1)
-
-
-@pytest.mark.parametrize("count", [2, 3])
-def test_what_is_written_to_is_made_and_written_in_one_part(count: int) -> None:
-    network = Writing()
-    for found, expected in zip(Parts(parts(network, count), NETWORK)(**inputs()), network(**inputs()), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 class Short(torch.nn.Module):
@@ -303,31 +287,31 @@ class Process(BuildProcess):
             self.ended.append(request.part.index)
 
 
-def test_when_one_part_fails_the_others_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The parts whose processes have ended."""
     monkeypatch.setattr(part_builds, "BuildProcess", Process)
     monkeypatch.setattr(Process, "ended", [], raising=False)
-    others = part_builds.OtherParts(request(part=Part(0, 4)), tmp_path, tmp_path / "build.log")
-    with pytest.raises(EngineError, match="The part failed"), others:
-        others.wait()
-    assert sorted(Process.ended) == [1, 3]
+    return Process.ended
+
+
+@pytest.mark.parametrize(("failing", "others"), [(2, [1, 3]), (0, [1, 2, 3])])
+def test_when_one_part_fails_the_others_end(
+    monkeypatch: pytest.MonkeyPatch, ended: list[int], tmp_path: Path, failing: int, others: list[int]
+) -> None:
+    """The first is compiled by the process that starts the others."""
+    monkeypatch.setattr(Process, "failing", failing)
+    builds = part_builds.OtherParts(request(part=Part(0, 4)), tmp_path, tmp_path / "build.log")
+    with pytest.raises(EngineError, match="The part failed" if failing else "the first"), builds:
+        if failing == 0:
+            raise EngineError("That was the first.")
+        builds.wait()
+    assert sorted(ended) == others
     assert threading.active_count() == len(threading.enumerate())
 
 
-def test_when_the_first_part_fails_the_others_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(part_builds, "BuildProcess", Process)
-    monkeypatch.setattr(Process, "ended", [], raising=False)
-    monkeypatch.setattr(Process, "failing", 0)
-    with (
-        pytest.raises(EngineError, match="the first"),
-        part_builds.OtherParts(request(part=Part(0, 3)), tmp_path, tmp_path / "build.log"),
-    ):
-        raise EngineError("That was the first.")
-    assert sorted(Process.ended) == [1, 2]
-
-
+@pytest.mark.usefixtures("ended")
 def test_what_fails_in_parts_is_compiled_in_one_piece(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(part_builds, "BuildProcess", Process)
-    monkeypatch.setattr(Process, "ended", [], raising=False)
     folder = tmp_path / "engine"
     folder.mkdir()
     calls: list[bool] = []
@@ -359,11 +343,10 @@ def test_an_engine_in_two_parts_gives_the_networks_result(monkeypatch: pytest.Mo
     assert {FILE_NAME, file_name(1)} <= set(plan.manifest.files)
     runner, network = loaded(plan, CPU)
     values = example_inputs(plan.manifest.spec, SIZES)
-    (found,) = runner(values).values()
-    torch.testing.assert_close(found, network(**values), rtol=0, atol=1e-5)
-    network.linear.weight.add_(1)  # both parts compute with the network's own weights
-    (changed,) = runner(values).values()
-    torch.testing.assert_close(changed, network(**values), rtol=0, atol=1e-5)
+    for _ in range(2):
+        (found,) = runner(values).values()
+        torch.testing.assert_close(found, network(**values), rtol=0, atol=1e-5)
+        network.linear.weight.add_(1)  # both parts compute with the network's own weights
 
 
 @pytest.mark.slow

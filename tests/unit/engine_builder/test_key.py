@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from enum import Enum
-from pathlib import Path
+from itertools import cycle, permutations
 from typing import Any
 
 import pytest
 
 from i2v_tensorrt.common.digest import canonical_json, digest
+from i2v_tensorrt.common.pack_paths import PACK
 from i2v_tensorrt.common.shapes import ShapeProfile
 from i2v_tensorrt.common.spec import PRECISIONS, Target
 from i2v_tensorrt.engine_builder.store import key as key_module
@@ -20,12 +21,14 @@ from i2v_tensorrt.engine_builder.store.key import engine_key
 
 from ...helpers.toys import LIMITS, TARGET, toy_spec
 
-CONFTEST = Path(__file__).resolve().parents[2] / "conftest.py"
 CHILD = """
-import json, runpy, sys
-runpy.run_path(sys.argv[1])
-from i2v_tensorrt.engine_builder.store.key import engine_key
-from i2v_tensorrt.common.spec import Target, spec_from_dict
+import importlib.util, json, sys
+init = sys.argv[1]
+found = importlib.util.spec_from_file_location("pack", init, submodule_search_locations=[init.rpartition("/")[0]])
+sys.modules["pack"] = importlib.util.module_from_spec(found)
+found.loader.exec_module(sys.modules["pack"])
+from pack.engine_builder.store.key import engine_key
+from pack.common.spec import Target, spec_from_dict
 print(engine_key(spec_from_dict(json.loads(sys.argv[2])), Target(**json.loads(sys.argv[3]))))
 """
 
@@ -79,25 +82,21 @@ def test_the_variants_reach_every_field() -> None:
             assert f".{field.name}" in reached
 
 
-@pytest.mark.parametrize("place", SPEC_VARIANTS)
-def test_another_specification_is_another_engine(place: str) -> None:
-    assert engine_key(SPEC_VARIANTS[place], TARGET) != engine_key(SPEC, TARGET)
+def test_another_specification_or_target_is_another_engine_each() -> None:
+    places = {engine_key(SPEC, TARGET): "neither"}
+    variants = [(place, spec, TARGET) for place, spec in SPEC_VARIANTS.items()]
+    variants += [(place, SPEC, target) for place, target in TARGET_VARIANTS.items()]
+    for place, spec, target in variants:
+        assert places.setdefault(engine_key(spec, target), place) is place
 
 
-@pytest.mark.parametrize("place", TARGET_VARIANTS)
-def test_another_target_is_another_engine(place: str) -> None:
-    assert engine_key(SPEC, TARGET_VARIANTS[place]) != engine_key(SPEC, TARGET)
-
-
-def test_all_variants_have_different_names() -> None:
-    keys = [engine_key(spec, TARGET) for spec in SPEC_VARIANTS.values()]
-    keys += [engine_key(SPEC, target) for target in TARGET_VARIANTS.values()]
-    assert len(set(keys)) == len(keys)
-
-
-def test_rewrites_are_a_set_and_none_leave_the_name_as_it_was() -> None:
-    one, other = (replace(SPEC, rewrites=names) for names in (("a", "b"), ("b", "a", "b")))
-    assert engine_key(one, TARGET) == engine_key(other, TARGET) != engine_key(SPEC, TARGET)
+def test_the_order_of_ranges_and_rewrites_does_not_matter_and_no_rewrites_leave_the_name_as_it_was() -> None:
+    orders = permutations(LIMITS.ranges.items())
+    rewrites = cycle([*permutations(["a", "b", "c"]), ("b", "a", "b", "c")])
+    pairs = zip(orders, rewrites, strict=False)
+    specs = [replace(SPEC, profile=ShapeProfile(dict(each)), rewrites=names) for each, names in pairs]
+    (key,) = {engine_key(spec, TARGET) for spec in specs}
+    assert key != engine_key(SPEC, TARGET)
     plain = {name: value for name, value in asdict(toy_spec()).items() if name not in ("rewrites", "calibration")}
     body = {"schema": key_module.SCHEMA, "spec": plain, "target": asdict(TARGET)}
     assert engine_key(toy_spec(), TARGET) == digest(body), "engines from before rewrites are found"
@@ -109,25 +108,15 @@ def test_another_schema_is_another_engine(monkeypatch: pytest.MonkeyPatch) -> No
     assert engine_key(SPEC, TARGET) != before
 
 
-def test_the_order_of_ranges_does_not_matter() -> None:
-    backwards = ShapeProfile(dict(reversed(LIMITS.ranges.items())))
-    assert engine_key(replace(SPEC, profile=backwards), TARGET) == engine_key(SPEC, TARGET)
-
-
-def test_a_key_is_a_name_that_every_file_system_takes() -> None:
+def test_a_key_is_a_name_that_every_file_system_takes_and_the_same_in_every_process() -> None:
     key = engine_key(SPEC, TARGET)
     assert len(key) == 64
     assert set(key) <= set("0123456789abcdef")
-
-
-@pytest.mark.parametrize("seed", ["0", "1", "4242"])
-def test_the_key_is_the_same_in_every_process(seed: str) -> None:
-    data = [json.dumps(asdict(part)) for part in (SPEC, TARGET)]
-    command = [sys.executable, "-c", CHILD, str(CONFTEST), *data]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == engine_key(SPEC, TARGET)
+    command = [sys.executable, "-c", CHILD, str(PACK / "__init__.py"), *(json.dumps(asdict(x)) for x in (SPEC, TARGET))]
+    for seed in range(20):
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [key]
 
 
 @pytest.mark.parametrize(

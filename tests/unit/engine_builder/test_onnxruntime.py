@@ -4,25 +4,26 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 from unittest.mock import MagicMock
 
+import onnxruntime
 import pytest
 import torch
 
-from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError, InputError
+from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError
 from i2v_tensorrt.common.shapes import ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
-from i2v_tensorrt.engine_builder.build.build import build_engine
-from i2v_tensorrt.engine_builder.build.compile import BuildRequest, compile_engine
+from i2v_tensorrt.engine_builder.build.build import build_engine, quiet
+from i2v_tensorrt.engine_builder.build.compile import compile_engine
 from i2v_tensorrt.engine_builder.build.parity import measure, passes
 from i2v_tensorrt.engine_builder.graph.onnx_export import FILE_NAME, example_inputs, trace_sizes
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 from i2v_tensorrt.pipeline.models.base import VideoModel
 
-from ...helpers.toys import CPU, InProcess, ToyNetwork, ToySource, publish, toy_spec
+from ...helpers.contract import assert_contract, toy_sizes
+from ...helpers.toys import CPU, Computed, InProcess, ToyNetwork, publish, raising, toy_request, toy_spec
 from .conftest import Built
 
 Sizes = Mapping[str, int]
@@ -33,7 +34,7 @@ Pair = Callable[[str, str], tuple[Runner, Runner]]
 @pytest.fixture(scope="module")
 def toy_plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     store = EngineStore(tmp_path_factory.mktemp("toys"))
-    return build_engine(BuildRequest(toy_spec(), ToySource(), OnnxRuntimeBackend(), CPU), store, InProcess()).plan
+    return build_engine(toy_request(OnnxRuntimeBackend()), store, InProcess()).plan
 
 
 @pytest.fixture
@@ -43,71 +44,12 @@ def runner(toy_plan: Plan) -> Runner:
     return made
 
 
-def toy_sizes(batch: int = 2, frames: int = 5, height: int = 10, width: int = 4) -> dict[str, int]:
-    return {"batch": batch, "frames": frames, "latent_height": height, "latent_width": width}
-
-
-def toy_inputs(**changes: int) -> dict[str, torch.Tensor]:
-    return example_inputs(toy_spec(), toy_sizes(**changes))
-
-
 # The contract.
 
 
-@pytest.mark.parametrize("sizes", [toy_sizes(), toy_sizes(1, 1, 4, 4), toy_sizes(1, 16, 4, 32), toy_sizes(2, 1, 32, 6)])
-def test_the_toy_computes_what_it_computes_in_pytorch(runner: Runner, sizes: dict[str, int]) -> None:
-    inputs = example_inputs(toy_spec(), sizes)
-    assert torch.allclose(runner(inputs)["prediction"], ToyNetwork()(**inputs), rtol=0, atol=1e-6)
-
-
-def test_inputs_of_any_layout_and_floating_dtype_are_taken(runner: Runner) -> None:
-    inputs = toy_inputs(height=8, width=8)
-    expected = runner(inputs)["prediction"]
-    strided = inputs["sample"].transpose(3, 4).contiguous().transpose(3, 4)
-    assert not strided.is_contiguous()
-    assert torch.equal(runner({**inputs, "sample": strided})["prediction"], expected)
-    assert torch.equal(runner({name: value.double() for name, value in inputs.items()})["prediction"], expected)
-    shared = inputs["sample"][:1].expand(2, -1, -1, -1, -1)
-    alone = runner({**inputs, "sample": shared.contiguous()})["prediction"]
-    assert torch.equal(runner({**inputs, "sample": shared})["prediction"], alone)
-
-
-def test_a_result_is_the_callers_own(runner: Runner) -> None:
-    inputs = toy_inputs()
-    first = runner(inputs)["prediction"]
-    kept = first.clone()
-    runner({**inputs, "sample": -inputs["sample"]})
-    assert torch.equal(first, kept)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "words"),
-    [
-        (toy_sizes(frames=17), "frames is 17, 1 above the largest supported 16"),
-        (toy_sizes(height=9), "latent_height is 9, 1 more than a multiple of 2"),
-        (toy_sizes(frames=0), "frames is 0, 1 below the smallest supported 1"),
-    ],
-)
-def test_sizes_outside_the_profile_are_refused(runner: Runner, sizes: dict[str, int], words: str) -> None:
-    with pytest.raises(InputError, match=f"^The onnxruntime engine of core: {words}"):
-        runner(example_inputs(toy_spec(), sizes))
-
-
-def test_a_runner_is_called_loaded_and_can_be_unloaded_and_loaded_again(toy_plan: Plan) -> None:
+def test_the_runner_keeps_the_contract(toy_plan: Plan) -> None:
     runner = OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, CPU)
-    inputs = toy_inputs()
-    with pytest.raises(EngineError, match="not loaded"):
-        runner(inputs)
-    results = []
-    for _ in range(2):
-        runner.load()
-        session = runner._session
-        runner.load()
-        assert runner._session is session, "a second load does nothing"
-        results.append(runner(inputs)["prediction"])
-        runner.unload()
-        assert not runner.is_loaded
-    assert torch.equal(*results)
+    assert_contract(runner, ToyNetwork(), "_session", 1e-6)
     assert runner.memory_bytes == sum(entry.size_bytes for entry in toy_plan.manifest.files.values()) > 0
 
 
@@ -121,61 +63,34 @@ def test_a_warm_up_runs_at_the_sizes_given(runner: Runner, monkeypatch: pytest.M
 # What is not right never reaches ONNX Runtime, or comes back as a sentence.
 
 
-def test_a_damaged_engine_is_not_handed_to_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
-    plan = publish(EngineStore(tmp_path), toy_spec(), {FILE_NAME: b"graph", "network.onnx.data": b"weights"})
-    (plan.folder / "network.onnx.data").write_bytes(b"Weights")
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("was handed over"))
-    runner = OnnxRuntimeRunner(plan, toy_spec(), CPU)
-    with pytest.raises(EngineError, match="network.onnx.data is damaged"):
-        runner.load()
-    assert not runner.is_loaded
-
-
-def test_a_graph_that_onnxruntime_does_not_take_is_an_engine_error(tmp_path: Path) -> None:
-    plan = publish(EngineStore(tmp_path), toy_spec(), {FILE_NAME: b"no graph"})
+def test_what_onnxruntime_cannot_load_is_an_engine_error(store: EngineStore) -> None:
+    plan = publish(store, toy_spec(), {FILE_NAME: b"no graph"})
     with pytest.raises(EngineError, match="^ONNX Runtime cannot load the core engine: "):
         OnnxRuntimeRunner(plan, toy_spec(), CPU).load()
+    with pytest.raises(EngineError, match="needs a built engine"):
+        OnnxRuntimeBackend().load(None, toy_spec(), ToyNetwork, CPU)
 
 
-class BurntBatch(torch.nn.Module):
-    """The exporter writes the traced batch into this one's output without a word."""
-
-    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-        return sample * strength[:, :, None, None, None] + torch.ones(int(sample.shape[0]), 1, 1, 1, 1)
-
-
-class BurntBranch(torch.nn.Module):
-    """The exporter keeps the way that the trace took."""
-
-    def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-        scaled = sample * strength[:, :, None, None, None]
-        return -scaled if sample.shape[0] == 1 else scaled
+ALLOCATION = "Failed to allocate memory for requested buffer of size 5"
+FAILED_NODE = "Non-zero status code returned while running Conv node"
 
 
 @pytest.mark.parametrize(
     ("device", "reason", "kind"),
     [
-        ("cuda", "Failed to allocate memory for requested buffer of size 5", torch.cuda.OutOfMemoryError),
+        ("cuda", ALLOCATION, torch.cuda.OutOfMemoryError),
         ("cuda", "CUDA failure 2: out of memory ; GPU=0", torch.cuda.OutOfMemoryError),
         ("cuda", "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED", torch.cuda.OutOfMemoryError),
-        ("cuda", "Non-zero status code returned while running Conv node", EngineError),
-        ("cpu", "Failed to allocate memory for requested buffer of size 5", EngineError),
+        ("cuda", FAILED_NODE, EngineError),
+        ("cpu", ALLOCATION, EngineError),
     ],
 )
 def test_missing_gpu_memory_is_pytorchs_own_error(
     toy_plan: Plan, monkeypatch: pytest.MonkeyPatch, device: str, reason: str, kind: type[Exception]
 ) -> None:
-    import onnxruntime
-
-    def refuse(*_: object, **__: object) -> None:
-        raise RuntimeError(reason)
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
-    runner = OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, torch.device(device))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", raising(RuntimeError(reason)))
     with pytest.raises(kind, match=reason[:20]):
-        runner.load()
+        OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, torch.device(device)).load()
 
 
 @pytest.mark.parametrize(
@@ -183,46 +98,40 @@ def test_missing_gpu_memory_is_pytorchs_own_error(
     [
         ("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc", MemoryError),
         ("bad allocation", MemoryError),
-        ("Failed to allocate memory for requested buffer of size 5", MemoryError),
-        ("Non-zero status code returned while running Conv node", EngineError),
+        (ALLOCATION, MemoryError),
+        (FAILED_NODE, EngineError),
     ],
 )
 def test_missing_memory_in_a_run_on_the_cpu_is_pythons_own_error(
-    toy_plan: Plan, monkeypatch: pytest.MonkeyPatch, reason: str, kind: type[Exception]
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, reason: str, kind: type[Exception]
 ) -> None:
     """By which decoding knows that fewer frames at once may do."""
-
-    class Session:
-        def io_binding(self) -> Any:
-            return MagicMock()
-
-        def run_with_iobinding(self, binding: object) -> None:
-            raise RuntimeError(reason)
-
-    runner = OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, CPU)
-    monkeypatch.setattr(runner, "_session", Session())
+    session = MagicMock(run_with_iobinding=raising(RuntimeError(reason)))
+    monkeypatch.setattr(runner, "_session", session)
     with pytest.raises(kind, match="ONNX Runtime cannot run the core engine: "):
-        runner(toy_inputs())
+        runner(example_inputs(toy_spec(), toy_sizes()))
 
 
-@pytest.mark.parametrize("network", [BurntBatch, BurntBranch])
-def test_an_export_that_is_right_for_the_traced_size_alone_is_refused(
-    network: Callable[[], torch.nn.Module], tmp_path: Path
-) -> None:
-    request = BuildRequest(toy_spec(), ToySource(network), OnnxRuntimeBackend(), CPU)
+BURNT = {
+    # The exporter writes the traced batch into this one's output without a word.
+    "batch": lambda sample, strength: (
+        sample * strength[:, :, None, None, None] + torch.ones(int(sample.shape[0]), 1, 1, 1, 1)
+    ),
+    # The exporter keeps the way that the trace took.
+    "branch": lambda sample, strength: (-1 if sample.shape[0] == 1 else 1) * sample * strength[:, :, None, None, None],
+}
+
+
+@pytest.mark.parametrize("kind", BURNT)
+def test_an_export_that_is_right_for_the_traced_size_alone_is_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="core"):
-        compile_engine(request, tmp_path, lambda stage, done: None)
+        compile_engine(toy_request(OnnxRuntimeBackend(), lambda: Computed(BURNT[kind])), tmp_path, quiet)
 
 
 def test_bf16_is_refused_before_anything_is_exported(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="fp32 and fp16, found bf16"):
-        OnnxRuntimeBackend().build(ToyNetwork(), toy_spec(precision="bf16"), tmp_path, lambda stage, done: None)
+        OnnxRuntimeBackend().build(ToyNetwork(), toy_spec(precision="bf16"), tmp_path, quiet)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_plan_there_is_no_runner() -> None:
-    with pytest.raises(EngineError, match="needs a built engine"):
-        OnnxRuntimeBackend().load(None, toy_spec(), ToyNetwork, CPU)
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnx", "onnxscript"])
@@ -236,17 +145,12 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
     assert found.install == "pip install onnxruntime onnx onnxscript"
 
 
-def test_a_runtime_without_the_devices_provider_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
+def test_a_device_that_is_not_served_is_not_available(monkeypatch: pytest.MonkeyPatch, toy_plan: Plan) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert OnnxRuntimeBackend().availability(CPU).ok
     found = OnnxRuntimeBackend().availability(torch.device("cuda", 0))
     assert found.reason == "The installed ONNX Runtime does not serve cuda."
     assert "onnxruntime-gpu" in found.install
-
-
-def test_another_device_is_not_served(toy_plan: Plan) -> None:
     meta = torch.device("meta")
     assert not OnnxRuntimeBackend().availability(meta).ok
     with pytest.raises(BackendUnavailableError, match="cpu and cuda here, found meta"):
@@ -254,11 +158,8 @@ def test_another_device_is_not_served(toy_plan: Plan) -> None:
 
 
 def test_the_target_names_the_runtime_and_the_machine() -> None:
-    import onnxruntime
-
     target = OnnxRuntimeBackend().target(CPU)
-    assert target.backend_version == onnxruntime.__version__
-    assert (target.backend, target.device) == ("onnxruntime", "cpu")
+    assert (target.backend, target.backend_version, target.device) == ("onnxruntime", onnxruntime.__version__, "cpu")
     assert target.arch
     assert torch.__version__ in target.exporter
 
@@ -266,28 +167,19 @@ def test_the_target_names_the_runtime_and_the_machine() -> None:
 # The real components against eager PyTorch.
 
 
-def picture(height: int, width: int) -> Sizes:
-    return {"latent_height": height, "latent_width": width}
+def table(names: str, *rows: tuple[int, ...]) -> list[Sizes]:
+    return [dict(zip(names.split(), row, strict=True)) for row in rows]
 
 
-def chunk(count: int, height: int, width: int) -> Sizes:
-    return {"chunk": count, **picture(height, width)}
-
-
-def clip(batch: int, frames: int, height: int, width: int) -> Sizes:
-    return {"batch": batch, "frames": frames, **picture(height, width)}
-
-
+SIDES = "latent_height latent_width"
 SHAPES: dict[str, list[Sizes]] = {
     "text_encoder": [{"batch": 1}],
-    "vae_encoder": [picture(*sides) for sides in ((8, 8), (8, 16), (16, 8), (11, 13), (12, 20), (24, 9))],
-    "vae_decoder": [
-        chunk(*sizes) for sizes in ((1, 8, 8), (2, 8, 12), (1, 12, 20), (4, 11, 13), (3, 16, 8), (6, 8, 10))
-    ],
-    "core": [
-        clip(*sizes)
-        for sizes in ((1, 1, 8, 8), (2, 1, 8, 12), (1, 3, 12, 8), (2, 3, 8, 16), (2, 24, 8, 8), (1, 24, 16, 12))
-    ],
+    "vae_encoder": table(SIDES, (8, 8), (8, 16), (16, 8), (11, 13), (12, 20), (24, 9)),
+    "vae_decoder": table(f"chunk {SIDES}", (1, 8, 8), (2, 8, 12), (1, 12, 20), (4, 11, 13), (3, 16, 8), (6, 8, 10)),
+    "core": table(
+        f"batch frames {SIDES}",
+        *((1, 1, 8, 8), (2, 1, 8, 12), (1, 3, 12, 8), (2, 3, 8, 16), (2, 24, 8, 8), (1, 24, 16, 12)),
+    ),
 }
 CASES = [
     pytest.param(component, sizes, marks=[pytest.mark.slow] if component == "core" else [], id=f"{component}-{sizes}")
@@ -348,7 +240,7 @@ def test_every_input_of_an_engine_moves_its_output(pair: Pair, component: str) -
 def test_every_item_of_the_cores_inputs_moves_its_output(pair: Pair) -> None:
     """Both branches at both ends of each tensor: the first and the last frame, opposite corners."""
     _, engine = pair("core", "fp32")
-    inputs = example_inputs(engine.spec, dict(clip(2, 3, 8, 12)))
+    inputs = example_inputs(engine.spec, toy_sizes(2, 3, 8, 12))
     before = engine(inputs)["prediction"]
     for name, tensor in inputs.items():
         for place in {(branch, *[side] * (tensor.ndim - 1)) for branch in (0, 1) for side in (0, -1)}:

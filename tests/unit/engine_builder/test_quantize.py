@@ -37,9 +37,10 @@ from ...helpers.toys import (
     LIMITS,
     TARGET,
     InProcess,
-    ToySource,
     let_onnxruntime_be_calibrated,
+    raising,
     toy_network,
+    toy_request,
     toy_spec,
 )
 
@@ -80,8 +81,7 @@ def lossy(precision: str, calibration: Calibration) -> EngineSpec:
 
 
 def request(precision: str, calibration: Calibration, arch: str) -> BuildRequest:
-    source = ToySource(Mixer)
-    return BuildRequest(lossy(precision, calibration), source, TensorRTBackend(), CPU, arch, calibration=calibration)
+    return toy_request(TensorRTBackend(), Mixer, lossy(precision, calibration), arch=arch, calibration=calibration)
 
 
 def needs_modelopt() -> None:
@@ -93,10 +93,9 @@ def needs_modelopt() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_89", "sm_120"])
 @pytest.mark.parametrize("precision", LOSSY)
-def test_tensorrt_builds_a_plan(tmp_path: Path, calibration: Calibration, precision: str, arch: str) -> None:
+def test_tensorrt_builds_a_plan(store: EngineStore, calibration: Calibration, precision: str, arch: str) -> None:
     needs_modelopt()
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
-    store = EngineStore(tmp_path / "engines")
     plan = build_engine(request(precision, calibration, arch), store, InProcess()).plan
     assert set(plan.manifest.files) == {PLAN, RECORDED}
     assert plan.manifest.verdict is None
@@ -138,23 +137,22 @@ def test_a_calibration_of_other_sizes_is_refused(tmp_path: Path, calibration: Ca
 # Without.
 
 
-def test_a_missing_modelopt_names_the_line_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_modelopt_names_the_line_to_install_and_a_gpu_without_such_products_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("modelopt", "modelopt.onnx", "modelopt.onnx.quantization"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BackendUnavailableError, match="ModelOpt.*pip install"):
         check_quantizable("int8", "sm_89")
+    for precision, arch in (("fp8", "sm_86"), ("fp8", "sm_75"), ("int8", "sm_70")):
+        with pytest.raises(EngineError, match=f"{precision} needs a GPU of sm_(75|89) or newer, found {arch}"):
+            check_quantizable(precision, arch)
 
 
-@pytest.mark.parametrize(("precision", "arch"), [("fp8", "sm_86"), ("fp8", "sm_75"), ("int8", "sm_70")])
-def test_a_gpu_without_such_products_is_refused(precision: str, arch: str) -> None:
-    with pytest.raises(EngineError, match=f"{precision} needs a GPU of sm_(75|89) or newer, found {arch}"):
-        check_quantizable(precision, arch)
-
-
-def test_another_backend_is_refused(tmp_path: Path, calibration: Calibration) -> None:
+def test_another_backend_is_refused(store: EngineStore, calibration: Calibration) -> None:
+    build = replace(request("int8", calibration, "sm_89"), backend=OnnxRuntimeBackend(), arch=None)
     with pytest.raises(EngineError, match="int8 and fp8 are for TensorRT, found the backend onnxruntime"):
-        build = replace(request("int8", calibration, "sm_89"), backend=OnnxRuntimeBackend(), arch=None)
-        build_engine(build, EngineStore(tmp_path / "engines"), InProcess())
+        build_engine(build, store, InProcess())
 
 
 def test_another_calibration_is_another_engine(calibration: Calibration) -> None:
@@ -189,13 +187,19 @@ def test_a_request_reaches_the_child_whole(calibration: Calibration, tmp_path: P
     assert spec_from_dict(data["spec"]).calibration == "these"
 
 
-def test_recorded_calls_come_back(calibration: Calibration) -> None:
+def test_recorded_calls_come_back_and_a_few_are_kept_for_the_gate(calibration: Calibration, tmp_path: Path) -> None:
     calls = calibration.calls()
     assert len(calls) == CALLS
     wanted = example_inputs(toy_spec(), SIZES, 3)
     assert set(calls[3].inputs) == set(wanted)
     assert all(torch.equal(calls[3].inputs[name], wanted[name]) for name in wanted)
     assert torch.equal(calls[3].outputs["prediction"], Mixer().eval()(**wanted))
+    save_parity_calls(calibration, tmp_path)
+    kept = Calibration(tmp_path / RECORDED).calls()
+    assert len(kept) == PARITY_CALLS < len(calls)
+    given = [call.inputs["sample"] for call in calls]
+    assert torch.equal(kept[0].inputs["sample"], given[0])
+    assert all(any(torch.equal(each.inputs["sample"], one) for one in given) for each in kept)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tensor", None])
@@ -205,15 +209,6 @@ def test_what_is_no_calibration_is_refused(tmp_path: Path, content: bytes | None
         path.write_bytes(content)
     with pytest.raises(InputError, match="is no calibration"):
         Calibration(path).calls()
-
-
-def test_a_few_calls_are_kept_for_the_gate_from_first_to_last(calibration: Calibration, tmp_path: Path) -> None:
-    save_parity_calls(calibration, tmp_path)
-    kept, calls = Calibration(tmp_path / RECORDED).calls(), calibration.calls()
-    assert len(kept) == PARITY_CALLS < len(calls)
-    given = [call.inputs["sample"] for call in calls]
-    assert torch.equal(kept[0].inputs["sample"], given[0])
-    assert all(any(torch.equal(each.inputs["sample"], one) for one in given) for each in kept)
 
 
 def test_the_gate_repeats_recorded_calls(calibration: Calibration) -> None:
@@ -234,23 +229,20 @@ def test_the_gate_repeats_recorded_calls(calibration: Calibration) -> None:
 
 
 def test_an_engine_that_meets_its_gpu_later_is_compared_on_what_was_kept(
-    calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calibration: Calibration, store: EngineStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ONNX Runtime stands in for TensorRT, which cannot run here."""
-
     let_onnxruntime_be_calibrated(monkeypatch)
     build = replace(request("int8", calibration, "sm_89"), backend=OnnxRuntimeBackend(), arch=None)
-    plan = build_engine(build, EngineStore(tmp_path / "engines"), InProcess()).plan
+    plan = build_engine(build, store, InProcess()).plan
     assert plan.manifest.verdict is not None
     assert plan.manifest.verdict.timesteps == PARITY_CALLS
-    assert check_plan(plan, OnnxRuntimeBackend(), _no_network, CPU) == plan.manifest.verdict
+    assert (
+        check_plan(plan, OnnxRuntimeBackend(), raising(AssertionError("what it meets was recorded")), CPU)
+        == plan.manifest.verdict
+    )
     with pytest.raises(EngineError, match="int8 engine does not give the reference's result"):
         check_plan(plan, EagerBackend(), lambda: _Other().eval(), CPU)
-
-
-def _no_network() -> torch.nn.Module:
-    """What the engine is compared with was recorded."""
-    raise AssertionError("no network is needed")
 
 
 class _Other(Mixer):

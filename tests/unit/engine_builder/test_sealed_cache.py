@@ -16,7 +16,7 @@ from i2v_tensorrt.engine_builder.store import sealed_cache
 from i2v_tensorrt.engine_builder.store.sealed_cache import SealedCache
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
-from ...helpers.toys import FILES, fail, names, publish, toy_spec
+from ...helpers.toys import FILES, fail, move_and_link, names, publish, replace_by, toy_spec
 
 NAME = "kernels.cache"
 DATA = bytes(range(256)) * 8
@@ -45,23 +45,19 @@ def test_what_was_written_is_read_by_whoever_finds_the_engine(
 
 
 def test_there_is_none_before_it_was_written_and_after_the_engine_is_gone(store: EngineStore, plan: Plan) -> None:
+    assert Plan(plan.folder, plan.manifest).side(NAME) is None, "nor beside an engine that is not published"
     cache = plan.side(NAME)
     assert cache is not None
     assert cache.read() is None
+    cache.write(DATA)
+    assert cache.read() == DATA
+    publish(store, toy_spec(), FILES)
+    assert cache.read() is None, "an engine that is built again begins anew"
     cache.write(DATA)
     store.delete(plan.manifest.key)
     assert cache.read() is None
     cache.write(DATA)
     assert not plan.folder.exists(), "nothing is written where no engine is"
-
-
-def test_an_engine_that_is_built_again_begins_anew(store: EngineStore, plan: Plan, cache: SealedCache) -> None:
-    publish(store, toy_spec(), FILES)
-    assert cache.read() is None
-
-
-def test_an_engine_that_is_not_published_has_none(plan: Plan) -> None:
-    assert Plan(plan.folder, plan.manifest).side(NAME) is None
 
 
 def of_another(cache: SealedCache, store: EngineStore) -> None:
@@ -71,30 +67,15 @@ def of_another(cache: SealedCache, store: EngineStore) -> None:
     shutil.copyfile(other.path, cache.path)
 
 
-def link(cache: SealedCache, store: EngineStore) -> None:
-    cache.path.replace(store.root / "elsewhere")
-    cache.path.symlink_to(store.root / "elsewhere")
-
-
-def pipe(cache: SealedCache, store: EngineStore) -> None:
-    cache.path.unlink()
-    os.mkfifo(cache.path)
-
-
-def folder(cache: SealedCache, store: EngineStore) -> None:
-    cache.path.unlink()
-    cache.path.mkdir()
-
-
 DAMAGE: dict[str, Callable[[SealedCache, EngineStore], object]] = {
     "of-another-engine": of_another,
     "empty": lambda cache, store: cache.path.write_bytes(b""),
     "seal-alone": lambda cache, store: os.truncate(cache.path, 32),
     "no-seal": lambda cache, store: cache.path.write_bytes(DATA),
     "longer": lambda cache, store: cache.path.write_bytes(cache.path.read_bytes() + b"x"),
-    "link": link,
-    "pipe": pipe,
-    "folder": folder,
+    "link": lambda cache, store: move_and_link(cache.path),
+    "pipe": lambda cache, store: replace_by(os.mkfifo)(cache.path),
+    "folder": lambda cache, store: replace_by(Path.mkdir)(cache.path),
 }
 
 

@@ -17,13 +17,13 @@ from ...helpers.toys import LIMITS, toy_network, toy_spec
 
 PIXELS = TensorSpec("image", ("batch", 3, "latent_height*8", "latent_width*8"))
 SIZES = {"batch": 2, "frames": 3, "latent_height": 8, "latent_width": 6}
+WIDE = {**SIZES, "latent_height": 16, "latent_width": 24}
+PRESETS = span([LIMITS.exact(SIZES), LIMITS.exact(WIDE)], LIMITS)
 
 
-@pytest.mark.parametrize(
-    ("dim", "parts"), [("batch", ("batch", 1)), ("latent_height*8", ("latent_height", 8)), ("n*1", ("n", 1))]
-)
-def test_a_dimension_is_a_name_and_a_factor(dim: str, parts: tuple[str, int]) -> None:
-    assert split_dim(dim) == parts
+def test_a_dimension_is_a_name_and_a_factor() -> None:
+    found = [split_dim(dim) for dim in ("batch", "latent_height*8", "n*1")]
+    assert found == [("batch", 1), ("latent_height", 8), ("n", 1)]
 
 
 @settings(deadline=None)
@@ -43,11 +43,9 @@ def test_a_shape_that_does_not_fit_its_tensor_is_seen(shape: tuple[int, ...]) ->
     assert not PIXELS.read_sizes(shape, {})
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_only_tensors_in_the_engines_precision_change_with_it(precision: str) -> None:
-    sample, strength = toy_network().inputs
-    assert sample.dtype_at(precision) == PRECISIONS[precision]
-    assert strength.dtype_at(precision) == "float32"
+def test_only_tensors_in_the_engines_precision_change_with_it() -> None:
+    for precision, dtype in PRECISIONS.items():
+        assert [tensor.dtype_at(precision) for tensor in toy_network().inputs] == [dtype, "float32"]
 
 
 def inputs(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -123,13 +121,15 @@ def test_an_exact_profile_takes_its_sizes_alone() -> None:
     assert exact.fits(SIZES)
     assert exact.fits({**SIZES, "batch": 1}), "a dimension that was not named keeps its range"
     assert not any(exact.fits({**SIZES, name: SIZES[name] + 2}) for name in ("frames", "latent_height", "latent_width"))
-    assert exact.width == 2
-    assert LIMITS.exact(SIZES).width == 1
+    assert LIMITS.exact(SIZES).corners == [SIZES]
+    assert ShapeProfile().corners == [{}]
 
 
 def test_the_width_orders_profiles_from_exact_to_wide() -> None:
+    assert LIMITS.exact({"frames": 3, "latent_height": 8, "latent_width": 6}).width == 2
     narrower = ShapeProfile({**LIMITS.ranges, "frames": DimRange(8, 12, 16)})
     assert 1 == ShapeProfile().width == LIMITS.exact(SIZES).width < narrower.width < LIMITS.width
+    assert PRESETS.width == 2 < ShapeProfile(PRESETS.ranges).width
 
 
 def profiles() -> st.SearchStrategy[ShapeProfile]:
@@ -155,24 +155,14 @@ def test_verification_runs_at_sizes_that_the_profile_takes(profile: ShapeProfile
 
 def test_verification_runs_more_than_one_item_of_what_may_be_more_than_one() -> None:
     """Tuned for one branch and one frame, an engine still has to be right for two and for many."""
-    tuned = ShapeProfile(
-        {**LIMITS.ranges, "batch": DimRange(1, 1, 2), "frames": DimRange(1, 1, 16)},
-    )
+    tuned = ShapeProfile({**LIMITS.ranges, "batch": DimRange(1, 1, 2), "frames": DimRange(1, 1, 16)})
     seen = {name: {corner[name] for corner in tuned.corners} for name in tuned.ranges}
     assert max(seen["batch"]) == 2
     assert max(seen["frames"]) > 1
     assert any(corner["latent_height"] != corner["latent_width"] for corner in tuned.corners)
 
 
-def test_an_exact_profile_is_verified_once() -> None:
-    assert LIMITS.exact(SIZES).corners == [SIZES]
-    assert ShapeProfile().corners == [{}]
-
-
 # Presets.
-
-WIDE = {**SIZES, "latent_height": 16, "latent_width": 24}
-PRESETS = span([LIMITS.exact(SIZES), LIMITS.exact(WIDE)], LIMITS)
 
 
 def test_presets_serve_each_of_theirs_and_nothing_between() -> None:
@@ -198,20 +188,13 @@ def test_a_miss_is_measured_from_the_nearest_preset(
     assert PRESETS.distance(sizes) == distance
 
 
-def test_presets_span_the_networks_own_multiples_and_are_tuned_for_the_first() -> None:
+def test_presets_span_the_networks_own_multiples_are_tuned_for_the_first_and_all_verified() -> None:
     assert PRESETS.optimum == SIZES
     assert PRESETS.ranges["latent_width"] == DimRange(6, 6, 24, LIMITS.ranges["latent_width"].multiple)
     assert PRESETS.ranges["frames"] == DimRange(3, 3, 3)
-
-
-def test_every_preset_is_verified() -> None:
     assert PRESETS.corners == [SIZES, WIDE]
     open_batch = [LIMITS.exact({n: s for n, s in sizes.items() if n != "batch"}) for sizes in (SIZES, WIDE)]
     assert len(span(open_batch, LIMITS).corners) == 4
-
-
-def test_presets_are_wider_than_each_and_narrower_than_a_range_over_them() -> None:
-    assert PRESETS.width == 2 < ShapeProfile(PRESETS.ranges).width
 
 
 def test_equal_presets_are_one_profile() -> None:
@@ -230,46 +213,39 @@ def as_json(spec: EngineSpec) -> dict[str, Any]:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_specification_survives_json(precision: str) -> None:
-    spec = replace(toy_spec(LIMITS.exact(SIZES), precision, exportable=False), rewrites=("b", "a"))
-    assert spec_from_dict(as_json(spec)) == spec
+    for profile in (LIMITS.exact(SIZES), PRESETS):
+        spec = replace(toy_spec(profile, precision, exportable=False), rewrites=("b", "a"))
+        assert spec_from_dict(as_json(spec)) == spec
+    assert toy_spec(PRESETS) != toy_spec(ShapeProfile(PRESETS.ranges))
 
 
-def test_presets_survive_json() -> None:
-    spec = toy_spec(PRESETS)
-    assert spec_from_dict(as_json(spec)) == spec != toy_spec(ShapeProfile(PRESETS.ranges))
+MISSING = object()
 
 
-def without(data: dict[str, Any], *path: str) -> dict[str, Any]:
-    found = data
+def with_value(value: Any, *path: str | int) -> dict[str, Any]:
+    """The JSON of a specification with another value at a place, or with nothing there."""
+    data = found = as_json(toy_spec())
     for name in path[:-1]:
-        found = found[name]
-    del found[path[-1]]
+        found = found[name]  # type: ignore[index]
+    if value is MISSING:
+        del found[path[-1]]  # type: ignore[arg-type]
+    else:
+        found[path[-1]] = value  # type: ignore[index]
     return data
 
 
 def test_a_specification_from_before_rewrites_has_none() -> None:
-    assert spec_from_dict(without(as_json(toy_spec()), "rewrites")) == toy_spec()
-
-
-def with_value(data: dict[str, Any], value: Any, *path: str | int) -> dict[str, Any]:
-    found: Any = data
-    for name in path[:-1]:
-        found = found[name]
-    found[path[-1]] = value
-    return data
-
-
-@pytest.mark.parametrize(
-    "path", [("network",), ("profile",), ("precision",), ("network", "limits"), ("profile", "ranges")]
-)
-def test_a_specification_that_lacks_something_is_malformed(path: tuple[str, ...]) -> None:
-    with pytest.raises(EngineError, match="malformed"):
-        spec_from_dict(without(as_json(toy_spec()), *path))
+    assert spec_from_dict(with_value(MISSING, "rewrites")) == toy_spec()
 
 
 @pytest.mark.parametrize(
     ("value", "path"),
     [
+        (MISSING, ("network",)),
+        (MISSING, ("profile",)),
+        (MISSING, ("precision",)),
+        (MISSING, ("network", "limits")),
+        (MISSING, ("profile", "ranges")),
         ("int4", ("precision",)),
         (7, ("rewrites",)),
         (["a", 1], ("rewrites",)),
@@ -288,9 +264,11 @@ def test_a_specification_that_lacks_something_is_malformed(path: tuple[str, ...]
         ({"min": 1, "opt": 1, "max": 1, "least": 1}, ("profile", "ranges", "batch")),
     ],
 )
-def test_a_specification_with_something_else_in_it_is_malformed(value: Any, path: tuple[str | int, ...]) -> None:
+def test_a_specification_that_lacks_something_or_has_something_else_is_malformed(
+    value: Any, path: tuple[str | int, ...]
+) -> None:
     with pytest.raises(EngineError, match="malformed"):
-        spec_from_dict(with_value(as_json(toy_spec()), value, *path))
+        spec_from_dict(with_value(value, *path))
 
 
 @pytest.mark.parametrize("precision", ["", "FP32", "int4", "auto"])

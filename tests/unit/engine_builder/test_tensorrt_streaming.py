@@ -1,28 +1,24 @@
-"""Weights that are streamed: by which budget, built how, and what is left of the memory that an engine takes."""
+"""Weights that are streamed: by which budget, and built how; the runner's part is in test_tensorrt_runner.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
 
-from i2v_tensorrt.common.errors import EngineError
-from i2v_tensorrt.engine_builder.backends.tensorrt import backend, runner
+from i2v_tensorrt.engine_builder.backends.tensorrt import backend
 from i2v_tensorrt.engine_builder.backends.tensorrt.backend import TensorRTBackend
-from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN, RTX, load_library
+from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN
 from i2v_tensorrt.engine_builder.backends.tensorrt.weight_streaming import (
     RESERVE_BYTES,
     Streaming,
     needs_streaming,
     set_budget,
 )
-from i2v_tensorrt.engine_builder.store.store import EngineStore
 
-from ...helpers.toys import CPU, ToyNetwork, publish, toy_spec
+from ...helpers.toys import ToyNetwork, toy_spec
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
 
@@ -100,60 +96,3 @@ def test_the_flag_is_on_the_build_of_what_does_not_fit(
     assert found == [flag]
     assert ("weights" in details) == flag
     assert (tmp_path / PLAN).stat().st_size > 0
-
-
-@pytest.fixture
-def rig(monkeypatch: pytest.MonkeyPatch, store: EngineStore) -> Iterator[SimpleNamespace]:
-    """A runner whose engine can stream 10 GiB, on a GPU with as much room as `rig.free` says."""
-    plan = publish(store, toy_spec(), {PLAN: b"plan" * 1000})
-    engine, runtime = engine_of(WEIGHTS), create_autospec(trt.Runtime, instance=True)
-    config = create_autospec(trt.IRuntimeConfig, instance=True)
-    config.create_runtime_cache.return_value = None
-    config.cuda_graph_strategy = None
-    engine.create_runtime_config.return_value = config
-    runtime.deserialize_cuda_engine.return_value = engine
-    rig = SimpleNamespace(engine=engine, config=config, plan=plan, free=0)
-    monkeypatch.setattr(trt, "Runtime", lambda logger: runtime)
-    monkeypatch.setattr(runner, "OwnStream", lambda device: SimpleNamespace(active=Nothing, synchronize=int))
-    monkeypatch.setattr(runner, "free_bytes", lambda device: rig.free)
-    rig.runner = runner.TensorRTRunner(plan, plan.manifest.spec, CPU, load_library(RTX))
-    yield rig
-
-
-class Nothing:
-    """Stands in for the stream being current."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def test_weights_that_fit_stay_and_graphs_are_captured(rig: SimpleNamespace) -> None:
-    rig.free = AROUND + WEIGHTS
-    rig.runner.load()
-    assert rig.config.cuda_graph_strategy == trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    assert rig.runner.warning is None
-    assert rig.runner.memory_bytes == rig.plan.manifest.size_bytes
-
-
-def test_weights_that_do_not_fit_are_streamed_without_graphs_and_the_user_is_told(rig: SimpleNamespace) -> None:
-    rig.free = AROUND + STAGING + (5 << 30)
-    rig.runner.load()
-    assert rig.engine.weight_streaming_budget_v2 == 5 << 30
-    assert rig.config.cuda_graph_strategy is None
-    assert rig.runner.warning == (
-        "5.0 of 10.0 GiB of core's weights do not fit on the GPU and are brought from host memory at every call, "
-        "which is slower."
-    )
-    assert rig.runner.memory_bytes == rig.plan.manifest.size_bytes - (5 << 30)
-    rig.runner.unload()
-    assert (rig.runner.warning, rig.runner.memory_bytes) == (None, rig.plan.manifest.size_bytes)
-
-
-def test_the_budget_is_set_before_the_context_is_made(rig: SimpleNamespace) -> None:
-    seen: list[object] = []
-    rig.engine.weight_streaming_budget_v2 = None
-    rig.engine.create_execution_context.side_effect = lambda config: seen.append(rig.engine.weight_streaming_budget_v2)
-    with pytest.raises(EngineError, match="execution context"):
-        rig.runner.load()
-    assert seen == [0]

@@ -18,11 +18,10 @@ from i2v_tensorrt.engine_builder.backends.tensorrt.library import (
     timing_bytes,
 )
 from i2v_tensorrt.engine_builder.build.build import build_engine
-from i2v_tensorrt.engine_builder.build.compile import BuildRequest
 from i2v_tensorrt.engine_builder.store.sealed_cache import TIMING_CACHE
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 
-from ...helpers.toys import CPU, InProcess, ToyBackend, ToySource, names, toy_spec
+from ...helpers.toys import CPU, InProcess, ToyBackend, names, toy_request
 
 
 class Measuring(ToyBackend):
@@ -43,15 +42,6 @@ class Measuring(ToyBackend):
             raise EngineError("The toy broke.")
 
 
-def toy_request(backend: Measuring) -> BuildRequest:
-    return BuildRequest(toy_spec(), ToySource(), backend, CPU)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> EngineStore:
-    return EngineStore(tmp_path / "engines")
-
-
 @pytest.fixture
 def backend() -> Measuring:
     return Measuring()
@@ -63,16 +53,10 @@ def build(store: EngineStore, backend: Measuring) -> None:
     assert TIMING_CACHE not in names(plan.folder)
 
 
-def test_each_build_has_what_those_before_measured(store: EngineStore, backend: Measuring) -> None:
-    for _ in range(3):
-        build(store, backend)
+def test_each_build_has_what_those_before_measured_for_its_target(store: EngineStore, backend: Measuring) -> None:
+    for each in (store, store, EngineStore(store.root)):
+        build(each, backend)
     assert backend.borrowed == [None, b"layer\n", b"layer\nlayer\n"]
-
-
-def test_another_process_has_it_too_and_another_target_has_not(store: EngineStore, backend: Measuring) -> None:
-    build(store, backend)
-    build(EngineStore(store.root), backend)
-    assert backend.borrowed[-1] == b"layer\n"
     target = backend.target(CPU)
     assert store.timing_cache(target).read() is not None
     assert store.timing_cache(replace(target, backend_version="2")).read() is None

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,21 @@ def i2vgen(tiny_folder: Path) -> VideoModel:
     return open_model(tiny_folder)
 
 
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    """Where a file is to be written."""
+    return tmp_path / "a.safetensors"
+
+
+def assert_added(
+    models: tuple[VideoModel, VideoModel], part: str, added: Mapping[str, torch.Tensor], strength: float = 1.0
+) -> None:
+    """The second model's weights are the first one's and what a file adds."""
+    before, after = (weights(each.part(part, "fp32"), added) for each in models)
+    for name in added:
+        torch.testing.assert_close(after[name], before[name] + strength * added[name], rtol=1e-6, atol=1e-6)
+
+
 def blocks(model: VideoModel, part: str = "transformer") -> dict[str, tuple[int, ...]]:
     """The layers that LoRAs for Wan change."""
     return {name: shape for name, shape in layers(model.checkpoint.parts[part]).items() if name.startswith("blocks.")}
@@ -60,19 +76,16 @@ def blocks(model: VideoModel, part: str = "transformer") -> dict[str, tuple[int,
     [(DIFFUSERS, str), (PEFT, str), (PLAIN, str), (PUBLISHED, published), (KOHYA, published), (KOHYA, str)],
 )
 def test_every_naming_adds_what_the_file_says(
-    wan: VideoModel, tmp_path: Path, style: Style, called: Callable[[str], str]
+    wan: VideoModel, lora: Path, style: Style, called: Callable[[str], str]
 ) -> None:
-    sums = write_lora(tmp_path / "a.safetensors", blocks(wan), style, called)
-    before = weights(wan.part("transformer", "fp32"), sums)
-    after = weights(wan.with_adapter(tmp_path / "a.safetensors", 0.75).part("transformer", "fp32"), sums)
+    sums = write_lora(lora, blocks(wan), style, called)
     assert len(sums) >= 20
-    for name in sums:
-        torch.testing.assert_close(after[name], before[name] + 0.75 * sums[name], rtol=1e-6, atol=1e-6)
+    assert_added((wan, wan.with_adapter(lora, 0.75)), "transformer", sums, 0.75)
 
 
 @pytest.mark.parametrize("style", [UNET, KOHYA])
 def test_convolutions_over_space_and_time_and_the_text_encoder(
-    i2vgen: VideoModel, tmp_path: Path, style: Style
+    i2vgen: VideoModel, tmp_path: Path, lora: Path, style: Style
 ) -> None:
     unet = layers(i2vgen.checkpoint.parts["unet"])
     text = {
@@ -81,10 +94,8 @@ def test_convolutions_over_space_and_time_and_the_text_encoder(
     texts = replace(style, prefix="lora_te_" if style.underscores else "text_encoder.")
     sums = write_lora(tmp_path / "unet.safetensors", unet, style)
     text_sums = write_lora(tmp_path / "text.safetensors", text, texts)
-    save_file(
-        load_file(tmp_path / "unet.safetensors") | load_file(tmp_path / "text.safetensors"), tmp_path / "a.safetensors"
-    )
-    model = i2vgen.with_adapter(tmp_path / "a.safetensors", -1.0)
+    save_file(load_file(tmp_path / "unet.safetensors") | load_file(tmp_path / "text.safetensors"), lora)
+    model = i2vgen.with_adapter(lora, -1.0)
     assert {len(shape) for shape in unet.values()} == {2, 4, 5}
     for part, added in (("unet", sums), ("text_encoder", text_sums)):
         networks = [each.part(part, "fp32") for each in (i2vgen, model)]
@@ -106,20 +117,20 @@ def test_the_publishers_names_are_those_that_diffusers_reads(tiny_wan: Wan) -> N
             assert list(convert_wan_transformer_to_diffusers({theirs: torch.zeros(1)})) == [name]
 
 
-def test_a_published_lora_is_what_diffusers_makes_of_it(wan: VideoModel, tmp_path: Path) -> None:
+def test_a_published_lora_is_what_diffusers_makes_of_it(wan: VideoModel, lora: Path) -> None:
     # Without the layers over the picture, whose alphas diffusers reads from the wrong place.
     chosen = {name: shape for name, shape in blocks(wan).items() if "add_" not in name}
-    write_lora(tmp_path / "a.safetensors", chosen, PUBLISHED, published)
-    theirs = WanLoraLoaderMixin.lora_state_dict(load_file(tmp_path / "a.safetensors"))
+    write_lora(lora, chosen, PUBLISHED, published)
+    theirs = WanLoraLoaderMixin.lora_state_dict(load_file(lora))
     assert isinstance(theirs, dict)
     before = weights(wan.part("transformer", "fp32"), chosen)
-    after = weights(wan.with_adapter(tmp_path / "a.safetensors", 1.0).part("transformer", "fp32"), chosen)
+    after = weights(wan.with_adapter(lora, 1.0).part("transformer", "fp32"), chosen)
     for name in chosen:
         up, down = (theirs[f"transformer.{name}.lora_{side}.weight"].double() for side in "BA")
         torch.testing.assert_close(after[name] - before[name], up @ down, rtol=1e-5, atol=1e-6)
 
 
-def test_differences_of_weights_biases_norms_and_modulations(wan: VideoModel, tmp_path: Path) -> None:
+def test_differences_of_weights_biases_norms_and_modulations(wan: VideoModel, lora: Path) -> None:
     parameters = dict(wan.part("transformer", "fp32").named_parameters())
     added = {
         f"diffusion_model.{published(QUERY)}.diff_b": f"{QUERY}.bias",
@@ -128,31 +139,28 @@ def test_differences_of_weights_biases_norms_and_modulations(wan: VideoModel, tm
         "diffusion_model.head.modulation.diff": "scale_shift_table",
         "transformer.proj_out.lora_B.bias": "proj_out.bias",
     }
-    save_file({key: torch.full_like(parameters[name], 0.5) for key, name in added.items()}, tmp_path / "a.safetensors")
-    after = dict(wan.with_adapter(tmp_path / "a.safetensors", 2.0).part("transformer", "fp32").named_parameters())
+    save_file({key: torch.full_like(parameters[name], 0.5) for key, name in added.items()}, lora)
+    after = dict(wan.with_adapter(lora, 2.0).part("transformer", "fp32").named_parameters())
     changed = {name for name in parameters if not torch.equal(parameters[name], after[name])}
     assert changed == set(added.values())
     for name in changed:
         torch.testing.assert_close(after[name], parameters[name] + 1.0)
 
 
-def test_off_again_and_at_nothing_the_weights_are_what_they_were(wan: VideoModel, tmp_path: Path) -> None:
-    write_lora(tmp_path / "a.safetensors", blocks(wan), PUBLISHED, published, dtype=torch.bfloat16)
+def test_off_again_and_at_nothing_the_weights_are_what_they_were(wan: VideoModel, lora: Path) -> None:
+    write_lora(lora, blocks(wan), PUBLISHED, published, dtype=torch.bfloat16)
     before = {name: value.clone() for name, value in wan.part("transformer", "bf16").state_dict().items()}
-    changed = wan.with_adapter(tmp_path / "a.safetensors", 1.0).part("transformer", "bf16").state_dict()
+    changed = wan.with_adapter(lora, 1.0).part("transformer", "bf16").state_dict()
     assert any(not torch.equal(before[name], changed[name]) for name in before)
-    for model in (wan, wan.with_adapter(tmp_path / "a.safetensors", 0.0)):
+    for model in (wan, wan.with_adapter(lora, 0.0)):
         now = model.part("transformer", "bf16").state_dict()
         assert all(torch.equal(before[name], now[name]) for name in before)
 
 
 def test_two_loras_add_up(wan: VideoModel, tmp_path: Path) -> None:
-    sums = [write_lora(tmp_path / f"{seed}.safetensors", blocks(wan), DIFFUSERS, seed=seed) for seed in (1, 2)]
+    one, other = (write_lora(tmp_path / f"{seed}.safetensors", blocks(wan), DIFFUSERS, seed=seed) for seed in (1, 2))
     both = wan.with_adapter(tmp_path / "1.safetensors", 0.5).with_adapter(tmp_path / "2.safetensors", -2.0)
-    before, after = (weights(model.part("transformer", "fp32"), sums[0]) for model in (wan, both))
-    for name in sums[0]:
-        expected = before[name] + 0.5 * sums[0][name] - 2.0 * sums[1][name]
-        torch.testing.assert_close(after[name], expected, rtol=1e-6, atol=1e-6)
+    assert_added((wan, both), "transformer", {name: 0.5 * one[name] - 2.0 * other[name] for name in one})
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
@@ -202,18 +210,18 @@ def exact_lora(path: Path, modules: Mapping[str, tuple[int, ...]], seed: int) ->
     [((), {"transformer", "transformer_2"}), (("core",), {"transformer"}), (("core_late",), {"transformer_2"})],
 )
 def test_each_expert_gets_what_is_for_it(
-    tiny_wan: Wan, tmp_path: Path, denoisers: tuple[str, ...], changed: set[str]
+    tiny_wan: Wan, lora: Path, denoisers: tuple[str, ...], changed: set[str]
 ) -> None:
     model = open_model(tiny_wan("a14b"))
-    sums = write_lora(tmp_path / "a.safetensors", blocks(model), PUBLISHED, published)
-    adapted = model.with_adapter(tmp_path / "a.safetensors", 1.0, denoisers)
+    sums = write_lora(lora, blocks(model), PUBLISHED, published)
+    adapted = model.with_adapter(lora, 1.0, denoisers)
     for part in ("transformer", "transformer_2"):
         before, after = (weights(each.part(part, "fp32"), sums) for each in (model, adapted))
         moved = [name for name in sums if not torch.equal(before[name], after[name])]
         assert moved == (list(sums) if part in changed else [])
 
 
-def test_a_file_for_both_experts_keeps_them_apart(tiny_wan: Wan, tmp_path: Path) -> None:
+def test_a_file_for_both_experts_keeps_them_apart(tiny_wan: Wan, tmp_path: Path, lora: Path) -> None:
     model = open_model(tiny_wan("a14b"))
     sums = {}
     for number, part in enumerate(("transformer", "transformer_2")):
@@ -221,19 +229,17 @@ def test_a_file_for_both_experts_keeps_them_apart(tiny_wan: Wan, tmp_path: Path)
         sums[part] = write_lora(tmp_path / f"{part}.safetensors", blocks(model), style, seed=number)
     save_file(
         load_file(tmp_path / "transformer.safetensors") | load_file(tmp_path / "transformer_2.safetensors"),
-        tmp_path / "a.safetensors",
+        lora,
     )
-    adapted = model.with_adapter(tmp_path / "a.safetensors", 1.0)
+    adapted = model.with_adapter(lora, 1.0)
     for part, added in sums.items():
-        before, after = (weights(each.part(part, "fp32"), added) for each in (model, adapted))
-        for name in added:
-            torch.testing.assert_close(after[name], before[name] + added[name], rtol=1e-6, atol=1e-6)
+        assert_added((model, adapted), part, added)
     with pytest.raises(CheckpointError, match="to fit transformer or text_encoder, found: transformer_2"):
-        model.with_adapter(tmp_path / "a.safetensors", 1.0, ("core",))
+        model.with_adapter(lora, 1.0, ("core",))
 
 
-def test_digests_follow_what_is_merged_and_nothing_else(wan: VideoModel, tmp_path: Path) -> None:
-    write_lora(tmp_path / "a.safetensors", blocks(wan), DIFFUSERS)
+def test_digests_follow_what_is_merged_and_nothing_else(wan: VideoModel, tmp_path: Path, lora: Path) -> None:
+    write_lora(lora, blocks(wan), DIFFUSERS)
     write_lora(tmp_path / "b.safetensors", blocks(wan), DIFFUSERS, seed=1)
     models = [
         wan,
@@ -241,7 +247,7 @@ def test_digests_follow_what_is_merged_and_nothing_else(wan: VideoModel, tmp_pat
     ]
     digests = [model.components["core"].spec.weights_sha256 for model in models]
     assert len(set(digests)) == len(models)
-    again = wan.with_adapter(tmp_path / "a.safetensors", 1)
+    again = wan.with_adapter(lora, 1)
     assert again.components["core"].spec.weights_sha256 == digests[1]
     for model in models:
         assert model.encode_sha256 == wan.encode_sha256
@@ -249,20 +255,18 @@ def test_digests_follow_what_is_merged_and_nothing_else(wan: VideoModel, tmp_pat
         assert model.part("vae", "fp32") is wan.part("vae", "fp32")
 
 
-def test_an_engine_without_weights_serves_every_lora(wan: VideoModel, tmp_path: Path) -> None:
-    write_lora(tmp_path / "a.safetensors", blocks(wan), DIFFUSERS)
-    specs = [each.components["core"].spec for each in (wan, wan.with_adapter(tmp_path / "a.safetensors", 1.0))]
+def test_an_engine_without_weights_serves_every_lora(wan: VideoModel, lora: Path) -> None:
+    write_lora(lora, blocks(wan), DIFFUSERS)
+    specs = [each.components["core"].spec for each in (wan, wan.with_adapter(lora, 1.0))]
     for name, is_shared in (("inductor", True), ("onnxruntime", False), ("tensorrt", False)):
         one, other = (BACKENDS[name].network_of(spec) for spec in specs)
         assert (one == other) is is_shared
 
 
-def test_a_process_that_builds_gets_the_same_weights(tiny_wan: Wan, tmp_path: Path) -> None:
+def test_a_process_that_builds_gets_the_same_weights(tiny_wan: Wan, lora: Path) -> None:
     model = open_model(tiny_wan("a14b"))
-    write_lora(tmp_path / "a.safetensors", blocks(model), PUBLISHED, published)
-    adapted = model.with_adapter(tmp_path / "a.safetensors", 0.5, ("core_late",)).with_adapter(
-        tmp_path / "a.safetensors", 1.5
-    )
+    write_lora(lora, blocks(model), PUBLISHED, published)
+    adapted = model.with_adapter(lora, 0.5, ("core_late",)).with_adapter(lora, 1.5)
     for component in model.denoisers:
         here, there = adapted.load(component, "fp32"), adapted.source(component, "fp32").load()
         assert all(torch.equal(value, there.state_dict()[name]) for name, value in here.state_dict().items())
@@ -310,45 +314,40 @@ GOOD = {key("lora_A.weight"): DOWN, key("lora_B.weight"): UP}
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(
-    wan: VideoModel, tmp_path: Path, tensors: Mapping[str, torch.Tensor], sentence: str
+    wan: VideoModel, lora: Path, tensors: Mapping[str, torch.Tensor], sentence: str
 ) -> None:
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "a.safetensors")
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, lora)
     with pytest.raises(CheckpointError, match=sentence):
-        wan.with_adapter(tmp_path / "a.safetensors", 1.0)
+        wan.with_adapter(lora, 1.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04\x95", b"\xff" * 64, None])
-def test_what_is_no_safetensors_file_is_refused(wan: VideoModel, tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "a.safetensors"
+def test_what_is_no_safetensors_file_is_refused(wan: VideoModel, lora: Path, content: bytes | None) -> None:
     if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=re.escape(str(path))):
-        wan.with_adapter(path, 1.0)
+        lora.write_bytes(content)
+    with pytest.raises(CheckpointError, match=re.escape(str(lora))):
+        wan.with_adapter(lora, 1.0)
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), 101, -101, True, "1", None])
-def test_a_strength_is_a_number_in_reach(wan: VideoModel, tmp_path: Path, strength: object) -> None:
-    save_file(GOOD, tmp_path / "a.safetensors")
+def test_a_strength_is_a_number_in_reach(wan: VideoModel, lora: Path, strength: Any) -> None:
+    save_file(GOOD, lora)
     with pytest.raises(I2VError, match="The strength of a LoRA is a number from -100 to 100, found"):
-        wan.with_adapter(tmp_path / "a.safetensors", strength)  # pyright: ignore[reportArgumentType]
+        wan.with_adapter(lora, strength)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e4])
-def test_weights_stay_finite(wan: VideoModel, tmp_path: Path, value: float) -> None:
-    save_file({name: tensor * value for name, tensor in GOOD.items()}, tmp_path / "a.safetensors")
+def test_weights_stay_finite(wan: VideoModel, lora: Path, value: float) -> None:
+    save_file({name: tensor * value for name, tensor in GOOD.items()}, lora)
     with pytest.raises(CheckpointError, match=f"to leave finite numbers, found others in {QUERY}.weight"):
-        wan.with_adapter(tmp_path / "a.safetensors", 1.0).part("transformer", "fp16")
+        wan.with_adapter(lora, 1.0).part("transformer", "fp16")
 
 
-def test_a_file_that_has_gone_since_is_told(wan: VideoModel, tmp_path: Path) -> None:
-    save_file(GOOD, tmp_path / "a.safetensors")
-    model = wan.with_adapter(tmp_path / "a.safetensors", 1.0)
-    (tmp_path / "a.safetensors").unlink()
+def test_an_unknown_expert_and_a_file_that_has_gone_since_are_told(wan: VideoModel, lora: Path) -> None:
+    save_file(GOOD, lora)
+    with pytest.raises(I2VError, match="Wan 2.1 runs core at its steps, found core_late"):
+        wan.with_adapter(lora, 1.0, ("core_late",))
+    model = wan.with_adapter(lora, 1.0)
+    lora.unlink()
     with pytest.raises(CheckpointError, match="cannot be read any more"):
         model.part("transformer", "fp32")
-
-
-def test_an_unknown_expert_is_refused(wan: VideoModel, tmp_path: Path) -> None:
-    save_file(GOOD, tmp_path / "a.safetensors")
-    with pytest.raises(I2VError, match="Wan 2.1 runs core at its steps, found core_late"):
-        wan.with_adapter(tmp_path / "a.safetensors", 1.0, ("core_late",))

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from i2v_tensorrt.pipeline.request import Encoded
 from i2v_tensorrt.pipeline.tensor_cache import CacheLimits, ConditioningCache
+
+from ...helpers.toys import fail, raising
 
 KEY, OTHER, THIRD = ("a" * 64, "b" * 64, "c" * 64)
 
@@ -23,12 +26,14 @@ def entry(value: float = 0) -> Encoded:
     )
 
 
-def same(found: Encoded, expected: Encoded) -> bool:
-    return (
-        found.notes == expected.notes
-        and found.tensors.keys() == expected.tensors.keys()
-        and all(torch.equal(found.tensors[name], expected.tensors[name]) for name in expected.tensors)
-    )
+def assert_hit(cache: ConditioningCache, expected: Encoded, place: str | None = None, encode_s: float = 1.0) -> None:
+    """The entry is there, with its cost; from that place, if one is named."""
+    hit = cache.get(KEY)
+    assert hit is not None and (hit.place, hit.encode_s) == (place or hit.place, encode_s)
+    assert (hit.encoded.notes, hit.encoded.tensors.keys()) == (expected.notes, expected.tensors.keys())
+    for name, tensor in expected.tensors.items():
+        assert hit.encoded.tensors[name].dtype == tensor.dtype
+        assert torch.equal(hit.encoded.tensors[name], tensor)
 
 
 def only_file(folder: Path) -> Path:
@@ -38,7 +43,7 @@ def only_file(folder: Path) -> Path:
 
 def kept(folder: Path, key: str = KEY) -> Path:
     """The file of an entry just written."""
-    ConditioningCache(folder).put(key, entry(), 1.5)
+    ConditioningCache(folder).put(key, entry(), 1.0)
     return next(folder.glob(f"{key}-*"))
 
 
@@ -46,30 +51,19 @@ def test_memory_hit_gives_the_entry_and_its_cost() -> None:
     cache = ConditioningCache(None)
     assert cache.get(KEY) is None
     cache.put(KEY, entry(3), 2.5)
-    hit = cache.get(KEY)
-    assert hit is not None and (hit.place, hit.encode_s) == ("memory", 2.5) and same(hit.encoded, entry(3))
+    assert_hit(cache, entry(3), "memory", 2.5)
     assert cache.get(OTHER) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])
-def test_disk_hit_after_a_restart_then_from_memory(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_disk_hit_after_a_restart_then_from_memory_until_that_is_cleared(tmp_path: Path, dtype: torch.dtype) -> None:
     expected = Encoded({"x": torch.arange(6).reshape(2, 3).T.to(dtype)}, ("Ünïcode: 火.",))
     ConditioningCache(tmp_path / "deep" / "cache").put(KEY, expected, 0.1)
     cache = ConditioningCache(tmp_path / "deep" / "cache")
-    first, second = cache.get(KEY), cache.get(KEY)
-    assert first is not None and second is not None
-    assert (first.place, second.place) == ("disk", "memory")
-    assert first.encode_s == second.encode_s == 0.1
-    assert same(first.encoded, expected) and first.encoded.tensors["x"].dtype == dtype
-
-
-def test_forgetting_memory_keeps_the_disk(tmp_path: Path) -> None:
-    cache = ConditioningCache(tmp_path)
-    cache.put(KEY, entry(), 1.0)
-    assert cache.clear_memory() == 1
-    assert cache.clear_memory() == 0
-    hit = cache.get(KEY)
-    assert hit is not None and hit.place == "disk"
+    for _ in range(2):
+        assert_hit(cache, expected, "disk", 0.1)
+        assert_hit(cache, expected, "memory", 0.1)
+        assert (cache.clear_memory(), cache.clear_memory()) == (1, 0)
 
 
 def test_putting_again_replaces(tmp_path: Path) -> None:
@@ -77,8 +71,8 @@ def test_putting_again_replaces(tmp_path: Path) -> None:
     cache.put(KEY, entry(1), 1.0)
     cache.put(KEY, entry(2), 1.0)
     assert only_file(tmp_path).name.startswith(KEY)
-    for found in (cache.get(KEY), ConditioningCache(tmp_path).get(KEY)):
-        assert found is not None and same(found.encoded, entry(2))
+    assert_hit(cache, entry(2))
+    assert_hit(ConditioningCache(tmp_path), entry(2))
 
 
 def test_memory_is_bounded_and_the_least_recently_used_goes() -> None:
@@ -91,19 +85,14 @@ def test_memory_is_bounded_and_the_least_recently_used_goes() -> None:
     assert [key for key in (KEY, OTHER, THIRD) if cache.get(key) is not None] == [KEY, THIRD]
 
 
-def test_memory_keeps_the_newest_entry_though_it_is_too_large_alone() -> None:
-    cache = ConditioningCache(None, CacheLimits(memory_bytes=1))
-    cache.put(KEY, entry(), 1.0)
-    assert cache.get(KEY) is not None
-    cache.put(OTHER, entry(), 1.0)
-    assert cache.get(KEY) is None and cache.get(OTHER) is not None
-
-
-def test_memory_is_counted_by_what_is_held_not_by_what_is_seen() -> None:
-    cache = ConditioningCache(None, CacheLimits(memory_bytes=12_000))
-    for key in (KEY, OTHER):
-        cache.put(key, Encoded({"half_of_8000_bytes": torch.zeros(2, 1000)[:1]}), 1.0)
-    assert cache.get(KEY) is None and cache.get(OTHER) is not None
+def test_memory_keeps_the_newest_entry_alone_and_counts_what_is_held_not_what_is_seen() -> None:
+    half_of_8000_bytes = Encoded({"x": torch.zeros(2, 1000)[:1]})
+    for limit, each in ((1, entry()), (12_000, half_of_8000_bytes)):
+        cache = ConditioningCache(None, CacheLimits(memory_bytes=limit))
+        cache.put(KEY, each, 1.0)
+        assert cache.get(KEY) is not None
+        cache.put(OTHER, each, 1.0)
+        assert cache.get(KEY) is None and cache.get(OTHER) is not None
 
 
 def test_disk_is_bounded_and_the_least_recently_used_goes(tmp_path: Path) -> None:
@@ -116,12 +105,7 @@ def test_disk_is_bounded_and_the_least_recently_used_goes(tmp_path: Path) -> Non
     assert {path.name[0] for path in tmp_path.iterdir()} == {"a", "c"}
 
 
-def test_a_disk_bound_smaller_than_one_entry_keeps_none(tmp_path: Path) -> None:
-    ConditioningCache(tmp_path, CacheLimits(disk_bytes=1)).put(KEY, entry(), 1.0)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+def test_a_disk_bound_smaller_than_one_entry_keeps_none_and_leaves_other_files_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     ConditioningCache(tmp_path, CacheLimits(disk_bytes=1)).put(KEY, entry(), 1.0)
     assert only_file(tmp_path).read_text() == "mine"
@@ -133,8 +117,7 @@ def assert_made_again(folder: Path) -> None:
     assert cache.get(KEY) is None
     assert list(folder.glob(f"{KEY}-*")) == []
     cache.put(KEY, entry(5), 1.0)
-    hit = ConditioningCache(folder).get(KEY)
-    assert hit is not None and same(hit.encoded, entry(5))
+    assert_hit(ConditioningCache(folder), entry(5))
 
 
 def test_any_flipped_bit_is_seen(tmp_path: Path) -> None:
@@ -171,18 +154,16 @@ def test_an_entry_under_a_wrong_name_is_not_trusted(tmp_path: Path, damage: Call
 def test_a_damaged_entry_beside_a_whole_one_does_not_hide_it(tmp_path: Path) -> None:
     (tmp_path / f"{KEY}-{'0' * 32}.safetensors").write_bytes(b"rubbish")
     kept(tmp_path)
-    hit = ConditioningCache(tmp_path).get(KEY)
-    assert hit is not None and same(hit.encoded, entry())
+    assert_hit(ConditioningCache(tmp_path), entry())
 
 
-@pytest.mark.parametrize("key", ["", "a" * 63, "A" * 64, "*", "../" + "a" * 61])
-def test_what_is_no_key_finds_nothing(tmp_path: Path, key: str) -> None:
+def test_what_is_no_key_finds_nothing(tmp_path: Path) -> None:
     kept(tmp_path)
-    assert ConditioningCache(tmp_path).get(key) is None
+    for key in ("", "a" * 63, "A" * 64, "*", "../" + "a" * 61):
+        assert ConditioningCache(tmp_path).get(key) is None
 
 
-def refuse(*_: object, **__: object) -> None:
-    raise PermissionError(errno.EACCES, "Permission denied")
+REFUSED = fail(errno.EACCES)
 
 
 def test_a_folder_that_cannot_be_made_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -196,34 +177,31 @@ def test_a_folder_that_cannot_be_made_costs_a_warning(tmp_path: Path, caplog: py
 
 
 @pytest.mark.parametrize("call", ["os.utime", "pathlib.Path.unlink"])
-def test_a_folder_that_may_only_be_read_still_serves(
+def test_a_folder_that_may_only_be_read_still_serves_what_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    kept(tmp_path)
-    monkeypatch.setattr(call, refuse)
-    hit = ConditioningCache(tmp_path).get(KEY)
-    assert hit is not None and same(hit.encoded, entry())
-
-
-def test_a_damaged_entry_that_cannot_be_removed_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept(tmp_path).write_bytes(b"rubbish")
-    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    path = kept(tmp_path)
+    monkeypatch.setattr(call, REFUSED)
+    assert_hit(ConditioningCache(tmp_path), entry())
+    path.write_bytes(b"rubbish")
     assert ConditioningCache(tmp_path).get(KEY) is None
 
 
-def full_disk(self: Path, data: bytes) -> int:
-    with self.open("wb") as stream:
-        stream.write(data[: len(data) // 2])
-    raise OSError(errno.ENOSPC, "No space left on device")
+def half_written(error: BaseException) -> Callable[[Path, bytes], None]:
+    def write(self: Path, data: bytes) -> None:
+        with self.open("wb") as stream:
+            stream.write(data[: len(data) // 2])
+        raise error
+
+    return write
 
 
-def full_at_the_end(*_: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
+FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize(
     ("call", "failure"),
-    [("pathlib.Path.write_bytes", full_disk), ("os.fsync", full_at_the_end), ("os.replace", full_at_the_end)],
+    [("pathlib.Path.write_bytes", half_written(FULL)), ("os.fsync", raising(FULL)), ("os.replace", raising(FULL))],
 )
 def test_a_full_disk_leaves_nothing_half_written(
     tmp_path: Path,
@@ -239,17 +217,11 @@ def test_a_full_disk_leaves_nothing_half_written(
         cache.put(KEY, entry(), 1.0)
     assert "No space left" in caplog.text
     assert only_file(tmp_path) == before
-    hit = cache.get(KEY)
-    assert hit is not None and hit.place == "memory"
+    assert_hit(cache, entry(), "memory")
 
 
 def test_an_interrupted_write_leaves_nothing_and_gets_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(self: Path, data: bytes) -> int:
-        with self.open("wb") as stream:
-            stream.write(data[: len(data) // 2])
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "write_bytes", interrupt)
+    monkeypatch.setattr(Path, "write_bytes", half_written(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         ConditioningCache(tmp_path).put(KEY, entry(), 1.0)
     assert list(tmp_path.iterdir()) == []
@@ -258,10 +230,8 @@ def test_an_interrupted_write_leaves_nothing_and_gets_through(tmp_path: Path, mo
 # Files that somebody else has put there, each with the digest that is right for it.
 
 
-def forged(folder: Path, metadata: object, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+def forged(folder: Path, metadata: object, tensors: dict[str, torch.Tensor] | None = None) -> None:
     """A file whose name and bytes agree, with that metadata; the header is written as it is given."""
-    from safetensors.torch import save
-
     data = save(tensors or {"context": torch.zeros(2, 10)})
     end = 8 + int.from_bytes(data[:8], "little")
     if isinstance(metadata, str):
@@ -269,10 +239,8 @@ def forged(folder: Path, metadata: object, tensors: dict[str, torch.Tensor] | No
     else:
         header = json.dumps({**json.loads(data[8:end]), "__metadata__": metadata}).encode()
     whole = len(header).to_bytes(8, "little") + header + data[end:]
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{KEY}-{hashlib.sha256(whole).hexdigest()[:32]}.safetensors"
-    path.write_bytes(whole)
-    return path
+    folder.mkdir()
+    (folder / f"{KEY}-{hashlib.sha256(whole).hexdigest()[:32]}.safetensors").write_bytes(whole)
 
 
 GOOD = {"key": KEY, "encode_s": "1.0", "notes": "[]"}
@@ -291,15 +259,13 @@ FORGED: dict[str, object] = {
 }
 
 
-@pytest.mark.parametrize("kind", FORGED)
-def test_a_forged_file_is_made_again(tmp_path: Path, kind: str) -> None:
-    forged(tmp_path / "cache", FORGED[kind])
-    assert_made_again(tmp_path / "cache")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_made_again(tmp_path: Path, value: float) -> None:
-    forged(tmp_path / "cache", GOOD, {"context": torch.tensor([0.0, value])})
+@pytest.mark.parametrize(
+    ("metadata", "value"),
+    [*((metadata, 0.0) for metadata in FORGED.values()), (GOOD, float("nan")), (GOOD, float("inf"))],
+    ids=[*FORGED, "value_not_a_number", "value_infinite"],
+)
+def test_a_forged_file_is_made_again(tmp_path: Path, metadata: object, value: float) -> None:
+    forged(tmp_path / "cache", metadata, {"context": torch.tensor([0.0, value])})
     assert_made_again(tmp_path / "cache")
 
 
@@ -308,26 +274,26 @@ def test_a_forged_file_that_says_the_truth_is_an_entry(tmp_path: Path) -> None:
     assert ConditioningCache(tmp_path / "cache").get(KEY) is not None
 
 
+PLACED: dict[str, Callable[[Path, Path], object]] = {
+    "pipe": lambda path, elsewhere: os.mkfifo(path),
+    "folder": lambda path, elsewhere: path.mkdir(),
+    "link": lambda path, elsewhere: path.symlink_to(elsewhere),
+    # Sparse: takes no room, and no memory could hold it.
+    "endless": lambda path, elsewhere: (path.touch(), os.truncate(path, 1 << 40)),
+}
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs links and pipes")
-@pytest.mark.parametrize("kind", ["pipe", "link", "folder", "endless"])
+@pytest.mark.parametrize("kind", PLACED)
 def test_what_is_no_plain_file_is_not_read(tmp_path: Path, kind: str) -> None:
     path = kept(tmp_path / "cache")
     elsewhere = tmp_path / "elsewhere"
     path.rename(elsewhere)
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "link":
-        path.symlink_to(elsewhere)
-    else:
-        path.touch()
-        os.truncate(path, 1 << 40)  # sparse: takes no room, and no memory could hold it
+    PLACED[kind](path, elsewhere)
     cache = ConditioningCache(tmp_path / "cache")
     assert cache.get(KEY) is None
     cache.put(KEY, entry(5), 1.0)
-    hit = ConditioningCache(tmp_path / "cache").get(KEY)
-    assert hit is not None and same(hit.encoded, entry(5))
+    assert_hit(ConditioningCache(tmp_path / "cache"), entry(5))
     assert elsewhere.is_file()
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from i2v_tensorrt.common.errors import InputError
 from i2v_tensorrt.pipeline.decode import BYTES_PER_PIXEL, chunk_size, decode
 
+from ...helpers.toys import raising
+
 FRAMES = 7
 
 
@@ -22,14 +24,21 @@ def paint(part: torch.Tensor) -> torch.Tensor:
     return part[:, :3].repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
 
 
-def short_of_memory_above(most: int, seen: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    def run(part: torch.Tensor) -> torch.Tensor:
-        seen.append(len(part))
-        if len(part) > most:
+def whole() -> torch.Tensor:
+    return (paint(latents()) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+
+
+class Decoder:
+    """Remembers how many frames it was given, call after call; runs out of memory where it is told to."""
+
+    def __init__(self, is_short: Callable[[int, int], bool] = lambda call, frames: False) -> None:
+        self.sizes, self._is_short = list[int](), is_short
+
+    def __call__(self, part: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(part))
+        if self._is_short(len(self.sizes), len(part)):
             raise torch.cuda.OutOfMemoryError("injected")
         return paint(part)
-
-    return run
 
 
 def quiet(done: int, total: int) -> None:
@@ -40,108 +49,76 @@ def quiet(done: int, total: int) -> None:
 def test_chunks_equal_the_whole(chunk: int) -> None:
     told: list[tuple[int, int]] = []
     frames = decode(latents(), paint, chunk, lambda *step: told.append(step))
-    expected = (paint(latents()) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
     assert frames.shape == (FRAMES, 16, 24, 3) and frames.dtype == torch.float32
-    assert torch.equal(frames, expected)
+    assert torch.equal(frames, whole())
     assert told == [(min(done, FRAMES), FRAMES) for done in range(chunk, FRAMES + chunk, chunk)]
 
 
 def test_half_precision_images_become_float32() -> None:
     frames = decode(latents(), lambda part: paint(part).half(), 2, quiet)
     assert frames.dtype == torch.float32
-    assert torch.allclose(frames, decode(latents(), paint, 2, quiet), atol=1e-3)
+    assert torch.allclose(frames, whole(), atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("chunk", "most", "sizes"),
-    [(FRAMES, 3, [7, 3, 3, 1]), (6, 1, [6, 3, 1, 1, 1, 1, 1, 1, 1]), (3, 2, [3, 1, 1, 1, 1, 1, 1, 1])],
+    ("chunk", "is_short", "sizes"),
+    [
+        (FRAMES, lambda call, frames: frames > 3, [7, 3, 3, 1]),
+        (6, lambda call, frames: frames > 1, [6, 3, 1, 1, 1, 1, 1, 1, 1]),
+        (3, lambda call, frames: frames > 2, [3, 1, 1, 1, 1, 1, 1, 1]),
+        (4, lambda call, frames: call == 2, [4, 3, 2, 1]),
+    ],
 )
-def test_out_of_memory_halves_the_chunk_and_loses_nothing(chunk: int, most: int, sizes: list[int]) -> None:
-    seen: list[int] = []
-    frames = decode(latents(), short_of_memory_above(most, seen), chunk, quiet)
-    assert seen == sizes
-    assert torch.equal(frames, decode(latents(), paint, FRAMES, quiet))
-
-
-def test_out_of_memory_midway_keeps_what_is_done() -> None:
-    calls: list[int] = []
-
-    def run(part: torch.Tensor) -> torch.Tensor:
-        calls.append(len(part))
-        if len(calls) == 2:
-            raise torch.cuda.OutOfMemoryError("injected")
-        return paint(part)
-
-    frames = decode(latents(), run, 4, quiet)
-    assert calls == [4, 3, 2, 1]
-    assert torch.equal(frames, decode(latents(), paint, FRAMES, quiet))
-
-
-def test_out_of_memory_with_one_frame_is_raised() -> None:
-    seen: list[int] = []
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        decode(latents(), short_of_memory_above(0, seen), 4, quiet)
-    assert seen == [4, 2, 1]
+def test_out_of_memory_halves_the_chunk_and_loses_nothing(
+    chunk: int, is_short: Callable[[int, int], bool], sizes: list[int]
+) -> None:
+    """At once or midway: what is done is kept."""
+    decoder = Decoder(is_short)
+    assert torch.equal(decode(latents(), decoder, chunk, quiet), whole())
+    assert decoder.sizes == sizes
 
 
 @pytest.mark.parametrize(("frees", "sizes"), [(1, [FRAMES, FRAMES]), (0, [FRAMES, 3, 3, 1])])
 def test_what_is_freed_at_a_shortage_saves_the_chunk(frees: int, sizes: list[int]) -> None:
-    seen, asked, short = list[int](), list[int](), [True]
-
-    def run(part: torch.Tensor) -> torch.Tensor:
-        seen.append(len(part))
-        if short:
-            short.clear()
-            raise torch.cuda.OutOfMemoryError("injected")
-        return paint(part)
+    decoder, asked = Decoder(lambda call, frames: call == 1), list[int]()
 
     def on_shortage(frames: int) -> bool:
         asked.append(frames)
         return len(asked) <= frees
 
-    found = decode(latents(), run, FRAMES, quiet, on_shortage=on_shortage)
-    assert torch.equal(found, decode(latents(), paint, FRAMES, quiet))
-    assert (seen, asked) == (sizes, [FRAMES])
+    assert torch.equal(decode(latents(), decoder, FRAMES, quiet, on_shortage=on_shortage), whole())
+    assert (decoder.sizes, asked) == (sizes, [FRAMES])
 
 
 def test_one_frame_is_given_up_only_when_nothing_more_is_freed() -> None:
-    asked: list[int] = []
+    decoder, asked = Decoder(lambda *_: True), list[int]()
 
     def on_shortage(frames: int) -> bool:
         asked.append(frames)
         return len(asked) == 2
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        decode(latents(), short_of_memory_above(0, []), 2, quiet, on_shortage=on_shortage)
-    assert asked == [2, 1, 1]
+        decode(latents(), decoder, 2, quiet, on_shortage=on_shortage)
+    assert asked == decoder.sizes == [2, 1, 1]
+    decoder.sizes.clear()
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        decode(latents(), decoder, 4, quiet)
+    assert decoder.sizes == [4, 2, 1]
 
 
-def test_another_failure_is_not_taken_for_a_shortage() -> None:
-    def run(_: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("a bug")
-
+def test_another_failure_is_not_taken_for_a_shortage_and_an_interruption_comes_after_one_chunk() -> None:
     with pytest.raises(RuntimeError, match="a bug"):
-        decode(latents(), run, 4, quiet)
-
-
-def test_interruption_comes_through_after_one_chunk() -> None:
-    seen: list[int] = []
-
-    def stop(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
+        decode(latents(), raising(RuntimeError("a bug")), 4, quiet)
+    decoder = Decoder()
     with pytest.raises(KeyboardInterrupt):
-        decode(latents(), short_of_memory_above(FRAMES, seen), 2, stop)
-    assert seen == [2]
+        decode(latents(), decoder, 2, raising(KeyboardInterrupt()))
+    assert decoder.sizes == [2]
 
 
 @pytest.mark.parametrize("chunk", [0, -1])
 def test_chunk_of_nothing_is_refused(chunk: int) -> None:
-    def run(_: torch.Tensor) -> torch.Tensor:
-        pytest.fail("asked to decode nothing")
-
     with pytest.raises(InputError, match=f"from 1, found {chunk}"):
-        decode(latents(), run, chunk, quiet)
+        decode(latents(), raising(AssertionError("asked to decode nothing")), chunk, quiet)
 
 
 @given(
@@ -175,8 +152,8 @@ def test_any_chunks_under_any_shortage_equal_the_whole(
             raise shortage
         return paint(part)
 
-    whole = decode(given_latents, paint, count, quiet)
-    assert torch.equal(decode(given_latents, run, chunk, quiet), whole)
+    expected = decode(given_latents, paint, count, quiet)
+    assert torch.equal(decode(given_latents, run, chunk, quiet), expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 100])
@@ -189,6 +166,5 @@ def test_a_causal_decoder_is_given_the_first_latent_frame_alone(chunk: int) -> N
 
     frames = decode(latents(), run, chunk, lambda *step: told.append(step), time_factor=4)
     assert sizes[0] == 1 and sum(sizes) == FRAMES and set(sizes[1:-1]) <= {chunk}
-    whole = (paint(latents()) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
-    assert torch.equal(frames, torch.cat([whole[:1], whole[1:].repeat_interleave(4, dim=0)]))
+    assert torch.equal(frames, torch.cat([whole()[:1], whole()[1:].repeat_interleave(4, dim=0)]))
     assert told[0] == (1, 1 + 6 * 4) and told[-1] == (1 + 6 * 4, 1 + 6 * 4)

@@ -21,6 +21,8 @@ from i2v_tensorrt.pipeline.models.checkpoints.file_digests import MOST, Digested
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.tests.conftest import ROOT
 
+from ...helpers.toys import raising
+
 LONG_AGO = 1_000_000_000
 
 
@@ -64,35 +66,34 @@ def test_a_digest_is_over_texts_and_bytes_in_their_order(table: DigestTable, tmp
     assert sum(heard) == 5_000_001
 
 
-def test_what_is_known_is_known_to_later_processes_too(table: DigestTable, tmp_path: Path) -> None:
+def test_what_is_known_is_known_to_later_processes_and_by_links_too(table: DigestTable, tmp_path: Path) -> None:
+    """As in a download's cache, whose links are made anew for every revision."""
     path = old(tmp_path / "weights")
     assert (table.find([path]), later(table).find([path])) == (None, None)
-    digest = table.take([path])
-    assert table.find([path]) == later(table).find([path]) == digest
+    for name in ("one", "other"):
+        (tmp_path / name).symlink_to(path)
+    digest = table.take([tmp_path / "one"])
+    assert [each.find([path]) for each in (table, later(table))] == [digest, digest]
+    assert table.find([tmp_path / "other"]) == digest
     assert table.find(["other", path]) is None
 
 
 def rewritten(path: Path) -> None:
-    path.write_bytes(b"WEIGHTS")
-    os.utime(path, (LONG_AGO, LONG_AGO))
+    old(path, b"WEIGHTS")
 
 
-def replaced(path: Path) -> None:
-    os.replace(old(path.with_name("new"), b"WEIGHTS"), path)
-
-
-def longer(path: Path) -> None:
-    old(path, b"weights!")
-
-
-def touched(path: Path) -> None:
-    os.utime(path, (LONG_AGO, LONG_AGO + 1))
+CHANGES: list[Callable[[Path], object]] = [
+    rewritten,
+    lambda path: os.replace(old(path.with_name("new"), b"WEIGHTS"), path),
+    lambda path: old(path, b"weights!"),
+    lambda path: os.utime(path, (LONG_AGO, LONG_AGO + 1)),
+]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps no time of the last change of a file's entry")
-@pytest.mark.parametrize("change", [rewritten, replaced, longer, touched])
+@pytest.mark.parametrize("change", CHANGES, ids=["rewritten", "replaced", "longer", "touched"])
 def test_a_file_that_may_be_another_is_read_again(
-    table: DigestTable, tmp_path: Path, change: Callable[[Path], None]
+    table: DigestTable, tmp_path: Path, change: Callable[[Path], object]
 ) -> None:
     path = old(tmp_path / "weights")
     table.take([path])
@@ -102,27 +103,17 @@ def test_a_file_that_may_be_another_is_read_again(
     assert table.take([path]) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_file_that_was_just_written_is_not_remembered(table: DigestTable, tmp_path: Path) -> None:
+def test_a_file_that_was_just_written_or_changes_while_it_is_read_is_not_remembered(
+    table: DigestTable, tmp_path: Path
+) -> None:
     """It may change again within the same tick of the file system's clock."""
-    path = tmp_path / "weights"
+    path = tmp_path / "young"
     path.write_bytes(b"weights")
     assert table.take([path]) == hashlib.sha256(b"weights").hexdigest()
     assert table.find([path]) is None
-
-
-def test_a_file_that_changes_while_it_is_read_is_not_remembered(table: DigestTable, tmp_path: Path) -> None:
     path = old(tmp_path / "weights", b"1" * 5_000_000)
     table.take([path], lambda count: rewritten(path))
     assert table.find([path]) is None
-
-
-def test_a_link_stands_for_what_it_leads_to(table: DigestTable, tmp_path: Path) -> None:
-    """As in a download's cache, whose links are made anew for every revision."""
-    blob = old(tmp_path / "blob")
-    for name in ("one", "other"):
-        (tmp_path / name).symlink_to(blob)
-    digest = table.take([tmp_path / "one"])
-    assert table.find([tmp_path / "other"]) == digest
 
 
 @pytest.mark.parametrize(
@@ -175,24 +166,26 @@ def test_a_table_has_a_bound_and_the_oldest_go_first(table: DigestTable, tmp_pat
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a folder that nobody can write to")
-def test_a_disk_that_refuses_is_no_reason_to_stop(tmp_path: Path) -> None:
+def test_a_disk_that_refuses_is_no_reason_to_stop_and_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     table, path = DigestTable(), old(tmp_path / "weights")
     table.keep_in(Path("/proc/nowhere/digests.json"))
     assert table.take([path]) == table.find([path])
-
-
-def test_a_file_that_cannot_be_read_is_told(table: DigestTable, tmp_path: Path) -> None:
     for ask in (table.find, table.take):
-        with pytest.raises(CheckpointError, match="weights cannot be read: "):
-            ask([tmp_path / "weights"])
+        with pytest.raises(CheckpointError, match="gone cannot be read: "):
+            ask([tmp_path / "gone"])
 
 
 # Several at a time.
 
 
+@pytest.fixture
+def no_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_digests, "TABLE", DigestTable())
+
+
+@pytest.mark.usefixtures("no_digests")
 def test_digests_are_taken_of_several_with_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block waits until the report was heard, so that it is heard while files are read."""
-    monkeypatch.setattr(file_digests, "TABLE", DigestTable())
     things = [Thing("a", old(tmp_path / f"{number}", bytes([number]) * 9_000_000)) for number in range(6)]
     heard, go = list[float](), threading.Event()
     add = file_digests._add_file
@@ -214,29 +207,23 @@ def test_digests_are_taken_of_several_with_what_is_done(tmp_path: Path, monkeypa
         assert thing.sha256 == hashlib.sha256(b"a" + bytes([number]) * 9_000_000).hexdigest()
 
 
+@pytest.mark.usefixtures("no_digests")
 def test_who_interrupts_is_heard_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files here have no end."""
-    monkeypatch.setattr(file_digests, "TABLE", DigestTable())
     path = old(tmp_path / "weights")
 
     def endless(sha: object, path: Path, tell: Callable[[int], None]) -> None:
         while True:
             tell(1)
 
-    class StopError(Exception):
-        pass
-
-    def stop(done: float) -> None:
-        raise StopError
-
     monkeypatch.setattr(file_digests, "_add_file", endless)
-    with pytest.raises(StopError):
-        take_digests([Thing(path), Thing("other", path)], stop)
+    with pytest.raises(KeyboardInterrupt):
+        take_digests([Thing(path), Thing("other", path)], raising(KeyboardInterrupt()))
     assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
 
 
-def test_a_file_that_is_gone_ends_the_others_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_digests, "TABLE", DigestTable())
+@pytest.mark.usefixtures("no_digests")
+def test_a_file_that_is_gone_ends_the_others_too(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="gone cannot be read"):
         take_digests([Thing(old(tmp_path / "there")), Thing(tmp_path / "gone")], lambda done: None)
 

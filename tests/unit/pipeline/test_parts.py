@@ -2,7 +2,7 @@
 
 import gc
 import json
-import shutil
+import re
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,55 +13,25 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from i2v_tensorrt.common.errors import CheckpointError
+from i2v_tensorrt.common.spec import PRECISIONS
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.request import ClipRequest
 
+from ...helpers.refusals import refused
+from .conftest import WEIGHTS, edit_json, sharded
+
 Tensors = dict[str, torch.Tensor]
-STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "image_encoder": "model",
-}
 ONE_OF_EACH_LIBRARY = ("vae", "text_encoder")
-
-
-@pytest.fixture
-def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
-    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
-
-
-def weights_of(folder: Path, part: str) -> Path:
-    return folder / part / f"{STEMS[part]}.safetensors"
 
 
 def change_tensors(path: Path, change: Callable[[Tensors], Tensors], to: Path | None = None) -> None:
     save_file(change(load_file(path)), to or path, {"format": "pt"})
 
 
-def change_config(folder: Path, part: str, **changes: object) -> None:
-    path = folder / part / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
 def marked(value: float, dtype: torch.dtype) -> Callable[[Tensors], Tensors]:
     """Every weight the same, to tell where they were read."""
     return lambda tensors: {name: torch.full_like(tensor, value, dtype=dtype) for name, tensor in tensors.items()}
-
-
-def split(path: Path, variant: str) -> None:
-    """The same weights in two files and an index."""
-    tensors, suffix = load_file(path), f".{variant}" if variant else ""
-    path.unlink()
-    stem, weight_map = path.name.removesuffix(".safetensors"), {}
-    for number, names in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), start=1):
-        shard = f"{stem}{suffix}-{number:05}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in names}, path.with_name(shard), {"format": "pt"})
-        weight_map |= dict.fromkeys(names, shard)
-    index = path.with_name(f"{stem}.safetensors.index{suffix}.json")
-    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
 
 
 def values(network: torch.nn.Module) -> set[float]:
@@ -84,26 +54,34 @@ def values(network: torch.nn.Module) -> set[float]:
 def test_precision_chooses_the_variant(
     folder: Path, part: str, stored: tuple[str, ...], precision: str, value: float
 ) -> None:
-    whole = weights_of(folder, part)
+    whole = folder / WEIGHTS[part]
     change_tensors(whole, marked(0.5, torch.float16), whole.with_suffix(".fp16.safetensors"))
     change_tensors(whole, marked(0.25, torch.float32))
     for variant in {"", "fp16"}.difference(stored):
         (whole.with_suffix(".fp16.safetensors") if variant else whole).unlink()
-    network = I2VGenXL.open(folder).part(part, precision)
+    model = I2VGenXL.open(folder)
+    assert model.checkpoint.parts[part].variant_for(precision) == ("fp16" if value == 0.5 else None)
+    network = model.part(part, precision)
     assert values(network) == {value}
-    assert {tensor.dtype for tensor in network.parameters()} == {
-        {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    }
+    assert {tensor.dtype for tensor in network.parameters()} == {getattr(torch, PRECISIONS[precision])}
+
+
+def assert_same_weights(folder: Path, other: Path, part: str) -> None:
+    found, expected = (I2VGenXL.open(each).part(part, "fp32").state_dict() for each in (folder, other))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("variant", ["", "fp16"])
-@pytest.mark.parametrize("part", ONE_OF_EACH_LIBRARY)
-def test_shards_load_as_the_whole_does(tiny_folder: Path, folder: Path, part: str, variant: str) -> None:
-    split(weights_of(folder, part), variant)
-    expected = I2VGenXL.open(tiny_folder).part(part, "fp32").state_dict()
-    found = I2VGenXL.open(folder).part(part, "fp32").state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_shards_are_found_through_their_index_and_load_as_the_whole_does(
+    tiny_folder: Path, folder: Path, part: str, variant: str
+) -> None:
+    index = sharded(folder, part, variant)
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    weights = open_model(folder).checkpoint.parts[part].weights
+    assert weights == {variant: tuple(folder / part / name for name in names)}
+    assert_same_weights(folder, tiny_folder, part)
 
 
 def without_last(tensors: Tensors) -> Tensors:
@@ -123,11 +101,11 @@ def with_other_shape(tensors: Tensors) -> Tensors:
     ("change", "word"),
     [(without_last, "missing"), (with_more, "nobody.asked.for_this"), (with_other_shape, "mismatched")],
 )
-@pytest.mark.parametrize("part", STEMS)
+@pytest.mark.parametrize("part", WEIGHTS)
 def test_weights_that_do_not_fit_are_refused(
     folder: Path, part: str, change: Callable[[Tensors], Tensors], word: str
 ) -> None:
-    change_tensors(weights_of(folder, part), change)
+    change_tensors(folder / WEIGHTS[part], change)
     assert_refused(folder, part, word)
 
 
@@ -153,16 +131,15 @@ def test_weights_that_do_not_fit_are_refused(
     ids=str,
 )
 def test_configuration_that_does_not_fit_is_refused(folder: Path, part: str, changes: dict[str, object]) -> None:
-    change_config(folder, part, **changes)
+    edit_json(folder / part / "config.json", **changes)
     assert_refused(folder, part, "config")
 
 
 def assert_refused(folder: Path, part: str, word: str) -> None:
     model = I2VGenXL.open(folder)
-    with pytest.raises(CheckpointError, match=word) as error:
+    with refused(CheckpointError, word, 500) as error:
         model.part(part, "fp32")
-    text = str(error.value)
-    assert str(folder / part) in text and text.endswith(".") and "\n" not in text and len(text) < 500
+    assert str(folder / part) in str(error.value)
 
 
 def as_transformers_4_names(tensors: Tensors) -> Tensors:
@@ -185,17 +162,16 @@ def as_diffusers_before_0_17_names(tensors: Tensors) -> Tensors:
 def test_weights_under_the_names_of_older_versions(
     tiny_folder: Path, folder: Path, part: str, rename: Callable[[Tensors], Tensors]
 ) -> None:
-    before = set(load_file(weights_of(folder, part)))
-    change_tensors(weights_of(folder, part), rename)
-    assert set(load_file(weights_of(folder, part))) != before
-    expected = I2VGenXL.open(tiny_folder).part(part, "fp32").state_dict()
-    found = I2VGenXL.open(folder).part(part, "fp32").state_dict()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    weights = folder / WEIGHTS[part]
+    before = set(load_file(weights))
+    change_tensors(weights, rename)
+    assert set(load_file(weights)) != before
+    assert_same_weights(folder, tiny_folder, part)
 
 
 def test_loading_draws_no_bars(tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = I2VGenXL.open(tiny_folder)
-    for part in STEMS:
+    for part in WEIGHTS:
         model.part(part, "fp32")
     assert capfd.readouterr() == ("", "")
 
@@ -249,10 +225,8 @@ def test_tokenizer_that_cannot_serve_is_refused(folder: Path, damage: Callable[[
         assert component != "text_encoder"
         return {"image_embeds": torch.zeros(1, 32), "latents": torch.zeros(1, 4, 8, 8)}
 
-    with pytest.raises(CheckpointError) as error:
+    with refused(CheckpointError, re.escape(str(folder / "tokenizer")), 600):
         I2VGenXL.open(folder).encode(request, run, lambda *_: None)
-    text = str(error.value)
-    assert str(folder / "tokenizer") in text and text.endswith(".") and "\n" not in text
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

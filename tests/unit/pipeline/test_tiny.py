@@ -2,34 +2,38 @@
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from i2v_tensorrt.common.errors import StorageError
 from i2v_tensorrt.pipeline.dummies import i2vgen_xl
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import TinySizes, byte_vocabulary, write_tiny_checkpoint
+from i2v_tensorrt.pipeline.dummies.svd import write_tiny_svd
 from i2v_tensorrt.pipeline.dummies.wan import KINDS, write_tiny_wan
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
 
-
-def interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+from ...helpers.refusals import refused
+from ...helpers.toys import contents, raising
 
 
-def test_the_same_seed_gives_the_same_files_and_leaves_the_random_state(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["i2vgen_xl", "svd", *KINDS])
+def test_the_same_seed_gives_the_same_files_and_leaves_the_random_state(
+    tiny_folder: Path, tiny_svd_folder: Path, tiny_wan: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    own = {"i2vgen_xl": (write_tiny_checkpoint, tiny_folder), "svd": (write_tiny_svd, tiny_svd_folder)}
+    write, folder = own[kind] if kind in own else (partial(write_tiny_wan, kind=kind), tiny_wan(kind))
     state = torch.random.get_rng_state()
-    assert contents(write_tiny_checkpoint(tmp_path / "again")) == contents(tiny_folder)
+    assert contents(write(tmp_path / "again")) == contents(folder)
     assert torch.equal(torch.random.get_rng_state(), state)
-    other = contents(write_tiny_checkpoint(tmp_path / "other", seed=1))
-    same = {name for name, data in contents(tiny_folder).items() if other[name] == data}
-    assert all((name not in same) == name.endswith(".safetensors") for name in other)
+    first, other = contents(folder), contents(write(tmp_path / "other", seed=1))
+    drawn = {name for name in first if name.endswith(".safetensors")}
+    drawn |= {"vae/config.json"} if kind == "ti2v" else set()  # with means of its latents
+    assert {name for name in first if first[name] != other[name]} == drawn
 
 
 def test_it_is_small_and_no_layer_sleeps(tiny_folder: Path) -> None:
@@ -68,27 +72,21 @@ def test_every_byte_has_a_token(tiny_folder: Path, text: str) -> None:
 def test_a_full_disk_is_told_and_nothing_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise failure
-
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(StorageError, match="could not be written") as error:
-        write_tiny_checkpoint(tmp_path / "tiny")
-    text = str(error.value)
-    assert "No space left" in text and text.endswith(".") and "\n" not in text
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(i2vgen_xl, "write_vision", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr("safetensors.torch.save_file", raising(failure))
+    with refused(StorageError, "could not be written.*No space left"):
         write_tiny_checkpoint(tmp_path / "tiny")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_stood_in_the_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_nothing_but_what_stood_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(i2vgen_xl, "write_vision", raising(KeyboardInterrupt()))
+        write_tiny_checkpoint(tmp_path / "tiny")
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "notes.txt").write_text("mine")
-    monkeypatch.setattr(i2vgen_xl, "_write_diffusion", interrupt)
+    monkeypatch.setattr(i2vgen_xl, "_write_diffusion", raising(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         write_tiny_checkpoint(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -101,12 +99,7 @@ def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tiny_wan_is_the_same_for_the_same_seed_and_no_norm_sleeps(
-    tiny_wan: Callable[[str], Path], tmp_path: Path, kind: str
-) -> None:
-    from safetensors.torch import load_file
-
-    assert contents(write_tiny_wan(tmp_path / "again", kind)) == contents(tiny_wan(kind))
+def test_no_norm_of_a_tiny_wan_sleeps(tiny_wan: Callable[[str], Path], kind: str) -> None:
     for path in tiny_wan(kind).rglob("*.safetensors"):
         asleep = [name for name, value in load_file(path).items() if value.numel() > 1 and value.min() == value.max()]
         assert path.parent.name == "image_encoder" or asleep == []

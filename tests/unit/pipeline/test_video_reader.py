@@ -10,6 +10,8 @@ import torch
 from i2v_tensorrt.common.errors import StorageError
 from i2v_tensorrt.pipeline.media.reader import read_video
 
+from ...helpers.refusals import refused
+
 
 def write_lossless(path: Path, frames: torch.Tensor) -> None:
     """An ffv1 file of uint8 frames [frames, height, width, 3]."""
@@ -32,9 +34,13 @@ def write_silence(path: Path) -> None:
         container.mux(stream.encode(frame))
 
 
+def random(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("shape", [(1, 16, 16, 3), (5, 18, 33, 3)])
 def test_frames_come_back(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frames = random(shape)
     write_lossless(tmp_path / "clip.mkv", frames)
     found = read_video(tmp_path / "clip.mkv")
     assert found.dtype == torch.float32
@@ -56,14 +62,13 @@ def test_frames_come_back(tmp_path: Path, shape: tuple[int, ...]) -> None:
 def test_what_is_no_video_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
     path = tmp_path / "clip.mkv"
     make(path)
-    with pytest.raises(StorageError) as error:
+    with refused(StorageError) as error:
         read_video(path)
-    text = str(error.value)
-    assert text.count(str(path)) == 1 and text.endswith(".") and "\n" not in text
+    assert str(error.value).count(str(path)) == 1
 
 
 def test_a_cut_file_gives_its_first_frames_unharmed(tmp_path: Path) -> None:
-    frames = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frames = random((6, 64, 64, 3))
     write_lossless(tmp_path / "clip.mkv", frames)
     whole = (tmp_path / "clip.mkv").read_bytes()
     (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])

@@ -1,6 +1,5 @@
 """Wan: its transformers are diffusers', at the published sizes too; which folders it takes; what its clips measure."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,14 +24,12 @@ from i2v_tensorrt.pipeline.models.wan.model import Wan21
 from i2v_tensorrt.pipeline.models.wan.wan22 import WanA14B, WanTI2V
 from i2v_tensorrt.pipeline.request import ClipRequest
 
+from .conftest import edit_json
+
 Folder = Callable[[str], Path]
 CLASSES = {"wan21": Wan21, "a14b": WanA14B, "ti2v": WanTI2V}
+CONFIG = "transformer/config.json"
 REQUEST = ClipRequest(Image.new("RGB", (90, 60), "teal"), "a boat", "", 64, 64, 5, 16)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_index_tells_which_wan_it_is(tiny_wan: Folder, kind: str) -> None:
-    assert type(open_model(tiny_wan(kind))) is CLASSES[kind]
 
 
 # The denoiser.
@@ -126,8 +123,7 @@ def test_what_the_library_keeps_in_full_precision_stays_so(tiny_wan: Folder, pre
 def edited(folder: Path, to: Path, file: str, **changes: Any) -> Path:
     """A copy of a checkpoint with other settings in one of its JSON files."""
     shutil.copytree(folder, to)
-    path = to / file
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
+    edit_json(to / file, **changes)
     return to
 
 
@@ -140,12 +136,12 @@ def edited(folder: Path, to: Path, file: str, **changes: Any) -> Path:
         ("a14b", "model_index.json", {"transformer_2": [None, None]}, "expected image_encoder to be CLIPVisionModel"),
         ("wan21", "vae/config.json", {"z_dim": 12}, "expected z_dim, latents_mean and latents_std of 16"),
         ("wan21", "vae/config.json", {"latents_std": [1.0]}, "latents_std of 16, found"),
-        ("wan21", "transformer/config.json", {"in_channels": 16}, "expected in_channels 36 and out_channels 16"),
+        ("wan21", CONFIG, {"in_channels": 16}, "expected in_channels 36 and out_channels 16"),
         ("a14b", "transformer_2/config.json", {"in_channels": 16}, "expected in_channels 36 and out_channels 16"),
-        ("wan21", "transformer/config.json", {"num_layers": 3}, "to fit the weights, found 32 missing"),
-        ("wan21", "transformer/config.json", {"num_layers": 1}, "unexpected, such as blocks.1"),
-        ("wan21", "transformer/config.json", {"ffn_dim": 5}, "to fit the weights, found: "),
-        ("wan21", "transformer/config.json", {"patch_size": [2, 2, 2]}, "to fit the weights, found: "),
+        ("wan21", CONFIG, {"num_layers": 3}, "to fit the weights, found 32 missing"),
+        ("wan21", CONFIG, {"num_layers": 1}, "unexpected, such as blocks.1"),
+        ("wan21", CONFIG, {"ffn_dim": 5}, "to fit the weights, found: "),
+        ("wan21", CONFIG, {"patch_size": [2, 2, 2]}, "to fit the weights, found: "),
     ],
     ids=str,
 )
@@ -158,31 +154,29 @@ def test_a_folder_that_does_not_fit_is_refused(
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["T5TokenizerFast", "T5Tokenizer"])
-def test_the_pipeline_with_a_picture_may_have_saved_ti2v(tiny_wan: Folder, tmp_path: Path, name: str) -> None:
-    changes = {"_class_name": "WanImageToVideoPipeline", "tokenizer": ["transformers", name]}
-    assert isinstance(open_model(edited(tiny_wan("ti2v"), tmp_path / "saved", "model_index.json", **changes)), WanTI2V)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_index_tells_which_wan_it_is(tiny_wan: Folder, tmp_path: Path, kind: str) -> None:
+    """The pipeline with a picture may have saved TI2V too."""
+    assert type(open_model(tiny_wan(kind))) is CLASSES[kind]
+    for name in ("T5TokenizerFast", "T5Tokenizer") if kind == "ti2v" else ():
+        changes = {"_class_name": "WanImageToVideoPipeline", "tokenizer": ["transformers", name]}
+        saved = edited(tiny_wan(kind), tmp_path / name, "model_index.json", **changes)
+        assert isinstance(open_model(saved), WanTI2V)
 
 
 # Requests.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_key_knows_what_counts(tiny_wan: Folder, kind: str) -> None:
-    model = open_model(tiny_wan(kind))
+def test_the_key_knows_what_counts(tiny_wan: Folder, tmp_path: Path, kind: str) -> None:
+    """What was distilled or merged into a transformer has the encodings of the checkpoint that it comes from."""
+    model, distilled = open_model(tiny_wan(kind)), edited(tiny_wan(kind), tmp_path / kind, CONFIG, note="distilled")
     base = conditioning_key(model, REQUEST, "fp32")
+    assert conditioning_key(open_model(distilled), REQUEST, "fp32") == base
     for change in ({"fps": 24}, {"motion_bucket_id": 3}):
         assert conditioning_key(model, replace(REQUEST, **change), "fp32") == base
     for change in ({"prompt": "a kite"}, {"negative_prompt": "dull"}, {"num_frames": 9}, {"width": 96}):
         assert conditioning_key(model, replace(REQUEST, **change), "fp32") != base
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_another_transformer_does_not_ask_for_another_encoding(tiny_wan: Folder, tmp_path: Path, kind: str) -> None:
-    """What was distilled or merged into it has the encodings of the checkpoint that it comes from."""
-    folder = edited(tiny_wan(kind), tmp_path / kind, "transformer/config.json", note="distilled")
-    keys = {conditioning_key(open_model(each), REQUEST, "fp32") for each in (folder, tiny_wan(kind))}
-    assert len(keys) == 1
 
 
 def test_the_experts_share_the_clip_at_the_boundary(tiny_wan: Folder) -> None:
