@@ -201,7 +201,7 @@ def write_byte_tokenizer(folder: Path) -> None:
 
 
 def write_feature_extractor(folder: Path, side: int, part: str = "feature_extractor") -> None:
-    """What makes a picture CLIP's, for pictures of `side` pixels."""
+    """Writes the configuration of CLIP's image processor, for pictures of `side` pixels."""
     settings = {
         "image_processor_type": "CLIPImageProcessor",
         "crop_size": {"height": side, "width": side},

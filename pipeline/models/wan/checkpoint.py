@@ -1,4 +1,4 @@
-"""What a checkpoint of Wan holds: its parts, how they must fit together, its networks and their sizes."""
+"""Content of a checkpoint of Wan: its parts, the checks that they fit together, its networks and their sizes."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class WanCheckpoint(DiffusersFamily):
         return Network(part, DenoiserNetwork, inputs, (TensorSpec("prediction", volume),), ("batch", "frames", *PLANE))
 
     def picture_inputs(self) -> tuple[TensorSpec, ...]:
-        """What of the picture the denoiser takes beside the sample."""
+        """Inputs of the denoiser that come from the picture, beside the sample."""
         return (TensorSpec("condition", ("batch", self.condition_channels, "frames", *PLANE), scope=Scope.CLIP),)
 
     @property
