@@ -18,15 +18,15 @@ from ..engines.messages import precision
 from .table import Table
 
 KEY_CHARS = 12
-"""How much of a key is shown, and enough to name an engine by."""
+"""Number of a key's digits that are shown, enough to name an engine by."""
 LEAST_CHARS = 8
-"""How much of a key names an engine that is to be removed."""
+"""Least number of a key's digits that names an engine to remove."""
 _START = re.compile(r"[0-9a-f]{1,64}")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """An engine whose files were compared with their digests; `error` is the sentence on what is wrong."""
+    """An engine whose files were compared with their digests; `error` is the sentence on the damage."""
 
     plan: Plan
     error: str = ""
@@ -77,7 +77,7 @@ def one(start: str, store: EngineStore) -> Plan:
 
 
 def check_start(start: str) -> str:
-    """The text as the beginning of a key, or nothing; raises InputError for what cannot be one."""
+    """The text as the beginning of a key, or nothing; raises InputError for a text that cannot be one."""
     if start and not _START.fullmatch(start):
         raise InputError(f"An engine is named by digits of its key, 0 to 9 and a to f, found {start[:80]!r}.")
     return start
@@ -105,7 +105,7 @@ def stale(store: EngineStore, device: torch.device) -> list[Plan]:
 
 
 def engine_table(checked: Sequence[Checked], state: str) -> Table:
-    """Engines in rows, the damaged ones with what is wrong in place of `state`."""
+    """Engines in rows, the damaged ones with their error in place of `state`."""
     rows = [
         (
             each.plan.manifest.key[:KEY_CHARS],
