@@ -1,4 +1,4 @@
-"""How a clip moves, measured from its frames alone, and how good its frames are.
+"""Motion of a clip, measured from its frames alone, and quality of its frames.
 
 Motion is found by aligning each frame with the next (Lucas-Kanade with shift, scale and rotation, coarse
 to fine, robustly weighted) over the whole view or over a named shape's disc, which moves along.
@@ -141,7 +141,7 @@ def bounces(steps: Tensor) -> bool:
 
 
 def carried_back(first: Tensor, second: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
-    """How far `second`, carried back along a pose (B, 4) of the view, is from `first` (B, 3, H, W).
+    """Difference of `second`, carried back along a pose (B, 4) of the view, from `first` (B, 3, H, W).
 
     Returns the difference (B, 3, H, W) and where both are seen (B, 1, H, W).
     """
