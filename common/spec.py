@@ -157,7 +157,7 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class Target:
-    """Where an engine was built to run: anything here that changes makes another engine."""
+    """Target that an engine was built for: any other value makes another engine."""
 
     backend: str
     backend_version: str
