@@ -100,7 +100,7 @@ class ConditioningCache:
                 log.warning("A damaged %s entry is made again (%s: %s).", self._what, path.name[:16], error)
                 _remove(path)
                 continue
-            with suppress(OSError):  # a folder that may only be read serves, and does not learn what was used
+            with suppress(OSError):  # a read-only folder works, without times of use
                 os.utime(path)
             return found
         return None

@@ -73,7 +73,7 @@ def is_flow(config: Mapping[str, Any]) -> bool:
 def make_scheduler(settings: SamplerSettings, config: Mapping[str, Any]) -> Any:
     """The diffusers scheduler of that name over the checkpoint's published configuration.
 
-    Raises CheckpointError when diffusers can make nothing of the configuration, InputError for a scheduler or a
+    Raises CheckpointError when diffusers cannot read the configuration, InputError for a scheduler or a
     shift that does not go with it.
     """
     import diffusers
@@ -86,7 +86,7 @@ def make_scheduler(settings: SamplerSettings, config: Mapping[str, Any]) -> Any:
     try:
         scheduler = cls.from_config(used, **extra)
         set_timesteps(scheduler, settings.steps)
-    except Exception as error:  # diffusers raises whatever a senseless configuration leads to
+    except Exception as error:  # diffusers raises any error for a senseless configuration
         reason = str(error).rstrip(".")
         raise CheckpointError(f"Expected scheduler_config.json to make a {class_name}, found: {reason}.") from error
     return scheduler

@@ -147,7 +147,7 @@ def added(x: torch.Tensor, other: torch.Tensor | None, bias: torch.Tensor, on: O
 
 
 def joined(one: Activation, two: Activation) -> Activation:
-    """Two signals side by side along their channels; a single batch item stands for all of the other's."""
+    """Two signals side by side along their channels; a single batch item is repeated for all of the other's."""
     batch = max(one.x.shape[0], two.x.shape[0])
     x = torch.cat([part.x.expand(batch, *part.x.shape[1:]) for part in (one, two)], -1)
     if one.moments is None or two.moments is None:

@@ -32,7 +32,7 @@ ENCODER_SCRATCH_BYTES = 64 * 1536
 """Of the picture VAE's encoder, for each latent place: measured on an H200 from 256x256 to 2048x2048."""
 SMALL_SCRATCH_BYTES = 64 << 20
 CONDITIONER_SCRATCH_BYTES = 220
-"""For each latent place of each frame and branch: measured on an H200 with I2VGen-XL's, whose attention sees all."""
+"""Scratch bytes for each latent place, frame and branch: measured on an H200 with I2VGen-XL's, of full attention."""
 EAGER = "eager"
 
 

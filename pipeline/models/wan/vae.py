@@ -200,7 +200,7 @@ def _sizes(config: str) -> _Sizes:
             z, factor = vae.config.z_dim, 2 ** (LEVELS - 1) * (vae.config.patch_size or 1)
             _, *decoder = DecoderFirst(vae)(torch.empty(1, z, 1, 1))
             features, *encoder = EncoderFirst(vae)(torch.empty(1, 3, factor, factor))
-    except Exception as error:  # the library raises whatever a senseless configuration leads to
+    except Exception as error:  # the library raises any error for a senseless configuration
         found = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(f"Expected the configuration of Wan's VAE, found: {found}") from error
     channels = (tuple(cache.shape[1] for cache in caches) for caches in (encoder, decoder))
