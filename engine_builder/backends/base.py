@@ -78,7 +78,7 @@ class Runner(ABC):
         """Runs on inputs of the declared dtypes on the runner's device."""
 
     def _goes_without_graph(self, error: Exception) -> None:
-        """Tells the user that no CUDA graph could be captured: none is ever needed, the direct call has worked."""
+        """Warns the user that no CUDA graph could be captured: none is ever needed, the direct call has worked."""
         self.warning = f"{self.spec.network.component} runs without a CUDA graph, which is slower: {in_a_line(error)}."
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -170,7 +170,7 @@ class Backend(ABC):
 
     @abstractmethod
     def availability(self, device: torch.device) -> Availability:
-        """Whether this backend's library is here and serves the device."""
+        """Availability of this backend: its library is here and serves the device, or the reason why not."""
 
     @abstractmethod
     def target(self, device: torch.device) -> Target:

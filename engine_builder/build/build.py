@@ -39,12 +39,12 @@ MEMORY_PER_QUANTIZED_WEIGHT = 10.0
 """The same where ModelOpt takes scales, with weights in fp32: 2.5 GiB for 0.21, 8.9 GiB for 0.83."""
 DISK_PER_WEIGHT = 1.2
 CORES_PER_BUILD = 3
-"""Of a build with a GPU: one for Python, the others for the compilers that it starts."""
+"""Cores of a build with a GPU: one for Python, the others for the compilers that it starts."""
 MAX_PARTS = 4
 LEAST_PARTED_BYTES = 1 << 23
 """Weights of a network that is worth more than one process: the bundled model's core has nearly twice as many."""
 CORES_PER_PART = 4
-"""Of a machine for each part in which a network is compiled: other networks are compiled beside it."""
+"""Cores of a machine for each part of a network: other networks are compiled beside it."""
 BUILDERS_ON_CPU = 2
 """Builds at a time on a machine without a GPU: each is one thread of Python."""
 BASE_DEVICE_BYTES = 1 << 29

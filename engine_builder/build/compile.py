@@ -95,7 +95,7 @@ def compile_engine(
 
 
 def _fp32_fallback(request: BuildRequest, network: torch.nn.Module, report: Report) -> tuple[str, ...]:
-    """Where fp16 is too small for these weights; an engine that serves any weights cannot know."""
+    """Modules cast to fp32, for fp16 is too small for these weights; none for an engine that serves any weights."""
     if request.spec.precision != "fp16" or not request.backend.holds_weights:
         return ()
     from ..graph.fp32_fallback import with_fp32_fallback

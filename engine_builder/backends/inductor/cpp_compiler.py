@@ -1,7 +1,7 @@
 """Finds a C++ compiler whose output the PyTorch at hand can load.
 
-Not every compiler that compiles will do: where one of another version comes first in the path, loading
-what it made can end the process. So the one to be used is tried out, in a child, before it is trusted.
+Not every compiler that compiles works: where one of another version comes first in the path, loading
+its output can end the process. So the compiler is tried out, in a child, before it is used.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def proof_begun(device: str) -> Future[str]:
 
 
 def _proved(path: str, version: str, device: str, verdict: Path) -> str | None:
-    """Why this compiler will not do, None when it does; of several processes one tries it out."""
+    """Reason why this compiler does not work, None when it does; of several processes one tries it out."""
     from filelock import FileLock
 
     if verdict.exists():
@@ -122,7 +122,7 @@ def _verdict(path: str, version: str, device: str) -> Path:
 
 @cache
 def _flaw(path: str, version: str, device: str) -> str | None:
-    """Why this compiler's output does not run here; None when it does."""
+    """Reason why this compiler's output does not run here; None when it does."""
     with tempfile.TemporaryDirectory(prefix="i2v-compiler-") as folder:
         # Our own interpreter, our own file, and the path of a compiler that this user can start.
         command = [sys.executable, str(PROOF), path, device, folder]

@@ -47,7 +47,7 @@ def cut(program: Any, part: Part) -> Cut | None:
 
 
 def _bounds(nodes: Sequence[Any], outputs: Sequence[str], count: int) -> list[int] | None:
-    """Where each part begins, and the end; each cut where the fewest values cross, near its even place."""
+    """Starts of the parts, and the end; each cut is where the fewest values cross, near its even place."""
     changing = _changing(nodes)
     alive = [None if place in changing else count for place, count in enumerate(_crossing(nodes, set(outputs)))]
     length = len(nodes) // count

@@ -97,7 +97,7 @@ class InductorRunner(Runner):
         network = self._module
         to_device(network, self.device)  # before its engine, which may call operators that come with it
         package = open_parts(self._plan, self.spec.network, self.device)
-        # Others may give a parameter another memory: the engine's own reference keeps what it was bound to.
+        # Other code may give a parameter another memory: the engine's own reference keeps the bound memory.
         bound = {name: tensor.detach() for name, tensor in self._laid_out(network, package).items()}
         package.load_constants(bound)
         self._package = package

@@ -67,7 +67,7 @@ def aim(library: Library, config: Any, arch: str) -> bool:
 
 
 def borrow_timing_cache(library: Library, config: Any, kept: bytes | None) -> None:
-    """Has the full library measure no layer twice on this GPU, as far as `kept` goes; RTX measures none in a build."""
+    """Gives the full library the `kept` timing cache, so that no layer is measured twice; RTX measures none."""
     if library.is_rtx:
         return
     for data in (kept, b"") if kept else (b"",):

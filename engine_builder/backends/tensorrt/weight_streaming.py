@@ -39,7 +39,7 @@ def weights_bytes(module: torch.nn.Module) -> int:
 
 
 def needs_streaming(weights: int, gpu: int | None) -> bool:
-    """Whether that many bytes take too much of the GPU that an engine is built for, as far as that is known."""
+    """Whether that many bytes take too much of the GPU that an engine is built for; False for an unknown GPU."""
     return gpu is not None and weights > SHARE * gpu
 
 
