@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MOST_CLIPS = 4
 STEPS = 8
-"""Of each clip: all of the schedule, from noise to picture, in steps as wide as a fast clip's."""
+"""Steps of each clip: all of the schedule, from noise to picture, in steps as wide as a fast clip's."""
 MOST_CALLS = 16
 """Scales hardly change with more, and each is run on the CPU."""
 GUIDANCE_SCALE = 5.0

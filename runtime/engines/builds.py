@@ -157,7 +157,7 @@ class EngineBuilds:
 
     def _task(self, component: str, sizes: Mapping[str, int]) -> Task:
         def task(process: BuildProcess, report: Report) -> None:
-            with suppress(I2VError):  # told when the component is asked for
+            with suppress(I2VError):  # reported when the component is run
                 self.plan(component, sizes, process, report)
 
         return task
@@ -166,7 +166,7 @@ class EngineBuilds:
         """Number of builds that may run at a time."""
         requests = []
         for name in names:
-            with suppress(I2VError):  # told when the component is asked for
+            with suppress(I2VError):  # reported when the component is run
                 requests.append(self._catalog.request(name, sizes))
         return builds_at_once(requests)
 
@@ -174,7 +174,7 @@ class EngineBuilds:
         """Whether a build of an engine for these sizes has failed before, for this set or for another one."""
         if component in self.failures:
             return True
-        with suppress(EngineError):  # told when the component is asked for
+        with suppress(EngineError):  # reported when the component is run
             return FAILED.knows(self._catalog.request(component, sizes))
         return False
 

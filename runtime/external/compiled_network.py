@@ -35,7 +35,7 @@ from .network_call import Call, limits_of, single_output, tensor_specs
 
 NETWORK, PREDICTION = "network", "prediction"
 MAX_KINDS = 8
-"""Kinds of calls that are told apart; a network with more has arguments that change at every call."""
+"""Kinds of calls that are distinguished; a network with more has arguments that change at every call."""
 
 OUT_OF_MEMORY = "The network runs as it is: memory ran out for its engine."
 

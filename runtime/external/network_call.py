@@ -70,7 +70,7 @@ def named_arguments(function: Callable[..., Any], args: Iterable[Any], kwargs: M
 
 
 def read_call(arguments: Mapping[str, Any]) -> Call:
-    """The call with those arguments; raises InputError for one that is neither a tensor nor plain data."""
+    """The call with those arguments; raises InputError for an argument that is neither a tensor nor plain data."""
     tensors: dict[str, torch.Tensor] = {}
     tree = {name: _packed(name, value, tensors) for name, value in arguments.items()}
     if not tensors:

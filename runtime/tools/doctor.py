@@ -25,7 +25,7 @@ CAN, CANNOT, TAKEN, BY_NAME = "can run", "cannot run", "auto takes this", "can r
 
 @dataclass(frozen=True)
 class BackendState:
-    """A backend on this machine: whether it can run, whether `auto` takes it, why, and the line that installs it."""
+    """A backend here: whether it can run, whether `auto` takes it, the reason, and the line that installs it."""
 
     name: str
     usable: bool

@@ -57,7 +57,7 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def chosen(keys: Sequence[str], store: EngineStore) -> list[Plan]:
-    """The engines whose keys begin as given, all if none are; raises EngineError for one that names none."""
+    """The engines whose keys begin with one of `keys`, all for none; raises EngineError for one without an engine."""
     plans = list(store.plans())
     for start in keys:
         if not any(plan.manifest.key.startswith(start) for plan in plans):
@@ -66,7 +66,7 @@ def chosen(keys: Sequence[str], store: EngineStore) -> list[Plan]:
 
 
 def one(start: str, store: EngineStore) -> Plan:
-    """The one engine whose key begins so; raises InputError for too few digits or for several, EngineError for none."""
+    """Engine whose key begins with `start`; raises InputError for few digits or several, EngineError for none."""
     check_start(start)
     if len(start) < LEAST_CHARS:
         raise InputError(f"One engine is named by at least {LEAST_CHARS} digits of its key, found {start!r}.")
@@ -93,7 +93,7 @@ def check(plan: Plan) -> Checked:
 
 
 def stale(store: EngineStore, device: torch.device) -> list[Plan]:
-    """The engines that were built for this device by other versions than are installed, and so are never used.
+    """Engines that other versions than the installed ones have built for this device, and that are never used.
 
     Engines for other GPUs, and those of a backend that cannot run here, are not among them.
     """
