@@ -34,7 +34,7 @@ class I2VEngine(torch.nn.Module):
 
     @property
     def runner(self) -> Runner | None:
-        """None once nobody uses it any more."""
+        """The runner; None once it has no user any more."""
         return self._runner()
 
 
@@ -51,7 +51,7 @@ class RunnerPatcher(ModelPatcher):
 
     @property
     def runner(self) -> Runner | None:
-        """None once nobody uses it any more."""
+        """The runner; None once it has no user any more."""
         return self.model.runner
 
     def model_size(self) -> int:
