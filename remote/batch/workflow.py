@@ -134,7 +134,7 @@ def find_node(prompt: Prompt, named: str) -> str | None:
 
 
 def find_picture(prompt: Prompt) -> Place:
-    """Where the picture goes: the only LoadImage, or the only node with a file name in `image`; or UsageError."""
+    """Input for the picture: the only LoadImage, or the only node with a file name in `image`; or UsageError."""
     loaders = [node_id for node_id, node in prompt.items() if isinstance(node["inputs"].get("image"), str)]
     core = [node_id for node_id in loaders if prompt[node_id]["class_type"] == "LoadImage"]
     chosen = core if len(core) == 1 else loaders
