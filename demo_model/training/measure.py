@@ -61,7 +61,7 @@ def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def destination(points: Tensor, pose: Tensor, centre: Tensor) -> Tensor:
-    """Where content at points goes: pose (B, 4), centre (B, 2) -> (B, H, W, 2)."""
+    """Destination of the content at points: pose (B, 4), centre (B, 2) -> (B, H, W, 2)."""
     offset = points - centre[:, None, None]
     grow = torch.exp(pose[:, 2])[:, None, None]
     cos, sin = torch.cos(pose[:, 3])[:, None, None] * grow, torch.sin(pose[:, 3])[:, None, None] * grow
@@ -125,7 +125,7 @@ def track(frames: Tensor, mask: Tensor | None = None, centre: Tensor | None = No
 
 
 def agrees(motion: str, total: Tensor, radius_ratio: float = 0.0) -> bool:
-    """Whether a total (4,) points the way the motion's name says: largest component, right sign, over a pixel."""
+    """Whether a total (4,) has the direction of the motion's name: largest component, right sign, over a pixel."""
     wanted = torch.tensor(direction(motion), dtype=torch.float32)
     if not wanted.any():
         return bool(total.norm() < 3.0)
