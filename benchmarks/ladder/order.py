@@ -21,7 +21,7 @@ class Order:
     """The folder that rows are written to."""
     samples: int
     started_at: float
-    """When the process was started."""
+    """Start of the process."""
     began_at: float
     """Start of the ladder, for the seconds in lines of progress."""
 
