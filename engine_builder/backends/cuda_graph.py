@@ -177,7 +177,7 @@ class Replay:
         return {name: tensor.clone() for name, tensor in self._outputs.items()}
 
     def _warm_up(self, call: Call, device: torch.device) -> None:
-        """One call on the capture's stream, in which libraries make their first-use allocations."""
+        """One call on the capture's stream, in which libraries do their first-use work."""
         import torch
 
         current, side = torch.cuda.current_stream(device), side_stream(device)
