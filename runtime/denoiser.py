@@ -11,7 +11,7 @@ from ..pipeline.denoising.guidance import GuidanceScale, branch_inputs
 from .clip_plan import SamplingPlan
 
 FIRST_TIMED_CALL, WEIGHED_CALL = 2, 5
-"""Calls of a clip between which a call is timed: the first is slower, for libraries allocate at first use."""
+"""Calls of a clip between which a call is timed: the first is slower, for libraries do their first-use work in it."""
 
 
 class Denoiser:

@@ -57,7 +57,7 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def chosen(keys: Sequence[str], store: EngineStore) -> list[Plan]:
-    """The engines whose keys begin with one of `keys`, all for none; raises EngineError for one without an engine."""
+    """The engines whose keys begin with one of `keys`, all if empty; raises EngineError for one without an engine."""
     plans = list(store.plans())
     for start in keys:
         if not any(plan.manifest.key.startswith(start) for plan in plans):
