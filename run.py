@@ -1,7 +1,7 @@
 """Two commands for a fresh machine: `python run.py demo` and `python run.py test`.
 
-Only the door: any Python can read it, and say in a sentence that it is too old. What the
-commands do is in cli/main.py, and how they get their environment in cli/environment.py.
+Only the door: any Python can read it, and say in a sentence that it is too old. The commands'
+work is in cli/main.py, and the set-up of their environment in cli/environment.py.
 """
 
 import sys
@@ -30,6 +30,6 @@ if "i2v_tensorrt" not in sys.modules:
     spec.loader.exec_module(sys.modules["i2v_tensorrt"])
 
 if __name__ == "__main__":
-    # A request to end is answered as Ctrl-C is: children end too, and what is half done is tidied up.
+    # A request to end is answered as Ctrl-C is: children end too, and unfinished files are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(importlib.import_module("i2v_tensorrt.cli.main").main(sys.argv[1:]))

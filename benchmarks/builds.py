@@ -69,10 +69,10 @@ CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """What a build took: seconds, the peak of its process in host memory, the engine's bytes on disk, what it asks of
-    the GPU beside its weights, and its similarity to eager PyTorch where it ran. None where nobody says so.
+    """Figures of a build: seconds, the peak of its process in host memory, the engine's bytes on disk, its bytes on
+    the GPU beside its weights, and its similarity to eager PyTorch where it ran. None for an unknown figure.
 
-    `load` is how many programs wanted a core beside this one when it began, without which the seconds say little.
+    `load` is the number of other programs that wanted a core when the build began, which the seconds depend on.
     """
 
     case: Case

@@ -22,7 +22,7 @@ TINY_WAN = "tiny-wan21"
 CORE_MODEL = "tiny_wan22_a14b"
 CORE_MODELS = PACK / "tests" / "comfy" / "core_models.py"
 PROBES = PACK / "tests" / "comfy" / "probe_nodes.py"
-"""A node that gives what a text encoder of billions of weights would."""
+"""A node that gives the outputs of a text encoder of billions of weights."""
 NO_PROMPTS = "The models of ComfyUI's own need the folder tests, which {} has not."
 NO_ENGINES = "none"
 Changes = dict[str, dict[str, Any]]
@@ -30,7 +30,7 @@ Changes = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt to be run on each card, and what it is in words."""
+    """A prompt to be run on each card, and its description."""
 
     name: str
     describes: str

@@ -1,7 +1,7 @@
-"""`run.py bench cards`: clips in a ComfyUI with its default flags, on a GPU of which only so much is free.
+"""`run.py bench cards`: clips in a ComfyUI with its default flags, on a GPU with a limited amount of free memory.
 
-A process of its own takes the rest of the memory, and ComfyUI is told that the card has no more. What ran, how long it
-took, what it took of the memory and what gave way goes into a JSON file after each prompt, and into a table beside it.
+A process of its own takes the rest of the memory, and ComfyUI sees a card of that size. Each prompt's case, seconds,
+peak memory and concessions go into a JSON file after the prompt, and into a table beside it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ GIB = 1 << 30
 SAMPLE_S = 0.02
 READY = "ready"
 IDLE_BUILDS = "I2VTRT_BUILD_WHEN_IDLE"
-"""Of the pack: 0 keeps it from building engines while ComfyUI's queue is empty."""
+"""Environment variable of the pack: 0 keeps it from building engines while ComfyUI's queue is empty."""
 GIVING_WAY = ("at once", "in parts", "Made as", "Made room", "let go", "Memory", "eager", "Eager", "as it is")
-"""What lines have that say what a node did for want of memory, or of an engine."""
+"""Words in lines on a node's concessions for lack of memory, or of an engine."""
 HEARD = (*GIVING_WAY, "calls by", "built in")
-"""Those of the lines that nodes only show while they run: the others are of progress."""
+"""Words in lines to keep among those that nodes only show while they run: the others are progress."""
 BALLOON = """
 import sys
 import torch
@@ -64,7 +64,7 @@ while size >= least:
 print("ready", flush=True)
 sys.stdin.read()
 """
-"""Takes the GPU's memory until so many bytes are free, says so, and holds it until nobody listens any more."""
+"""Program that takes the GPU's memory until the given bytes are free, reports, and holds it until its input closes."""
 CARD = """
 import comfy.model_management as memory
 
@@ -82,12 +82,12 @@ def total(dev=None, torch_total_too=False):
 memory.get_total_memory = total
 NODE_CLASS_MAPPINGS = {{}}
 """
-"""A custom node by which ComfyUI takes the card for one of so many bytes: what is free of it is the driver's to say."""
+"""Custom node by which ComfyUI sees a card of `total_bytes`; the free memory is still the driver's figure."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one prompt did on one card. `traceback` says whether the server's log holds one of it."""
+    """Result of one prompt on one card. `traceback` is True if the server's log holds one from this prompt."""
 
     card_gib: float
     case: str
@@ -168,7 +168,7 @@ def arguments() -> tuple[str, ...]:
 
 
 def measure(server: ComfyServer, case: Case, size: float, before: int, timeout_s: float) -> Row:
-    """Runs a prompt to whatever end; `before` is what was used of the GPU before there was a server."""
+    """Runs a prompt to its end, good or bad; `before` are the bytes of the GPU in use before the server started."""
     log_length, started = len(server.log()), time.monotonic()
     with Peak(used_bytes) as peak:
         lines, error = attempt(server.url, case, timeout_s)
@@ -180,7 +180,7 @@ def measure(server: ComfyServer, case: Case, size: float, before: int, timeout_s
 
 
 def attempt(url: str, case: Case, timeout_s: float) -> tuple[tuple[str, ...], str | None]:
-    """What the nodes said, each line once, and the error, if it came to one."""
+    """Lines of the nodes, each once, and the error, if there was one."""
     said, error, texts = tuple[str, ...](), None, NodeTexts(url)
     try:
         with texts:
@@ -193,7 +193,7 @@ def attempt(url: str, case: Case, timeout_s: float) -> tuple[tuple[str, ...], st
 
 
 def used_bytes() -> int:
-    """What is in use of the GPU, by whomever; 0 without one."""
+    """Bytes of the GPU in use by all processes; 0 without a GPU."""
     if not torch.cuda.is_available():
         return 0
     free, total = torch.cuda.mem_get_info()
@@ -201,7 +201,7 @@ def used_bytes() -> int:
 
 
 class Peak:
-    """The most that a reading has been while the block ran."""
+    """The greatest reading while the block ran."""
 
     def __init__(self, read: Callable[[], int]) -> None:
         self._read, self._over = read, threading.Event()
@@ -223,7 +223,7 @@ class Peak:
 
 @contextmanager
 def balloon(left_bytes: int, code: str = BALLOON) -> Iterator[None]:
-    """Leaves so much of the GPU's memory within the block; raises I2VError where that much is not free."""
+    """Leaves `left_bytes` of the GPU's memory free within the block; raises I2VError where less is free."""
     free_bytes = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else left_bytes
     if free_bytes < left_bytes:
         raise I2VError(f"Expected {left_bytes / GIB:g} GiB of free GPU memory, found {free_bytes / GIB:.1f}.")
@@ -253,7 +253,7 @@ class Report:
         }
 
     def add(self, row: Row) -> None:
-        """Puts the row in the place of an older one of the same card and prompt, and says it."""
+        """Replaces an older row of the same card and prompt by the new one, and prints it."""
         found = json.loads(json.dumps(asdict(row)))
         others = [each for each in self.rows() if (each["card_gib"], each["case"]) != (row.card_gib, row.case)]
         self._write({"rows": sorted([*others, found], key=lambda each: each["card_gib"])})
@@ -265,7 +265,7 @@ class Report:
         self.add(Row(size, "none", "nothing could be started", 0.0, None, reason, (), False, ()))
 
     def rows(self) -> list[dict[str, Any]]:
-        """Those that are in the file."""
+        """Rows of the file."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             return list(json.loads(self._path.read_text("utf-8"))["rows"])
         return []

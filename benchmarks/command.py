@@ -16,7 +16,7 @@ BENCHMARKS = {
     "ladder": "one clip in every way there is here, from diffusers in fp32 to the fastest engine",
 }
 MODULES = {"call": "one_call"}
-"""Where one's module bears another name."""
+"""Modules of commands with another name."""
 USAGE = "usage: run.py bench NAME [options]\n\n" + "".join(
     f"  {name:<10} {what}\n" for name, what in BENCHMARKS.items()
 )

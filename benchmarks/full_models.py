@@ -1,4 +1,4 @@
-"""Models of the published sizes without their weights: what a computation of memory needs to know of them."""
+"""Models of the published sizes without their weights, for computations of memory."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ A14B: dict[str, Any] = {**CONFIGS["transformer"], **WITHOUT_PICTURE}
 
 @dataclass(frozen=True)
 class Published:
-    """A published model: who writes it in tiny, what its configurations say otherwise, the clip it was trained for."""
+    """A published model: its tiny checkpoint's writer, the changed settings, and the clip that it was trained for."""
 
     title: str
     write_tiny: Callable[[Path], object]
@@ -91,7 +91,7 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class CountedPart(Part):
-    """A part whose weights were counted and are nowhere."""
+    """A part with a count of weights and without the weights."""
 
     counted: int = 0
 
@@ -103,7 +103,7 @@ class CountedPart(Part):
 def full_model(published: Published, folder: Path) -> VideoModel:
     """The model with the published configurations; a tiny one is written into `folder` for all that has no weights.
 
-    What it knows of sizes is right, and there is nothing to load.
+    Its sizes are right, and it has no weights to load.
     """
     published.write_tiny(folder)
     tiny = open_model(folder)
@@ -122,7 +122,7 @@ def _full(part: Part, entry: tuple[str, str], changes: Mapping[str, Any]) -> Par
     config = {**part.config, **changes}
     with torch.device("meta"):
         network = _made(*entry, config)
-    counted = sum(tensor.numel() for tensor in network.parameters())  # each once, whatever shares it
+    counted = sum(tensor.numel() for tensor in network.parameters())  # each once, however often it is shared
     whole = replace(part, config=config)
     return CountedPart(**{name: getattr(whole, name) for name in Part.__dataclass_fields__}, counted=counted)
 

@@ -1,8 +1,8 @@
-"""`run.py bench live`: what a user waits for in a ComfyUI on the GPU at hand, started with its default flags.
+"""`run.py bench live`: a user's waiting times in a ComfyUI on the GPU at hand, started with its default flags.
 
 A new ComfyUI makes the shipped workflow's clip, then I2VGen-XL's at its published size with random weights; their
 engines come by themselves while the queue is empty. Figures go into one flat JSON file, beside those that other
-commands have measured; what was not measured is null.
+commands have measured; a figure without a measurement is null.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ NAMES = (
     "live_passed", "live_failed", "quick_start_s", "full_size_first_video_s", "full_build_s", "bundled_build_s",
     "new_server_first_clip_s", "free_s", "reopen_s",
 )  # fmt: skip
-"""The figures that this project is held to; others may stand beside them."""
+"""The figures that this project is held to; the file may have others."""
 ARGUMENTS = ("--disable-api-nodes", "--database-url", "sqlite:///:memory:")
-"""No outside host, no database file; nothing that changes how ComfyUI computes or remembers."""
+"""No outside host, no database file; no flag changes ComfyUI's computation or caches."""
 FULL = "i2vgen-xl-random"
 ENGINES = 5
 MIB = 1 << 20
@@ -56,7 +56,7 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measured:
-    """A prompt that ran: how long from Run to its end, and what its nodes said, line by line."""
+    """A prompt that ran: the seconds from Run to its end, and the lines of its nodes."""
 
     elapsed_s: float
     lines: tuple[str, ...]
@@ -106,7 +106,7 @@ def _first_minutes(server: ComfyServer, report: Report, options: argparse.Namesp
 
 
 def _reopened(server: ComfyServer, prompt: Prompt) -> Measured:
-    """The prompt after the server has let go of what it opened before."""
+    """Runs the prompt after the server has freed its models."""
     seconds_to_free(server)
     return run(server, prompt)
 
@@ -124,14 +124,14 @@ def _published_size(server: ComfyServer, report: Report, options: argparse.Names
 
 
 class Report:
-    """The file of figures, flat, and beside it one with what nodes and the log said; written anew after each."""
+    """The file of figures, flat, and beside it one with lines of nodes and of the log; written anew after each."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._words = path.with_name("live.json")
 
     def note(self, **found: Any) -> None:
-        """Adds to what is in the files, and says it: numbers to the figures, all else to the words."""
+        """Adds results to the files, and prints them: numbers to the figures, all else to the words."""
         rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
         figures = {name: value for name, value in rounded.items() if value is None or isinstance(value, int | float)}
         _add(self._path, figures, dict.fromkeys(NAMES))
@@ -160,7 +160,7 @@ def prompt_of(*changes: dict[str, dict[str, Any]], seed: int = 1) -> Prompt:
 
 
 def opening(*changes: dict[str, dict[str, Any]]) -> Prompt:
-    """The model opened and its engines looked up, and nothing run."""
+    """The prompt that opens the model and looks up its engines, and runs no clip."""
     whole = prompt_of(*changes)
     preview = {"class_type": "PreviewAny", "inputs": {"source": [ENGINE_LOADER, 0]}}
     return {LOADER: whole[LOADER], ENGINE_LOADER: whole[ENGINE_LOADER], "9": preview}
@@ -177,19 +177,19 @@ def run(server: ComfyServer, prompt: Prompt) -> Measured:
 
 
 def lines_of(result: RunResult) -> tuple[str, ...]:
-    """What the nodes said, line by line."""
+    """Lines of text of the nodes."""
     texts = (text for output in result.outputs.values() for text in output.get("text", ()))
     return tuple(line for text in texts if isinstance(text, str) for line in text.splitlines())
 
 
 def wait_for_engines(server: ComfyServer, count: int, minutes: float) -> float | None:
-    """Seconds until so many engines are in the server's store; None if they are not there in time."""
+    """Seconds until `count` engines are in the server's store; None if they are not there in time."""
     store, started = EngineStore(server.base_directory / "models" / "i2v_engines"), time.monotonic()
     return _until(lambda: len(list(store.plans())) >= count, started, 60 * minutes)
 
 
 def builds_of(server: ComfyServer) -> list[str]:
-    """What the server's log says of builds."""
+    """Lines of the server's log on builds."""
     words = ("built ", "Building ", "cannot compile", "could not be built", "needs about")
     return [line[:300] for line in server.log().splitlines() if any(word in line for word in words)]
 

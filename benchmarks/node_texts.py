@@ -1,4 +1,4 @@
-"""What nodes write on themselves while they run: the server tells it to every socket, and keeps it nowhere."""
+"""Texts that nodes show while they run: the server sends them to every socket, and stores none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SILENCE_S = 0.5
 
 
 class NodeTexts:
-    """The lines heard while the block runs, each once, in their order; raises ServerError where nobody answers."""
+    """The lines received while the block runs, each once, in their order; raises ServerError without an answer."""
 
     def __init__(self, url: str) -> None:
         self._url, self._over = url, threading.Event()
@@ -40,7 +40,7 @@ class NodeTexts:
         self._open.close()
 
     def _hear(self, socket: ClientConnection) -> None:
-        """Hears until a whole silence after the block's end, or until the server goes away."""
+        """Reads until a whole silence after the block's end, or until the server goes away."""
         from websockets.exceptions import ConnectionClosed
 
         while True:

@@ -97,7 +97,7 @@ class RandomWan(Wan21):
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: the number of layers is the published one but in tests."""
+    """Size of the measured call: the number of layers is the published one but in tests."""
 
     width: int = WIDTH
     height: int = HEIGHT
@@ -219,7 +219,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _child(row: Row, options: argparse.Namespace) -> int:
-    """Prepares, says so, and measures when it is told to."""
+    """Prepares, reports it, and measures on request."""
     started = time.monotonic()
     call = row.prepare()
     figures: dict[str, Any] = {"title": row.title, "prepare_s": time.monotonic() - started}
@@ -265,7 +265,7 @@ def _measured(argv: Sequence[str], options: argparse.Namespace, reference: Path)
 
 
 def _wait_ready(name: str, child: subprocess.Popen[str], deadline: float) -> bool:
-    """Hands on what the child says until it is ready; False when it has ended or the time is over."""
+    """Passes on the child's output until it is ready; False when it has ended or the time is over."""
     left_s = min(max(deadline - time.monotonic(), 1.0), threading.TIMEOUT_MAX)
     timer = threading.Timer(left_s, child.kill)
     timer.start()
@@ -281,7 +281,7 @@ def _wait_ready(name: str, child: subprocess.Popen[str], deadline: float) -> boo
 
 
 def _ask(name: str, child: subprocess.Popen[str]) -> dict[str, Any]:
-    """The figures of a child that is ready; nothing when it fails."""
+    """The figures of a child that is ready; empty when it fails."""
     answer, _ = child.communicate("go\n")
     lines = answer.strip().splitlines()
     figures = json.loads(lines[-1]) if child.returncode == 0 and lines else {}

@@ -1,7 +1,7 @@
-"""`run.py bench scratch`: what each network takes of a GPU beside its weights, in eager PyTorch at published sizes.
+"""`run.py bench scratch`: GPU memory of each network beside its weights, in eager PyTorch at published sizes.
 
-The figures are PyTorch's peak during the second call, over what it held before; the budgets in `pipeline/models` are
-made from them.
+The figures are PyTorch's peak during the second call, above the memory held before; the budgets in `pipeline/models`
+are made from them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ DENOISER_SIZES = {
     "i2vgen-xl-random": ((512, 512, 16, 2), (512, 512, 16, 1), (704, 1280, 16, 2), (1024, 1024, 16, 2)),
     "svd-xt-random": ((512, 512, 14, 2), (1024, 576, 25, 2), (1024, 576, 25, 1), (1024, 1024, 25, 2)),
 }
-"""Width, height, frames and branches of what the denoisers are called with."""
+"""Width, height, frames and branches of the denoisers' calls."""
 PICTURE_SIZES = ((512, 512, 1, 1), (512, 512, 8, 1), (1024, 576, 8, 1), (1024, 1024, 1, 1), (2048, 2048, 1, 1))
-"""The same for what sees pictures or latents of them; frames are decoded at once."""
+"""The same for networks that take pictures or latents of them; frames are decoded at once."""
 Size = tuple[int, int, int, int]
 
 
@@ -72,7 +72,7 @@ def measure_model(model: VideoModel, denoiser_sizes: Sequence[Size], device: tor
 
 
 def measure(model: VideoModel, component: str, size: Size, precision: str, device: torch.device) -> dict[str, Any]:
-    """What one call takes, and what it is reckoned to take, in MiB."""
+    """Memory of one call, measured and estimated, in MiB."""
     sizes, network = sizes_of(size), model.components[component]
     own = {name: sizes.get(name, limits.opt) for name, limits in network.spec.limits.ranges.items()}
     spec = EngineSpec(network.spec, network.spec.limits.exact(own), precision)
@@ -103,7 +103,7 @@ def sizes_of(size: Size) -> dict[str, int]:
 
 
 def _settled(device: torch.device) -> int:
-    """What PyTorch holds, counted anew."""
+    """Bytes that PyTorch holds, after a reset of its peak."""
     gc.collect()
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()

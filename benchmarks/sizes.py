@@ -1,7 +1,7 @@
 """`run.py bench sizes`: the largest clip that each family serves on a card, computed as the nodes compute it.
 
-Nothing runs: the budgets of `runtime/budget.py` are asked, which rest on what was measured on an H200 (`scratch.json`,
-for Wan what is counted over its layers), for the weights of the published sizes.
+Nothing runs: the budgets of `runtime/budget.py` are asked, which rest on measurements on an H200 (`scratch.json`,
+for Wan on a count over its layers), for the weights of the published sizes.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ BACKENDS = ("eager", "inductor")
 GIB = 1 << 30
 CPU = torch.device("cpu")
 CONTEXT_BYTES = 831 << 20
-"""What a ComfyUI holds of an H200 with nothing loaded: CUDA's context, and what its libraries keep."""
+"""Bytes that a ComfyUI without models holds of an H200: CUDA's context, and the libraries' memory."""
 NOTHING = "–"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a family serves on a card by a backend; None where it serves nothing.
+    """Sizes that a family serves on a card by a backend; None where it serves none.
 
     `made` is the largest clip that is like the published one and no larger, `widest` the largest of the published shape
     and number of frames, `longest` the most frames of the published size.
@@ -66,7 +66,7 @@ class Row:
 
 
 class Card(LoadInPlace):
-    """A GPU with so much memory, of which a ComfyUI's context is taken, and a host with any amount."""
+    """A GPU of `total_bytes`, of which a ComfyUI's context is taken, and a host with any amount."""
 
     def __init__(self, total_bytes: int) -> None:
         self._room_bytes = total_bytes - CONTEXT_BYTES
@@ -76,7 +76,7 @@ class Card(LoadInPlace):
 
 
 class Strict(Budget):
-    """A budget that allows what there is, and not what there may be."""
+    """A budget that allows no more than the memory there is, without a tolerance."""
 
     def allows(self, size: ClipSize) -> bool:
         return self.room is None or self.cost(size) <= self.room
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def compute() -> list[dict[str, Any]]:
-    """Every row as plain data, told as it comes; raises BackendUnavailableError."""
+    """Every row as plain data, printed as it comes; raises BackendUnavailableError."""
     found = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
         for number, published in enumerate(PUBLISHED):
@@ -134,7 +134,7 @@ def rows_of(published: Published, model: VideoModel, store: Path) -> Iterator[Ro
 
 
 def encoder_bytes(model: VideoModel, size: ClipSize) -> int:
-    """The most that a network takes that has done its work before the first step, weights and scratch."""
+    """The most memory of a network that has done its work before the first step, weights and scratch."""
     sizes = {**clip_sizes(model, size.width, size.height, size.num_frames), "batch": 1, "chunk": 1}
     others = {*model.denoisers, model.decoder_component, "conditioner"}
     names = (name for name in model.components if name not in others and not name.startswith("vae_decoder"))
@@ -142,7 +142,7 @@ def encoder_bytes(model: VideoModel, size: ClipSize) -> int:
 
 
 def made(budgets: Sequence[Budget], size: ClipSize, multiple: int) -> str | None:
-    """What becomes of a clip that is to shrink to what fits."""
+    """Size of a clip that shrinks to the memory; None where none fits."""
     try:
         return largest(budgets, size, multiple).words
     except BudgetError:
@@ -164,7 +164,7 @@ def longest(budgets: Sequence[Budget], size: ClipSize) -> int | None:
 
 
 def _of_shape(size: ClipSize, multiple: int) -> Iterator[ClipSize]:
-    """The largest first, the longer side in multiples of so many pixels."""
+    """Sizes of the same shape, the largest first, the longer side in multiples of `multiple` pixels."""
     most = max(size.width, size.height)
     for side in range(MAX_SIDE, MIN_SIDE - 1, -multiple):
         width, height = (

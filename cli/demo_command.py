@@ -1,4 +1,4 @@
-"""`run.py demo`: a picture becomes a video on this machine, and the user is told how and where."""
+"""`run.py demo`: a picture becomes a video on this machine, with its time and place shown to the user."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the demo and returns the exit status: 0, or 1 after one sentence on what went wrong."""
+    """Runs the demo and returns the exit status: 0, or 1 after one sentence on the error."""
     options = parser().parse_args(argv)
     try:
         model = demo_model(CACHE, tiny=options.tiny)

@@ -25,7 +25,7 @@ FREE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class DemoJob:
-    """What to make and where: the model, the picture's file, the seed, and each prompt with its video's path."""
+    """Job of the demo: the model, the picture's file, the seed, and each prompt with its video's path."""
 
     model: DemoModel
     picture: Path
@@ -36,7 +36,7 @@ class DemoJob:
 
 @dataclass
 class DemoRun:
-    """What was done: seconds by stage in order, and sentences worth telling."""
+    """Result of a run: seconds by stage in order, and notes for the user."""
 
     times: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -93,4 +93,4 @@ class _Clock:
 
 
 def _ignore(*_: object) -> None:
-    """Hears progress that nobody watches."""
+    """Ignores progress."""

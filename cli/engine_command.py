@@ -45,13 +45,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def default_store() -> Path:
-    """models/i2v_engines of the ComfyUI that the pack lies in, or a folder of the pack's own."""
+    """models/i2v_engines of the ComfyUI that contains the pack, or a folder of the pack's own."""
     models = PACK.parent.parent / "models"
     return models / "i2v_engines" if PACK.parent.name == "custom_nodes" and models.is_dir() else PACK / ".cache/engines"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one subcommand; 0, or 1 after one sentence on what went wrong."""
+    """Runs one subcommand; 0, or 1 after one sentence on the error."""
     options = parser().parse_args(argv)
     try:
         rows = COMMANDS[options.command](options, EngineStore(options.store))
@@ -166,7 +166,7 @@ def _doctor(options: argparse.Namespace, store: EngineStore) -> list[dict[str, A
 
 
 class _Progress:
-    """A line on the terminal that follows a build; silent where nobody watches."""
+    """A line on the terminal that follows a build; silent without a terminal."""
 
     def __init__(self) -> None:
         self._watched = sys.stderr.isatty()

@@ -32,7 +32,7 @@ class EnvironmentSetupError(I2VError):
 
 
 class Installer:
-    """What touches the outside world: `venv` makes a folder into an environment, pip fills it."""
+    """Access to the outside world: `venv` makes a folder into an environment, pip fills it."""
 
     def create(self, folder: Path) -> None:
         """Make `folder` an environment of the Python that runs this; raises EnvironmentSetupError."""
@@ -79,7 +79,7 @@ class Environment:
         return {"state": "complete", "python": host, "requirements": digest.hexdigest()}
 
     def found(self) -> dict[str, str]:
-        """The stamp in the folder; empty where there is none that can be read, or no interpreter."""
+        """The stamp in the folder; empty without a readable stamp, or without an interpreter."""
         if not self.python.is_file():
             return {}
         try:
@@ -89,7 +89,7 @@ class Environment:
         return stamp if isinstance(stamp, dict) else {}
 
     def is_ready(self) -> bool:
-        """Whether the environment is complete and is what the requirement files ask for."""
+        """Whether the environment is complete and matches the requirement files."""
         return self.found() == self.wanted()
 
     def prepare(self, installer: Installer | None = None) -> Path:
@@ -119,7 +119,7 @@ class Environment:
         say(f"The environment is ready after {time.monotonic() - started:.0f} s.")
 
     def _refuse_foreign(self) -> None:
-        """Never delete an environment that somebody else made in our place."""
+        """Raise EnvironmentSetupError rather than delete an environment that another program made in the folder."""
         if (self.folder / STAMP).is_file() or (self.folder / LOCK).is_file():
             return
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
@@ -156,13 +156,13 @@ class Environment:
 
 
 def say(text: str) -> None:
-    """Write a line for the user at once, so that what child processes write comes after it."""
+    """Write a line for the user at once, so that the output of child processes comes after it."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def python_in(folder: Path, windows: bool = os.name == "nt") -> Path:
-    """Where the interpreter of the environment in `folder` lies."""
+    """Path of the interpreter of the environment in `folder`."""
     return folder / "Scripts" / "python.exe" if windows else folder / "bin" / "python"
 
 

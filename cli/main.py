@@ -84,7 +84,7 @@ COMMANDS_HELP = {
         "Write what follows from the nodes' schemas.",
     ),
 }
-"""By command: how it is called, a line for the list of commands, and the description, before anything is installed."""
+"""Usage, line in the list of commands, and description of each command, without any installed package."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from .environment import ROOT
 STORED = "tests/unit/workflows/object_info.json"
 PREFIX = "I2VTRT_"
 KEPT = ("input", "input_order", "output", "output_name", "output_node")
-"""Words for people and what only some hosts know are left out."""
+"""Keys of an entry that are stored; words for people and keys of some hosts only are left out."""
 CHECKPOINTS = [
     "Wan2.1-I2V-14B-480P-Diffusers",
     "Wan2.2-I2V-A14B-Diffusers",
@@ -39,7 +39,7 @@ def stored() -> dict[str, dict[str, Any]]:
 
 
 def contract(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
-    """What is stored of a live entry: the same on every host."""
+    """Stored part of a live entry: the same on every host."""
     entry = {key: json.loads(json.dumps(info[key])) for key in KEPT}
     entry["input"] = {
         kind: {key: _settled(name, key, spec) for key, spec in inputs.items()}

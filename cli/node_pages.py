@@ -1,4 +1,4 @@
-"""What people read of the nodes, made of a locale's entries: README's rows, and the skeleton of a help page."""
+"""Texts on the nodes for people, made of a locale's entries: README's rows, and the skeleton of a help page."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _line(entry: Mapping[str, Any]) -> str:
 
 
 def help_page(english: Mapping[str, Any], translated: Mapping[str, Any], language: str) -> str:
-    """A node's help page as far as its words say it: what it does, inputs, choices and outputs."""
+    """A node's help page as far as its words give it: description, inputs, choices and outputs."""
     wording = WORDINGS.get(language, WORDINGS["en"])
     inputs = ((key, entry) for key, entry in translated["inputs"].items())
     outputs = ((entry["name"], translated["outputs"][n]) for n, entry in english["outputs"].items())
@@ -72,7 +72,7 @@ def help_page(english: Mapping[str, Any], translated: Mapping[str, Any], languag
 
 
 def _items(entries: Iterator[tuple[str, Mapping[str, Any]]], wording: Wording) -> Iterator[str]:
-    """A line for each input or output, whose translated name stands before the one that programs write."""
+    """A line for each input or output, with its translated name before the one that programs write."""
     for key, entry in entries:
         title = f"`{key}`" if entry["name"] == key else f"**{entry['name']}** `{key}`"
         yield f"- {title}{wording.colon}{entry['tooltip']}{_choices(entry.get('options', {}), wording)}"

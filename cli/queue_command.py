@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the queue; the exit status is told in the description."""
+    """Runs the queue; the description lists the exit statuses."""
     options = parser().parse_args(argv)
     try:
         results = run(options)
@@ -85,12 +85,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(options: argparse.Namespace) -> list[JobResult]:
-    """Does what the options say; raises UsageError, ServerError or StorageError."""
+    """Runs the queue of the options; raises UsageError, ServerError or StorageError."""
     paths = find_pictures(options.image, options.out)
     client = ComfyClient(server_url(options.server))
     workflow = make_workflow(client, options)
     jobs = make_jobs(workflow, paths, options.workflow.stem)
-    client.queued()  # a server that is not there from the start is told at once
+    client.queued()  # a server that is not there from the start is reported at once
     with exclusive_lock(options.out):
         report = Report(len(jobs), sys.stderr, sys.stdout, options.json, options.previews)
         for job in jobs:
@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> list[JobResult]:
 
 
 def make_workflow(client: ComfyClient, options: argparse.Namespace) -> Workflow:
-    """The workflow as the options change it; raises UsageError for what it does not have."""
+    """The workflow with the options' changes; raises UsageError for a node or an input that it does not have."""
     prompt = set_inputs(read_workflow(options.workflow), options.set, client.node_info)
     if options.into is not None and not options.image:
         raise UsageError("--into says where the picture of --image goes, and there is none.")

@@ -25,7 +25,7 @@ TO_TELL = "i2v_live_tests"
 
 @dataclass(eq=False)  # pytest keeps its plugins in sets
 class LiveTests:
-    """A pytest plugin that notes what became of the tests marked `comfy`."""
+    """A pytest plugin that notes the outcomes of the tests marked `comfy`."""
 
     outcomes: dict[str, str] = field(default_factory=dict)
     reasons: set[str] = field(default_factory=set)
@@ -49,13 +49,13 @@ class LiveTests:
             self.reasons.add(str(report.longrepr[2]).removeprefix("Skipped: "))
 
     def pytest_sessionfinish(self, session: Any) -> None:
-        """A worker tells the process that it works for which tests it had."""
+        """Send a worker's tests to its main process."""
         told = getattr(session.config, "workeroutput", None)
         if told is not None:
             told[TO_TELL] = (list(self.outcomes), self.left_out)
 
     def pytest_testnodedown(self, node: Any, error: object) -> None:
-        """Every worker collects all tests, so that what one of them says holds for the run."""
+        """Take a worker's tests: every worker collects all of them, so that one worker's hold for the run."""
         known, self.left_out = getattr(node, "workeroutput", {}).get(TO_TELL, ((), self.left_out))
         self.outcomes = dict.fromkeys(known, NOT_REACHED) | self.outcomes
 
@@ -109,7 +109,7 @@ def run_only(marker: str, pytest_arguments: list[str]) -> int:
     """Run the tests of one marker and nothing else; pytest's own status."""
     os.chdir(ROOT)
     if marker == "browser" and importlib.util.find_spec("playwright") is None:
-        with suppress(EnvironmentSetupError):  # the tests then say what they lack
+        with suppress(EnvironmentSetupError):  # the tests then name what they lack
             Installer().install(Path(sys.executable), [ROOT / "tests" / "browser" / "requirements.txt"])
     return run_pytest(["-q", "-m", marker, *pytest_arguments], LiveTests())
 

@@ -1,4 +1,4 @@
-"""`run.py words`: what follows from the nodes' schemas is written anew, or checked.
+"""`run.py words`: writes the files that follow from the nodes' schemas, or checks them.
 
 Standard library only: no environment has to be made for it.
 """
@@ -64,15 +64,15 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
 
 
 def outdated(root: Path, infos: Infos | None) -> dict[Path, str]:
-    """The files below the root that are not what the schemas make of them, with the text that they should have."""
+    """The files below the root whose text differs from the one that follows from the schemas, with that text."""
     wanted = generated(root, infos)
     return {path: text for path, text in wanted.items() if not path.is_file() or path.read_text("utf-8") != text}
 
 
 def generated(root: Path, infos: Infos | None) -> dict[Path, str]:
-    """The text of each file that follows from the schemas, as ComfyUI says them or, without it, as they are stored.
+    """The text of each file that follows from the schemas: ComfyUI's own or, without it, the stored ones.
 
-    A help page that is there is left to its authors, and is none of them.
+    A help page that exists is left to its authors, and is none of these files.
     """
     locales = {path.parent.name: _read(path) for path in sorted((root / "locales").glob("*/nodeDefs.json"))}
     texts: dict[Path, str] = {}
@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _object_info(url: str | None) -> Infos | None:
-    """What the server at the address, or else a ComfyUI of this machine, says of all nodes; None without any."""
+    """Description of all nodes by the server at the address, or else by a ComfyUI of this machine; None without any."""
     if url is not None:
         return ComfyClient(url).object_info()
     host = find_comfyui()

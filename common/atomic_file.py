@@ -9,21 +9,21 @@ from pathlib import Path
 from .errors import StorageError
 
 TEMPORARY_NAMES = ".[0-9a-f]*.part"
-"""A pattern for what a process that was killed leaves behind."""
+"""Pattern of the temporary files that a killed process leaves behind."""
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what was written there becomes `path` when the block ends.
+    """Yields a temporary path beside `path`; the file written there becomes `path` when the block ends.
 
-    Any failure, an interrupt included, removes the temporary file and leaves what stood at `path` as it was.
+    Any failure, an interrupt included, removes the temporary file and leaves `path` as it was.
 
     Raises:
         StorageError: the file could not be created, written or renamed (no such folder, disk full).
     """
     temporary = path.absolute().with_name(f".{secrets.token_hex(8)}.part")
     try:
-        # Created here, so that a missing folder or a lack of rights is told before any work is done.
+        # Created here, so that a missing folder or a lack of rights is reported before any work is done.
         temporary.open("xb").close()
         yield temporary
         _flush_to_disk(temporary)
@@ -35,7 +35,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text, and the folders that it lies in, with the same line ends on every system; see `atomic_file`."""
+    """Writes a text, and its folders, with the same line ends on every system; see `atomic_file`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         temporary.write_text(text, "utf-8", newline="\n")

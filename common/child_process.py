@@ -1,4 +1,4 @@
-"""Child processes: what they are given of the environment, how they are heard, how they end, their last words."""
+"""Child processes: their environment, their output, their end, and their last line."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 
 ALLOCATORS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
-"""Where PyTorch reads the settings of its allocator, under its names over time."""
+"""Variables of PyTorch's allocator settings, under their names over time."""
 
 
 def hear(process: subprocess.Popen[str]) -> queue.Queue[str | None]:
-    """The lines that the process writes, as they come, and None at its end; heard by a thread of its own."""
+    """The lines that the process writes, as they come, and None at its end; read by a thread of its own."""
     lines: queue.Queue[str | None] = queue.Queue()
 
     def work() -> None:
@@ -30,7 +30,7 @@ def hear(process: subprocess.Popen[str]) -> queue.Queue[str | None]:
 
 
 def end(process: subprocess.Popen[str], grace_s: float) -> None:
-    """Asks the process to end, and makes it if it does not within so many seconds."""
+    """Asks the process to end, and kills it if it does not within `grace_s` seconds."""
     for stop in (process.terminate, process.kill):
         if process.poll() is None:
             stop()
@@ -39,7 +39,7 @@ def end(process: subprocess.Popen[str], grace_s: float) -> None:
 
 
 def last_line(log_path: Path) -> str:
-    """The last words of a process: its log's last line that says something, at most 300 characters, or `none`."""
+    """The last line of a process's log that is not empty, at most 300 characters, or `none`."""
     last: deque[str] = deque(maxlen=1)
     with suppress(OSError), log_path.open(encoding="utf-8", errors="replace") as stream:
         last.extend(line.strip() for line in stream if line.strip())
@@ -50,7 +50,7 @@ def child_environment(changes: Mapping[str, str] | None = None) -> dict[str, str
     """The variables for a child, with `changes`.
 
     ComfyUI writes its choice of PyTorch's allocator into its own environment; with cudaMallocAsync a child could
-    capture no CUDA graph. What else stands in those variables is the user's and stays.
+    capture no CUDA graph. Other settings in those variables are the user's and stay.
     """
     found = {**os.environ, **(changes or {})}
     for name in ALLOCATORS:

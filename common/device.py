@@ -1,4 +1,4 @@
-"""Devices: their architecture, what is free of their memory, which one to take."""
+"""Devices: their architecture, their free memory, and the default one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def current_device(device: torch.device) -> AbstractContextManager[object]:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What is free of a CUDA device's memory now, whoever holds the rest; None for any other device."""
+    """Free memory of a CUDA device in bytes, None for any other device."""
     import torch
 
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
@@ -42,7 +42,7 @@ def free_cached(device: torch.device) -> None:
 
 
 def default_device() -> torch.device:
-    """What to compute on where no ComfyUI says so: the first CUDA GPU, else the CPU."""
+    """Default device outside ComfyUI: the first CUDA GPU, else the CPU."""
     import torch
 
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -8,7 +8,7 @@ class I2VError(Exception):
     """Base of all errors that the pack raises on purpose."""
 
     def __init_subclass__(cls) -> None:
-        # ComfyUI shows the module before the message: the pack's name says more than the folder it lies in.
+        # ComfyUI shows the module before the message: the pack's name says more than its folder.
         cls.__module__ = "i2v_tensorrt"
 
 
@@ -17,7 +17,7 @@ class InputError(I2VError):
 
 
 class CheckpointError(I2VError):
-    """A model folder is missing, foreign, damaged or not what it says."""
+    """A model folder is missing, foreign, damaged or inconsistent."""
 
 
 class EngineError(I2VError):
@@ -25,7 +25,7 @@ class EngineError(I2VError):
 
 
 class DamagedEngineError(EngineError):
-    """A file of an engine is missing, unreadable or not what its manifest says."""
+    """A file of an engine is missing, unreadable or different from its manifest."""
 
 
 class OtherVersionError(EngineError):
@@ -41,7 +41,7 @@ class BackendUnavailableError(EngineError):
 
 
 class BudgetError(I2VError):
-    """A clip needs more memory than there is; the sentence says what would fit."""
+    """A clip needs more memory than there is; the sentence names sizes that would fit."""
 
 
 class StorageError(I2VError):

@@ -1,4 +1,4 @@
-"""Where a network comes from, as plain data that another process can follow."""
+"""Source of a network, as plain data from which another process can load it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NetworkSource:
     """A function of the pack, by name, and its arguments: calling it gives the network on the CPU.
 
     `module` is counted from the pack's root, such as `pipeline.models.registry`: nothing outside the pack
-    can be named. `size_bytes` is what the network's weights take, for the check of memory and disk.
+    can be named. `size_bytes` is the size of the network's weights, for the check of memory and disk.
     """
 
     module: str

@@ -1,4 +1,4 @@
-"""What running out of memory looks like: each library says it in its own way, and hosts know PyTorch's alone."""
+"""Recognition of out-of-memory errors: each library words them in its own way, and hosts know PyTorch's alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 CUDA_ERROR_MEMORY_ALLOCATION = 2
 SCARCE_BYTES = 1 << 30
-"""Less than this left on a GPU is next to nothing, whatever a computation takes."""
+"""Free bytes of a GPU below which memory is short, whatever a computation takes."""
 TOLERANCE = 1.25
-"""How far an estimate of what a computation takes may be off."""
+"""Factor by which a computation may exceed the estimate of its memory."""
 _NAMED = (
     "out of memory",
     "out_of_memory",

@@ -1,4 +1,4 @@
-"""Where what the pack brings along lies."""
+"""Paths of the pack's own files."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parent.parent
 BUNDLED = PACK / "demo_model"
 BUNDLED_NAME = "i2v-demo"
-"""How workflows name the bundled model, wherever the pack lies."""
+"""Name of the bundled model in workflows, wherever the pack is installed."""
 PICTURE = PACK / "workflows" / "pictures" / "lake.png"

@@ -1,4 +1,4 @@
-"""Which sizes a network takes and an engine serves: a range for each named dimension."""
+"""Ranges of the sizes that a network takes and an engine serves, one for each named dimension."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DimRange:
     multiple: int = 1
 
     def violation(self, size: int) -> str | None:
-        """Why `size` lies outside, and by how much; None when it fits."""
+        """Reason why `size` is outside the range, with the difference; None when `size` fits."""
         if size < self.min:
             return f"is {size}, {self.min - size} below the smallest supported {self.min}"
         if size > self.max:
@@ -29,7 +29,7 @@ class DimRange:
         return None
 
     def distance(self, size: int) -> int:
-        """By how much `size` lies outside; 0 when it fits."""
+        """Distance of `size` from the range, or from the multiple below; 0 when `size` fits."""
         return max(self.min - size, size - self.max, 0) or size % self.multiple
 
     def above(self, count: int) -> int:
@@ -50,11 +50,11 @@ class ShapeProfile:
         return [f"{name} {reason}" for name, reason in found if reason]
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
-        """True when every dimension of `sizes` lies in its range."""
+        """True when every dimension of `sizes` is in its range."""
         return not self.violations(sizes)
 
     def distance(self, sizes: Mapping[str, int]) -> tuple[int, int]:
-        """How far `sizes` lie outside: in how many dimensions, and by how much in all."""
+        """Number of dimensions of `sizes` outside their ranges, and the sum of their distances."""
         found = [self.ranges[name].distance(size) for name, size in sizes.items() if name in self.ranges]
         return sum(each > 0 for each in found), sum(found)
 
@@ -83,9 +83,9 @@ class ShapeProfile:
 
     @property
     def corners(self) -> list[dict[str, int]]:
-        """What verification runs: the smallest sizes, uneven ones above, the tuned ones; without duplicates.
+        """Sizes that the parity check runs: the smallest, uneven ones above, the tuned ones; without duplicates.
 
-        The uneven ones show what a single item or a square would hide, such as swapped branches or sides.
+        Uneven sizes reveal errors that a single item or a square would hide, such as swapped branches or sides.
         """
         smallest = {name: limits.above(0) for name, limits in self.ranges.items()}
         uneven = {name: limits.above(number) for number, (name, limits) in enumerate(self.ranges.items(), 1)}
@@ -94,7 +94,7 @@ class ShapeProfile:
 
     @property
     def width(self) -> int:
-        """How much more than one shape the profile spans: the product of the ranges' ratios, rounded."""
+        """Extent of the profile relative to a single shape: the product of the ranges' ratios, rounded."""
         ratio = 1.0
         for limits in self.ranges.values():
             ratio *= limits.max / max(limits.min, 1)
@@ -119,22 +119,22 @@ class Presets(ShapeProfile):
         return self.presets
 
     def violations(self, sizes: Mapping[str, int]) -> list[str]:
-        """Those of the nearest preset."""
+        """Violations of the nearest preset."""
         return self._nearest(sizes).violations(sizes)
 
     def distance(self, sizes: Mapping[str, int]) -> tuple[int, int]:
-        """That of the nearest preset."""
+        """Distance of `sizes` from the nearest preset."""
         return self._nearest(sizes).distance(sizes)
 
     @property
     def corners(self) -> list[dict[str, int]]:
-        """Those of every preset, without duplicates."""
+        """Corners of every preset, without duplicates."""
         found = [sizes for preset in self.presets for sizes in preset.corners]
         return [sizes for number, sizes in enumerate(found) if sizes not in found[:number]]
 
     @property
     def width(self) -> int:
-        """The sum over the presets: more than one alone, less than a range over them."""
+        """Sum of the presets' widths: more than one preset's, less than that of a range over all presets."""
         return sum(preset.width for preset in self.presets)
 
     def _nearest(self, sizes: Mapping[str, int]) -> ShapeProfile:

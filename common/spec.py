@@ -1,4 +1,4 @@
-"""What a network is, which shapes an engine serves, and where it runs: plain frozen data.
+"""Frozen data on networks, on the shapes that engines serve, and on the targets that engines run on.
 
 Dimensions are named (`batch`, `frames`, `latent_height`, ...), so that one table describes a tensor at every size.
 """
@@ -20,10 +20,10 @@ COMPUTE = "compute"
 """The dtype name of a tensor that has the engine's own precision."""
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""Precision names as users see them, and the torch dtype that each stands for."""
+"""Precision names as users see them, and the torch dtype of each."""
 
 QUANTIZED = ("int8", "fp8")
-"""Precisions of an engine's products and convolutions: the rest computes in fp16, what goes in and out is fp32."""
+"""Precisions of an engine's products and convolutions: the rest computes in fp16, inputs and outputs are fp32."""
 
 
 def network_precision(precision: str) -> str:
@@ -32,7 +32,7 @@ def network_precision(precision: str) -> str:
 
 
 class Scope(str, Enum):
-    """How often an input changes: once per clip, once per schedule, or at every step."""
+    """Frequency at which an input changes: once per clip, once per schedule, or at every step."""
 
     CLIP = "clip"
     SCHEDULE = "schedule"
@@ -64,7 +64,7 @@ class TensorSpec:
 
     @property
     def is_timestep(self) -> bool:
-        """Whether it says where in the schedule a step lies: it changes at every step, and its values have bounds."""
+        """Whether the tensor is a timestep: an input that changes at every step and whose values have bounds."""
         return self.scope is Scope.STEP and self.span is not None
 
     def dtype_at(self, precision: str) -> str:
@@ -76,7 +76,7 @@ class TensorSpec:
         return tuple(_size(dim, sizes) for dim in self.dims)
 
     def read_sizes(self, shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
-        """Adds to `sizes` what `shape` says of the named dimensions; False when the two disagree."""
+        """Adds the named dimensions' sizes in `shape` to `sizes`; False when the two disagree."""
         return len(shape) == len(self.dims) and all(
             size == dim if isinstance(dim, int) else _read(dim, size, sizes)
             for dim, size in zip(self.dims, shape, strict=True)
@@ -103,7 +103,7 @@ def _read(dim: str, size: int, sizes: dict[str, int]) -> bool:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network by what it is: family, component, configuration, weights, tensors, and shapes it can take."""
+    """Identity of a network: family, component, configuration, weights, tensors, and shapes that the network takes."""
 
     family: str
     component: str
@@ -136,7 +136,7 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What an engine computes: a network, at these shapes, in this precision.
+    """Specification of an engine: a network, a shape profile and a precision.
 
     `rewrites` holds the sorted names of the lossless rewrites that the network was built with.
     """
@@ -146,7 +146,7 @@ class EngineSpec:
     precision: str
     rewrites: tuple[str, ...] = ()
     calibration: str = ""
-    """Names the recorded inputs that a quantized engine's scales were taken from."""
+    """Name of the recorded inputs that a quantized engine's scales were taken from."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rewrites", tuple(sorted(set(self.rewrites))))
@@ -157,7 +157,7 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class Target:
-    """Where an engine was built to run: anything here that changes makes another engine."""
+    """Target that an engine was built for: any other value makes another engine."""
 
     backend: str
     backend_version: str

@@ -1,4 +1,4 @@
-"""Numbers from a workflow, where any JSON may stand in a widget."""
+"""Checks of numbers from a workflow, where a widget may hold any JSON."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def _lies_within(value: float, least: float, most: float) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value from outside as it stands in a sentence: on one line, and cut where it is long."""
+    """A value from outside as text in a sentence: on one line, and cut where it is long."""
     return (str if isinstance(value, int | float) else repr)(value)[:80]

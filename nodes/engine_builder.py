@@ -151,7 +151,7 @@ class EngineBuilder(io.ComfyNode):
 
 
 def _calibration_data(pictures: Any, prompts: Any) -> CalibrationData:
-    """What the sockets carry; raises InputError for what is no batch of pictures, or no text."""
+    """Calibration data from the sockets; raises InputError for values that are no batch of pictures, or no text."""
     if not isinstance(pictures, torch.Tensor) or pictures.ndim != 4:
         raise InputError(f"Expected pictures over a link from a node that gives them, found {type(pictures).__name__}.")
     if not isinstance(prompts, str):

@@ -34,7 +34,7 @@ class EngineDoctor(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls) -> Any:
-        """Another at every run: what is installed may have changed."""
+        """A new value at every run: installed packages may have changed."""
         return str(time.time_ns())
 
     @classmethod

@@ -36,7 +36,7 @@ def advanced(given: Given) -> Given:
 
 
 def on_missing_input() -> io.Combo.Input:
-    """What to do where no engine fits."""
+    """The policy where no engine fits."""
     return io.Combo.Input(
         "on_missing",
         options=list(MISS_POLICIES),
@@ -47,7 +47,7 @@ def on_missing_input() -> io.Combo.Input:
 
 
 def shape_policy_input(default: str = "range", options: Sequence[str] = SHAPE_POLICIES) -> io.Combo.Input:
-    """Which sizes an engine that is built serves."""
+    """The sizes that a new engine serves."""
     presets = " presets: one for the sizes in presets alone, each as fast." if PRESETS in options else ""
     return io.Combo.Input(
         "shape_policy",
@@ -69,7 +69,7 @@ def presets_input() -> io.String.Input:
 
 
 def presets_of(shape_policy: str, presets: str) -> tuple[ClipSize, ...]:
-    """The sizes in the widget where the policy asks for them; raises InputError for what is no size."""
+    """The sizes in the widget where the policy asks for them; raises InputError for a text that is no size."""
     return parse_presets(presets) if shape_policy == PRESETS else ()
 
 
@@ -100,9 +100,9 @@ Execute = Callable[..., io.NodeOutput]
 
 
 def sockets(**kinds: type | tuple[type, ...]) -> Callable[[Execute], Execute]:
-    """For `execute`: checks what comes in by those names, since ComfyUI lets any JSON stand in place of a link.
+    """Decorator of `execute` that checks the inputs of those names, since ComfyUI takes any JSON in place of a link.
 
-    It also hands over links to inputs that a node does not have, which are refused.
+    ComfyUI also passes links to inputs that a node does not have, which are refused.
     """
 
     def decorate(execute: Execute) -> Execute:
@@ -127,7 +127,7 @@ def sockets(**kinds: type | tuple[type, ...]) -> Callable[[Execute], Execute]:
 
 
 def verdict(check: Callable[[], object]) -> bool | str:
-    """What `validate_inputs` answers: True, or the sentence with which the check refused."""
+    """Answer of `validate_inputs`: True, or the sentence with which the check refused."""
     try:
         check()
     except I2VError as error:

@@ -64,7 +64,7 @@ class LoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora: str, **others: Any) -> Any:
-        """Changes when the file does; a digest, since ComfyUI embeds it in what is saved."""
+        """Changes with the file; a digest, since ComfyUI embeds it in saved files."""
         try:
             stat = folders.lora_file(lora).stat()
         except (OSError, I2VError):
@@ -87,7 +87,7 @@ class LoRA(io.ComfyNode):
 
 
 def denoisers_of(model: VideoModel, expert: object) -> tuple[str, ...]:
-    """The components that an expert's name stands for; raises InputError where the model has no such one."""
+    """The components of an expert's name; raises InputError where the model has no such expert."""
     if expert not in EXPERTS:
         raise InputError(f"The expert is one of {', '.join(EXPERTS)}, found {expert!r:.80}.")
     if expert == BOTH:

@@ -54,7 +54,7 @@ class ModelLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, precision: str = "auto") -> Any:
-        """Changes when a file of the checkpoint does; a digest, since ComfyUI embeds it in what is saved."""
+        """Changes with any file of the checkpoint; a digest, since ComfyUI embeds it in saved files."""
         try:
             folder = folders.checkpoint_folder(checkpoint)
             stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*.*"))]

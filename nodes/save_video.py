@@ -23,7 +23,7 @@ from .inputs import CATEGORY, sockets, verdict
 
 AUTO_CRF = -1.0
 PAGE_FORMAT = "mp4-h264"
-"""What is shown on the node in place of a file that browsers cannot play."""
+"""Format of the video shown on the node in place of a file that browsers cannot play."""
 UNPLAYABLE = ("mkv-ffv1", "mp4-h265")
 
 
@@ -107,7 +107,7 @@ class SaveVideo(io.ComfyNode):
         progress.say("\n".join(lines))
         played = frames[list(play_order(len(frames), pingpong=True))] if pingpong else frames
         components = Types.VideoComponents(images=played, frame_rate=Fraction(options.rate), audio=audio)
-        # `images` is for the page; programs fetch the file itself, which the page may have a stand-in for.
+        # `images` is for the page; programs fetch the file itself, which the page may replace by a playable one.
         files = [{**saved, "type": "output"}]
         result = ui.text_ui(lines, {**shown, "files": files})
         return io.NodeOutput(InputImpl.VideoFromComponents(components), ui=result)
@@ -138,7 +138,7 @@ class _Wish(NamedTuple):
 
 
 def _saved(wish: _Wish, progress: ui.Progress, *, reuse: bool) -> tuple[dict[str, str], list[str]]:
-    """The file of a wish, written now or, with `reuse`, found; its name and subfolder, and what to say of it."""
+    """The file of a wish, written now or, with `reuse`, found; its name and subfolder, and lines on it."""
     key = video_key(*wish) if reuse else None
     found = None if key is None else noted(folders.saved_videos(), key)
     if found is not None and folders.digest_of_output(found.subfolder, found.filename) == found.sha256:
@@ -167,7 +167,7 @@ def _describe(info: VideoInfo, place: SavePlace) -> list[str]:
 def _shown(
     frames: torch.Tensor, options: VideoOptions, saved: dict[str, str], sound: Audio | None, progress: ui.Progress
 ) -> dict[str, Any]:
-    """What the page plays: the file, or a temporary one in its place that browsers can play."""
+    """Entry of the file that the page plays: the saved one, or a temporary one that browsers can play."""
     result = {**saved, "type": "output"}
     if options.format in UNPLAYABLE:
         playable = VideoOptions(PAGE_FORMAT, options.fps, None, options.pingpong)

@@ -39,15 +39,15 @@ _FIELDS: dict[str, tuple[str, int, int] | tuple[str, int, float]] = {
     "noise_aug_strength": ("The noise augmentation's strength", 0, MAX_NOISE_AUG),
     "noise_aug_seed": ("The noise augmentation's seed", 0, MAX_SEED),
 }
-"""What a sentence calls each field of a request, and its least and greatest value or length."""
+"""Name in messages, least and greatest value or length of each field of a request."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """All that the sampler needs to know of a clip. Width and height in pixels.
+    """Inputs of the sampler for a clip. Width and height in pixels.
 
-    `tensors` as in `Encoded`. `place` says where it came from: `encoded`, `memory` or `disk`; `encode_s`
-    how many seconds the encoding took, then or now.
+    `tensors` as in `Encoded`. `place` is the source of the conditioning: `encoded`, `memory` or `disk`; `encode_s`
+    is the time of the encoding in seconds, then or now.
     """
 
     family: str
@@ -74,7 +74,7 @@ def check_request(request: ClipRequest) -> None:
 
 
 def check_fields(fields: Mapping[str, object]) -> None:
-    """As `check_request`, for those of a request's fields that are known yet."""
+    """As `check_request`, for the fields of a request that are known so far."""
     for name, value in fields.items():
         label, least, most = _FIELDS[name]
         if name.endswith("prompt"):
@@ -122,7 +122,7 @@ def conditioning_key(model: VideoModel, request: ClipRequest, precision: str) ->
 
 
 def unused_notes(model: VideoModel, request: ClipRequest) -> tuple[str, ...]:
-    """A sentence for what was set though it means nothing to the family; what was left alone needs none."""
+    """Sentences on fields that the request sets and the family does not use; fields at their default need none."""
     found = [told for name, told in model.unused.items() if getattr(request, name) != getattr(ClipRequest, name, "")]
     return tuple(dict.fromkeys(found))
 
@@ -138,7 +138,7 @@ def condition(
 ) -> Conditioning:
     """The request's conditioning, encoded now or found in the cache.
 
-    Only when nothing is found, `prepare` is called once, outside of what counts as encoding, and then
+    Only when the cache has no entry, `prepare` is called once, outside the time of the encoding, and then
     `run`. Raises InputError for a request that cannot be served.
     """
     check_request(request)

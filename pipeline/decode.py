@@ -20,29 +20,29 @@ DecodeChunk = Callable[[torch.Tensor], torch.Tensor]
 """From latents [n, channels, h, w] to images [frames, 3, height, width] in -1..1."""
 
 OnChunk = Callable[[int, int], None]
-"""Told how many frames are decoded and how many there are; may raise to stop."""
+"""Callback with the number of decoded frames and the number of all frames; may raise to stop."""
 
 OnShortage = Callable[[int], bool]
-"""Told with how many latent frames memory ran out; True where it was able to free some, so that as many may do now."""
+"""Callback with the number of latent frames at which memory ran out; True when memory was freed for another attempt."""
 
 MAX_ELEMENTS = (1 << 31) - 1
-"""Of one tensor: more are not counted by 32-bit indices, nor by TensorRT."""
+"""Greatest number of elements of a tensor: 32-bit indices and TensorRT count no more."""
 WIDEST = 256
 """Channels that the published VAEs' decoders hold at full height and width."""
 
 
 def most_at_once(height: int, width: int) -> int:
-    """How many frames of height x width (pixels) a decoder takes at once, one at the least."""
+    """Greatest number of frames of height x width (pixels) that a decoder takes at once, at least one."""
     return max(1, MAX_ELEMENTS // (WIDEST * height * width))
 
 
 def scratch_bytes(height: int, width: int, frames: int) -> int:
-    """What decoding so many frames of height x width (pixels) at once takes beside the weights."""
+    """Scratch memory in bytes, beside the weights, to decode `frames` frames of height x width (pixels) at once."""
     return BYTES_PER_PIXEL * height * width * frames
 
 
 def chunk_size(free_bytes: int, height: int, width: int, frames: int) -> int:
-    """How many frames of height x width (pixels) to decode at once with `free_bytes` of scratch memory."""
+    """Number of frames of height x width (pixels) to decode at once with `free_bytes` of scratch memory."""
     return max(1, min(frames, free_bytes // scratch_bytes(height, width, 1)))
 
 

@@ -1,4 +1,4 @@
-"""What one clip is made from, and its encoded form."""
+"""Request for one clip, and its encoded form."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class ClipSize(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """What one clip is made from: a picture in RGB, width and height in pixels, `fps` in frames per second.
+    """Request for one clip: a picture in RGB, width and height in pixels, `fps` in frames per second.
 
-    What a family makes no use of is named in its `unused`. `noise_aug_strength` is the standard deviation of
+    Fields that a family does not use are named in its `unused`. `noise_aug_strength` is the standard deviation of
     the noise laid over the picture in -1..1, drawn from `noise_aug_seed`.
     """
 

@@ -34,7 +34,7 @@ _NAME = re.compile(rf"([0-9a-f]{{64}})-([0-9a-f]{{{_DIGEST_CHARS}}})\.safetensor
 
 @dataclass(frozen=True)
 class CacheLimits:
-    """The most that the cache may hold, in bytes; memory keeps the newest entry whatever its size."""
+    """Limits of the cache in bytes; memory keeps the newest entry whatever its size."""
 
     memory_bytes: int = 256 << 20
     disk_bytes: int = 1 << 30
@@ -42,7 +42,7 @@ class CacheLimits:
 
 @dataclass(frozen=True)
 class Hit:
-    """What was found, where (`memory` or `disk`), and how many seconds it took to make."""
+    """Entry found in the cache, its place (`memory` or `disk`), and the seconds of its encoding."""
 
     encoded: Encoded
     place: str
@@ -53,7 +53,7 @@ class ConditioningCache:
     """A bounded cache from a key (64 hexadecimal digits) to tensors with notes; the least used goes first."""
 
     def __init__(self, folder: Path | None, limits: CacheLimits | None = None, what: str = "conditioning") -> None:
-        """`folder` is where entries outlive the process; None keeps them in memory alone. `what` is for warnings."""
+        """`folder` keeps entries beyond the process; None keeps them in memory. `what` names them in warnings."""
         self._folder = folder
         self._what = what
         self._limits = limits or CacheLimits()
@@ -81,7 +81,7 @@ class ConditioningCache:
             log.warning("The %s was not kept on disk: %s", self._what, error)
 
     def clear_memory(self) -> int:
-        """Forgets what is in memory, and says how many entries that were; the disk keeps its own."""
+        """Drops the entries in memory and returns their number; entries on disk stay."""
         count = len(self._memory)
         self._memory.clear()
         return count
@@ -100,7 +100,7 @@ class ConditioningCache:
                 log.warning("A damaged %s entry is made again (%s: %s).", self._what, path.name[:16], error)
                 _remove(path)
                 continue
-            with suppress(OSError):  # a folder that may only be read serves, and does not learn what was used
+            with suppress(OSError):  # a read-only folder works, without times of use
                 os.utime(path)
             return found
         return None
@@ -126,7 +126,7 @@ class ConditioningCache:
     def _prune(self, folder: Path) -> None:
         """Removes the least recently used files until the rest fits; another process may remove them first.
 
-        What a process was writing when it was killed goes after a day.
+        Temporary files of killed processes are removed after a day.
         """
         for left in folder.glob(TEMPORARY_NAMES):
             with suppress(OSError):
@@ -141,7 +141,7 @@ class ConditioningCache:
 
 
 def _parse(path: Path, key: str, most_bytes: int) -> Hit:
-    """Reads and checks one file; raises ValueError, or what a forged one leads to, when it is not what it says."""
+    """Reads and checks one file; raises ValueError, or another error of a forged file, when it is not as named."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -173,7 +173,7 @@ def _read_plain(path: Path, most_bytes: int) -> bytes:
 
 
 def _remove(path: Path) -> None:
-    """What cannot be removed is in the way of nothing: a new entry has another name, or takes its place."""
+    """Removes a file or folder; one that stays does no harm: a new entry has another name, or replaces it."""
     with suppress(OSError):
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
@@ -192,5 +192,5 @@ def _stats(folder: Path) -> Iterator[tuple[float, int, Path]]:
 
 
 def _nbytes(entry: Hit) -> int:
-    """What the entry keeps in memory: a slice keeps the whole that it was cut from."""
+    """Bytes that the entry keeps in memory: a slice keeps the whole storage that it was cut from."""
     return sum(tensor.untyped_storage().nbytes() for tensor in entry.encoded.tensors.values())

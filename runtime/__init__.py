@@ -1,1 +1,1 @@
-"""Where pipeline and engines meet without ComfyUI: the whole job, for nodes, demo, benchmarks and tests."""
+"""Use of the pipeline with engines, without ComfyUI: the whole job, for nodes, demo, benchmarks and tests."""

@@ -1,4 +1,4 @@
-"""What a clip needs of memory, computed before anything is allocated, and what would fit in its place."""
+"""Memory that a clip needs, computed before any allocation, and sizes that would fit in its place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .engines.engine_set import EngineSet
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1.15
-"""How far an estimate may lie above what it stands for: no clip is refused that may need less, none advised that may
+"""Factor by which an estimate may exceed the true need: no clip is refused that may need less, none advised that may
 need more once memory did run out."""
 _FRAME_CHANNELS, _FLOAT_BYTES = 3, 4
 
@@ -33,7 +33,7 @@ Cost = Callable[[ClipSize], int]
 class Budget:
     """One stage's need of a memory with `room` bytes (None: not known). `stage` begins a sentence.
 
-    What would fit is looked for among the clips of a `space`.
+    A size that would fit is looked for among the clips of a `space`.
     """
 
     stage: str
@@ -41,10 +41,10 @@ class Budget:
     room: int | None
     space: LatentSpace = field(default_factory=LatentSpace)
     known_bytes: int = 0
-    """What of the cost is no estimate, such as weights."""
+    """Part of the cost that is known and no estimate, such as weights."""
 
     def check(self, size: ClipSize) -> None:
-        """Raises BudgetError, with what would fit, when the clip needs far more than there is."""
+        """Raises BudgetError, with sizes that would fit, when the clip needs far more memory than there is."""
         if not self.allows(size):
             raise BudgetError(self.sentence(size))
 
@@ -54,7 +54,7 @@ class Budget:
         return self.room is None or self.known_bytes + estimated / TOLERANCE <= self.room
 
     def sentence(self, size: ClipSize, *, ran_out: bool = False) -> str:
-        """What the clip needs, what there is, and what would fit, surely if memory `ran_out` for this one."""
+        """Sentence on the clip's need, the memory found, and sizes that would fit, surely if memory `ran_out`."""
         cost, found = _gib(self.cost(size)), "" if self.room is None else f", found {_gib(self.room)}"
         room = self.cost(size) * 3 // 4 if self.room is None else self.room
         if ran_out:
@@ -78,8 +78,8 @@ class Budget:
 def largest(budgets: Sequence[Budget], size: ClipSize, multiple: int) -> ClipSize:
     """The largest clip of about the same shape that all budgets allow: smaller frames first, then fewer of them.
 
-    Sides are multiples of so many pixels where they are not those of `size`; below half of what was asked for they go
-    where fewer frames would not do. Raises BudgetError where nothing fits.
+    Sides other than those of `size` are multiples of `multiple` pixels; sides below half of the requested are taken
+    only where fewer frames would not fit. Raises BudgetError where nothing fits.
     """
     if all(budget.allows(size) for budget in budgets):
         return size
@@ -126,7 +126,7 @@ def decoding(engines: EngineSet) -> list[Budget]:
 
 @contextmanager
 def explained(budget: Budget, size: ClipSize) -> Iterator[None]:
-    """Says of missing memory what would fit; on a GPU the error's type stays, by which ComfyUI knows it."""
+    """Adds sizes that would fit to an out-of-memory error; on a GPU it keeps its type, by which ComfyUI knows it."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -171,7 +171,7 @@ def _frames_bytes(size: ClipSize) -> int:
 
 
 def _smaller(size: ClipSize, multiple: int) -> Iterator[ClipSize]:
-    """Sizes of about the same shape, the largest first, in multiples of so many pixels along the longer side."""
+    """Smaller sizes of about the same shape, the largest first; the longer side is a multiple of `multiple` pixels."""
     longest = max(size.width, size.height)
     for side in range((longest - 1) // multiple * multiple, MIN_SIDE - 1, -multiple):
         width, height = (

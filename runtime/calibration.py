@@ -1,4 +1,4 @@
-"""What int8 and fp8 take their scales from: the calls of a model's denoisers in clips of the user's own pictures."""
+"""Calibration of int8 and fp8: scales come from the denoisers' calls in clips of the user's own pictures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MOST_CLIPS = 4
 STEPS = 8
-"""Of each clip: all of the schedule, from noise to picture, in steps as wide as a fast clip's."""
+"""Steps of each clip: all of the schedule, from noise to picture, in steps as wide as a fast clip's."""
 MOST_CALLS = 16
 """Scales hardly change with more, and each is run on the CPU."""
 GUIDANCE_SCALE = 5.0
@@ -38,7 +38,7 @@ FPS = 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 OnClip = Callable[[int, int], None]
-"""Told how many clips are recorded, and how many there are; may raise to cancel."""
+"""Callback with the number of recorded clips and the number of all clips; may raise to cancel."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class CalibrationData:
         ]
 
     def name(self, size: ClipSize) -> str:
-        """A digest of what is recorded at that size; the model is named by an engine's specification already."""
+        """A digest of the recorded clips at that size; an engine's specification names the model already."""
         pictures = [(hashlib.sha256(each.tobytes()).hexdigest(), each.size, prompt) for each, prompt in self.clips]
         return digest({"clips": pictures, "size": size, "settings": [STEPS, MOST_CALLS, GUIDANCE_SCALE, FPS]})
 
 
 def read_calibration_data(paths: Sequence[Path], prompts: Sequence[str]) -> CalibrationData:
-    """Pictures from files and from folders of them, in alphabetical order; raises InputError for what is none."""
+    """Pictures from files and from folders of them, in alphabetical order; raises InputError for other files."""
     from PIL import Image, UnidentifiedImageError
 
     pictures = []
@@ -91,7 +91,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def calibration_of(denoiser: str, calibration_data: CalibrationData, size: ClipSize, folder: Path) -> Calibration:
-    """What `record` leaves of a denoiser in `folder`."""
+    """Calibration of a denoiser that `record` leaves in `folder`."""
     return Calibration(folder / f"{denoiser}.safetensors", calibration_data.name(size))
 
 

@@ -1,4 +1,4 @@
-"""The three stages of a clip, each from its plan and what the last one gave: encode, denoise, decode."""
+"""The three stages of a clip, each from its plan and the last stage's result: encode, denoise, decode."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ def decode_clip(plan: ClipPlan, latents: torch.Tensor, chunk: int, on_chunk: OnC
 
 
 def fitting_chunk(plan: ClipPlan) -> int:
-    """How many frames of the clip to decode at once, after the pack has let go of what is in the way.
+    """Number of frames of the clip to decode at once, after the pack has freed memory for them.
 
-    No more than engines are tuned for on a GPU, where more are no faster; all of them where nobody knows the memory.
+    No more than engines are tuned for on a GPU, where more are no faster; all frames where the memory is unknown.
     """
     engines, (width, height, frames) = plan.engines, plan.size
     if engines.device.type == "cuda" and not engines.model.decodes_over_time:
@@ -120,7 +120,7 @@ def fitting_chunk(plan: ClipPlan) -> int:
 
 
 def _free_memory(engines: EngineSet, frames: int) -> bool:
-    """Has the pack let go of all that it can spare, of the encoders too before one frame alone is given up."""
+    """Frees all memory that the pack can spare, the encoders' too if a single frame does not fit."""
     told = engines.memory_manager.free_memory(sys.maxsize, encoders=frames == 1)
     if told is None and frames > 1:
         engines.note(f"Memory ran out with {frames} frames of latents at once: decoded in smaller chunks.")
@@ -129,7 +129,7 @@ def _free_memory(engines: EngineSet, frames: int) -> bool:
 
 
 def _at_once(model: VideoModel, chunk: int, most_frames: int) -> int:
-    """A chunk of frames in frames of latents, of which an engine serves so many frames at most."""
+    """A chunk of frames as latent frames, within the most that the engine serves."""
     if chunk < 1 or model.latent.time_factor == 1:
         return min(chunk, most_frames)
     most = model.components[model.decoder_component].spec.limits.ranges["chunk"].max

@@ -1,7 +1,7 @@
-"""What a clip comes to, computed once, before any of it is made: the stages read it and compute nothing of it again.
+"""Plan of a clip, computed once, before the clip is made: the stages read the plan and compute no part of it again.
 
-A plan is made in two steps, for the nodes of ComfyUI are: `plan_clip` takes the size, which is all that encoding and
-decoding need, and `plan_sampling` adds the sampler's settings. Whoever has all of it makes one plan for a clip:
+A plan is made in two steps, as ComfyUI's nodes need it: `plan_clip` takes the size, which is all that encoding and
+decoding need, and `plan_sampling` adds the sampler's settings. A caller with all settings makes one plan for a clip:
 
     plan = plan_clip(engines, request.size)
     conditioning = encode_clip(plan, request, cache, stage)
@@ -33,7 +33,7 @@ MAX_GUIDANCE = 100.0
 
 @dataclass(frozen=True)
 class Denoising:
-    """How to sample a clip. A guidance scale of 1 or less runs the conditional branch alone, in half the time.
+    """Settings to sample a clip. A guidance scale of 1 or less runs the conditional branch alone, in half the time.
 
     With `min_guidance_scale` guidance goes evenly from that in the first frame to `guidance_scale` in the
     last; None leaves it to the family. `late_guidance_scale` is that of a second denoiser, which ends the clip;
@@ -63,7 +63,7 @@ class Denoising:
 class ClipPlan:
     """A clip of one size over a set of engines.
 
-    `sizes` are those of every named dimension, with guidance: what engines are built for. `encode` is the budget of
+    `sizes` are those of every named dimension, with guidance: engines are built for these. `encode` is the budget of
     the largest encoder, `step` that of a denoising step, `decode` that of decoding one frame, `frames` that of all of
     them in host memory. `notes` are sentences for the user.
     """
@@ -80,7 +80,7 @@ class ClipPlan:
 
 @dataclass(frozen=True)
 class DenoiserPlan:
-    """How sampling calls one of a model's denoisers.
+    """Settings of sampling's calls to one of a model's denoisers.
 
     `sizes` are those of every named dimension of a call. `backend` serves it unless something fails; None where the
     policy's does not serve the device.
@@ -105,7 +105,7 @@ class SamplingPlan:
 def plan_clip(engines: EngineSet, asked: ClipSize, *, shrink: bool = False) -> ClipPlan:
     """The plan of a clip of that size, or with `shrink` of the largest one that fits the memory with guidance.
 
-    Without `shrink` a step is planned without guidance, which nobody knows yet. The size is checked by the stages: a
+    Without `shrink` a step is planned without guidance, which is not known yet. The size is checked by the stages: a
     decoder takes more than a request may ask for. Raises BudgetError where nothing fits.
     """
     step, (decode, frames) = budget.denoising(engines, guided=shrink), budget.decoding(engines)

@@ -1,4 +1,4 @@
-"""The model that the demo runs with, and what to ask of it."""
+"""The demo's model, and its default job."""
 
 from __future__ import annotations
 

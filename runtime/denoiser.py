@@ -11,7 +11,7 @@ from ..pipeline.denoising.guidance import GuidanceScale, branch_inputs
 from .clip_plan import SamplingPlan
 
 FIRST_TIMED_CALL, WEIGHED_CALL = 2, 5
-"""Between which calls of a clip one is timed: the first is slower, for libraries make what they need."""
+"""Calls of a clip between which a call is timed: the first is slower, for libraries do their first-use work in it."""
 
 
 class Denoiser:
@@ -28,20 +28,20 @@ class Denoiser:
         if denoiser != self._denoiser:
             self._take(denoiser)
         self._weigh()
-        # On a GPU without waiting: what was queued before must not be done first. Others may read it too early.
+        # On a GPU without waiting for earlier queued work. Other devices might read it too early.
         there = t.to(self._engines.device, non_blocking=self._engines.device.type == "cuda")
         values = model.prepare_input(x, there, self.tensors)
         inputs = branch_inputs(model.components[denoiser].spec.inputs, values, self._plan.denoisers[denoiser].branches)
         return model.combine(self._runner(inputs), self._guidance)
 
     def _take(self, denoiser: str) -> None:
-        """Has the denoiser on the device, in the other's place where there is no room for both."""
+        """Loads the denoiser, in the other's place where there is no room for both."""
         planned = self._plan.denoisers[denoiser]
         self._denoiser, self._runner = denoiser, self._engines.runner(denoiser, planned.sizes)
         self._guidance = self._rising(planned.guidance_scale)
 
     def _weigh(self) -> None:
-        """After some calls: whether this clip and those behind it would be done sooner with an engine built now."""
+        """Decides after some calls whether this clip and those behind it would end sooner with an engine built now."""
         self._calls += 1
         if self._calls == FIRST_TIMED_CALL:
             self._timed_from = time.monotonic()

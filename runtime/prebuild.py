@@ -25,7 +25,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Prebuild:
-    """Which components to build, for which size in pixels and frames, and whether again if they are there.
+    """Components to build, their size in pixels and frames, and whether to rebuild stored ones.
 
     With the shape policy `presets`, width, height and num_frames are ignored: the presets are built.
     `arch` is the GPU architecture to build for, such as `sm_89`, if it is not this machine's. int8 and fp8 take their
@@ -47,7 +47,7 @@ def component_names() -> list[str]:
 
 
 def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
-    """Builds what is missing and returns a line for each component; `report` hears the whole job's fraction.
+    """Builds missing engines and returns a line for each component; `report` is called with the whole job's fraction.
 
     Raises InputError for a component that the model does not have, EngineError as soon as one cannot be
     built: those before it stay.
@@ -80,11 +80,10 @@ def prebuild(engines: EngineSet, job: Prebuild, report: Report) -> list[str]:
 def _calibrations(
     engines: EngineSet, job: Prebuild, size: ClipSize, stack: ExitStack, report: Report
 ) -> dict[str, Calibration]:
-    """What the job's denoisers take their scales from, in the store until `stack` ends; empty without int8 and fp8.
+    """Calibrations of the job's denoisers, in the store until `stack` ends; empty without int8 and fp8.
 
-    Clips are recorded only where an engine is to be built with them. Raises InputError for pictures that nothing
-    makes use of, and where they are missing; EngineError, before anything is recorded, for a GPU, a backend or an
-    installation that cannot.
+    Clips are recorded only where an engine is to be built with them. Raises InputError for unused pictures, and for
+    missing ones; EngineError, before any recording, for a GPU, a backend or an installation that cannot use them.
     """
     quantized, denoisers = engines.policy.quantized, set(job.components) & set(engines.model.denoisers)
     if quantized is None and job.calibration_data is not None:

@@ -26,9 +26,9 @@ _LATENTS = "latents"
 
 @dataclass(frozen=True)
 class Sampled:
-    """Latents as `sample_clip` gives them, where they came from (`sampled`, `memory`, `disk`), and how long they took.
+    """Latents of `sample_clip`, their source (`sampled`, `memory`, `disk`), and the seconds that sampling took.
 
-    `elapsed_s` is what sampling took, now or then.
+    `elapsed_s` is the time of sampling, now or then.
     """
 
     latents: torch.Tensor
@@ -41,7 +41,7 @@ def sample_or_recall(
 ) -> Sampled:
     """The clip's latents, from `results` if they are there, else sampled now and kept; None keeps none.
 
-    What ran otherwise than planned, such as eager in place of an engine that failed, is not kept.
+    A result of another backend than planned, such as eager in place of an engine that failed, is not kept.
     """
     name = None if results is None else result_key(plan, conditioning)
     if results is not None and name is not None:
@@ -59,7 +59,7 @@ def sample_or_recall(
 def result_key(plan: SamplingPlan, conditioning: Conditioning) -> str | None:
     """The name of a clip's result: a digest of model, conditioning, settings, policy and backend.
 
-    None where the policy's backend does not serve the device, for then something else runs.
+    None where the policy's backend does not serve the device, for then another backend runs.
     """
     engines, backends = plan.clip.engines, [denoiser.backend for denoiser in plan.denoisers.values()]
     if engines.policy.quantized is not None:
@@ -97,7 +97,7 @@ def content(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _fitting(encoded: Encoded, plan: SamplingPlan) -> torch.Tensor | None:
-    """A copy of the kept latents, whose user may change them; None for what is no result of this size."""
+    """A copy of the kept latents, which the caller may change; None for an entry that is no result of this size."""
     latents, space = encoded.tensors.get(_LATENTS), plan.clip.engines.model.latent
     wanted = space.pack(torch.empty(space.shape(*plan.clip.size), device="meta")).shape
     if latents is None or latents.shape != wanted or latents.dtype != torch.float32:

@@ -1,7 +1,6 @@
-"""Which saved video came of which request, so that the same request is answered with the file that is there.
+"""Record of the saved video of each request, so that the same request is answered with the stored file.
 
-Only where the file still is what was written: its digest is compared, and a changed or removed one is written anew
-under another name.
+The file must be unchanged: its digest is compared, and a changed or removed file is written anew under another name.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from .result_cache import content
 SCHEMA = 1
 """Raised when the same request is to give another file."""
 LIMITS = CacheLimits(memory_bytes=1 << 20, disk_bytes=8 << 20)
-"""Of what is noted; the videos are the user's own, and nobody counts or removes them."""
+"""Limits of the record; the videos are the user's own, and the pack neither counts nor removes them."""
 
 
 @dataclass(frozen=True)
 class SavedVideo:
-    """A file in the output folder, what the node said of it, and how many seconds it took to write."""
+    """A file in the output folder, the node's lines on it, and the seconds that writing it took."""
 
     subfolder: str
     filename: str
@@ -52,7 +51,7 @@ def video_key(
 
 
 def note(notes: ConditioningCache, key: str, video: SavedVideo) -> None:
-    """Writes down that the request gave this video."""
+    """Records that the request gave this video."""
     notes.put(key, Encoded({}, (video.subfolder, video.filename, video.sha256, *video.lines)), video.elapsed_s)
 
 

@@ -1,6 +1,6 @@
 """The process that one variant is measured in: it may crash, run out of memory or be ended, and the ladder goes on.
 
-What it has measured stands in files, one for each row, that the ladder reads when the process has ended.
+Its figures are in files, one for each row, that the ladder reads when the process has ended.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from .way import Clip, Way
 
 HOT_CLIPS = 3
 HOT_SECONDS = 12.0
-"""Hot clips are repeated until there are so many or they have taken so long; the median one is kept."""
+"""Hot clips are repeated up to `HOT_CLIPS` times or `HOT_SECONDS` seconds; the median one is kept."""
 MEMORY_STEPS = 2
 TRACE_CHARS = 2000
 _REMAINING = re.compile(r" \([^)]* left\)")
-"""What builds say of the time they will still take, which changes all the time."""
+"""Remaining time in the stage names of builds, which changes all the time."""
 
 
 def main(path: Path) -> int:
-    """Does what the file says; 0, or 1 when a row could not be finished, which then says why."""
+    """Carries out the file's order; returns 0, or 1 for a row that could not be finished, which has the reason."""
     logging.basicConfig(level=logging.INFO)
     order = order_from_json(path.read_text("utf-8"))
     if order.kind == "checkpoint":
@@ -62,7 +62,7 @@ def main(path: Path) -> int:
 
 
 def tell(order: Order, text: str) -> None:
-    """A line for whoever watches."""
+    """Prints a line of progress."""
     sys.stdout.write(f"[{time.time() - order.began_at:6.1f} s]   {order.variant.name}: {text}\n")
     sys.stdout.flush()
 
@@ -118,10 +118,10 @@ def _warm(order: Order) -> int:
 
 
 def _guarded(order: Order, file: RowFile, run: Callable[[], None]) -> bool:
-    """Whether it went well; if not, the row says why, and keeps what was measured before."""
+    """Whether the run succeeded; if not, the row has the reason, and keeps its earlier figures."""
     try:
         run()
-    except Exception as error:  # whatever it is, it is this row's affair
+    except Exception as error:  # any error ends this row only
         text = _sentence(error)
         tell(order, f"failed: {text}")
         file.close(INCOMPLETE if file.row.figures else MISSING, text, traceback.format_exc()[-TRACE_CHARS:])
@@ -188,7 +188,7 @@ def _measure_hot(order: Order, way: Way, file: RowFile, *, compared: bool = Fals
 
 
 def _measure_rest(order: Order, way: Way, file: RowFile) -> None:
-    """What may disturb the rest, and so comes last."""
+    """Measures the figures that may disturb others, and so come last."""
     file.add(host_peaks())
     if isinstance(way, EngineWay) and order.variant.name == EAGER:
         _optional(file, "Operations", lambda: {"core_tflop": way.core_tflop()})
@@ -198,10 +198,10 @@ def _measure_rest(order: Order, way: Way, file: RowFile) -> None:
 
 
 def _optional(file: RowFile, what: str, measure: Callable[[], Mapping[str, float | None]]) -> None:
-    """Adds what can be measured, or a note that it cannot: the row stands without it."""
+    """Adds figures, or a note that they cannot be measured: the row is valid without them."""
     try:
         file.add(measure())
-    except Exception as error:  # whatever a profiler or a full memory leads to
+    except Exception as error:  # any error of a profiler or of a full memory
         file.add({}, f"{what} could not be measured: {_sentence(error)}")
 
 
@@ -245,7 +245,7 @@ def _seconds(clock: StageClock) -> float:
 
 
 def _memory(residency: str, clock: StageClock) -> dict[str, float | None]:
-    """The GPU's memory by stage; nothing on a CPU."""
+    """The GPU's memory by stage; None for each on a CPU."""
     stages = ("encode", "denoise", "decode") if residency == "resident" else ("denoise", "decode")
     peaks: dict[str, float | None] = {f"gpu_{residency}_{stage}_gib": clock.peak_gib.get(stage) for stage in stages}
     used = max((clock.used_gib[stage] for stage in stages if stage in clock.used_gib), default=None)

@@ -36,7 +36,7 @@ class Limits:
 
     @property
     def left_s(self) -> float:
-        """What is left for tasks."""
+        """Seconds left for tasks."""
         return self.began_at + self.total_s - REPORT_S - time.time()
 
 
@@ -59,7 +59,7 @@ class Climb:
             raise I2VError(f"The random checkpoint could not be written: {reason}")
 
     def run(self, task: Task) -> None:
-        """Measures one task, or says why not."""
+        """Measures one task, or records the reason why not."""
         left_s = self._limits.left_s
         needed_s = task.about_s * (0.5 if self._full_size else 0.0)
         if task.warm and self._row(task.variant.name).state != MEASURED:
@@ -79,7 +79,7 @@ class Climb:
         self._take(task, reason)
 
     def sweep(self, variant: Variant) -> None:
-        """Measures how cost grows, with one way."""
+        """Measures the growth of cost, with one way."""
         self.tell(f"sweep of {variant.name} ...")
         path = self._work / "rows" / SWEEP_FILE
         path.unlink(missing_ok=True)
@@ -99,11 +99,11 @@ class Climb:
             save_plot(self.document, self._out / "ladder.png")
             if self.document.sweep:
                 save_sweep_plot(self.document, self._out / "sweep.png")
-        except Exception as error:  # whatever drawing leads to
+        except Exception as error:  # any error of drawing
             self.tell(f"no picture: {error}")
 
     def tell(self, text: str) -> None:
-        """A line for whoever watches."""
+        """Prints a line of progress."""
         sys.stdout.write(f"[{time.time() - self._limits.began_at:6.1f} s] {text}\n")
         sys.stdout.flush()
 
@@ -119,7 +119,7 @@ class Climb:
         return run_order(path, self._work / "logs" / f"{name}.log", timeout, _caches(self._work, variant))
 
     def _take(self, task: Task, reason: str) -> None:
-        """Reports what the task's process has left, and how it ended where that was before its end."""
+        """Reports the rows that the task's process has left, with the reason where the process ended early."""
         if task.warm:
             self._merge_warm(task.variant, reason)
         else:
@@ -130,7 +130,7 @@ class Climb:
             self.tell(line(self.document, self._row(row.name)))
 
     def _clear(self, task: Task) -> None:
-        """Removes what an earlier run left: its rows, and what torch.compile would find instead of compiling."""
+        """Removes an earlier run's rows, and the caches that torch.compile would use instead of compiling."""
         for name in _files(task):
             (self._work / "rows" / name).unlink(missing_ok=True)
         if task.variant.compile_mode and not task.warm:
@@ -143,7 +143,7 @@ class Climb:
         self.document.rows[row.name] = row
 
     def _leave(self, task: Task, reason: str) -> None:
-        """Says why a task was not done, where there is nothing better from an earlier run."""
+        """Records the reason why a task was not done, where an earlier run left no figures."""
         self.tell(f"{task.describes}: {reason}")
         for row in task.variant.rows:
             kept = self._row(row.name)
@@ -176,7 +176,7 @@ def _ended(row: Row, reason: str) -> Row:
 
 
 def _caches(work: Path, variant: Variant) -> dict[str, str]:
-    """Caches of its own for each way of compiling, so that what is called cold is cold."""
+    """Separate caches for each way of compiling, so that a cold figure is cold."""
     folder = _cache_folder(work, variant)
     return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
 

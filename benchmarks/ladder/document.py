@@ -1,4 +1,4 @@
-"""All that a run of the ladder found, as it stands in its JSON."""
+"""All results of a run of the ladder, as in its JSON."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SCHEMA = 1
 BENCHMARK = "ladder"
 
 Point = dict[str, Any]
-"""One point of the sweep: where it lies, and its figures or the reason why it has none."""
+"""One point of the sweep: its place, and its figures or the reason why it has none."""
 
 
 @dataclass
 class Document:
-    """Rows in the order of the ladder, points of the sweep, and where it all comes from."""
+    """Rows in the order of the ladder, points of the sweep, and their origin."""
 
     job: Job
     machine: Mapping[str, Any]
@@ -53,18 +53,18 @@ class Document:
 
     @property
     def where(self) -> str:
-        """What it ran on, in a few words."""
+        """The machine that the ladder ran on, in a few words."""
         machine, threads = self.machine, self.machine.get("threads")
         return machine.get("gpu") or f"{machine.get('processor')}, {threads} thread{'' if threads == 1 else 's'}"
 
     def ratios(self, row: Row) -> dict[str, float]:
-        """How many times faster than row 0, and than the best row of torch.compile, a hot clip is."""
+        """Speed of a hot clip relative to row 0, and to the best row of torch.compile."""
         own = row.figures.get("clip_hot_s")
         others = {"reference": self.hot_s(REFERENCE), "compiled": self.best_compiled_s()}
         return {name: round(other / own, 3) for name, other in others.items() if own and other}
 
     def tflop_per_s(self, row: Row) -> float | None:
-        """The rate that a row's denoiser call comes to, by the operations of the network as it is published."""
+        """The rate of a row's denoiser call, by the operations of the network as it is published."""
         work = next((each.figures["core_tflop"] for each in self.rows.values() if "core_tflop" in each.figures), None)
         step_ms = row.figures.get("step_ms")
         return 1000 * work / step_ms if work and step_ms else None

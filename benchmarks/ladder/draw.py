@@ -49,7 +49,7 @@ class Card:
         self._pen.text(_up(place), text, colour, _font(size), anchor=anchor, stroke_width=stroke, stroke_fill=colour)
 
     def text_width(self, text: str, size: int) -> float:
-        """How wide a line would be."""
+        """Width of a line of text."""
         return _font(size).getlength(text) / _OVERSAMPLING
 
     def box(self, edges: tuple[float, float, float, float], colour: Colour, radius: float = 0) -> None:

@@ -32,7 +32,7 @@ from .variants import Variant
 from .way import Clip, Mark, Way
 
 AFTER_CONDITIONING = ("vae_decoder",)
-"""What a clip needs beside the denoiser once it is conditioned."""
+"""Components that a conditioned clip needs beside the denoiser."""
 
 
 class EngineWay(Way):
@@ -80,7 +80,7 @@ class EngineWay(Way):
         return elapsed_s
 
     def load(self) -> float | None:
-        # Digests are taken of the weights, and those that an engine binds lie on the GPU, before the clock starts.
+        # The weights' digests are taken, and weights that an engine binds are on the GPU, before the clock starts.
         denoiser, model = self._model.denoiser, self._model
         if not BACKENDS[self._variant.backend].holds_weights and model.components:
             rewrites = (
@@ -133,7 +133,7 @@ class EngineWay(Way):
         return [*self._notes, *(self._conditioning.notes if self._conditioning else ()), *self._take_notes()]
 
     def _note_what_is_there(self) -> None:
-        """What an earlier row built is not built again: what is called cold is then less than that."""
+        """Notes engines of an earlier row, which are not built again: the cold figure then leaves them out."""
         there = [
             name for name in self._model.engine_components
             if any(plan.manifest.spec.profile.fits(self._sizes) for plan in self._set_of(name).catalog.stored(name))
@@ -142,10 +142,10 @@ class EngineWay(Way):
             self._notes.append(f"Engines of {', '.join(there)} were there already, so that cold leaves them out.")
 
     def _denoiser(self) -> Runner:
-        """The denoiser's runner; raises EngineError when another backend had to stand in."""
+        """The denoiser's runner; raises EngineError when another backend runs in its place."""
         runner = self._denoisers.runner(self._model.denoiser, self._sizes)
         if runner.backend != self._variant.backend:
-            told = " ".join(" ".join(self._take_notes()).split())  # in one line, which is what a row keeps
+            told = " ".join(" ".join(self._take_notes()).split())  # in one line, as a row keeps it
             raise EngineError(told or f"The core runs by {runner.backend}.")
         return runner
 
@@ -163,4 +163,4 @@ class EngineWay(Way):
 
 
 def _ignore(*_: object) -> None:
-    """Hears progress that nobody watches."""
+    """Ignores progress."""

@@ -1,4 +1,4 @@
-"""What the ladder makes in every row: the same clip, from the same noise."""
+"""The clip that the ladder makes in every row, from the same noise."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Job:
 
     @property
     def digest(self) -> str:
-        """A name for the clip, whatever it is computed on: row 0 of one job is no reference for another."""
+        """A name for the clip, the same on any device: row 0 of one job is no reference for another."""
         others = ("chunk", "device", "work")
         content = {name: value for name, value in asdict(self).items() if name not in others}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What a table of figures must say of where it comes from."""
+"""Origin of a table of figures: the machine, the versions, the commit and the time."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str | None]:
-    """Versions of the libraries, those that are here."""
+    """Versions of the installed libraries."""
     return {"cuda": torch.version.cuda, "cudnn": _cudnn(), **dict(installed_versions())}
 
 
 def describe_commit(told: str | None) -> str:
-    """The commit that was measured, marked when files differ from it; `told` where this is no checkout."""
+    """The commit that was measured, marked when files differ from it; `told` if it is given."""
     if told:
         return told
     commit = _git("rev-parse", "--short=12", "HEAD")

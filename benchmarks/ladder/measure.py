@@ -1,4 +1,4 @@
-"""How things are measured: seconds and memory by stage, milliseconds a call, kernels, host memory."""
+"""Measurement of seconds and memory by stage, milliseconds a call, kernels, and host memory."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ GIB = 1 << 30
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for what the device was given."""
+    """Waits for the device's queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def free_memory(device: torch.device) -> None:
-    """Gives back what nobody holds any more."""
+    """Frees memory without a reference."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -38,7 +38,7 @@ class StageClock:
         self.peak_gib: dict[str, float] = {}
         """PyTorch's own peak by stage."""
         self.used_gib: dict[str, float] = {}
-        """What the GPU says is in use at the end of the stage, whoever uses it."""
+        """Memory of the GPU in use by all processes at the end of the stage."""
         self._begin()
 
     def mark(self, stage: str) -> None:
@@ -134,7 +134,7 @@ def host_peaks() -> dict[str, float]:
 
 
 def gpu_state(device: torch.device) -> dict[str, float]:
-    """The GPU's clock and power as it is now; empty where nvidia-smi does not tell."""
+    """The GPU's clock and power now; empty where nvidia-smi gives none."""
     if device.type != "cuda":
         return {}
     values = query_gpu("clocks.sm,power.draw", device.index or 0)
@@ -145,7 +145,7 @@ def gpu_state(device: torch.device) -> dict[str, float]:
 
 
 def gpu_before(device: torch.device) -> dict[str, float]:
-    """What others hold of the GPU; to be asked before this process touches it."""
+    """GPU memory that other processes hold; to be called before this process touches the GPU."""
     values = query_gpu("memory.used", device.index or 0) if device.type == "cuda" else []
     with suppress(ValueError):
         return {"gpu_before_gib": float(values[0]) * (1 << 20) / GIB} if values else {}
@@ -153,7 +153,7 @@ def gpu_before(device: torch.device) -> dict[str, float]:
 
 
 def query_gpu(fields: str, index: int) -> list[str]:
-    """What nvidia-smi answers to a query for one GPU; empty where it cannot be asked."""
+    """Values of an nvidia-smi query for one GPU; empty where nvidia-smi cannot run."""
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={index}"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603

@@ -1,4 +1,4 @@
-"""What one of the ladder's processes is to do."""
+"""Order for one of the ladder's processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .variants import Variant
 
 @dataclass(frozen=True)
 class Order:
-    """What a process is to do: `kind` is `row`, `warm`, `sweep` or `checkpoint`. Times are `time.time()`."""
+    """Order for a process: `kind` is `row`, `warm`, `sweep` or `checkpoint`. Times are `time.time()`."""
 
     kind: str
     job: Job
@@ -21,9 +21,9 @@ class Order:
     """The folder that rows are written to."""
     samples: int
     started_at: float
-    """When the process was started."""
+    """Start of the process."""
     began_at: float
-    """When the ladder began, for the seconds that progress is told with."""
+    """Start of the ladder, for the seconds in lines of progress."""
 
     def to_json(self) -> str:
         """As text for another process."""

@@ -17,11 +17,11 @@ WIDTH = 1600
 SIDE = 48
 LABELS, RATIOS = 380, 350
 COLUMNS = (80, 250)
-"""Middles of what stands beside the bars, from where those end."""
+"""Middles of the columns beside the bars, from the bars' end."""
 ROW, BAR = 46, 26
 HEAD, PANEL_HEAD, FOOT = 146, 90, 84
 DWARFED = 3.0
-"""How many times longer than the next row the slowest one is when there are two panels."""
+"""Ratio of the slowest row to the next one from which there are two panels."""
 STAGES: tuple[tuple[str, str, Colour], ...] = (
     ("denoise_s", "denoise", (52, 104, 214)),
     ("decode_s", "decode", (22, 160, 133)),
@@ -36,7 +36,7 @@ Column = tuple[str, Callable[[Row], str]]
 
 @dataclass(frozen=True)
 class Panel:
-    """Some rows on one scale, and what is written beside their bars."""
+    """Some rows on one scale, and the columns of text beside their bars."""
 
     title: str
     rows: Sequence[Row]
@@ -49,7 +49,7 @@ class Panel:
 
 
 def save_plot(document: Document, path: Path) -> None:
-    """Draws the rows that have a hot clip; nothing when there are none."""
+    """Draws the rows that have a hot clip; writes no file when there are none."""
     rows = [row for row in document.rows.values() if "clip_hot_s" in row.figures]
     if not rows:
         return

@@ -18,14 +18,14 @@ COMMAND = (str(PACK / "run.py"), "--inside", "bench", "ladder", "--child")
 
 
 def run_order(path: Path, log: Path, timeout_s: float | None, environment: Mapping[str, str]) -> str:
-    """Runs the order in `path` to its end; returns why it did not end well, and nothing when it did.
+    """Runs the order in `path` to its end; returns the reason of a failure, empty on success.
 
-    What libraries say goes to `log`, progress to our own output. The process and its own children are ended
+    Libraries' messages go to `log`, progress to our own output. The process and its own children are ended
     together, also when this process is interrupted.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as errors:
-        # Our own interpreter and our own file: nothing of it comes from a user.
+        # Our own interpreter and our own file: no part of it comes from a user.
         process = subprocess.Popen(  # noqa: S603
             [sys.executable, *COMMAND, str(path)],
             stderr=errors,

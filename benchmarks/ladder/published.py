@@ -1,4 +1,4 @@
-"""diffusers' own pipelines, each called for the ladder's clip: what a user has without this pack."""
+"""diffusers' own pipelines, each called for the ladder's clip: the state without this pack."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Published(ABC):
     """A family's pipeline over the checkpoint's networks in one precision; it calls `pipeline.unet` at every step."""
 
     encoders: ClassVar[tuple[str, ...]]
-    """What conditioning alone needs, beside the VAE's encoder."""
+    """Networks that conditioning alone needs, beside the VAE's encoder."""
 
     def __init__(self, model: VideoModel, precision: str, device: torch.device) -> None:
         names = ("unet", "vae", *self.encoders)

@@ -11,7 +11,7 @@ from .way import Clip
 
 
 def reference_path(job: Job) -> Path:
-    """Where the reference of just this job lies."""
+    """Path of the reference of this job alone."""
     return job.work_folder / f"reference-{job.digest}.safetensors"
 
 
@@ -25,7 +25,7 @@ def save_reference(job: Job, clip: Clip) -> None:
 
 
 def against_reference(job: Job, clip: Clip) -> tuple[dict[str, float], tuple[str, ...]]:
-    """The figures of similarity, or a note that there is nothing to compare with."""
+    """The figures of similarity, or a note that there is no reference."""
     from safetensors.torch import load_file
 
     path = reference_path(job)

@@ -1,4 +1,4 @@
-"""A row of the ladder: what was measured of one way to make the clip, or why it was not."""
+"""A row of the ladder: the figures of one way to make the clip, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ FIGURES: dict[str, str] = {
     "gpu_clock_mhz": "the GPU's clock right after the sampled calls",
     "gpu_power_w": "the GPU's power right after the sampled calls",
 }
-"""Everything a row may hold, and what it means."""
+"""Every figure that a row may hold, and its meaning."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row. `reason` says in a sentence why it is missing or incomplete; figures are those of `FIGURES`."""
+    """One row. `reason` is a sentence on why the row is missing or incomplete; figures are those of `FIGURES`."""
 
     name: str
     title: str
@@ -100,7 +100,7 @@ def row_from_dict(data: Mapping[str, Any]) -> Row:
 
 
 class RowFile:
-    """A row that is written to a file at every change, so that a process that is ended leaves what it had."""
+    """A row that is written to a file at every change, so that a process that is ended leaves its figures."""
 
     def __init__(self, path: Path, row: Row) -> None:
         self.path = path
@@ -113,7 +113,7 @@ class RowFile:
         self._write()
 
     def close(self, state: str, reason: str = "", trace: str = "") -> None:
-        """Says how it ended."""
+        """Sets the row's final state."""
         self.row = replace(self.row, state=state, reason=reason, trace=trace)
         self._write()
 

@@ -47,7 +47,7 @@ class StockWay(Way):
         return time.monotonic() - started if self._variant.compile_mode else None
 
     def load(self) -> float | None:
-        """Leaves the finding of what was compiled to the first call."""
+        """Leaves the search for compiled code to the first call."""
         mode = self._variant.compile_mode
         if mode:
             self._unet.call = torch.compile(self._unet.network, mode=mode)
@@ -112,7 +112,7 @@ class StockWay(Way):
 
 
 class Watched:
-    """Stands in for the pipeline's UNet: times its calls, keeps the last one's arguments, and may call another."""
+    """Replaces the pipeline's UNet: times its calls, keeps the last one's arguments, and may call another network."""
 
     def __init__(self, network: Any, device: torch.device) -> None:
         self.network = network
@@ -177,7 +177,7 @@ class Captured:
 
 
 class _Decoded:
-    """What the pipeline expects of the VAE."""
+    """The VAE's output as the pipeline expects it."""
 
     def __init__(self, sample: torch.Tensor) -> None:
         self.sample = sample
@@ -188,4 +188,4 @@ def _own(value: Any) -> Any:
 
 
 def _ignore(*_: object) -> None:
-    """Hears what nobody asked for."""
+    """Ignores its arguments."""

@@ -1,4 +1,4 @@
-"""Which checkpoint the ladder measures, and what it asks of it unless told otherwise."""
+"""The checkpoint that the ladder measures, and its default job."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Usual:
-    """What is asked of a model unless told otherwise; `precision` is that of the rows in half precision."""
+    """Default job of a model; `precision` is that of the rows in half precision."""
 
     family: str
     size: tuple[int, int]
@@ -39,18 +39,18 @@ PUBLISHED: dict[str, Usual] = {
     ),
     "svd-xt": Usual("svd", (1024, 576), 25, 25, 3.0, 7, "", 14, "bf16"),
 }
-"""The published models by name, the first the one that is measured on a GPU."""
+"""The published models by name; the first is measured on a GPU."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint's folder, and the job that is usual for it."""
+    """A checkpoint's folder, and its default job."""
 
     name: str
     folder: Path
     usual: Usual
     is_full_size: bool = False
-    """Whether times known of the first published size tell how long a variant takes."""
+    """Whether the times known for the first published size hold for the variants."""
     is_random: bool = False
     """Whether it is written by the ladder, if it is not there yet."""
 
@@ -79,7 +79,7 @@ def choose_subject(model: str | None, weights: str | None, device: torch.device,
 
 
 def _usual(folder: Path) -> Usual:
-    """What is usual for a checkpoint's family; raises InputError for one that the ladder does not know."""
+    """Default job of a checkpoint's family; raises InputError for a family that the ladder does not know."""
     family = open_model(folder).family
     found = next((usual for usual in PUBLISHED.values() if usual.family == family), None)
     if found is None:

@@ -1,4 +1,4 @@
-"""How cost grows: frames, sizes and steps, each on its own, up to where memory ends."""
+"""Growth of cost: frames, sizes and steps, each on its own, up to the memory's end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ AXES = ("frames", "size", "steps")
 
 @dataclass(frozen=True)
 class Place:
-    """One point of an axis: the job there, and what it is called."""
+    """One point of an axis: its label and its job."""
 
     axis: str
     label: str
@@ -59,7 +59,7 @@ def places(job: Job) -> list[Place]:
 
 
 def run_sweep(order: Order, tell: Callable[[str], None]) -> int:
-    """Measures every place, smaller ones first; what is beyond the memory is said and ends its axis."""
+    """Measures every place, smaller ones first; a place beyond the memory is reported and ends its axis."""
     sweep = Sweep(order.job, order.variant)
     found: list[Point] = []
     for place in places(order.job):
@@ -163,4 +163,4 @@ def _told(point: Point) -> str:
 
 
 def _ignore(*_: object) -> None:
-    """Hears progress that nobody watches."""
+    """Ignores progress."""

@@ -1,4 +1,4 @@
-"""How cost grows, as a picture: time and memory against work, and time against steps."""
+"""Growth of cost, as a picture: time and memory against work, and time against steps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CHARTS = (
 
 
 def save_sweep_plot(document: Document, path: Path) -> None:
-    """Draws the sweep, a chart for each figure that there is; nothing when there is none."""
+    """Draws the sweep, a chart for each figure that there is; writes no file when there is none."""
     charts = [chart for chart in CHARTS if _points(document.sweep, chart, chart.axes)]
     if not charts:
         return

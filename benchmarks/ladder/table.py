@@ -1,4 +1,4 @@
-"""The ladder as Markdown: speed, memory and building, similarity, and what did not run."""
+"""The ladder as Markdown: speed, memory and building, similarity, and rows that did not run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, and what stands under it for a row."""
+    """A heading, and a row's cell under it."""
 
     heading: str
     cell: Cell

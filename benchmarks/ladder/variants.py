@@ -26,8 +26,8 @@ _NAMES = {"inductor": "AOTInductor", "onnxruntime": "ONNX Runtime", "tensorrt": 
 class Variant:
     """One way to make the clip.
 
-    `way` is diffusers' pipeline (`stock`) or the pack's own loop (`engines`). `rank` says how soon it is
-    measured: the ladder may end before the last. `captured` names a second row: the same in a CUDA graph.
+    `way` is diffusers' pipeline (`stock`) or the pack's own loop (`engines`). `rank` is its place in the
+    order of measurement: the ladder may end before the last. `captured` names a second row: the same in a CUDA graph.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Variant:
     compile_mode: str = ""
     captured: str = ""
     headline: bool = False
-    """The way that the pack stands for: its steps are sampled more often."""
+    """The pack's main way: its steps are sampled more often."""
     about_s: float = 0.0
     """Seconds at the published size with 50 steps on an H200, by which it is decided whether there is time."""
 
@@ -58,7 +58,7 @@ class Variant:
 
 
 def ladder(model: VideoModel, device: torch.device, rewrites: str, precision: str) -> tuple[list[Variant], list[Row]]:
-    """The variants that can run here, in the order in which they are shown, and rows that say why others cannot.
+    """The variants that can run here, in the order in which they are shown, and rows with the reasons of others.
 
     `precision` is that of all but row 0.
     """
@@ -94,7 +94,7 @@ def _with_headline(variants: list[Variant]) -> list[Variant]:
 
 
 def _compiled(device: torch.device, precision: str) -> list[Variant]:
-    """torch.compile of diffusers' own networks: what a user has without this pack."""
+    """torch.compile of diffusers' own networks: the state without this pack."""
     graph = device.type == "cuda"
     return [
         Variant(
@@ -140,7 +140,7 @@ class Task:
 
     @property
     def rank(self) -> float:
-        """How soon it is done."""
+        """Place of the task in the order: the lowest rank comes first."""
         return max(3.0 if self.variant.headline else 7.0, self.variant.rank + 0.5) if self.warm else self.variant.rank
 
     @property
@@ -155,10 +155,10 @@ class Task:
 
 
 def tasks(variants: Sequence[Variant], wanted: Sequence[str], rows: Mapping[str, Row]) -> list[Task]:
-    """What is to be done, the most important first.
+    """Tasks to do, the most important first.
 
-    `wanted` are names of rows: those are measured anew. When there are none, it is what `rows`, from an earlier
-    run, lack. Row 0 takes longest, and its warm start would say nothing new.
+    `wanted` are names of rows to measure anew. When there are none, the tasks give the figures that `rows`, from an
+    earlier run, lack. Row 0 takes longest, and its warm start would give no new figure.
     """
 
     def due(variant: Variant, names: Sequence[str], figure: str) -> bool:

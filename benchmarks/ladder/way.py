@@ -11,12 +11,12 @@ import torch
 from .job import Job
 
 Mark = Callable[[str], None]
-"""Told that a stage has ended."""
+"""Callback with the name of a stage that has ended."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What a way made: unscaled latents [frames, 4, h, w] and frames [frames, height, width, 3] in 0..1,
+    """Clip of a way: unscaled latents [frames, 4, h, w] and frames [frames, height, width, 3] in 0..1,
     float32 on the CPU."""
 
     latents: torch.Tensor
@@ -32,11 +32,11 @@ class Way(ABC):
 
     @abstractmethod
     def build(self) -> float | None:
-        """Compiles what there is to compile; its seconds, or None when there is nothing."""
+        """Compiles the way's networks; returns the seconds, or None when the way compiles none."""
 
     @abstractmethod
     def load(self) -> float | None:
-        """Makes the denoiser ready in a process that has not built it; the seconds for what was built."""
+        """Makes the denoiser ready in a process that has not built it; returns the seconds for compiled networks."""
 
     @abstractmethod
     def clip(self, steps: int, mark: Mark, *, offload: bool = False) -> Clip:

@@ -61,7 +61,7 @@ def plan(options: argparse.Namespace) -> Plan:
 
 
 def fresh(options: argparse.Namespace) -> tuple[nets.Networks, nets.Sizes]:
-    """Networks from the seed, with whatever the stages before have learnt."""
+    """Networks from the seed, with the weights of earlier stages."""
     sizes = nets.Sizes.tiny() if options.tiny else nets.Sizes()
     if options.begin:
         networks = nets.load_folder(options.begin, torch.device("cpu"), torch.float32)
@@ -120,7 +120,7 @@ def run_motion(options: argparse.Namespace) -> None:
 
 
 def report(elapsed_s: float, step: int, device: torch.device) -> None:
-    """Says how far and how fast the stage went."""
+    """Logs the stage's steps, seconds and peak memory."""
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     logging.info("step %d after %.0f s in all, peak %.1f GiB", step, elapsed_s, peak)
 

@@ -1,4 +1,4 @@
-"""Clips as a pure function of their seeds: what is seen, how it moves, what the caption says, the frames."""
+"""Clips as a pure function of their seeds: the shape, its motion, the caption and the frames."""
 
 from dataclasses import dataclass, replace
 
@@ -35,7 +35,7 @@ HELD_OUT = 2**40  # training seeds lie below, held-out seeds from here on
 
 @dataclass(frozen=True)
 class Clips:
-    """What a batch of clips shows; every field is (B,) unless said otherwise.
+    """Content of a batch of clips; every field is (B,) unless another shape is given.
 
     motion, adverb, colour, thing and style are rows of their tables; centre is (B, 2), half-widths.
     """
@@ -73,7 +73,7 @@ def held_out_seeds(start: int, count: int, device: torch.device) -> Tensor:
 
 
 def draw(seeds: Tensor) -> Clips:
-    """Chooses what each clip shows: int64 seeds (B,) -> Clips on the same device."""
+    """Chooses the content of each clip: int64 seeds (B,) -> Clips on the same device."""
     numbers = Numbers.of(seeds, {1: 12, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1})
     u = numbers[1]
 

@@ -1,4 +1,4 @@
-"""What the UNet is told, by the published pipeline's conventions; training and sampling share it."""
+"""Conditioning of the UNet, by the published pipeline's conventions; training and sampling share it."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -178,7 +178,7 @@ def judge_camera(judge: Judge, count: int, out: Path) -> dict[str, Any]:
 
 
 def smoothness(name: str, frames: Tensor, tracked: Track) -> dict[str, float]:
-    """Warping error along a track, also of what an 8-bit file keeps, and flicker, under keys with a suffix."""
+    """Warping error along a track, also of the frames in 8 bits, and flicker, under keys with a suffix."""
     return {
         f"warping_error{name}": round(float(warping_error(frames, tracked.steps).mean()), 5),
         f"warping_error{name}_8bit": round(float(warping_error(as_saved(frames), tracked.steps).mean()), 5),
@@ -194,7 +194,7 @@ def through_vae(judge: Judge, frames: Tensor) -> Tensor:
 
 
 def judge_shapes(judge: Judge, count: int, out: Path) -> dict[str, Any]:
-    """Whether the named shape, and it alone, moves as told."""
+    """Figures on whether the named shape, and it alone, moves as its caption says."""
     figures: dict[str, Any] = {}
     for name, motions, start, share in (("moves", MOVES, 2000, count), ("actions", SHAPE[4:], 3000, count // 2)):
         clips = held_out(start, share, motions, judge.device)
@@ -310,7 +310,7 @@ PARTS: dict[str, Callable[[Judge, int, Path], dict[str, Any]]] = {
     "guidance": lambda judge, count, out: judge_guidance(judge, max(4, count // 10), out),
     "views": lambda judge, count, out: judge_views(judge, out),
 }
-"""What is judged, given the number of camera clips, of which the other groups are shares."""
+"""Groups of figures, given the number of camera clips, of which the other groups are shares."""
 
 
 def evaluate(judge: Judge, count: int, out: Path, parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def atlas(device: torch.device) -> Tensor:
 
 
 def coverage(fields: Tensor, thing: Tensor, local: Tensor, sharpness: Tensor) -> Tensor:
-    """How much of each point a thing covers: thing (B,), local (B, H, W, 2), sharpness (B,) -> (B, H, W).
+    """Share of each point that a thing covers: thing (B,), local (B, H, W, 2), sharpness (B,) -> (B, H, W).
 
     fields is the `atlas`; local is in radii of the thing; sharpness is its radius in pixels, so that edges
     are a pixel wide.

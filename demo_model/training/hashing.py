@@ -24,7 +24,7 @@ def _mix(x: Tensor) -> Tensor:
 
 @cache
 def _columns(counts: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """What tells streams and indices apart: for (stream, count) pairs, two int64 rows (sum of counts,)."""
+    """Distinct numbers of streams and indices: for (stream, count) pairs, two int64 rows (sum of counts,)."""
     streams = [(stream * 0x632BE5AB) & MASK for stream, count in counts for _ in range(count)]
     indices = [(index * 0x9E3779B1) & MASK for _, count in counts for index in range(1, count + 1)]
     return torch.tensor(streams, device=device), torch.tensor(indices, device=device)
@@ -39,7 +39,7 @@ class Numbers:
 
     @classmethod
     def of(cls, seeds: Tensor, counts: Mapping[int, int]) -> "Numbers":
-        """As many numbers of each stream as counts say, for int64 seeds (B,); streams are independent."""
+        """The number of values per stream in `counts`, for int64 seeds (B,); streams are independent."""
         pairs = tuple(counts.items())
         streams, indices = _columns(pairs, seeds.device)
         low = _mix((seeds & MASK) ^ 0x9E3779B9)

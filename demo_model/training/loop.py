@@ -155,7 +155,7 @@ class Run:
             self.save(self.plan.compact, compact=True)
 
     def note(self, loss: float) -> None:
-        """Adds a point to the curve, and says now and then how it goes."""
+        """Adds a point to the curve, and logs it now and then."""
         self.curve.append([self.step, round(loss, 6)])
         if self.step % (LOG_EVERY * 4) == 0:
             log.info("step %d loss %.5f at %.0f s, rate %.2e", self.step, loss, self.spent(), self.rate())

@@ -1,4 +1,4 @@
-"""How a clip moves, measured from its frames alone, and how good its frames are.
+"""Motion of a clip, measured from its frames alone, and quality of its frames.
 
 Motion is found by aligning each frame with the next (Lucas-Kanade with shift, scale and rotation, coarse
 to fine, robustly weighted) over the whole view or over a named shape's disc, which moves along.
@@ -61,7 +61,7 @@ def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def destination(points: Tensor, pose: Tensor, centre: Tensor) -> Tensor:
-    """Where content at points goes: pose (B, 4), centre (B, 2) -> (B, H, W, 2)."""
+    """Destination of the content at points: pose (B, 4), centre (B, 2) -> (B, H, W, 2)."""
     offset = points - centre[:, None, None]
     grow = torch.exp(pose[:, 2])[:, None, None]
     cos, sin = torch.cos(pose[:, 3])[:, None, None] * grow, torch.sin(pose[:, 3])[:, None, None] * grow
@@ -125,7 +125,7 @@ def track(frames: Tensor, mask: Tensor | None = None, centre: Tensor | None = No
 
 
 def agrees(motion: str, total: Tensor, radius_ratio: float = 0.0) -> bool:
-    """Whether a total (4,) points the way the motion's name says: largest component, right sign, over a pixel."""
+    """Whether a total (4,) has the direction of the motion's name: largest component, right sign, over a pixel."""
     wanted = torch.tensor(direction(motion), dtype=torch.float32)
     if not wanted.any():
         return bool(total.norm() < 3.0)
@@ -141,7 +141,7 @@ def bounces(steps: Tensor) -> bool:
 
 
 def carried_back(first: Tensor, second: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
-    """How far `second`, carried back along a pose (B, 4) of the view, is from `first` (B, 3, H, W).
+    """Difference of `second`, carried back along a pose (B, 4) of the view, from `first` (B, 3, H, W).
 
     Returns the difference (B, 3, H, W) and where both are seen (B, 1, H, W).
     """

@@ -59,7 +59,7 @@ def shape_poses(motion: Tensor, factor: Tensor, times: Tensor) -> Tensor:
 
 
 def content_origin(points: Tensor, poses: Tensor, centre: Tensor) -> Tensor:
-    """Where the content seen at `points` was in frame 0: points (H, W, 2), poses (B, F, 4), centre (B, 2).
+    """Position in frame 0 of the content at `points`: points (H, W, 2), poses (B, F, 4), centre (B, 2).
 
     Returns (B, F, H, W, 2), half-widths.
     """
@@ -74,7 +74,7 @@ def content_origin(points: Tensor, poses: Tensor, centre: Tensor) -> Tensor:
 
 
 def between(first: Tensor, second: Tensor) -> Tensor:
-    """The pose, about the picture's middle, that carries what pose `first` shows to where `second` has it: (..., 4)."""
+    """The pose, about the picture's middle, that carries the content from pose `first` to pose `second`: (..., 4)."""
     log_scale, angle = (second - first)[..., 2], (second - first)[..., 3]
     grow = torch.exp(log_scale)
     cos, sin = torch.cos(angle) * grow, torch.sin(angle) * grow

@@ -1,4 +1,4 @@
-"""What makes the steps fast on a GPU without changing what they compute, and a look at where their time goes."""
+"""Optimizations that make the steps fast on a GPU without changing their results, and a profile of their time."""
 
 import logging
 import time
@@ -47,7 +47,7 @@ def prefer_channels_last() -> None:
 
 
 class Watch:
-    """Profiles a few steps once the kernels are compiled, and logs what took the device's time."""
+    """Profiles a few steps once the kernels are compiled, and logs the kernels that took the device's time."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda, self.steps, self.began = device.type == "cuda", 0, 0.0

@@ -25,7 +25,7 @@ NO_PICTURE = 0.10  # share trained with text alone, as the unconditional branch 
 
 @dataclass
 class Batch:
-    """One step's clean latents (B, 4, F, h, w) and what the networks are told about them."""
+    """One step's clean latents (B, 4, F, h, w) and the networks' conditioning for them."""
 
     latents: Tensor
     picture: Tensor

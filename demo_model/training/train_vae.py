@@ -21,7 +21,7 @@ PAIRS = 4  # pairs of consecutive frames taken of each clip
 PER_CLIP = 2 * PAIRS
 KL_WEIGHT = 5e-5
 MOVED_SHARE = 0.25  # share of each batch that is decoded from a latent moved as a picture would be
-SHIMMER = 1.0  # weight of what changes from frame to frame beside the motion
+SHIMMER = 1.0  # weight of changes from frame to frame beside the motion
 ANCHOR = 0.1  # weight that keeps latents where a trained UNet expects them
 
 
@@ -60,7 +60,7 @@ def means_of(vae: Any, frames: Tensor) -> Tensor:
 
 
 def shimmer(decoded: Tensor, poses: Tensor) -> Tensor:
-    """Mean absolute difference of decoded pairs once their motion is undone: what `measure.warping_error` judges."""
+    """Mean absolute difference of decoded pairs once their motion is undone, as in `measure.warping_error`."""
     gap, inside = carried_back(decoded[::2], decoded[1::2], poses)
     return (gap.abs() * inside).sum() / (3 * inside.sum()).clamp_min(1)
 
@@ -89,7 +89,7 @@ def vae_loss(
 
 
 def anchored(vae: Any, compiled: bool) -> Callable[[Tensor], Tensor]:
-    """The latents of the autoencoder as it is now, whatever it learns later."""
+    """The latents of the autoencoder's present weights, unchanged by later training."""
     former = deepcopy(vae).eval().requires_grad_(False)
 
     def encode(frames: Tensor) -> Tensor:

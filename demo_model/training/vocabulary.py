@@ -1,4 +1,4 @@
-"""What the clips can show and how the captions say it.
+"""Possible contents of the clips and their wording in captions.
 
 Directions name the camera for the camera's motions (`pan left`: the view goes left, so the picture's
 content goes right) and the shape for a shape's motions (`moves left`: the shape goes left on the

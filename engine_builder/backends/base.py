@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from ..store.store import Plan
 
 LoadNetwork = Callable[[], "torch.nn.Module"]
-"""Gives the network in the engine's precision; only backends that need its weights call it."""
+"""Function that returns the network in the engine's precision; called only by backends that need the weights."""
 
 Report = Callable[[str, float], None]
-"""Told the stage's name and the fraction done, 0 to 1; may raise to cancel."""
+"""Callback with the stage's name and the fraction done, 0 to 1; may raise to cancel."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Runner(ABC):
     warning: str | None = None
     """A sentence for the user while the runner works, but not as it should."""
     scratch_bytes: int = 0
-    """What the next call is expected to take of the device beside the weights; 0 where nobody has said."""
+    """Expected device memory of the next call in bytes, beside the weights; 0 where it is unknown."""
 
     def __init__(self, spec: EngineSpec, device: torch.device) -> None:
         self.spec = spec
@@ -78,14 +78,14 @@ class Runner(ABC):
         """Runs on inputs of the declared dtypes on the runner's device."""
 
     def _goes_without_graph(self, error: Exception) -> None:
-        """Tells the user that no CUDA graph could be captured: none is ever needed, the direct call has worked."""
+        """Warns the user that no CUDA graph could be captured: none is ever needed, the direct call has worked."""
         self.warning = f"{self.spec.network.component} runs without a CUDA graph, which is slower: {in_a_line(error)}."
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Runs the network.
 
         `inputs` hold the tensors of `spec.network.inputs` by name, of any floating dtype and on any
-        device; they are converted. The outputs lie on the runner's device, in the declared dtypes.
+        device; they are converted. The outputs are on the runner's device, in the declared dtypes.
         Raises InputError for tensors that do not fit the network or the profile.
         """
         violations = self.spec.profile.violations(self.spec.network.sizes_of(inputs))
@@ -124,15 +124,15 @@ WHOLE = Part()
 
 @dataclass(frozen=True)
 class BuildTarget:
-    """What a build is for."""
+    """Target of a build."""
 
     device: torch.device
     arch: str | None = None
     """Another GPU architecture to build for than that of `device`, such as `sm_89`."""
     calibration: Calibration | None = None
-    """What a quantized engine's scales are taken from."""
+    """Recorded inputs that a quantized engine's scales are taken from."""
     part: Part = WHOLE
-    """Which part of the network to build, into the folder that all parts share."""
+    """Part of the network to build, into the folder that all parts share."""
 
 
 class Backend(ABC):
@@ -170,14 +170,14 @@ class Backend(ABC):
 
     @abstractmethod
     def availability(self, device: torch.device) -> Availability:
-        """Whether this backend's library is here and serves the device."""
+        """Availability of this backend: its library is here and serves the device, or the reason why not."""
 
     @abstractmethod
     def target(self, device: torch.device) -> Target:
-        """What an engine built here and now would be bound to."""
+        """Target that an engine built here and now would be bound to."""
 
     def begin(self) -> None:  # noqa: B027  # most have nothing to start
-        """Starts what a build waits for and the network is not needed for; called before the network is loaded."""
+        """Starts work that a build waits for and that needs no network; called before the network is loaded."""
 
     @abstractmethod
     def build(self, network: torch.nn.Module, spec: EngineSpec, folder: Path, report: Report) -> dict[str, str]:
@@ -210,5 +210,5 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def in_a_line(error: Exception) -> str:
-    """What a library says of its failure, as the end of a sentence without its full stop."""
+    """A library's error message in one line, as the end of a sentence without its full stop."""
     return " ".join(str(error).split())[:300].rstrip(".:") or type(error).__name__

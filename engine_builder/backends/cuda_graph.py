@@ -1,7 +1,7 @@
 """CUDA graphs: a call captured once and replayed by one launch, where that is safe and pays.
 
-PyTorch does not undo a capture that fails: the stream, the default generator and the allocator stay in it, and what
-comes after fails or leaks. So each of them is kept out of a capture here, or put back.
+PyTorch does not undo a capture that fails: the stream, the default generator and the allocator stay in it, and later
+work fails or leaks. So each of them is kept out of a capture here, or put back.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CaptureError(Exception):
 
 @dataclass
 class _Process:
-    """Whether this process still captures: what failed once would fail again."""
+    """State of this process: after one failed capture it captures no more, for the next would fail again."""
 
     has_failed: bool = False
 
@@ -47,8 +47,8 @@ _process = _Process()
 def can_capture(device: torch.device) -> bool:
     """Whether graphs are captured on the device at all.
 
-    Only PyTorch's own allocator says what a graph holds and takes it back: ComfyUI's default, cudaMallocAsync, does
-    neither.
+    Only PyTorch's own allocator reports the memory that a graph holds and takes it back: ComfyUI's default,
+    cudaMallocAsync, does neither.
     """
     import torch
 
@@ -124,7 +124,7 @@ def _end(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
 
 
 def _leave_pool(device: torch.device, pool: Any) -> None:
-    """What PyTorch leaves out where ending a capture fails: the allocator's end of it."""
+    """Ends the allocator's part of a capture, which PyTorch leaves out where the end of the capture fails."""
     import torch
 
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -168,7 +168,7 @@ class Replay:
             before = torch.cuda.memory_reserved(device)
             self._graph, self._outputs = capture(lambda: call(self._inputs), device, pool)
         self.memory_bytes = max(torch.cuda.memory_reserved(device) - before, 0)
-        """Device memory that the graph adds to what its pool held already."""
+        """Device memory that the graph adds to its pool."""
 
     def __call__(self, inputs: Tensors) -> Tensors:
         """The outputs for these inputs, in memory of their own."""
@@ -177,7 +177,7 @@ class Replay:
         return {name: tensor.clone() for name, tensor in self._outputs.items()}
 
     def _warm_up(self, call: Call, device: torch.device) -> None:
-        """One call on the capture's stream, where libraries make what they make on first use."""
+        """One call on the capture's stream, in which libraries do their first-use work."""
         import torch
 
         current, side = torch.cuda.current_stream(device), side_stream(device)
@@ -195,7 +195,7 @@ class Replay:
             if stamp is not None and last is not None and last[0] == stamp:
                 continue
             self._inputs[name].copy_(tensor, non_blocking=True)
-            # Held, so that no other tensor can come to lie at its address.
+            # Held, so that no other tensor can take its address.
             self._last[name] = (stamp, tensor)
 
 

@@ -29,7 +29,7 @@ class EagerRunner(Runner):
 
     @property
     def is_loaded(self) -> bool:
-        """Read off every weight, for other runners may share some of them and have moved those."""
+        """True when every weight is on the device: other runners may share some of the weights and have moved them."""
         return self._places is not None and are_on(self._places, self.device)
 
     @property

@@ -1,4 +1,4 @@
-"""Moves a network to a device and back without copying what host memory still has.
+"""Moves a network to a device and back without copying tensors that host memory still has.
 
 Weights do not change while a device computes with them. So the host's tensors are kept, most of them pages of the
 checkpoint's file that the system can take back, and unloading puts them in place again.
@@ -20,7 +20,7 @@ Place = tuple[Mapping[str, "torch.Tensor | None"], str]
 
 
 def to_device(network: torch.nn.Module, device: torch.device) -> None:
-    """Has every tensor of the network on the device, and keeps those that leave host memory for `to_host`.
+    """Moves every tensor of the network to the device, and keeps the tensors that leave host memory for `to_host`.
 
     A network whose `is_borrowed` is true is moved by its owner alone.
     """
@@ -35,10 +35,10 @@ def to_device(network: torch.nn.Module, device: torch.device) -> None:
 
 
 def to_host(network: torch.nn.Module) -> None:
-    """Has every tensor of the network in host memory: what was kept there, or a copy.
+    """Moves every tensor of the network to host memory: the kept tensor, or a copy.
 
-    What was kept counts only for a tensor that is still of its shape and dtype. Nothing may have changed in place
-    on the device meanwhile: that would be lost.
+    A kept tensor is used only if it still has the network's shape and dtype. A change in place on the device
+    meanwhile would be lost.
     """
     if getattr(network, "is_borrowed", False):
         return
@@ -58,13 +58,13 @@ def tensors(network: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 
 def places(network: torch.nn.Module) -> tuple[Place, ...]:
-    """Where each parameter and buffer is held."""
+    """Tables and names that hold each parameter and buffer."""
     tables = (table for module in network.modules() for table in (module._parameters, module._buffers))
     return tuple((table, name) for table in tables for name, tensor in table.items() if tensor is not None)
 
 
 def are_on(found: Sequence[Place], device: torch.device) -> bool:
-    """Whether the tensors in those places all lie on the device."""
+    """Whether the tensors in those places are all on the device."""
     return all(tensor.device == device for table, name in found if (tensor := table.get(name)) is not None)
 
 

@@ -81,7 +81,7 @@ class OnnxRuntimeRunner(Runner):
         return outputs
 
     def _refused(self, act: str, error: Exception) -> Exception:
-        """What to raise for an error of the session: PyTorch's or Python's own where memory ran out."""
+        """Exception for an error of the session: PyTorch's or Python's own where memory ran out."""
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         if says_out_of_memory(reason):
             if self.device.type == "cuda":
@@ -162,7 +162,7 @@ def _provider(device: torch.device) -> Any:
 
 
 def _placement(tensor: torch.Tensor) -> dict[str, Any]:
-    """How ONNX Runtime is told of a tensor's memory; bf16 has no NumPy dtype and is not served."""
+    """Arguments that describe a tensor's memory to ONNX Runtime; bf16 has no NumPy dtype and is not served."""
     import numpy as np
 
     name = str(tensor.dtype).removeprefix("torch.")

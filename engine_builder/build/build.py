@@ -39,12 +39,12 @@ MEMORY_PER_QUANTIZED_WEIGHT = 10.0
 """The same where ModelOpt takes scales, with weights in fp32: 2.5 GiB for 0.21, 8.9 GiB for 0.83."""
 DISK_PER_WEIGHT = 1.2
 CORES_PER_BUILD = 3
-"""Of a build with a GPU: one for Python, the others for the compilers that it starts."""
+"""Cores of a build with a GPU: one for Python, the others for the compilers that it starts."""
 MAX_PARTS = 4
 LEAST_PARTED_BYTES = 1 << 23
 """Weights of a network that is worth more than one process: the bundled model's core has nearly twice as many."""
 CORES_PER_PART = 4
-"""Of a machine for each part in which a network is compiled: other networks are compiled beside it."""
+"""Cores of a machine for each part of a network: other networks are compiled beside it."""
 BUILDERS_ON_CPU = 2
 """Builds at a time on a machine without a GPU: each is one thread of Python."""
 BASE_DEVICE_BYTES = 1 << 29
@@ -60,7 +60,7 @@ class BuildResult:
 
 
 def quiet(stage: str, fraction: float) -> None:
-    """A report that tells nobody."""
+    """A report without a listener."""
 
 
 def find_engine(request: BuildRequest, store: EngineStore) -> Plan | None:
@@ -78,7 +78,7 @@ def build_engine(
 ) -> BuildResult:
     """The engine for the request, from the store or newly built; one builder a key across processes.
 
-    Waits for a builder that was first. `report` may raise to cancel; nothing is then left behind. Raises
+    Waits for an earlier builder of the same key. `report` may raise to cancel; nothing is then left behind. Raises
     EngineError when the network cannot be compiled or its engine does not pass the parity check, StorageError when
     the disk refuses.
     """
@@ -114,7 +114,7 @@ def build_engine(
 def _compile(
     request: BuildRequest, folder: Path, log_path: Path, process: BuildProcess, report: Report
 ) -> tuple[Compiled, float]:
-    """What the child gave, and the seconds it took."""
+    """The child's result, and the seconds of the compilation."""
     started = time.monotonic()
     request = replace(request, part=Part(0, parts_of(request)))
     compiled = process.compile(request, folder, log_path, report)
@@ -122,7 +122,7 @@ def _compile(
 
 
 def check_room(request: BuildRequest, root: Path) -> None:
-    """Raises EngineError or StorageError when memory, GPU or disk cannot hold the build; says both figures."""
+    """Raises EngineError or StorageError, with both figures, when memory, GPU or disk cannot hold the build."""
     check_memory(request)
     weights, component = request.source.size_bytes, request.spec.network.component
     needed, free = int(DISK_PER_WEIGHT * weights) if request.backend.holds_weights else 0, shutil.disk_usage(root).free
@@ -163,12 +163,12 @@ def _available_memory() -> int | None:
 
 
 def needed_device_bytes(request: BuildRequest) -> int:
-    """What a build takes of the GPU that it is for; nothing if that is another one than this machine's."""
+    """Memory in bytes that a build takes of this machine's GPU; 0 for a build for another GPU."""
     return 0 if request.arch else BASE_DEVICE_BYTES + request.device_bytes
 
 
 def builds_at_once(requests: Sequence[BuildRequest]) -> int:
-    """How many of these builds may run at a time, one at the least: what memory, GPU and cores have room for."""
+    """Number of these builds that may run at a time, at least one, by the room in memory, GPU and cores."""
     if any(request.device.type == "cpu" for request in requests):
         return BUILDERS_ON_CPU
     if not requests or not all(request.backend.builds_beside_others for request in requests):
@@ -179,9 +179,9 @@ def builds_at_once(requests: Sequence[BuildRequest]) -> int:
 
 
 def parts_of(request: BuildRequest) -> int:
-    """In how many parts to compile the network, for which half of what is free has the room.
+    """Number of parts to compile the network in, for which half of the free memory has room.
 
-    Worth it are the networks of a clip's steps, whose graphs have thousands of operators, at sizes that are known.
+    Parts pay for the networks of a clip's steps, whose graphs have thousands of operators, at sizes that are known.
     """
     ranges = request.spec.profile.ranges.values()
     has_steps = any(tensor.scope is Scope.STEP for tensor in request.spec.network.inputs)
@@ -195,6 +195,6 @@ def parts_of(request: BuildRequest) -> int:
 
 
 def _fitting(sizes: Sequence[int], free: int | None) -> int:
-    """How many of the sizes fit together, the largest first; all where nobody knows what is free."""
+    """Number of the sizes that fit together, the largest first; all where the free memory is unknown."""
     sums = accumulate(sorted(sizes, reverse=True))
     return len(sizes) if free is None else sum(total <= free for total in sums)

@@ -1,7 +1,7 @@
-"""A build in a child process: its progress is heard, it can be cancelled, and its death is explained.
+"""A build in a child process, which reports its progress, can be cancelled, and whose death is explained.
 
-The child starts fresh, so that it shares no GPU context, no thread and no lock with ComfyUI; whatever
-happens to it, the host lives.
+The child starts fresh, so that it shares no GPU context, no thread and no lock with ComfyUI; a crash
+of the child leaves the host alive.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 CHILD = Path(__file__).resolve().with_name("worker.py")
 POLL_S = 0.2
-"""How often cancellation is looked for while the child says nothing."""
+"""Seconds between checks for cancellation while the child is silent."""
 GRACE_S = 2.0
-"""How long a cancelled child may take to end by itself."""
+"""Seconds that a cancelled child may take to end by itself."""
 
 _HAS_GROUPS = os.name == "posix"
 """Whether a process and all that it starts can be ended at once."""
@@ -55,8 +55,8 @@ class BuildProcess:
         """`compile.compile_engine` in the child; what it prints goes to `log_path`.
 
         `report` is called at every stage and at least every 0.2 s, and may raise to cancel: the child is
-        then ended before the exception goes on. Raises the child's own error, or EngineError that says how
-        it died.
+        then ended before the exception goes on. Raises the child's own error, or EngineError with the
+        cause of its death.
         """
         _begin(log_path)
         data, has_built = {**request_to_dict(request, folder), "log": str(log_path)}, self._child is not None
@@ -78,7 +78,7 @@ class BuildProcess:
         )
 
     def _ask(self, data: dict[str, Any], report: Report) -> tuple[_Child, dict[str, Any] | None]:
-        """The child, and what it answers, see `listen`; it is ended if `report` raises."""
+        """The child and its answer, see `listen`; ends the child if `report` raises."""
         child = self._living()
         try:
             child.send(data)
@@ -101,10 +101,10 @@ class BuildProcess:
 
 
 class _Child:
-    """The process, and one thread that hears it for as long as it lives."""
+    """The process, and one thread that reads its output for as long as it lives."""
 
     def __init__(self) -> None:
-        # A list of our own interpreter and our own file: nothing of it comes from a user.
+        # A list of our own interpreter and our own file: no part of it comes from a user.
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, str(CHILD)],
             stdin=subprocess.PIPE,
@@ -122,14 +122,14 @@ class _Child:
         return self._process.poll() is None
 
     def wait(self) -> int:
-        """The exit status of a child that says no more; one that does not end by itself is made to."""
+        """The exit status of a child whose output has ended; kills a child that does not end by itself."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(GRACE_S)
         self.end()
         return self._process.wait()
 
     def send(self, request: dict[str, Any]) -> None:
-        """Hands over a request; one that finds nobody alive is answered by `listen`."""
+        """Sends a request; for a dead child `listen` gives the answer."""
         stream = self._process.stdin
         if stream is not None:
             with suppress(OSError):
@@ -173,7 +173,7 @@ def _error(answer: dict[str, Any]) -> errors.I2VError:
 
 
 def _cause(returncode: int) -> str:
-    """How the child ended, in words, and what helps."""
+    """Cause of the child's end, in words, and advice."""
     if returncode == -signal.SIGSEGV or returncode & 0xFFFFFFFF == _WINDOWS_ACCESS_VIOLATION:
         return "crashed (segmentation fault): try another backend or precision"
     if returncode == -getattr(signal, "SIGKILL", 9):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compiling gave beside the files: details worth keeping, and the parity check's verdict.
+    """Results of a compilation beside the files: details worth keeping, and the parity check's verdict.
 
     The verdict is None for an engine that cannot run here: it was built for another GPU. `islands` names the
     modules of an fp16 network that compute in fp32.
@@ -38,7 +38,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build, from what, by which backend, for which device."""
+    """Request for a build: the specification, the network's source, the backend and the device."""
 
     spec: EngineSpec
     source: NetworkSource
@@ -47,19 +47,19 @@ class BuildRequest:
     arch: str | None = None
     """Another architecture to build for than that of `device`."""
     reference: NetworkSource | None = None
-    """What the engine is compared with, where that is not the network it is compiled from."""
+    """Network that the engine is compared with, where it is not the network that the engine is compiled from."""
     details: Mapping[str, str] = field(default_factory=dict)
-    """Worth keeping beside what the backend has to say."""
+    """Details to keep in the manifest beside the backend's own."""
     calibration: Calibration | None = None
-    """What a quantized engine's scales are taken from."""
+    """Recorded inputs that a quantized engine's scales are taken from."""
     device_bytes: int = 0
     """GPU memory that the network takes as it is compared, weights and all, if it is built for `device`."""
     part: Part = WHOLE
-    """Which part of the network, where several processes compile it; the first is compared when all are there."""
+    """Part of the network, where several processes compile it; the first is compared once all are compiled."""
 
     @property
     def aimed_backend(self) -> Backend:
-        """The backend, building for what the request is for."""
+        """The backend, aimed at the request's target."""
         return self.backend.aimed_at(BuildTarget(self.device, self.arch, self.calibration, self.part))
 
 
@@ -95,7 +95,7 @@ def compile_engine(
 
 
 def _fp32_fallback(request: BuildRequest, network: torch.nn.Module, report: Report) -> tuple[str, ...]:
-    """Where fp16 is too small for these weights; an engine that serves any weights cannot know."""
+    """Modules cast to fp32, for fp16 is too small for these weights; none for an engine that serves any weights."""
     if request.spec.precision != "fp16" or not request.backend.holds_weights:
         return ()
     from ..graph.fp32_fallback import with_fp32_fallback
@@ -141,12 +141,12 @@ def request_from_dict(data: Mapping[str, Any]) -> BuildRequest:
 
 
 def compiled_to_dict(compiled: Compiled) -> dict[str, Any]:
-    """The result as JSON data, with the most host memory that this process has had."""
+    """The result as JSON data, with the peak of this process's host memory."""
     return asdict(replace(compiled, details={**compiled.details, **_peak_memory()}))
 
 
 def _peak_memory() -> dict[str, str]:
-    """The most host memory that this process has had so far, in bytes; empty where the system does not tell."""
+    """Peak of this process's host memory so far, in bytes; empty where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -172,7 +172,7 @@ def check_plan(
 
     `network` gives the engine its weights where it holds none; `plain` is the reference where that is another. An
     engine with fp32 modules is compared with a network that has them too, for one without gives no numbers. One in
-    int8 or fp8 is compared with what eager PyTorch answered in recorded calls.
+    int8 or fp8 is compared with eager PyTorch's outputs in recorded calls.
     """
     spec = plan.manifest.spec
     candidate = backend.load(plan, spec, network, device)

@@ -1,4 +1,4 @@
-"""How long a build will still take, for the line that its user reads."""
+"""Remaining time of a build, for the line that its user reads."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ..backends.base import Report
 from ..store.store import EngineStore
 
 TOLD_FROM_S = 5
-"""What takes less is not worth a word."""
+"""Seconds of elapsed and remaining time from which the remaining time is shown."""
 LEAST_DONE = 0.1
-"""The fraction from which what is done says something about the rest."""
+"""The fraction done from which the rest can be estimated."""
 STEP_S = 10
 MINUTES_FROM_S = 120
 
 
 class Remaining:
-    """Adds to a stage's name how long the whole build will take from now.
+    """Adds the remaining time of the whole build to a stage's name.
 
-    `expected_s` is what a build of this kind took before, None if there was none; once it has passed, or
+    `expected_s` is the time of an earlier build of this kind, None if there was none; once that time has passed, or
     without it, the fraction done decides.
     """
 
@@ -34,7 +34,7 @@ class Remaining:
         return lambda stage, done: report(self.told(stage, done), done)
 
     def told(self, stage: str, done: float) -> str:
-        """The stage, and in brackets the time that is left where it can be said."""
+        """The stage, and in brackets the remaining time where it can be estimated."""
         left_s = self._left_s(done)
         return stage if left_s is None or left_s < TOLD_FROM_S else f"{stage} (about {_rounded(left_s)} left)"
 
@@ -48,7 +48,7 @@ class Remaining:
 
 
 def last_build_s(spec: EngineSpec, backend: str, store: EngineStore) -> float | None:
-    """The seconds of the last build of the same component and precision by the backend, at whatever sizes."""
+    """The seconds of the last build of the same component and precision by the backend, at any sizes."""
     kind = (spec.network.family, spec.network.component, spec.precision, backend)
     found = [
         (plan.manifest.created_at, plan.manifest.build_s)

@@ -30,9 +30,9 @@ class Threshold:
 
 
 BLOCK = 1 << 24
-"""Numbers compared at once, which bounds what the comparison takes of the host's memory."""
+"""Numbers compared at once, which bounds the comparison's host memory."""
 MAX_SNR_DB = 200.0
-"""Said of results without any noise, whose ratio would be infinite."""
+"""Ratio reported for results without any noise, in place of infinity."""
 
 THRESHOLDS = {
     # A full-size decoder's own rounding leaves 85 dB; a layer that is off by 1e-2 leaves 42 dB at the most.
@@ -45,11 +45,11 @@ THRESHOLDS = {
 
 
 TIMESTEPS = 5
-"""At how many places of the schedule a GPU's engine is compared."""
+"""Number of places in the schedule at which a GPU's engine is compared."""
 
 
 def timesteps_of(spec: EngineSpec, device: torch.device) -> int:
-    """How often an engine is compared at each shape: on a CPU once, where a call takes as long as a step of a clip."""
+    """Number of comparisons at each shape: one on a CPU, where a call takes as long as a step of a clip."""
     has_timestep = any(tensor.is_timestep for tensor in spec.network.inputs)
     return TIMESTEPS if has_timestep and device.type == "cuda" else 1
 
@@ -81,7 +81,7 @@ def check_parity(reference: Runner, candidate: Runner, spec: EngineSpec, timeste
 
 @contextmanager
 def _loaded(runner: Runner) -> Iterator[None]:
-    """The runner has its weights on the device meanwhile, and leaves nothing there, were they but half loaded."""
+    """Loads the runner for the block and frees its device memory after it, even if the load fails halfway."""
     try:
         runner.load()
         yield
@@ -119,7 +119,7 @@ def worst(verdicts: list[ParityReport]) -> ParityReport:
 
 
 def _compare(candidate: Runner, call: Call) -> ParityReport:
-    """The worst of all outputs: what is large, such as a cache, must not hide what is small.
+    """The worst of all outputs: a large output, such as a cache, must not hide a small one.
 
     Raises EngineError for an output of an undeclared shape.
     """

@@ -1,4 +1,4 @@
-"""What a build's process does with a request: compiles it, or its first part while others compile the rest."""
+"""Work of a build's process on a request: compiles it, or its first part while other processes compile the rest."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _in_parts(request: BuildRequest, folder: Path, log_path: Path, report: Repor
             return compile_engine(request, folder, report, others.wait)
     except EngineError as error:
         log.warning("in %d parts it cannot be compiled: %s", request.part.count, error)
-    for path in folder.iterdir():  # of whatever parts there are
+    for path in folder.iterdir():  # of all parts
         path.unlink()
     return compile_engine(request, folder, report)
 

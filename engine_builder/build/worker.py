@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _hear(requests: queue.Queue[str]) -> None:
-    """Takes requests in; at the end of the input nobody waits for an answer, whatever is being built."""
+    """Reads requests; at the end of the input the process ends, since no host waits for an answer."""
     for line in sys.stdin:
         requests.put(line)
     if os.name == "posix" and os.getpgrp() == os.getpid():
@@ -45,7 +45,7 @@ def _hear(requests: queue.Queue[str]) -> None:
 
 
 def _log_to(path: Path) -> None:
-    """Sends what libraries print to the build's log, native code's prints too, and not among the answers."""
+    """Sends the prints of libraries, native code's too, to the build's log, and not among the answers."""
     with path.open("a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -69,7 +69,7 @@ def _tell(answers: TextIO, message: dict[str, Any]) -> None:
 
 
 def _alias_pack() -> None:
-    """Makes the pack importable by a fixed name, whatever its folder is called."""
+    """Makes the pack importable by a fixed name, whatever its folder's name."""
     root = Path(__file__).resolve().parent.parent.parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
     spec = importlib.util.spec_from_file_location(ALIAS, root / "__init__.py", submodule_search_locations=[str(root)])

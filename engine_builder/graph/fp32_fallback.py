@@ -27,12 +27,12 @@ from .onnx_export import example_inputs
 log = logging.getLogger(__name__)
 
 WHOLE = "the whole network"
-"""The name of an fp32 module that leaves nothing outside."""
+"""The name of an fp32 module that is the whole network."""
 HALF_MAX = torch.finfo(torch.float16).max
 MARGIN = HALF_MAX / 4
 """The largest number that is left to fp16: pictures and prompts may give larger ones than random inputs do."""
 MASK = 1e30
-"""Nobody computes numbers of this size: they stand for infinity, as the largest of fp16 does, to mask something out."""
+"""Numbers of this size are no results: they stand for infinity, as the largest of fp16 does, in a mask."""
 CUT = HALF_MAX - 32
 """The number before the largest, which takes the place of infinity."""
 SEEDS = range(3)
@@ -42,9 +42,9 @@ PRODUCTS = frozenset(getattr(torch.ops.aten, name).default for name in ("convolu
 def with_fp32_fallback(network: torch.nn.Module, spec: EngineSpec) -> tuple[str, ...]:
     """Makes the network safe in fp16, in place; returns the names of the modules that compute in fp32 from now on.
 
-    It has fp16 weights and lies on the CPU; its inputs and outputs stay fp16, and without an fp32 module it stays as
-    it was. It is run at a small size that it takes, for how large its numbers get hardly depends on them.
-    Raises EngineError when what the network gives, and not only what it goes through, exceeds fp16.
+    The network has fp16 weights and is on the CPU; its inputs and outputs stay fp16, and without an fp32 module it
+    stays as it was. It is run at a small size, for the size of its numbers hardly depends on its dimensions.
+    Raises EngineError when the network's outputs, and not only its inner results, exceed fp16.
     """
     names: frozenset[str] = frozenset()
     while True:
@@ -78,7 +78,7 @@ def with_fallback(load: Callable[[], torch.nn.Module], spec: EngineSpec) -> Call
 
 
 def _outermost(names: Iterable[str]) -> frozenset[str]:
-    """The names without those of modules that lie in another of them."""
+    """The names without those of modules that are inside another named module."""
     known = frozenset(names)
     return frozenset(name for name in known if not any(_is_within(name, other) for other in known))
 
@@ -109,7 +109,7 @@ def _is(value: Any, dtype: torch.dtype) -> bool:
 
 
 def _watched(network: torch.nn.Module, spec: EngineSpec) -> _Watch:
-    """What was seen in runs on several random inputs of a small size, with more than one of everything."""
+    """Findings in runs on several random inputs of a small size, in which every dimension is greater than one."""
     watch = _Watch()
     sizes = {name: limits.above(1) for name, limits in spec.network.limits.ranges.items()}
     with watch.modules(network), _attention_as_exported(), torch.inference_mode(False), torch.no_grad():
@@ -144,7 +144,7 @@ class _Watch(TorchDispatchMode):
         self._givers: set[str] = set()
 
     def overflowing(self) -> set[str]:
-        """The smallest modules around the numbers that do not give them away; the network where there is none."""
+        """Smallest modules around the large numbers whose outputs have none; the network where no module is such."""
         return {next((name for name in reversed(calls) if name not in self._givers), "") for calls in self._origins}
 
     @contextmanager
@@ -177,7 +177,7 @@ class _Watch(TorchDispatchMode):
                 self._origins.add(tuple(self._calls))
                 self.exceeds |= greatest > HALF_MAX
                 for result in results if greatest == math.inf else ():
-                    result.nan_to_num_(0.0, CUT, -CUT)  # so that what comes after can be looked at too
+                    result.nan_to_num_(0.0, CUT, -CUT)  # so that later operations can be checked too
         return found
 
 
@@ -196,7 +196,7 @@ def _greatest(tensor: torch.Tensor) -> float:
 
 
 def _is_mask(value: Any) -> bool:
-    """Whether an operand is, or holds, what stands for infinity."""
+    """Whether an operand is, or holds, a number that stands for infinity."""
     if isinstance(value, torch.Tensor):
         least = HALF_MAX if value.dtype == torch.float16 else MASK
         return value.is_floating_point() and _greatest(value) >= least

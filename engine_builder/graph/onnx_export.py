@@ -25,7 +25,7 @@ OPSET = 20
 
 
 def exporter_version(opset: int = OPSET) -> str:
-    """What an exported graph depends on beside the network: PyTorch, onnxscript, the opset."""
+    """Versions that an exported graph depends on beside the network: PyTorch, onnxscript, the opset."""
     import onnxscript
     import torch
 
@@ -60,7 +60,7 @@ def export_onnx(network: torch.nn.Module, spec: EngineSpec, folder: Path, opset:
             program.save(str(path), external_data=True)
     except OSError:
         raise
-    except Exception as error:  # the exporter raises whatever its passes meet
+    except Exception as error:  # the exporter raises any error of its passes
         log.debug("export failed", exc_info=True)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineError(f"The {spec.network.component} network cannot be exported to ONNX: {reason}") from error
@@ -69,7 +69,7 @@ def export_onnx(network: torch.nn.Module, spec: EngineSpec, folder: Path, opset:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Holds back what the exporter tells of its own passes: hundreds of lines that help no user."""
+    """Suppresses the exporter's messages on its own passes: hundreds of lines that help no user."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,7 +1,7 @@
 """INT8 and FP8: scales for matrix products and convolutions, taken from inputs that real clips gave.
 
 NVIDIA's ModelOpt writes them into the exported graph as pairs of QuantizeLinear and DequantizeLinear, which a
-strongly typed TensorRT reads; what is not quantized becomes fp16.
+strongly typed TensorRT reads; the rest of the graph becomes fp16.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ LEAST_ARCH = {"int8": 75, "fp8": 89}
 """The first GPU architecture, as in `sm_89`, with products of that precision."""
 OPERATORS = ("Conv", "Gemm", "MatMul")
 REARRANGED = ("Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze")
-"""What an exporter puts between a weight and the product that uses it."""
+"""Operators that an exporter puts between a weight and the product that uses it."""
 
 
 def check_quantizable(precision: str, arch: str) -> None:
-    """Raises EngineError for a GPU without such products, BackendUnavailableError with what to install."""
+    """Raises EngineError for a GPU without such products, BackendUnavailableError with the command to install."""
     least = LEAST_ARCH[precision]
     if int(arch.removeprefix("sm_")) < least:
         raise EngineError(f"{precision} needs a GPU of sm_{least} or newer, found {arch}: choose fp16.")
@@ -72,7 +72,7 @@ def quantize(graph: Path, spec: EngineSpec, calibration: Calibration, opset: int
             opset=opset,
             log_level="ERROR",
         )
-    except Exception as error:  # ModelOpt raises whatever its passes meet
+    except Exception as error:  # ModelOpt raises any error of its passes
         log.warning("quantizing failed", exc_info=True)
         raise EngineError(f"ModelOpt cannot quantize {spec.network.component}: {error}") from error
     kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
@@ -82,10 +82,10 @@ def quantize(graph: Path, spec: EngineSpec, calibration: Calibration, opset: int
 
 
 def left_out(graph: Path) -> list[str]:
-    """The names of nodes that stay fp16: what they would lose is seen in the result, and they take little time.
+    """The names of nodes that stay fp16: their loss would be seen in the result, and they take little time.
 
     These are attention's own products, whose weights sum to one over many places, and the first and the last
-    convolution. With the ends in int8 too, the bundled model's denoiser came to a cosine of 0.9932, without to 0.9994.
+    convolution. With the ends in int8 too, the bundled model's denoiser had a cosine of 0.9932, without 0.9994.
     """
     import onnx
 

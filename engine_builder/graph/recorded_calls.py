@@ -1,4 +1,4 @@
-"""Calls of a network that real clips made: what int8 and fp8 take their scales from, and what they are compared on."""
+"""Calls of a network in real clips: the source of scales for int8 and fp8, and of the parity check's inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARITY_CALLS = 5
 
 @dataclass(frozen=True)
 class Call:
-    """A network's call in a real clip: what it was given, and what eager PyTorch answered, by name."""
+    """A network's call in a real clip: its inputs, and eager PyTorch's outputs, by name."""
 
     inputs: Mapping[str, torch.Tensor]
     outputs: Mapping[str, torch.Tensor]
@@ -32,7 +32,7 @@ class Calibration:
 
     path: Path
     name: str = ""
-    """A digest of what was recorded: pictures, prompts, sizes, model. It is part of an engine's specification."""
+    """Digest of the recording: pictures, prompts, sizes, model. It is part of an engine's specification."""
 
     def calls(self) -> list[Call]:
         """The calls, floating numbers in fp32; raises InputError for a file that holds none."""
@@ -70,6 +70,6 @@ def save_parity_calls(calibration: Calibration, folder: Path) -> None:
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:
-    """At most so many of the items, evenly chosen, with the first."""
+    """At most `most` of the items, evenly chosen, with the first."""
     count = min(len(items), most)
     return [items[number * len(items) // count] for number in range(count)]

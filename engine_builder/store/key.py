@@ -1,4 +1,4 @@
-"""What an engine is called: a digest of everything that could change its bytes or its results."""
+"""Key of an engine: a digest of everything that could change its bytes or its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest of an engine folder: what it is, how it was checked, and proof that this host wrote it."""
+"""The manifest of an engine folder: the engine's specification, its parity check, and proof that this host wrote it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FileDigest:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What the parity check found: the engine against eager PyTorch, worst over `shapes`.
+    """Result of the parity check: the engine against eager PyTorch, worst over `shapes`.
 
     `cosine` and `snr_db` compare all outputs at once; `max_abs` is the greatest absolute difference. At each shape
     the engine ran `timesteps` times, spread over the schedule; once for a network that has none.

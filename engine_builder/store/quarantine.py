@@ -9,13 +9,13 @@ from pathlib import Path
 
 MOST = 8
 MOST_BYTES = 4 << 30
-"""What is kept, the newest first; the very last whatever its size."""
+"""Bytes that are kept, the newest engines first; the very newest whatever its size."""
 
 
 def bound(folder: Path, newest: Path) -> None:
-    """Removes what was put into the folder longest ago until the rest is few and small enough.
+    """Removes the oldest entries of the folder until the rest is few and small enough.
 
-    `newest` has just come and stays. What cannot be removed now is removed the next time.
+    `newest` has just come and stays. An entry that cannot be removed now is removed the next time.
     """
     with suppress(OSError, NotImplementedError):  # a renamed folder has the time of its making
         os.utime(newest, follow_symlinks=False)
@@ -37,7 +37,7 @@ def remove(path: Path) -> None:
 
 
 def _changed_s(path: Path) -> float:
-    """When it was last changed; long ago for what another process removes meanwhile."""
+    """Time of the last change; long ago for an entry that another process removes meanwhile."""
     try:
         return path.lstat().st_mtime
     except OSError:
@@ -45,7 +45,7 @@ def _changed_s(path: Path) -> float:
 
 
 def _size_bytes(folder: Path) -> int:
-    """What lies in a folder, without what links lead to."""
+    """Bytes of a folder's files, without the targets of links."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:

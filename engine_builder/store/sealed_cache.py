@@ -1,7 +1,7 @@
 """A file beside an engine that saves time, such as kernels compiled at the first run; never required.
 
-What a library makes of such a file may be code, so it is sealed with this installation's secret as manifests
-are, and one that is in doubt is not read: what it held is then made again.
+A library may run code from such a file, so the file is sealed with this installation's secret as manifests
+are, and a file in doubt is not read: its content is then made again.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 1 << 30
 TIMING_CACHE = "timing.cache"
-"""What a build measured of single layers, while it lies in the folder that the build writes to."""
+"""Name of the timing cache, the measured times of single layers, in the folder that a build writes to."""
 _SEAL_BYTES = 32
 
 
 @contextmanager
 def borrowed(cache: SealedCache, folder: Path) -> Iterator[None]:
-    """Puts what earlier builds measured into a build's folder, and takes it out again with what the build added.
+    """Puts the timing cache of earlier builds into a build's folder, and takes it back with the build's additions.
 
     A disk that refuses does not end the build by this: layers are measured again.
     """
@@ -52,7 +52,7 @@ class SealedCache:
     staging: Callable[[], AbstractContextManager[Path]]
 
     def read(self) -> bytes | None:
-        """What was written, or None when there is nothing that this installation wrote for this engine."""
+        """Content of the file; None without a file that this installation wrote for this engine."""
         try:
             if self.path.is_symlink() or not self.path.is_file() or self.path.stat().st_size > MAX_BYTES:
                 return None
@@ -65,7 +65,7 @@ class SealedCache:
         return data if whole else None
 
     def write(self, data: bytes) -> None:
-        """Keeps `data` in place of what was there; a disk that refuses is a line in the log."""
+        """Keeps `data` in place of the earlier content; a disk that refuses is a line in the log."""
         if len(data) > MAX_BYTES - _SEAL_BYTES:
             return
         try:

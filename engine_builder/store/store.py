@@ -1,7 +1,7 @@
-"""Where engines live: one folder each, named by its key, published whole or not at all.
+"""The store of engines: one folder each, named by its key, published whole or not at all.
 
 A build writes into a staging folder, which becomes the engine by one rename once everything in it is on
-disk. What fails its check is moved to quarantine and built again; nothing is loaded on trust.
+disk. An engine that fails its check is moved to quarantine and built again; no file is loaded unchecked.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Plan:
     """None for an engine that is not published yet."""
 
     def side(self, name: str) -> SealedCache | None:
-        """A file of that name beside the plan's own, for what saves time and is never required."""
+        """A file of that name beside the plan's own, which saves time and is never required."""
         return None if self.store is None else self.store.sealed_cache(self.folder / name)
 
     def verified(self, name: str) -> Path:
@@ -79,7 +79,7 @@ class Plan:
         return data or b""
 
     def _plain(self, name: str) -> Path | None:
-        """Where the file lies; None unless it is one itself: a link could lead elsewhere later, a pipe never ends."""
+        """Path of a plain file, else None: a link could lead elsewhere later, a pipe never ends."""
         path = self.folder / name
         return path if path.is_file() and path.resolve() == self.folder.resolve() / name else None
 
@@ -176,7 +176,7 @@ class EngineStore:
         return Plan(folder, manifest, self)
 
     def set_verdict(self, plan: Plan, verdict: ParityReport) -> Plan:
-        """Writes down the verdict on an engine that had none."""
+        """Stores the verdict on an engine that had none."""
         manifest = replace(plan.manifest, verdict=verdict)
         try:
             with self.staging() as folder:
@@ -208,11 +208,11 @@ class EngineStore:
         return SealedCache(path, self._secret.read, self.staging)
 
     def timing_cache(self, target: Target) -> SealedCache:
-        """What builds for that target measured of single layers, if its library keeps such a thing."""
+        """Timing cache of the builds for that target, if its library keeps one."""
         return self.sealed_cache(self.root / ".timings" / digest(asdict(target)))
 
     def log_path(self, key: str) -> Path:
-        """Where the log of the key's last build lies."""
+        """Path of the log of the key's last build."""
         return self.root / ".logs" / f"{key}.log"
 
     def delete(self, key: str) -> bool:
@@ -231,9 +231,9 @@ class EngineStore:
         return True
 
     def sweep(self, now: float | None = None) -> int:
-        """Removes what dead builds left in staging for more than a day; returns how many.
+        """Removes folders that dead builds left in staging for more than a day; returns their number.
 
-        What belongs to a living process stays, whatever the clock says. An engine that a publisher had set
+        The folder of a living process stays, whatever its age. An engine that a publisher had set
         aside when it was killed gets its name back at once.
         """
         self._restore()
@@ -304,7 +304,7 @@ def describe_files(folder: Path) -> dict[str, FileDigest]:
 
 
 def _is_stale(path: Path, now: float) -> bool:
-    """Whether it lies a day back, or ahead where the clock was wrong; False for what vanishes meanwhile."""
+    """Whether the entry is a day old, or a day ahead by a wrong clock; False for one that vanishes meanwhile."""
     try:
         return abs(now - path.lstat().st_mtime) > _STALE_S
     except OSError:

@@ -1,1 +1,1 @@
-"""What touches ComfyUI's internals, and nothing else does; nothing is imported here."""
+"""The only modules that touch ComfyUI's internals; this file imports none of them."""

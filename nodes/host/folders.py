@@ -1,4 +1,4 @@
-"""Where ComfyUI keeps things: checkpoints, LoRAs, engines, caches, inputs and outputs."""
+"""ComfyUI's folders: checkpoints, LoRAs, engines, caches, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SEARCH_DEPTH = 2
 
 
 def register_folders() -> None:
-    """Tells ComfyUI of models/i2v and models/i2v_engines, which extra_model_paths.yaml may move."""
+    """Registers models/i2v and models/i2v_engines with ComfyUI; extra_model_paths.yaml may move them."""
     for key in (MODELS, ENGINES):
         folder_paths.add_model_folder_path(key, str(Path(folder_paths.models_dir) / key), is_default=True)
 
@@ -68,7 +68,7 @@ def checkpoints() -> dict[str, Path]:
 
 
 def checkpoint_folder(name: object) -> Path:
-    """The folder of a checkpoint by its name; no path is made from what a workflow says.
+    """The folder of a checkpoint by its name; no path is made from a workflow's text.
 
     Raises CheckpointError with the folder looked in and the command that downloads the published one.
     """
@@ -92,7 +92,7 @@ def loras() -> dict[str, Path]:
 
 
 def lora_file(name: object) -> Path:
-    """The file of a LoRA by its name; no path is made from what a workflow says. Raises CheckpointError."""
+    """The file of a LoRA by its name; no path is made from a workflow's text. Raises CheckpointError."""
     found = loras()
     if isinstance(name, str) and name in found:
         return found[name]
@@ -135,7 +135,7 @@ def saved_videos() -> ConditioningCache:
 
 
 def keep_digests() -> None:
-    """Keeps what was learned of checkpoints' files beside the caches, so that the next server reads none of them."""
+    """Keeps the digests of checkpoints' files beside the caches, so that the next server reads none of the files."""
     TABLE.keep_in(Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "digests.json")
 
 

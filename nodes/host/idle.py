@@ -17,9 +17,9 @@ from .memory import device
 from .patcher import memory_of
 
 SETTING = "I2VTensorRT.BuildWhenIdle"
-"""Of the page's settings; web/i2v_tensorrt.js shows it."""
+"""Name of the page's setting; web/i2v_tensorrt.js shows it."""
 VARIABLE = "I2VTRT_BUILD_WHEN_IDLE"
-"""The same for servers that nobody opens a page of: 0 switches it off."""
+"""Environment variable for servers without a page: 0 switches building off."""
 SETTINGS = "comfy.settings.json"
 PATIENCE_S = 10.0
 POLL_S = 0.2
@@ -50,12 +50,12 @@ class _Queue:
 
 
 def _free_bytes() -> int:
-    """What another process could have of the GPU: what PyTorch keeps for its next tensors is not free for it."""
+    """Bytes of the GPU that another process could have, without the memory that PyTorch keeps for its next tensors."""
     return int(torch.cuda.mem_get_info(device())[0])
 
 
 def is_switched_on() -> bool:
-    """Whether nobody has switched building off: by the variable, or any of the server's users in the settings."""
+    """Whether building is on: neither the variable nor the settings of any of the server's users switch it off."""
     if os.environ.get(VARIABLE, "1").strip() == "0":
         return False
     users = Path(folder_paths.get_user_directory()).glob(f"*/{SETTINGS}")

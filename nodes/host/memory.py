@@ -23,10 +23,10 @@ class HostMemoryManager:
         self._patchers: list[RunnerPatcher] = []
 
     def hold(self, runner: Runner, scratch_bytes: int, beside: Sequence[ModelPatcher] = ()) -> str | None:
-        """Makes room for the runner and its scratch memory, evicting what ComfyUI can spare, and loads it.
+        """Makes room for the runner and its scratch memory, evicting models that ComfyUI can spare, and loads it.
 
-        `beside` are models that are in use and stay. Nothing is asked of anybody where the runner was the last that
-        was loaded, for no less scratch memory.
+        `beside` are models that are in use and stay. ComfyUI is not called where the runner was the last that was
+        loaded, for no less scratch memory.
         """
         patcher = patcher_of(runner)
         if patcher not in self._patchers:
@@ -49,7 +49,7 @@ class HostMemoryManager:
         return " ".join(filter(None, told)) or None
 
     def free_memory(self, needed_bytes: int, *, encoders: bool, keep: Runner | None = None) -> str | None:
-        """The pack's own: what it keeps in memory, runners of other models, then this one's encoders."""
+        """Frees the pack's own memory: its caches, runners of other models, then this model's encoders."""
 
         def idle_encoders() -> str:
             return self._let_go(lambda runner, mine: mine and is_encoder(runner) and runner is not keep)
@@ -67,7 +67,7 @@ class HostMemoryManager:
         return None if memory.directml_enabled else memory_of(device()).spare_bytes()
 
     def room_bytes(self) -> int | None:
-        """What is free, and what the models take that ComfyUI could unload."""
+        """Free bytes, and bytes of the models that ComfyUI could unload; None with DirectML."""
         return None if memory.directml_enabled else free_bytes() + loaded_bytes(device())
 
     def host_bytes(self) -> int:
@@ -84,7 +84,7 @@ class HostMemoryManager:
 
 
 def _forget_kept() -> str:
-    """Lets go of what the caches hold in memory, where that is the memory in question."""
+    """Drops the caches' entries in memory, on a CPU, where they share the device's memory."""
     caches = (conditioning_cache(), result_cache()) if device().type == "cpu" else ()
     return "what the caches keep in memory" if sum([cache.clear_memory() for cache in caches]) else ""
 

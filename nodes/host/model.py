@@ -1,11 +1,11 @@
-"""Engines inside ComfyUI's own MODEL: where its network is called, one stands in for it where that changes nothing.
+"""Engines inside ComfyUI's own MODEL: an engine replaces a call of its network where that changes no result.
 
-The innermost of ComfyUI's wrappers around a diffusion model is the place: guidance, samplers, previews, caches and
-everything else that wraps the network stay outside and see what they always see. What reaches inside it (patches,
-controls, hooks) is looked for at every call, and the network itself then runs.
+The engine is called in the innermost of ComfyUI's wrappers around a diffusion model: guidance, samplers, previews,
+caches and everything else that wraps the network stay outside and work as always. Every call is checked for additions
+inside the network (patches, controls, hooks); with any of them the network itself runs.
 
 The weights stay ComfyUI's: loaded, patched, moved and freed by its memory manager. An engine is bound to them while
-a sampler runs and lets go of them at its end, so that what the manager frees between two runs is free. Where ComfyUI
+a sampler runs and releases them at its end, so that all that the manager frees between two runs is free. Where ComfyUI
 brings weights in as they are used, a sampling that has room for them runs over a copy that is loaded whole.
 """
 
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 KEY = "i2v_tensorrt"
 CONTROL = "control"
 _WHOLE: WeakKeyDictionary[torch.nn.Module, ModelPatcher] = WeakKeyDictionary()
-"""What was loaded whole of a model whose weights are dynamic, as long as that one lives: nothing is read twice."""
+"""Wholly loaded copy of each model with dynamic weights, as long as that model lives: no weight is read twice."""
 
 
 class _MemoryManager(LoadInPlace):
@@ -54,10 +54,10 @@ class _MemoryManager(LoadInPlace):
     def __init__(self) -> None:
         self.patcher: ModelPatcher | None = None
         self.scratch_bytes = 0
-        """What a call of the patcher's model needs beside the weights."""
+        """Bytes that a call of the patcher's model needs beside the weights."""
         self._host = HostMemoryManager()
         self._sent_away: list[ModelPatcher] = []
-        """What the sampling was using when a build needed the room."""
+        """Models that the sampling was using when a build needed the room."""
         self._borrowing: dict[Runner, None] = {}
 
     def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
@@ -68,13 +68,13 @@ class _MemoryManager(LoadInPlace):
             return self._host.hold(runner, scratch_bytes, beside=self._in_use())
         if self.patcher is not None and not runner.is_loaded:
             for reason in unsupported_weights(layers_of(self.patcher), runner.device):
-                raise EngineError(reason)  # they are loaded anew after a build, and may find less room
+                raise EngineError(reason)  # after a build the weights are loaded again, and may find less room
         runner.load()
         self._borrowing[runner] = None
         return None
 
     def give_back(self) -> None:
-        """Lets go of borrowed weights; engines that hold their own stay for as long as the memory manager lets them."""
+        """Releases borrowed weights; engines that hold their own stay until the memory manager evicts them."""
         self._sent_away = []
         while self._borrowing:
             self._borrowing.popitem()[0].unload()
@@ -94,13 +94,13 @@ class _MemoryManager(LoadInPlace):
             self._host.clear()
 
     def _restore(self) -> None:
-        """Loads again what was sent away for a build."""
+        """Loads the models again that were sent away for a build."""
         models, self._sent_away = self._sent_away, []
         if models:
             memory.load_models_gpu(models, memory_required=self.scratch_bytes)
 
     def _in_use(self) -> list[ModelPatcher]:
-        """The sampled model, and what the sampling has loaded beside it, such as ControlNets; no runners."""
+        """The sampled model, and models that the sampling has loaded beside it, such as ControlNets; no runners."""
         sampled = [] if self.patcher is None else [self.patcher]
         card, used = device(), memory.loaded_models(only_currently_used=True)
         others = [] if card.type == "cpu" else [each for each in used if each is not None and each.load_device == card]
@@ -108,7 +108,7 @@ class _MemoryManager(LoadInPlace):
 
 
 class CompiledModel:
-    """What stands around the network of a MODEL and its clones; tells the node `node_id` what became of each run."""
+    """Wrapper around the network of a MODEL and its clones; shows the result of each run on the node `node_id`."""
 
     def __init__(self, node_id: str | None, policy: EnginePolicy) -> None:
         self._node_id, self._policy = node_id, policy
@@ -117,12 +117,12 @@ class CompiledModel:
         self._layers: Layers = []
         self._network: tuple[CoreNetwork, CompiledNetwork] | None = None
         self._refused: dict[str, int] = {}
-        """How many calls of this run the network itself took, by the reason."""
+        """Number of this run's calls that the network itself took, by the reason."""
         self._stays_dynamic: str | None = None
-        """Why the weights of this run are not loaded whole."""
+        """Reason why the weights of this run are not loaded whole."""
 
     def forecast(self, model: ModelPatcher) -> str:
-        """What is to be expected of the model, before anything ran."""
+        """Line on the expected use of engines for the model, before any run."""
         network = f"{type(model.model).__name__}, {_name(model)}"
         try:
             self._check(model, 0)
@@ -144,7 +144,7 @@ class CompiledModel:
         return clone
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """The wrapper: lets those that come after it do their part, with an engine in the network's place."""
+        """The wrapper of a call: runs the later wrappers, with an engine in the network's place."""
         rest = executor.wrappers[executor.idx + 1 :]
 
         def network(*args: Any, **kwargs: Any) -> Any:
@@ -153,7 +153,7 @@ class CompiledModel:
         return type(executor)(network, executor.class_obj, rest, 0).execute(*args, **kwargs)
 
     def _sample(self, executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The wrapper around a sampling: over weights that are loaded whole, where nothing is the slower for it."""
+        """The wrapper around a sampling: over weights that are loaded whole, where that costs no speed."""
         guider = executor.class_obj
         model: ModelPatcher = guider.model_patcher
         self._stays_dynamic = None
@@ -200,7 +200,7 @@ class CompiledModel:
             return compiled.run(call, original)
 
     def _call(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ModelPatcher, Call]:
-        """The call and whose it is; raises InputError where an engine would not give what the network gives."""
+        """The call and its model; raises InputError where an engine would not give the network's result."""
         patcher = self._patcher
         if patcher is None or patcher.model.diffusion_model is not executor.class_obj:
             raise InputError("Expected the network of the model that is sampled, found another one.")
@@ -216,9 +216,9 @@ class CompiledModel:
         return patcher, call
 
     def _engines(self, patcher: ModelPatcher) -> tuple[CoreNetwork, CompiledNetwork]:
-        """The engines of the model's network; raises InputError for one that cannot have any.
+        """The engines of the model's network; raises InputError for a network that cannot have any.
 
-        A model that was loaded anew has another network: that of before is forgotten.
+        A model that was loaded anew has another network: engines of the earlier one are dropped.
         """
         if self._network is None or self._network[0].network is not patcher.model.diffusion_model:
             self._forget()
@@ -238,7 +238,7 @@ class CompiledModel:
         self._refused.clear()
 
     def _end(self, patcher: ModelPatcher) -> None:
-        """After a run, whether it came to its end or not: lets go of everything, and tells."""
+        """Ends a run, finished or not: releases all weights, and shows the run's lines on the node."""
         self._patcher = self._memory_manager.patcher = None
         self._layers = []
         self._memory_manager.give_back()
@@ -250,13 +250,13 @@ class CompiledModel:
         say(self._node_id, "\n".join(lines))
 
     def _forget(self) -> None:
-        """Frees all that the engines of before hold."""
+        """Frees all memory of the earlier engines."""
         if self._network is not None:
             self._network[1].unload()
             self._network = None
 
     def _told(self) -> list[str]:
-        """What the calls of the run ran on, and why; empty if there were none."""
+        """Lines on the run's calls, by engine or network, and the reasons; empty without calls."""
         tally, notes, backends = Tally(), [], []
         if self._network is not None:
             compiled = self._network[1]
@@ -297,7 +297,7 @@ def _loaded_whole(model: ModelPatcher) -> ModelPatcher:
                 setattr(layer, name, torch.nn.Parameter(weight.to(dtype), requires_grad=False))
         whole = _WHOLE[model.model] = ModelPatcher(read.model, read.load_device, read.offload_device)
     clone = model.clone(disable_dynamic=True, model_override=whole.get_clone_model_override())
-    clone.parent = whole  # who stands for it in ComfyUI's list of loaded models when it is gone
+    clone.parent = whole  # replaces the clone in ComfyUI's list of loaded models when the clone is gone
     clone.size = whole.model_size()
     return clone
 
@@ -305,8 +305,8 @@ def _loaded_whole(model: ModelPatcher) -> ModelPatcher:
 def _weights_of(network: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.Tensor, torch.dtype]]:
     """The layer of each weight, its name there, the weight, and the precision that the layer was made for.
 
-    Where ComfyUI can bring weights in as they are used, its layers take them from the file as they are, and only
-    what brings them in casts them: loaded whole they would stay in the file's precision.
+    Where ComfyUI can bring weights in as they are used, its layers keep the file's precision, and the cast
+    comes with each use: weights that are loaded whole would keep the file's precision.
     """
     for layer in network.modules():
         for name, weight in list(layer.named_parameters(recurse=False)):

@@ -3,9 +3,8 @@
 The child that builds imports ComfyUI's own `comfy` package from its folder and makes the network from the class and
 the configuration that the model was loaded with. Nothing of the network but its description leaves this process:
 no exported program, which would keep the host busy for minutes and is stored by pickling, and no weights, for an
-engine that takes them from whoever runs it. Such an engine is tried there over random weights of the same shapes;
-over the real ones it is compared in the host, on the first call. Only an engine that holds its weights is given
-them, in a file.
+engine that takes them from the host. The child tries such an engine over random weights of the same shapes; the host
+compares it over the real ones, on the first call. Only an engine that holds its weights gets them, in a file.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def fresh_options() -> dict[str, Any]:
 
 
 class CoreNetwork:
-    """The network of one of ComfyUI's models; `weights` is what its patcher names their present state."""
+    """The network of one of ComfyUI's models; `weights` is the patcher's name for their present state."""
 
     def __init__(self, model: Any, scratch: Path) -> None:
         self.network: torch.nn.Module = model.diffusion_model
@@ -96,7 +95,7 @@ class CoreNetwork:
         return self._digests[self.weights]
 
     def called(self, tree: str) -> torch.nn.Module:
-        """The network over the weights that ComfyUI has loaded, wherever they lie."""
+        """The network over the weights that ComfyUI has loaded, on any device."""
         return SharedWeightsNetwork(self.network, METHOD, tree, fresh_options)
 
     def source(self, tree: str, device: torch.device, *, weights: bool) -> NetworkSource:
@@ -114,7 +113,7 @@ class CoreNetwork:
         return NetworkSource("nodes.host.network", "rebuild", arguments, size_bytes if in_memory else 0)
 
     def clean(self) -> None:
-        """Removes what was written for a build."""
+        """Removes the files written for a build."""
         if self._dump is not None:
             self._dump.cleanup()
             self._dump = None
@@ -160,19 +159,19 @@ def rebuild(
 
 
 def _comfy(root: Path, device: torch.device) -> Any:
-    """`comfy.ops` of the ComfyUI in that folder, set so that what it does can be exported."""
+    """`comfy.ops` of the ComfyUI in that folder, set so that its operations can be exported."""
     sys.path.append(str(root))
     arguments = importlib.import_module("comfy.cli_args").args
     arguments.cpu = device.type == "cpu"
     arguments.use_pytorch_cross_attention = True
-    # What it computes in training is PyTorch throughout; else it may call kernels that no exporter knows.
+    # In training all its computation is PyTorch; else it may call kernels that no exporter knows.
     memory: Any = importlib.import_module("comfy.model_management")
     memory.in_training = True
     return importlib.import_module("comfy.ops")
 
 
 def _assign_random(network: torch.nn.Module, layout: Layout, device: torch.device) -> None:
-    """Weights that keep the size of what goes through them, so that a trial run stays within numbers."""
+    """Sets random weights that keep the size of activations, so that a trial run stays finite."""
     generator = torch.Generator(device).manual_seed(0)
     for name in dict(network.named_parameters()):
         shape, stride, dtype = layout[name]
@@ -223,7 +222,7 @@ def _operations(network: torch.nn.Module) -> str:
 
 
 def _packed(value: Any) -> Any:
-    """A configuration's value as JSON; raises InputError for one that JSON cannot tell."""
+    """A configuration's value as JSON; raises InputError for one that JSON cannot hold."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.dtype):

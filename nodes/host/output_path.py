@@ -18,12 +18,12 @@ from .safe_name import check_name, inside
 _HAS_HANDLES = sys.platform == "linux"
 """Whether an open folder has a path of its own, which stays with it when its name goes to a link."""
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
-"""A folder itself: what has become a link since it was checked is refused."""
+"""Flags to open a folder itself: one that has become a link since the check is refused."""
 
 
 @dataclass(frozen=True)
 class SavePlace:
-    """Where a file goes: its path, and its name and subfolder as the page asks for them."""
+    """Place of a file: its path, and its name and subfolder as the page asks for them."""
 
     path: Path
     filename: str
@@ -52,7 +52,7 @@ def free_place(root: Path, prefix: object, suffix: str, width: int, height: int)
 
 
 def digest_below(root: Path, subfolder: str, filename: str) -> str | None:
-    """The SHA-256 of a plain file below `root`; None where there is none, or what was asked for leads out."""
+    """The SHA-256 of a plain file below `root`; None without such a file, or for a name that leads out."""
     try:
         check_name(filename)
         with held_folder(root, check_name(subfolder).split("/") if subfolder else []) as folder:
@@ -64,10 +64,10 @@ def digest_below(root: Path, subfolder: str, filename: str) -> str | None:
 
 @contextmanager
 def held_folder(root: Path, folders: Sequence[str]) -> Iterator[Path]:
-    """The folder of those names below `root`, made if it is missing, as a path that leads nowhere else.
+    """The folder of those names below `root`, made if it is missing, as a path that cannot be redirected.
 
     Links are followed where they stay inside. On Linux the path is that of an open handle, which no renaming
-    can turn elsewhere; other systems check once more. Raises InputError for a folder that lies outside, OSError.
+    can turn elsewhere; other systems check once more. Raises InputError for a folder outside `root`, OSError.
     """
     folder = inside(root.joinpath(*folders), root)
     if not _HAS_HANDLES:

@@ -1,8 +1,8 @@
-"""A runner as ComfyUI's memory manager sees it: one of its models; and what the manager knows of a device's memory.
+"""A runner as a model of ComfyUI's memory manager, and the manager's figures of a device's memory.
 
-ComfyUI walks through its list of loaded models by number, and takes out of it whatever has been collected, at the
-moment when it is. A set of engines may die at any such moment. So a runner's patcher outlives the runner, until the
-pack has ComfyUI take it off the list; the runner's memory is free as soon as the runner is gone.
+ComfyUI walks through its list of loaded models by number, and removes a model from the list at the moment when it is
+collected. A set of engines may die at any such moment. So a runner's patcher outlives the runner, until the pack has
+ComfyUI remove it from the list; the runner's memory is free as soon as the runner is gone.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ...engine_builder.backends.host_weights import tensors
 from ...runtime.engines.memory_manager import Memory
 
 ALL = 1e30
-"""More bytes than there are: ComfyUI then unloads whatever it may."""
+"""More bytes than any device has: ComfyUI then unloads every model that it may."""
 
 
 class I2VEngine(torch.nn.Module):
-    """What ComfyUI's memory manager sees of a runner, which it does not keep alive."""
+    """Module that represents a runner in ComfyUI's memory manager, without keeping the runner alive."""
 
     def __init__(self, runner: Runner) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class I2VEngine(torch.nn.Module):
 
     @property
     def runner(self) -> Runner | None:
-        """None once nobody uses it any more."""
+        """The runner; None once it has no user any more."""
         return self._runner()
 
 
@@ -45,19 +45,19 @@ class RunnerPatcher(ModelPatcher):
         offload = torch.device("cpu")
         super().__init__(I2VEngine(runner), load_device=runner.device, offload_device=offload, size=runner.memory_bytes)
         self.scratch_bytes = 0
-        """What the runner was last given beside its weights."""
+        """Scratch memory in bytes that the runner was last given beside its weights."""
         self._shared_bytes = 0
-        """What of the runner's weights others had there already when it was loaded."""
+        """Bytes of the runner's weights that other runners had on the device when it was loaded."""
 
     @property
     def runner(self) -> Runner | None:
-        """None once nobody uses it any more."""
+        """The runner; None once it has no user any more."""
         return self.model.runner
 
     def model_size(self) -> int:
-        """What the runner would hold alone, in bytes; once it is loaded, what it holds now and no other does.
+        """Bytes that the runner would hold alone; once it is loaded, bytes that it holds now and no other runner does.
 
-        The last known while it is not loaded: to count its weights it would have to read them.
+        While the runner is not loaded, its last known size: to count its weights it would have to read them.
         """
         runner = self.runner
         if runner is None:
@@ -98,7 +98,7 @@ class RunnerPatcher(ModelPatcher):
 
 
 _PATCHERS: list[RunnerPatcher] = []
-"""Those of all runners, and of some that are gone."""
+"""Patchers of all runners, and of some that are gone."""
 
 
 def _blocks(runner: Runner) -> dict[int, int]:
@@ -109,7 +109,7 @@ def _blocks(runner: Runner) -> dict[int, int]:
 
 
 def patcher_of(runner: Runner) -> RunnerPatcher:
-    """The runner's one patcher. Not to be called while ComfyUI walks through its list: those of dead runners go."""
+    """The runner's one patcher. Not to be called while ComfyUI walks through its list: dead patchers are removed."""
     if any(patcher.runner is None for patcher in _PATCHERS):
         unload(lambda _: False)
     known = next((patcher for patcher in _PATCHERS if patcher.runner is runner), None)
@@ -120,12 +120,12 @@ def patcher_of(runner: Runner) -> RunnerPatcher:
 
 
 def were_last_loaded(models: Sequence[ModelPatcher]) -> bool:
-    """Whether ComfyUI has loaded nothing else since it loaded those at once, and still has them."""
+    """Whether these models are ComfyUI's last loaded ones, all at once, and are still loaded."""
     return [entry.model for entry in memory.current_loaded_models[: len(models)]] == list(models)
 
 
 def unload(chosen: Callable[[Runner], bool]) -> list[str]:
-    """Has ComfyUI unload the runners that are chosen, and forget those that are gone; the former's components."""
+    """Has ComfyUI unload the chosen runners, and forget dead ones; returns the components of the unloaded runners."""
     dead = [patcher for patcher in _PATCHERS if patcher.runner is None]
     going = [*dead, *(each for each in _PATCHERS if each.runner is not None and chosen(each.runner))]
     kept = [entry for entry in memory.current_loaded_models if entry.model not in going]
@@ -138,14 +138,14 @@ def unload(chosen: Callable[[Runner], bool]) -> list[str]:
 
 
 def memory_of(device: torch.device) -> Memory:
-    """The device's memory, as ComfyUI sees it; DirectML's, of which it always tells the same, does until it fails."""
+    """The device's memory, as ComfyUI sees it; unlimited for DirectML, of which ComfyUI always reports the same."""
     if memory.directml_enabled:
         return Memory(0, lambda: sys.maxsize - 1)
     return Memory(int(memory.get_total_memory(device)), lambda: int(memory.get_free_memory(device)))
 
 
 def loaded_bytes(device: torch.device) -> int:
-    """What all models hold on the device, ComfyUI's own too."""
+    """Bytes that all models hold on the device, ComfyUI's own too."""
     models = [entry.model for entry in memory.current_loaded_models if entry.model is not None]
     return sum(model.loaded_size() for model in models if model.load_device == device)
 

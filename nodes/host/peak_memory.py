@@ -1,4 +1,4 @@
-"""How much of a GPU's memory a node's work took."""
+"""Peak of a GPU's memory during a node's work."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 class PeakMemory:
-    """The most memory that PyTorch has held on a GPU since this was made; nothing to tell on other devices.
+    """Peak of PyTorch's memory on a GPU since this object was made; empty on other devices.
 
-    TensorRT and ONNX Runtime keep their own beside it. PyTorch counts its most once for the whole process: whoever
-    else reads it finds that of the time since, too, for it can be begun anew and not be put back.
+    TensorRT and ONNX Runtime keep their own memory beside it. PyTorch has one peak for the whole process: other
+    readers find the peak since the same time, for it can be reset and not be restored.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -19,7 +19,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
 
     def lines(self) -> list[str]:
-        """What the node says of it, in GiB: the most, and what of it was there when the work began."""
+        """Line of the node on the peak in GiB, and on the part held before the work began."""
         if self._device.type != "cuda":
             return []
         most_bytes = torch.cuda.max_memory_allocated(self._device)

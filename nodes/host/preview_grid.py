@@ -24,7 +24,7 @@ class Sheet:
 
     @classmethod
     def of_clip(cls, frames: int, seconds: float) -> Sheet:
-        """For so many frames of latents, as square as the count allows."""
+        """The sheet for `frames` frames of latents, as square as the count allows."""
         count = min(MOST_FRAMES, frames)
         columns = math.ceil(math.sqrt(count))
         return cls(columns, math.ceil(count / columns), count, seconds)
@@ -32,7 +32,7 @@ class Sheet:
     def lay(self, latents: torch.Tensor) -> torch.Tensor:
         """Evenly chosen ones of the latents [frames, channels, h, w] as [1, channels, rows * h, columns * w].
 
-        What is left over is zero.
+        Places without a frame are zero.
         """
         channels, height, width = latents.shape[1:]
         places = latents.new_zeros(self.rows * self.columns, channels, height, width)

@@ -45,7 +45,7 @@ def _utf8(part: str) -> bytes:
 
 
 def inside(path: Path, root: Path) -> Path:
-    """`path` with every link followed; raises InputError unless it lies in `root`, links followed too."""
+    """`path` with every link followed; raises InputError unless it is inside `root`, links followed too."""
     resolved = path.resolve()
     if not resolved.is_relative_to(root.resolve()):
         raise InputError(f"Expected a place inside {root}, found {path}, which leads out of it.")

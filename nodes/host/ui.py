@@ -1,4 +1,4 @@
-"""What the user sees of a node, and how it is interrupted: progress, previews, messages, schemas."""
+"""A node's interface to the user: progress with interruption, previews, messages, schemas."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def say(node_id: str | None, text: str) -> None:
 def previewer(model: VideoModel, num_frames: int, fps: float) -> Callable[[torch.Tensor], Any]:
     """Makes a preview of latents [frames, channels, h, w] by the user's preview method: some frames on one sheet.
 
-    The page is told once how the sheet is divided and how long the clip plays, so that it can show it moving;
-    one that does not understand shows the sheet as it is.
+    The page receives the sheet's layout and the clip's duration once, so that it can play the frames;
+    a page that does not understand them shows the sheet as it is.
     """
     space = model.latent
     known = getattr(comfy.latent_formats, space.format, None)  # an older host may not know the space
@@ -83,7 +83,7 @@ def previewer(model: VideoModel, num_frames: int, fps: float) -> Callable[[torch
 
 
 def _coloured(form: Any, model: VideoModel) -> Any:
-    """ComfyUI's latent format, with the colours that the checkpoint says that its latents have."""
+    """ComfyUI's latent format, with the colours that the checkpoint gives for its latents."""
     rows = latent_rgb(model.checkpoint.folder, model.latent.channels)
     if rows is not None:
         form.latent_rgb_factors, form.latent_rgb_factors_bias = rows[:-1], rows[-1]
@@ -108,7 +108,7 @@ def schema(**fields: Any) -> io.Schema:
 
 
 def text_ui(lines: list[str], more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a node hands to the page when it is done: its lines of text, and what else it shows."""
+    """Output of a finished node for the page: its lines of text, and further entries."""
     return {"text": ("\n".join(lines),), **(more or {})}
 
 

@@ -1,4 +1,4 @@
-"""What keeps an engine from standing in for the network of a ComfyUI MODEL."""
+"""Reasons why an engine cannot replace the network of a ComfyUI MODEL."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OUTSIDE = {
     "activations_shape",
     "easycache",
 }
-"""What a network is told, or writes down, without giving another result for it."""
+"""Options that a network reads or writes without an effect on its result."""
 WRAPPERS = {kind for name, kind in vars(WrappersMP).items() if name.isupper() and isinstance(kind, str)}
 """The kinds of wrappers that ComfyUI has: all of them are outside the network."""
 Layers = list[tuple[str, torch.nn.Module]]
@@ -41,7 +41,7 @@ def layers_of(patcher: ModelPatcher) -> Layers:
 def unsupported_reasons(
     patcher: ModelPatcher, layers: Layers, options: Mapping[str, Any], control: object, device: torch.device
 ) -> Iterator[str]:
-    """What reaches into the network, or keeps its weights from being used where they lie: a sentence each."""
+    """Reasons why the network has additions inside, or its weights cannot be used in place: a sentence each."""
     if control is not None:
         yield "Expected no control, found one, such as a ControlNet's."
     yield from _patches(options)
@@ -67,12 +67,12 @@ def _patches(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_set(value: Any) -> bool:
-    """Whether an option has a value; one that nobody can tell has."""
+    """Whether an option has a value; True for an object of unknown kind."""
     return bool(value) if isinstance(value, bool | int | float | str | list | tuple | dict) else value is not None
 
 
 def unsupported_weights(layers: Layers, device: torch.device) -> Iterator[str]:
-    """What keeps the layers' weights from being used where they lie: a sentence each."""
+    """Reasons why the layers' weights cannot be used in place: a sentence each."""
     elsewhere = False
     for name, layer in layers:
         own = vars(layer)

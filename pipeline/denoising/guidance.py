@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 GuidanceScale = Union[float, "torch.Tensor"]
-"""How far to go from the unconditional to the conditional prediction: one number, or float32 [frames, 1, 1, 1]."""
+"""Factor of the step from the unconditional to the conditional prediction: one number, or float32 [frames, 1, 1, 1]."""
 
 Branches = range
 """Neighbouring guidance branches: 0 is the unconditional one, 1 the conditional one."""
@@ -34,15 +34,15 @@ def branch_inputs(
 ) -> dict[str, torch.Tensor]:
     """The inputs that run these branches in one call of a network, as views of `values`.
 
-    All branches in one call are a batch; a call for each is the same work apart. A tensor that the network does not
-    know goes along as it is, and one that is missing stays so, for whoever runs it to refuse.
+    All branches in one call are a batch; a call for each branch is the same work apart. A tensor that the network does
+    not know is passed on unchanged; a missing tensor stays missing, and the runner refuses it.
     """
     known = {spec.name: spec for spec in specs}
     return {name: _rows(known[name], value, branches) if name in known else value for name, value in values.items()}
 
 
 def branch_values(specs: Iterable[TensorSpec], outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A network's outputs of a call for both branches, with what they share held once: the way back."""
+    """Inverse of `branch_inputs` for both branches: a network's outputs, with shared values held once."""
     return {spec.name: outputs[spec.name][:1] if _is_repeated(spec) else outputs[spec.name] for spec in specs}
 
 

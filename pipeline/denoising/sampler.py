@@ -14,7 +14,7 @@ Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From latents [frames, channels, height, width] and a scalar timestep on the CPU to the prediction of that shape."""
 
 OnStep = Callable[[int, int, torch.Tensor], None]
-"""Told the steps done, the steps in all, and the current estimate of the clean latents; may raise to stop."""
+"""Callback with the steps done, the steps in all, and the current estimate of the clean latents; may raise to stop."""
 
 
 def sample(
@@ -27,7 +27,7 @@ def sample(
 ) -> torch.Tensor:
     """Latents from noise, both float32 [frames, channels, height, width].
 
-    `noise` has unit variance; `generator` draws what a stochastic scheduler adds at its steps, on its own
+    `noise` has unit variance; `generator` draws the noise that a stochastic scheduler adds at its steps, on its own
     device. DDIM: Song et al. 2020, arXiv:2010.02502; the others as diffusers documents them.
     """
     set_timesteps(scheduler, settings.steps)

@@ -27,7 +27,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "ddpm": ("DDPMScheduler", {}),
 }
-"""The diffusers schedulers that take a v-prediction model as it is: the class, and what is set beside its config."""
+"""The diffusers schedulers that take a v-prediction model as it is: the class, and settings added to its config."""
 
 FLOW_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
@@ -44,7 +44,7 @@ SHIFTS = (0.01, 100.0)
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How to walk from noise to latents. `eta` is DDIM's: 0 is deterministic, 1 as noisy as DDPM.
+    """Settings of the path from noise to latents. `eta` is DDIM's: 0 is deterministic, 1 as noisy as DDPM.
 
     `shift` moves the steps of flow matching towards the noise, 1 leaving them even (Esser et al. 2024,
     arXiv:2403.03206); None takes the checkpoint's own.
@@ -73,7 +73,7 @@ def is_flow(config: Mapping[str, Any]) -> bool:
 def make_scheduler(settings: SamplerSettings, config: Mapping[str, Any]) -> Any:
     """The diffusers scheduler of that name over the checkpoint's published configuration.
 
-    Raises CheckpointError when diffusers can make nothing of the configuration, InputError for a scheduler or a
+    Raises CheckpointError when diffusers cannot read the configuration, InputError for a scheduler or a
     shift that does not go with it.
     """
     import diffusers
@@ -86,14 +86,14 @@ def make_scheduler(settings: SamplerSettings, config: Mapping[str, Any]) -> Any:
     try:
         scheduler = cls.from_config(used, **extra)
         set_timesteps(scheduler, settings.steps)
-    except Exception as error:  # diffusers raises whatever a senseless configuration leads to
+    except Exception as error:  # diffusers raises any error for a senseless configuration
         reason = str(error).rstrip(".")
         raise CheckpointError(f"Expected scheduler_config.json to make a {class_name}, found: {reason}.") from error
     return scheduler
 
 
 def _class_and_settings(settings: SamplerSettings, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The scheduler's class, and what is set beside its published configuration."""
+    """The scheduler's class, and the settings added to its published configuration."""
     if not is_flow(config):
         if settings.shift is not None:
             raise InputError(f"Only a model of flow matching has steps to shift, found a shift of {settings.shift:g}.")

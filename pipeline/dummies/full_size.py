@@ -35,7 +35,7 @@ VAE: dict[str, Any] = {"block_out_channels": [128, 256, 512, 512], "layers_per_b
 
 @dataclass(frozen=True)
 class FullSize:
-    """A published size: who writes the tiny checkpoint, and by part what the configuration says otherwise."""
+    """A published size: the function that writes the tiny checkpoint, and the changed settings by part."""
 
     write_tiny: Callable[[Path], object]
     changes: Mapping[str, Mapping[str, Any]]

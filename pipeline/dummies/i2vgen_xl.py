@@ -76,9 +76,9 @@ def write_tiny_checkpoint(folder: Path, sizes: TinySizes | None = None, seed: in
 
 
 def write_checkpoint(folder: Path, write: Callable[[Path], None], index: Mapping[str, Any], seed: int) -> Path:
-    """A folder of what `write` makes under this seed, its index last, so that half a checkpoint is none.
+    """Writes a folder of `write`'s files under this seed, its index last, so that an unfinished checkpoint is invalid.
 
-    Raises StorageError when the disk refuses; a folder made here goes again.
+    Raises StorageError when the disk refuses; a folder made here is then removed.
     """
     import torch
     from safetensors import SafetensorError
@@ -201,7 +201,7 @@ def write_byte_tokenizer(folder: Path) -> None:
 
 
 def write_feature_extractor(folder: Path, side: int, part: str = "feature_extractor") -> None:
-    """What makes a picture CLIP's, for pictures of `side` pixels."""
+    """Writes the configuration of CLIP's image processor, for pictures of `side` pixels."""
     settings = {
         "image_processor_type": "CLIPImageProcessor",
         "crop_size": {"height": side, "width": side},

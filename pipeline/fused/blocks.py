@@ -46,7 +46,7 @@ On = frozenset[str]
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 Folded = dict[torch.nn.Module, KeysValues | None]
 Offsets = dict[torch.nn.Module, torch.Tensor]
-"""By residual block, what the time embedding adds to its first convolution, bias included."""
+"""Offset of the time embedding to each residual block's first convolution, bias included."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Activation:
 class Stream:
     """The residual stream through a transformer's layers, [batch, frames, height, width, channels].
 
-    `waiting` is what has still to be added at all of its places; a norm does so in passing.
+    `waiting` is a tensor still to be added at every place of the stream; a norm adds it in passing.
     """
 
     x: torch.Tensor
     waiting: torch.Tensor | None = None
 
     def read(self) -> torch.Tensor:
-        """The stream with what waits."""
+        """The stream plus its waiting tensor."""
         return self.x if self.waiting is None else self.x + self.waiting
 
     def add(self, y: torch.Tensor, layer: Any, on: On) -> Stream:
@@ -85,7 +85,7 @@ class Stream:
         return Stream(x, self.waiting) if layer.bias is None else Stream(x, self.waiting).wait(layer.bias)
 
     def wait(self, more: torch.Tensor) -> Stream:
-        """Plus what fits every place."""
+        """The stream with `more` added to its waiting tensor."""
         return Stream(self.x, more if self.waiting is None else self.waiting + more)
 
 
@@ -147,7 +147,7 @@ def added(x: torch.Tensor, other: torch.Tensor | None, bias: torch.Tensor, on: O
 
 
 def joined(one: Activation, two: Activation) -> Activation:
-    """Two signals side by side along their channels; a single batch item stands for all of the other's."""
+    """Two signals side by side along their channels; a single batch item is repeated for all of the other's."""
     batch = max(one.x.shape[0], two.x.shape[0])
     x = torch.cat([part.x.expand(batch, *part.x.shape[1:]) for part in (one, two)], -1)
     if one.moments is None or two.moments is None:
@@ -178,7 +178,7 @@ def group_norm(
 
 
 def time_offsets(emb: torch.Tensor, blocks: list[Any], on: On) -> list[torch.Tensor]:
-    """What each ResnetBlock2D adds to its first convolution: from the embedding [batch, width], [batch, channels]."""
+    """Offset [batch, channels] of each ResnetBlock2D to its first convolution, from the embedding [batch, width]."""
     emb = functional.silu(emb)
     if "joined_embeddings" not in on:
         return [block.time_emb_proj(emb) + block.conv1.bias for block in blocks]
@@ -210,7 +210,7 @@ def temporal_conv(signal: Activation, layer: Any, on: On) -> Activation:
 
 
 def temporal_share(mixer: Any) -> torch.Tensor:
-    """What AlphaBlender takes of the temporal signal; it takes the rest of the spatial one."""
+    """Share of the temporal signal in AlphaBlender's mixture; the spatial signal has the rest."""
     share = torch.sigmoid(mixer.mix_factor)
     return share if mixer.switch_spatial_to_temporal_mix else 1 - share
 
@@ -218,7 +218,7 @@ def temporal_share(mixer: Any) -> torch.Tensor:
 def spatio_temporal_resnet(signal: Activation, block: Any, offsets: Offsets, on: On) -> Activation:
     """SpatioTemporalResBlock: a residual block in space, one over frames, and a mixture of both.
 
-    What the second adds to the first is scaled in its last weights: the mixture needs no pass of its own.
+    The second block's contribution is scaled in its last weights: the mixture needs no pass of its own.
     """
     at = resnet(signal, block.spatial_res_block, offsets.get(block.spatial_res_block), on)
     temporal, share = block.temporal_res_block, temporal_share(block.time_mixer)
@@ -303,7 +303,7 @@ def _plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
 
 
 def score_bytes(tokens: int) -> int:
-    """What plain attention among so many tokens takes in half precision: the scores of a part, before and after."""
+    """Bytes of plain attention's scores among `tokens` tokens in half precision: a part's, before and after softmax."""
     return 2 * 2 * tokens**2 // ATTENTION_PARTS
 
 
@@ -334,7 +334,7 @@ def context_keys_values(context: torch.Tensor, attentions: list[Any], on: On) ->
 def _attend_context(x: torch.Tensor, attention: Any, context: torch.Tensor, folded: KeysValues | None) -> torch.Tensor:
     """Attention of every place of every frame to the context [branches, tokens, width], up to its last layer.
 
-    `x` may have one batch item where the context has several: what both branches share so far. `folded` is
+    `x` may have one batch item where the context has several: the branches share it so far. `folded` is
     from `context_keys_values`.
     """
     batch, (_, frames, height, width, _) = context.shape[0], x.shape
@@ -376,6 +376,6 @@ def temporal_transformer(signal: Activation, model: Any, on: On) -> Activation:
 
 
 def _projected(signal: Activation, at: Stream, layer: Any, on: On) -> Activation:
-    """The signal plus a layer of the stream; what waits, the same at every place, goes through it by itself."""
+    """The signal plus a layer of the stream; the waiting tensor, equal at every place, passes the layer by itself."""
     bias = layer.bias if at.waiting is None else layer.bias + linear(at.waiting, layer)
     return added(signal.x, linear(at.x, layer), bias, on)

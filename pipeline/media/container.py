@@ -162,5 +162,5 @@ class _Sound:
         self.done = end
 
     def finish(self) -> None:
-        """Writes what the encoder still holds."""
+        """Writes the frames that the encoder still holds."""
         self.container.mux(self.stream.encode(None))

@@ -1,4 +1,4 @@
-"""What a video file can be: the table of formats, the options of one file and the report about it."""
+"""Video files: the table of formats, the options of one file and the report about it."""
 
 import json
 import math
@@ -155,7 +155,7 @@ FORMATS: Mapping[str, VideoFormat] = {
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """How to write one file: a key of `FORMATS`, frames per second, quality (None: the format's default).
+    """Options of one file: a key of `FORMATS`, frames per second, quality (None: the format's default).
 
     With `pingpong` the frames play forward and then backward; the two ends are shown once each.
 
@@ -207,7 +207,7 @@ class Audio:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What was written. `width` and `height` are the file's; `notes` tell in sentences what was adapted."""
+    """Report about a written file. `width` and `height` are the file's; `notes` are sentences on adaptations."""
 
     path: Path
     format: str

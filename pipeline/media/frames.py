@@ -53,7 +53,7 @@ class Clip:
     def rgb(self, position: int) -> Tensor:
         """The frame at `position` of the order: float32 [height, width, 3], clamped to 0..1.
 
-        Grey is repeated; transparency is laid over black, which is what a player shows behind a video.
+        Grey is repeated; transparency is laid over black, as a player shows it behind a video.
 
         Raises:
             InputError: the frame holds NaN or infinity.

@@ -28,7 +28,7 @@ def write_video(
     audio: Audio | None = None,
     on_frame: OnFrame | None = None,
 ) -> VideoInfo:
-    """Writes `frames` to `path`, whole or not at all, and says what was written.
+    """Writes `frames` to `path`, whole or not at all, and returns a report on the file.
 
     `frames` is floating point [frames, height, width, 1 | 3 | 4] from 0 to 1 on any device. `metadata`, such
     as {"prompt": ..., "workflow": ...}, is stored as ComfyUI's core does: JSON text by key in a container,
@@ -115,4 +115,4 @@ def _notes(clip: Clip, options: VideoOptions, audio: Audio | None) -> list[str]:
 
 
 def _ignore(done: int, total: int) -> None:
-    """Stands in for a caller who does not follow the progress."""
+    """Ignores the progress, for callers without a callback."""

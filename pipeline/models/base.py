@@ -1,4 +1,4 @@
-"""What a model family gives to the rest: its networks, and the way from a request to a prediction."""
+"""Interface of a model family: its networks, and the way from a request to a prediction."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from ..decode import DecodeChunk
 
 Run = Callable[[str, Mapping[str, "torch.Tensor"]], Mapping[str, "torch.Tensor"]]
-"""Runs a component by name on named tensors; whoever calls the pipeline decides by which engine."""
+"""Callback that runs a component by name on named tensors; the pipeline's caller chooses the engine."""
 
 Stage = Callable[[str, int, int], None]
-"""Told the name of the stage, how many steps are done and how many there are; may raise to interrupt."""
+"""Callback with the stage's name, the number of steps done and the number of all steps; may raise to interrupt."""
 
 
 class VideoModel(ModelNetworks):
-    """A checkpoint of one family, and how it makes a clip. Holds no weights: those are loaded by its components."""
+    """A checkpoint of one family that makes clips. Holds no weights: its components load them."""
 
     family: ClassVar[str]
     pipeline_class: ClassVar[str]
     """The class in model_index.json by which the family is recognised."""
     hints: ClassVar[tuple[str, ...]] = ()
-    """What a user should know who comes from another family, a sentence each."""
+    """Sentences of advice for a user who comes from another family."""
     unused: ClassVar[Mapping[str, str]] = {}
-    """Fields of a request that mean nothing to the family, and the sentence for who sets one."""
+    """Fields of a request that mean nothing to the family, each with the sentence for a user who sets the field."""
     schedulers: ClassVar[tuple[str, ...]] = tuple(SCHEDULERS)
     """The schedulers that the family's networks were trained for."""
     ignored_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields of a request that its networks make no use of, and of which nobody needs to be told."""
+    """Fields of a request that the family's networks do not use, without a message to the user."""
     min_guidance_scale: ClassVar[float | None] = None
     """The first frame's guidance where it rises towards the last; None where all frames have the same."""
     decodes_over_time: ClassVar[bool] = False
@@ -53,7 +53,7 @@ class VideoModel(ModelNetworks):
     build_order: ClassVar[tuple[str, ...]]
     """The same components, the longest build first, for builders that share the work."""
     latent: ClassVar[LatentSpace] = LatentSpace()
-    """What its latents stand for."""
+    """Latent space of the family."""
 
     @classmethod
     def recognises(cls, index: Mapping[str, Any]) -> bool:
@@ -78,7 +78,7 @@ class VideoModel(ModelNetworks):
     @property
     @abstractmethod
     def latent_scale(self) -> float:
-        """The sampler's latents divided by this are what the VAE decodes."""
+        """Divisor of the sampler's latents that gives the VAE's latents."""
 
     def to_latent(self, x: torch.Tensor) -> torch.Tensor:
         """The sampler's latents [frames, channels, height, width] as ComfyUI's LATENT holds the family's."""
@@ -106,7 +106,7 @@ class VideoModel(ModelNetworks):
     ) -> dict[str, torch.Tensor]:
         """The denoiser's inputs for latents [frames, channels, height, width] at timestep `t` (a scalar).
 
-        Guidance branches lie as in `Encoded`: `guidance.branch_inputs` makes calls of them.
+        Guidance branches are laid out as in `Encoded`: `guidance.branch_inputs` makes calls of them.
         """
 
     @abstractmethod
@@ -122,5 +122,5 @@ class VideoModel(ModelNetworks):
         return x
 
     def decoder(self, run: Run) -> DecodeChunk:
-        """What decodes one clip, a chunk of latent frames after another, in their order."""
+        """Decode function of one clip, for one chunk of latent frames after another, in their order."""
         return lambda latents: run("vae_decoder", {"latents": latents})["image"]

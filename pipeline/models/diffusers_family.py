@@ -1,4 +1,4 @@
-"""What the families of diffusers' layout share: a table of networks over the checkpoint's parts."""
+"""Base of the families in diffusers' layout: a table of networks over the checkpoint's parts."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ ENCODER_SCRATCH_BYTES = 64 * 1536
 """Of the picture VAE's encoder, for each latent place: measured on an H200 from 256x256 to 2048x2048."""
 SMALL_SCRATCH_BYTES = 64 << 20
 CONDITIONER_SCRATCH_BYTES = 220
-"""For each latent place of each frame and branch: measured on an H200 with I2VGen-XL's, whose attention sees all."""
+"""Scratch bytes for each latent place, frame and branch: measured on an H200 with I2VGen-XL's, of full attention."""
 EAGER = "eager"
 
 
 @dataclass(frozen=True)
 class Network:
-    """How a component is made: the checkpoint's part it comes from, its module, tensors, and shape limits."""
+    """Recipe of a component: the checkpoint's part it comes from, its module, tensors, and shape limits."""
 
     part: str
     module: Callable[[Any], torch.nn.Module]
@@ -54,21 +54,21 @@ class DiffusersFamily(VideoModel):
     """A family by its layout and its table of networks."""
 
     layout: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Part names, and the classes in model_index.json that will do for each."""
+    """Part names, and the classes in model_index.json that are accepted for each."""
     settings: ClassVar[Mapping[str, Mapping[str, type]]]
-    """What is read of the configurations here; the libraries read the rest."""
+    """Settings read from each part's configuration here, with their types; the libraries read the rest."""
     made_by: ClassVar[tuple[ModuleType, ...]]
-    """What makes the networks: engines are not older than any of it."""
+    """Modules of code that make the networks: a change to one of them makes engines stale."""
     not_encoding: ClassVar[frozenset[str]] = frozenset({"scheduler"})
-    """The parts that have no say in a clip's conditioning."""
+    """Parts that a clip's conditioning does not depend on."""
     denoiser_scratch_bytes: ClassVar[Mapping[str, int]]
-    """What a UNet needs for each latent place of each frame and branch, in half precision, by backend; a backend
+    """Scratch bytes of a UNet for each latent place of each frame and branch, in half precision, by backend; a backend
     that has not been measured needs no more than eager PyTorch."""
     decoder_scratch_bytes: ClassVar[Mapping[str, int]] = {EAGER: 64 * BYTES_PER_PIXEL}
-    """What the decoder needs for each latent place of each frame, likewise."""
+    """Scratch bytes of the decoder for each latent place of each frame, in half precision, by backend."""
     min_latent_side: ClassVar[int] = 8
     rewriting_backends: ClassVar[frozenset[str]] = frozenset()
-    """Whose engines are built with every rewrite there is, unless the user names some."""
+    """Backends whose engines are built with every known rewrite, unless the user names some."""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -113,7 +113,7 @@ class DiffusersFamily(VideoModel):
 
     @property
     def denoiser_side_multiple(self) -> int:
-        """Of what the denoiser's sides in latents are multiples: a UNet halves them at each level."""
+        """Divisor of the denoiser's sides in latents: a UNet halves the sides at each level."""
         return 2 ** (len(self.config("unet")["block_out_channels"]) - 1)
 
     def _limits(self, ranges: tuple[str, ...], side_multiple: int) -> ShapeProfile:

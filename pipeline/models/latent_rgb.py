@@ -1,4 +1,4 @@
-"""The colours of a checkpoint's latents, for previews, where they are not those of the family's published VAE."""
+"""The colours of a checkpoint's latents, for previews, where they differ from those of the family's published VAE."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ FILE_NAME = "latent_rgb.json"
 
 
 def latent_rgb(folder: Path, channels: int) -> list[list[float]] | None:
-    """How red, green and blue, from -1 to 1, follow from the sampler's latents, or None where the file is not there.
+    """Rows of the map from the sampler's latents to red, green and blue in -1..1; None without the file.
 
-    Raises CheckpointError for a file that does not say so of as many channels.
+    Raises CheckpointError for a file whose rows do not fit that number of channels.
     """
     path = folder / FILE_NAME
     if not path.is_file():

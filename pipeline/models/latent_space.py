@@ -1,4 +1,4 @@
-"""How a family's latents lie: their channels, what of a clip each stands for, and how ComfyUI holds them."""
+"""Layout of a family's latents: their channels, the part of a clip that each stands for, and ComfyUI's form of them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class LatentSpace:
     video: bool = False
 
     def frames(self, num_frames: int) -> int:
-        """How many frames of latents a clip of `num_frames` has."""
+        """Number of latent frames of a clip of `num_frames` frames."""
         return (num_frames - 1) // self.time_factor + 1
 
     def num_frames(self, frames: int) -> int:
-        """How many frames a clip of so many frames of latents has."""
+        """Number of frames of a clip of `frames` latent frames."""
         return (frames - 1) * self.time_factor + 1
 
     def shape(self, width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
@@ -61,7 +61,7 @@ class LatentSpace:
     def violation(self, title: str, width: int, height: int, num_frames: int) -> str | None:
         """A sentence on the first size that a clip of this space does not have, with the nearest that it has.
 
-        Width and height in pixels; `title` is what people call the family.
+        Width and height in pixels; `title` is the family's name in the sentence.
         """
         for name, side in (("Width", width), ("Height", height)):
             if side % self.side_multiple:
@@ -78,7 +78,7 @@ class LatentSpace:
 
 
 def dims_of(latent: LatentSpace, size: ClipSize) -> dict[str, int]:
-    """What a clip of that size is in latents; its chunk is what decoders are tuned for."""
+    """Named sizes of a clip in latents; `chunk` is the one that decoders are tuned for."""
     frames = latent.frames(size.num_frames)
     return {
         "frames": frames,

@@ -33,23 +33,23 @@ class LoadComponent(Protocol):
 
 @dataclass(frozen=True)
 class Component:
-    """One network of a model: what it is, and how to get it."""
+    """One network of a model: its specification, and the function that loads it."""
 
     spec: NetworkSpec
     load: LoadComponent
 
 
 class ModelNetworks(ABC):
-    """A checkpoint's networks by component. Holds no weights: those are loaded by its components."""
+    """A checkpoint's networks by component. Holds no weights: its components load them."""
 
     title: ClassVar[str]
-    """What people call the family."""
+    """Name of the family in messages."""
     denoiser: ClassVar[str] = "core"
     """The component that runs at every step, or at the first ones."""
     denoisers: ClassVar[tuple[str, ...]] = ("core",)
     """The components of which one runs at every step, in the order in which a clip needs them."""
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Other ways to the same result that a component can be made with, in the order in which to switch them on."""
+    """Lossless rewrites that a component can be made with, in the order in which to switch them on."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -70,7 +70,7 @@ class ModelNetworks(ABC):
             )
 
     def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource:
-        """How another process gets a component's network."""
+        """Source from which another process loads a component's network."""
         arguments = {
             "folder": str(self.checkpoint.folder),
             "component": component,
@@ -83,7 +83,7 @@ class ModelNetworks(ABC):
 
     @abstractmethod
     def size_bytes(self, component: str, precision: str) -> int:
-        """What the weights of the part that a component belongs to take of memory in that precision."""
+        """Memory in bytes that the weights of a component's part take in that precision."""
 
     @abstractmethod
     def load(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
@@ -93,7 +93,7 @@ class ModelNetworks(ABC):
         """
 
     def part(self, name: str, precision: str) -> Any:
-        """A part's network by its library class, read from disk once for as long as anybody holds it."""
+        """A part's network by its library class, read from disk once as long as a reference to the network exists."""
         adapters = self.adapters_of(name)
         found = self._parts.get((name, precision, adapters))
         if found is None:
@@ -106,22 +106,22 @@ class ModelNetworks(ABC):
         return tuple(adapter for adapter in self.adapters if part in adapter.changes)
 
     def part_sha256(self, name: str) -> str:
-        """Digest of a part's configuration and weights, and of what is merged into them."""
+        """Digest of a part's configuration and weights, and of the LoRAs merged into them."""
         digests = [self.checkpoint.parts[name].sha256, *(adapter.sha256 for adapter in self.adapters_of(name))]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def take_digests(self, report: Callable[[float], None]) -> None:
-        """Reads, once and for all, the files of which no digest is known as they are now.
+        """Takes, once and for all, the digests of all files that have none for their present state.
 
-        `report` hears meanwhile which fraction is done, and may raise to stop. Raises CheckpointError for a file that
-        cannot be read.
+        `report` is called meanwhile with the fraction done, and may raise to stop. Raises CheckpointError for a file
+        that cannot be read.
         """
         take_digests([*self.checkpoint.parts.values(), *self.adapters], report)
 
     def with_adapter(self, path: Path, strength: float, denoisers: tuple[str, ...] = ()) -> Self:
-        """The same model with a LoRA merged into its weights whenever they are loaded, after those it has already.
+        """The same model with a LoRA merged into its weights at every load, after the model's earlier LoRAs.
 
-        `denoisers` are the components that it is for, of those that run at a step; all if there are none. Other parts
+        `denoisers` are the components that the LoRA is for, among those that run at a step; all if empty. Other parts
         are shared with this model. Raises InputError, or CheckpointError with names for a file that does not fit.
         """
         known = self.denoisers
@@ -143,7 +143,7 @@ class ModelNetworks(ABC):
         """The part of the checkpoint that a component is made from."""
 
     def lora_names(self, module: str) -> Iterable[str]:
-        """What a module of the network that runs at a step is called elsewhere, by its name in diffusers."""
+        """Other names of a module of the network that runs at a step, by its name in diffusers."""
         return ()
 
     @cached_property

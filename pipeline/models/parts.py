@@ -75,7 +75,7 @@ class VaeDecoder(torch.nn.Module):
 def code_of(*modules: str) -> str:
     """A digest of the pack's modules that make a network, and of the libraries that they take it from.
 
-    A package stands for every module in it, imported or not.
+    A package's name includes every module in it, imported or not.
     """
     sha = hashlib.sha256()
     for module in modules:
@@ -127,7 +127,7 @@ def _loaded(part: Part, precision: str) -> Any:
 
 
 def _merge(part: Part, precision: str, merge: Merge, network: torch.nn.Module) -> None:
-    """Puts sums of the stored tensors and of what LoRAs add in the place of parameters that are rounded already."""
+    """Replaces parameters that are rounded already by the sums of the stored tensors and the LoRAs' additions."""
     parameters = {plain_name(name): parameter for name, parameter in network.named_parameters()}
     for name, tensor in _stored(part, precision, merge.changes):
         parameter = parameters[plain_name(name)]
@@ -135,7 +135,7 @@ def _merge(part: Part, precision: str, merge: Merge, network: torch.nn.Module) -
 
 
 def _stored(part: Part, precision: str, chosen: Callable[[str], bool] = lambda _: True) -> Iterator[tuple[str, Any]]:
-    """The tensors of the files for a precision one by one, by name, as they lie there: those that are chosen."""
+    """The chosen tensors of the files for a precision one by one, by name, as stored."""
     from safetensors import safe_open
 
     for path in part.weights[part.variant_for(precision) or ""]:
@@ -169,7 +169,7 @@ def _assembled(part: Part, precision: str, merge: Merge) -> Any:
 
 
 def _check_fit(part: Part, report: Mapping[str, Any]) -> None:
-    """The libraries make up the weights they do not find, and say so on the console alone."""
+    """Raises CheckpointError for weights that do not fit: libraries make up missing ones, with a console line alone."""
     for kind in ("missing", "mismatched", "unexpected"):
         keys = (key if isinstance(key, str) else key[0] for key in report[f"{kind}_keys"])
         # Positions are counted, not learned: older versions saved them all the same.
@@ -216,7 +216,7 @@ def tokenize_padded(part: Part, texts: Sequence[str], limit: int) -> tuple[torch
 
 
 def _reason(error: Exception) -> str:
-    """The first line that says something, in place of the heading that libraries begin with."""
+    """The first line of content in an error, after the heading that libraries begin with."""
     lines = (line.strip().rstrip(".") for line in str(error).splitlines())
     return next((line for line in lines if line and not line.endswith(":")), type(error).__name__)
 
@@ -238,6 +238,6 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def _class_of(part: Part) -> Any:
-    """The library class of a part; imported here, so that only those who load pay for it."""
+    """The library class of a part; imported here, so that only a load pays for it."""
     library = import_module("transformers" if part.name.endswith("encoder") else "diffusers")
     return getattr(library, part.class_name)

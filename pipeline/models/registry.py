@@ -33,7 +33,7 @@ def load_network(
     model = _MODELS.get(folder + adapters) or open_model(Path(folder), json.loads(adapters))
     _MODELS[folder + adapters] = model
     network = model.load(component, precision, tuple(filter(None, rewrites.split(","))))
-    object.__setattr__(network, "origin", model)  # for as long as anybody holds the network
+    object.__setattr__(network, "origin", model)  # for as long as a reference to the network exists
     return network
 
 

@@ -1,1 +1,1 @@
-"""How like another a clip is."""
+"""Similarity of clips."""

@@ -23,7 +23,7 @@ HEAT = ((0.0, 0.0, 0.0), (0.28, 0.07, 0.48), (0.78, 0.19, 0.35), (0.98, 0.58, 0.
 """From no difference to the greatest, evenly spaced: each brighter than the one before it."""
 
 OnFrame = Callable[[int, int], None]
-"""Told how many frames are done, and of how many."""
+"""Callback with the number of frames done and the number of all frames."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def side_by_side(one: Clip, other: Clip, labels: tuple[str, str]) -> Tensor:
 
 
 def heat_map(one: Clip, other: Clip, brightest: float) -> Tensor:
-    """Where two clips differ, float32 [frames, height, width, 3]: black where equal, pale yellow from `brightest` on.
+    """Two clips' difference, float32 [frames, height, width, 3]: black where equal, pale yellow from `brightest` on.
 
     A pixel's difference is the greatest of its channels; `brightest` is one of those, above 0.
     """

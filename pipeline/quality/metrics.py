@@ -1,4 +1,4 @@
-"""How much two tensors differ, and how steady a clip is; sums in float64, results plain floats.
+"""Differences of two tensors, and steadiness of a clip; sums in float64, results plain floats.
 
 NaN in an input gives NaN, which passes no threshold.
 """

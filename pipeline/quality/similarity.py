@@ -1,4 +1,4 @@
-"""How like two clips are: latents as one vector, frames as pictures."""
+"""Similarity of two clips: latents as one vector, frames as pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from .metrics import SSIM_WINDOW, cosine, max_abs_difference, psnr, snr_db, ssim
 
 MAX_DB = 200.0
-"""Said of two results without any difference, whose ratio would be infinite."""
+"""Ratio reported for two results without any difference, in place of infinity."""
 
 
 def latents_similarity(reference: torch.Tensor, latents: torch.Tensor) -> dict[str, float]:

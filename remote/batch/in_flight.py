@@ -1,4 +1,4 @@
-"""A job on the server: the policy of retries, what is known of it, the messages on it, its picture and its files."""
+"""A job on the server: the policy of retries, its state, its messages, its picture and its files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .workflow import Workflow
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to wait for what, in seconds, and how often to try.
+    """Waiting times in seconds, and numbers of attempts.
 
     Args:
         gone_s: how long the server may stay away before the queue is given up.
@@ -29,7 +29,7 @@ class RetryPolicy:
         poll_soon_s: the same while none come, or while something is due.
         lost_s: how long a prompt may be neither in the queue nor in the history before it counts as lost.
         retry_s, longest_retry_s: the first and the longest wait between attempts to reach the server.
-        answer_s: how long the socket's other end may take to show that it still hears.
+        answer_s: how long the socket's other end may take to answer a ping.
         failures: how many requests for one and the same job may fail.
         crashes: how many times the server may vanish while it runs one and the same job.
         ahead: how many of our prompts are on the server at a time, so that it never waits for us.
@@ -56,7 +56,7 @@ class InFlightJob:
     prompt_id: str = ""
     adopted: bool = False
     posted_on: int | None = None
-    """Which opening of the socket heard of it first; None while the server has not confirmed it."""
+    """Number of the socket's opening when the server confirmed the job; None before that, or without a socket."""
     absent_since: float | None = None
     was_running: bool = False
     has_ended: bool = False
@@ -85,7 +85,7 @@ class Contact:
         self.backoff.reset()
 
     def failed(self, error: ServerError) -> None:
-        """Waits longer before the next attempt; says so where it is news."""
+        """Waits longer before the next attempt; reports the first failure after an answer."""
         if time.monotonic() - self._last > self._gone_s:
             raise ServerError(f"{error}, for {self._gone_s:g} s now: the same command goes on from here") from error
         if not self.is_lost:
@@ -95,7 +95,7 @@ class Contact:
 
 
 class Watcher:
-    """Follows the server's messages: what runs now is shown in the report."""
+    """Follows the server's messages, and shows the running job in the report."""
 
     def __init__(self, report: Report, workflow: Workflow) -> None:
         self._report, self._workflow = report, workflow
@@ -115,7 +115,7 @@ class Watcher:
         return False
 
     def leave(self, flight: InFlightJob) -> None:
-        """Nothing more is shown of a job that is over."""
+        """Ends the display of a job that is over."""
         if self._current is flight:
             self._current = None
 
@@ -147,7 +147,7 @@ def upload(client: ComfyClient, job: Job) -> str | None:
 
 
 def fetch(client: ComfyClient, job: Job, history: dict[str, Any], folder: Path) -> tuple[MadeFile, ...]:
-    """Downloads what a prompt has made, by the job's own name."""
+    """Downloads the files that a prompt has made, by the job's own name."""
     made = []
     for number, file in enumerate(made_files(history["outputs"]), start=1):
         count = f"-{number}" if number > 1 else ""

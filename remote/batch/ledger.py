@@ -1,4 +1,4 @@
-"""What became of each job of a queue: the file that a later run goes on from."""
+"""State of each job of a queue, in the file that a later run goes on from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...common.errors import StorageError
 LEDGER = "queue.json"
 LOCK = ".queue.lock"
 NAME_DIGITS = 8
-"""How much of a job's key is in the names of its files."""
+"""Number of digits of a job's key in the names of its files."""
 
 State = Literal["queued", "done", "failed"]
 
@@ -33,7 +33,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """The same wherever the same picture goes through the same workflow."""
+        """Digest of the picture and the workflow, the same for every path of the picture."""
         return sha256(f"{self.picture_digest} {self.workflow_digest}".encode()).hexdigest()
 
     @property
@@ -43,13 +43,13 @@ class Job:
 
     @property
     def label(self) -> str:
-        """What it is called in reports."""
+        """Name of the job in reports."""
         return self.pictures[0].name if self.pictures else self.stem
 
 
 @dataclass(frozen=True)
 class MadeFile:
-    """A file in the folder, with the size that it had when it was whole."""
+    """A file in the folder, with its size when complete."""
 
     name: str
     size_bytes: int
@@ -57,7 +57,7 @@ class MadeFile:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of one job; `prompt_id` is the server's name for its latest run."""
+    """State of one job; `prompt_id` is the server's name for its latest run."""
 
     state: State
     prompt_id: str
@@ -71,7 +71,7 @@ class Entry:
 class Ledger:
     """The entries by job key, in a file of `folder` that is rewritten as a whole at each change.
 
-    `client_id` names the runs' socket, so that a later run hears of prompts that an earlier one queued.
+    `client_id` names the runs' socket, so that a later run gets messages on prompts that an earlier one queued.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -82,18 +82,18 @@ class Ledger:
         self._entries = {key: _entry(self._path, value) for key, value in content.get("jobs", {}).items()}
 
     def find(self, job: Job) -> Entry | None:
-        """What is known of a job, if anything is."""
+        """Entry of a job, None without one."""
         return self._entries.get(job.key)
 
     def finished(self, job: Job) -> Entry | None:
-        """Its entry, if it is done and its files are still there with the sizes they had."""
+        """Entry of a job that is done and whose files are still there with their sizes; else None."""
         entry = self.find(job)
         if entry is None or entry.state != "done":
             return None
         return entry if all(_is_whole(self._folder / file.name, file.size_bytes) for file in entry.files) else None
 
     def queued(self, job: Job, prompt_id: str) -> None:
-        """Notes a run of the job, before the server is asked for it: a crash in between loses nothing."""
+        """Notes a run of the job, before the request to the server: a crash in between loses no job."""
         pictures = tuple(str(path) for path in job.pictures)
         self._write(job, Entry("queued", prompt_id, job.picture_digest, job.workflow_digest, pictures))
 
@@ -102,7 +102,7 @@ class Ledger:
         self._write(job, replace(self._entries[job.key], state="done", files=files))
 
     def failed(self, job: Job, error: str) -> None:
-        """Notes that the job's run came to nothing; a later run tries again."""
+        """Notes that the job's run failed; a later run tries again."""
         self._write(job, replace(self._entries[job.key], state="failed", error=error))
 
     def _write(self, job: Job, entry: Entry) -> None:

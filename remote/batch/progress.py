@@ -1,4 +1,4 @@
-"""What a queue tells while it works: a bar on a terminal, plain lines elsewhere, and a line for each result."""
+"""Progress of a queue: a bar on a terminal, plain lines elsewhere, and a line for each result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Verdict = Literal["done", "skipped", "error", "interrupted"]
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended: `done`, `skipped` since an earlier run has done it, or not done, with a sentence why."""
+    """Result of a job: `done`, `skipped` since an earlier run has done it, or not done, with the reason."""
 
     job: Job
     verdict: Verdict
@@ -73,7 +73,7 @@ class Report:
         self._line(text)
 
     def stage(self, job: Job, stage: str) -> None:
-        """The job is now at this node, or a node says this of itself."""
+        """Shows the node that the job is at, or a node's line on itself."""
         if stage == self._stage:
             return
         self._stage = stage
@@ -83,13 +83,13 @@ class Report:
             self._line(f"[{self._ended + 1}/{self._total}] {job.label}: {stage}")
 
     def detail(self, job: Job, text: str) -> None:
-        """A node's line on itself: only for those who watch, for it changes with every step."""
+        """Shows a node's line on itself, on a terminal only, for the line changes with every step."""
         if self._live:
             self._stage = text.splitlines()[0] if text else ""
             self.progress(job, 0.0, 0.0)
 
     def progress(self, job: Job, done: float, total: float) -> None:
-        """How far the stage is."""
+        """Shows the progress of the stage."""
         if self._live and (done >= total or time.monotonic() - self._drawn_at >= REDRAW_S):
             self._draw(job, done, total)
 

@@ -1,7 +1,7 @@
 """Brings jobs through a ComfyUI server that may fail, vanish and come back: none is lost, none is done twice.
 
-A job is noted in the ledger under an id of our own before the server is asked for it. Whatever
-breaks then, the server's queue and history tell whether it has to be asked for again.
+A job is noted in the ledger under an id of our own before the server is asked for it. After any
+failure, the server's queue and history show whether the job has to be queued again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class QueueRun:
         self._polled_on: tuple[int, bool] | None = None
 
     def run(self, jobs: Sequence[Job]) -> list[JobResult]:
-        """Does what an earlier run has not done, and returns how each job ended, in the order of their ends.
+        """Runs the jobs that an earlier run has not done, and returns each job's result, in the order of their ends.
 
         On Ctrl-C our prompts are taken from the server. On every other exception they stay there, and
         a later run finds them.
@@ -119,7 +119,7 @@ class QueueRun:
             self._contact.failed(error)
 
     def _take(self, message: Message | None) -> None:
-        """Shows a message to whoever watches; polls at once where it ends a prompt."""
+        """Shows a message; polls at once where it ends a prompt."""
         if self._watcher.take(message, self._in_flight):
             self._next_poll = 0.0
 
@@ -128,13 +128,13 @@ class QueueRun:
         return self._contact.backoff.remaining_s() if self._contact.is_lost else self._next_poll - time.monotonic()
 
     def _poll(self) -> None:
-        """Compares what flies with the server's queue and history, when it is time to."""
+        """Compares jobs in flight with the server's queue and history, when it is time to."""
         state = (self._socket.opened, self._socket.is_open)
         if self._wait_s() > 0 and self._polled_on == state:
             return
         self._polled_on = state
         try:
-            # The queue first: what ends after it was read is in the history.
+            # The queue first: a prompt that ends after it was read is in the history.
             running, waiting = self._client.queued()
             if self._contact.is_lost:
                 self._report.note(f"ComfyUI at {self._client.url} is there again.")
@@ -158,7 +158,7 @@ class QueueRun:
             self._finish(flight, history)
 
     def _not_found(self, flight: InFlightJob) -> None:
-        """The server does not know the prompt: it was restarted, never asked, told to forget, or is slow to tell."""
+        """Handles a prompt unknown to the server: it was restarted, had no request, dropped the prompt, or is slow."""
         now = time.monotonic()
         flight.absent_since = flight.absent_since or now
         if now - flight.absent_since < self._retry.lost_s:
@@ -182,7 +182,7 @@ class QueueRun:
         self._waiting.sort(key=lambda flight: flight.number)
 
     def _finish(self, flight: InFlightJob, history: dict[str, Any]) -> None:
-        """The prompt has ended: fetch what it made, or tell why it made nothing."""
+        """Ends a prompt: fetches its files, or reports why it made none."""
         status, error = outcome(history)
         if status != "success" and flight.adopted:
             self._again(flight)  # the interruption was that of the earlier run

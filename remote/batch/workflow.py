@@ -13,7 +13,7 @@ from ...common.errors import InputError
 
 Prompt = dict[str, dict[str, Any]]
 NodeInfo = Callable[[str], Mapping[str, Any] | None]
-"""What the server says of a node class, as in /object_info; None for a class that it does not have."""
+"""Function from a node class to its description, as in /object_info; None for a class that the server does not have."""
 
 
 class UsageError(InputError):
@@ -30,14 +30,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Workflow:
-    """A graph in API format, and where the picture goes, if one does."""
+    """A graph in API format, and the input for the picture, if there is one."""
 
     prompt: Prompt
     picture: Place | None = None
 
     @property
     def digest(self) -> str:
-        """Of all that decides what comes out, the picture aside: titles do not, nor the picture's name."""
+        """Digest of everything that decides the result but the picture: without titles and the picture's name."""
         bare = {
             node_id: [node["class_type"], {**node["inputs"], **self._hidden(node_id)}]
             for node_id, node in self.prompt.items()
@@ -52,7 +52,7 @@ class Workflow:
         return {**self.prompt, self.picture.node_id: {**node, "inputs": {**node["inputs"], self.picture.name: name}}}
 
     def title(self, node_id: str) -> str:
-        """What people call a node; one that was expanded out of another has that one's name."""
+        """Title of a node; a node that was expanded out of another has the other's title."""
         node = self.prompt.get(node_id) or self.prompt.get(node_id.split(":")[0].split(".")[0])
         return node_id if node is None else title_of(node)
 
@@ -62,7 +62,7 @@ class Workflow:
 
 
 def read_workflow(path: Path) -> Prompt:
-    """The graph in the file; raises UsageError for what is none in API format."""
+    """The graph in the file; raises UsageError for a file without a graph in API format."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -82,10 +82,10 @@ def read_workflow(path: Path) -> Prompt:
 
 
 def set_inputs(prompt: Prompt, settings: Collection[str], info: NodeInfo) -> Prompt:
-    """The prompt with each `node.input=value` of the settings done.
+    """The prompt with each `node.input=value` of the settings applied.
 
     A node is named by its id, or by its title or class where only one has it; a value is JSON where
-    it can be read as JSON, else text. Raises UsageError, which names what there is.
+    it can be read as JSON, else text. Raises UsageError, which names the existing nodes and inputs.
     """
     changed = {node_id: {**node, "inputs": dict(node["inputs"])} for node_id, node in prompt.items()}
     for setting in settings:
@@ -134,7 +134,7 @@ def find_node(prompt: Prompt, named: str) -> str | None:
 
 
 def find_picture(prompt: Prompt) -> Place:
-    """Where the picture goes: the only LoadImage, or the only node with a file name in `image`; or UsageError."""
+    """Input for the picture: the only LoadImage, or the only node with a file name in `image`; or UsageError."""
     loaders = [node_id for node_id, node in prompt.items() if isinstance(node["inputs"].get("image"), str)]
     core = [node_id for node_id in loaders if prompt[node_id]["class_type"] == "LoadImage"]
     chosen = core if len(core) == 1 else loaders
@@ -162,7 +162,7 @@ def _input_of(prompt: Prompt, node_id: str, name: str, info: NodeInfo) -> Place:
         return Place(node_id, name)
     declared = (info(node["class_type"]) or {}).get("input", {})
     known |= dict.fromkeys(key for kind in ("required", "optional") for key in declared.get(kind) or {})
-    # What a dynamic input adds is called after it: `format.codec`.
+    # A dynamic input's further inputs begin with its name: `format.codec`.
     if name in known or name.split(".")[0] in known:
         return Place(node_id, name)
     raise UsageError(f"Node {describe(node_id, node)} has no input {name}; it has {', '.join(known) or 'none'}.")

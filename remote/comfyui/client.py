@@ -1,4 +1,4 @@
-"""A client of ComfyUI's HTTP and WebSocket API: queue a prompt, follow it, fetch what it made.
+"""A client of ComfyUI's HTTP and WebSocket API: queue a prompt, follow it, fetch its files.
 
 A prompt is a graph in ComfyUI's API format: node id -> {"class_type": ..., "inputs": {...}}.
 Following one needs the `websockets` package (15 or newer); all else is the standard library.
@@ -29,14 +29,14 @@ __all__ = ["ComfyClient", "Event", "Preview", "PromptRefusedError", "RunResult",
 
 @dataclass
 class _Record:
-    """What has been heard about one prompt."""
+    """Messages received about one prompt."""
 
     prompt_id: str
     events: list[Event] = field(default_factory=list)
     previews: list[Preview] = field(default_factory=list)
 
     def take(self, message: str | bytes) -> Event | None:
-        """Keeps what concerns the prompt, and returns it if it is an event."""
+        """Keeps a message that concerns the prompt, and returns it if it is an event."""
         heard = read_message(message)
         if isinstance(heard, Preview) and heard.prompt_id in (None, self.prompt_id):
             self.previews.append(heard)
@@ -54,9 +54,9 @@ class ComfyClient:
         self._http = Http(self.url, timeout_s)
 
     def upload_image(self, image: Path | bytes, name: str | None = None) -> str:
-        """Sends an image file, or an encoded image, and returns the name that LoadImage knows it by.
+        """Sends an image file, or an encoded image, and returns its name for LoadImage.
 
-        Nothing on the server is overwritten: where a different image has the name, it is given another.
+        No file on the server is overwritten: where a different image has the name, the new one gets another.
         """
         content = image if isinstance(image, bytes) else image.read_bytes()
         name = name or (f"{sha256(content).hexdigest()[:16]}.png" if isinstance(image, bytes) else image.name)
@@ -75,7 +75,7 @@ class ComfyClient:
 
         Args:
             prompt: the graph.
-            client_id: whose socket hears of it.
+            client_id: the client whose socket gets the events.
             prompt_id: the id to give it, a UUID as `str(uuid.uuid4())`, so that it can be looked for
                 even where the answer is lost; the server's choice by default.
 
@@ -106,7 +106,7 @@ class ComfyClient:
     ) -> RunResult:
         """Queues a prompt and waits for its end, with each event shown to `on_event` as it comes.
 
-        A node that fails or is interrupted is told in the result's status. If waiting itself ends
+        The result's status reports a node that failed or was interrupted. If waiting itself ends
         early (time, an exception from `on_event`, Ctrl-C), the prompt is cancelled.
 
         Raises:
@@ -176,11 +176,11 @@ class ComfyClient:
         return self._http.json(f"/history/{quote(prompt_id)}").get(prompt_id)
 
     def object_info(self) -> dict[str, dict[str, Any]]:
-        """What each node of the server takes and gives, by node class."""
+        """Inputs and outputs of each node of the server, by node class."""
         return self._http.json("/object_info")
 
     def node_info(self, class_type: str) -> dict[str, Any] | None:
-        """What one node class takes and gives; None where the server has no such class."""
+        """Inputs and outputs of one node class; None where the server has no such class."""
         return self._http.json(f"/object_info/{quote(class_type, safe='')}").get(class_type)
 
     def view(self, filename: str, subfolder: str = "", type: str = "output") -> bytes:
@@ -189,7 +189,7 @@ class ComfyClient:
         return self._http.request(f"/view?{urlencode(place)}")
 
     def download(self, file: ServerFile, path: Path) -> int:
-        """Fetches a file that a run has made; it stands at `path` whole or not at all. Returns its bytes.
+        """Fetches a file of a run; `path` then has the whole file or none. Returns the number of its bytes.
 
         Raises:
             ServerError: the server does not have it, fails, or breaks off in the middle.
@@ -212,7 +212,7 @@ def _follow(
     on_event: Callable[[Event], None] | None,
     deadline: float,
 ) -> None:
-    """Hears messages until the prompt has ended and its history is written."""
+    """Reads messages until the prompt has ended and its history is written."""
     from websockets.exceptions import ConnectionClosed
 
     while True:

@@ -1,4 +1,4 @@
-"""What goes wrong between a client and a ComfyUI server."""
+"""Errors between a client and a ComfyUI server."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ class ServerError(I2VError):
 
     @property
     def may_pass(self) -> bool:
-        """Whether the same request may succeed later: no answer, or one that tells of trouble on the server's side."""
+        """Whether the same request may succeed later: no answer, or an answer that reports a fault of the server's."""
         return self.status is None or self.status >= 500 or self.status in (408, 425, 429)
 
 

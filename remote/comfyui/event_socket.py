@@ -1,4 +1,4 @@
-"""The socket over which ComfyUI tells what it is doing, opened once or kept open.
+"""The socket for ComfyUI's messages on its work, opened once or kept open.
 
 Needs the package `websockets` (15 or newer).
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FLAGS = '{"type": "feature_flags", "data": {"supports_preview_metadata": true}}'
 """Asks the server to name each preview's node and prompt."""
 CLOSE_S = 1.0
-"""How long a server may take to say goodbye: it may be gone."""
+"""Seconds that a server may take to close the socket: it may be gone."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def open_socket(url: str, client_id: str) -> Iterator[ClientConnection]:
 
 
 class Backoff:
-    """How long to wait before the next attempt: twice as long after each failure, up to `longest_s`."""
+    """Wait before the next attempt: twice as long after each failure, up to `longest_s`."""
 
     def __init__(self, first_s: float, longest_s: float) -> None:
         self._first_s, self._longest_s = first_s, longest_s
@@ -91,14 +91,14 @@ class EventSocket:
             return None
         try:
             return read_message(connection.recv(timeout=timeout_s))
-        except (TimeoutError, KeyError, ValueError):  # nothing came, or nothing that can be read
+        except (TimeoutError, KeyError, ValueError):  # no message came, or none that can be read
             return None
         except ConnectionClosed:
             self.close()
             return None
 
     def answers(self, timeout_s: float) -> bool:
-        """Whether the other end still hears; a connection that does not answer is given up."""
+        """Whether the other end still answers; a connection that does not answer is closed."""
         from websockets.exceptions import WebSocketException
 
         if self._connection is None:

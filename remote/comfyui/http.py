@@ -1,4 +1,4 @@
-"""Requests to a ComfyUI server, and what goes wrong with them as a ServerError."""
+"""Requests to a ComfyUI server, with their failures as ServerError."""
 
 import json
 import urllib.error

@@ -1,4 +1,4 @@
-"""What ComfyUI says over its socket and in its history, as plain data.
+"""ComfyUI's messages over its socket and in its history, as plain data.
 
 The layouts are those of ComfyUI's server.py and execution.py.
 """
@@ -39,7 +39,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Preview:
-    """An encoded picture that a node sent while it ran; old servers say neither which node nor which prompt."""
+    """An encoded picture that a node sent while it ran; old servers name neither the node nor the prompt."""
 
     image: bytes
     media_type: str
@@ -49,7 +49,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class StatusText:
-    """A line that a node shows of itself while it runs; the server does not say in which prompt."""
+    """A line that a node shows on itself while it runs; the server does not name the prompt."""
 
     node_id: str
     text: str
@@ -60,7 +60,7 @@ Message = Event | Preview | StatusText
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a prompt ended; `outputs` holds by node id what its output nodes reported, as /history tells it."""
+    """Result of a prompt; `outputs` holds the reports of its output nodes by node id, as in /history."""
 
     prompt_id: str
     status: Status
@@ -101,7 +101,7 @@ class ServerFile:
 
 
 def read_message(message: str | bytes) -> Message | None:
-    """What a message of the socket says; None for one of no interest here."""
+    """Content of a message of the socket; None for one of no interest here."""
     if isinstance(message, bytes):
         return _read_binary(message)
     content = json.loads(message)
@@ -109,7 +109,7 @@ def read_message(message: str | bytes) -> Message | None:
 
 
 def _read_binary(message: bytes) -> Preview | StatusText | None:
-    """A message that is big-endian: its kind, a number, and what the number tells the format or the length of."""
+    """A binary message, big-endian: its kind, a number that is a format or a length, and the data."""
     if len(message) < 8:
         return None
     kind, number = struct.unpack_from(">II", message)
@@ -125,7 +125,7 @@ def _read_binary(message: bytes) -> Preview | StatusText | None:
 
 
 def outcome(history: Mapping[str, Any]) -> tuple[Status, str | None]:
-    """How a prompt ended by its history, with one sentence where it did not succeed."""
+    """Status of a prompt by its history, with one sentence where it did not succeed."""
     status = history.get("status") or {}
     messages = dict(status.get("messages", ()))
     if status.get("completed"):
@@ -141,7 +141,7 @@ def outcome(history: Mapping[str, Any]) -> tuple[Status, str | None]:
 
 
 def elapsed_s(history: Mapping[str, Any]) -> float | None:
-    """Seconds from a prompt's start to its end by the server's clock, where its history tells."""
+    """Seconds from a prompt's start to its end by the server's clock, where its history has times."""
     stamps = [data["timestamp"] for _, data in history["status"].get("messages", ()) if "timestamp" in data]
     return (max(stamps) - min(stamps)) / 1000 if stamps else None
 

@@ -1,7 +1,7 @@
 """Finds a ComfyUI on this machine and starts its server for a while.
 
 Only the standard library, and no import from the pack: `run.py` loads this file before
-anything is installed. That is why its error stands outside the pack's hierarchy.
+anything is installed. That is why its error is outside the pack's hierarchy.
 """
 
 import os
@@ -47,19 +47,19 @@ class ComfyServer:
     log_path: Path
 
     def log(self) -> str:
-        """What the server has printed so far, without terminal colours."""
+        """Output of the server so far, without terminal colours."""
         return _COLOUR.sub("", self.log_path.read_text("utf-8", errors="replace"))
 
 
 def default_directory() -> Path:
-    """Where comfy-cli puts ComfyUI when it is not told otherwise."""
+    """Default folder of comfy-cli for ComfyUI."""
     home = Path.home()
     parent = home / "Documents" if sys.platform in ("win32", "darwin") else home
     return parent / "comfy" / "ComfyUI"
 
 
 def not_found_reason() -> str:
-    """One sentence for whoever needs a ComfyUI and has none."""
+    """One sentence for a user without the ComfyUI that is needed."""
     return f"no ComfyUI found: COMFYUI_DIR is not set and {default_directory()} holds none"
 
 
@@ -105,7 +105,7 @@ def _find_python(directory: Path) -> Path:
 def link_pack(pack: Path, base_directory: Path, name: str = "I2V-TensorRT") -> Path:
     """Puts the folder or file `pack` among a base directory's custom nodes, and returns where.
 
-    It is a link, or a copy where links are refused; what stood there of an earlier call is replaced.
+    It is a link, or a copy where links are refused; the link or copy of an earlier call is replaced.
     """
     target = base_directory / "custom_nodes" / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def start_server(
     """A server on a port of 127.0.0.1, ready to answer; it and its children end with the block.
 
     Args:
-        host: what to start.
+        host: the ComfyUI to start.
         base_directory: holds the models, custom nodes, input and output; made if missing.
         extra_args: further arguments of ComfyUI's main.py, such as `--cpu`.
         log_path: takes stdout and stderr; `comfyui.log` in the base directory by default.
@@ -194,7 +194,7 @@ def _failure(server: ComfyServer, host: ComfyHost, problem: str) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server and whatever it started: gently, then for certain."""
+    """Ends the server and its child processes: gently, then for certain."""
     if sys.platform == "win32":
         taskkill = Path(os.environ["SYSTEMROOT"]) / "System32" / "taskkill.exe"
         command = [str(taskkill), "/F", "/T", "/PID", str(process.pid)]

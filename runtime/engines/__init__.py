@@ -1,1 +1,1 @@
-"""Which engine runs a network: policy, catalog, builds, runners."""
+"""Choice of the engine that runs a network: policy, catalog, builds, runners."""

@@ -27,11 +27,11 @@ from .policy import LATER
 log = logging.getLogger(__name__)
 
 TYPICAL_BUILD_S = 300.0
-"""What a build on a GPU is taken to need where none has been seen: somewhat more than a large network's took."""
+"""Assumed seconds of a build on a GPU without an earlier one: somewhat more than a large network's build took."""
 
 
 class EngineBuilds:
-    """Builds what a catalog lacks, where its policy is to build."""
+    """Builds engines that a catalog lacks, where its policy is to build."""
 
     def __init__(
         self,
@@ -49,8 +49,8 @@ class EngineBuilds:
     def prepare(self, sizes: Mapping[str, int]) -> None:
         """Builds every engine that a clip of these sizes lacks, where the policy is to build.
 
-        All in one go, so that the user waits once; nothing for a clip that cannot be made. A component whose build
-        fails runs eager, with a note: raises nothing but what the report does.
+        All are built in one go, so that the user waits once; none if the clip cannot be made. A component whose build
+        fails runs eager, with a note: raises only the report's own errors.
         """
         if self._missing.on_missing not in ("build", LATER) or not self._catalog.can_build():
             return
@@ -124,7 +124,7 @@ class EngineBuilds:
         return plan
 
     def is_due(self, component: str, sizes: Mapping[str, int]) -> bool:
-        """Whether an engine for these sizes is missing, can be had, and has not failed before."""
+        """Whether an engine for these sizes is missing, can be built, and has not failed before."""
         try:
             self._catalog.profile(component, sizes)
         except InputError:
@@ -148,7 +148,7 @@ class EngineBuilds:
         self._memory_manager.clear()
 
     def note_built(self, started: float) -> None:
-        """Tells in one sentence what has been built since that reading of the monotonic clock."""
+        """Notes in one sentence the engines built since `started`, a reading of the monotonic clock."""
         if self._built:
             sentence = messages.built(self._built, time.monotonic() - started)
             log.info("%s", sentence.replace("\n", " "))
@@ -157,16 +157,16 @@ class EngineBuilds:
 
     def _task(self, component: str, sizes: Mapping[str, int]) -> Task:
         def task(process: BuildProcess, report: Report) -> None:
-            with suppress(I2VError):  # told when the component is asked for
+            with suppress(I2VError):  # reported when the component is run
                 self.plan(component, sizes, process, report)
 
         return task
 
     def _builders(self, names: Sequence[str], sizes: Mapping[str, int]) -> int:
-        """How many builds may run at a time."""
+        """Number of builds that may run at a time."""
         requests = []
         for name in names:
-            with suppress(I2VError):  # told when the component is asked for
+            with suppress(I2VError):  # reported when the component is run
                 requests.append(self._catalog.request(name, sizes))
         return builds_at_once(requests)
 
@@ -174,7 +174,7 @@ class EngineBuilds:
         """Whether a build of an engine for these sizes has failed before, for this set or for another one."""
         if component in self.failures:
             return True
-        with suppress(EngineError):  # told when the component is asked for
+        with suppress(EngineError):  # reported when the component is run
             return FAILED.knows(self._catalog.request(component, sizes))
         return False
 

@@ -1,4 +1,4 @@
-"""Which engines a policy asks for, and which of them are in the store."""
+"""Engines that a policy asks for, and the stored ones among them."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class EngineCatalog:
         arch: str | None = None,
         calibration: Calibration | None = None,
     ) -> BuildRequest:
-        """What to build for the component at these sizes by the shape policy, or to look for in the store.
+        """Request to build the component's engine at these sizes by the shape policy, or to look for it in the store.
 
-        Takes and raises what `build` does, but for what goes wrong in a build.
+        Arguments and errors are those of `build`, without the errors of a build itself.
         """
         backend = self.backend() if arch is None else BACKENDS[TensorRTBackend.name]
         rewrites, network = self.rewrites(component, backend), self.model.components[component].spec
@@ -68,7 +68,7 @@ class EngineCatalog:
         )
 
     def _scratch_bytes(self, component: str, spec: EngineSpec) -> int:
-        """What the largest call of the parity check takes of the device beside the weights."""
+        """Device memory in bytes that the largest call of the parity check takes beside the weights."""
         precision = "fp16" if spec.calibration else spec.precision
         return max(self.model.scratch_bytes(component, sizes, precision) for sizes in spec.profile.corners)
 
@@ -122,7 +122,7 @@ class EngineCatalog:
     def precision_of(self, component: str) -> str:
         """The precision of a component's engines.
 
-        int8 or fp8 for the denoisers alone, which take the time: what encodes and decodes would show it.
+        int8 or fp8 for the denoisers alone, which take most time: in encoders and decoders the loss would be visible.
         """
         quantized = self.policy.quantized
         return quantized if quantized is not None and component in self.model.denoisers else self.precision

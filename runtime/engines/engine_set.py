@@ -21,14 +21,14 @@ from .policy import EnginePolicy
 from .runners import EngineRunners
 
 Wrap = Callable[[str, Runner], Runner]
-"""Gives what is called in place of a component's runner."""
+"""Function from a component's runner to the runner that is called in its place."""
 
 
 class Engines(Generic[AnyNetworks]):
     """The runners of some networks under one policy: `catalog`, `missing`, `builds` and `runners` do the work.
 
-    `build` is that of `builds`. `wrap` stands between the runners and whoever calls them. Without `builds_ahead` each
-    engine is built at its first use.
+    `build` is that of `builds`. `wrap` replaces each runner for callers. Without `builds_ahead` each engine is built
+    at its first use.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Engines(Generic[AnyNetworks]):
         return runner if self._wrap is None else self._wrap(component, runner)
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
-        """Builds what a clip of these sizes lacks, if that is to be done ahead; see `EngineBuilds.prepare`."""
+        """Builds the engines that a clip of these sizes lacks, if they are built ahead; see `EngineBuilds.prepare`."""
         if self._builds_ahead:
             self.builds.prepare(sizes)
 
     @property
     def waiting_clips(self) -> int:
-        """How many clips wait behind this one, as far as anybody knows."""
+        """Number of clips that wait behind this one; 0 where it is unknown."""
         return self.missing.waiting_clips
 
     def hasten(self, component: str, sizes: Mapping[str, int], saved_s: float) -> bool:
@@ -87,11 +87,11 @@ class Engines(Generic[AnyNetworks]):
         return self.missing.expected(component, sizes)
 
     def summary(self) -> str:
-        """What the policy comes to on this host; see `MissingEngines.summary`."""
+        """Effect of the policy on this host; see `MissingEngines.summary`."""
         return self.missing.summary()
 
     def describe(self, component: str) -> str:
-        """How the component last ran: backend, precision, device."""
+        """Backend, precision and device of the component's last run."""
         return self.runners.describe(component)
 
     def note(self, sentence: str | None) -> None:

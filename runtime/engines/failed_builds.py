@@ -1,4 +1,4 @@
-"""Which engines could not be built in this process, so that a build that fails after minutes fails once."""
+"""Record of engines that could not be built in this process, so that a build that fails after minutes fails once."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class FailedBuilds:
         self._lock = threading.Lock()
 
     def remember(self, request: BuildRequest, error: EngineError, *, was_alone: bool = False) -> None:
-        """Keeps why the build failed, unless memory was short: there may be more of it the next time.
+        """Keeps the reason of the build's failure, unless memory was short: there may be more memory the next time.
 
-        There will not where the build `was_alone` on the machine. Errors of a child come as their sentences alone, so
-        that the sentence has to tell.
+        A build that `was_alone` on the machine will not find more. A child's errors come as sentences alone, so that
+        the sentence decides.
         """
         if was_alone or "memory" not in str(error).lower():
             with self._lock:
@@ -57,6 +57,6 @@ FAILED = FailedBuilds()
 
 
 def build_name(request: BuildRequest) -> str:
-    """What tells one build from another."""
+    """Name that distinguishes a build from others."""
     key = engine_key(request.spec, request.aimed_backend.target(request.device))
     return digest([key, dict(request.details)])

@@ -20,12 +20,12 @@ from .parallel_builds import CancelledError, Task, build_in_parallel
 log = logging.getLogger(__name__)
 
 CALM_S = 3.0
-"""How long the host has had nothing to do before a build begins."""
+"""Seconds without work on the host before a build begins."""
 POLL_S = 0.2
 
 
 class Host(Protocol):
-    """What the builds ask of whoever runs clips."""
+    """Interface of the host that runs clips, for the builds."""
 
     def is_on(self) -> bool:
         """Whether the user lets engines be built while there is nothing to run."""
@@ -36,11 +36,11 @@ class Host(Protocol):
         ...
 
     def waiting(self) -> int:
-        """How many prompts run or wait to run."""
+        """Number of prompts that run or wait."""
         ...
 
     def free_device(self, needed_bytes: int) -> None:
-        """Frees so much of the device if it can, from a thread that does not own it."""
+        """Frees that many bytes of the device if possible, from a thread that does not own the device."""
         ...
 
 
@@ -56,19 +56,19 @@ class _Wanted:
 
 @dataclass
 class IdleBuilds:
-    """Builds what is wanted in a thread of its own, cancelled at once when the host has work and gone on with later."""
+    """Builds wanted engines in its own thread; work of the host cancels the builds at once, and they resume later."""
 
     host: Host
     calm_s: float = CALM_S
     generation: int = 0
-    """How many builds have ended, well or not: whoever went without an engine looks again when it has changed."""
+    """Number of builds that have ended, well or not: a change makes runners without an engine look again."""
     _wanted: dict[str, _Wanted] = field(default_factory=dict)
     _stage: str = ""
     _thread: threading.Thread | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def want(self, request: BuildRequest, store: EngineStore) -> None:
-        """Has the engine built when there is time; one that cannot be built is not asked for again."""
+        """Queues the engine to be built when there is time; ignores one that could not be built before."""
         if FAILED.knows(request):
             return
         with self._lock:
@@ -78,16 +78,16 @@ class IdleBuilds:
                 self._thread.start()
 
     def is_on(self) -> bool:
-        """Whether what is wanted is built at all, which the user may switch off."""
+        """Whether wanted engines are built at all, which the user may switch off."""
         return self.host.is_on()
 
     def waiting(self) -> int:
-        """How many prompts the host has."""
+        """Number of prompts that the host runs or that wait."""
         return self.host.waiting()
 
     @property
     def line(self) -> str:
-        """What is being built and what waits, in a few words; empty when nothing does."""
+        """Line on the engine that is being built and on those that wait; empty when none is wanted."""
         waiting, stage = len(self._wanted), self._stage
         if not waiting:
             return ""
@@ -104,14 +104,14 @@ class IdleBuilds:
                 self._build(wanted)
             except _BusyError:
                 log.info("Building engines is put off: there is something to run.")
-            except Exception:  # the thread goes on with whatever is wanted next
+            except Exception:  # the thread goes on with the next wanted engines
                 log.exception("Engines could not be built while there was nothing to run.")
                 self._drop(*(wanted or dict(self._wanted)))
             finally:
                 self._stage = ""
 
     def _has_work(self) -> bool:
-        """Whether the thread is to go on; if not, whoever wants an engine next starts another one."""
+        """Whether the thread is to go on; if not, the next wanted engine starts another thread."""
         with self._lock:
             if not self._wanted:
                 self._thread = None
@@ -125,7 +125,7 @@ class IdleBuilds:
                 since = time.monotonic()
 
     def _build(self, wanted: dict[str, _Wanted]) -> None:
-        """Builds all of it, as many at a time as there is room for; raises _BusyError."""
+        """Builds all wanted engines, as many at a time as there is room for; raises _BusyError."""
         requests = [each.request for each in wanted.values()]
         self.host.free_device(max(needed_device_bytes(request) for request in requests))
         tasks = [self._task(name, each) for name, each in wanted.items()]
@@ -141,7 +141,7 @@ class IdleBuilds:
                 log.warning("%s", error)
                 if isinstance(error, EngineError):
                     if not self.host.is_idle():
-                        return  # what it lacked a prompt may have taken: it is tried again
+                        return  # a prompt may have taken the memory that the build lacked: it is tried again
                     FAILED.remember(wanted.request, error, was_alone=True)
             except Exception as error:  # the others go on
                 log.exception("%s could not be built.", wanted.request.spec.network.component)

@@ -1,4 +1,4 @@
-"""Who owns the device's memory: asked before a runner is used, and what gives way when there is little of it."""
+"""Owners of the device's memory, asked before a runner is used, and the evictions when memory is short."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ PRESSURE = 0.9
 
 
 class MemoryManager(Protocol):
-    """Whoever owns the device's memory."""
+    """Owner of the device's memory."""
 
     def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
-        """Loads the runner, after making room for it and for its scratch memory; sentences if others had to go."""
+        """Loads the runner, after making room for it and for its scratch memory; returns sentences on evictions."""
 
     def free_memory(self, needed_bytes: int, *, encoders: bool) -> str | None:
-        """Lets go of what the pack holds beside the clip, and with `encoders` of those, while memory is short.
+        """Frees memory that the pack holds beside the clip, and with `encoders` theirs, while memory is short.
 
-        Sentences on what went; None when nothing did. Memory is short while less than a tenth of it would be free
+        Sentences on the freed memory, None without any. Memory is short while less than a tenth of it would be free
         beside `needed_bytes`.
         """
 
@@ -29,13 +29,13 @@ class MemoryManager(Protocol):
         """Frees the device for a build in another process."""
 
     def spare_bytes(self) -> int | None:
-        """What one computation can take now before memory is short; None where nobody knows."""
+        """Bytes that one computation can take now before memory is short; None where unknown."""
 
     def room_bytes(self) -> int | None:
-        """What one computation could have on the device, with all others gone from it; None where nobody knows."""
+        """Bytes that one computation could have on the device with all others evicted; None where unknown."""
 
     def host_bytes(self) -> int | None:
-        """Host memory that is free now; None where nobody knows."""
+        """Free bytes of host memory now; None where unknown."""
 
 
 class LoadInPlace:
@@ -69,18 +69,18 @@ class Memory:
     free_bytes: Callable[[], int]
 
     def spare_bytes(self) -> int:
-        """What can be taken before it is nine tenths full; less than nothing where it is fuller."""
+        """Bytes that can be taken before the memory is nine tenths full; negative where it is fuller."""
         return self.free_bytes() - round(self.total_bytes * (1 - PRESSURE))
 
 
 Eviction = Callable[[], str]
-"""Lets go of something; says what in words that end a sentence, or nothing where there was nothing."""
+"""Function that frees memory and returns words on it that end a sentence, empty where there was none to free."""
 
 
 def evict(memory: Memory, needed_bytes: int, concessions: Iterable[Eviction]) -> str | None:
     """Runs the concessions in order until `needed_bytes` fit.
 
-    Returns one sentence that names what was let go, None where nothing was.
+    Returns one sentence on the freed memory, None where none was freed.
     """
     gone = []
     for make in concessions:

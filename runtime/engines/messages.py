@@ -1,4 +1,4 @@
-"""What the user is told of engines: how many were built, which are missing, and why some are not built at all."""
+"""Messages to the user on engines: the number built, the missing ones, and reasons why some are not built at all."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def built(manifests: Sequence[Manifest], elapsed_s: float) -> str:
 
 
 def precision(manifest: Manifest) -> str:
-    """An engine's precision, and what of it computes in fp32."""
+    """An engine's precision, and its modules that compute in fp32."""
     names = manifest.islands
     inside = ", ".join(names) if len(names) <= NAMED_FALLBACKS else f"{len(names)} modules"
     return f"{manifest.spec.precision} (fp32 in {inside})" if names else manifest.spec.precision
 
 
 def missing(component: str, sizes: Mapping[str, int], stored: Sequence[Plan], store: Path) -> str:
-    """Which dimension of the nearest engine does not fit, and by how much."""
+    """Sentence on the dimensions in which the nearest engine does not fit, with the differences."""
     if not stored:
         return f"There is no engine for {component} in {store}: build one with the Engine Builder."
     nearest = min((plan.manifest.spec.profile for plan in stored), key=lambda profile: profile.distance(sizes))
@@ -45,7 +45,7 @@ def missing(component: str, sizes: Mapping[str, int], stored: Sequence[Plan], st
 
 
 def uncalibrated(component: str, precision: str) -> str:
-    """Why an engine in int8 or fp8 is not built on the way to a clip, and how to have one."""
+    """Reason why an engine in int8 or fp8 is not built on the way to a clip, and the way to build one."""
     return (
         f"There is no {precision} engine for {component}, and its scales are taken from pictures: build it with the "
         "Engine Builder and pictures, or by `run.py engine build` with --calibrate."
@@ -53,7 +53,7 @@ def uncalibrated(component: str, precision: str) -> str:
 
 
 def stock(components: Sequence[str], missing: Sequence[str], on_missing: str) -> str:
-    """How many of the components have engines in the store, and what becomes of the rest."""
+    """Line on the number of components with engines in the store, and on the fate of the rest."""
     fates = {"build": "is built when needed", "later": "is built when the queue is empty"}
     then = f"\nthe rest {fates.get(on_missing, 'runs eager')}"
     return f"engines: {len(components) - len(missing)} of {len(components)}{then if missing else ''}"

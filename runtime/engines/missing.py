@@ -1,4 +1,4 @@
-"""What becomes of an engine that is missing: it is built now, built later, or done without."""
+"""Treatment of a missing engine: built now, built later, or replaced by eager PyTorch."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ class PutOffError(MissingEngineError):
 
 
 class BuildsLater(Protocol):
-    """Whoever builds engines when there is nothing to run."""
+    """Builder of engines while there is nothing to run."""
 
     generation: int
-    """How many of its builds have ended."""
+    """Number of its builds that have ended."""
 
     def is_on(self) -> bool:
-        """Whether it builds at all."""
+        """Whether the builder builds at all."""
         ...
 
     def want(self, request: BuildRequest, store: EngineStore) -> None:
-        """Has the engine built when there is time."""
+        """Queues the engine to be built when there is time."""
         ...
 
     def waiting(self) -> int:
-        """How many prompts run or wait to run."""
+        """Number of prompts that run or wait."""
         ...
 
 
 class MissingEngines:
-    """The policy's answer to missing engines, on this device and beside whoever builds them later."""
+    """The policy's answer to missing engines, on this device and with the builder for later."""
 
     def __init__(self, catalog: EngineCatalog, memory_manager: MemoryManager, later: BuildsLater | None) -> None:
         self.on_missing = catalog.policy.on_missing_on(catalog.device, builds_later=later is not None)
@@ -56,18 +56,18 @@ class MissingEngines:
 
     @property
     def fate(self) -> str:
-        """What becomes of a missing engine."""
+        """Fate of a missing engine: a miss policy, or `off` where building later is switched off."""
         is_off = self.on_missing == LATER and self._later is not None and not self._later.is_on()
         return "off" if is_off else self.on_missing
 
     @property
     def generation(self) -> int:
-        """How many later builds have ended."""
+        """Number of later builds that have ended."""
         return 0 if self._later is None else self._later.generation
 
     @property
     def waiting_clips(self) -> int:
-        """How many clips wait behind this one, as far as anybody knows."""
+        """Number of clips that wait behind this one; 0 where it is unknown."""
         return 0 if self._later is None else max(self._later.waiting() - 1, 0)
 
     def builds_now(self, component: str, sizes: Mapping[str, int]) -> bool:
@@ -79,7 +79,7 @@ class MissingEngines:
         return self.on_missing == LATER and component not in self._hastened and self.runs_eager(component, sizes)
 
     def runs_eager(self, component: str, sizes: Mapping[str, int]) -> bool:
-        """Whether the device has room for the component in eager PyTorch; whose network is lent runs already."""
+        """Whether the device has room for the component in eager PyTorch; a lent network runs there already."""
         catalog = self._catalog
         if not catalog.model.denoisers:
             return True
@@ -94,12 +94,12 @@ class MissingEngines:
                 self._later.want(self._catalog.request(component, sizes), self._catalog.store)
 
     def put_off(self, component: str, sizes: Mapping[str, int]) -> NoReturn:
-        """Has an engine built later, and says so; raises PutOffError."""
+        """Queues an engine to be built later; raises PutOffError with a sentence for the user."""
         self.want(component, sizes)
         raise PutOffError(messages.SWITCHED_OFF if self.fate == "off" else messages.LATER)
 
     def hasten(self, component: str) -> None:
-        """Has the component's engines built at their next use, whatever else could wait."""
+        """Marks the component's engines to be built at their next use, although they could wait."""
         self._hastened.add(component)
 
     def expected(self, component: str, sizes: Mapping[str, int]) -> Backend:
@@ -113,7 +113,7 @@ class MissingEngines:
         return choose_backend(catalog.policy.backend, catalog.device)
 
     def summary(self) -> str:
-        """What the policy comes to on this host: the backend, and which components have engines in the store.
+        """Effect of the policy on this host: the backend, and the number of components with engines in the store.
 
         Raises MissingEngineError when the policy is to stop and a component has none.
         """

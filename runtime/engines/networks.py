@@ -1,4 +1,4 @@
-"""What engines are found for: networks by name, and the way to each in this process and in a child."""
+"""Interface of the networks that engines are found for: networks by name, with loaders here and in a child process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ...pipeline.models.model_networks import Component
 
 
 class Networks(Protocol):
-    """What `Engines` asks of a model; a `VideoModel` is one, and says what each of these is.
+    """Interface of a model for `Engines`; a `VideoModel` implements it and documents each member.
 
-    A network that somebody else lends, and has on the device already, has no `denoisers`.
+    A network that another owner lends, and has on the device already, has no `denoisers`.
     """
 
     denoisers: ClassVar[tuple[str, ...]]

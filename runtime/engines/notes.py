@@ -1,4 +1,4 @@
-"""Sentences for the user, kept until somebody shows them."""
+"""Sentences for the user, kept until they are shown."""
 
 from __future__ import annotations
 

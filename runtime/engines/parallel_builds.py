@@ -1,4 +1,4 @@
-"""Several builds at a time, each in a child process of its own, heard and cancelled from one thread."""
+"""Several builds at a time, each in a child process of its own, reported and cancelled from one thread."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class CancelledError(Exception):
 def build_in_parallel(tasks: Sequence[Task], workers: int, report: Report) -> None:
     """Runs the tasks, in their order, `workers` at a time.
 
-    `report` hears the whole job's fraction, from the calling thread alone, and may raise to cancel: every
-    child has then ended before the exception goes on. The first error of a task does the same.
+    `report` is called with the whole job's fraction, in the calling thread alone, and may raise to cancel: every
+    child has then ended before the exception goes on. The first error of a task has the same effect.
     """
     waiting, progress, stop = deque(enumerate(tasks)), [("start", 0.0)] * len(tasks), threading.Event()
 
@@ -49,7 +49,7 @@ def build_in_parallel(tasks: Sequence[Task], workers: int, report: Report) -> No
 
 
 def _watch(works: Sequence[Callable[[], None]], stop: threading.Event, look: Callable[[], None]) -> None:
-    """Runs each in a thread, and looks time and again; whatever is raised sets `stop` and waits for the others."""
+    """Runs each task in a thread, and polls them; any error sets `stop` and waits for the others."""
     ended: Queue[BaseException | None] = Queue()
 
     def run(work: Callable[[], None]) -> None:
@@ -80,6 +80,6 @@ def _watch(works: Sequence[Callable[[], None]], stop: threading.Event, look: Cal
 
 
 def _overall(progress: Sequence[tuple[str, float]]) -> tuple[str, float]:
-    """The stages under way, and the mean of what is done."""
+    """The stages under way, and the mean of the fractions done."""
     stages = [stage for stage, done in progress if 0.0 < done < 1.0]
     return ", ".join(stages) or progress[0][0], sum(done for _, done in progress) / len(progress)

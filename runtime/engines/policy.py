@@ -1,4 +1,4 @@
-"""What the user wants of engines, in words that widgets and command lines share."""
+"""The user's choices about engines, in words that widgets and command lines share."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PRESETS = "presets"
 SHAPE_POLICIES = ("range", "exact", PRESETS)
 MISS_POLICIES = (AUTO, "build", "eager", "stop")
 LATER = "later"
-"""What `auto` comes to on a GPU where somebody builds engines when there is nothing to run."""
+"""Meaning of `auto` on a GPU of a host that builds engines while there is nothing to run."""
 
 
 @dataclass(frozen=True)
 class EnginePolicy:
-    """What the user wants of engines.
+    """The user's choices about engines.
 
     `shapes`: `range` serves every size the network takes, `exact` the requested one, faster, `presets` those in
     `presets` and no others, each as fast as if it were alone, from one engine. `on_missing`: `build` it now, run
@@ -88,7 +88,7 @@ class EnginePolicy:
         return "fp16" if device.type == "cuda" else "fp32"
 
     def on_missing_on(self, device: torch.device, *, builds_later: bool = False) -> str:
-        """What to do where no engine fits: `auto` builds on a CUDA GPU, now or later, and runs eager elsewhere.
+        """Policy where no engine fits: `auto` builds on a CUDA GPU, now or later, and runs eager elsewhere.
 
         On a CPU an engine of ONNX Runtime saves about a tenth of a step, and its build takes as long as some clips.
         """
@@ -102,7 +102,7 @@ class EnginePolicy:
 def _preset_sizes(
     preset: ClipSize, limits: ShapeProfile, asked: Mapping[str, int], latent: LatentSpace
 ) -> dict[str, int]:
-    """The sizes of a network at a preset; of what a preset does not say, such as guidance's batch, those asked for."""
+    """The sizes of a network at a preset; other dimensions, such as guidance's batch, keep the requested size."""
     found = {name: size for name, size in dims_of(latent, preset).items() if name in asked}
     violation = latent.violation("this model", *preset) or "; ".join(limits.violations(found))
     if violation:
@@ -111,7 +111,7 @@ def _preset_sizes(
 
 
 def _most(sizes: Mapping[str, int], latent: LatentSpace) -> int | None:
-    """How many frames a decoder takes at once at these sizes; None for another network."""
+    """Greatest number of frames that a decoder takes at once at these sizes; None for another network."""
     if "chunk" not in sizes or "latent_height" not in sizes:
         return None
     return most_at_once(sizes["latent_height"] * latent.factor, sizes["latent_width"] * latent.factor)

@@ -1,4 +1,4 @@
-"""Loaded runners: a component's engine where there is one, else eager PyTorch and why."""
+"""Loaded runners: a component's engine where there is one, else eager PyTorch and the reason."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Choice:
     runner: Runner
     warning: str | None = None
     generation: int | None = None
-    """How many later builds had ended by then, where the runner serves until another one has."""
+    """Number of later builds that had ended at the choice, for a runner that serves until another one ends."""
 
 
 class EngineRunners:
@@ -62,12 +62,12 @@ class EngineRunners:
         self._choices: dict[str, list[_Choice]] = {}
         self._eager: dict[str, Runner] = {}
         self._last: dict[str, Runner] = {}
-        self._untold: dict[str, Runner] = {}  # those that have run since their warnings were noted
+        self._untold: dict[str, Runner] = {}  # runners with a call since their warnings were noted
 
     def runner(self, component: str, sizes: Mapping[str, int]) -> Runner:
         """A loaded runner for the component at these sizes.
 
-        Raises MissingEngineError when there is none and the policy says to stop.
+        Raises MissingEngineError when there is none and the policy is to stop.
         """
         choices = self._choices.setdefault(component, [])
         choices[:] = [choice for choice in choices if choice.generation in (None, self._missing.generation)]
@@ -91,7 +91,7 @@ class EngineRunners:
         return choice.runner
 
     def hasten(self, component: str, sizes: Mapping[str, int], saved_s: float) -> bool:
-        """As `EngineBuilds.hasten`, for a component that last ran eager; it is then chosen for anew."""
+        """As `EngineBuilds.hasten`, for a component that last ran eager; its runner is then chosen anew."""
         last = self._last.get(component)
         if last is None or last.backend != EagerBackend.name or not self._builds.hasten(component, sizes, saved_s):
             return False
@@ -99,16 +99,16 @@ class EngineRunners:
         return True
 
     def describe(self, component: str) -> str:
-        """How the component last ran: backend, precision, device."""
+        """Backend, precision and device of the component's last run."""
         last = self._last.get(component)
         return f"{last.backend if last else 'not run yet'}, {self._catalog.precision} on {self._catalog.device}"
 
     def last_backends(self, components: Iterable[str]) -> dict[str, str]:
-        """By which backend those of the components that have run did so last."""
+        """Backend of each component's last run, without components that have not run."""
         return {name: self._last[name].backend for name in components if name in self._last}
 
     def note_warnings(self) -> None:
-        """Notes what the runners that have run since the last call warn of, while it holds."""
+        """Notes the warnings of runners that have run since the last call."""
         for runner in self._untold.values():
             self._notes.note(runner.warning)
         self._untold = {}
@@ -124,7 +124,7 @@ class EngineRunners:
         return self._memory_manager.hold(runner, runner.scratch_bytes)
 
     def _resolve(self, component: str, sizes: Mapping[str, int]) -> _Choice:
-        """The runner for these sizes, and for which others it will do without asking again."""
+        """The runner for these sizes, with the other sizes that it serves without another choice."""
         network, generation = self._catalog.model.components[component].spec, self._missing.generation
         if not network.exportable or self._catalog.policy.backend == EagerBackend.name:
             return _Choice(ShapeProfile(), self._eager_runner(component))
@@ -134,7 +134,7 @@ class EngineRunners:
             return _Choice(network.limits.exact(sizes), self._eager_runner(component), str(error), generation)
         except (EngineError, InputError, StorageError) as error:
             if self._missing.on_missing == "stop":
-                raise  # here: a function that raises what it was given is kept by it, with all that its frame names
+                raise  # here: an error keeps the frames that raised it, with all their names
             return self._fall_back(component, sizes, error)
         return _Choice(runner.spec.profile, runner)
 
@@ -167,7 +167,7 @@ class EngineRunners:
         def network() -> torch.nn.Module:
             return source(precision, rewrites)
 
-        if plan.manifest.verdict is None:  # built elsewhere for this GPU: nobody has seen it run
+        if plan.manifest.verdict is None:  # built elsewhere for this GPU: it has never run
             verdict = check_plan(plan, backend, network, catalog.device, lambda: source(precision))
             plan = catalog.store.set_verdict(plan, verdict)
         return backend.load(plan, plan.manifest.spec, network, catalog.device)

@@ -35,7 +35,7 @@ from .network_call import Call, limits_of, single_output, tensor_specs
 
 NETWORK, PREDICTION = "network", "prediction"
 MAX_KINDS = 8
-"""Kinds of calls that are told apart; a network with more has arguments that change at every call."""
+"""Kinds of calls that are distinguished; a network with more has arguments that change at every call."""
 
 OUT_OF_MEMORY = "The network runs as it is: memory ran out for its engine."
 
@@ -51,7 +51,7 @@ class _ExhaustedError(I2VError):
 
 @contextmanager
 def _exhaustion() -> Iterator[None]:
-    """Tells memory that runs out in what an engine does from all other errors."""
+    """Turns an out-of-memory error in an engine's work into _ExhaustedError; other errors pass through."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -61,7 +61,7 @@ def _exhaustion() -> Iterator[None]:
 
 
 class NetworkOwner(Protocol):
-    """Whoever has the network, and may change its weights between calls."""
+    """Owner of the network, who may change its weights between calls."""
 
     @cached_property
     def identity(self) -> NetworkSpec:
@@ -82,7 +82,7 @@ class NetworkOwner(Protocol):
         ...
 
     def source(self, tree: str, device: torch.device, *, weights: bool) -> NetworkSource:
-        """How another process gets the network, with its weights or with others of their kind."""
+        """Source from which another process loads the network, with its weights or with others of their kind."""
         ...
 
 
@@ -115,37 +115,37 @@ class _OneNetwork:
         return self._owner.source(self._tree, self.device, weights=bool(self.spec.weights_sha256))
 
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
-        return 0  # whoever owns the network has made room for what it needs itself
+        return 0  # the network's owner has made room for the network itself
 
 
 @dataclass
 class _Kind:
-    """One kind of calls: its engines, and which of them have been compared at which sizes and weights."""
+    """One kind of calls: its engines, and the sizes and weights at which each has been compared."""
 
     engines: Engines[_OneNetwork]
     compared: dict[tuple[Runner, object, object], str | None] = field(default_factory=dict)
-    """None for an engine that passed, else why it is not used."""
+    """None for an engine that passed, else the reason why it is not used."""
     exhausted: set[_State] = field(default_factory=set)
-    """At which sizes and weights memory ran out for an engine in this run."""
+    """Sizes and weights at which memory ran out for an engine in this run."""
 
 
 @dataclass
 class Tally:
-    """What the calls since the last look ran on."""
+    """Numbers of calls since the last look, by the network that ran them."""
 
     engine: int = 0
     compared: int = 0
-    """Calls that the network ran, with an engine beside it to be compared."""
+    """Calls that the original network ran, with an engine beside it to be compared."""
     original: int = 0
 
     @property
     def calls(self) -> int:
-        """All of them."""
+        """Number of all calls."""
         return self.engine + self.compared + self.original
 
 
 class CompiledNetwork:
-    """Somebody else's network, through engines where there are any for a call."""
+    """Another owner's network, run by engines where there are any for a call."""
 
     def __init__(
         self,
@@ -163,11 +163,11 @@ class CompiledNetwork:
         self._notes: dict[str, None] = {}
 
     def run(self, call: Call, original: Original) -> Any:
-        """What `original()` gives, by an engine if one is there or may be built.
+        """Result of `original()`, by an engine if one is there or may be built.
 
-        Raises MissingEngineError, or what a build failed of, when the policy is to stop.
+        Raises MissingEngineError, or the error of a build, when the policy is to stop.
         """
-        original = cache(original)  # it runs once a call, whoever asks for its result
+        original = cache(original)  # it runs once a call, however often its result is used
         try:
             kind = self._kind(call) or self._new_kind(call, single_output(original()))
         except I2VError as error:
@@ -178,7 +178,7 @@ class CompiledNetwork:
                 return self._with_engine(kind, call, state, original)
             except _ExhaustedError:
                 kind.exhausted.add(state)
-            # After the failed call's frames are gone, with what they held.
+            # After the failed call's frames are gone, with the memory that they held.
             kind.engines.unload()
             freed = self._memory_manager.free_memory(sys.maxsize, encoders=True)
             self._notes.update(dict.fromkeys(filter(None, [freed, OUT_OF_MEMORY])))
@@ -193,7 +193,7 @@ class CompiledNetwork:
         return notes
 
     def unload(self) -> None:
-        """Lets go of the weights, and of all memory of the engines."""
+        """Releases the weights, and all memory of the engines."""
         for kind in self._kinds.values():
             kind.engines.unload()
 
@@ -232,7 +232,7 @@ class CompiledNetwork:
         return result
 
     def _difference(self, runner: Runner, call: Call, expected: torch.Tensor) -> str | None:
-        """Why the engine may not stand for the network: it failed, or gives something else. None when it may."""
+        """Reason why the engine may not replace the network: a failure, or another result. None when it may."""
         try:
             with _exhaustion():
                 found = runner(call.tensors)[PREDICTION]
@@ -250,13 +250,13 @@ class CompiledNetwork:
         return self._kinds.get(self._key(call))
 
     def _key(self, call: Call) -> tuple[object, ...]:
-        """All that engines depend on but the sizes in which they may differ; the weights stand last."""
+        """Key of everything that engines depend on but the sizes in which they may differ; the weights come last."""
         limits = tuple(limits_of(call.latents).ranges.items())
         specs = tensor_specs(call.tensors, call.latents)
         return (call.tree, specs, limits, call.latents.device, self._weights_sha256(call))
 
     def _new_kind(self, call: Call, output: torch.Tensor) -> _Kind:
-        """Raises InputError for latents of another precision than engines have, or for too many kinds."""
+        """Adds a kind of calls; raises InputError for latents in a precision without engines, or for too many kinds."""
         key = self._key(call)
         self._drop_others(key)
         if len(self._kinds) >= MAX_KINDS:
@@ -276,7 +276,7 @@ class CompiledNetwork:
         return kind
 
     def _drop_others(self, key: tuple[object, ...]) -> None:
-        """Forgets the engines that hold other weights: the store has them, should those come back."""
+        """Drops the engines that hold other weights: the store has them, should those weights come back."""
         for other in [each for each in self._kinds if each[-1] != key[-1]]:
             self._kinds.pop(other).engines.unload()
 

@@ -1,8 +1,8 @@
-"""One call of somebody else's network: which of its arguments are tensors, and what stays the same.
+"""One call of another owner's network, split into its tensors and its constant arguments.
 
-A network of ComfyUI's takes what its family needs: positional tensors, keywords, lists, numbers, None. An engine
+A network of ComfyUI's takes its family's arguments: positional tensors, keywords, lists, numbers, None. An engine
 takes named tensors alone. So a call is read as a tree of plain data with the tensors' names in their places, which
-goes into the engine's key and to the process that builds it; there the same call is made again from tensors.
+goes into the engine's key and to the process that builds it; that process makes the same call again from tensors.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ...common.shapes import DimRange, ShapeProfile
 from ...common.spec import PRECISIONS, TensorSpec
 
 SIDE = DimRange(8, 64, 512, 8)
-"""What an engine for a range takes in latent height and width: a latent is 8 or 16 pixels."""
+"""Latent height and width that an engine for a range takes: a latent is 8 or 16 pixels."""
 FRAMES = DimRange(2, 21, 64)
 _NAMES = {4: (None, None, "latent_height", "latent_width"), 5: (None, None, "frames", "latent_height", "latent_width")}
-"""The dimensions of latents of so many axes that may differ from call to call."""
+"""Names of the dimensions that may differ from call to call, by the number of the latents' axes."""
 _TIMES = (0.0, 1000.0)
 
 
@@ -38,7 +38,7 @@ class Call:
 
     @property
     def latents(self) -> torch.Tensor:
-        """What the network denoises: its first tensor."""
+        """Latents that the network denoises: its first tensor."""
         return next(iter(self.tensors.values()))
 
     @property
@@ -70,7 +70,7 @@ def named_arguments(function: Callable[..., Any], args: Iterable[Any], kwargs: M
 
 
 def read_call(arguments: Mapping[str, Any]) -> Call:
-    """The call with those arguments; raises InputError for one that is neither a tensor nor plain data."""
+    """The call with those arguments; raises InputError for an argument that is neither a tensor nor plain data."""
     tensors: dict[str, torch.Tensor] = {}
     tree = {name: _packed(name, value, tensors) for name, value in arguments.items()}
     if not tensors:
@@ -140,7 +140,7 @@ class WrappedNetwork(torch.nn.Module):
 
 
 class SharedWeightsNetwork(WrappedNetwork):
-    """The same over a network that somebody else owns, who alone moves it."""
+    """The same over another owner's network, which its owner alone moves."""
 
     is_borrowed = True
 
@@ -149,7 +149,7 @@ class SharedWeightsNetwork(WrappedNetwork):
 
 
 def tensor_specs(tensors: Mapping[str, torch.Tensor], latents: torch.Tensor) -> tuple[TensorSpec, ...]:
-    """Tables of the tensors, with those dimensions named in which they are as large as the latents."""
+    """Specifications of the tensors; a dimension as large as the latents' has a name."""
     return tuple(_tensor_spec(name, tensor, latents) for name, tensor in tensors.items())
 
 
@@ -164,7 +164,7 @@ def _tensor_spec(name: str, tensor: torch.Tensor, latents: torch.Tensor) -> Tens
 
 
 def _span(tensor: torch.Tensor, latents: torch.Tensor) -> tuple[float, float] | None:
-    """What a trial run draws from: zeros for whole numbers, which may be indices, and times for what may be times."""
+    """Range that a trial run draws from: zeros for whole numbers, possibly indices, times for possible timesteps."""
     if not tensor.is_floating_point():
         return (0.0, 1.0)
     times = tensor.ndim <= 2 and tensor.numel() <= latents.shape[0] * FRAMES.max
@@ -172,7 +172,7 @@ def _span(tensor: torch.Tensor, latents: torch.Tensor) -> tuple[float, float] | 
 
 
 def limits_of(latents: torch.Tensor) -> ShapeProfile:
-    """What an engine for a range takes; a dimension that is no multiple of what it should be stays as it is."""
+    """Sizes that an engine for a range takes; a dimension outside its range or no multiple keeps its one size."""
     known = {"frames": FRAMES, "latent_height": SIDE, "latent_width": SIDE}
     found: dict[str, DimRange] = {}
     for axis, name in enumerate(_NAMES.get(latents.ndim, ())):

@@ -1,4 +1,4 @@
-"""The ladder of benchmarks/ in a process of its own: few and small clips, heard while it runs, ended when asked.
+"""The ladder of benchmarks/ in a process of its own: few and small clips, with progress, ended on request.
 
 A process, because each of its rows must find the device as free as a user's would, and may crash.
 """
@@ -37,13 +37,13 @@ MIN_MINUTES, MAX_MINUTES = 1, 240
 POLL_S = 0.2
 MAX_LINE = 100
 GRACE_S = 15.0
-"""How long the ladder may take to end the row that it is at."""
+"""Seconds that the ladder may take to end its current row."""
 _LINE = re.compile(r"\[ *[\d.]+ s\] (.*)")
 
 
 @dataclass(frozen=True)
 class BenchmarkOrder:
-    """What to measure: a checkpoint's folder, one of `CHOICES`, the clip in pixels and frames, and how long at most."""
+    """A benchmark's checkpoint folder, one of `CHOICES`, the clip in pixels and frames, and a limit in minutes."""
 
     folder: Path
     rows: str
@@ -71,7 +71,7 @@ class BenchmarkResult:
 
 
 def row_names(rows: str, device: torch.device) -> list[str]:
-    """The ladder's rows that a choice stands for on this device: each that can run, row 0 first."""
+    """The ladder's rows of a choice on this device: each that can run, row 0 first."""
     usable = [name for name, backend in BACKENDS.items() if backend.availability(device).ok]
     if rows == QUICK:
         usable = ["eager", choose_backend(AUTO, device).name]
@@ -79,10 +79,10 @@ def row_names(rows: str, device: torch.device) -> list[str]:
 
 
 def run_benchmark(order: BenchmarkOrder, device: torch.device, work: Path, report: Report) -> BenchmarkResult:
-    """Runs the ladder; what it makes lies in `work`, which is the caller's to remove.
+    """Runs the ladder; its files are in `work`, which the caller removes.
 
-    `report` hears what is done and the fraction of rows, at least every 0.2 s, and may raise to end it. Raises
-    EngineError when no row could be measured.
+    `report` is called with the stage and the fraction of rows, at least every 0.2 s, and may raise to end the run.
+    Raises EngineError when no row could be measured.
     """
     names, out, log = row_names(order.rows, device), work / "out", work / "benchmark.log"
     with log.open("w", encoding="utf-8") as errors:
@@ -128,7 +128,7 @@ def _visible(device: torch.device) -> str:
 
 
 def _listen(process: subprocess.Popen[str], count: int, report: Report) -> int:
-    """Passes on what the ladder says until it ends; its exit status."""
+    """Passes on the ladder's progress until its end; returns its exit status."""
     lines = hear(process)
     stage, begun = "starting", 0
     try:

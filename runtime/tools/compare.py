@@ -17,7 +17,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Compared:
-    """Both clips in one, their difference (float32 [frames, height, width, 3] in 0..1), and what was measured."""
+    """Both clips in one, their difference (float32 [frames, height, width, 3] in 0..1), and the figures."""
 
     both: Tensor
     difference: Tensor

@@ -1,4 +1,4 @@
-"""What this machine can run: its device, its libraries, each backend, which of them `auto` takes and why."""
+"""Abilities of this machine: its device, libraries and backends, and the backend that `auto` takes, with the reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CAN, CANNOT, TAKEN, BY_NAME = "can run", "cannot run", "auto takes this", "can r
 
 @dataclass(frozen=True)
 class BackendState:
-    """A backend on this machine: whether it can run, whether `auto` takes it, why, and the line that installs it."""
+    """A backend here: whether it can run, whether `auto` takes it, the reason, and the line that installs it."""
 
     name: str
     usable: bool
@@ -44,7 +44,7 @@ class BackendState:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found. `install` is the one line that gives a faster backend than `auto` has, if there is one."""
+    """All findings. `install` is the one line that installs a faster backend than `auto` has, if there is one."""
 
     device: str
     abilities: str
@@ -53,11 +53,11 @@ class Diagnosis:
     why: str
     install: str
     builds: str = ""
-    """What is being built meanwhile, or waits to be."""
+    """Line on engines that are being built, or wait to be."""
 
     @property
     def line(self) -> str:
-        """What matters most, in a few words."""
+        """The main finding, in a few words."""
         chosen = next(state.name for state in self.backends if state.chosen)
         return f"auto takes {chosen}" + ("; a faster one can be installed" if self.install else "")
 
@@ -75,7 +75,7 @@ class Diagnosis:
 def diagnose(device: torch.device, builds: str = "") -> Diagnosis:
     """Looks at the device, the installed packages and every backend; runs and changes nothing.
 
-    `builds` is what the host says of engines that are built while it has nothing to run.
+    `builds` is the host's line on engines that are built while it has nothing to run.
     """
     chosen = choose_backend(AUTO, device).name
     found = {name: backend.availability(device) for name, backend in BACKENDS.items()}
@@ -127,7 +127,7 @@ def _abilities(device: torch.device) -> str:
 
 
 def _why(states: tuple[BackendState, ...]) -> str:
-    """Why `auto` takes what it takes: what stands before it, and what keeps each of those."""
+    """Reason of `auto`'s choice: the backends before the chosen one, and the obstacle to each of them."""
     names = [state.name for state in states]
     chosen = next(state for state in states if state.chosen)
     passed = [

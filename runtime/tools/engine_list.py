@@ -18,15 +18,15 @@ from ..engines.messages import precision
 from .table import Table
 
 KEY_CHARS = 12
-"""How much of a key is shown, and enough to name an engine by."""
+"""Number of a key's digits that are shown, enough to name an engine by."""
 LEAST_CHARS = 8
-"""How much of a key names an engine that is to be removed."""
+"""Least number of a key's digits that names an engine to remove."""
 _START = re.compile(r"[0-9a-f]{1,64}")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """An engine whose files were compared with their digests; `error` is the sentence on what is wrong."""
+    """An engine whose files were compared with their digests; `error` is the sentence on the damage."""
 
     plan: Plan
     error: str = ""
@@ -57,7 +57,7 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def chosen(keys: Sequence[str], store: EngineStore) -> list[Plan]:
-    """The engines whose keys begin as given, all if none are; raises EngineError for one that names none."""
+    """The engines whose keys begin with one of `keys`, all if empty; raises EngineError for one without an engine."""
     plans = list(store.plans())
     for start in keys:
         if not any(plan.manifest.key.startswith(start) for plan in plans):
@@ -66,7 +66,7 @@ def chosen(keys: Sequence[str], store: EngineStore) -> list[Plan]:
 
 
 def one(start: str, store: EngineStore) -> Plan:
-    """The one engine whose key begins so; raises InputError for too few digits or for several, EngineError for none."""
+    """Engine whose key begins with `start`; raises InputError for few digits or several, EngineError for none."""
     check_start(start)
     if len(start) < LEAST_CHARS:
         raise InputError(f"One engine is named by at least {LEAST_CHARS} digits of its key, found {start!r}.")
@@ -77,7 +77,7 @@ def one(start: str, store: EngineStore) -> Plan:
 
 
 def check_start(start: str) -> str:
-    """The text as the beginning of a key, or nothing; raises InputError for what cannot be one."""
+    """The text as the beginning of a key, or nothing; raises InputError for a text that cannot be one."""
     if start and not _START.fullmatch(start):
         raise InputError(f"An engine is named by digits of its key, 0 to 9 and a to f, found {start[:80]!r}.")
     return start
@@ -93,7 +93,7 @@ def check(plan: Plan) -> Checked:
 
 
 def stale(store: EngineStore, device: torch.device) -> list[Plan]:
-    """The engines that were built for this device by other versions than are installed, and so are never used.
+    """Engines that other versions than the installed ones have built for this device, and that are never used.
 
     Engines for other GPUs, and those of a backend that cannot run here, are not among them.
     """
@@ -105,7 +105,7 @@ def stale(store: EngineStore, device: torch.device) -> list[Plan]:
 
 
 def engine_table(checked: Sequence[Checked], state: str) -> Table:
-    """Engines in rows, the damaged ones with what is wrong in place of `state`."""
+    """Engines in rows, the damaged ones with their error in place of `state`."""
     rows = [
         (
             each.plan.manifest.key[:KEY_CHARS],

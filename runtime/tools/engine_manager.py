@@ -1,4 +1,4 @@
-"""What is done with the engines of a store: listed, verified, removed one by one or because they are stale."""
+"""Management of a store's engines: listing, verification, removal of one or of all stale ones."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LIST, VERIFY, DELETE, DELETE_STALE = "list", "verify", "delete", "delete stale"
 ACTIONS = (LIST, VERIFY, DELETE, DELETE_STALE)
 
 OnEngine = Callable[[int, int], None]
-"""Told how many engines are done, and of how many; may raise to stop."""
+"""Callback with the number of engines done and the number of all engines; may raise to stop."""
 
 
 @dataclass(frozen=True)
 class Managed:
-    """What was done, in a line, and the engines that it was done to."""
+    """Result of an action: a line on it, and the table of its engines."""
 
     line: str
     table: Table
@@ -30,9 +30,10 @@ class Managed:
 def manage(action: str, start: str, store: EngineStore, device: torch.device, on_engine: OnEngine) -> Managed:
     """Does one of `ACTIONS`; `start` is the beginning of a key.
 
-    `list` and `verify` take every engine that it fits, all without one; `delete` takes exactly one; `delete stale`
-    takes the engines that other versions have built for this device, and what dead builds left. Raises InputError
-    for what names no engine, EngineError where there is none, StorageError when one cannot be removed.
+    `list` and `verify` take every engine whose key begins with `start`, all without it; `delete` takes exactly one;
+    `delete stale` takes the engines that other versions have built for this device, and leftovers of dead builds.
+    Raises InputError for a text that names no engine, EngineError where there is none, StorageError when one cannot
+    be removed.
     """
     check_start(start)
     if action == LIST:

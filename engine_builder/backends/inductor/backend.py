@@ -1,8 +1,8 @@
 """Inductor: PyTorch's own compiler, ahead of time, for GPUs where TensorRT does not run, and for CPUs.
 
-An engine is native code without weights. It takes those of the network that it is loaded with, where they
-lie, so that one engine serves every fine-tune, and a change of the weights in place needs no other. For the same
-reason it has no fp32 fp32 modules: which layers overflow in fp16 is a matter of the weights.
+An engine is native code without weights. It takes in place those of the network that it is loaded
+with, so that one engine serves every fine-tune, and a change of the weights in place needs no other. For the same
+reason it has no fp32 modules: which layers overflow in fp16 is a matter of the weights.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LEAST_TORCH = (2, 8)
-"""The first PyTorch whose packages leave their weights to whoever loads them, on every platform."""
+"""The first PyTorch whose packages leave their weights to the caller, on every platform."""
 LEAST_CAPABILITY = (7, 0)
 """The oldest GPUs that Triton compiles for."""
 
@@ -63,7 +63,7 @@ class InductorBackend(Backend):
         return InductorBackend(target.device, target.part)
 
     def is_automatic(self, device: torch.device) -> bool:
-        """On CPUs ONNX Runtime is as fast, and builds in seconds; nobody has seen it run on an AMD GPU."""
+        """False on CPUs, where ONNX Runtime is as fast and builds in seconds, and on AMD GPUs, which are untried."""
         import torch
 
         return device.type == "cuda" and torch.version.hip is None
@@ -124,7 +124,7 @@ class InductorBackend(Backend):
                 compiler = _with_proved(proof, lambda name: _compile(program, metadata, path, name, device))
         except (OSError, EngineError):
             raise
-        except Exception as error:  # the compiler raises whatever its passes meet
+        except Exception as error:  # the compiler raises any error of its passes
             if is_out_of_memory(error):
                 reason = f"Compiling {component} ran out of the GPU's memory: choose a smaller size."
                 raise EngineError(reason) from error
@@ -233,6 +233,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line that says something."""
+    """The first line of content."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line[:300].rstrip(".:") for line in lines if line), type(error).__name__)

@@ -1,7 +1,7 @@
 """Finds a C++ compiler whose output the PyTorch at hand can load.
 
-Not every compiler that compiles will do: where one of another version comes first in the path, loading
-what it made can end the process. So the one to be used is tried out, in a child, before it is trusted.
+Not every compiler that compiles works: where one of another version comes first in the path, loading
+its output can end the process. So the compiler is tried out, in a child, before it is used.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def compilers() -> list[str]:
 
 
 def install_line() -> str:
-    """What gives this system a compiler."""
+    """Command line or package that installs a compiler on this system."""
     if os.name == "nt":
         return "Build Tools for Visual Studio, with C++"
     return "xcode-select --install" if sys.platform == "darwin" else "sudo apt install g++ (or your system's GCC)"
@@ -50,8 +50,8 @@ def install_line() -> str:
 def working_compiler(device: str) -> str:
     """The first compiler that makes engines which run on the device.
 
-    Each is tried out once, which may take a minute: that it has proved itself is kept for other processes.
-    Raises EngineError, which says what each lacked, when there is none.
+    Each is tried out once, which may take a minute; the proof is kept for other processes.
+    Raises EngineError, with each compiler's fault, when there is none.
     """
     reasons = []
     for path in compilers():
@@ -86,7 +86,7 @@ def proof_begun(device: str) -> Future[str]:
 
 
 def _proved(path: str, version: str, device: str, verdict: Path) -> str | None:
-    """Why this compiler will not do, None when it does; of several processes one tries it out."""
+    """Reason why this compiler does not work, None when it does; of several processes one tries it out."""
     from filelock import FileLock
 
     if verdict.exists():
@@ -103,7 +103,7 @@ def _proved(path: str, version: str, device: str, verdict: Path) -> str | None:
 
 
 def _version(path: str) -> str:
-    """What the compiler says of itself; another version has to prove itself anew."""
+    """Output of the compiler's `--version`; another version has to be tried out anew."""
     try:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -112,7 +112,7 @@ def _version(path: str) -> str:
 
 
 def _verdict(path: str, version: str, device: str) -> Path:
-    """The file that stands for a compiler's proof, beside Inductor's own caches, which hold code that it runs."""
+    """The file that records a compiler's proof, beside Inductor's own caches, which hold code that Inductor runs."""
     import torch
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
@@ -122,7 +122,7 @@ def _verdict(path: str, version: str, device: str) -> Path:
 
 @cache
 def _flaw(path: str, version: str, device: str) -> str | None:
-    """Why this compiler's output does not run here; None when it does."""
+    """Reason why this compiler's output does not run here; None when it does."""
     with tempfile.TemporaryDirectory(prefix="i2v-compiler-") as folder:
         # Our own interpreter, our own file, and the path of a compiler that this user can start.
         command = [sys.executable, str(PROOF), path, device, folder]

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def main(compiler: str, device: str, folder: str) -> None:
-    """Raises whatever fails; ends without a word when all is well."""
+    """Raises the error of any failure; ends silently on success."""
     import torch
 
     # The activation becomes a kernel of the compiler's own, which on a GPU needs Python's headers too.
@@ -26,7 +26,7 @@ def main(compiler: str, device: str, folder: str) -> None:
     path = torch._inductor.aoti_compile_and_package(
         torch.export.export(layer, (x,)), package_path=str(Path(folder) / "proof.pt2"), inductor_configs=configs
     )
-    # aoti_load_package would first try out those instructions, which takes longer than all the rest.
+    # aoti_load_package would first try out these instructions, which takes longer than all the rest.
     loader: Any = import_module("torch._C._aoti").AOTIModelPackageLoader
     package = loader(path, "model", True, 1, (x.device.index or 0) if x.is_cuda else -1)
     (found,) = package.run([x])

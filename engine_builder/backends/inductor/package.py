@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FILE_NAME = "network.pt2"
 """The whole network, or its first part."""
 WIRES = "wires"
-"""The entry of a package's metadata that says what it reads and returns."""
+"""The entry of a package's metadata with the tensors that the package reads and returns."""
 
 
 def file_name(part: int) -> str:
@@ -32,9 +32,9 @@ def file_name(part: int) -> str:
 
 @dataclass(frozen=True)
 class Wires:
-    """What a part reads and returns, by name and in order; `strides` are those it expects of what it reads.
+    """Tensors that a part reads and returns, by name and in order; `strides` are the expected strides of each input.
 
-    Strides of None are those of contiguous tensors of whatever shape: a network in one piece may have many.
+    Strides of None stand for contiguous tensors of any shape: a network in one piece may have many.
     """
 
     reads: tuple[str, ...]
@@ -43,7 +43,7 @@ class Wires:
     results: tuple[str, ...]
     """The whole network's outputs, in order."""
     count: int
-    """How many parts there are."""
+    """Number of parts."""
 
 
 def wires_text(wires: Wires) -> str:
@@ -62,7 +62,7 @@ def wires_of(metadata: Mapping[str, str], network: NetworkSpec) -> Wires:
 
 
 def whole_wires(network: NetworkSpec) -> Wires:
-    """Those of a network in one piece, with its tensors in order."""
+    """Wires of a network in one piece, with its tensors in order."""
     inputs, outputs = (tuple(each.name for each in tensors) for tensors in (network.inputs, network.outputs))
     return Wires(inputs, (None,) * len(inputs), outputs, outputs, 1)
 
@@ -70,11 +70,11 @@ def whole_wires(network: NetworkSpec) -> Wires:
 class Package:
     """A compiled network, or a part of one, as PyTorch's loader has it.
 
-    `torch.export` has a face for it too, which takes seconds to import and reads the call's form anew at each call.
+    `torch.export` wraps the loader too, takes seconds to import and parses the call's structure at each call.
     """
 
     def __init__(self, path: Path, device_index: int) -> None:
-        """Loads the file onto the device of that number, -1 for the CPU; what PyTorch raises goes on."""
+        """Loads the file onto the device of that number, -1 for the CPU; PyTorch's errors pass through."""
         aoti: Any = import_module("torch._C._aoti")
         self._loader = aoti.AOTIModelPackageLoader(str(path), "model", True, 1, device_index)
 
@@ -82,7 +82,7 @@ class Package:
         return self._loader.boxed_run(list(values))
 
     def get_metadata(self) -> dict[str, str]:
-        """What was put beside the code when it was compiled."""
+        """Metadata that were stored beside the code when it was compiled."""
         return self._loader.get_metadata()
 
     def get_constant_fqns(self) -> list[str]:
@@ -90,13 +90,13 @@ class Package:
         return self._loader.get_constant_fqns()
 
     def load_constants(self, constants: Mapping[str, torch.Tensor]) -> None:
-        """Has the code compute with these weights where they lie; whoever gives them keeps them alive."""
+        """Binds the code to these weights in place; the caller keeps the weights alive."""
         use_inactive, check_full_update, user_managed = False, True, True
         self._loader.load_constants(dict(constants), use_inactive, check_full_update, user_managed)
 
 
 class Parts:
-    """A compiled network behind one face, in however many parts it is."""
+    """A compiled network behind one interface, in one or more parts."""
 
     def __init__(self, packages: Sequence[Package], network: NetworkSpec) -> None:
         """Takes the network's parts in their order."""
@@ -119,7 +119,7 @@ class Parts:
         return tuple(values[name] for name in self._wires[-1].results)
 
     def get_metadata(self) -> dict[str, str]:
-        """The first part's, which says how the weights of all must lie."""
+        """Metadata of the first part, which holds the layout of all parts' weights."""
         return self._packages[0].get_metadata()
 
     def get_constant_fqns(self) -> list[str]:
@@ -133,7 +133,7 @@ class Parts:
 
 
 def open_parts(plan: Plan, network: NetworkSpec, device: torch.device) -> Parts:
-    """An engine's code on a device, in however many parts it is. Raises EngineError when PyTorch cannot load it."""
+    """An engine's code on a device, in one or more parts. Raises EngineError when PyTorch cannot load it."""
     first = _open_file(plan, FILE_NAME, network, device)
     others = (file_name(part) for part in range(1, wires_of(first.get_metadata(), network).count))
     return Parts([first, *(_open_file(plan, name, network, device) for name in others)], network)
@@ -145,18 +145,18 @@ def refused(act: str, network: NetworkSpec, error: Exception) -> EngineError:
 
 
 def _open_file(plan: Plan, name: str, network: NetworkSpec, device: torch.device) -> Package:
-    """A package, from a copy of the very bytes that were checked, which nobody else can write."""
+    """A package, from a private copy of the very bytes that were checked."""
     import torch
 
     data = plan.read(name)
     index = (device.index or 0) if device.type == "cuda" else -1
-    # Windows does not let go of a library that is loaded.
+    # Windows keeps the file of a loaded library open.
     with tempfile.TemporaryDirectory(prefix="i2v-engine-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / name
         path.write_bytes(data)
         try:
-            # aoti_load_package would first compile probes to learn what this CPU can do, for half a minute
-            # in a new process; the engine's target has said it.
+            # aoti_load_package would first compile probes for this CPU's instructions, for half a minute
+            # in a new process; the engine's target names them.
             return Package(path, index)
         except torch.OutOfMemoryError:
             raise
@@ -165,7 +165,7 @@ def _open_file(plan: Plan, name: str, network: NetworkSpec, device: torch.device
 
 
 def _lying(tensor: torch.Tensor, strides: tuple[int, ...] | None) -> torch.Tensor:
-    """The tensor as compiled code reads it without a check: with those strides, on a boundary of 64 bytes."""
+    """The tensor as compiled code reads it without a check: with these strides, on a boundary of 64 bytes."""
     import torch
 
     if strides is None:

@@ -1,7 +1,7 @@
 """Cuts a traced network into parts that processes compile side by side.
 
 PyTorch's compiler is one thread of Python: a graph of thousands of operators takes it minutes, whatever cores there
-are. Each part is a stretch of the graph; what later parts read of it is what it returns.
+are. Each part is a stretch of the graph and returns the values that later parts read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 SLACKS = (8, 4, 2)
-"""A cut lies within such a fraction of a part's length of its even place: the first that has room for one."""
+"""Divisors of a part's length that bound a cut's distance from its even place, tried in order until one fits."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Cut:
 
 
 def cut(program: Any, part: Part) -> Cut | None:
-    """The part of a torch.export.ExportedProgram; None where the graph cannot be cut into so many.
+    """The part of a torch.export.ExportedProgram; None where the graph cannot be cut into that many parts.
 
-    It cannot where its shapes are symbols, or where at every place that would do something else than a tensor is
-    needed later, or a tensor that is still to be written to.
+    A graph cannot be cut if its shapes are symbols, or if at every possible place a later node needs a value that is
+    no tensor, or writes to an earlier tensor.
     """
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
     if any(node.target is not operator.getitem and not hasattr(node.target, "_schema") for node in nodes):
-        return None  # nobody says what they write to
+        return None  # their written arguments are unknown
     bounds = _bounds(nodes, program.graph_signature.user_outputs, part.count)
     if bounds is None:
         return None
@@ -47,7 +47,7 @@ def cut(program: Any, part: Part) -> Cut | None:
 
 
 def _bounds(nodes: Sequence[Any], outputs: Sequence[str], count: int) -> list[int] | None:
-    """Where each part begins, and the end; each cut where the fewest values cross, near its even place."""
+    """Starts of the parts, and the end; each cut is where the fewest values cross, near its even place."""
     changing = _changing(nodes)
     alive = [None if place in changing else count for place, count in enumerate(_crossing(nodes, set(outputs)))]
     length = len(nodes) // count
@@ -63,7 +63,7 @@ def _bounds(nodes: Sequence[Any], outputs: Sequence[str], count: int) -> list[in
 
 
 def _fit(alive: Sequence[int | None], even: int, reach: int) -> int | None:
-    """The place so near to an even one where the fewest values cross, and the nearest of those; None if none can."""
+    """Place within `reach` of an even one where the fewest values cross, the nearest of several; None without one."""
     near = [(alive[at], abs(at - even), at) for at in range(max(1, even - reach), min(even + reach + 1, len(alive)))]
     return min((found for found in near if found[0] is not None), default=(0, 0, None))[2]
 
@@ -105,7 +105,7 @@ def _written(node: Any) -> list[Any]:
 
 
 def _memory(node: Any) -> Any:
-    """The node that made the memory in which the value lies: views lie in that of another."""
+    """The node that made the value's memory: a view shares another node's memory."""
     while node.op == "call_function" and node.all_input_nodes:
         is_view = node.target is operator.getitem or any(each.alias_info for each in node.target._schema.returns)
         if not is_view:
@@ -122,7 +122,7 @@ def _is_known(value: Any) -> bool:
 
 
 def _strides(value: torch.Tensor) -> tuple[int, ...]:
-    """How the tensor lies when it goes from part to part: as it is if its elements lie side by side, else in order."""
+    """Strides of a tensor between parts: its own if its elements fill their memory, else contiguous ones."""
     import torch
 
     expected = 1
@@ -191,7 +191,7 @@ def _weights(program: Any) -> dict[str, tuple[str, torch.Tensor]]:
 
 
 def _example(value: torch.Tensor) -> torch.Tensor:
-    """A tensor that lies as that one does."""
+    """An example tensor with the same layout."""
     import torch
 
     return torch.empty_strided(tuple(value.shape), _strides(value), dtype=value.dtype, device=value.device).zero_()

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from ...store.store import Plan
 
 LAYOUT = "layout"
-"""The entry of the package's metadata that says how the weights must lie: shape, strides and dtype by name."""
+"""The entry of the package's metadata with the weights' layout: shape, strides and dtype by name."""
 MAX_GRAPHS = 4
 """Sizes of which one runner keeps a CUDA graph; further ones are called directly."""
 WEIGHED_CALL = 2
-"""Which call at a size is timed to learn whether a graph pays there: the one before it warms up."""
+"""Number of the call at a size that is timed to learn whether a graph pays: the call before warms up."""
 CALL_FAILED = "API call failed"
-"""What compiled code says of an operator that raised, whatever that was."""
+"""Message of compiled code for an operator that raised any error."""
 
 Layout = Mapping[str, tuple[list[int], list[int], str]]
 
@@ -62,7 +62,7 @@ class Binding:
 
 
 class InductorRunner(Runner):
-    """An engine bound to a network's weights where they lie: what changes them in place changes its results."""
+    """An engine bound to a network's weights in place: a change to the weights changes the engine's results."""
 
     backend: ClassVar[str] = "inductor"
 
@@ -77,7 +77,7 @@ class InductorRunner(Runner):
         """By the inputs' shapes."""
         self._replays: dict[tuple[Any, ...], Replay] = {}
         self._pool: Any = None
-        # What runs once a clip gains nothing from a graph, which would hold on to its scratch memory.
+        # A network that runs once a clip gains nothing from a graph, which would keep scratch memory.
         self._has_steps = any(tensor.scope is Scope.STEP for tensor in spec.network.inputs)
 
     @property
@@ -97,7 +97,7 @@ class InductorRunner(Runner):
         network = self._module
         to_device(network, self.device)  # before its engine, which may call operators that come with it
         package = open_parts(self._plan, self.spec.network, self.device)
-        # Others may give a parameter another memory: the engine's own reference keeps what it was bound to.
+        # Other code may give a parameter another memory: the engine's own reference keeps the bound memory.
         bound = {name: tensor.detach() for name, tensor in self._laid_out(network, package).items()}
         package.load_constants(bound)
         self._package = package
@@ -115,7 +115,7 @@ class InductorRunner(Runner):
         self._replays.clear()
         self._package, self._pool, self.warning = None, None, None
         for binding in self._bound:
-            # PyTorch never lets go of tensors that a package was given: only the memory can be taken from them.
+            # PyTorch never frees tensors that a package was given: only their memory can be freed.
             binding.memory.data = binding.memory.new_empty(0)
         self._bound = ()
 
@@ -158,18 +158,18 @@ class InductorRunner(Runner):
         return self._has_steps and len(self._replays) < MAX_GRAPHS and can_capture(self.device)
 
     def _weighed(self, sizes: tuple[Any, ...], inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A call that says whether a graph pays for these sizes, and where it does has one captured for the next."""
+        """Runs a call, measures whether a graph pays for these sizes, and if so captures one for the next call."""
         found, pays = is_launch_bound(lambda: self._direct(inputs), self.device)
         if pays:
             kept = frozenset(tensor.name for tensor in self.spec.network.inputs if tensor.scope is not Scope.STEP)
             try:
                 self._replays[sizes] = Replay(self._direct, inputs, kept, self._graphs_pool())
-            except Exception as error:  # a graph is never needed: whatever was raised, the direct call has worked
+            except Exception as error:  # a graph is never needed: the direct call has worked, whatever the error
                 self._goes_without_graph(error)
         return found
 
     def _graphs_pool(self) -> Any:
-        """The memory that the graphs of all sizes share: they never run at once, and what they give is copied."""
+        """The memory that the graphs of all sizes share: they never run at once, and their outputs are copied."""
         import torch
 
         if self._pool is None:
@@ -190,7 +190,7 @@ class InductorRunner(Runner):
         return {tensor.name: value for tensor, value in zip(self.spec.network.outputs, outputs, strict=True)}
 
     def _ran_out(self, error: RuntimeError) -> bool:
-        """Whether memory ran out in the compiled code, which mostly says no more than that a call failed."""
+        """Whether memory ran out in the compiled code, whose message mostly names a failed call only."""
         if is_out_of_memory(error):
             return True
         return CALL_FAILED in str(error) and is_short(self.device, self.scratch_bytes)

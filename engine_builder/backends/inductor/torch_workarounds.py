@@ -1,6 +1,6 @@
 """Faults of PyTorch's compiler, put right for as long as an engine is built: two in its results, two in its pace.
 
-Each lies in a function that PyTorch does not promise to keep. Where a version has it no longer, nothing is done.
+Each fault is in a private function of PyTorch. In a version without that function, nothing is done.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def layouts_as_run(device: torch.device) -> Iterator[None]:
 def arrays_declared() -> Iterator[None]:
     """Every array of sizes that generated code uses is declared in it.
 
-    The code is written twice. What has been declared is remembered by the address of the function that writes,
-    and that of the second time may lie where that of the first one was: then the declaration is missing, the
-    C++ compiler fails, and the next attempt may succeed.
+    The code is written twice. Declarations are remembered by the address of the function that writes, and the second
+    function may have the address of the first one: then the declaration is missing, the C++ compiler fails, and
+    the next attempt may succeed.
     """
     from torch._inductor.codegen import cpp_wrapper_cpu
 
@@ -78,9 +78,9 @@ def vectors_untried(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def mutations_remembered() -> Iterator[None]:
-    """What a Triton kernel writes to is found out once for each kind of its arguments.
+    """The arguments that a Triton kernel writes to are found once for each kind of its arguments.
 
-    PyTorch finds out by translating the kernel's source, anew at each of its calls in each pass over the graph:
+    PyTorch finds them by translating the kernel's source at each of its calls in each pass over the graph:
     nearly half the time in which I2VGen-XL's denoiser was traced and lowered.
     """
     from torch._higher_order_ops import triton_kernel_wrap
@@ -108,9 +108,9 @@ def remembered(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _kind(value: Any) -> Hashable:
-    """All of an argument that decides what a kernel writes to.
+    """The properties of an argument on which a kernel's written arguments depend.
 
-    No kernel of ours chooses by the value of a number: of a tensor or a number the type is enough.
+    No kernel of the pack chooses by the value of a number: the type of a tensor or a number is enough.
     """
     import torch
 
@@ -123,7 +123,7 @@ def _kind(value: Any) -> Hashable:
 
 @contextmanager
 def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
-    """An attribute exchanged for what `make` makes of it, if the owner has it."""
+    """Replaces an attribute by `make`'s result for it until the block ends, if the owner has it."""
     original = getattr(owner, name, None)
     if original is None:
         yield

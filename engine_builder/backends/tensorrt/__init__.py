@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX: builder, runner, and what their libraries call things."""
+"""TensorRT and TensorRT-RTX: builder, runner, and the names in their libraries."""

@@ -148,8 +148,8 @@ def _library_availability(arch: str) -> Availability:
 def _compile(
     library: Library, graph: Path, spec: EngineSpec, arch: str, report: Report, timing_cache: Path, *, streams: bool
 ) -> tuple[Any, int | None]:
-    """Parses the graph and builds it: the plan in TensorRT's own memory, which reads as bytes, and what it will take
-    of the GPU beside its weights, if TensorRT says so. What is measured is added to the file `timing_cache`.
+    """Parses the graph and builds it: the plan in TensorRT's own memory, which reads as bytes, and its bytes on
+    the GPU beside its weights, if TensorRT reports them. Measured times are added to the file `timing_cache`.
     """
     trt = library.module
     logger = make_logger(library)
@@ -198,7 +198,7 @@ def _shape(tensor: TensorSpec, shapes: ShapeProfile, which: str) -> tuple[int, .
 def _make_monitor(library: Library, report: Report) -> Any:
     """Turns TensorRT's phases into progress over BUILD_SPAN.
 
-    What `report` raises ends the build and is kept in `raised`, for it may not pass through TensorRT.
+    An error of `report` ends the build and is kept in `raised`, for it may not pass through TensorRT.
     """
     trt = library.module
     start, end = BUILD_SPAN

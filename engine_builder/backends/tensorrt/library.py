@@ -1,7 +1,7 @@
-"""Which TensorRT there is, and the few places where its three libraries differ.
+"""The installed TensorRT, and the few places where its three libraries differ.
 
 `tensorrt` 10 and 11 and `tensorrt_rtx` share one API as long as networks are strongly typed and the `_v2`
-names are used; what is left stands here, a small function each.
+names are used; each remaining difference is a small function here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def choose_library(arch: str) -> str | None:
 
 
 def install_line(name: str) -> str:
-    """What installs the module for the CUDA that PyTorch was built with: the plain packages are for CUDA 13."""
+    """Command that installs the module for the CUDA that PyTorch was built with: the plain packages are for CUDA 13."""
     import torch
 
     package = name.replace("_", "-")
@@ -58,7 +58,7 @@ def load_library(name: str) -> Library:
 
 
 def aim(library: Library, config: Any, arch: str) -> bool:
-    """Sets what the engine is built for; the full library builds for the GPU at hand only."""
+    """Sets the architecture that the engine is built for; the full library builds for the GPU at hand only."""
     if not library.is_rtx:
         return True
     config.num_compute_capabilities = 1
@@ -67,7 +67,7 @@ def aim(library: Library, config: Any, arch: str) -> bool:
 
 
 def borrow_timing_cache(library: Library, config: Any, kept: bytes | None) -> None:
-    """Has the full library measure no layer twice on this GPU, as far as `kept` goes; RTX measures none in a build."""
+    """Gives the full library the `kept` timing cache, so that no layer is measured twice; RTX measures none."""
     if library.is_rtx:
         return
     for data in (kept, b"") if kept else (b"",):
@@ -78,7 +78,7 @@ def borrow_timing_cache(library: Library, config: Any, kept: bytes | None) -> No
 
 
 def timing_bytes(library: Library, config: Any) -> bytes | None:
-    """What the full library has measured so far; None where there is no such cache, or it gives nothing."""
+    """The full library's timing cache so far; None without such a cache, or for an empty one."""
     cache = None if library.is_rtx else config.get_timing_cache()
     data = None if cache is None else cache.serialize()
     return None if data is None else bytes(data) or None
@@ -89,7 +89,7 @@ def make_context(
 ) -> tuple[Any, Any]:
     """An execution context (None if it failed), and RTX's runtime cache if it has one, filled from `cache`.
 
-    Its scratch memory is the caller's: by itself it would take what the greatest shape of all profiles needs. An
+    The caller gives the scratch memory: by itself the context would take that of the greatest shape of all profiles. An
     engine that `streams` its weights is not captured into CUDA graphs.
     """
     trt = library.module
@@ -109,7 +109,7 @@ def make_context(
 
 
 def _runtime_cache(config: Any, cache: bytes | None) -> Any:
-    """A cache for the configuration, from what was kept if that still fits; None where the library refuses."""
+    """A cache for the configuration, filled with the kept kernels if they still fit; None where the library refuses."""
     runtime_cache = config.create_runtime_cache()
     if runtime_cache is None:
         return None
@@ -119,14 +119,14 @@ def _runtime_cache(config: Any, cache: bytes | None) -> Any:
 
 
 def kernel_bytes(runtime_cache: Any) -> bytes | None:
-    """What RTX has compiled so far; None where there is no such cache, or it gives nothing."""
+    """Kernels that RTX has compiled so far; None without such a cache, or for an empty one."""
     data = None if runtime_cache is None else runtime_cache.serialize()
     return None if data is None else bytes(data) or None
 
 
 def make_logger(library: Library) -> Any:
     """A TensorRT logger into `logging` that remembers the last error, for TensorRT raises none, and the greatest
-    memory for activations that was told of a profile.
+    memory for activations that the log names for a profile.
     """
     trt = library.module
     levels = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 KERNELS = "kernels.cache"
-"""What RTX compiled for this GPU when the engine first ran, beside the plan."""
+"""File beside the plan with the kernels that RTX compiled for this GPU when the engine first ran."""
 
 
 class OwnStream:
@@ -52,7 +52,7 @@ class OwnStream:
         outer.wait_stream(self._stream)
 
     def capture(self, call: Callable[[], object]) -> Callable[[], object]:
-        """What replays the work that `call` gives to this stream, which is not done now; raises CaptureError."""
+        """Function that replays the work of `call` on this stream; the capture does not run it. Raises CaptureError."""
         graph, _ = capture(call, self._device, torch.cuda.graph_pool_handle(), self._stream)
         return graph.replay
 
@@ -139,9 +139,9 @@ class TensorRTRunner(Runner):
         return found
 
     def _execute(self, stream: OwnStream) -> None:
-        """Runs what is bound: by a CUDA graph from the second call at the same addresses on, where RTX makes none.
+        """Runs the bound call: by a CUDA graph from the second call at the same addresses on, where RTX makes none.
 
-        The first call is what a graph needs before it: the context settles what the new shapes have changed.
+        A graph needs the first call before it: in that call the context adapts to the new shapes.
         """
         captures = not self._library.is_rtx and not self._is_first_run and self.warning is None
         if self._replay is None and captures and stream.can_capture:
@@ -161,7 +161,7 @@ class TensorRTRunner(Runner):
             self._goes_without_graph(error)
 
     def _keep_kernels(self) -> None:
-        """Writes down what was compiled for these shapes, so that the next process need not."""
+        """Stores the kernels compiled for these shapes, so that the next process need not compile them."""
         self._is_first_run = False
         data = kernel_bytes(self._kernels)
         if data is not None and self._side is not None and data != self._side.read():
@@ -222,7 +222,7 @@ class TensorRTRunner(Runner):
 
 
 def _slower(spec: EngineSpec, streaming: Streaming) -> str | None:
-    """What to tell the user of an engine that streams; None of one that does not."""
+    """Warning for the user of an engine that streams weights; None for one that does not."""
     if not streaming.streamed_bytes:
         return None
     streamed, all_of_them = (size / GIB for size in (streaming.streamed_bytes, streaming.streamable_bytes))

@@ -22,24 +22,24 @@ RESERVE_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Streaming:
-    """Of an engine's weights, the bytes that could be streamed, and those of them that stay on the GPU."""
+    """Bytes of an engine's weights that could be streamed, and the bytes among them that stay on the GPU."""
 
     streamable_bytes: int = 0
     kept_bytes: int = 0
 
     @property
     def streamed_bytes(self) -> int:
-        """What waits in host memory."""
+        """Bytes of weights that stay in host memory."""
         return self.streamable_bytes - self.kept_bytes
 
 
 def weights_bytes(module: torch.nn.Module) -> int:
-    """What a network's weights take."""
+    """Bytes of a network's weights."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def needs_streaming(weights: int, gpu: int | None) -> bool:
-    """Whether that many bytes take too much of the GPU that an engine is built for, as far as that is known."""
+    """Whether that many bytes take too much of the GPU that an engine is built for; False for an unknown GPU."""
     return gpu is not None and weights > SHARE * gpu
 
 

@@ -28,7 +28,7 @@ def exceeds(x: torch.Tensor) -> bool:
 
 
 class LimitedAttention:
-    """What computes a layer of diffusers, with the items cut into parts that the kernels can count."""
+    """Attention processor of a diffusers layer, with the items cut into parts that the kernels can count."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -42,7 +42,7 @@ class LimitedAttention:
         temb: torch.Tensor | None = None,
         **rest: Any,
     ) -> torch.Tensor:
-        """As the processor inside, for hidden_states [items, tokens, channels] and what each of them attends to."""
+        """As the inner processor, for hidden_states [items, tokens, channels] and the context of each item."""
         if attention_mask is not None or temb is not None or not exceeds(hidden_states):
             return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **rest)
         parts = hidden_states.split(MOST_ITEMS)

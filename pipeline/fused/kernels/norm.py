@@ -38,7 +38,7 @@ def add_and_measure(
 def scale_and_shift(
     moments: torch.Tensor, rows: int, items: int, offset: torch.Tensor | None, norm: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What GroupNorm `norm` multiplies each channel by and adds, from `channel_moments` of items of `rows` rows.
+    """Scale and shift of each channel by GroupNorm `norm`, from `channel_moments` of items of `rows` rows.
 
     Every `items` items in a row are normalised together. `offset` [batch, channels] waits to be added to the
     measured tensor and is contained in the shift. Returns two float32 [moments' items / items, channels].

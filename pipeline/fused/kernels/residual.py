@@ -1,7 +1,7 @@
-"""A product that is added to what is there, where it lies.
+"""A product that is added to a tensor in place.
 
 A compiler writes the product, and then reads it again to add it. cuBLAS adds while it multiplies, but PyTorch's
-`addmm` copies what is added to unless it may overwrite it, and graphs of torch.export overwrite nothing. So this is
+`addmm` copies the tensor unless it may overwrite it, and graphs of torch.export overwrite nothing. So this is
 an operator of its own.
 """
 

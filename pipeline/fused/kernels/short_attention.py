@@ -1,7 +1,7 @@
 """Attention over a handful of tokens, such as a clip's frames.
 
 Flash attention is made for thousands of tokens; over 16 it moves data far below the memory's rate. The
-kernel here takes one place and one head a program, reads its few tokens where they lie, and keeps
+kernel here takes one place and one head a program, reads its few tokens in place, and keeps
 everything in registers.
 """
 

@@ -66,7 +66,7 @@ def _moments(
     """Mean and sum of squared distances of each channel over one chunk of rows of one item.
 
     Sums are taken about the chunk's first row, so that a mean far from zero costs no precision. Programs
-    that run side by side read what lies side by side: channels first, then chunks, then items.
+    that run side by side read neighbouring memory: channels first, then chunks, then items.
     """
     index = tl.program_id(0)
     tiles = tl.cdiv(channels, CHANNELS)
@@ -106,7 +106,7 @@ def _moments(
 
 
 def _chunks(rows: int) -> tuple[int, int]:
-    """How many chunks an item's rows are measured in, and the rows of each: work for every multiprocessor."""
+    """Number of chunks of an item's rows, and rows of each chunk: work for every multiprocessor."""
     chunk_rows = 64
     while rows > 64 * chunk_rows or (chunk_rows < 256 and rows >= 16 * chunk_rows):
         chunk_rows *= 2
@@ -115,7 +115,7 @@ def _chunks(rows: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _MomentTile:
-    """How one program of `_moments` is laid out."""
+    """Layout of one program of `_moments`."""
 
     channels: int
     warps: int
@@ -123,7 +123,7 @@ class _MomentTile:
 
     @classmethod
     def of(cls, rows: int, channels: int, *, writes: bool) -> "_MomentTile":
-        """The fastest measured: what only reads gains by reading ahead, long columns by wider rows."""
+        """Fastest layout measured: a program that only reads gains by reading ahead, long columns by wider rows."""
         if writes and channels % 128 == 0 and rows > LONG_COLUMN:
             return cls(128, 4, 1)
         return cls(min(64, triton.next_power_of_2(channels)), 1 if writes else 2, 1 if writes else 3)

@@ -48,13 +48,13 @@ class Part(Digested):
         return self.folder / _CONFIG_NAMES.get(self.name, "config.json")
 
     def variant_for(self, precision: str) -> str | None:
-        """The stored variant to read: half precision when that is what runs or all there is."""
+        """Stored variant to read: half precision when the network runs in it or no other is stored."""
         half = "fp16" in self.weights and (precision != "fp32" or "" not in self.weights)
         return "fp16" if half else None
 
     @cached_property
     def elements(self) -> int:
-        """How many numbers the weights are; 0 for a part without weights."""
+        """Number of elements of the weights; 0 for a part without weights."""
         paths = next(iter(self.weights.values()), ())
         return sum(math.prod(shape) for shape in tensor_shapes(paths).values())
 
@@ -79,11 +79,11 @@ class Checkpoint:
     folder: Path
     parts: Mapping[str, Part]
     index: Mapping[str, Any] = field(default_factory=dict)
-    """What model_index.json says."""
+    """Content of model_index.json."""
 
 
 def read_index(folder: Path) -> Mapping[str, Any]:
-    """What the folder's model_index.json says; raises CheckpointError when there is none, or it is no JSON object."""
+    """Content of the folder's model_index.json; raises CheckpointError for a missing file, or for no JSON object."""
     if not folder.is_dir():
         raise CheckpointError(f"Expected a model folder at {folder}, found nothing there.")
     return read_json(folder / INDEX)
@@ -103,7 +103,7 @@ def pipeline_class(folder: Path) -> str:
 def open_checkpoint(
     folder: Path, expected: Mapping[str, tuple[str, ...]], settings: Mapping[str, Mapping[str, type]]
 ) -> Checkpoint:
-    """Checks every part of the folder against `expected`: part name to the class names that will do.
+    """Checks every part of the folder against `expected`: part name to the accepted class names.
 
     `settings` are those that a part's configuration cannot do without, each a positive number (`int`,
     `float`), numbers (`list`) or texts (`str`). Raises CheckpointError.
@@ -135,7 +135,7 @@ def _open_part(folder: Path) -> Part:
 
 
 def _check_vocabulary(folder: Path) -> None:
-    """Without its files transformers makes a tokenizer that knows no word, and says nothing."""
+    """Raises CheckpointError for missing vocabulary files: transformers silently makes a tokenizer without a word."""
     if not (folder / "tokenizer.json").is_file():
         for name in _VOCABULARY:
             _check_is_file(folder / name)

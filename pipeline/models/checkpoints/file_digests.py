@@ -1,8 +1,8 @@
-"""Digests of files of gigabytes, remembered by what the file system says of the files.
+"""Digests of files of gigabytes, remembered by the file system's description of each file.
 
 Opening a checkpoint needs the digest of its weights, and reading them takes seconds to minutes. A file that has
-kept its path, size, times and inode has kept its bytes; its digest is then taken from a table, which lives as long
-as the process and, where a place was named for it, on disk too.
+kept its path, size, times and inode has kept its bytes; its digest is then taken from a table, which is kept as
+long as the process and, where a path was given, on disk too.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ....common.errors import CheckpointError, StorageError
 log = logging.getLogger(__name__)
 
 Piece = str | Path
-"""What a digest is taken over: a text, or the bytes of a file."""
+"""Piece of a digest's content: a text, or the bytes of a file."""
 Tell = Callable[[int], None]
-"""Told how many more bytes were read; may raise to stop."""
+"""Callback with the number of bytes read since the last call; may raise to stop."""
 FRESH_S = 2.0
 """A file changed so lately may change again without another time: some file systems count in steps of this."""
 MOST = 1000
@@ -51,7 +51,7 @@ class DigestTable:
         self._lock = threading.Lock()
 
     def keep_in(self, path: Path) -> None:
-        """Lets this and later processes find in a file what is learned; it need not be there."""
+        """Keeps the table in a file for this and later processes; the file need not exist."""
         with self._lock:
             self._path = path
 
@@ -77,9 +77,9 @@ class DigestTable:
         return digest
 
     def _remember(self, name: str, digest: str) -> None:
-        """A disk that refuses costs a line in the log, and a reading in the next process."""
+        """Keeps a digest; a disk that refuses costs a line in the log, and a reading in the next process."""
         with self._lock:
-            # What another process has learned meanwhile stays; of two that write at once one is to read again.
+            # Digests that another process has stored meanwhile stay; of two that write at once one is to read again.
             known = list({**self._stored(), **self._known, name: digest}.items())
             self._known = dict(known[-MOST:])
             if self._path is None:
@@ -92,7 +92,7 @@ class DigestTable:
                 log.warning("The digests of checkpoints were not kept on disk: %s", error)
 
     def _stored(self) -> dict[str, str]:
-        """What is on disk; nothing for a file that is missing or damaged, which is then made anew."""
+        """Table on disk; empty for a file that is missing or damaged, which is then rewritten."""
         try:
             if self._path is None or not self._path.is_file() or self._path.stat().st_size > MOST_BYTES:
                 return {}
@@ -114,18 +114,18 @@ class Digested(ABC):
     @property
     @abstractmethod
     def pieces(self) -> Sequence[Piece]:
-        """What the digest is over."""
+        """Texts and files that the digest covers."""
 
     @cached_property
     def sha256(self) -> str:
-        """The digest, from the process's table or read now; raises CheckpointError for what cannot be read."""
+        """The digest, from the process's table or read now; raises CheckpointError for a file that cannot be read."""
         return TABLE.find(self.pieces) or TABLE.take(self.pieces)
 
 
 def take_digests(items: Iterable[Digested], report: Callable[[float], None]) -> None:
     """Takes the digests of all items, of several at a time where files must be read.
 
-    `report` hears from the calling thread, while files are read, which fraction is done, and may raise to stop.
+    `report` is called in the calling thread, while files are read, with the fraction done, and may raise to stop.
     Raises CheckpointError for a file that cannot be read.
     """
     unread = [item for item in items if "sha256" not in vars(item) and TABLE.find(item.pieces) is None]

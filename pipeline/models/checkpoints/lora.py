@@ -1,7 +1,7 @@
 """LoRA files (Hu et al. 2021, arXiv:2106.09685) merged into the weights of a checkpoint's parts.
 
 A file is understood by its tensors' names: those of diffusers and PEFT, of the trainers that write underscores for
-dots, and those that a family's own publishers gave its modules. One whose tensors do not all belong somewhere is
+dots, and the names that a family's own publishers gave its modules. A file with tensors of no known module is
 refused with their names, for half of an adapter is another adapter.
 """
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 MOST_STRENGTH = 100.0
 TEXT = ("text_encoder.", "lora_te_", "lora_te1_")
-"""Prefixes of what belongs to the text encoder."""
+"""Prefixes of the text encoder's tensors."""
 DENOISER = ("model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "lora_unet_", "lora_transformer_")
-"""Prefixes of what belongs to the networks that run at a step, as what has no prefix does too."""
+"""Prefixes of tensors of the networks that run at a step; tensors without a prefix belong to these networks, too."""
 ROLES = (
     (re.compile(r"[._]lora(?:_A(?:\.\w+)?|_down|\.down)\.weight$"), "down", ".weight"),
     (re.compile(r"[._]lora(?:_B(?:\.\w+)?|_up|\.up)\.weight$"), "up", ".weight"),
@@ -37,18 +37,18 @@ ROLES = (
     (re.compile(r"\.diff$"), "difference", ".weight"),
     (re.compile(r"\.alpha$"), "alpha", ".weight"),
 )
-"""How a tensor's name ends, what the tensor is, and to which parameter of its module it belongs."""
+"""Endings of tensor names, each with the tensor's role and the ending of its module's parameter."""
 SHOWN = 3
 """Names in a sentence."""
 
 Names = Callable[[str], Iterable[str]]
-"""What else a module is called, by its name in diffusers."""
+"""Function from a module's name in diffusers to its other names."""
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is added to one parameter: up @ down * alpha / rank, and `difference`; tensors of the file by name."""
+    """Addition to one parameter: up @ down * alpha / rank, and `difference`; tensors of the file by name."""
 
     parameter: str
     up: str | None = None
@@ -57,7 +57,7 @@ class Change:
     difference: str | None = None
 
     def violation(self, shapes: Mapping[str, Shape], wanted: Shape) -> str | None:
-        """Why the file's tensors do not make a sum of the shape `wanted`; None when they do."""
+        """Reason why the file's tensors do not make a sum of the shape `wanted`; None when they do."""
         if (self.up is None) != (self.down is None) or not (self.up or self.difference):
             return f"{self.parameter} has {', '.join(sorted(self._names))} alone"
         found = [shapes[self.difference]] if self.difference else []
@@ -71,7 +71,7 @@ class Change:
         return f"{self.parameter} takes {list(wanted)}, found {list(wrong[0])}" if wrong else None
 
     def sum(self, read: Callable[[str], torch.Tensor], shape: Shape) -> torch.Tensor | float:
-        """What to add at strength 1, float32 of that shape."""
+        """Sum to add at strength 1, float32 of that shape."""
         total = read(self.difference).float().reshape(shape) if self.difference else 0.0
         if self.up and self.down:
             up, down = (read(name).float().flatten(1) for name in (self.up, self.down))
@@ -86,12 +86,12 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Adapter(Digested):
-    """A checked file, how strongly it counts, and what it changes in each part of a checkpoint."""
+    """A checked file, its strength, and its changes to each part of a checkpoint."""
 
     path: Path
     strength: float
     denoisers: tuple[str, ...]
-    """The components that it was opened for, of those that run at a step."""
+    """Components that the file was opened for, among those that run at a step."""
     changes: Mapping[str, tuple[Change, ...]]
 
     @property
@@ -101,13 +101,13 @@ class Adapter(Digested):
 
     @property
     def summary(self) -> str:
-        """What it changes, in a line."""
+        """Line on the tensors that the adapter changes, by part."""
         counts = [f"{len(changes)} tensors of {part}" for part, changes in self.changes.items()]
         return f"{self.path.name} at {self.strength:g}: {', '.join(counts)}"
 
 
 class Merge:
-    """What some LoRAs add to the tensors of one part, as these lie in its files, before they are cast."""
+    """Additions of some LoRAs to the tensors of one part, in the layout of its files, before the cast."""
 
     def __init__(self, part: str, adapters: Sequence[Adapter]) -> None:
         self._part, self._adapters = part, adapters
@@ -136,7 +136,7 @@ class Merge:
         return plain_name(name) in self._changes
 
     def cast(self, name: str, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The stored tensor with all that is added to it, which is summed in fp32, so that it is rounded once.
+        """The stored tensor with its additions, which are summed in fp32, so that the result is rounded once.
 
         Raises CheckpointError when a file cannot be read any more, or a value does not stay finite.
         """
@@ -157,7 +157,7 @@ class Merge:
 
 
 class _Places:
-    """The parameters of a part by what the modules are called in files."""
+    """Parameters of a part by the modules' names in files."""
 
     def __init__(self, part: Part, names: Names) -> None:
         self.shapes = tensor_shapes(next(iter(part.weights.values())))
@@ -171,7 +171,7 @@ class _Places:
 
 
 def plain_name(name: str) -> str:
-    """A name as all kinds of files agree on it; what CLIP's text model is called at the front differs by version."""
+    """Common form of a name over all kinds of files; the prefix of CLIP's text model differs by version."""
     return re.sub(r"^text_model_", "", name.replace(".", "_"))
 
 
@@ -210,7 +210,7 @@ def open_adapter(
 
 
 def _role(key: str) -> tuple[str, str, str]:
-    """Of a tensor's name: its module, what the tensor is, and which parameter's; all empty for no LoRA's tensor."""
+    """Module, role and parameter ending by a tensor's name; all empty for a tensor that is no LoRA's."""
     for pattern, role, suffix in ROLES:
         if match := pattern.search(key):
             return key[: match.start()].removeprefix("base_model.model."), role, suffix

@@ -15,7 +15,7 @@ DENOISER_REWRITES = tuple(name for name in fused.REWRITES if name != "plain_atte
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What every layer of `FusedDenoiser` is given beside its activation."""
+    """Inputs of every layer of `FusedDenoiser` beside its activation."""
 
     context: torch.Tensor
     offsets: fused.Offsets

@@ -51,7 +51,7 @@ SETTINGS: dict[str, dict[str, type]] = {
     "feature_extractor": {"image_mean": list, "image_std": list},
 }
 PICTURE_TOKENS = 64
-"""What the conditioner makes of the picture's latents: 32x32 after pooling, halved twice, as tokens."""
+"""Number of tokens that the conditioner makes of the picture's latents: 32x32 after pooling, halved twice."""
 TRAIN_TIMESTEPS = 1000
 NO_MOTION = "I2VGen-XL is told to move by its prompt: motion bucket and noise augmentation are not used."
 
@@ -180,7 +180,7 @@ class I2VGenXL(DiffusersFamily):
         return guide(outputs["prediction"].transpose(1, 2), guidance_scale)
 
     def _tokenize(self, request: ClipRequest) -> tuple[torch.Tensor, tuple[str, ...]]:
-        """Token ids int64 [2, 77] of the negative and the positive prompt, and what was cut off."""
+        """Token ids int64 [2, 77] of the negative and the positive prompt, and notes on prompts that were cut."""
         config, part = self.config("text_encoder"), self.checkpoint.parts["tokenizer"]
         limit = config["max_position_embeddings"]
         ids, counts = tokenize(part, (request.negative_prompt, request.prompt), limit)
@@ -216,7 +216,7 @@ class I2VGenXL(DiffusersFamily):
 def _conditioner_values(
     text_states: torch.Tensor, image_embeds: torch.Tensor, image_latents: torch.Tensor, fps: int
 ) -> dict[str, torch.Tensor]:
-    """What the conditioner takes; the unconditional branch sees no picture embedding."""
+    """Inputs of the conditioner; the unconditional branch has zeros as picture embedding."""
     embeds = image_embeds.unsqueeze(1)
     return {
         "fps": torch.tensor([float(fps)]),

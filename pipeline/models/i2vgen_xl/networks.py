@@ -1,4 +1,4 @@
-"""I2VGen-XL's UNet in two networks: what runs once per clip, and what runs at every step."""
+"""I2VGen-XL's UNet in two networks: one runs once per clip, one at every step."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class DenoiserNetwork(torch.nn.Module):
         odd = height % self.side_multiple != 0 or width % self.side_multiple != 0
         for block in self.up_blocks:
             used, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
-            # Sides that do not halve evenly come up one short: the next skip connection says the size.
+            # Sides that do not halve evenly come up one short: the next skip connection gives the size.
             size = skips[-1].shape[2:] if odd and skips else None
             x = block(
                 hidden_states=x,

@@ -27,11 +27,11 @@ DECODER_REWRITES = fused_vae.REWRITES
 
 @dataclass(frozen=True)
 class _LayerInputs:
-    """What every layer is given beside its activation."""
+    """Inputs of every layer beside its activation."""
 
     offsets: fused.Offsets
     constants: Iterator[tuple[torch.Tensor, torch.Tensor]]
-    """For each transformer its frames' embedding, and what its cross-attention comes to."""
+    """Frame embedding and cross-attention result of each transformer."""
 
 
 def _everywhere(constant: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def _everywhere(constant: torch.Tensor) -> torch.Tensor:
 
 
 def _layer(at: fused.Stream, layer: Any, attended: torch.Tensor, on: fused.On) -> fused.Stream:
-    """Among the places of each frame; `attended` [batch, channels] is what cross-attention comes to."""
+    """A layer among the places of each frame; `attended` [batch, channels] is the result of cross-attention."""
     at = at.add(fused.attend_places(layer.norm1(at.read()), layer.attn1, on), layer.attn1.to_out[0], on)
     at = at.wait(_everywhere(attended))
     return at.add(fused.gated(layer.norm3(at.read()), layer.ff, on), layer.ff.net[2], on)

@@ -202,7 +202,7 @@ def _noisy(picture: Image.Image, request: ClipRequest) -> torch.Tensor:
 
 
 def _conditioner_values(request: ClipRequest, image_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the conditioner takes; the unconditional branch sees no picture embedding."""
+    """Inputs of the conditioner; the unconditional branch has zeros as picture embedding."""
     # Trained on one frame per second less: generative-models/scripts/sampling/simple_video_sample.py.
     ids = torch.tensor([[request.fps - 1, request.motion_bucket_id, request.noise_aug_strength]])
     return {

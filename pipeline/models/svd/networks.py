@@ -14,7 +14,7 @@ import torch
 from torch.nn import Module, ModuleList
 
 _Constants = Iterator[tuple[torch.Tensor, torch.Tensor]]
-"""For each transformer its frames' embedding, and what its cross-attention comes to."""
+"""Frame embedding and cross-attention result of each transformer."""
 
 
 def _to_volume(x: torch.Tensor, frames: int) -> torch.Tensor:
@@ -89,7 +89,7 @@ class Conditioner(Module):
 
 
 class _Layer(Module):
-    """A transformer's layer with what its cross-attention comes to in place of the attention."""
+    """A transformer's layer with the cross-attention's result in place of the attention."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def _for_each(constant: torch.Tensor, count: int) -> torch.Tensor:
 
 
 class _Block(Module):
-    """A block's layers, and what halves or doubles the sides after them."""
+    """A block's layers, and the sampler that halves or doubles the sides after them."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class DenoiserNetwork(Module):
             for number in range(len(block.resnets)):
                 x = block.layer(number, torch.cat([x, skips.pop()], dim=1), **given)
             for sampler in block.samplers:
-                # Sides that do not halve evenly come up one short: the next skip connection says the size.
+                # Sides that do not halve evenly come up one short: the next skip connection gives the size.
                 x = _doubled(x, sampler, skips[-1].shape[2:] if odd else None)
         x = self.conv_out(self.act_out(self.norm_out(x)))
         return x.reshape(-1, frames, *x.shape[1:])

@@ -16,7 +16,7 @@ TIME_FACTOR = 4
 """Frames for one latent frame, but for the first of a clip."""
 
 OnFrame = Callable[[int, int], None]
-"""Told how many latent frames are done and how many there are; may raise to stop."""
+"""Callback with the number of latent frames done and the number of all latent frames; may raise to stop."""
 
 
 class CausalState:
@@ -41,10 +41,10 @@ class CausalState:
 
 
 def decode_causal(run: Run) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What `pipeline.decode.decode` calls with a clip's latents in order: the first alone, then any number.
+    """Decode function for `pipeline.decode.decode`, called with a clip's latents in order: one, then any number.
 
-    It goes from the sampler's latents [n, z, h, w] to images [1, 3, height, width] for the first of the clip,
-    [n * TIME_FACTOR, 3, height, width] after it. One for each clip, for it knows where it is.
+    The function goes from the sampler's latents [n, z, h, w] to images [1, 3, height, width] for the first of the
+    clip, [n * TIME_FACTOR, 3, height, width] after it. Each clip needs a function of its own, which holds the caches.
     """
     carried = CausalState(run, "vae_decoder", "image")
     return lambda latents: carried(latents=latents)
@@ -53,9 +53,9 @@ def decode_causal(run: Run) -> Callable[[torch.Tensor], torch.Tensor]:
 def encode_picture(run: Run, image: torch.Tensor, latent_frames: int, on_frame: OnFrame) -> torch.Tensor:
     """The sampler's latents [latent_frames, z, h, w], float32, of a clip that is `image` and grey after it.
 
-    `image` is [1, 3, height, width] in -1..1. A convolution sees two frames back, so that grey frames come to
-    look alike: when a call leaves the caches as it found them, every further one would give the same again,
-    and none is made.
+    `image` is [1, 3, height, width] in -1..1. A convolution sees two frames back, so that the features of
+    grey frames become equal: once a call leaves the caches unchanged, further calls would give the same features
+    again, and none is made.
     """
     carried = CausalState(run, "vae_encoder", "features")
     features = [carried(image=image)]

@@ -1,4 +1,4 @@
-"""What a checkpoint of Wan holds: its parts, how they must fit together, its networks and their sizes."""
+"""Content of a checkpoint of Wan: its parts, the checks that they fit together, its networks and their sizes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ MAX_FRAMES = 161
 """Ten seconds at the 16 frames a second that 2.1 and A14B were trained for; 121 of TI2V's 24 are published."""
 TEXT_SCRATCH_BYTES = 1 << 30
 VAE_CACHE_BYTES, VAE_FRAME_BYTES = 9500, 1300
-"""Of scratch in half precision, for each pixel of a frame: the decoder's caches before and after a call, and what
-each frame of a call adds, as counted over 2.1's layers in eager PyTorch."""
+"""Scratch bytes in half precision for each pixel of a frame: the decoder's caches before and after a call, and the
+addition of each frame of a call, as counted over 2.1's layers in eager PyTorch."""
 PARTS = {"core": "transformer", "core_late": "transformer_2"}
 """The part that each denoiser comes from."""
 SETTINGS: dict[str, dict[str, type]] = {
@@ -87,7 +87,7 @@ class WanCheckpoint(DiffusersFamily):
 
     @property
     def condition_channels(self) -> int:
-        """The channels beside the noise: a mask over the frames that a latent frame stands for, and latents."""
+        """The channels beside the noise: a mask over the frames of a latent frame, and latents."""
         return self.latent.time_factor + self.latent.channels
 
     def networks(self) -> Mapping[str, Network]:
@@ -111,7 +111,7 @@ class WanCheckpoint(DiffusersFamily):
         return Network(part, DenoiserNetwork, inputs, (TensorSpec("prediction", volume),), ("batch", "frames", *PLANE))
 
     def picture_inputs(self) -> tuple[TensorSpec, ...]:
-        """What of the picture the denoiser takes beside the sample."""
+        """Inputs of the denoiser that come from the picture, beside the sample."""
         return (TensorSpec("condition", ("batch", self.condition_channels, "frames", *PLANE), scope=Scope.CLIP),)
 
     @property

@@ -1,4 +1,4 @@
-"""What Wan's publishers call the modules that diffusers has under other names; LoRAs for Wan mostly use theirs."""
+"""Names that Wan's publishers give to modules with other names in diffusers; most LoRAs for Wan use the publishers'."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Wan (Wan Team 2025, arXiv:2503.20314) in diffusers' layouts of Wan-AI: 2.1 I2V 14B (480P and 720P), 2.2 I2V A14B
-and 2.2 TI2V-5B, and what was distilled from them.
+and 2.2 TI2V-5B, and models distilled from them.
 
 A picture and a prompt become a clip by flow matching in the latents of a causal video VAE: one frame of them is the
 picture, each later one four frames of the clip. In 2.1 the picture comes as latents beside the noise and through
@@ -53,7 +53,7 @@ VISION_LAYOUT: dict[str, tuple[str, ...]] = {
 
 
 class Wan(WanCheckpoint):
-    """What all Wans share: from a picture and a prompt to a prediction, and to frames."""
+    """Base of all Wan models: from a picture and a prompt to a prediction, and to frames."""
 
     pipeline_class: ClassVar[str] = "WanImageToVideoPipeline"
     hints: ClassVar[tuple[str, ...]] = (HINT,)
@@ -104,7 +104,7 @@ class Wan(WanCheckpoint):
         return Encoded({name: tensor.float().cpu() for name, tensor in found.items()}, tuple(notes))
 
     def see(self, picture: Image.Image, run: Run) -> dict[str, torch.Tensor]:
-        """What CLIP makes of the picture, where the denoiser takes it."""
+        """CLIP's encoding of the picture by input name, where the denoiser takes one."""
         return {}
 
     def condition(self, image: torch.Tensor, frames: int, run: Run, stage: Stage) -> dict[str, torch.Tensor]:
@@ -174,11 +174,11 @@ class Wan21(Wan):
 
 
 def _patches(vision: Mapping[str, Any]) -> int:
-    """How many tokens CLIP makes of a picture."""
+    """Number of CLIP's tokens of a picture."""
     return (vision["image_size"] // vision["patch_size"]) ** 2 + 1
 
 
 def is_named(index: Mapping[str, Any], part: str) -> bool:
-    """Whether an index says of a part what it is; published ones name those that a pipeline does without, too."""
+    """Whether an index names a part's class; published indexes list parts that a pipeline does without, too."""
     entry = index.get(part)
     return isinstance(entry, list) and any(entry)

@@ -21,7 +21,7 @@ _Tables = tuple[torch.Tensor, torch.Tensor]
 
 
 class VisionEncoder(Module):
-    """CLIP's vision model without its last layer, whose input is what Wan 2.1 sees of the picture."""
+    """CLIP's vision model without its last layer, whose input is Wan 2.1's encoding of the picture."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
 """Wan's text encoder, that of UMT5 (Chung et al. 2023, arXiv:2304.09151), over as many tokens as a prompt has.
 
-The published pipeline pads a prompt to 512 tokens, to which nothing attends, and puts zeros in place of what
-they become: the prompt's own tokens give the same, in the time that so few take.
+The published pipeline pads a prompt to 512 tokens, to which no token attends, and puts zeros in place of
+their states: the prompt's own tokens give the same, in the time of so few tokens.
 
-The modules that hold the weights are transformers'; the way through them is ours. What the layers add up to
-outgrows the range of half precision, and so does the gated product within a layer: the sum is kept in float32,
+The modules that hold the weights are transformers'; the way through them is ours. The sum over the layers
+exceeds the range of half precision, and so does the gated product within a layer: the sum is kept in float32,
 and for fp16 each token's product is divided by its largest value before it is rounded.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..base import Run
 
 TOKENS = 512
-"""Places for a prompt's tokens in what the transformer sees; zeros after the last."""
+"""Places for a prompt's tokens in the transformer's input; zeros after the last."""
 _QUOTES = str.maketrans({**dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'"), **dict.fromkeys("“”„‟", '"')})
 _SHAPED = re.compile("[\ufb00-\ufb06\uff01-\uffef]+")
 """Ligatures, and letters as wide or as narrow as another script's."""
@@ -87,7 +87,7 @@ class TextEncoder(Module):
         return _normed(x, self.norm)
 
     def _attend(self, x: torch.Tensor, attention: Any, buckets: torch.Tensor) -> torch.Tensor:
-        """Self-attention, unscaled, with what each head adds for how far apart two tokens are."""
+        """Self-attention, unscaled, with each head's bias for the distance of two tokens."""
         bias = attention.relative_attention_bias(buckets).permute(2, 0, 1)[None]
         queries, keys, values = (
             proj(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for proj in (attention.q, attention.k, attention.v)

@@ -40,11 +40,11 @@ from .vae_layers import (
 PLANE = ("latent_height", "latent_width")
 
 LayerInputs = tuple[torch.Tensor, ...]
-"""What a network gives: a result, and the caches for the next call."""
+"""Outputs of a network: a result, and the caches for the next call."""
 
 
 class _Scaled(Module):
-    """A network that knows how the sampler's latents are scaled."""
+    """A network with the mean and the standard deviation that scale the sampler's latents."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -57,7 +57,7 @@ class _Scaled(Module):
 
 
 class _Decoder(_Scaled):
-    """What both networks of the decoder share."""
+    """Base of the decoder's two networks."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__(vae)
@@ -119,7 +119,7 @@ class _Encoder(Module):
 
 
 def _layers_over_time(encoder: Any) -> int:
-    """How many of the encoder's down_blocks there are up to the last one that halves the frames."""
+    """Number of the encoder's down_blocks up to the last one that halves the frames."""
     found = [any(name.endswith("time_conv") for name, _ in block.named_modules()) for block in encoder.down_blocks]
     return len(found) - found[::-1].index(True)
 
@@ -180,7 +180,7 @@ class EncoderLast(_Scaled):
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What the networks' tensors come to: channels, of the caches for each level, and pixels for a latent."""
+    """Sizes of the networks' tensors: channels, channels of the caches for each level, and pixels for a latent."""
 
     z: int
     factor: int
@@ -200,7 +200,7 @@ def _sizes(config: str) -> _Sizes:
             z, factor = vae.config.z_dim, 2 ** (LEVELS - 1) * (vae.config.patch_size or 1)
             _, *decoder = DecoderFirst(vae)(torch.empty(1, z, 1, 1))
             features, *encoder = EncoderFirst(vae)(torch.empty(1, 3, factor, factor))
-    except Exception as error:  # the library raises whatever a senseless configuration leads to
+    except Exception as error:  # the library raises any error for a senseless configuration
         found = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(f"Expected the configuration of Wan's VAE, found: {found}") from error
     channels = (tuple(cache.shape[1] for cache in caches) for caches in (encoder, decoder))
@@ -249,5 +249,5 @@ def _caches(name: str, channels: tuple[int, ...]) -> list[TensorSpec]:
 
 
 def _scaled(factor: int) -> tuple[str, ...]:
-    """Height and width at so many places for a latent."""
+    """Names of height and width with `factor` places for a latent."""
     return PLANE if factor == 1 else tuple(f"{name}*{factor}" for name in PLANE)

@@ -1,7 +1,7 @@
 """The layers of Wan's causal video VAE: diffusers' modules hold the weights, the way through them is ours.
 
-Every convolution over time sees the two frames before its own, and what lies before the first frame is zero.
-A pass says what a layer finds there: nothing, the caches of another pass, or the zeros before a whole clip.
+Every convolution over time sees the two frames before its own, and frames before the first are zero.
+A pass gives a layer the earlier frames: none, the caches of another pass, or the zeros before a whole clip.
 x is [1, channels, frames, height, width] throughout.
 """
 
@@ -15,11 +15,11 @@ import torch
 from torch.nn import Module, functional
 
 LEVELS = 4
-"""Of sides, from the latents' to eight times those; a residual VAE has patches of 2x2 pixels at the last."""
+"""Levels of sides, from the latents' to eight times those; a residual VAE's last has patches of 2x2 pixels."""
 
 
 class Pass:
-    """A way through the layers: what those over time see of the frames before, and what they leave to the next.
+    """A way through the layers: earlier frames for the layers over time, and caches for the next pass.
 
     `level` is how often the latents' sides have been doubled at this layer. The caches are two frames for each
     layer over time, side by side for all of a level: [1, channels, 2, height, width].
@@ -32,7 +32,7 @@ class Pass:
         self._kept: list[list[torch.Tensor]] = [[] for _ in range(LEVELS)]
 
     def take_caches(self) -> Iterator[torch.Tensor]:
-        """The caches after the pass, a level each; what they are made of is let go level by level."""
+        """The caches after the pass, a level each; their parts are freed level by level."""
         while self._kept:
             yield torch.cat(self._kept.pop(0), dim=1)
 
@@ -54,7 +54,7 @@ class Pass:
 
 
 class Start(Pass):
-    """The pass of the first frame, before which there is nothing; kernels have their last tap alone."""
+    """The pass of the first frame, without earlier frames; kernels have their last tap alone."""
 
     def conv(self, x: torch.Tensor, conv: Any) -> torch.Tensor:
         self.keep(functional.pad(x, (0, 0, 0, 0, 1, 0)))
