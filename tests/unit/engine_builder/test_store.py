@@ -249,7 +249,7 @@ def test_a_damaged_secret_is_refused_and_one_that_cannot_be_written_leaves_nothi
     other = EngineStore(tmp_path / "other")
     with monkeypatch.context() as patch, pytest.raises(StorageError):
         patch.setattr(store_module.os, "fsync", fail(errno.ENOSPC))
-        other._secret()
+        other._secret.read()
     assert contents(other.root) == {}
 
 
