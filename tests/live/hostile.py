@@ -11,22 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from i2v_tensorrt.tests.live.graphs import (
-    CHECKPOINT,
-    CONDITIONING,
-    DECODE,
-    ENGINES,
-    LOADER,
-    PICTURE,
-    SAMPLER,
-    SAVE,
-    Prompt,
-    builder,
-    changed,
-    clip,
-    node,
-    published,
-)
+from i2v_tensorrt.tests.live.graphs import Prompt, builder, clip, node, with_engines
+from i2v_tensorrt.tests.live.ids import BUILDER, CHECKPOINT, CONDITIONING, DECODE, PICTURE, SAMPLER, SAVE
 
 LEADS_OUT = "leads-out"
 """A link in the output folder."""
@@ -176,11 +162,9 @@ def whole_graph(picture: str, draw: random.Random) -> Prompt:
     """A small clip, with an Engine Loader or without; and now and then an Engine Builder that has nothing to build."""
     prompt = clip(picture, {CONDITIONING: {"num_frames": 2}, SAMPLER: {"steps": 1, "seed": draw.randrange(3)}})
     if draw.random() < 0.3:
-        settings = {"backend": "eager", "on_missing": draw.choice(["eager", "stop"]), "model": [LOADER, 0]}
-        prompt[ENGINES] = changed(published("image_to_video"), {ENGINES: settings})[ENGINES]
-        prompt = changed(prompt, {name: {"model": [ENGINES, 0]} for name in (CONDITIONING, SAMPLER, DECODE)})
+        prompt = with_engines(prompt, backend="eager", on_missing=draw.choice(["eager", "stop"]))
     if draw.random() < 0.1:
-        prompt["8"] = builder(backend="eager")
+        prompt[BUILDER] = builder(backend="eager")
     return {**prompt, **{name: draw_value(source, draw) for name, source in SOURCES.items()}}
 
 
@@ -247,20 +231,14 @@ def _right_kind(prompt: Prompt, draw: random.Random) -> None:
     target, field, sources = draw.choice(
         [
             (CONDITIONING, "image", ("20", "21", PICTURE)),
-            (CONDITIONING, "width", ("27",)),
-            (CONDITIONING, "height", ("27",)),
-            (CONDITIONING, "num_frames", ("27",)),
-            (CONDITIONING, "fps", ("27",)),
+            *((CONDITIONING, name, ("27",)) for name in ("width", "height", "num_frames", "fps")),
             (CONDITIONING, "prompt", ("29",)),
-            (SAMPLER, "seed", ("27",)),
-            (SAMPLER, "steps", ("27",)),
-            (SAMPLER, "guidance_scale", ("28",)),
-            (SAMPLER, "eta", ("28",)),
+            *((SAMPLER, name, ("27",)) for name in ("seed", "steps")),
+            *((SAMPLER, name, ("28",)) for name in ("guidance_scale", "eta")),
             (DECODE, "latents", ("22", "23", "24", "25")),
             (DECODE, "chunk", ("27",)),
             (SAVE, "frames", ("20", "21", PICTURE)),
-            (SAVE, "fps", ("28",)),
-            (SAVE, "crf", ("28",)),
+            *((SAVE, name, ("28",)) for name in ("fps", "crf")),
             (SAVE, "filename_prefix", ("29",)),
             (SAVE, "pingpong", ("30",)),
             (SAVE, "audio", ("31", "32")),
@@ -331,12 +309,9 @@ def _no_node(body: dict[str, Any], draw: random.Random) -> None:
     body["prompt"][draw.choice(["1", "7", "", "é", "-1"])] = any_json(draw)
 
 
-def _no_inputs(body: dict[str, Any], draw: random.Random) -> None:
-    body["prompt"][draw.choice(sorted(body["prompt"]))]["inputs"] = any_json(draw)
-
-
-def _no_class(body: dict[str, Any], draw: random.Random) -> None:
-    body["prompt"][draw.choice(sorted(body["prompt"]))]["class_type"] = any_json(draw)
+def _no_inputs_or_class(body: dict[str, Any], draw: random.Random) -> None:
+    each = body["prompt"][draw.choice(sorted(body["prompt"]))]
+    each[draw.choice(["inputs", "class_type"])] = any_json(draw)
 
 
 def _cycle(body: dict[str, Any], draw: random.Random) -> None:
@@ -349,7 +324,7 @@ def _beside(body: dict[str, Any], draw: random.Random) -> None:
     body[name] = any_json(draw)
 
 
-MALFORMED = (_no_prompt, _no_node, _no_inputs, _no_class, _cycle, _beside)
+MALFORMED = (_no_prompt, _no_node, _no_inputs_or_class, _no_inputs_or_class, _cycle, _beside)
 
 
 def posted(url: str, body: bytes) -> int:

@@ -9,7 +9,9 @@ import pytest
 from i2v_tensorrt.cli.node_info import PREFIX, inputs_of, stored
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.helpers.graph import ANY, WIDGETS
-from i2v_tensorrt.tests.live.graphs import CHECKPOINT, Prompt, node
+from i2v_tensorrt.tests.live.answers import failure
+from i2v_tensorrt.tests.live.graphs import Prompt, node
+from i2v_tensorrt.tests.live.ids import CHECKPOINT
 
 LORA = "style.safetensors"
 INFO = {name: info for name, info in stored().items() if name.startswith(PREFIX)}
@@ -51,11 +53,10 @@ def with_values(kind: str, **values: Any) -> Prompt:
 
 def refusal(client: ComfyClient, prompt: Prompt) -> str:
     """The sentence with which the node ends the run."""
-    result = client.run(prompt)
-    assert result.status == "error"
+    error = failure(client, prompt)
     head = f"node {NODE} ({prompt[NODE]['class_type']}) failed with i2v_tensorrt.InputError: "
-    assert (result.error or "").startswith(head), result.error
-    return (result.error or "").removeprefix(head)
+    assert error.startswith(head), error
+    return error.removeprefix(head)
 
 
 @pytest.mark.parametrize("kind", sorted(kind for kind in INFO if sockets(kind)))

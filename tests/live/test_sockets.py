@@ -10,21 +10,17 @@ import pytest
 from PIL import Image
 
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import TinySizes, write_tiny_checkpoint
-from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
+from i2v_tensorrt.tests.live.answers import pictures, run
 from i2v_tensorrt.tests.live.device import BF16_VAE_PSNR, Device, decibels
-from i2v_tensorrt.tests.live.graphs import CONDITIONING, DECODE, LOADER, SAMPLER, SAVE, Prompt, clip, node
+from i2v_tensorrt.tests.live.graphs import clip, node
+from i2v_tensorrt.tests.live.ids import CONDITIONING, DECODE, LOADER, SAMPLER, SAVE
 
 PUBLISHED_VAE = TinySizes(groups=32, vae_channels=(128, 256, 512, 512), vae_layers=2)
 """The tiny UNet beside a VAE of the published size, which is the only one that the core's VAE Loader knows."""
 CHECKPOINT = "tiny-unet-whole-vae"
 VAE_FILE = "whole.safetensors"
 CORE_VAE, CORE_DECODE, PROBE = "20", "21", "22"
-
-
-def run(client: ComfyClient, prompt: Prompt) -> RunResult:
-    result = client.run(prompt)
-    assert (result.status, result.error) == ("success", None)
-    return result
 
 
 @pytest.fixture
@@ -61,22 +57,12 @@ def test_latents_decode_in_the_core_as_in_ours(client: ComfyClient, picture: str
 def test_frames_go_into_image_nodes(client: ComfyClient, picture: str) -> None:
     prompt = clip(picture, {CONDITIONING: {"prompt": "frames"}})
     del prompt[SAVE]
-    prompt["20"] = node(
-        "ImageScale", image=[DECODE, 0], upscale_method="bilinear", width=100, height=80, crop="disabled"
-    )
+    size, webp = {"width": 100, "height": 80}, {"fps": 8.0, "lossless": True, "quality": 80, "method": "default"}
+    prompt["20"] = node("ImageScale", image=[DECODE, 0], upscale_method="bilinear", crop="disabled", **size)
     prompt["21"] = node("PreviewImage", images=["20", 0])
-    prompt["22"] = node(
-        "SaveAnimatedWEBP",
-        images=["20", 0],
-        filename_prefix="sockets",
-        fps=8.0,
-        lossless=True,
-        quality=80,
-        method="default",
-    )
+    prompt["22"] = node("SaveAnimatedWEBP", images=["20", 0], filename_prefix="sockets", **webp)
     result = run(client, prompt)
-    previews = [Image.open(io.BytesIO(client.view(**described))) for described in result.outputs["21"]["images"]]
-    assert [preview.size for preview in previews] == [(100, 80)] * 4
+    assert [shown.size for shown in pictures(client, result, "21")] == [(100, 80)] * 4
     (described,) = result.outputs["22"]["images"]
     with Image.open(io.BytesIO(client.view(**described))) as animation:
         assert (animation.size, getattr(animation, "n_frames", 1)) == ((100, 80), 4)
@@ -99,6 +85,4 @@ def test_latents_of_the_core_decode_in_ours(client: ComfyClient) -> None:
         DECODE: node("I2VTRT_VAEDecode", model=[LOADER, 0], latents=["20", 0]),
         "21": node("PreviewImage", images=[DECODE, 0]),
     }
-    previews = run(client, prompt).outputs["21"]["images"]
-    sizes = [Image.open(io.BytesIO(client.view(**described))).size for described in previews]
-    assert sizes == [(72, 64)] * 3
+    assert [shown.size for shown in pictures(client, run(client, prompt), "21")] == [(72, 64)] * 3
