@@ -47,12 +47,12 @@ class ToyHost:
 
 
 class Room(LoadInPlace):
-    """A device with so much memory, which counts how often a build wanted it free."""
+    """A device with so much memory, if anybody knows; it counts how often a build wanted it free."""
 
-    def __init__(self, room_bytes: int) -> None:
+    def __init__(self, room_bytes: int | None = None) -> None:
         self._room_bytes, self.cleared = room_bytes, 0
 
-    def room_bytes(self) -> int:
+    def room_bytes(self) -> int | None:
         return self._room_bytes
 
     def clear(self) -> None:

@@ -9,30 +9,16 @@ import pytest
 
 from i2v_tensorrt.common.errors import CheckpointError, EngineError
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
 
-from ...helpers.toy_model import SIZES, MakeSet, ToyModel, run
+from ...helpers.toy_host import Room
+from ...helpers.toy_model import BROKE, CHUNKED, SIZES, MakeSet, ToyModel, breaking, built, mend, run
 from ...helpers.toys import InProcess, ToyBackend, ToySource, toy_network
-
-WORDS = "The toy broke."
-CHUNKED = {**SIZES, "chunk": 2}
 
 
 @pytest.fixture
 def tries(toy: ToyBackend) -> list[Path]:
     """Where builds were begun; each fails."""
-    return failing(toy, WORDS)
-
-
-def failing(toy: ToyBackend, words: str) -> list[Path]:
-    found: list[Path] = []
-
-    def fail(folder: Path) -> None:
-        found.append(folder)
-        raise EngineError(words)
-
-    toy.while_building = fail
-    return found
+    return breaking(toy)
 
 
 def test_another_set_does_not_try_again_and_says_why(make: MakeSet, tries: list[Path]) -> None:
@@ -42,24 +28,18 @@ def test_another_set_does_not_try_again_and_says_why(make: MakeSet, tries: list[
     assert len(tries) == 1
     (note,) = engines.take_notes()
     assert note == (
-        f"core runs in eager PyTorch, which is slower. {WORDS} "
+        f"core runs in eager PyTorch, which is slower. {BROKE} "
         "It failed before, and is tried again after a restart or by an Engine Builder."
     )
 
 
 def test_nobody_leaves_the_device_for_a_build_that_is_not_tried(make: MakeSet, tries: list[Path]) -> None:
-    class Counting(LoadInPlace):
-        cleared = 0
-
-        def clear(self) -> None:
-            self.cleared += 1
-
     make().prepare(CHUNKED)
-    memory_manager, first = Counting(), make()
-    engines = EngineSet(first.model, first.store, first.policy, first.device, memory_manager)
+    device = Room()
+    engines = make(memory_manager=device)
     engines.prepare(CHUNKED)
-    assert [run(engines), run(engines, {**SIZES, "chunk": 2}, "vae_decoder")] == ["eager", "eager"]
-    assert (memory_manager.cleared, len(tries)) == (0, 2)
+    assert [run(engines), run(engines, CHUNKED, "vae_decoder")] == ["eager", "eager"]
+    assert (device.cleared, len(tries)) == (0, 2)
 
 
 def other_size(make: MakeSet, toy: ToyBackend) -> EngineSet:
@@ -101,12 +81,12 @@ def test_another_engine_is_tried(
 
 def test_the_engine_builder_tries_again(make: MakeSet, toy: ToyBackend, tries: list[Path]) -> None:
     run(make())
-    with pytest.raises(EngineError, match=WORDS):
+    with pytest.raises(EngineError, match=BROKE):
         make().build("core", SIZES, InProcess())
     assert len(tries) == 2
     run(make())
     assert len(tries) == 2
-    toy.while_building = lambda folder: None
+    mend(toy)
     make().build("core", SIZES, InProcess())
     engines = make()
     assert run(engines) == "toy"
@@ -124,7 +104,7 @@ def test_the_engine_builder_tries_again(make: MakeSet, toy: ToyBackend, tries: l
     ],
 )
 def test_what_had_too_little_memory_is_tried_again(make: MakeSet, toy: ToyBackend, words: str) -> None:
-    tries = failing(toy, words)
+    tries = breaking(toy, words)
     for _ in range(2):
         engines = make()
         assert [run(engines), run(engines)] == ["eager", "eager"]
@@ -132,13 +112,10 @@ def test_what_had_too_little_memory_is_tried_again(make: MakeSet, toy: ToyBacken
 
 
 def test_what_was_cancelled_is_tried_again(make: MakeSet, toy: ToyBackend) -> None:
-    def stop(folder: Path) -> None:
-        raise KeyboardInterrupt
-
-    toy.while_building = stop
+    breaking(toy, kind=KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         run(make())
-    toy.while_building = lambda folder: None
+    mend(toy)
     assert run(make()) == "toy"
 
 
@@ -152,44 +129,27 @@ class HugeDenoiser(ToyModel):
         return ToySource(size_bytes=1 << 60 if component == "core" else 0)
 
 
-class Room(LoadInPlace):
-    """A device with so much room; None where nobody knows."""
-
-    def __init__(self, room: int | None) -> None:
-        self._room = room
-
-    def room_bytes(self) -> int | None:
-        return self._room
-
-
-@pytest.mark.parametrize(("room", "built"), [(1 << 40, []), (1 << 61, ["vae_decoder"]), (None, ["vae_decoder"])])
+@pytest.mark.parametrize(("room", "found"), [(1 << 40, []), (1 << 61, ["vae_decoder"]), (None, ["vae_decoder"])])
 def test_nothing_is_built_where_the_core_can_neither_be_built_nor_run(
-    make: MakeSet, toy: ToyBackend, room: int | None, built: list[str]
+    make: MakeSet, toy: ToyBackend, room: int | None, found: list[str]
 ) -> None:
-    first = make(HugeDenoiser())
-    engines = EngineSet(first.model, first.store, first.policy, first.device, Room(room))
+    engines = make(HugeDenoiser(), Room(room))
     engines.prepare(CHUNKED)
-    assert [spec.network.component for spec in toy.builds_done] == built
+    assert built(toy) == found
     assert run(engines) == "eager"
     (note,) = (note for note in engines.take_notes() if "core" in note)
     assert note.startswith("core runs in eager PyTorch, which is slower. Building core needs about ")
 
 
 def test_the_others_are_built_beside_a_core_that_is_there(make: MakeSet, toy: ToyBackend) -> None:
-    first = make()
-    first.build("core", SIZES, InProcess())
-    engines = EngineSet(HugeDenoiser(), first.store, first.policy, first.device, Room(0))
-    engines.prepare(CHUNKED)
-    assert [spec.network.component for spec in toy.builds_done] == ["core", "vae_decoder"]
+    make().build("core", SIZES, InProcess())
+    make(HugeDenoiser(), Room(0)).prepare(CHUNKED)
+    assert built(toy) == ["core", "vae_decoder"]
 
 
 def test_preparing_tells_nothing_of_what_it_could_not_build(make: MakeSet, toy: ToyBackend) -> None:
     """Such as a LoRA that has gone since: whoever runs the component says so."""
-
-    def fail(folder: Path) -> None:
-        raise CheckpointError("The file has gone.")
-
-    toy.while_building = fail
+    breaking(toy, "The file has gone.", CheckpointError)
     engines = make()
     engines.prepare(CHUNKED)
     assert engines.take_notes() == []

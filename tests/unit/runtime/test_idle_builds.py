@@ -26,28 +26,34 @@ from i2v_tensorrt.runtime.tools import doctor
 from i2v_tensorrt.runtime.tools.doctor import diagnose
 
 from ...helpers.toy_host import PATIENCE_S, AsOnAGpu, Room, ToyHost, let_build, wait_for
-from ...helpers.toy_model import ODD, SIZES, MakeSet, ToyModel, keys, run
+from ...helpers.toy_model import BROKE, CHUNKED, ODD, SIZES, MakeSet, ToyModel, breaking, built, keys, mend, run
 from ...helpers.toys import CPU, InProcess, ToyBackend, names
 
-CHUNKED = {**SIZES, "chunk": 2}
+BOTH = ["core", "vae_decoder"]
+SHORT = "Building core needs about 9.0 GiB of GPU memory, found 1.0 GiB free: close other programs."
 
 
 def test_a_clip_runs_eager_now_and_is_told_why(later: MakeSet, toy: ToyBackend) -> None:
     engines = later()
     assert engines.on_missing == LATER
-    assert engines.expected("core", SIZES).name == run(engines) == "eager"
-    assert engines.take_notes() == [messages.LATER]
-    assert run(engines) == "eager"
-    assert engines.take_notes() == [messages.LATER], "at every clip"
+    assert engines.expected("core", SIZES).name == "eager"
+    for _ in range(2):
+        assert run(engines) == "eager"
+        assert engines.take_notes() == [messages.LATER], "at every clip"
     assert toy.builds_done == []
 
 
-def test_an_engine_is_wanted_once_whoever_lacks_it(later: MakeSet, builds: IdleBuilds) -> None:
+def test_an_engine_is_wanted_once_whoever_lacks_it(
+    later: MakeSet, builds: IdleBuilds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "BACKENDS", registry.BACKENDS)
+    assert "engines" not in [row[0] for row in diagnose(CPU, builds.line).table.rows]
     for engines in (later(), later()):
         engines.prepare(CHUNKED)
         run(engines)
         run(engines, CHUNKED, "vae_decoder")
     assert builds.line == "2 engines to build: waiting for the queue to be empty"
+    assert ("engines", "", builds.line) in diagnose(CPU, builds.line).table.rows, "the doctor tells it"
 
 
 def test_what_is_built_meanwhile_serves_the_very_next_call(
@@ -57,7 +63,7 @@ def test_what_is_built_meanwhile_serves_the_very_next_call(
     engines.prepare(CHUNKED)
     assert run(engines) == "eager"
     let_build(host, builds)
-    assert sorted(spec.network.component for spec in toy.builds_done) == ["core", "vae_decoder"]
+    assert built(toy) == BOTH
     assert len(host.freed) == 1
     engines.take_notes()
     assert [run(engines), run(engines, CHUNKED, "vae_decoder")] == ["toy", "toy"]
@@ -65,19 +71,16 @@ def test_what_is_built_meanwhile_serves_the_very_next_call(
     assert engines.summary().splitlines() == ["toy, fp32 on cpu", "engines: 2 of 2"]
 
 
-def test_nothing_is_built_before_the_host_was_calm(later: MakeSet, toy: ToyBackend, host: ToyHost) -> None:
-    run(later())
+def test_nothing_is_built_before_the_host_was_calm_and_the_loader_says_so(
+    later: MakeSet, toy: ToyBackend, host: ToyHost
+) -> None:
+    engines = later()
+    run(engines)
     asked = host.asked
     wait_for(lambda: host.asked > asked + 3)
     assert toy.builds_done == []
-
-
-def test_the_loader_says_that_the_rest_is_built_later(later: MakeSet) -> None:
-    assert later().summary().splitlines() == [
-        "toy, fp32 on cpu",
-        "engines: 0 of 2",
-        "the rest is built when the queue is empty",
-    ]
+    told = ["toy, fp32 on cpu", "engines: 0 of 2", "the rest is built when the queue is empty"]
+    assert engines.summary().splitlines() == told
 
 
 class Slow(InProcess):
@@ -169,30 +172,49 @@ def test_a_server_that_ends_waits_for_no_build() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE_S / 2)
 
 
+@pytest.mark.parametrize("words", [BROKE, SHORT], ids=["broken", "short of memory on an empty device"])
 def test_a_build_that_fails_is_not_tried_again_and_the_next_one_is_built(
-    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost
+    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost, words: str
 ) -> None:
-    tries: list[Path] = []
-
-    def fail(folder: Path) -> None:
-        tries.append(folder)
-        raise EngineError("The toy broke.")
-
-    toy.while_building = fail
+    tries = breaking(toy, words)
     engines = later()
     run(engines)
     let_build(host, builds)
-    toy.while_building = lambda folder: None
+    assert (len(host.freed), len(tries)) == (1, 1)
+    mend(toy)
     engines.take_notes()
     for again in (engines, later()):
         assert run(again) == "eager"
         (note,) = again.take_notes()
-        assert note.startswith("core runs in eager PyTorch, which is slower. The toy broke. It failed before")
+        assert note.startswith(f"core runs in eager PyTorch, which is slower. {words} It failed before")
     assert builds.line == ""
     assert run(engines, CHUNKED, "vae_decoder") == "eager"
     let_build(host, builds)
     assert run(engines, CHUNKED, "vae_decoder") == "toy"
     assert len(tries) == 1
+
+
+def test_memory_that_a_prompt_has_taken_is_no_failure_of_the_build(
+    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost
+) -> None:
+    asked: list[int] = []
+
+    def fail(folder: Path) -> None:
+        host.idle = False
+        asked.append(host.asked)
+        raise EngineError(SHORT)
+
+    toy.while_building = fail
+    engines = later()
+    run(engines)
+    host.idle = True
+    # The report asks once more, and so does the build that failed; whoever asks then waits for calm.
+    wait_for(lambda: bool(asked) and host.asked > asked[0] + 2)
+    wait_for(lambda: builds.line == "1 engine to build: waiting for the queue to be empty")
+    assert builds.generation == 0
+    mend(toy)
+    let_build(host, builds)
+    assert run(engines) == "toy"
 
 
 def test_a_fault_of_ours_in_one_build_takes_no_other_along(
@@ -207,7 +229,7 @@ def test_a_fault_of_ours_in_one_build_takes_no_other_along(
     engines = later()
     engines.prepare(CHUNKED)
     let_build(host, builds)
-    toy.while_building = lambda folder: None
+    mend(toy)
     assert sorted([run(engines), run(engines, CHUNKED, "vae_decoder")]) == ["eager", "toy"]
     assert builds.line == "", "a fault comes again"
 
@@ -239,13 +261,13 @@ def test_several_are_built_at_a_time(later: MakeSet, toy: ToyBackend, builds: Id
 
 def test_eager_that_does_not_fit_is_built_at_once(later: MakeSet, toy: ToyBackend, builds: IdleBuilds) -> None:
     room = Room(1000 * SIZES["frames"] - 1)
-    engines = later(room)
+    engines = later(memory_manager=room)
     assert engines.expected("core", SIZES).name == "toy"
     engines.prepare(CHUNKED)
     assert room.cleared == 1
-    assert sorted(spec.network.component for spec in toy.builds_done) == ["core", "vae_decoder"]
+    assert built(toy) == BOTH
     assert (run(engines), builds.line) == ("toy", "")
-    assert run(later(Room(1000 * SIZES["frames"])), ODD) == "eager"
+    assert run(later(memory_manager=Room(1000 * SIZES["frames"])), ODD) == "eager"
 
 
 @pytest.mark.parametrize(("saved_s", "pays"), [(299.0, False), (301.0, True)])
@@ -260,16 +282,6 @@ def test_an_engine_is_built_at_once_where_clips_save_more_than_it_takes(
     assert not engines.hasten("core", SIZES, saved_s), "it is there, or still not worth it"
 
 
-def test_no_clip_is_held_up_by_a_build_while_building_is_switched_off(
-    later: MakeSet, toy: ToyBackend, host: ToyHost
-) -> None:
-    host.on = False
-    engines = later()
-    run(engines)
-    assert not engines.hasten("core", SIZES, 1e9)
-    assert (run(engines), toy.builds_done) == ("eager", [])
-
-
 def test_a_decoder_that_fits_by_single_frames_holds_up_no_clip(later: MakeSet, toy: ToyBackend) -> None:
     class ByChunk(ToyModel):
         def scratch_bytes(
@@ -277,8 +289,7 @@ def test_a_decoder_that_fits_by_single_frames_holds_up_no_clip(later: MakeSet, t
         ) -> int:
             return 1000 * sizes["chunk"] if component == "vae_decoder" else 0
 
-    made = later(Room(1000))
-    engines = EngineSet(ByChunk(), made.store, made.policy, CPU, made.memory_manager, later=made.later)  # pyright: ignore[reportArgumentType]
+    engines = later(ByChunk(), Room(1000))
     engines.prepare(CHUNKED)
     assert toy.builds_done == []
     assert run(engines, {**CHUNKED, "chunk": 1}, "vae_decoder") == "eager"
@@ -293,18 +304,15 @@ def test_what_a_build_took_before_is_what_it_is_taken_to_need(later: MakeSet, ma
     assert run(engines, wider) == "toy"
 
 
-def test_other_policies_hasten_nothing(make: MakeSet) -> None:
+def test_clips_that_wait_are_those_behind_this_one_and_no_other_policy_heeds_them(
+    later: MakeSet, make: MakeSet, host: ToyHost
+) -> None:
+    for host.prompts, behind in ((4, 3), (0, 0)):
+        assert later().waiting_clips == behind
     engines = make(on_missing="eager")
     run(engines)
     assert not engines.hasten("core", SIZES, 1e9)
     assert engines.waiting_clips == 0
-
-
-def test_clips_behind_this_one_are_those_that_wait(later: MakeSet, host: ToyHost) -> None:
-    host.prompts = 4
-    assert later().waiting_clips == 3
-    host.prompts = 0
-    assert later().waiting_clips == 0
 
 
 def test_without_anybody_who_builds_later_auto_builds_at_once(toy: ToyBackend, tmp_path: Path) -> None:
@@ -312,16 +320,6 @@ def test_without_anybody_who_builds_later_auto_builds_at_once(toy: ToyBackend, t
     engines = EngineSet(ToyModel(), EngineStore(tmp_path), policy, CPU)  # pyright: ignore[reportArgumentType]
     assert engines.on_missing == "build"
     assert run(engines) == "toy"
-
-
-def test_the_doctor_tells_what_is_built_and_what_waits(
-    later: MakeSet, builds: IdleBuilds, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor, "BACKENDS", registry.BACKENDS)
-    assert "engines" not in [row[0] for row in diagnose(CPU, builds.line).table.rows]
-    later().prepare(CHUNKED)
-    rows = diagnose(CPU, builds.line).table.rows
-    assert ("engines", "", "2 engines to build: waiting for the queue to be empty") in rows
 
 
 def test_nothing_is_promised_while_building_is_switched_off(
@@ -332,23 +330,27 @@ def test_nothing_is_promised_while_building_is_switched_off(
     assert engines.summary().splitlines()[-1] == "the rest runs eager"
     assert run(engines) == "eager"
     assert engines.take_notes() == [messages.SWITCHED_OFF]
+    assert not engines.hasten("core", SIZES, 1e9), "nor is a clip held up"
+    assert (run(engines), toy.builds_done) == ("eager", [])
     assert builds.line == "1 engine to build: switched off in the settings"
     host.on = True
     wait_for(lambda: builds.line == "")
     assert run(engines) == "toy"
 
 
-def test_an_engine_that_takes_pictures_is_not_promised(later: MakeSet, builds: IdleBuilds) -> None:
-    engines = later(precision="int8")
-    assert engines.runner("core", SIZES).backend == "eager"
+@pytest.mark.parametrize(
+    ("policy", "sizes", "told"),
+    [
+        ({"precision": "int8"}, SIZES, "There is no int8 engine for core, and its scales are taken from pictures"),
+        ({}, ODD, "core runs in eager PyTorch, which is slower. No engine can serve this size"),
+    ],
+    ids=["int8", "a size that no preset serves"],
+)
+def test_what_cannot_be_built_later_is_not_promised(
+    later: MakeSet, builds: IdleBuilds, policy: dict[str, str], sizes: dict[str, int], told: str
+) -> None:
+    engines = later(**policy)
+    assert engines.runner("core", sizes).backend == "eager"
     (note,) = engines.take_notes()
-    assert "There is no int8 engine for core, and its scales are taken from pictures" in note
-    assert builds.line == ""
-
-
-def test_a_size_that_no_preset_serves_is_not_promised(later: MakeSet, builds: IdleBuilds) -> None:
-    engines = later()
-    assert run(engines, ODD) == "eager"
-    (note,) = engines.take_notes()
-    assert note.startswith("core runs in eager PyTorch, which is slower. No engine can serve this size")
+    assert told in note
     assert builds.line == ""

@@ -20,7 +20,7 @@ from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
-from ...helpers.toy_model import ODD, SIZES, MakeSet, run
+from ...helpers.toy_model import CHUNKED, ODD, SIZES, MakeSet, breaking, run
 from ...helpers.toys import CPU, ToyBackend, ToyRunner
 
 EAGER = EnginePolicy(backend="eager", precision="fp32")
@@ -52,13 +52,9 @@ def test_a_set_dies_with_its_runners(make: MakeSet) -> None:
 
 def test_sets_whose_build_failed_die_too(make: MakeSet, toy: ToyBackend) -> None:
     """An error that is kept keeps the frames that it went through, and all that they name."""
-
-    def fail(folder: Path) -> None:
-        raise EngineError("The toy broke.")
-
-    toy.while_building = fail
+    breaking(toy)
     first, second = make(), make()
-    first.prepare({**SIZES, "chunk": 2})
+    first.prepare(CHUNKED)
     for engines in (first, second):
         assert [run(engines), run(engines)] == ["eager", "eager"]
     alive = watched(first, second, first.runner("core", SIZES), second.runner("core", SIZES))

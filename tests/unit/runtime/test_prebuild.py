@@ -10,7 +10,8 @@ from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.prebuild import ALL, Prebuild, component_names, prebuild
 
-from ...helpers.toy_model import MakeSet
+from ...helpers.clips import quiet
+from ...helpers.toy_model import BROKE, MakeSet
 from ...helpers.toys import ToyBackend
 
 JOB = Prebuild(("core", "vae_decoder"), width=48, height=64, num_frames=4)
@@ -21,12 +22,8 @@ def engines(make: MakeSet) -> EngineSet:
     return make()
 
 
-def ignore(stage: str, done: float) -> None:
-    pass
-
-
 def test_every_component_is_built_for_the_size_and_told_in_a_line(engines: EngineSet, toy: ToyBackend) -> None:
-    lines = prebuild(engines, JOB, ignore)
+    lines = prebuild(engines, JOB, quiet)
     assert [line.split(":")[0] for line in lines] == ["core", "vae_decoder"]
     assert all("built in " in line and " s by toy for x86_64, fp32, " in line for line in lines)
     assert all(line.endswith("cosine 1.0000000, 200 dB") for line in lines), "the toy is the reference itself"
@@ -36,7 +33,7 @@ def test_every_component_is_built_for_the_size_and_told_in_a_line(engines: Engin
 
 
 def test_under_a_policy_of_presets_those_are_built(make: MakeSet, toy: ToyBackend) -> None:
-    prebuild(make(shapes="presets", presets=(ClipSize(64, 64, 4), ClipSize(64, 128, 4))), JOB, ignore)
+    prebuild(make(shapes="presets", presets=(ClipSize(64, 64, 4), ClipSize(64, 128, 4))), JOB, quiet)
     sides = [
         [(p.optimum["latent_height"], p.optimum["latent_width"]) for p in s.profile.profiles] for s in toy.builds_done
     ]
@@ -44,11 +41,11 @@ def test_under_a_policy_of_presets_those_are_built(make: MakeSet, toy: ToyBacken
 
 
 def test_what_is_there_is_not_built_again_unless_forced(engines: EngineSet, toy: ToyBackend) -> None:
-    prebuild(engines, JOB, ignore)
-    assert all(": already there by toy" in line for line in prebuild(engines, JOB, ignore))
+    prebuild(engines, JOB, quiet)
+    assert all(": already there by toy" in line for line in prebuild(engines, JOB, quiet))
     assert len(toy.builds_done) == 2
     forced = Prebuild(JOB.components, JOB.width, JOB.height, JOB.num_frames, force=True)
-    assert all(": built in " in line for line in prebuild(engines, forced, ignore))
+    assert all(": built in " in line for line in prebuild(engines, forced, quiet))
     assert len(toy.builds_done) == 4
 
 
@@ -65,26 +62,26 @@ def test_the_report_hears_the_whole_jobs_fraction(engines: EngineSet) -> None:
 def test_one_that_cannot_be_built_ends_the_job_and_the_others_stay(engines: EngineSet, toy: ToyBackend) -> None:
     def fail_second(folder: Path) -> None:
         if toy.builds_done:
-            raise EngineError("The toy broke.")
+            raise EngineError(BROKE)
 
     toy.while_building = fail_second
-    with pytest.raises(EngineError, match="The toy broke."):
-        prebuild(engines, JOB, ignore)
+    with pytest.raises(EngineError, match=BROKE):
+        prebuild(engines, JOB, quiet)
     assert [plan.manifest.spec.network.component for plan in engines.store.plans()] == ["core"]
 
 
 def test_an_engine_that_was_not_run_here_is_said_to_be_unverified(engines: EngineSet, toy: ToyBackend) -> None:
     job = Prebuild(("core",), 64, 64, 4)
-    prebuild(engines, job, ignore)
+    prebuild(engines, job, quiet)
     (plan,) = engines.store.plans()
     engines.store.set_verdict(plan, None)  # type: ignore[arg-type]
-    (line,) = prebuild(engines, job, ignore)
+    (line,) = prebuild(engines, job, quiet)
     assert line.endswith("unverified here")
 
 
 def test_a_size_that_no_network_takes_is_refused_before_anything_is_built(engines: EngineSet, toy: ToyBackend) -> None:
     with pytest.raises(InputError, match="frames is 40, 24 above the largest supported 16"):
-        prebuild(engines, Prebuild(("core",), 64, 64, 40), ignore)
+        prebuild(engines, Prebuild(("core",), 64, 64, 40), quiet)
     assert toy.builds_done == []
 
 
@@ -100,5 +97,5 @@ def test_a_network_that_the_model_does_not_compile_is_refused(
     engines: EngineSet, toy: ToyBackend, component: str
 ) -> None:
     with pytest.raises(InputError, match=rf"^The networks to compile are core, vae_decoder, found '{component}'\.$"):
-        prebuild(engines, Prebuild(("core", component), 48, 64, 4), ignore)
+        prebuild(engines, Prebuild(("core", component), 48, 64, 4), quiet)
     assert toy.builds_done == []
