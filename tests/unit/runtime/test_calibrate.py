@@ -29,16 +29,13 @@ from i2v_tensorrt.runtime.clip_sizes import clip_sizes
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.prebuild import Prebuild, prebuild
-from i2v_tensorrt.tests.helpers.toys import InProcess, let_onnxruntime_be_calibrated
 
-CPU = torch.device("cpu")
+from ...helpers.clips import quiet
+from ...helpers.toys import CPU, InProcess, let_onnxruntime_be_calibrated
+
 SIZE = ClipSize(64, 64, 4)
 RED, BLUE = (Image.new("RGB", (80, 64), name) for name in ("red", "blue"))
 QUANTIZED = EnginePolicy("auto", "int8", "exact", "build")
-
-
-def quiet(*_: object) -> None:
-    pass
 
 
 @pytest.fixture
@@ -52,29 +49,23 @@ def engines(tiny_folder: Path, tmp_path: Path) -> EngineSet:
 def test_every_step_of_clips_of_each_picture_is_recorded(engines: EngineSet, tmp_path: Path) -> None:
     calibration_data = CalibrationData((RED, BLUE), ("pan left",))
     record(engines, calibration_data, SIZE, tmp_path, quiet)
-    calls, spec = (
-        calibration_of("core", calibration_data, SIZE, tmp_path).calls(),
-        engines.model.components["core"].spec,
-    )
+    calls = calibration_of("core", calibration_data, SIZE, tmp_path).calls()
+    spec = engines.model.components["core"].spec
     assert len(calls) == min(2 * STEPS, MOST_CALLS)
     assert all(spec.sizes_of(call.inputs).items() <= clip_sizes(engines.model, *SIZE).items() for call in calls)
     assert all({tensor.name for tensor in spec.outputs} == set(call.outputs) for call in calls)
     name = next(tensor.name for tensor in spec.inputs if tensor.is_timestep)
     timesteps = [float(call.inputs[name].flatten()[0]) for call in calls[:STEPS]]
     assert timesteps == sorted(timesteps, reverse=True)
-    assert timesteps[0] > 800
-    assert timesteps[-1] < 200
+    assert timesteps[0] > 800 and timesteps[-1] < 200
     assert not torch.equal(calls[0].inputs["context"], calls[STEPS].inputs["context"]), "another picture"
 
 
 def test_a_clip_that_is_interrupted_ends_the_recording(engines: EngineSet, tmp_path: Path) -> None:
-    class Interrupted(Exception):
-        pass
-
     def interrupt(done: int, count: int) -> None:
-        raise Interrupted
+        raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(KeyboardInterrupt):
         record(engines, CalibrationData((RED,)), SIZE, tmp_path, interrupt)
 
 
@@ -131,18 +122,15 @@ def test_the_cores_alone_are_quantized(engines: EngineSet) -> None:
     assert plain.catalog.precision_of("core") == "bf16"
 
 
-def test_a_core_without_such_an_engine_runs_eager_and_says_what_to_do(engines: EngineSet) -> None:
+def test_a_core_without_such_an_engine_runs_eager_and_says_what_to_do_or_stops(engines: EngineSet) -> None:
     sizes = clip_sizes(engines.model, *SIZE)
     assert engines.runner("core", sizes).backend == "eager"
     (note,) = engines.take_notes()
     assert "There is no int8 engine for core, and its scales are taken from pictures" in note
     assert "--calibrate" in note
-
-
-def test_or_stops(engines: EngineSet) -> None:
     stopping = EngineSet(engines.model, engines.store, replace(QUANTIZED, on_missing="stop"), CPU)
     with pytest.raises(MissingEngineError, match="no engine for core"):
-        stopping.runner("core", clip_sizes(engines.model, *SIZE))
+        stopping.runner("core", sizes)
 
 
 def test_an_engine_is_found_whatever_its_scales_were_taken_from(
@@ -189,12 +177,9 @@ def test_a_backend_without_them_is_refused_before_anything_is_recorded(
     """As on an H100 with TensorRT-RTX, where `auto` takes another backend."""
     monkeypatch.setattr(prebuilding, "cuda_arch", lambda device: "sm_90")
     heard: set[str] = set()
+    job = Prebuild(("core",), *SIZE, calibration_data=CalibrationData((RED,)))
     with pytest.raises(EngineError, match="int8 and fp8 are for TensorRT, found the backend "):
-        prebuild(
-            engines,
-            Prebuild(("core",), *SIZE, calibration_data=CalibrationData((RED,))),
-            lambda stage, done: heard.add(stage),
-        )
+        prebuild(engines, job, lambda stage, done: heard.add(stage))
     assert heard == set()
 
 

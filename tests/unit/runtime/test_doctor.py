@@ -63,25 +63,17 @@ def test_a_faster_backend_that_is_missing_has_the_line_for_this_python(put) -> N
     assert [state.verdict for state in found.backends] == ["cannot run", "cannot run", "auto takes this", "can run"]
     assert found.why.endswith("first that can run: slow; never cannot run, fast cannot run")
     assert ("to install", "", found.install) in found.table.rows
+    put(Stub("compiling", COMPILER))
+    assert diagnose(CPU).install == "apt install g++", "a line of another installer stays as it is"
 
 
 def test_what_would_come_after_the_chosen_one_is_not_urged(put) -> None:
-    put(Stub("fast", OK), Stub("slow", GONE))
+    put(Stub("careful", OK, automatic=False), Stub("fast", OK), Stub("slow", GONE))
     found = diagnose(CPU)
     assert (found.install, found.line) == ("", "auto takes fast")
     assert ("to install", "", "nothing: none is faster here") in found.table.rows
-
-
-def test_a_backend_that_is_taken_by_name_alone_says_so(put) -> None:
-    put(Stub("careful", OK, automatic=False), Stub("slow", OK))
-    found = diagnose(CPU)
     assert found.backends[0].verdict == "can run, by its name alone"
     assert "careful is taken by its name alone here" in found.why
-
-
-def test_a_line_of_another_installer_stays_as_it_is(put) -> None:
-    put(Stub("compiling", COMPILER))
-    assert diagnose(CPU).install == "apt install g++"
 
 
 def test_a_package_that_is_not_there_has_no_version() -> None:

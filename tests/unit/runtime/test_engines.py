@@ -13,6 +13,7 @@ from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.runtime.clip_sizes import clip_sizes
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
 from i2v_tensorrt.runtime.engines.policy import MISS_POLICIES, EnginePolicy
 
 from ...helpers.toy_model import INSTALL, ODD, SIZES, MakeSet, ToyModel, keys, run
@@ -82,9 +83,11 @@ def test_what_is_no_preset_runs_eager_with_the_distance_and_builds_nothing(make:
 def test_an_exact_engine_goes_before_presets_and_presets_before_a_range(make: MakeSet) -> None:
     for policy in ({"shapes": "range"}, {"shapes": "presets", "presets": PRESETS}, {"shapes": "exact"}):
         make(**policy).build("core", SIZES, InProcess())
-    assert [len(plan.manifest.spec.profile.profiles) for plan in make().catalog.stored("core")] == [1, 2, 1]
-    assert make().runner("core", SIZES).spec.profile.width == 1
-    assert len(make().runner("core", WIDE).spec.profile.profiles) == 2
+    engines = make()
+    assert [len(plan.manifest.spec.profile.profiles) for plan in engines.catalog.stored("core")] == [1, 2, 1]
+    assert engines.runner("core", SIZES).spec.profile.width == 1
+    assert len(engines.runner("core", WIDE).spec.profile.profiles) == 2
+    assert engines.runner("core", {**SIZES, "frames": 5}).spec.profile.width > 1
 
 
 def test_an_exact_decoder_takes_every_number_of_frames_at_once(make: MakeSet, toy: ToyBackend) -> None:
@@ -94,16 +97,6 @@ def test_an_exact_decoder_takes_every_number_of_frames_at_once(make: MakeSet, to
     assert run(engines, sizes, "vae_decoder") == "toy"
     assert run(engines, {**sizes, "chunk": 1}, "vae_decoder") == "toy"
     assert len(toy.builds_done) == 1
-
-
-def test_the_narrowest_engine_that_fits_is_taken(make: MakeSet) -> None:
-    run(make(shapes="range"))
-    run(make(shapes="exact"), SIZES)  # finds the range engine
-    exact = make(shapes="exact")
-    exact.build("core", SIZES, InProcess())
-    later = make()
-    assert later.runner("core", SIZES).spec.profile.width == 1
-    assert later.runner("core", {**SIZES, "frames": 5}).spec.profile.width > 1
 
 
 def test_eager_by_policy_builds_nothing_and_says_why_at_every_run(make: MakeSet, toy: ToyBackend) -> None:
@@ -135,14 +128,12 @@ def test_engines_that_are_there_are_used_whatever_the_policy(make: MakeSet, on_m
     assert engines.take_notes() == []
 
 
-def test_the_eager_backend_is_no_fallback_and_needs_no_note(make: MakeSet, toy: ToyBackend) -> None:
+def test_eager_that_is_no_fallback_needs_no_note(make: MakeSet, toy: ToyBackend) -> None:
+    """By its name, and for what cannot be compiled, under every policy."""
     run(make())
     engines = make(backend="eager", on_missing="stop")
     assert [run(engines), run(engines, ODD)] == ["eager"] * 2
     assert engines.take_notes() == []
-
-
-def test_what_cannot_be_compiled_runs_eager_under_every_policy(make: MakeSet) -> None:
     engines = make(on_missing="stop")
     assert run(engines, SIZES, "conditioner") == "eager"
     assert engines.take_notes() == []
@@ -160,32 +151,22 @@ def test_an_unknown_policy_is_refused_with_what_is_known(field: str, value: str)
 # Sizes that do not fit.
 
 
-def test_a_side_that_no_engine_takes_runs_eager_with_its_distance(make: MakeSet, toy: ToyBackend) -> None:
-    engines = make()
-    assert run(engines, ODD) == "eager"
-    (note,) = engines.take_notes()
-    assert "latent_width is 7, 1 more than a multiple of 2" in note
-    assert toy.builds_done == []
-
-
-def test_a_side_that_no_engine_takes_stops_by_policy(make: MakeSet) -> None:
-    with pytest.raises(MissingEngineError):
-        run(make(on_missing="stop"), ODD)
-
-
 @pytest.mark.parametrize("on_missing", ["build", "eager", "stop"])
-def test_one_size_that_runs_eager_does_not_take_the_engine_from_others(make: MakeSet, on_missing: str) -> None:
+def test_one_size_that_runs_eager_does_not_take_the_engine_from_others(
+    make: MakeSet, toy: ToyBackend, on_missing: str
+) -> None:
     run(make())
     engines = make(on_missing=on_missing)
-    if on_missing == "stop":
-        with pytest.raises(MissingEngineError):
-            run(engines, ODD)
-    else:
-        assert run(engines, ODD) == "eager"
-    assert run(engines, SIZES) == "toy"
-    if on_missing != "stop":
-        assert run(engines, ODD) == "eager"
-    assert run(engines, SIZES) == "toy"
+    for _ in range(2):
+        if on_missing == "stop":
+            with pytest.raises(MissingEngineError):
+                run(engines, ODD)
+        else:
+            assert run(engines, ODD) == "eager"
+            (note,) = engines.take_notes()
+            assert "latent_width is 7, 1 more than a multiple of 2" in note
+        assert run(engines, SIZES) == "toy"
+    assert len(toy.builds_done) == 1
 
 
 def test_sizes_that_run_eager_share_one_set_of_weights(make: MakeSet) -> None:
@@ -225,7 +206,9 @@ def test_a_size_that_the_network_does_not_take_is_not_built(make: MakeSet, sizes
 # Backends and precision.
 
 
-def test_auto_takes_the_first_backend_that_serves(make: MakeSet, toy: ToyBackend) -> None:
+def test_without_a_backend_it_runs_eager_or_stops_with_the_line_that_installs_one(
+    make: MakeSet, toy: ToyBackend
+) -> None:
     assert run(make(backend="auto")) == "toy"
     toy.available = Availability(False, "The toy is lost.", INSTALL)
     engines = make(backend="auto")
@@ -233,15 +216,11 @@ def test_auto_takes_the_first_backend_that_serves(make: MakeSet, toy: ToyBackend
     (note,) = engines.take_notes()
     assert note.startswith("core runs in eager PyTorch, which is slower. No engine backend serves cpu here")
     assert INSTALL in note
-
-
-@pytest.mark.parametrize("backend", ["auto", "toy"])
-def test_without_a_backend_stop_gives_the_line_that_installs_one(make: MakeSet, toy: ToyBackend, backend: str) -> None:
-    toy.available = Availability(False, "The toy is lost.", INSTALL)
-    engines = make(backend=backend, on_missing="stop")
-    for ask in (lambda: run(engines), engines.summary, lambda: engines.build("core", SIZES, InProcess())):
-        with pytest.raises(BackendUnavailableError, match=INSTALL):
-            ask()
+    for backend in ("auto", "toy"):
+        stopping = make(backend=backend, on_missing="stop")
+        for ask in (run, EngineSet.summary, lambda engines: engines.build("core", SIZES, InProcess())):
+            with pytest.raises(BackendUnavailableError, match=INSTALL):
+                ask(stopping)
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones(make: MakeSet) -> None:
@@ -270,8 +249,8 @@ def test_each_precision_has_its_own_engine(make: MakeSet) -> None:
 def test_runners_can_be_unloaded_and_come_back(make: MakeSet) -> None:
     engines = make(on_missing="eager")
     run(make())
-    run(engines)
-    run(engines, ODD)
+    assert engines.describe("core") == "not run yet, fp32 on cpu"
+    assert [run(engines), run(engines, ODD), run(engines)] == ["toy", "eager", "toy"]
     runners = [engines.runner("core", SIZES), engines.runner("core", ODD)]
     assert [runner.backend for runner in runners] == ["toy", "eager"]
     engines.unload()
@@ -279,23 +258,21 @@ def test_runners_can_be_unloaded_and_come_back(make: MakeSet) -> None:
     assert [run(engines), run(engines, ODD)] == ["toy", "eager"]
 
 
-def test_the_residency_is_asked_with_the_scratch_memory_of_the_size(toy: ToyBackend, tmp_path: Path) -> None:
-    class Watching:
-        def __init__(self) -> None:
-            self.seen: list[tuple[str, int]] = []
+def test_the_residency_is_asked_with_the_scratch_memory_of_the_size(make: MakeSet) -> None:
+    seen: list[tuple[str, int]] = []
 
-        def hold(self, runner: Runner, scratch_bytes: int) -> None:
-            self.seen.append((runner.backend, scratch_bytes))
-            runner.load()
+    class Watching(LoadInPlace):
+        def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
+            seen.append((runner.backend, scratch_bytes))
+            return super().hold(runner, scratch_bytes)
 
         def clear(self) -> None:
-            self.seen.append(("clear", 0))
+            seen.append(("clear", 0))
 
-    memory_manager = Watching()
-    engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(), CPU, memory_manager)
+    engines = make(memory_manager=Watching())
     run(engines)
     run(engines, {**SIZES, "frames": 7})
-    assert memory_manager.seen == [("clear", 0), ("toy", 4000), ("toy", 7000)]
+    assert seen == [("clear", 0), ("toy", 4000), ("toy", 7000)]
 
 
 def test_the_report_of_a_build_names_the_component_and_cancels(toy: ToyBackend, tmp_path: Path) -> None:
@@ -315,12 +292,6 @@ def test_the_report_of_a_build_names_the_component_and_cancels(toy: ToyBackend, 
     assert all(stage.startswith("core: ") and 0 <= done <= 1 for stage, done in heard)
     assert keys(engines) == []
     assert list((tmp_path / ".staging").iterdir()) == []
-
-
-def test_it_describes_how_a_component_last_ran(make: MakeSet) -> None:
-    engines = make()
-    assert engines.describe("core") == "not run yet, fp32 on cpu"
-    assert [run(engines), run(engines, ODD), run(engines)] == ["toy", "eager", "toy"]
 
 
 def test_the_summary_counts_what_is_there_and_says_what_becomes_of_the_rest(make: MakeSet, toy: ToyBackend) -> None:

@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
-from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.decode import scratch_bytes
-from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.runtime.clip import decode_clip, fitting_chunk
 from i2v_tensorrt.runtime.clip_plan import plan_clip
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace, Memory, evict
-from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+
+from ...helpers.clips import engines_of, quiet
 
 LATENTS = torch.zeros(8, 4, 8, 8)
 SIZE = ClipSize(64, 64, 8)
@@ -59,9 +58,8 @@ def test_no_more_gives_way_than_keeps_a_tenth_free(used: int, needed: int, gone:
 
 def test_what_holds_nothing_is_not_named() -> None:
     shelf = Shelf(95)
-    assert evict(shelf.memory, 0, [shelf.holding("a", 0), shelf.holding("b", 10)]) == (
-        "Memory is over 90% full: let go of b."
-    )
+    told = evict(shelf.memory, 0, [shelf.holding("a", 0), shelf.holding("b", 10)])
+    assert told == "Memory is over 90% full: let go of b."
     assert evict(Shelf(99).memory, 0, [shelf.holding("a", 0)]) is None
 
 
@@ -86,9 +84,7 @@ class Short(LoadInPlace):
 @pytest.fixture
 def short(tiny_folder: Path, tmp_path: Path) -> tuple[EngineSet, Short]:
     memory_manager = Short(scratch_bytes(64, 64, 3))
-    policy = EnginePolicy("eager", "fp32")
-    device = torch.device("cpu")
-    return EngineSet(open_model(tiny_folder), EngineStore(tmp_path), policy, device, memory_manager), memory_manager
+    return engines_of(tiny_folder, tmp_path, memory_manager), memory_manager
 
 
 def test_the_pack_gives_way_before_chunks_become_smaller(short: tuple[EngineSet, Short]) -> None:
@@ -99,9 +95,7 @@ def test_the_pack_gives_way_before_chunks_become_smaller(short: tuple[EngineSet,
 
 
 def test_where_nobody_knows_the_memory_all_frames_are_decoded_at_once(tiny_folder: Path, tmp_path: Path) -> None:
-    policy = EnginePolicy("eager", "fp32")
-    engines = EngineSet(open_model(tiny_folder), EngineStore(tmp_path), policy, torch.device("cpu"))
-    assert fitting_chunk(plan_clip(engines, SIZE)) == 8
+    assert fitting_chunk(plan_clip(engines_of(tiny_folder, tmp_path), SIZE)) == 8
 
 
 def test_a_shortage_costs_caches_then_the_chunk_then_encoders(
@@ -109,18 +103,16 @@ def test_a_shortage_costs_caches_then_the_chunk_then_encoders(
 ) -> None:
     engines, memory_manager = short
     plan, sizes, run = plan_clip(engines, SIZE), list[int](), EagerRunner._run
-    whole = decode_clip(plan, LATENTS, 8, lambda *_: None)
+    whole = decode_clip(plan, LATENTS, 8, quiet)
 
     def cramped(runner: EagerRunner, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         sizes.append(len(inputs["latents"]))
-        if len(inputs["latents"]) > (1 if memory_manager.held else 2):
-            raise torch.cuda.OutOfMemoryError("injected")
-        if memory_manager.held:
+        if memory_manager.held or len(inputs["latents"]) > 2:
             raise torch.cuda.OutOfMemoryError("injected")
         return run(runner, inputs)
 
     monkeypatch.setattr(EagerRunner, "_run", cramped)
-    assert torch.allclose(decode_clip(plan, LATENTS, 8, lambda *_: None), whole, atol=1e-5)
+    assert torch.allclose(decode_clip(plan, LATENTS, 8, quiet), whole, atol=1e-5)
     assert sizes == [8, 8, 4, 2, 1, *[1] * 8]
     assert engines.take_notes() == [
         "Let go of caches.",

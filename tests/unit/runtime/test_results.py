@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from i2v_tensorrt.engine_builder.backends.base import Backend
-from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
-from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import Conditioning
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
-from i2v_tensorrt.pipeline.models.registry import open_model
-from i2v_tensorrt.pipeline.request import ClipRequest, Encoded
+from i2v_tensorrt.pipeline.request import Encoded
 from i2v_tensorrt.pipeline.tensor_cache import CacheLimits, ConditioningCache
-from i2v_tensorrt.runtime.clip import encode_clip
-from i2v_tensorrt.runtime.clip_plan import Denoising, SamplingPlan, plan_clip, plan_sampling
+from i2v_tensorrt.runtime.clip_plan import Denoising
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.result_cache import LIMITS, Sampled, result_key, sample_or_recall
 
+from ...helpers.clips import GUIDED, encoded, engines_of, planned, quiet
+
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy
-
-REQUEST = ClipRequest(Image.new("RGB", (70, 50), "teal"), "a boat", "blurry", 64, 72, 2, 8)
-DENOISING = Denoising(5, 9.0, SamplerSettings(2))
-Request = tuple[EngineSet, Conditioning, Denoising]
-
-
-def engines_of(folder: Path, store: Path, **policy: Any) -> EngineSet:
-    chosen = {"backend": "eager", "precision": "fp32", **policy}
-    return EngineSet(open_model(folder), EngineStore(store), EnginePolicy(**chosen), torch.device("cpu"))
-
-
-def quiet(*_: object) -> None:
-    """Watches no progress."""
 
 
 @pytest.fixture(scope="module")
@@ -50,61 +33,42 @@ def engines(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Engi
 
 @pytest.fixture(scope="module")
 def conditioning(engines: EngineSet) -> Conditioning:
-    return encode_clip(plan_clip(engines, REQUEST.size), REQUEST, ConditioningCache(None), quiet)
+    return encoded(engines)
 
 
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The component of every call of a network."""
-    seen: list[str] = []
-    run = EagerRunner._run
-
-    def watched(self: EagerRunner, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        seen.append(self.spec.network.component)
-        return run(self, inputs)
-
-    monkeypatch.setattr(EagerRunner, "_run", watched)
-    return seen
+def asked(
+    engines: EngineSet, conditioning: Conditioning, results: ConditioningCache | None, denoising: Denoising = GUIDED
+) -> Sampled:
+    return sample_or_recall(planned(engines, conditioning, denoising), conditioning, quiet, results)
 
 
-def asked(request: Request, results: ConditioningCache | None) -> Sampled:
-    return sample_or_recall(planned(*request), request[1], quiet, results)
-
-
-def planned(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> SamplingPlan:
-    return plan_sampling(plan_clip(engines, conditioning.size), denoising)
-
-
-def key(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> str | None:
+def key(engines: EngineSet, conditioning: Conditioning, denoising: Denoising = GUIDED) -> str | None:
     return result_key(planned(engines, conditioning, denoising), conditioning)
 
 
 def test_the_same_request_runs_once_and_across_restarts(
-    engines: EngineSet, conditioning: Conditioning, runs: list[str], tmp_path: Path
+    engines: EngineSet, conditioning: Conditioning, calls: list[tuple[str, int]], tmp_path: Path
 ) -> None:
-    request, results = (engines, conditioning, DENOISING), ConditioningCache(tmp_path)
-    first = asked(request, results)
-    assert (first.place, runs) == ("sampled", ["core"] * 2)
-    found = [asked(request, results), asked(request, ConditioningCache(tmp_path))]
+    results = ConditioningCache(tmp_path)
+    first = asked(engines, conditioning, results)
+    assert (first.place, [name for name, _ in calls]) == ("sampled", ["core"] * 3)
+    found = [asked(engines, conditioning, each) for each in (results, ConditioningCache(tmp_path))]
     assert [each.place for each in found] == ["memory", "disk"]
     assert all(torch.equal(each.latents, first.latents) for each in found)
     assert {each.elapsed_s for each in found} == {first.elapsed_s}
-    assert len(runs) == 2
-
-
-def test_without_a_cache_it_runs_each_time(engines: EngineSet, conditioning: Conditioning, runs: list[str]) -> None:
-    assert [asked((engines, conditioning, DENOISING), None).place for _ in range(2)] == ["sampled"] * 2
-    assert len(runs) == 4
+    assert len(calls) == 3
+    assert [asked(engines, conditioning, None).place for _ in range(2)] == ["sampled"] * 2, "without a cache"
+    assert len(calls) == 3 * 3
 
 
 def test_what_a_user_does_with_a_result_does_not_change_the_kept_one(
     engines: EngineSet, conditioning: Conditioning, tmp_path: Path
 ) -> None:
-    request, results = (engines, conditioning, DENOISING), ConditioningCache(tmp_path)
-    kept = asked(request, results).latents.clone()
+    results = ConditioningCache(tmp_path)
+    kept = asked(engines, conditioning, results).latents.clone()
     for _ in range(2):
-        asked(request, results).latents.zero_()
-    assert torch.equal(asked(request, results).latents, kept)
+        asked(engines, conditioning, results).latents.zero_()
+    assert torch.equal(asked(engines, conditioning, results).latents, kept)
 
 
 def other_tensor(conditioning: Conditioning) -> Conditioning:
@@ -113,20 +77,19 @@ def other_tensor(conditioning: Conditioning) -> Conditioning:
     return replace(conditioning, tensors=tensors)
 
 
-SETTINGS: dict[str, Callable[[Denoising], Denoising]] = {
-    "seed": lambda asked: replace(asked, seed=6),
-    "guidance": lambda asked: replace(asked, guidance_scale=9.1),
-    "first guidance": lambda asked: replace(asked, min_guidance_scale=2.0),
-    "steps": lambda asked: replace(asked, sampler=SamplerSettings(3)),
-    "scheduler": lambda asked: replace(asked, sampler=SamplerSettings(2, "euler")),
-    "eta": lambda asked: replace(asked, sampler=SamplerSettings(2, eta=0.1)),
+SETTINGS: dict[str, dict[str, Any]] = {
+    "seed": {"seed": 6},
+    "guidance": {"guidance_scale": 9.1},
+    "first guidance": {"min_guidance_scale": 2.0},
+    "steps": {"sampler": SamplerSettings(4)},
+    "scheduler": {"sampler": SamplerSettings(3, "euler")},
+    "eta": {"sampler": SamplerSettings(3, eta=0.1)},
 }
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_another_setting_is_another_request(engines: EngineSet, conditioning: Conditioning, name: str) -> None:
-    other = SETTINGS[name](DENOISING)
-    assert key(engines, conditioning, other) != key(engines, conditioning, DENOISING)
+    assert key(engines, conditioning, replace(GUIDED, **SETTINGS[name])) != key(engines, conditioning)
 
 
 @pytest.mark.parametrize("field", ["width", "height", "num_frames", "fps", "tensors"])
@@ -135,38 +98,32 @@ def test_other_conditioning_is_another_request(engines: EngineSet, conditioning:
         other = other_tensor(conditioning)
     else:
         other = replace(conditioning, **{field: getattr(conditioning, field) + 8})
-    assert key(engines, other, DENOISING) != key(engines, conditioning, DENOISING)
+    assert key(engines, other) != key(engines, conditioning)
     told = replace(conditioning, notes=("Other words.",), place="disk", encode_s=7.0)
-    assert key(engines, told, DENOISING) == key(engines, conditioning, DENOISING)
+    assert key(engines, told) == key(engines, conditioning)
 
 
 @pytest.mark.parametrize("policy", [{"precision": "bf16"}, {"backend": "onnxruntime"}, {"shapes": "exact"}], ids=str)
-def test_another_policy_is_another_request(
+def test_another_policy_is_another_request_and_another_set_of_engines_is_not(
     engines: EngineSet, conditioning: Conditioning, policy: dict[str, str], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    other = engines_of(tiny_folder, tmp_path, **policy)
-    assert key(other, conditioning, DENOISING) != key(engines, conditioning, DENOISING)
+    assert key(engines_of(tiny_folder, tmp_path, **policy), conditioning) != key(engines, conditioning)
+    assert key(engines_of(tiny_folder, tmp_path), conditioning) == key(engines, conditioning)
 
 
 def test_other_weights_are_another_request(engines: EngineSet, conditioning: Conditioning, tmp_path: Path) -> None:
     other = engines_of(write_tiny_checkpoint(tmp_path / "other", seed=1), tmp_path / "store")
-    assert key(other, conditioning, DENOISING) != key(engines, conditioning, DENOISING)
+    assert key(other, conditioning) != key(engines, conditioning)
 
 
-def test_the_key_is_the_same_in_another_set_of_engines(
-    engines: EngineSet, conditioning: Conditioning, tiny_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(("on_missing", "again"), [("eager", "sampled"), ("auto", "memory")])
+def test_eager_is_kept_as_a_matter_of_course_and_not_in_the_place_of_an_engine(
+    conditioning: Conditioning, tiny_folder: Path, tmp_path: Path, on_missing: str, again: str
 ) -> None:
-    again = engines_of(tiny_folder, tmp_path / "elsewhere")
-    assert key(again, conditioning, DENOISING) == key(engines, conditioning, DENOISING)
-
-
-def test_eager_in_the_place_of_an_engine_is_not_kept(
-    conditioning: Conditioning, tiny_folder: Path, tmp_path: Path
-) -> None:
-    fallen = engines_of(tiny_folder, tmp_path / "store", backend="onnxruntime", on_missing="eager")
+    fallen = engines_of(tiny_folder, tmp_path / "store", backend="onnxruntime", on_missing=on_missing)
     results = ConditioningCache(tmp_path / "results")
-    assert [asked((fallen, conditioning, DENOISING), results).place for _ in range(2)] == ["sampled"] * 2
-    assert not (tmp_path / "results").exists()
+    assert [asked(fallen, conditioning, results).place for _ in range(2)] == ["sampled", again]
+    assert (tmp_path / "results").exists() == (again == "memory")
 
 
 class Hastened(EngineSet):
@@ -188,30 +145,24 @@ def test_what_a_clip_should_run_by_is_settled_before_it_runs(
     def on_step(*_: object) -> None:
         hastened.is_past = True
 
-    plan = planned(hastened, conditioning, DENOISING)
+    plan = planned(hastened, conditioning)
     assert sample_or_recall(plan, conditioning, on_step, results).place == "sampled"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_eager_as_a_matter_of_course_is_kept(conditioning: Conditioning, tiny_folder: Path, tmp_path: Path) -> None:
-    on_cpu = engines_of(tiny_folder, tmp_path / "store", backend="onnxruntime", on_missing="auto")
-    results = ConditioningCache(tmp_path / "results")
-    assert [asked((on_cpu, conditioning, DENOISING), results).place for _ in range(2)] == ["sampled", "memory"]
 
 
 def test_a_backend_that_is_not_here_has_no_results(
     conditioning: Conditioning, tiny_folder: Path, tmp_path: Path
 ) -> None:
     absent = engines_of(tiny_folder, tmp_path, backend="tensorrt", on_missing="eager")
-    assert key(absent, conditioning, DENOISING) is None
-    assert asked((absent, conditioning, DENOISING), ConditioningCache(tmp_path / "results")).place == "sampled"
+    assert key(absent, conditioning) is None
+    assert asked(absent, conditioning, ConditioningCache(tmp_path / "results")).place == "sampled"
 
 
 @pytest.mark.parametrize(
     "tensors",
     [
-        {"latents": torch.zeros(2, 4, 8, 8)},
-        {"latents": torch.zeros(2, 4, 9, 8, dtype=torch.float16)},
+        {"latents": torch.zeros(3, 4, 8, 8)},
+        {"latents": torch.zeros(3, 4, 9, 8, dtype=torch.float16)},
         {"other": torch.zeros(1)},
     ],
     ids=["size", "dtype", "name"],
@@ -219,20 +170,19 @@ def test_a_backend_that_is_not_here_has_no_results(
 def test_what_is_no_result_of_this_request_is_made_again(
     engines: EngineSet, conditioning: Conditioning, tensors: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    request, results = (engines, conditioning, DENOISING), ConditioningCache(tmp_path)
-    name = key(*request)
+    results, name = ConditioningCache(tmp_path), key(engines, conditioning)
     assert name is not None
     results.put(name, Encoded(tensors), 1.0)
-    first = asked(request, results)
+    first = asked(engines, conditioning, results)
     assert first.place == "sampled"
-    assert torch.equal(asked(request, ConditioningCache(tmp_path)).latents, first.latents)
+    assert torch.equal(asked(engines, conditioning, ConditioningCache(tmp_path)).latents, first.latents)
 
 
 def test_it_is_bounded(engines: EngineSet, conditioning: Conditioning, tmp_path: Path) -> None:
-    one = asked((engines, conditioning, DENOISING), None).latents.nbytes
+    one = asked(engines, conditioning, None).latents.nbytes
     results = ConditioningCache(tmp_path, CacheLimits(memory_bytes=2 * one, disk_bytes=3 * one))
     for seed in range(5):
-        asked((engines, conditioning, replace(DENOISING, seed=seed)), results)
+        asked(engines, conditioning, results, replace(GUIDED, seed=seed))
     assert 0 < sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * one
     assert LIMITS.disk_bytes < 1 << 32
 
@@ -241,4 +191,4 @@ def test_a_quantized_cores_result_has_no_name(engines: EngineSet, conditioning: 
     """Its scales are no part of the policy: two engines with scales from other pictures would share one."""
     policy = replace(engines.policy, backend="auto", precision="int8")
     quantized = EngineSet(engines.model, engines.store, policy, engines.device)
-    assert key(quantized, conditioning, DENOISING) is None
+    assert key(quantized, conditioning) is None
