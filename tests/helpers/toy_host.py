@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +10,7 @@ from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
 from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
-PATIENCE_S = 60.0
+from .interrupts import wait_for
 
 
 class AsOnAGpu(EnginePolicy):
@@ -57,14 +55,6 @@ class Room(LoadInPlace):
 
     def clear(self) -> None:
         self.cleared += 1
-
-
-def wait_for(found: Callable[[], object]) -> None:
-    """Waits until something is so; the patience is for a machine with other work."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not found():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.01)
 
 
 def let_build(host: ToyHost, builds: IdleBuilds) -> None:

@@ -19,10 +19,6 @@ def test_what_was_added_is_on_disk_at_once(tmp_path: Path) -> None:
     assert read_row(path) == Row("a", "A", MEASURED, "", {"step_ms": 1.5}, ("a note", "another"))
 
 
-def test_small_figures_keep_their_digits() -> None:
-    assert Row("a", "A").adding({"frames_max_abs": 2.861e-9}).figures["frames_max_abs"] == 2.861e-9
-
-
 @pytest.mark.parametrize("text", [None, "", "[1, 2", "{}", json.dumps({"name": "a", "title": "A", "state": "odd"})])
 def test_a_file_that_is_none_gives_no_row(tmp_path: Path, text: str | None) -> None:
     if text is not None:
@@ -36,10 +32,8 @@ def test_unknown_content_is_refused(change: dict[str, object]) -> None:
         row_from_dict({"name": "a", "title": "A", **change})
 
 
-def test_the_peak_is_the_worst_stage() -> None:
+def test_figures_keep_their_digits_and_say_what_they_mean() -> None:
+    assert Row("a", "A").adding({"frames_max_abs": 2.861e-9}).figures["frames_max_abs"] == 2.861e-9
     row = Row("a", "A", figures={"gpu_resident_encode_gib": 2.0, "gpu_resident_decode_gib": 6.5})
-    assert (row.peak_gib("resident"), row.peak_gib("offloaded")) == (6.5, None)
-
-
-def test_every_figure_says_what_it_means() -> None:
+    assert (row.peak_gib("resident"), row.peak_gib("offloaded")) == (6.5, None), "the worst stage"
     assert all(len(meaning) > 6 for meaning in FIGURES.values())

@@ -16,12 +16,8 @@ from i2v_tensorrt.pipeline.models.registry import open_model
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
-class Present(EagerBackend):
-    """A backend that is there."""
-
-
 class Absent(EagerBackend):
-    """One that is not."""
+    """A backend that is not there."""
 
     def availability(self, device: torch.device) -> Availability:
         return Availability(False, "It is not here.", "pip install it")
@@ -40,7 +36,12 @@ class Model:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
-    backends = {"tensorrt": Absent(), "inductor": Present(), "onnxruntime": Present(), "eager": EagerBackend()}
+    backends = {
+        "tensorrt": Absent(),
+        "inductor": EagerBackend(),
+        "onnxruntime": EagerBackend(),
+        "eager": EagerBackend(),
+    }
     monkeypatch.setattr(rungs_module, "BACKENDS", backends)
     return Model()
 

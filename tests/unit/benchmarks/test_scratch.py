@@ -12,15 +12,6 @@ from i2v_tensorrt.pipeline.dummies.full_size import FULL_SIZES
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 
-def test_without_a_gpu_nothing_is_measured(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(scratch.torch.cuda, "is_available", lambda: False)
-    assert scratch.main(["--out", str(tmp_path / "scratch.json")]) == 1
-    assert "no CUDA GPU was found" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_every_component_has_rows_and_a_failure_is_one(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "PICTURE_SIZES", ((64, 64, 1, 1),))
     for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
@@ -36,13 +27,8 @@ def test_every_component_has_rows_and_a_failure_is_one(tiny_folder: Path, monkey
 
 def test_the_sizes_are_those_of_the_checkpoints_that_can_be_written() -> None:
     assert set(DENOISER_SIZES) == set(FULL_SIZES)
-    assert sizes_of((1024, 576, 25, 2)) == {
-        "batch": 2,
-        "frames": 25,
-        "chunk": 25,
-        "latent_height": 72,
-        "latent_width": 128,
-    }
+    sizes = {"batch": 2, "frames": 25, "chunk": 25, "latent_height": 72, "latent_width": 128}
+    assert sizes_of((1024, 576, 25, 2)) == sizes
 
 
 def test_the_kept_figures_hold_each_core() -> None:

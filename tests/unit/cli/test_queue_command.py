@@ -13,18 +13,15 @@ from i2v_tensorrt.cli.queue_command import find_pictures, main, make_jobs, serve
 from i2v_tensorrt.remote.batch.ledger import Job
 from i2v_tensorrt.remote.batch.progress import JobResult, Report
 from i2v_tensorrt.remote.batch.workflow import UsageError, Workflow
-from i2v_tensorrt.tests.helpers.fake_comfy import FakeComfy, write_pictures
-from i2v_tensorrt.tests.unit.remote.test_queue_run import GRAPH
+from i2v_tensorrt.tests.helpers.fake_comfy import GRAPH, FakeComfy, running, write_pictures
 
 JOB = Job((Path("pictures/lake.png"),), "p", "w", "lake")
 
 
 @pytest.fixture
 def fake() -> Iterator[FakeComfy]:
-    server = FakeComfy()
-    server.start()
-    yield server
-    server.kill()
+    with running() as server:
+        yield server
 
 
 @pytest.fixture
@@ -120,22 +117,16 @@ def test_only_pictures_of_a_folder_are_taken_by_name(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpeg", "notes.txt", ".hidden.png"):
         (tmp_path / name).write_text(name)
     (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in find_pictures([tmp_path, tmp_path / "notes.txt"], tmp_path / "out")] == [
-        "a.jpeg",
-        "b.PNG",
-        "notes.txt",
-    ]
+    found = find_pictures([tmp_path, tmp_path / "notes.txt"], tmp_path / "out")
+    assert [path.name for path in found] == ["a.jpeg", "b.PNG", "notes.txt"]
 
 
-def test_the_same_picture_is_one_job(tmp_path: Path) -> None:
+def test_the_same_picture_is_one_job_and_one_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     paths = write_pictures(tmp_path, 3)
     paths[2].write_bytes(paths[0].read_bytes())
     jobs = make_jobs(Workflow(GRAPH), paths, "graph")
     assert [job.pictures for job in jobs] == [(paths[0], paths[2]), (paths[1],)]
     assert len({job.file_stem for job in jobs}) == 2
-
-
-def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="to read"):
         make_jobs(Workflow(GRAPH), [tmp_path], "graph")
 
@@ -182,13 +173,12 @@ def test_a_terminal_shows_one_line_that_moves(monkeypatch: pytest.MonkeyPatch) -
     assert all(len(state) < 60 for state in drawn.split("\r"))
 
 
-def test_previews_are_kept_in_their_order(tmp_path: Path) -> None:
-    show(io.StringIO(), tmp_path / "previews")
-    found = {path.name: path.read_bytes() for path in (tmp_path / "previews" / JOB.file_stem).iterdir()}
-    assert found == {"0001.jpg": b"jpeg", "0002.png": b"png"}
-
-
-def test_no_previews_are_kept_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_previews_are_kept_in_their_order_where_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     show(io.StringIO())
     assert list(tmp_path.iterdir()) == []
+    show(io.StringIO(), tmp_path / "previews")
+    found = {path.name: path.read_bytes() for path in (tmp_path / "previews" / JOB.file_stem).iterdir()}
+    assert found == {"0001.jpg": b"jpeg", "0002.png": b"png"}

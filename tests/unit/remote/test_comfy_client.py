@@ -35,36 +35,24 @@ def server_that_answers(status: int, body: bytes) -> Iterator[str]:
             thread.join()
 
 
-@pytest.fixture
-def gone() -> ComfyClient:
-    """A client of a server that has ended."""
+def test_a_missing_server_is_named_and_opens_no_socket() -> None:
     with server_that_answers(200, b"") as url:
-        return ComfyClient(url)
-
-
-def test_a_missing_server_is_named(gone: ComfyClient) -> None:
-    with pytest.raises(ServerError, match="cannot be reached") as caught:
+        gone = ComfyClient(url)
+    with pytest.raises(ServerError, match=f"{url} cannot be reached"):
         gone.object_info()
-    assert gone.url in str(caught.value)
-
-
-def test_a_missing_server_opens_no_socket(gone: ComfyClient) -> None:
     with pytest.raises(ServerError, match="socket"):
         gone.run({})
 
 
-def test_a_failing_server_gives_its_status() -> None:
+def test_a_failing_server_gives_its_status_and_what_is_no_json_is_shown() -> None:
     with server_that_answers(500, b"Internal Server Error") as url, pytest.raises(ServerError) as caught:
         ComfyClient(url).queue({})
-    assert caught.value.status == 500
-    assert caught.value.body == b"Internal Server Error"
+    assert (caught.value.status, caught.value.body) == (500, b"Internal Server Error")
+    with server_that_answers(200, b"<html>a router</html>") as url, pytest.raises(ServerError, match="a router"):
+        ComfyClient(url).object_info()
 
 
-def test_an_answer_that_is_no_json_is_shown() -> None:
-    with server_that_answers(200, b"<html>a router</html>") as url:
-        client = ComfyClient(url)
-        with pytest.raises(ServerError, match="a router"):
-            client.object_info()
+NOT_IN_LIST = {"message": "Value not in list", "details": "sampler: 'x' not in []"}
 
 
 @pytest.mark.parametrize(
@@ -75,12 +63,7 @@ def test_an_answer_that_is_no_json_is_shown() -> None:
         (
             {
                 "error": {"message": "Prompt outputs failed validation", "details": "..."},
-                "node_errors": {
-                    "7": {
-                        "class_type": "KSampler",
-                        "errors": [{"message": "Value not in list", "details": "sampler: 'x' not in []"}],
-                    }
-                },
+                "node_errors": {"7": {"class_type": "KSampler", "errors": [NOT_IN_LIST]}},
             },
             "node 7 (KSampler): Value not in list: sampler: 'x' not in []",
         ),

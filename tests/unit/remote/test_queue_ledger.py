@@ -1,13 +1,14 @@
 """The ledger: what a later run reads of what an earlier one wrote."""
 
+import errno
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from i2v_tensorrt.common.errors import StorageError
 from i2v_tensorrt.remote.batch.ledger import LEDGER, Job, Ledger, MadeFile, exclusive_lock
+from i2v_tensorrt.tests.helpers.toys import fail
 
 JOB = Job((Path("a.png"),), "p1", "w1", "a")
 
@@ -20,26 +21,18 @@ def finished(folder: Path) -> Ledger:
     return ledger
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
-    ledger, again = finished(tmp_path), Ledger(tmp_path)
-    assert again.client_id == ledger.client_id
-    assert again.find(JOB) == again.finished(JOB) == ledger.find(JOB)
-
-
 def test_each_state_is_on_the_disk_at_once(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
-    states = []
-    for change in (
-        lambda: ledger.queued(JOB, "one"),
-        lambda: ledger.failed(JOB, "so"),
-        lambda: ledger.queued(JOB, "2"),
-    ):
-        change()
+    ledger, states = Ledger(tmp_path), []
+    for change in (ledger.queued, "one"), (ledger.failed, "so"), (ledger.queued, "2"):
+        change[0](JOB, change[1])
         entry = Ledger(tmp_path).find(JOB)
         assert entry is not None
         states.append((entry.state, entry.prompt_id, entry.error))
     assert states == [("queued", "one", None), ("failed", "one", "so"), ("queued", "2", None)]
     assert [path.name for path in tmp_path.iterdir()] == [LEDGER]
+    ledger, again = finished(tmp_path), Ledger(tmp_path)
+    assert again.client_id == ledger.client_id
+    assert again.find(JOB) == again.finished(JOB) == ledger.find(JOB)
 
 
 @pytest.mark.parametrize("content", [None, b"1234"], ids=["gone", "cut off"])
@@ -79,26 +72,19 @@ def test_a_ledger_that_cannot_be_read_is_never_overwritten(tmp_path: Path, conte
 def test_a_ledger_that_cannot_be_written_keeps_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = finished(tmp_path)
     before = (tmp_path / LEDGER).read_text()
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_text", fail(errno.ENOSPC))
     with pytest.raises(StorageError, match="No space left"):
         ledger.queued(Job((), None, "w9", "b"), "later")
     assert json.loads((tmp_path / LEDGER).read_text("utf-8")) == json.loads(before)
     assert {path.name for path in tmp_path.iterdir()} == {LEDGER, "a.mp4"}
 
 
-def test_a_folder_has_one_user_at_a_time(tmp_path: Path) -> None:
+def test_a_folder_has_one_user_at_a_time_and_is_no_file(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
     with exclusive_lock(folder), pytest.raises(StorageError, match="another queue"), exclusive_lock(folder):
         pass
     with exclusive_lock(folder):
         pass
-
-
-def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(StorageError, match="should be a folder"), exclusive_lock(tmp_path / "out"):
         pass

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from i2v_tensorrt.runtime.tools import benchmark
 from i2v_tensorrt.runtime.tools.benchmark import COMPILED, REFERENCE, BenchmarkOrder, row_names, run_benchmark
 
 from ...helpers.clips import quiet
+from ...helpers.interrupts import is_alive, wait_for
 from ...helpers.toys import CPU
 
 WAITING = """
@@ -122,23 +121,7 @@ def test_ending_it_ends_what_it_started(ordered: Ordered, tmp_path: Path, monkey
 
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(ordered(), CPU, tmp_path, report)
-    deadline = time.monotonic() + 30
-    while alive(started[0]):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for yet has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return not Path("/proc/self").exists()
+    wait_for(lambda: not is_alive(started[0]))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from i2v_tensorrt.runtime.engines.policy import LATER
 from i2v_tensorrt.runtime.tools import doctor
 from i2v_tensorrt.runtime.tools.doctor import diagnose
 
-from ...helpers.toy_host import PATIENCE_S, AsOnAGpu, Room, ToyHost, let_build, wait_for
+from ...helpers.interrupts import PATIENCE_S, wait_for
+from ...helpers.toy_host import AsOnAGpu, Room, ToyHost, let_build
 from ...helpers.toy_model import BROKE, CHUNKED, ODD, SIZES, MakeSet, ToyModel, breaking, built, keys, mend, run
 from ...helpers.toys import CPU, InProcess, ToyBackend, names
 
