@@ -1,5 +1,7 @@
 """The table and the pictures that two clips make together."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -30,11 +32,12 @@ def test_figures_stand_in_the_table() -> None:
     assert found.line.startswith("PSNR 9.03 dB, SSIM 0.")
 
 
-def test_equal_clips_say_so() -> None:
+def test_equal_clips_say_so_and_a_tiny_difference_is_not_rounded_away() -> None:
     found = compared(0.0)
     assert row(found, "PSNR")[0] == row(found, "PSNR, worst")[0] == "equal"
     assert row(found, "SSIM, mean")[0] == "1.0000"
     assert found.difference.max() == 0
+    assert row(compared(2.0**-20), "greatest difference")[0] == "9.5e-07"
 
 
 @pytest.mark.parametrize(("brightest", "told"), [(0.0, "0.0100"), (0.5, "0.5000")])
@@ -44,19 +47,16 @@ def test_the_heat_map_reaches_from_nothing_to_the_greatest_or_to_what_was_asked(
     assert (found.difference.max() > 0.9) == (brightest == 0)
 
 
-def test_a_tiny_difference_is_not_rounded_away() -> None:
-    assert row(compared(2.0**-20), "greatest difference")[0] == "9.5e-07"
-
-
-@pytest.mark.parametrize("brightest", [-0.1, 1.1, float("nan")])
-def test_settings_out_of_range_are_refused(brightest: float) -> None:
-    with pytest.raises(InputError, match="a number from 0 to 1"):
-        compared(0.1, brightest)
-
-
-def test_a_label_beyond_all_measure_is_refused() -> None:
-    with pytest.raises(InputError, match=f"at most {MAX_LABEL} characters, found {MAX_LABEL + 1}"):
-        compared(0.1, labels=("", "x" * (MAX_LABEL + 1)))
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        *(({"brightest": value}, "a number from 0 to 1") for value in (-0.1, 1.1, float("nan"))),
+        ({"labels": ("", "x" * (MAX_LABEL + 1))}, f"at most {MAX_LABEL} characters, found {MAX_LABEL + 1}"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        compared(0.1, **settings)
 
 
 def test_markdown_keeps_a_cell_a_cell() -> None:

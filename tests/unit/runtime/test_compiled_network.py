@@ -14,7 +14,7 @@ import torch
 
 from i2v_tensorrt.common.errors import EngineError, MissingEngineError
 from i2v_tensorrt.engine_builder.backends import registry
-from i2v_tensorrt.engine_builder.backends.base import Runner
+from i2v_tensorrt.engine_builder.backends.base import Runner, no_collection
 from i2v_tensorrt.engine_builder.build.build import quiet
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace, MemoryManager
@@ -81,20 +81,16 @@ def test_an_engine_that_holds_weights_is_one_for_each(make_scene: MakeScene) -> 
     assert len(scene.toy.builds_done) == 2
 
 
-def test_other_constants_are_another_engine(make_scene: MakeScene) -> None:
+def test_other_constants_are_another_engine_and_some_at_every_call_are_told(make_scene: MakeScene) -> None:
     scene = make_scene()
-    scene.run(2, frames=3)
-    scene.run(2, frames=4)
+    for frames in (3, 4):
+        scene.run(2, frames=frames)
     assert len(scene.toy.builds_done) == 2
-
-
-def test_arguments_that_change_at_every_call_are_told(make_scene: MakeScene) -> None:
     scene = make_scene(on_missing="eager")
     for number in range(MAX_KINDS + 1):
         scene.run(frames=number)
-    assert f"The network is called in more than {MAX_KINDS} ways, of which each needs an engine." in (
-        scene.network.take_notes()
-    )
+    told = f"The network is called in more than {MAX_KINDS} ways, of which each needs an engine."
+    assert told in scene.network.take_notes()
 
 
 @pytest.mark.parametrize(
@@ -239,12 +235,9 @@ def test_without_an_engine_the_network_runs_or_the_run_stops(make_scene: MakeSce
     assert warning.startswith("network runs in eager PyTorch, which is slower. There is no engine for network in ")
     with pytest.raises(MissingEngineError):
         make_scene(on_missing="stop").run()
-
-
-def test_eager_asks_for_nothing(make_scene: MakeScene) -> None:
     scene = make_scene(backend="eager")
     assert scene.run(3) == 3
-    assert scene.network.take_notes() == [] and scene.owner.digests == 0
+    assert scene.network.take_notes() == [] and scene.owner.digests == 0, "eager asks for nothing"
 
 
 @pytest.mark.parametrize("result", [(torch.zeros(1),), {"a": torch.zeros(1)}, None])
@@ -265,7 +258,8 @@ def test_an_interrupt_goes_through(make_scene: MakeScene) -> None:
     assert scene.run(2) == 1
 
 
-def test_between_runs_nothing_is_held(make_scene: MakeScene) -> None:
+def test_between_runs_nothing_is_held_and_weights_go_with_the_last_who_uses_them(make_scene: MakeScene) -> None:
+    """They are somebody else's, who may have sent them away long before Python's collector comes."""
     scene = make_scene()
     scene.run(2)
     runners = [runner for kind in scene.network._kinds.values() for runner, *_ in kind.compared]
@@ -273,17 +267,9 @@ def test_between_runs_nothing_is_held(make_scene: MakeScene) -> None:
     scene.network.unload()
     assert not any(runner.is_loaded for runner in runners)
     assert scene.run(2) == 0
-
-
-def test_weights_go_with_the_last_who_uses_them(make_scene: MakeScene) -> None:
-    """They are somebody else's, who may have sent them away long before Python's collector comes."""
-    scene = make_scene()
-    scene.run(2)
+    del runners
     network = ref(scene.owner.network)
     gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         del scene
         assert network() is None
-    finally:
-        gc.enable()

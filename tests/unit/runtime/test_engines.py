@@ -22,14 +22,15 @@ from ...helpers.toys import CPU, InProcess, ToyBackend
 # Policies.
 
 
-def test_what_is_missing_is_built_once_and_found_by_the_next(make: MakeSet, toy: ToyBackend) -> None:
+def test_what_is_missing_is_built_once_and_used_by_the_next_whatever_the_policy(make: MakeSet, toy: ToyBackend) -> None:
     first = make()
     assert [run(first), run(first)] == ["toy", "toy"]
     (note,) = first.take_notes()
     assert note.startswith("core engine built in ")
-    second = make()
-    assert run(second) == "toy"
-    assert second.take_notes() == []
+    for on_missing in ("build", "eager", "stop"):
+        second = make(on_missing=on_missing)
+        assert run(second) == "toy"
+        assert second.take_notes() == []
     assert len(toy.builds_done) == 1
 
 
@@ -56,8 +57,15 @@ PRESETS = (ClipSize(48, 64, 4), ClipSize(128, 64, 4))
 WIDE = {**SIZES, "latent_width": 16}
 
 
-def test_one_engine_serves_its_presets(make: MakeSet, toy: ToyBackend) -> None:
-    engines = make(shapes="presets", presets=PRESETS)
+def test_one_engine_serves_its_presets_and_what_is_none_runs_eager_with_the_distance(
+    make: MakeSet, toy: ToyBackend
+) -> None:
+    engines, between = make(shapes="presets", presets=PRESETS), {**SIZES, "latent_width": 12}
+    engines.prepare(between)
+    assert run(engines, between) == "eager"
+    (note,) = engines.take_notes()
+    assert "in the nearest, latent_width is 12, 4 below the smallest supported 16" in note
+    assert toy.builds_done == []
     assert [run(engines, WIDE), run(engines, SIZES), run(engines, WIDE)] == ["toy"] * 3
     (spec,) = toy.builds_done
     assert [each.optimum for each in spec.profile.profiles] == [SIZES, WIDE]
@@ -65,17 +73,6 @@ def test_one_engine_serves_its_presets(make: MakeSet, toy: ToyBackend) -> None:
     assert plan.manifest.verdict is not None
     assert plan.manifest.verdict.shapes == (SIZES, WIDE)
     assert run(make(shapes="presets", presets=PRESETS, on_missing="stop"), WIDE) == "toy"
-
-
-def test_what_is_no_preset_runs_eager_with_the_distance_and_builds_nothing(make: MakeSet, toy: ToyBackend) -> None:
-    engines = make(shapes="presets", presets=PRESETS)
-    between = {**SIZES, "latent_width": 12}
-    engines.prepare(between)
-    assert run(engines, between) == "eager"
-    (note,) = engines.take_notes()
-    assert "in the nearest, latent_width is 12, 4 below the smallest supported 16" in note
-    assert toy.builds_done == []
-    run(engines, WIDE)
     with pytest.raises(MissingEngineError, match="in the nearest, latent_width is 12, 4 below the smallest"):
         run(make(on_missing="stop"), between)
 
@@ -99,33 +96,22 @@ def test_an_exact_decoder_takes_every_number_of_frames_at_once(make: MakeSet, to
     assert len(toy.builds_done) == 1
 
 
-def test_eager_by_policy_builds_nothing_and_says_why_at_every_run(make: MakeSet, toy: ToyBackend) -> None:
+def test_eager_by_policy_builds_nothing_and_says_why_at_every_run_and_stop_names_the_node(
+    make: MakeSet, toy: ToyBackend
+) -> None:
     engines = make(on_missing="eager")
     assert [run(engines), run(engines), run(engines, {**SIZES, "frames": 5})] == ["eager"] * 3
     (note,) = engines.take_notes()
+    missing = f"There is no engine for core in {engines.store.root}: build one with the Engine Builder."
     assert note.startswith("core runs in eager PyTorch, which is slower. There is no engine for core in ")
     assert run(engines, {**SIZES, "frames": 6}) == "eager"
     assert engines.take_notes() == [note], "it holds for this run too"
     assert engines.take_notes() == []
-    assert toy.builds_done == []
-    assert not (engines.store.root).exists()
-
-
-def test_stop_by_policy_names_the_component_the_store_and_the_node(make: MakeSet) -> None:
-    engines = make(on_missing="stop")
     with pytest.raises(MissingEngineError) as caught:
-        run(engines)
-    assert str(caught.value) == (
-        f"There is no engine for core in {engines.store.root}: build one with the Engine Builder."
-    )
-
-
-@pytest.mark.parametrize("on_missing", ["eager", "stop"])
-def test_engines_that_are_there_are_used_whatever_the_policy(make: MakeSet, on_missing: str) -> None:
-    run(make())
-    engines = make(on_missing=on_missing)
-    assert run(engines) == "toy"
-    assert engines.take_notes() == []
+        run(make(on_missing="stop"))
+    assert str(caught.value) == missing
+    assert toy.builds_done == []
+    assert not engines.store.root.exists()
 
 
 def test_eager_that_is_no_fallback_needs_no_note(make: MakeSet, toy: ToyBackend) -> None:
@@ -146,6 +132,11 @@ def test_eager_that_is_no_fallback_needs_no_note(make: MakeSet, toy: ToyBackend)
 def test_an_unknown_policy_is_refused_with_what_is_known(field: str, value: str) -> None:
     with pytest.raises(InputError, match=rf"policy|precision is one of .*, found '{value}'"):
         EnginePolicy(**{field: value})
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones(make: MakeSet) -> None:
+    with pytest.raises(InputError, match="auto, toy, eager, found 'tpu'"):
+        make(backend="tpu", on_missing="stop").summary()
 
 
 # Sizes that do not fit.
@@ -223,11 +214,6 @@ def test_without_a_backend_it_runs_eager_or_stops_with_the_line_that_installs_on
                 ask(stopping)
 
 
-def test_an_unknown_backend_is_refused_with_the_known_ones(make: MakeSet) -> None:
-    with pytest.raises(InputError, match="auto, toy, eager, found 'tpu'"):
-        make(backend="tpu", on_missing="stop").summary()
-
-
 @pytest.mark.parametrize(
     ("device", "wanted", "precision"),
     [("cpu", "auto", "fp32"), ("cuda", "auto", "fp16"), ("cuda", "bf16", "bf16"), ("cpu", "fp16", "fp16")],
@@ -276,18 +262,15 @@ def test_the_residency_is_asked_with_the_scratch_memory_of_the_size(make: MakeSe
 
 
 def test_the_report_of_a_build_names_the_component_and_cancels(toy: ToyBackend, tmp_path: Path) -> None:
-    class StopError(Exception):
-        pass
-
     heard: list[tuple[str, float]] = []
 
     def report(stage: str, done: float) -> None:
         heard.append((stage, done))
         if "check" in stage:
-            raise StopError
+            raise KeyboardInterrupt
 
     engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(), CPU, report=report)
-    with pytest.raises(StopError):
+    with pytest.raises(KeyboardInterrupt):
         run(engines)
     assert all(stage.startswith("core: ") and 0 <= done <= 1 for stage, done in heard)
     assert keys(engines) == []

@@ -11,6 +11,7 @@ import torch
 
 from i2v_tensorrt.common.errors import EngineError, InputError
 from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec
+from i2v_tensorrt.engine_builder.backends.base import no_collection
 from i2v_tensorrt.engine_builder.graph.onnx_export import dynamic_shapes, example_inputs
 from i2v_tensorrt.runtime.external.network_call import (
     Call,
@@ -158,22 +159,14 @@ def test_it_exports_with_the_names_of_its_tensors_and_a_range() -> None:
     assert torch.equal(program.module()(**small.tensors), called(small)(**small.tensors))
 
 
-def test_what_is_borrowed_is_never_moved() -> None:
+def test_what_is_borrowed_is_never_moved_and_goes_with_the_last_who_uses_it() -> None:
     network = Network()
     borrowed = SharedWeightsNetwork(network, "_forward", read().tree, lambda: {"options": {}})
     assert borrowed.to(torch.device("meta"), torch.float16) is borrowed
     assert network.weight.device.type == "cpu" and network.weight.dtype is torch.float32
-
-
-def test_the_network_goes_with_the_last_who_uses_it() -> None:
-    network = Network()
-    borrowed = SharedWeightsNetwork(network, "_forward", read().tree, lambda: {"options": {}})
     borrowed(**read().tensors)
     gone = ref(network)
     gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         del network, borrowed
         assert gone() is None
-    finally:
-        gc.enable()

@@ -23,7 +23,13 @@ def engines(make: MakeSet) -> EngineSet:
 
 
 def test_every_component_is_built_for_the_size_and_told_in_a_line(engines: EngineSet, toy: ToyBackend) -> None:
-    lines = prebuild(engines, JOB, quiet)
+    heard: list[tuple[str, float]] = []
+    lines = prebuild(engines, JOB, lambda stage, done: heard.append((stage, done)))
+    fractions = [done for _, done in heard]
+    assert fractions == sorted(fractions), "of the whole job"
+    assert heard[-1] == ("done", 1.0)
+    for stage, done in heard[:-1]:
+        assert (done <= 0.5) if stage.startswith("core: ") else (done >= 0.5 and stage.startswith("vae_decoder: "))
     assert [line.split(":")[0] for line in lines] == ["core", "vae_decoder"]
     assert all("built in " in line and " s by toy for x86_64, fp32, " in line for line in lines)
     assert all(line.endswith("cosine 1.0000000, 200 dB") for line in lines), "the toy is the reference itself"
@@ -49,16 +55,6 @@ def test_what_is_there_is_not_built_again_unless_forced(engines: EngineSet, toy:
     assert len(toy.builds_done) == 4
 
 
-def test_the_report_hears_the_whole_jobs_fraction(engines: EngineSet) -> None:
-    heard: list[tuple[str, float]] = []
-    prebuild(engines, JOB, lambda stage, done: heard.append((stage, done)))
-    fractions = [done for _, done in heard]
-    assert fractions == sorted(fractions)
-    assert heard[-1] == ("done", 1.0)
-    for stage, done in heard[:-1]:
-        assert (done <= 0.5) if stage.startswith("core: ") else (done >= 0.5 and stage.startswith("vae_decoder: "))
-
-
 def test_one_that_cannot_be_built_ends_the_job_and_the_others_stay(engines: EngineSet, toy: ToyBackend) -> None:
     def fail_second(folder: Path) -> None:
         if toy.builds_done:
@@ -79,12 +75,6 @@ def test_an_engine_that_was_not_run_here_is_said_to_be_unverified(engines: Engin
     assert line.endswith("unverified here")
 
 
-def test_a_size_that_no_network_takes_is_refused_before_anything_is_built(engines: EngineSet, toy: ToyBackend) -> None:
-    with pytest.raises(InputError, match="frames is 40, 24 above the largest supported 16"):
-        prebuild(engines, Prebuild(("core",), 64, 64, 40), quiet)
-    assert toy.builds_done == []
-
-
 def test_the_components_are_those_of_all_families_once() -> None:
     names = component_names()
     assert len(set(names)) == len(names)
@@ -92,10 +82,22 @@ def test_the_components_are_those_of_all_families_once() -> None:
     assert all(set(family.engine_components) <= set(names) for family in FAMILIES)
 
 
-@pytest.mark.parametrize("component", ["flux", "conditioner", ALL])
-def test_a_network_that_the_model_does_not_compile_is_refused(
-    engines: EngineSet, toy: ToyBackend, component: str
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        *(
+            (
+                Prebuild(("core", component), 48, 64, 4),
+                rf"^The networks to compile are core, vae_decoder, found '{component}'\.$",
+            )
+            for component in ("flux", "conditioner", ALL)
+        ),
+        (Prebuild(("core",), 64, 64, 40), "frames is 40, 24 above the largest supported 16"),
+    ],
+)
+def test_what_the_model_does_not_compile_is_refused_before_anything_is_built(
+    engines: EngineSet, toy: ToyBackend, job: Prebuild, told: str
 ) -> None:
-    with pytest.raises(InputError, match=rf"^The networks to compile are core, vae_decoder, found '{component}'\.$"):
-        prebuild(engines, Prebuild(("core", component), 48, 64, 4), quiet)
+    with pytest.raises(InputError, match=told):
+        prebuild(engines, job, quiet)
     assert toy.builds_done == []

@@ -40,33 +40,19 @@ def key_of(**changes: Any) -> str:
     return video_key(**{**wish, **changes})
 
 
-def test_the_same_request_has_the_same_name() -> None:
-    assert key_of() == key_of()
-
-
 @pytest.mark.parametrize("change", OTHERS)
 def test_another_request_has_another_name(change: str) -> None:
-    assert key_of(**OTHERS[change]) != key_of()
+    assert key_of(**OTHERS[change]) != key_of() == key_of()
 
 
-def test_a_note_outlives_the_process(tmp_path: Path) -> None:
-    key = key_of()
-    notes = ConditioningCache(tmp_path, LIMITS)
+def test_a_note_outlives_the_process_and_one_that_is_damaged_or_of_another_kind_is_none(tmp_path: Path) -> None:
+    key, notes = key_of(), ConditioningCache(tmp_path, LIMITS)
     assert noted(notes, key) is None
     note(notes, key, VIDEO)
     assert noted(notes, key) == noted(ConditioningCache(tmp_path, LIMITS), key) == VIDEO
     assert noted(notes, key_of(name="other")) is None
-
-
-def test_a_damaged_note_is_none(tmp_path: Path) -> None:
-    key = key_of()
-    note(ConditioningCache(tmp_path, LIMITS), key, VIDEO)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes().replace(b"clip_00001_", b"clip_00002_"))
     assert noted(ConditioningCache(tmp_path, LIMITS), key) is None
-
-
-def test_a_note_of_another_kind_is_none() -> None:
-    notes = ConditioningCache(None)
-    notes.put(key_of(), Encoded({}, ("one", "two")), 1.0)
-    assert noted(notes, key_of()) is None
+    notes.put(key, Encoded({}, ("one", "two")), 1.0)
+    assert noted(notes, key) is None
