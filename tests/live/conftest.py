@@ -87,13 +87,18 @@ def server(host: ComfyHost, base_directory: Path, server_arguments: list[str]) -
 
 @pytest.fixture(scope="session")
 def client(server: ComfyServer) -> ComfyClient:
-    """A client of the server."""
     return ComfyClient(server.url)
 
 
 @pytest.fixture(scope="session")
+def nodes(client: ComfyClient) -> dict[str, dict[str, Any]]:
+    """The pack's entries in /object_info."""
+    module = "custom_nodes.I2V-TensorRT"
+    return {name: info for name, info in client.object_info().items() if info["python_module"] == module}
+
+
+@pytest.fixture(scope="session")
 def device(server: ComfyServer) -> Device:
-    """What the servers compute on."""
     return device_of(server.url)
 
 
@@ -120,7 +125,6 @@ def picture(client: ComfyClient) -> str:
 
 @pytest.fixture(scope="session")
 def output(base_directory: Path) -> Path:
-    """The servers' output folder."""
     return base_directory / "output"
 
 

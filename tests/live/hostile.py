@@ -207,23 +207,20 @@ def _ours(prompt: Prompt, draw: random.Random) -> dict[str, Any]:
     return prompt[draw.choice(names)]
 
 
-def _any_value(prompt: Prompt, draw: random.Random) -> None:
+def _input(prompt: Prompt, draw: random.Random) -> None:
+    """Another value in an input of ours, or none, or a link to any node, mostly to a slot that it has."""
     inputs = _ours(prompt, draw)["inputs"]
-    inputs[draw.choice(sorted(inputs))] = any_json(draw)
-
-
-def _number(prompt: Prompt, draw: random.Random) -> None:
-    inputs = _ours(prompt, draw)["inputs"]
-    numbers = [name for name, value in inputs.items() if isinstance(value, int | float)]
-    if numbers:
+    name = draw.choice(sorted(inputs))
+    kind = draw.choice(["any", "any", "number", "number", "link", "none"])
+    if kind == "any":
+        inputs[name] = any_json(draw)
+    elif kind == "link":
+        slot: Any = draw.choice([0, 0, 0, 0, 0, 1, 2, -1, 99, "0", None, 0.5])
+        inputs[name] = [draw.choice([*prompt, *SOURCES, "99"]), slot]
+    elif kind == "none":
+        inputs.pop(name)
+    elif numbers := [name for name, value in inputs.items() if isinstance(value, int | float)]:
         inputs[draw.choice(numbers)] = draw.choice(NUMBERS)
-
-
-def _link(prompt: Prompt, draw: random.Random) -> None:
-    """To any node, mostly to a slot that it has."""
-    inputs = _ours(prompt, draw)["inputs"]
-    slot: Any = draw.choice([0, 0, 0, 0, 0, 1, 2, -1, 99, "0", None, 0.5])
-    inputs[draw.choice(sorted(inputs))] = [draw.choice([*prompt, *SOURCES, "99"]), slot]
 
 
 def _right_kind(prompt: Prompt, draw: random.Random) -> None:
@@ -247,11 +244,6 @@ def _right_kind(prompt: Prompt, draw: random.Random) -> None:
     prompt[target]["inputs"][field] = [draw.choice(sources), 0]
 
 
-def _leave_out(prompt: Prompt, draw: random.Random) -> None:
-    inputs = _ours(prompt, draw)["inputs"]
-    inputs.pop(draw.choice(sorted(inputs)))
-
-
 def _add(prompt: Prompt, draw: random.Random) -> None:
     name = draw.choice(["cls", "self", "widht", "engine", "hidden", "unique_id", "prompt", "audio", "scheduler", "\0"])
     _ours(prompt, draw)["inputs"][name] = any_json(draw)
@@ -272,20 +264,7 @@ def _format(prompt: Prompt, draw: random.Random) -> None:
     prompt[SAVE]["inputs"]["crf"] = draw.choice([-1, 0, 30, 51, 63, 100])
 
 
-CHANGES = (
-    _any_value,
-    _any_value,
-    _number,
-    _number,
-    _link,
-    _right_kind,
-    _right_kind,
-    _leave_out,
-    _add,
-    _other_class,
-    _large,
-    _format,
-)
+CHANGES = (*[_input] * 6, *[_right_kind] * 2, _add, _other_class, _large, _format)
 
 
 def malformed_request(picture: str, draw: random.Random) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, Event, PromptRefusedError, RunTimeoutError
-from i2v_tensorrt.tests.live.answers import interrupt_at, pictures, run
+from i2v_tensorrt.tests.live.answers import interrupt_at, pictures, run, succeeded
 from i2v_tensorrt.tests.live.graphs import Prompt, node, png
 
 RED = 0xFF0000
@@ -81,21 +81,16 @@ def test_only_events_of_the_own_prompt_are_told(client: ComfyClient) -> None:
     assert client.history(other)["status"]["completed"]
 
 
-def test_an_interrupt_ends_the_prompt_and_not_the_server(client: ComfyClient) -> None:
+def test_an_interrupt_ends_its_prompt_and_neither_another_nor_the_server(
+    client: ComfyClient, version: tuple[int, ...]
+) -> None:
     result = client.run(probe(steps=LONG), interrupt_at(client, "5", 3))
-    assert result.status == "interrupted"
-    assert result.error == "node 5 (ProbeSteps) was interrupted"
+    assert (result.status, result.error) == ("interrupted", "node 5 (ProbeSteps) was interrupted")
     assert 3 <= len(result.progress["5"]) < LONG
     assert result.outputs == {}
-    assert client.run(probe(steps=1)).status == "success"
-
-
-def test_an_interrupt_of_another_prompt_changes_nothing(client: ComfyClient, version: tuple[int, ...]) -> None:
-    if version < (0, 3, 57):
-        pytest.skip("this ComfyUI interrupts whatever runs")
-    other = client.run(probe(steps=1)).prompt_id
-    result = client.run(probe(steps=10), lambda _: client.interrupt(other))
-    assert result.status == "success"
+    other = run(client, probe(steps=1)).prompt_id
+    if version >= (0, 3, 57):  # older ones interrupt whatever runs
+        succeeded(client.run(probe(steps=10), lambda _: client.interrupt(other)))
 
 
 def test_a_failure_names_the_node_and_the_cause(client: ComfyClient) -> None:
@@ -105,19 +100,14 @@ def test_a_failure_names_the_node_and_the_cause(client: ComfyClient) -> None:
     assert len(result.progress["5"]) == 2
 
 
-def test_a_wait_that_is_too_long_cancels_the_prompt(client: ComfyClient) -> None:
-    with pytest.raises(RunTimeoutError, match="in time"):
-        client.run(probe(steps=LONG), timeout_s=0.5)
-    assert client.run(probe(steps=1), timeout_s=5).status == "success"
-
-
-def test_an_exception_while_watching_cancels_the_prompt(client: ComfyClient) -> None:
+def test_a_wait_that_is_too_long_or_an_exception_while_watching_cancels_the_prompt(client: ComfyClient) -> None:
     def fail(_: Event) -> None:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
-        client.run(probe(steps=LONG), fail)
-    assert client.run(probe(steps=1), timeout_s=5).status == "success"
+    for error, wait in ((RunTimeoutError, {"timeout_s": 0.5}), (ZeroDivisionError, {"on_event": fail})):
+        with pytest.raises(error, match="in time" if wait.get("timeout_s") else ""):
+            client.run(probe(steps=LONG), **wait)
+        assert client.run(probe(steps=1), timeout_s=5).status == "success"
 
 
 @pytest.mark.parametrize(

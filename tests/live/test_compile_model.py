@@ -186,15 +186,12 @@ class TestOneEngine:
         apart = run(client, changed(with_lora[2], {PLAIN_SAMPLER: {"model": [LOADER, 0]}}))
         assert apart.outputs[DIFFERENCE]["mse"][0] > 1e-4
 
-    def test_memory_is_freed(self, client: ComfyClient) -> None:
+    def test_memory_is_freed_and_nothing_of_ours_is_held_between_runs(self, client: ComfyClient) -> None:
         for seed, outputs in ((7, False), (8, True)):
             client.free(unload_models=True, free_memory=outputs)
             assert held_models(client) == []
             assert " of 3 calls by the inductor engine" in told(client, wan(A14B, seed=seed))
-
-    def test_nothing_of_ours_is_held_between_runs(self, client: ComfyClient) -> None:
-        told(client, wan(A14B, seed=9))
-        assert "I2VEngine" not in held_models(client)
+            assert "I2VEngine" not in held_models(client)
 
     def test_a_run_is_interrupted(self, client: ComfyClient) -> None:
         long = changed(wan(A14B, seed=10), {SAMPLER: {"steps": 1000}})
@@ -277,21 +274,28 @@ def test_what_is_no_model_is_refused_in_a_sentence(client: ComfyClient, value: o
     assert "Expected model over a link from a node that gives it, found " in failure(client, prompt)
 
 
+ROPE = {"scale_x": 2.0, "scale_y": 2.0, "scale_t": 1.0, "shift_x": 0.0, "shift_y": 0.0, "shift_t": 0.0}
+WHEN = {"start_percent": 0.0, "end_percent": 1.0}
+SKIP = {"double_layers": "0", "single_layers": "", "scale": 3.0, "rescaling_scale": 0.0, **WHEN}
+
+
 class TestFallback:
     """What an engine cannot honour runs as it is, and the node says so."""
 
-    def test_a_patch(self, client: ComfyClient) -> None:
-        if "ScaleROPE" not in client.object_info():
-            pytest.skip("this ComfyUI has no node that changes the positions")
-        rope = {"scale_x": 2.0, "scale_y": 2.0, "scale_t": 1.0, "shift_x": 0.0, "shift_y": 0.0, "shift_t": 0.0}
-        first, *reasons = told(client, patched(14, "ScaleROPE", **rope)).splitlines()
-        assert first == NONE_BY_THE_ENGINE
-        assert reasons == [f"{AS_IT_IS}: Expected no patches in the network, found rope_options ({', '.join(rope)})."]
-
-    def test_a_replaced_block(self, client: ComfyClient) -> None:
-        skip = {"double_layers": "0", "single_layers": "", "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0}
-        said = told(client, patched(15, "SkipLayerGuidanceDiT", rescaling_scale=0.0, **skip))
-        assert f"{AS_IT_IS}: Expected no patches in the network, found patches_replace (dit)." in said.splitlines()
+    @pytest.mark.parametrize(
+        ("kind", "inputs", "found"),
+        [
+            ("ScaleROPE", ROPE, f"rope_options ({', '.join(ROPE)})"),
+            ("SkipLayerGuidanceDiT", SKIP, "patches_replace (dit)"),
+        ],
+    )
+    def test_a_patch(self, client: ComfyClient, kind: str, inputs: dict[str, Any], found: str) -> None:
+        if kind not in client.object_info():
+            pytest.skip(f"this ComfyUI has no {kind}")
+        first, *reasons = told(client, patched(14, kind, **inputs)).splitlines()
+        reason = f"{AS_IT_IS}: Expected no patches in the network, found {found}."
+        assert reason in reasons
+        assert kind != "ScaleROPE" or (first, reasons) == (NONE_BY_THE_ENGINE, [reason])
 
     @pytest.mark.slow  # the other branch is called alone, by an engine of its own
     def test_a_control(self, client: ComfyClient) -> None:
@@ -321,6 +325,4 @@ class TestFallback:
         assert said.startswith(NONE_BY_THE_ENGINE) and "There is no engine for network in " in said
         stopped = failure(client, changed(wan(A14B, on_missing="stop"), odd))
         assert "MissingEngineError: There is no engine for network in " in stopped
-
-    def test_eager_is_what_it_says(self, client: ComfyClient) -> None:
-        assert told(client, wan(A14B, backend="eager")) == NONE_BY_THE_ENGINE
+        assert told(client, wan(A14B, backend="eager")) == NONE_BY_THE_ENGINE, "eager is what it says"

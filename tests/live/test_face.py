@@ -8,20 +8,12 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.cli.node_info import PREFIX
-from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyServer
 from i2v_tensorrt.tests.helpers.locales import LANGUAGES, LOCALES, node_defs, settings
 from i2v_tensorrt.tests.live.answers import got, json_of
 
 WEB = LOCALES.parent / "web"
 SERVED = sorted(path.relative_to(WEB).as_posix() for path in WEB.rglob("*.*"))
-
-
-@pytest.fixture(scope="module")
-def nodes(client: ComfyClient) -> dict[str, dict[str, Any]]:
-    """The pack's entries in /object_info."""
-    return {name: info for name, info in client.object_info().items() if name.startswith(PREFIX)}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -6,18 +6,10 @@ import pytest
 
 from i2v_tensorrt.cli import words_command
 from i2v_tensorrt.cli.node_info import PREFIX, stored
-from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyServer
 from i2v_tensorrt.tests.live.ids import CHECKPOINT
 
-MODULE = "custom_nodes.I2V-TensorRT"
 NODES = {name for name in stored() if name.startswith(PREFIX)}
-
-
-@pytest.fixture(scope="module")
-def nodes(client: ComfyClient) -> dict[str, dict[str, Any]]:
-    """The pack's entries in /object_info."""
-    return {name: info for name, info in client.object_info().items() if info["python_module"] == MODULE}
 
 
 def inputs(info: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -19,13 +19,6 @@ def test_no_import_failed(server: ComfyServer, client: ComfyClient) -> None:
     assert "Error while calling comfy_entrypoint" not in log
 
 
-def test_the_pack_brings_its_nodes(client: ComfyClient) -> None:
-    module = "custom_nodes.I2V-TensorRT"
-    ours = {name for name, node in client.object_info().items() if node["python_module"] == module}
-    assert ours
-    assert all(name.startswith("I2VTRT_") for name in ours)
-
-
 def test_the_picture_of_the_workflows_is_among_the_inputs(client: ComfyClient, base_directory: Path) -> None:
     assert (base_directory / "input" / PICTURE.name).read_bytes() == PICTURE.read_bytes()
     assert PICTURE.name in client.object_info()["LoadImage"]["input"]["required"]["image"][0]

@@ -127,9 +127,8 @@ def test_engines_are_prepared_only_for_what_is_encoded_and_sampling_changes_noth
     cache = ConditioningCache(None)
     with monkeypatch.context() as patch:
         patch.setattr(engines, "prepare", prepared.append)
-        for _ in range(2):
-            found = encoded(engines, cache=cache)
-            assert len(prepared) == 1
+        found, _ = (encoded(engines, cache=cache) for _ in range(2))
+    assert len(prepared) == 1
     before = {name: tensor.clone() for name, tensor in found.tensors.items()}
     sampled(engines, found)
     assert all(torch.equal(encoded(engines, cache=cache).tensors[name], before[name]) for name in before)
