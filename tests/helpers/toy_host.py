@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from i2v_tensorrt.engine_builder.store.store import EngineStore
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
 from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
 from .interrupts import wait_for
+from .toy_model import ToyModel
+from .toys import CPU, ToyBackend
 
 
 class AsOnAGpu(EnginePolicy):
@@ -57,8 +63,23 @@ class Room(LoadInPlace):
         self.cleared += 1
 
 
-def let_build(host: ToyHost, builds: IdleBuilds) -> None:
-    """Has all that is wanted built, or tried."""
-    host.idle = True
-    wait_for(lambda: builds.line == "")
-    host.idle = False
+@dataclass(frozen=True)
+class Idle:
+    """A host with its builds for later, and the toy by which they are made."""
+
+    host: ToyHost
+    builds: IdleBuilds
+    toy: ToyBackend
+    folder: Path
+
+    def engines(self, model: Any = None, memory_manager: Any = None, **policy: Any) -> EngineSet:
+        """A set as `auto` has it on a GPU; keywords are a policy's."""
+        wanted = AsOnAGpu(**{"on_missing": "auto", "precision": "fp32", **policy})
+        store = EngineStore(self.folder)
+        return EngineSet(model or ToyModel(), store, wanted, CPU, memory_manager, later=self.builds)
+
+    def build(self) -> None:
+        """Has all that is wanted built, or tried."""
+        self.host.idle = True
+        wait_for(lambda: self.builds.line == "")
+        self.host.idle = False

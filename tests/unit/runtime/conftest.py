@@ -18,7 +18,7 @@ from i2v_tensorrt.runtime.engines.failed_builds import FailedBuilds
 from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
-from ...helpers.toy_host import AsOnAGpu, ToyHost
+from ...helpers.toy_host import Idle, ToyHost
 from ...helpers.toy_model import MakeSet, ToyModel
 from ...helpers.toys import CPU, InProcess, ToyBackend
 
@@ -57,28 +57,11 @@ def make(toy: ToyBackend, tmp_path: Path) -> MakeSet:
 
 
 @pytest.fixture
-def host() -> Iterator[ToyHost]:
+def idle(toy: ToyBackend, tmp_path: Path) -> Iterator[Idle]:
+    """Over the store of `make`."""
     host = ToyHost()
-    yield host
+    yield Idle(host, IdleBuilds(host, CALM_S), toy, tmp_path / "engines")
     host.idle = False  # whatever is still being built ends
-
-
-@pytest.fixture
-def builds(host: ToyHost) -> IdleBuilds:
-    return IdleBuilds(host, CALM_S)
-
-
-@pytest.fixture
-def later(toy: ToyBackend, tmp_path: Path, builds: IdleBuilds) -> MakeSet:
-    """The same as `auto` has it on a GPU."""
-
-    def make_set(model: Any = None, memory_manager: Any = None, **policy: Any) -> EngineSet:
-        wanted = AsOnAGpu(**{"on_missing": "auto", "precision": "fp32", **policy})
-        return EngineSet(
-            model or ToyModel(), EngineStore(tmp_path / "engines"), wanted, CPU, memory_manager, later=builds
-        )
-
-    return make_set
 
 
 @pytest.fixture

@@ -1,27 +1,40 @@
-"""A result comes back where every input is the same, bit for bit, and nowhere else."""
+"""A result comes back where every input is the same, bit for bit, and nowhere else: samples, videos, their names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
+from i2v_tensorrt.common.spec import Guidance, NetworkSpec, Scope, TensorSpec
 from i2v_tensorrt.engine_builder.backends.base import Backend
+from i2v_tensorrt.engine_builder.backends.eager import EagerBackend
 from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
-from i2v_tensorrt.pipeline.conditioning import Conditioning
+from i2v_tensorrt.engine_builder.store.store import EngineStore
+from i2v_tensorrt.pipeline.conditioning import Conditioning, conditioning_key
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
-from i2v_tensorrt.pipeline.request import Encoded
+from i2v_tensorrt.pipeline.media.formats import Audio, VideoOptions
+from i2v_tensorrt.pipeline.models.base import Component
+from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
+from i2v_tensorrt.pipeline.request import ClipRequest, Encoded
 from i2v_tensorrt.pipeline.tensor_cache import CacheLimits, ConditioningCache
-from i2v_tensorrt.runtime.clip_plan import Denoising
+from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.result_cache import LIMITS, Sampled, result_key, sample_or_recall
+from i2v_tensorrt.runtime.saved_videos import LIMITS as VIDEO_LIMITS
+from i2v_tensorrt.runtime.saved_videos import SavedVideo, note, noted, video_key
 
 from ...helpers.clips import GUIDED, encoded, engines_of, planned, quiet
+from ...helpers.toys import CPU, TARGET
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy
 
@@ -192,3 +205,104 @@ def test_a_quantized_cores_result_has_no_name(engines: EngineSet, conditioning: 
     policy = replace(engines.policy, backend="auto", precision="int8")
     quantized = EngineSet(engines.model, engines.store, policy, engines.device)
     assert key(quantized, conditioning) is None
+
+
+FIXED = ClipRequest(Image.new("RGB", (70, 50), (1, 2, 3)), "a boat", "blurry", 64, 72, 3, 8)
+CONDITIONING_KEY = "e12e0842f2fdcc493fb019db1ad5ee9aac1b9930bbef8d65948d1b6cd83ebb89"
+RESULT_KEYS = {
+    9.0: "a3b53e7f99e30e29a95995acd2db3e65d68ff8ce3ea8e0a3bc9a45ac466e0868",
+    1.0: "b225a6477fdab7725b26f61b2798b451be0761e849d4463506fd2094ae84ed85",
+}
+"""By the guidance scale: what is on disk has these names for these very values."""
+
+
+class Fixed(I2VGenXL):
+    """A model that depends on no library's version, and on none of the pack's code."""
+
+    latent_scale = 0.5  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    @cached_property
+    def encode_sha256(self) -> str:
+        return "e" * 64
+
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        return {"beta_start": 0.5, "beta_end": 1.0}
+
+    @cached_property
+    def components(self) -> Mapping[str, Component]:
+        inputs = (
+            TensorSpec("sample", ("batch", 4, "frames", "latent_height", "latent_width")),
+            TensorSpec("context", ("batch", 3), "float32", Scope.CLIP, Guidance.PER_BRANCH, (0, 1)),
+        )
+        limits = ShapeProfile({"batch": DimRange(1, 2, 2), "frames": DimRange(1, 16, 64)})
+        spec = NetworkSpec("toy", "core", "c" * 64, "w" * 64, inputs, inputs[:1], limits, code="code")
+        return {"core": Component(spec, lambda precision, rewrites=(): torch.nn.Identity())}
+
+
+class Eager(EagerBackend):
+    """Eager PyTorch of no version."""
+
+    def target(self, device: torch.device) -> Any:
+        return TARGET
+
+
+class Set(EngineSet):
+    def expected(self, component: str, sizes: Mapping[str, int]) -> Eager:
+        return Eager()
+
+
+def test_cached_conditioning_and_results_keep_their_names(tiny_folder: Path, tmp_path: Path) -> None:
+    model = Fixed.open(tiny_folder)
+    assert conditioning_key(model, FIXED, "fp32") == CONDITIONING_KEY
+    engines = Set(model, EngineStore(tmp_path), EnginePolicy("eager", "fp32"), CPU)
+    tensors = {"context": torch.arange(6.0).reshape(2, 3), "image_cond": torch.ones(1, 2, dtype=torch.float64)}
+    conditioning = Conditioning("i2vgen_xl", 64, 72, 3, 8, tensors, (), "encoded", 1.0)
+    clip = plan_clip(engines, conditioning.size)
+    for scale, key in RESULT_KEYS.items():
+        plan = plan_sampling(clip, Denoising(5, scale, SamplerSettings(2, eta=0.5), 0.5, 2.0))
+        assert result_key(plan, conditioning) == key
+
+
+OPTIONS = VideoOptions("mp4-h264", 8.0, None, False)
+SOUND = Audio(torch.linspace(-1, 1, 100).reshape(1, 100), 8000)
+VIDEO = SavedVideo("video", "clip_00001_.mp4", "a" * 64, ("video/clip_00001_.mp4", "8 frames"), 1.5)
+OTHERS: dict[str, dict[str, Any]] = {
+    "another value": {"frames": torch.full((2, 4, 4, 3), 0.5)},
+    "another shape": {"frames": torch.zeros(2, 4, 3, 4)},
+    "another type": {"frames": torch.zeros(2, 4, 4, 3, dtype=torch.float64)},
+    "fps": {"options": replace(OPTIONS, fps=9.0)},
+    "format": {"options": replace(OPTIONS, format="webp")},
+    "crf": {"options": replace(OPTIONS, crf=20)},
+    "pingpong": {"options": replace(OPTIONS, pingpong=True)},
+    "no sound": {"audio": None},
+    "another sound": {"audio": replace(SOUND, waveform=-SOUND.waveform)},
+    "another rate": {"audio": replace(SOUND, sample_rate=16000)},
+    "another workflow": {"metadata": {"workflow": {"nodes": [1]}}},
+    "no workflow": {"metadata": {}},
+    "another name": {"name": "video/other"},
+}
+
+
+def key_of(**changes: Any) -> str:
+    metadata = {"workflow": {"nodes": [], "scale": float("nan")}}
+    wish = {"frames": torch.zeros(2, 4, 4, 3), "options": OPTIONS, "audio": SOUND, "metadata": metadata, "name": "clip"}
+    return video_key(**{**wish, **changes})
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_another_request_has_another_name(change: str) -> None:
+    assert key_of(**OTHERS[change]) != key_of() == key_of()
+
+
+def test_a_note_outlives_the_process_and_one_that_is_damaged_or_of_another_kind_is_none(tmp_path: Path) -> None:
+    key, notes = key_of(), ConditioningCache(tmp_path, VIDEO_LIMITS)
+    assert noted(notes, key) is None
+    note(notes, key, VIDEO)
+    assert noted(notes, key) == noted(ConditioningCache(tmp_path, VIDEO_LIMITS), key) == VIDEO
+    assert noted(notes, key_of(name="other")) is None
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes().replace(b"clip_00001_", b"clip_00002_"))
+    assert noted(ConditioningCache(tmp_path, VIDEO_LIMITS), key) is None
+    notes.put(key, Encoded({}, ("one", "two")), 1.0)
+    assert noted(notes, key) is None

@@ -1,19 +1,150 @@
-"""What the Engine Manager does to a store, and what it leaves alone."""
+"""The tools: the table and pictures of two clips, the doctor over backends, and what the manager does to a store."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from i2v_tensorrt.common.errors import EngineError, I2VError, InputError
+from i2v_tensorrt.engine_builder.backends import registry
+from i2v_tensorrt.engine_builder.backends.base import Availability
+from i2v_tensorrt.engine_builder.backends.eager import EagerBackend
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
-from i2v_tensorrt.runtime.tools import engine_list
+from i2v_tensorrt.runtime.tools import doctor, engine_list
+from i2v_tensorrt.runtime.tools.compare import MAX_LABEL, Compared, compare_clips
+from i2v_tensorrt.runtime.tools.doctor import diagnose, installed_versions
 from i2v_tensorrt.runtime.tools.engine_list import KEY_CHARS, LEAST_CHARS
 from i2v_tensorrt.runtime.tools.engine_manager import ACTIONS, DELETE, DELETE_STALE, LIST, VERIFY, Managed, manage
 
 from ...helpers.toys import CPU, FILES, TARGET, ToyBackend, contents, publish, toy_spec
+
+
+def compared(difference: float, brightest: float = 0.0, labels: tuple[str, str] = ("eager", "")) -> Compared:
+    one = torch.full((2, 16, 16, 3), 0.25)
+    other = one.clone()
+    other[1] += difference
+    return compare_clips(one, other, labels, brightest, lambda *_: None)
+
+
+def row(found: Compared, name: str) -> tuple[str, str]:
+    ((value, where),) = [(cells[1], cells[2]) for cells in found.table.rows if cells[0] == name]
+    return value, where
+
+
+def test_figures_stand_in_the_table() -> None:
+    found = compared(0.5)
+    assert row(found, "clip") == ("2 frames of 16x16", "")
+    assert row(found, "PSNR, worst") == ("6.02 dB", "frame 1")  # 20 log10(1 / 0.5)
+    assert row(found, "PSNR") == ("9.03 dB", "")  # half of that error
+    assert row(found, "greatest difference") == ("0.5000", "frame 1, at 0, 0")
+    assert row(found, "flicker, eager")[0] == "1.0000"
+    assert row(found, "flicker, second")[0] == "0.5000"
+    assert found.line.startswith("PSNR 9.03 dB, SSIM 0.")
+
+
+def test_equal_clips_say_so_and_a_tiny_difference_is_not_rounded_away() -> None:
+    found = compared(0.0)
+    assert row(found, "PSNR")[0] == row(found, "PSNR, worst")[0] == "equal"
+    assert row(found, "SSIM, mean")[0] == "1.0000"
+    assert found.difference.max() == 0
+    assert row(compared(2.0**-20), "greatest difference")[0] == "9.5e-07"
+
+
+@pytest.mark.parametrize(("brightest", "told"), [(0.0, "0.0100"), (0.5, "0.5000")])
+def test_the_heat_map_reaches_from_nothing_to_the_greatest_or_to_what_was_asked(brightest: float, told: str) -> None:
+    found = compared(0.01, brightest)
+    assert row(found, "heat map")[0] == f"brightest from {told}"
+    assert (found.difference.max() > 0.9) == (brightest == 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        *(({"brightest": value}, "a number from 0 to 1") for value in (-0.1, 1.1, float("nan"))),
+        ({"labels": ("", "x" * (MAX_LABEL + 1))}, f"at most {MAX_LABEL} characters, found {MAX_LABEL + 1}"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        compared(0.1, **settings)
+
+
+def test_markdown_keeps_a_cell_a_cell() -> None:
+    lines = compared(0.1, labels=("a | b\nc", "")).table.markdown().splitlines()
+    assert {line.replace("\\|", "").count("|") for line in lines} == {4}
+    assert any("flicker, a \\| b c" in line for line in lines)
+
+
+class Stub(EagerBackend):
+    """A backend in whatever state a test asks for."""
+
+    def __init__(self, name: str, state: Availability, automatic: bool = True) -> None:
+        self.name = name  # pyright: ignore[reportAttributeAccessIssue]
+        self._state, self._automatic = state, automatic
+
+    def availability(self, device: torch.device) -> Availability:
+        return self._state
+
+    def is_automatic(self, device: torch.device) -> bool:
+        return self._automatic
+
+
+OK = Availability(True, "It is there.")
+GONE = Availability(False, "It needs the package fast, which is missing.", "pip install fast")
+COMPILER = Availability(False, "It needs a compiler.", "apt install g++")
+NEVER = Availability(False, "There is no GPU.")
+
+
+@pytest.fixture
+def put(monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201 - a function that tests call
+    def put_backends(*backends: EagerBackend) -> None:
+        found = {backend.name: backend for backend in (*backends, EagerBackend())}
+        monkeypatch.setattr(registry, "BACKENDS", found)
+        monkeypatch.setattr(doctor, "BACKENDS", found)
+
+    return put_backends
+
+
+def test_here_it_says_what_auto_takes_and_of_every_backend_why() -> None:
+    found = diagnose(CPU)
+    (chosen,) = [state.name for state in found.backends if state.chosen]
+    assert chosen == registry.choose_backend("auto", CPU).name
+    assert [state.name for state in found.backends] == list(registry.BACKENDS)
+    assert all(state.reason.endswith(".") for state in found.backends)
+    assert dict(found.versions)["torch"] == installed_versions(("torch",))[0][1]
+    assert f"can run: {chosen}" in found.why
+    assert "fp32" in found.abilities
+
+
+def test_a_faster_backend_that_is_missing_has_the_line_for_this_python(put) -> None:
+    put(Stub("never", NEVER), Stub("fast", GONE), Stub("slow", OK))
+    found = diagnose(CPU)
+    assert found.install == f'"{sys.executable}" -m pip install fast'
+    assert found.line == "auto takes slow; a faster one can be installed"
+    assert [state.verdict for state in found.backends] == ["cannot run", "cannot run", "auto takes this", "can run"]
+    assert found.why.endswith("first that can run: slow; never cannot run, fast cannot run")
+    assert ("to install", "", found.install) in found.table.rows
+    put(Stub("compiling", COMPILER))
+    assert diagnose(CPU).install == "apt install g++", "a line of another installer stays as it is"
+
+
+def test_what_would_come_after_the_chosen_one_is_not_urged(put) -> None:
+    put(Stub("careful", OK, automatic=False), Stub("fast", OK), Stub("slow", GONE))
+    found = diagnose(CPU)
+    assert (found.install, found.line) == ("", "auto takes fast")
+    assert ("to install", "", "nothing: none is faster here") in found.table.rows
+    assert found.backends[0].verdict == "can run, by its name alone"
+    assert "careful is taken by its name alone here" in found.why
+
+
+def test_a_package_that_is_not_there_has_no_version() -> None:
+    assert [name for name, _ in installed_versions(("torch", "no-such-package-at-all"))] == ["torch"]
+
 
 TARGETS = {
     "here": TARGET,
