@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,71 +24,74 @@ def fake() -> Iterator[FakeComfy]:
         yield server
 
 
+Queue = Callable[..., tuple[int, str, str]]
+
+
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a workflow and three pictures."""
+def queue(
+    tmp_path: Path, fake: FakeComfy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Queue:
+    """The command's status and what it says, in a folder with a workflow and three pictures."""
     monkeypatch.chdir(tmp_path)
     Path("graph.json").write_text(json.dumps(GRAPH))
     write_pictures(Path("in"), 3)
-    return tmp_path
+
+    def run(*arguments: str, graph: str = "graph.json") -> tuple[int, str, str]:
+        status = main([graph, "--out", "out", "--server", fake.url, *arguments])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
 
 
-@pytest.mark.usefixtures("here")
-def test_a_folder_gives_a_line_of_json_for_each_picture(fake: FakeComfy, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["graph.json", "--image", "in", "--out", "out", "--server", fake.url, "--json"]
-    assert main(arguments) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(row["status"], row["pictures"], row["error"]) for row in rows] == [
-        ("done", [f"in/p0{number}.png"], None) for number in range(3)
-    ]
+def test_a_folder_gives_a_line_of_json_for_each_picture(queue: Queue) -> None:
+    rows, again = ([json.loads(line) for line in queue("--image", "in", "--json")[1].splitlines()] for _ in range(2))
+    expected = [("done", [f"in/p0{number}.png"], None) for number in range(3)]
+    assert [(row["status"], row["pictures"], row["error"]) for row in rows] == expected
     assert all(Path(file).is_file() for row in rows for file in row["files"])
-    assert main(arguments) == 0
-    again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["status"] for row in again] == ["skipped"] * 3
-    assert [row["files"] for row in again] == [row["files"] for row in rows]
+    assert [(row["status"], row["files"]) for row in again] == [("skipped", row["files"]) for row in rows]
+    assert queue("--image", "in")[0] == 0
 
 
-@pytest.mark.usefixtures("here")
-def test_without_a_picture_the_workflow_runs_once(fake: FakeComfy, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["graph.json", "--out", "out", "--server", fake.url]
-    assert main([*arguments, "--set", "LoadImage.image=there.png", "--set", "1.channel=red"]) == 0
-    assert capsys.readouterr().out.startswith("graph: done in 2.5 s: out/graph-")
+def test_without_a_picture_the_workflow_runs_once(queue: Queue, fake: FakeComfy) -> None:
+    status, out, _ = queue("--set", "LoadImage.image=there.png", "--set", "1.channel=red")
+    assert status == 0 and out.startswith("graph: done in 2.5 s: out/graph-")
     assert fake.saved == ["there.png"]
-    assert main([*arguments, "--set", "LoadImage.image=other.png"]) == 0
+    assert queue("--set", "LoadImage.image=other.png")[0] == 0
     assert fake.saved == ["there.png", "other.png"]
 
 
-@pytest.mark.usefixtures("here")
-def test_a_failed_job_is_told_and_gives_status_1(fake: FakeComfy, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_job_is_told_and_gives_status_1(queue: Queue, fake: FakeComfy) -> None:
     fake.refuses = lambda prompt: "no such checkpoint" if prompt["1"]["inputs"]["image"].startswith("p01") else ""
-    assert main(["graph.json", "--image", "in", "--out", "out", "--server", fake.url]) == 1
-    shown = capsys.readouterr().out
-    assert shown.count(": done in") == 2
-    assert "p01.png: error: ComfyUI refused the prompt: no such checkpoint" in shown
+    status, out, _ = queue("--image", "in")
+    assert (status, out.count(": done in")) == (1, 2)
+    assert "p01.png: error: ComfyUI refused the prompt: no such checkpoint" in out
+    fake.kill()
+    status, _, error = queue("--image", "in")
+    assert status == 1 and f"ComfyUI at {fake.url} cannot be reached" in error
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["missing.json"], "Expected a workflow at missing.json"),
-        (["graph.json", "--set", "7.x=1"], "no node for 7.x"),
-        (["graph.json", "--image", "nowhere"], "Expected a picture or a folder at nowhere"),
-        (["graph.json", "--image", "empty"], "Expected pictures in empty"),
-        (["graph.json", "--image", "in", "--out", "in"], "two folders"),
-        (["graph.json", "--into", "1.image"], "there is none"),
-        (["graph.json", "--image", "in", "--into", "2.image"], "has no input image; it has frames"),
-        (["graph.json", "--server", "ftp://x"], "--server takes an address"),
+        (["--set", "7.x=1"], "no node for 7.x"),
+        (["--image", "nowhere"], "Expected a picture or a folder at nowhere"),
+        (["--image", "empty"], "Expected pictures in empty"),
+        (["--image", "in", "--out", "in"], "two folders"),
+        (["--into", "1.image"], "there is none"),
+        (["--image", "in", "--into", "2.image"], "has no input image; it has frames"),
+        (["--server", "ftp://x"], "--server takes an address"),
+        (None, "Expected a workflow at missing.json"),
     ],
 )
 def test_a_wrong_command_line_gives_one_sentence_and_status_2(
-    here: Path, fake: FakeComfy, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    queue: Queue, arguments: list[str] | None, told: str
 ) -> None:
-    (here / "empty").mkdir()
-    assert main(["--out", "out", "--server", fake.url, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert told in error
+    Path("empty").mkdir()
+    status, _, error = queue(graph="missing.json") if arguments is None else queue(*arguments)
+    assert status == 2 and told in error
     assert error.count("\n") == 1
-    assert not (here / "out").exists()
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("arguments", [[], ["graph.json"], ["graph.json", "--out", "out", "--imag", "in"]])
@@ -96,13 +99,6 @@ def test_a_command_line_that_is_incomplete_or_unknown_gives_status_2(arguments: 
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-
-
-@pytest.mark.usefixtures("here")
-def test_a_server_that_is_not_there_is_told_at_once(fake: FakeComfy, capsys: pytest.CaptureFixture[str]) -> None:
-    fake.kill()
-    assert main(["graph.json", "--image", "in", "--out", "out", "--server", fake.url]) == 1
-    assert f"ComfyUI at {fake.url} cannot be reached" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,15 @@ from ...helpers.toy_model import BROKE, SIZES, MakeSet, breaking, damage, keys, 
 from ...helpers.toys import CPU, InProcess, ToyBackend, ToyRunner, contents
 
 
-def test_a_damaged_engine_is_put_aside_and_built_again(make: MakeSet, toy: ToyBackend) -> None:
-    run(make())
-    before = damage(make().store)
+@pytest.mark.parametrize("loaded_before", [False, True])
+def test_a_damaged_engine_is_put_aside_and_built_again(make: MakeSet, toy: ToyBackend, loaded_before: bool) -> None:
     engines = make()
+    run(engines)
+    if loaded_before:
+        engines.unload()
+    else:
+        engines = make()
+    before = damage(engines.store)
     assert run(engines) == "toy"
     assert len(toy.builds_done) == 2
     assert keys(engines) == before
@@ -52,15 +57,6 @@ def test_a_damaged_engine_runs_eager_or_stops_by_policy(make: MakeSet) -> None:
         run(make(on_missing="stop"))
     assert keys(eager) == []
     assert key
-
-
-def test_an_engine_that_was_damaged_since_it_was_unloaded_is_built_again(make: MakeSet, toy: ToyBackend) -> None:
-    engines = make()
-    assert run(engines) == "toy"
-    engines.unload()
-    damage(engines.store)
-    assert run(engines) == "toy"
-    assert len(toy.builds_done) == 2
 
 
 def test_a_runtime_that_refuses_a_sound_engine_leaves_it_and_runs_eager(

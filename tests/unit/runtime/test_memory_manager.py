@@ -87,15 +87,15 @@ def short(tiny_folder: Path, tmp_path: Path) -> tuple[EngineSet, Short]:
     return engines_of(tiny_folder, tmp_path, memory_manager), memory_manager
 
 
-def test_the_pack_gives_way_before_chunks_become_smaller(short: tuple[EngineSet, Short]) -> None:
+def test_the_pack_gives_way_before_chunks_become_smaller(
+    short: tuple[EngineSet, Short], tiny_folder: Path, tmp_path: Path
+) -> None:
+    unknown = engines_of(tiny_folder, tmp_path)
+    assert fitting_chunk(plan_clip(unknown, SIZE)) == 8, "where nobody knows the memory"
     engines, memory_manager = short
     assert fitting_chunk(plan_clip(engines, SIZE)) == 3
     assert memory_manager.asked == [(scratch_bytes(64, 64, 8), False)]
     assert engines.take_notes() == ["Let go of caches."]
-
-
-def test_where_nobody_knows_the_memory_all_frames_are_decoded_at_once(tiny_folder: Path, tmp_path: Path) -> None:
-    assert fitting_chunk(plan_clip(engines_of(tiny_folder, tmp_path), SIZE)) == 8
 
 
 def test_a_shortage_costs_caches_then_the_chunk_then_encoders(

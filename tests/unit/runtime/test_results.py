@@ -100,18 +100,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_another_setting_is_another_request(engines: EngineSet, conditioning: Conditioning, name: str) -> None:
-    assert key(engines, conditioning, replace(GUIDED, **SETTINGS[name])) != key(engines, conditioning)
-
-
-@pytest.mark.parametrize("field", ["width", "height", "num_frames", "fps", "tensors"])
-def test_other_conditioning_is_another_request(engines: EngineSet, conditioning: Conditioning, field: str) -> None:
-    if field == "tensors":
-        other = other_tensor(conditioning)
+@pytest.mark.parametrize("name", [*SETTINGS, "width", "height", "num_frames", "fps", "tensors"])
+def test_another_setting_or_other_conditioning_is_another_request(
+    engines: EngineSet, conditioning: Conditioning, name: str
+) -> None:
+    if name in SETTINGS:
+        other = key(engines, conditioning, replace(GUIDED, **SETTINGS[name]))
+    elif name == "tensors":
+        other = key(engines, other_tensor(conditioning))
     else:
-        other = replace(conditioning, **{field: getattr(conditioning, field) + 8})
-    assert key(engines, other) != key(engines, conditioning)
+        other = key(engines, replace(conditioning, **{name: getattr(conditioning, name) + 8}))
+    assert other != key(engines, conditioning)
     told = replace(conditioning, notes=("Other words.",), place="disk", encode_s=7.0)
     assert key(engines, told) == key(engines, conditioning)
 
@@ -122,11 +121,8 @@ def test_another_policy_is_another_request_and_another_set_of_engines_is_not(
 ) -> None:
     assert key(engines_of(tiny_folder, tmp_path, **policy), conditioning) != key(engines, conditioning)
     assert key(engines_of(tiny_folder, tmp_path), conditioning) == key(engines, conditioning)
-
-
-def test_other_weights_are_another_request(engines: EngineSet, conditioning: Conditioning, tmp_path: Path) -> None:
-    other = engines_of(write_tiny_checkpoint(tmp_path / "other", seed=1), tmp_path / "store")
-    assert key(other, conditioning) != key(engines, conditioning)
+    other_weights = engines_of(write_tiny_checkpoint(tmp_path / "other", seed=1), tmp_path)
+    assert key(other_weights, conditioning) != key(engines, conditioning)
 
 
 @pytest.mark.parametrize(("on_missing", "again"), [("eager", "sampled"), ("auto", "memory")])
@@ -163,12 +159,17 @@ def test_what_a_clip_should_run_by_is_settled_before_it_runs(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_backend_that_is_not_here_has_no_results(
-    conditioning: Conditioning, tiny_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "policy", [{"backend": "tensorrt", "on_missing": "eager"}, {"backend": "auto", "precision": "int8"}], ids=str
+)
+def test_a_backend_that_is_not_here_and_a_quantized_core_have_no_results(
+    conditioning: Conditioning, tiny_folder: Path, tmp_path: Path, policy: dict[str, str]
 ) -> None:
-    absent = engines_of(tiny_folder, tmp_path, backend="tensorrt", on_missing="eager")
-    assert key(absent, conditioning) is None
-    assert asked(absent, conditioning, ConditioningCache(tmp_path / "results")).place == "sampled"
+    """Scales are no part of the policy: two engines with scales from other pictures would share a name."""
+    nameless = engines_of(tiny_folder, tmp_path, **policy)
+    assert key(nameless, conditioning) is None
+    if policy["backend"] == "tensorrt":
+        assert asked(nameless, conditioning, ConditioningCache(tmp_path / "results")).place == "sampled"
 
 
 @pytest.mark.parametrize(
@@ -198,13 +199,6 @@ def test_it_is_bounded(engines: EngineSet, conditioning: Conditioning, tmp_path:
         asked(engines, conditioning, results, replace(GUIDED, seed=seed))
     assert 0 < sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * one
     assert LIMITS.disk_bytes < 1 << 32
-
-
-def test_a_quantized_cores_result_has_no_name(engines: EngineSet, conditioning: Conditioning, tmp_path: Path) -> None:
-    """Its scales are no part of the policy: two engines with scales from other pictures would share one."""
-    policy = replace(engines.policy, backend="auto", precision="int8")
-    quantized = EngineSet(engines.model, engines.store, policy, engines.device)
-    assert key(quantized, conditioning) is None
 
 
 FIXED = ClipRequest(Image.new("RGB", (70, 50), (1, 2, 3)), "a boat", "blurry", 64, 72, 3, 8)
