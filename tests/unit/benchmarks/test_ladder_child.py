@@ -54,13 +54,10 @@ def check_figures(row: Row, samples: int) -> None:
     assert row.figures["host_peak_gib"] > 0.1
 
 
-def test_row_0_is_kept_for_the_others(reference: Row, job: Job) -> None:
+def test_our_loop_makes_the_clip_of_row_0(reference: Row, make_order: MakeOrder, job: Job) -> None:
     check_figures(reference, 3)
     assert "latents_cosine" not in reference.figures
-    assert reference_path(job).is_file()
-
-
-def test_our_loop_makes_the_clip_of_row_0(reference: Row, make_order: MakeOrder, job: Job) -> None:
+    assert reference_path(job).is_file(), "it is kept for the others"
     row = climb(make_order, EAGER)
     check_figures(row, 3)
     assert row.figures["latents_cosine"] == pytest.approx(1, abs=1e-9)
@@ -109,11 +106,6 @@ def test_a_slow_row_0_makes_one_clip(make_order: MakeOrder, monkeypatch: pytest.
     assert row.notes == ("Its one clip came after one step to warm up, and is its hot one too.",)
 
 
-def test_an_order_comes_through_json(make_order: MakeOrder) -> None:
-    order = make_order(Variant("a", "A", ENGINES, "fp16", 1.5, "inductor", ("x", "y"), headline=True), "warm")
-    assert order_from_json(order.to_json()) == order
-
-
 @pytest.mark.slow
 def test_a_compiled_engine(reference: Row, make_order: MakeOrder) -> None:
     variant = Variant("onnxruntime", "ONNX Runtime", ENGINES, "fp32", 6, "onnxruntime")
@@ -131,13 +123,14 @@ def test_a_compiled_engine(reference: Row, make_order: MakeOrder) -> None:
     assert beside.figures["latents_snr_db"] == row.figures["latents_snr_db"], "no rewrites is what this backend has"
 
 
-def test_another_job_has_another_reference(job: Job, tmp_path: Path) -> None:
+def test_an_order_comes_through_json_and_another_job_has_another_reference(
+    make_order: MakeOrder, job: Job, tmp_path: Path
+) -> None:
+    order = make_order(Variant("a", "A", ENGINES, "fp16", 1.5, "inductor", ("x", "y"), headline=True), "warm")
+    assert order_from_json(order.to_json()) == order
     data = json.loads(json.dumps(job.__dict__))
     assert Job(**{**data, "steps": 3}).digest != job.digest
     assert Job(**{**data, "chunk": 2, "work": str(tmp_path), "device": "cuda:0"}).digest == job.digest
-
-
-EAGER = Variant("eager", "eager PyTorch", ENGINES, "fp32", 4)
 
 
 def test_the_published_job_has_the_published_places(job: Job) -> None:

@@ -73,13 +73,11 @@ def test_how_many_rewrites(model: Any, monkeypatch: pytest.MonkeyPatch, rewrites
     assert rewrites != "all" or found == ["inductor+one", "inductor+three", "inductor+two", "inductor"]
 
 
-def test_a_cpu_has_no_graphs_and_no_half_precision(model: Any) -> None:
+def test_a_cpu_has_no_graphs_and_no_half_precision(model: Any, tiny_folder: Path) -> None:
     variants, _ = ladder(model, CPU, "none", "fp32")
     assert not any(variant.captured for variant in variants)
     assert {variant.precision for variant in variants} == {"fp32"}
-
-
-def test_the_last_of_the_packs_own_rows_stands_for_it_where_there_is_no_other(tiny_folder: Path) -> None:
+    # The last of the pack's own rows stands for it where there is no other.
     variants, _ = ladder(open_model(tiny_folder), CPU, "none", "fp32")
     assert sum(variant.headline for variant in variants) == 1
     assert not variants[0].headline

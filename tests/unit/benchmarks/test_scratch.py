@@ -25,12 +25,9 @@ def test_every_component_has_rows_and_a_failure_is_one(tiny_folder: Path, monkey
     assert all(row.get("peak_mib", 5) == 5 and ("peak_mib" in row) != ("error" in row) for row in rows)
 
 
-def test_the_sizes_are_those_of_the_checkpoints_that_can_be_written() -> None:
+def test_the_sizes_are_those_of_the_checkpoints_and_the_kept_figures_hold_each_core() -> None:
     assert set(DENOISER_SIZES) == set(FULL_SIZES)
     sizes = {"batch": 2, "frames": 25, "chunk": 25, "latent_height": 72, "latent_width": 128}
     assert sizes_of((1024, 576, 25, 2)) == sizes
-
-
-def test_the_kept_figures_hold_each_core() -> None:
     rows = json.loads(RESULTS.read_text("utf-8"))["rows"]
     assert {row["family"] for row in rows if row["component"] == "core" and row["peak_mib"]} == {"i2vgen_xl", "svd"}

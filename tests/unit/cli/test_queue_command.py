@@ -109,15 +109,12 @@ def test_a_server_needs_no_scheme(text: str, url: str) -> None:
     assert server_url(text) == url
 
 
-def test_only_pictures_of_a_folder_are_taken_by_name(tmp_path: Path) -> None:
+def test_only_pictures_of_a_folder_are_taken_by_name_and_the_same_picture_is_one_job(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpeg", "notes.txt", ".hidden.png"):
         (tmp_path / name).write_text(name)
     (tmp_path / "folder.png").mkdir()
     found = find_pictures([tmp_path, tmp_path / "notes.txt"], tmp_path / "out")
     assert [path.name for path in found] == ["a.jpeg", "b.PNG", "notes.txt"]
-
-
-def test_the_same_picture_is_one_job_and_one_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     paths = write_pictures(tmp_path, 3)
     paths[2].write_bytes(paths[0].read_bytes())
     jobs = make_jobs(Workflow(GRAPH), paths, "graph")

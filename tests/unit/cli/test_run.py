@@ -1,5 +1,6 @@
 """run.py: the command line, the environment it brings along, and the statuses it hands through."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -236,16 +237,16 @@ def test_an_environment_that_is_not_whole_is_made_anew(
     assert prepared(environment) == ["create", "install"]
 
 
-def test_an_environment_that_is_not_ours_is_never_deleted(environment: Environment) -> None:
+def test_an_environment_that_is_not_ours_or_that_runs_is_never_deleted(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = environment.folder / "pyvenv.cfg"
     theirs.parent.mkdir()
     theirs.write_text("mine")
     with pytest.raises(EnvironmentSetupError, match="something else made it"):
         environment.prepare(FakeInstaller())
     assert theirs.read_text() == "mine"
-
-
-def test_an_environment_does_not_delete_itself(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(theirs.parent)
     prepared(environment)
     (environment.folder / STAMP).write_text("{}")
     monkeypatch.setattr(sys, "prefix", str(environment.folder))

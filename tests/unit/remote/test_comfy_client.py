@@ -90,16 +90,12 @@ def made(*entries: Any) -> list[ServerFile]:
     return made_files({"7": {"images": list(entries)}})
 
 
-def test_files_of_the_output_folder_come_before_temporary_ones() -> None:
-    temporary = {"filename": "preview.png", "type": "temp"}
-    assert made(temporary, GOOD, GOOD) == [ServerFile("clip_00001_.mp4", "video", "output")]
-    assert made(temporary) == [ServerFile("preview.png", "", "temp")]
-
-
 @pytest.mark.parametrize("field", ["filename", "subfolder", "type"])
 @pytest.mark.parametrize("value", [5, None, True, ["a"], {"a": 1}, "a\0b", "a\nb", "\ud800"], ids=repr)
 def test_what_is_no_name_is_no_file(field: str, value: Any) -> None:
-    assert made({**GOOD, field: value}, GOOD) == [ServerFile("clip_00001_.mp4", "video", "output")]
+    temporary = {"filename": "preview.png", "type": "temp"}
+    assert made({**GOOD, field: value}, temporary, GOOD, GOOD) == [ServerFile("clip_00001_.mp4", "video", "output")]
+    assert made(temporary) == [ServerFile("preview.png", "", "temp")], "where nothing lies in the output folder"
 
 
 @pytest.mark.parametrize(

@@ -78,13 +78,10 @@ def found() -> ComfyHost:
     return host
 
 
-def test_nothing_found_says_where_it_looked() -> None:
+def test_environment_comes_before_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert find_comfyui() is None
     assert "COMFYUI_DIR" in not_found_reason()
     assert str(default_directory()) in not_found_reason()
-
-
-def test_environment_comes_before_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert ComfyHost(make_comfyui(default_directory()), Path(sys.executable)) == found()
     named = make_comfyui(tmp_path / "named")
     monkeypatch.setenv("COMFYUI_DIR", str(named))
@@ -140,24 +137,18 @@ def test_pack_is_put_among_the_custom_nodes(links: bool, monkeypatch: pytest.Mon
     assert link_pack(make_file(tmp_path / "probe.py"), tmp_path / "base", "probe.py").is_file(), "a single file too"
 
 
-def test_server_answers_and_ends_with_its_children(comfyui: ComfyHost, tmp_path: Path) -> None:
-    with start_server(comfyui, tmp_path / "base", ["--cpu"]) as server:
-        child_port = int((comfyui.directory / "child.port").read_text())
+def test_server_answers_and_ends_with_its_children_though_the_block_fails(comfyui: ComfyHost, tmp_path: Path) -> None:
+    port_file = comfyui.directory / "child.port"
+    with pytest.raises(ZeroDivisionError), start_server(comfyui, tmp_path / "base", ["--cpu"]) as server:
         assert is_open(int(server.url.rpartition(":")[2]))
-        assert is_open(child_port)
+        assert is_open(int(port_file.read_text()))
         log = server.log()
-    assert server.process.poll() is not None
-    wait_for(lambda: not is_open(child_port))  # a killed process takes a moment to let go of its sockets
-    assert (tmp_path / "base" / "custom_nodes").is_dir()
-    assert log.startswith("[INFO] arguments:")
-    assert "--cpu" in log.split()
-    assert str(tmp_path / "base") in log
-
-
-def test_server_ends_when_the_block_fails(comfyui: ComfyHost, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), start_server(comfyui, tmp_path / "base") as server:
+        assert log.startswith("[INFO] arguments:")
+        assert "--cpu" in log.split() and str(tmp_path / "base") in log
         raise ZeroDivisionError
     assert server.process.poll() is not None
+    wait_for(lambda: not is_open(int(port_file.read_text())))  # it takes a killed process a moment to let go
+    assert (tmp_path / "base" / "custom_nodes").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,9 @@ def test_a_picture_without_a_place_of_its_own_is_refused(prompt: Prompt, told: s
 
 def test_the_digest_is_of_what_comes_out() -> None:
     place = Place("1", "image")
+    placed = Workflow(PROMPT, place).with_picture("new.png")
+    assert (placed["1"]["inputs"], PROMPT["1"]["inputs"]) == ({"image": "new.png"}, {"image": "x.png"}), "a copy"
+    assert {name: placed[name] for name in "23"} == {name: PROMPT[name] for name in "23"}
     digest = Workflow(PROMPT, place).digest
     retitled = {**PROMPT, "2": {**PROMPT["2"], "_meta": {"title": "other"}}}
     repictured = {**PROMPT, "1": node("LoadImage", image="z.png")}
@@ -118,13 +121,6 @@ def test_the_digest_is_of_what_comes_out() -> None:
     assert Workflow(retitled, place).digest == Workflow(repictured, place).digest == digest
     assert Workflow(reseeded, place).digest != digest
     assert Workflow(repictured).digest != Workflow(PROMPT).digest
-
-
-def test_a_picture_is_put_into_a_copy() -> None:
-    placed = Workflow(PROMPT, Place("1", "image")).with_picture("new.png")
-    assert placed["1"]["inputs"] == {"image": "new.png"}
-    assert PROMPT["1"]["inputs"] == {"image": "x.png"}
-    assert {name: placed[name] for name in "23"} == {name: PROMPT[name] for name in "23"}
 
 
 @pytest.mark.parametrize(("node_id", "title"), [("3", "Second"), ("3.0.0.1", "Second"), ("2:5", "Sampler v1.5")])

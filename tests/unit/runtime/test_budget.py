@@ -79,10 +79,15 @@ def test_what_does_not_fit_is_refused_before_anything_runs(
     assert "\n" not in told
 
 
-def test_frames_that_the_host_cannot_hold_are_refused(engines: EngineSet, machine: Machine) -> None:
+def test_what_the_host_cannot_hold_or_no_size_of_its_shape_saves_is_refused(
+    engines: EngineSet, machine: Machine
+) -> None:
     machine.free_on_host_bytes = 10 * MIB
     with pytest.raises(BudgetError, match="Holding the frames of 512x512 with 16 frames needs about 0.05 GiB"):
         decoded(engines, torch.zeros(16, 4, 64, 64))
+    machine.device_bytes = MIB
+    with pytest.raises(BudgetError, match="close other programs, or choose less.$"):
+        encoded(engines, shrink=True)
 
 
 def least(need: Budget, size: ClipSize) -> int:
@@ -92,6 +97,7 @@ def least(need: Budget, size: ClipSize) -> int:
 
 def test_weights_are_no_estimate() -> None:
     """26.6 GiB of weights were allowed on a card of 24."""
+    Budget("Denoising", lambda size: 1 << 60, None).check(ClipSize(2048, 2048, 64))  # where nobody knows the memory
     size, heavy = ClipSize(64, 64, 1), replace(LINEAR, known_bytes=1000)
     assert replace(heavy, room=1000 + 64 * 64).allows(size)
     assert replace(heavy, room=1000 + int(64 * 64 / TOLERANCE) + 1).allows(size)
@@ -139,10 +145,6 @@ def test_the_least_that_a_clip_needs_is_asked_for(engines: EngineSet, machine: M
     machine.device_bytes = least(budget.denoising(engines, guided=True), size) - 10
     with pytest.raises(BudgetError, match="Denoising"):
         sampled(engines, conditioning)
-
-
-def test_where_nobody_knows_the_memory_nothing_is_refused() -> None:
-    Budget("Denoising", lambda size: 1 << 60, None).check(ClipSize(2048, 2048, 64))
 
 
 LINEAR = Budget("Denoising", lambda size: 1000 + size.width * size.height * size.num_frames, 0)
@@ -265,9 +267,3 @@ def test_a_clip_shrinks_to_what_fits_with_guidance_and_says_so(engines: EngineSe
     whole = encoded(engines, asked, cache, shrink=True)
     assert whole.size == size
     assert [note for each in (again, whole) for note in each.notes if note.startswith("Made as")] == []
-
-
-def test_a_clip_that_no_size_of_its_shape_saves_is_refused(engines: EngineSet, machine: Machine) -> None:
-    machine.device_bytes = MIB
-    with pytest.raises(BudgetError, match="close other programs, or choose less.$"):
-        encoded(engines, shrink=True)

@@ -58,18 +58,17 @@ def test_the_policy_names_the_rewrites_or_leaves_them_to_the_model(
     assert len(engines.catalog.stored("core")) == 1
 
 
-def test_a_component_gets_the_rewrites_that_it_knows(make: MakeSet, rewriting: RewritingToy) -> None:
+def test_a_component_gets_the_rewrites_that_it_knows_and_takes_no_engine_of_others(
+    make: MakeSet, rewriting: RewritingToy
+) -> None:
     engines = make(backend="rewriting toy", rewrites=("halved", "doubled"))
     engines.build("vae_decoder", CHUNKED, InProcess())
     assert rewrites_of(engines) == [("doubled",)]
-
-
-def test_engines_of_other_rewrites_are_not_taken(make: MakeSet, rewriting: RewritingToy) -> None:
     make(backend="rewriting toy", rewrites=("halved",)).build("core", SIZES, InProcess())
     other = make(backend="rewriting toy")
     assert other.catalog.stored("core") == []
     other.build("core", SIZES, InProcess())
-    assert rewrites_of(other) == [("doubled",), ("halved",)]
+    assert rewrites_of(other) == [("doubled",), ("doubled",), ("halved",)]
 
 
 @pytest.mark.parametrize("names", [("faster",), ("doubled", "faster")])

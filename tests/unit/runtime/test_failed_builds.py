@@ -34,12 +34,18 @@ def test_preparing_builds_nothing_where_that_is_not_the_policy(
     assert engines.take_notes() == []
 
 
-def test_preparing_leaves_what_fails_for_later(make: MakeSet, toy: ToyBackend) -> None:
-    breaking(toy)
+@pytest.mark.parametrize(("words", "kind"), [(BROKE, EngineError), ("The file has gone.", CheckpointError)])
+def test_preparing_leaves_what_fails_for_whoever_runs_the_component(
+    make: MakeSet, toy: ToyBackend, words: str, kind: type[Exception]
+) -> None:
+    """Such as a LoRA that has gone since."""
+    breaking(toy, words, kind)
     engines = make()
     engines.prepare(CHUNKED)
-    assert run(engines) == "eager"
-    assert engines.take_notes() == [f"core runs in eager PyTorch, which is slower. {BROKE}"]
+    assert engines.take_notes() == []
+    if kind is EngineError:
+        assert run(engines) == "eager"
+        assert engines.take_notes() == [f"core runs in eager PyTorch, which is slower. {words}"]
 
 
 def test_what_cannot_be_built_makes_nobody_leave_the_device(make: MakeSet, toy: ToyBackend) -> None:
@@ -193,11 +199,3 @@ def test_the_others_are_built_beside_a_core_that_is_there(make: MakeSet, toy: To
     make().build("core", SIZES, InProcess())
     make(HugeDenoiser(), Room(0)).prepare(CHUNKED)
     assert built(toy) == ["core", "vae_decoder"]
-
-
-def test_preparing_tells_nothing_of_what_it_could_not_build(make: MakeSet, toy: ToyBackend) -> None:
-    """Such as a LoRA that has gone since: whoever runs the component says so."""
-    breaking(toy, "The file has gone.", CheckpointError)
-    engines = make()
-    engines.prepare(CHUNKED)
-    assert engines.take_notes() == []

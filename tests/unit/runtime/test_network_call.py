@@ -65,21 +65,18 @@ def called(call: Call) -> WrappedNetwork:
     return WrappedNetwork(Network(), "_forward", call.tree, lambda: {"options": {}})
 
 
-def test_the_call_made_again_gives_the_same() -> None:
+def test_the_call_made_again_gives_the_same_by_place_and_by_name() -> None:
     args, kwargs = arguments()
     call = read()
     told = [{"tensor": "references_0"}, {"tensor": "references_1"}]
     assert json.loads(call.tree)["references"] == {"list": told}, "where tensors go"
     assert sorted(call.tensors) == ["references_0", "references_1", "t", "x", "y_shift"]
     assert torch.equal(called(call)(**call.tensors), Network()._forward(*args, **kwargs))
-
-
-def test_a_call_by_place_is_the_call_by_name() -> None:
-    (x, t), kwargs = arguments()
+    x, t = args
     by_name = calling(**{**kwargs, "t": t, "x": x})
-    assert by_name.tree == read().tree
+    assert by_name.tree == call.tree
     assert by_name.latents is x
-    assert read(references=[torch.zeros(3), torch.zeros(2)]).tree == read().tree, "nor do a tensor's values count"
+    assert read(references=[torch.zeros(3), torch.zeros(2)]).tree == call.tree, "a tensor's values do not count"
 
 
 @pytest.mark.parametrize(

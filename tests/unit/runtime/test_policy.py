@@ -83,13 +83,10 @@ def test_a_size_that_is_no_preset_or_a_preset_that_does_not_fit_is_named(
         assert str(caught.value) == f"No preset serves this size: {words}(a latent is 8 pixels)."
 
 
-def test_presets_without_sizes_are_refused() -> None:
-    with pytest.raises(InputError, match="such as 512x512x16, found none"):
-        EnginePolicy(shapes="presets")
-
-
 @pytest.mark.parametrize("text", ["512x512x16,1280x704x16", " 512 x 512 x 16 , 1280x704x16 "])
 def test_presets_are_read_from_a_line(text: str) -> None:
+    with pytest.raises(InputError, match="such as 512x512x16, found none"):
+        EnginePolicy(shapes="presets")
     assert parse_presets(text) == (SMALL, LARGE)
     assert ", ".join(map(str, parse_presets(text))) == "512x512x16, 1280x704x16"
 

@@ -116,7 +116,7 @@ def test_here_it_says_what_auto_takes_and_of_every_backend_why() -> None:
     assert chosen == registry.choose_backend("auto", CPU).name
     assert [state.name for state in found.backends] == list(registry.BACKENDS)
     assert all(state.reason.endswith(".") for state in found.backends)
-    assert dict(found.versions)["torch"] == installed_versions(("torch",))[0][1]
+    assert installed_versions(("torch", "no-such-package-at-all")) == (("torch", dict(found.versions)["torch"]),)
     assert f"can run: {chosen}" in found.why
     assert "fp32" in found.abilities
 
@@ -140,10 +140,6 @@ def test_what_would_come_after_the_chosen_one_is_not_urged(put) -> None:
     assert ("to install", "", "nothing: none is faster here") in found.table.rows
     assert found.backends[0].verdict == "can run, by its name alone"
     assert "careful is taken by its name alone here" in found.why
-
-
-def test_a_package_that_is_not_there_has_no_version() -> None:
-    assert [name for name, _ in installed_versions(("torch", "no-such-package-at-all"))] == ["torch"]
 
 
 TARGETS = {
@@ -212,27 +208,22 @@ def test_verifying_tells_the_damaged_from_the_whole(store: EngineStore, plans: d
     assert list(states.values()).count("whole") == len(plans) - 1
 
 
-def test_one_is_removed_and_shown(store: EngineStore, plans: dict[str, Plan]) -> None:
-    gone = plans["here"]
-    managed = do(store, DELETE, gone.manifest.key[:LEAST_CHARS])
-    assert (keys(managed), managed.line.split(",")[0]) == (shown(gone), "removed 1 engine")
-    assert left(store) == {plan.manifest.key for plan in plans.values()} - {gone.manifest.key}
-
-
-def test_stale_are_those_that_other_versions_built_for_this_device(store: EngineStore, plans: dict[str, Plan]) -> None:
-    stale = plans["older"], plans["other exporter"]
-    managed = do(store, DELETE_STALE)
-    assert keys(managed) == shown(*stale)
-    assert left(store) == {plan.manifest.key for plan in plans.values() if plan not in stale}
-    assert do(store, DELETE_STALE).line.startswith("removed 0 engines")
-
-
-def test_engines_of_a_backend_that_cannot_run_here_are_not_stale(
+def test_one_is_removed_and_shown_and_stale_are_those_of_other_versions_for_this_device(
     store: EngineStore, plans: dict[str, Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = ToyBackend(available=replace(ToyBackend().available, ok=False))
-    monkeypatch.setattr(engine_list, "BACKENDS", {"toy": broken})
-    assert keys(do(store, DELETE_STALE)) == set()
+    def expect_gone(managed: Managed, *names: str) -> None:
+        assert keys(managed) == shown(*(plans.pop(name) for name in names))
+        assert left(store) == {plan.manifest.key for plan in plans.values()}
+
+    with monkeypatch.context() as patch:
+        broken = ToyBackend(available=replace(ToyBackend().available, ok=False))
+        patch.setattr(engine_list, "BACKENDS", {"toy": broken})
+        expect_gone(do(store, DELETE_STALE))  # none of a backend that cannot run here
+    managed = do(store, DELETE, plans["here"].manifest.key[:LEAST_CHARS])
+    assert managed.line.split(",")[0] == "removed 1 engine"
+    expect_gone(managed, "here")
+    expect_gone(do(store, DELETE_STALE), "older", "other exporter")
+    assert do(store, DELETE_STALE).line.startswith("removed 0 engines")
 
 
 @pytest.mark.parametrize(
