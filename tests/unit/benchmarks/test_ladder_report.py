@@ -88,6 +88,22 @@ def test_bars_are_as_long_as_their_seconds(document: Document, tmp_path: Path) -
     assert longest[-1] / longest[0] == pytest.approx(8 / 5, abs=0.02)
 
 
+@pytest.mark.parametrize("memory", [True, False], ids=["gpu", "cpu"])
+def test_the_sweep(document: Document, tmp_path: Path, memory: bool) -> None:
+    peak = {"peak_gib": 3.0} if memory else {"peak_gib": None}
+    document.sweep = [
+        {"axis": "frames", "label": "8 frames", "step_ms": 10.0, "tflop": 1.0, "tflop_per_s": 100.0, **peak},
+        {"axis": "frames", "label": "16 frames", "step_ms": 20.0, "tflop": 2.0, "tflop_per_s": 100.0, **peak},
+        {"axis": "size", "label": "1024x1024", "reason": "Memory ends here: the GPU has 8 GiB."},
+        {"axis": "steps", "label": "10 steps", "steps": 10, "denoise_s": 0.2},
+    ]
+    save_sweep_plot(document, tmp_path / "sweep.png")
+    assert drawn(tmp_path / "sweep.png").size == (1600, 680)
+    page = markdown(document)
+    assert "| size | 1024x1024 | – | – | – | – | – | Memory ends here: the GPU has 8 GiB. |" in page
+    assert ("3.00" in page) == memory
+
+
 def test_without_a_clip_or_a_point_there_is_no_picture(document: Document, tmp_path: Path) -> None:
     document.rows = {"a": Row("a", "A", MEASURED, figures={"step_ms": 1.0})}
     save_plot(document, tmp_path / "none.png")
