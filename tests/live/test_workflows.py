@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
 from i2v_tensorrt.runtime.engines.policy import MISS_POLICIES
-from i2v_tensorrt.tests.live.answers import run, text
+from i2v_tensorrt.tests.live.answers import engines_in, run, text
 from i2v_tensorrt.tests.live.device import HALF_PSNR, Device, rare_encoders
 from i2v_tensorrt.tests.live.graphs import Prompt, builder, changed, gradient, node, png, published
 from i2v_tensorrt.tests.live.ids import BUILDER, CHECKPOINT, CONDITIONING, DECODE, ENGINES, LOADER, SAMPLER, SAVE
@@ -61,20 +62,25 @@ def saved(client: ComfyClient, result: RunResult, name: str) -> Video:
         return Video(container.format.name, size, fps, num_frames, dict(container.metadata))
 
 
+@pytest.fixture(scope="module")
+def building(client: ComfyClient) -> Prompt:
+    """With a picture that no other test has encoded, so that every engine is needed."""
+    fresh = client.upload_image(png(gradient(blue=99)), "fresh.png")
+    return small("image_to_video", fresh, on_missing="build")
+
+
+@pytest.fixture(scope="module")
+def built(client: ComfyClient, building: Prompt, base_directory: Path) -> RunResult:
+    """The graph's run, whose Engine Loader builds the engines: what tests before it have built is gone."""
+    for folder in engines_in(base_directory):
+        shutil.rmtree(folder)
+    return run(client, building)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("built")
 class TestThroughEngines:
     """The published graph as it is on a GPU, on any device."""
-
-    @pytest.fixture(scope="class")
-    def building(self, client: ComfyClient) -> Prompt:
-        """With a picture that no other test has encoded, so that every engine is needed."""
-        fresh = client.upload_image(png(gradient(blue=99)), "fresh.png")
-        return small("image_to_video", fresh, on_missing="build")
-
-    @pytest.fixture(scope="class", autouse=True)
-    def built(self, client: ComfyClient, building: Prompt) -> RunResult:
-        """The graph's run, whose Engine Loader builds the engines that no test before it has built."""
-        return run(client, building)
 
     def test_they_are_built_for_the_host(self, built: RunResult, base_directory: Path, device: Device) -> None:
         assert "of 5\nthe rest is built when needed" in text(built, ENGINES)
