@@ -10,8 +10,8 @@ import socket
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,11 @@ from websockets.server import ServerProtocol
 
 CLASSES = {"LoadImage": {"input": {"required": {"image": [["x.png"], {}]}, "optional": {"channel": ["STRING", {}]}}}}
 STEPS = 2
+GRAPH: dict[str, dict[str, Any]] = {
+    "1": {"class_type": "LoadImage", "inputs": {"image": "x.png"}},
+    "2": {"class_type": "Saver", "inputs": {"frames": ["1", 0]}, "_meta": {"title": "Save"}},
+}
+"""A workflow that it runs."""
 
 
 class Server(ThreadingHTTPServer):
@@ -303,6 +308,16 @@ class FakeComfy:
         kept = {"filename": name, "subfolder": "video", "type": "output"}
         shown = {"filename": "shown.png", "subfolder": "", "type": "temp"}
         return {"2": {"images": [kept], "animated": [True], "text": [name]}, "3": {"images": [shown], "gifs": [kept]}}
+
+
+@contextmanager
+def running() -> Iterator[FakeComfy]:
+    """One that is up, and is killed in the end."""
+    server = FakeComfy()
+    server.start()
+    yield server
+    server.step.set()
+    server.kill()
 
 
 def write_pictures(folder: Path, count: int) -> list[Path]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from i2v_tensorrt.engine_builder.store.store import EngineStore
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
 from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
-PATIENCE_S = 60.0
+from .interrupts import wait_for
+from .toy_model import ToyModel
+from .toys import CPU, ToyBackend
 
 
 class AsOnAGpu(EnginePolicy):
@@ -47,28 +51,35 @@ class ToyHost:
 
 
 class Room(LoadInPlace):
-    """A device with so much memory, which counts how often a build wanted it free."""
+    """A device with so much memory, if anybody knows; it counts how often a build wanted it free."""
 
-    def __init__(self, room_bytes: int) -> None:
+    def __init__(self, room_bytes: int | None = None) -> None:
         self._room_bytes, self.cleared = room_bytes, 0
 
-    def room_bytes(self) -> int:
+    def room_bytes(self) -> int | None:
         return self._room_bytes
 
     def clear(self) -> None:
         self.cleared += 1
 
 
-def wait_for(found: Callable[[], object]) -> None:
-    """Waits until something is so; the patience is for a machine with other work."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not found():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.01)
+@dataclass(frozen=True)
+class Idle:
+    """A host with its builds for later, and the toy by which they are made."""
 
+    host: ToyHost
+    builds: IdleBuilds
+    toy: ToyBackend
+    folder: Path
 
-def let_build(host: ToyHost, builds: IdleBuilds) -> None:
-    """Has all that is wanted built, or tried."""
-    host.idle = True
-    wait_for(lambda: builds.line == "")
-    host.idle = False
+    def engines(self, model: Any = None, memory_manager: Any = None, **policy: Any) -> EngineSet:
+        """A set as `auto` has it on a GPU; keywords are a policy's."""
+        wanted = AsOnAGpu(**{"on_missing": "auto", "precision": "fp32", **policy})
+        store = EngineStore(self.folder)
+        return EngineSet(model or ToyModel(), store, wanted, CPU, memory_manager, later=self.builds)
+
+    def build(self) -> None:
+        """Has all that is wanted built, or tried."""
+        self.host.idle = True
+        wait_for(lambda: self.builds.line == "")
+        self.host.idle = False

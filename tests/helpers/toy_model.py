@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
+from i2v_tensorrt.common.errors import EngineError
 from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
 from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec, TensorSpec
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
@@ -22,7 +24,9 @@ MakeSet = Callable[..., EngineSet]
 """Makes an EngineSet; its keywords are a policy's."""
 SIZES = {"batch": 2, "frames": 4, "latent_height": 8, "latent_width": 6}
 ODD = {**SIZES, "latent_width": 7}
+CHUNKED = {**SIZES, "chunk": 2}
 INSTALL = "pip install toys"
+BROKE = "The toy broke."
 
 
 def chunked(network: NetworkSpec) -> NetworkSpec:
@@ -86,6 +90,28 @@ def run(engines: EngineSet, sizes: dict[str, int] = SIZES, component: str = "cor
     found = engines.run(component, inputs)["prediction"]
     assert torch.allclose(found, ToyNetwork()(**inputs), rtol=0, atol=1e-6)
     return engines.describe(component).split(",")[0]
+
+
+def breaking(toy: ToyBackend, words: str = BROKE, kind: type[BaseException] = EngineError) -> list[Path]:
+    """Has every build of the toy fail; where those that were begun since lie."""
+    tries: list[Path] = []
+
+    def fail(folder: Path) -> None:
+        tries.append(folder)
+        raise kind(words)
+
+    toy.while_building = fail
+    return tries
+
+
+def mend(toy: ToyBackend) -> None:
+    """Has its builds succeed again."""
+    toy.while_building = lambda folder: None
+
+
+def built(toy: ToyBackend) -> list[str]:
+    """The components that the toy has built."""
+    return sorted(spec.network.component for spec in toy.builds_done)
 
 
 def damage(store: EngineStore) -> list[str]:

@@ -1,10 +1,8 @@
 """One live ComfyUI for all tests of this folder, with the pack linked into it and a tiny checkpoint to run."""
 
-import json
 import os
 import shlex
 import shutil
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,10 @@ import pytest
 from i2v_tensorrt.benchmarks.live import Report
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack, start_server
+from i2v_tensorrt.tests.live.answers import json_of
 from i2v_tensorrt.tests.live.device import Device, device_of, why_no_onnxruntime
-from i2v_tensorrt.tests.live.graphs import CHECKPOINT, SVD, WANS, gradient, png
+from i2v_tensorrt.tests.live.graphs import gradient, png
+from i2v_tensorrt.tests.live.ids import CHECKPOINT, SVD, WANS
 
 FIGURES = "I2VTRT_LIVE_FIGURES"
 """Names the file of figures, such as benchmarks/results/gpu/figures.json, in which the live tests are counted."""
@@ -57,13 +57,19 @@ def base_directory(
     tiny_wan: Callable[[str], Path],
 ) -> Path:
     """Models, custom nodes, input and output of the servers under test."""
-    base_directory = tmp_path_factory.mktemp("comfyui")
-    link_pack(PACK, base_directory)
-    link_pack(HERE / "probe_nodes.py", base_directory, "probe_nodes.py")
-    wans = ((name, tiny_wan(kind)) for kind, name in WANS.items())
-    for name, folder in ((CHECKPOINT, tiny_folder), (SVD, tiny_svd_folder), *wans):
-        shutil.copytree(folder, base_directory / "models" / "i2v" / name)
-    return base_directory
+    wans = {name: tiny_wan(kind) for kind, name in WANS.items()}
+    models = {CHECKPOINT: tiny_folder, SVD: tiny_svd_folder, **wans}
+    return filled_base(tmp_path_factory.mktemp("comfyui"), models, "probe_nodes.py")
+
+
+def filled_base(base: Path, models: Mapping[str, Path], *probes: str) -> Path:
+    """The folder of a server, with the pack, copies of the models and those files of nodes for the tests."""
+    link_pack(PACK, base)
+    for probe in probes:
+        link_pack(HERE / probe, base, probe)
+    for name, folder in models.items():
+        shutil.copytree(folder, base / "models" / "i2v" / name)
+    return base
 
 
 @pytest.fixture(scope="session")
@@ -81,13 +87,18 @@ def server(host: ComfyHost, base_directory: Path, server_arguments: list[str]) -
 
 @pytest.fixture(scope="session")
 def client(server: ComfyServer) -> ComfyClient:
-    """A client of the server."""
     return ComfyClient(server.url)
 
 
 @pytest.fixture(scope="session")
+def nodes(client: ComfyClient) -> dict[str, dict[str, Any]]:
+    """The pack's entries in /object_info."""
+    module = "custom_nodes.I2V-TensorRT"
+    return {name: info for name, info in client.object_info().items() if info["python_module"] == module}
+
+
+@pytest.fixture(scope="session")
 def device(server: ComfyServer) -> Device:
-    """What the servers compute on."""
     return device_of(server.url)
 
 
@@ -102,8 +113,8 @@ def onnxruntime(client: ComfyClient, device: Device) -> None:
 @pytest.fixture(scope="session")
 def version(server: ComfyServer) -> tuple[int, ...]:
     """The server's version as numbers: features come and go with it."""
-    with urllib.request.urlopen(f"{server.url}/system_stats") as response:  # noqa: S310 - our own server
-        return tuple(int(part) for part in json.load(response)["system"]["comfyui_version"].split("."))
+    system = json_of(f"{server.url}/system_stats")["system"]
+    return tuple(int(part) for part in system["comfyui_version"].split("."))
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +125,6 @@ def picture(client: ComfyClient) -> str:
 
 @pytest.fixture(scope="session")
 def output(base_directory: Path) -> Path:
-    """The servers' output folder."""
     return base_directory / "output"
 
 

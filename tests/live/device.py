@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import urllib.request
 from dataclasses import dataclass
 
 import torch
 
-from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
-from i2v_tensorrt.tests.live.graphs import node, text
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
+from i2v_tensorrt.tests.live.answers import json_of, run
+from i2v_tensorrt.tests.live.graphs import node
 
 CANNOT = "cannot run"
 HALF_PSNR = 44.0
@@ -52,15 +51,8 @@ class Device:
 
 def device_of(url: str) -> Device:
     """The device of the server there."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"{url}/system_stats", timeout=60) as response:
-        first, *_ = json.load(response)["devices"]
+    first, *_ = json_of(f"{url}/system_stats")["devices"]
     return Device(first["type"], first["index"])
-
-
-def lines(result: RunResult, name: str) -> list[str]:
-    """What the node says of its run, line by line, without the line on memory that a GPU has."""
-    return [line for line in text(result, name).splitlines() if "VRAM" not in line]
 
 
 def assert_alike(one: torch.Tensor, other: torch.Tensor, device: Device, levels: int) -> None:
@@ -80,16 +72,14 @@ def decibels(mse: float) -> float:
 
 def why_no_onnxruntime(client: ComfyClient) -> str | None:
     """Why the server's ONNX Runtime does not serve its device, as the Engine Doctor says; None where it does."""
-    result = client.run({"1": node("I2VTRT_EngineDoctor")})
-    assert (result.status, result.error) == ("success", None)
-    rows = {row[0]: row[1:] for row in result.outputs["1"]["table"]}
+    table = run(client, {"1": node("I2VTRT_EngineDoctor")}).outputs["1"]["table"]
+    rows = {row[0]: row[1:] for row in table}
     state, reason = rows["backend onnxruntime"]
     return reason if state == CANNOT else None
 
 
 def rare_encoders(client: ComfyClient, device: Device) -> set[str]:
     """The first digits of each picture encoder in the rare precision in the store, which other tests fill as well."""
-    result = client.run({"1": node("I2VTRT_EngineManager", action="list", engine="")})
-    assert (result.status, result.error) == ("success", None)
-    rows = result.outputs["1"]["table"][1:]
+    listed = run(client, {"1": node("I2VTRT_EngineManager", action="list", engine="")})
+    rows = listed.outputs["1"]["table"][1:]
     return {row[0] for row in rows if row[1] == "image_encoder" and row[2].endswith(f" {device.rare}")}

@@ -1,33 +1,26 @@
-"""The prompts that the live tests post, and how they read what a node answered."""
+"""The prompts that the live tests post, and the pictures in them."""
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import av
-import torch
 from PIL import Image
 
-from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.tests.live.ids import CHECKPOINT, CONDITIONING, DECODE, ENGINES, LOADER, PICTURE, SAMPLER, SAVE
 
 Prompt = dict[str, dict[str, Any]]
+Changes = Mapping[str, Mapping[str, Any]]
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "workflows" / "api"
-CHECKPOINT = "tiny-random"
-SVD = "tiny-svd"
-WANS = {"wan21": "tiny-wan21", "a14b": "tiny-wan22", "ti2v": "tiny-ti2v"}
-"""The tiny Wans by their kind."""
-# Node ids of workflows/api/image_to_video.json, which the prompts made here keep.
-PICTURE, LOADER, ENGINES, CONDITIONING, SAMPLER, DECODE, SAVE = "1234567"
-BUILDER = "8"
 SMALL = {
     LOADER: {"checkpoint": CHECKPOINT},
     CONDITIONING: {"width": 64, "height": 64, "num_frames": 4, "fps": 8},
     SAMPLER: {"steps": 2},
 }
 """What makes a published workflow small: the checkpoint, the sizes and the steps, and nothing else."""
+LOSSLESS = {SAVE: {"format": "mkv-ffv1"}}
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -40,7 +33,7 @@ def published(name: str) -> Prompt:
     return json.loads((PUBLISHED / f"{name}.json").read_text("utf-8"))
 
 
-def changed(prompt: Prompt, *changes: Mapping[str, Mapping[str, Any]]) -> Prompt:
+def changed(prompt: Prompt, *changes: Changes) -> Prompt:
     """The prompt with other inputs, by node id; an input set to None is left out."""
     copy = json.loads(json.dumps(prompt))
     for change in changes:
@@ -50,12 +43,22 @@ def changed(prompt: Prompt, *changes: Mapping[str, Mapping[str, Any]]) -> Prompt
     return copy
 
 
-def clip(picture: str, *changes: Mapping[str, Mapping[str, Any]]) -> Prompt:
+def clip(picture: str, *changes: Changes) -> Prompt:
     """The small published graph without its Engine Loader: everything in eager PyTorch."""
     prompt = published("image_to_video")
     del prompt[ENGINES]
-    eager = {name: {"model": [LOADER, 0]} for name in (CONDITIONING, SAMPLER, DECODE)}
-    return changed(prompt, eager, SMALL, {PICTURE: {"image": picture}}, *changes)
+    return changed(model_from(prompt, LOADER), SMALL, {PICTURE: {"image": picture}}, *changes)
+
+
+def model_from(prompt: Prompt, source: str) -> Prompt:
+    """The prompt, whose stages take their model from that node."""
+    return changed(prompt, {name: {"model": [source, 0]} for name in (CONDITIONING, SAMPLER, DECODE)})
+
+
+def with_engines(prompt: Prompt, **inputs: Any) -> Prompt:
+    """What `clip` gives, with the published graph's Engine Loader in its place, and those inputs of it changed."""
+    loader = changed(published("image_to_video"), {ENGINES: inputs})[ENGINES]
+    return model_from({**prompt, ENGINES: loader}, ENGINES)
 
 
 def only(prompt: Prompt, *names: str) -> Prompt:
@@ -63,7 +66,7 @@ def only(prompt: Prompt, *names: str) -> Prompt:
     return {name: prompt[name] for name in names} | {"9": node("PreviewAny", source=[names[-1], 0])}
 
 
-def encoding(picture: str, *changes: Mapping[str, Mapping[str, Any]]) -> Prompt:
+def encoding(picture: str, *changes: Changes) -> Prompt:
     """`clip` up to the conditioning."""
     return only(clip(picture, *changes), PICTURE, LOADER, CONDITIONING)
 
@@ -84,27 +87,6 @@ def save(picture: str, **inputs: Any) -> Prompt:
     }
 
 
-def ran(result: RunResult) -> set[str]:
-    """The nodes that did something, and were not answered from the server's own cache of outputs."""
-    return {event.data["node"] for event in result.of_kind("executing") if event.data["node"] is not None}
-
-
-def text(result: RunResult, name: str) -> str:
-    """What the node says of its run, line by line."""
-    (lines,) = result.outputs[name]["text"]
-    return lines
-
-
-def frames(client: ComfyClient, result: RunResult) -> torch.Tensor:
-    """The saved clip [frames, height, width, 3], integers."""
-    assert result.error is None, result.error
-    assert result.status == "success"
-    (described,) = result.outputs[SAVE]["files"]
-    data = client.view(described["filename"], described["subfolder"], described["type"])
-    with av.open(io.BytesIO(data)) as container:
-        return torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)])
-
-
 def png(image: Image.Image) -> bytes:
     """The picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
@@ -117,18 +99,3 @@ def gradient(width: int = 48, height: int = 32, blue: int = 0) -> Image.Image:
     image = Image.new("RGB", (width, height))
     image.putdata([(x * 255 // width, y * 255 // height, blue) for y in range(height) for x in range(width)])
     return image
-
-
-def file_names(folder: Path) -> set[str]:
-    """Every file and folder below, by its relative name."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")} if folder.is_dir() else set()
-
-
-def sentences(errors: Iterable[Mapping[str, Any]], field: str) -> set[str]:
-    """What the server says of one input of a node, without its own frame around our sentence."""
-    return {
-        f"{error['message']}: {error['details']}" if error["type"] != "custom_validation_failed" else told
-        for error in errors
-        if error["extra_info"].get("input_name") == field
-        for told in [error["details"].removeprefix(f"{field} - ")]
-    }

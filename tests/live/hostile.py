@@ -11,22 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from i2v_tensorrt.tests.live.graphs import (
-    CHECKPOINT,
-    CONDITIONING,
-    DECODE,
-    ENGINES,
-    LOADER,
-    PICTURE,
-    SAMPLER,
-    SAVE,
-    Prompt,
-    builder,
-    changed,
-    clip,
-    node,
-    published,
-)
+from i2v_tensorrt.tests.live.graphs import Prompt, builder, clip, node, with_engines
+from i2v_tensorrt.tests.live.ids import BUILDER, CHECKPOINT, CONDITIONING, DECODE, PICTURE, SAMPLER, SAVE
 
 LEADS_OUT = "leads-out"
 """A link in the output folder."""
@@ -176,11 +162,9 @@ def whole_graph(picture: str, draw: random.Random) -> Prompt:
     """A small clip, with an Engine Loader or without; and now and then an Engine Builder that has nothing to build."""
     prompt = clip(picture, {CONDITIONING: {"num_frames": 2}, SAMPLER: {"steps": 1, "seed": draw.randrange(3)}})
     if draw.random() < 0.3:
-        settings = {"backend": "eager", "on_missing": draw.choice(["eager", "stop"]), "model": [LOADER, 0]}
-        prompt[ENGINES] = changed(published("image_to_video"), {ENGINES: settings})[ENGINES]
-        prompt = changed(prompt, {name: {"model": [ENGINES, 0]} for name in (CONDITIONING, SAMPLER, DECODE)})
+        prompt = with_engines(prompt, backend="eager", on_missing=draw.choice(["eager", "stop"]))
     if draw.random() < 0.1:
-        prompt["8"] = builder(backend="eager")
+        prompt[BUILDER] = builder(backend="eager")
     return {**prompt, **{name: draw_value(source, draw) for name, source in SOURCES.items()}}
 
 
@@ -223,23 +207,20 @@ def _ours(prompt: Prompt, draw: random.Random) -> dict[str, Any]:
     return prompt[draw.choice(names)]
 
 
-def _any_value(prompt: Prompt, draw: random.Random) -> None:
+def _input(prompt: Prompt, draw: random.Random) -> None:
+    """Another value in an input of ours, or none, or a link to any node, mostly to a slot that it has."""
     inputs = _ours(prompt, draw)["inputs"]
-    inputs[draw.choice(sorted(inputs))] = any_json(draw)
-
-
-def _number(prompt: Prompt, draw: random.Random) -> None:
-    inputs = _ours(prompt, draw)["inputs"]
-    numbers = [name for name, value in inputs.items() if isinstance(value, int | float)]
-    if numbers:
+    name = draw.choice(sorted(inputs))
+    kind = draw.choice(["any", "any", "number", "number", "link", "none"])
+    if kind == "any":
+        inputs[name] = any_json(draw)
+    elif kind == "link":
+        slot: Any = draw.choice([0, 0, 0, 0, 0, 1, 2, -1, 99, "0", None, 0.5])
+        inputs[name] = [draw.choice([*prompt, *SOURCES, "99"]), slot]
+    elif kind == "none":
+        inputs.pop(name)
+    elif numbers := [name for name, value in inputs.items() if isinstance(value, int | float)]:
         inputs[draw.choice(numbers)] = draw.choice(NUMBERS)
-
-
-def _link(prompt: Prompt, draw: random.Random) -> None:
-    """To any node, mostly to a slot that it has."""
-    inputs = _ours(prompt, draw)["inputs"]
-    slot: Any = draw.choice([0, 0, 0, 0, 0, 1, 2, -1, 99, "0", None, 0.5])
-    inputs[draw.choice(sorted(inputs))] = [draw.choice([*prompt, *SOURCES, "99"]), slot]
 
 
 def _right_kind(prompt: Prompt, draw: random.Random) -> None:
@@ -247,31 +228,20 @@ def _right_kind(prompt: Prompt, draw: random.Random) -> None:
     target, field, sources = draw.choice(
         [
             (CONDITIONING, "image", ("20", "21", PICTURE)),
-            (CONDITIONING, "width", ("27",)),
-            (CONDITIONING, "height", ("27",)),
-            (CONDITIONING, "num_frames", ("27",)),
-            (CONDITIONING, "fps", ("27",)),
+            *((CONDITIONING, name, ("27",)) for name in ("width", "height", "num_frames", "fps")),
             (CONDITIONING, "prompt", ("29",)),
-            (SAMPLER, "seed", ("27",)),
-            (SAMPLER, "steps", ("27",)),
-            (SAMPLER, "guidance_scale", ("28",)),
-            (SAMPLER, "eta", ("28",)),
+            *((SAMPLER, name, ("27",)) for name in ("seed", "steps")),
+            *((SAMPLER, name, ("28",)) for name in ("guidance_scale", "eta")),
             (DECODE, "latents", ("22", "23", "24", "25")),
             (DECODE, "chunk", ("27",)),
             (SAVE, "frames", ("20", "21", PICTURE)),
-            (SAVE, "fps", ("28",)),
-            (SAVE, "crf", ("28",)),
+            *((SAVE, name, ("28",)) for name in ("fps", "crf")),
             (SAVE, "filename_prefix", ("29",)),
             (SAVE, "pingpong", ("30",)),
             (SAVE, "audio", ("31", "32")),
         ]
     )
     prompt[target]["inputs"][field] = [draw.choice(sources), 0]
-
-
-def _leave_out(prompt: Prompt, draw: random.Random) -> None:
-    inputs = _ours(prompt, draw)["inputs"]
-    inputs.pop(draw.choice(sorted(inputs)))
 
 
 def _add(prompt: Prompt, draw: random.Random) -> None:
@@ -294,20 +264,7 @@ def _format(prompt: Prompt, draw: random.Random) -> None:
     prompt[SAVE]["inputs"]["crf"] = draw.choice([-1, 0, 30, 51, 63, 100])
 
 
-CHANGES = (
-    _any_value,
-    _any_value,
-    _number,
-    _number,
-    _link,
-    _right_kind,
-    _right_kind,
-    _leave_out,
-    _add,
-    _other_class,
-    _large,
-    _format,
-)
+CHANGES = (*[_input] * 6, *[_right_kind] * 2, _add, _other_class, _large, _format)
 
 
 def malformed_request(picture: str, draw: random.Random) -> bytes:
@@ -331,12 +288,9 @@ def _no_node(body: dict[str, Any], draw: random.Random) -> None:
     body["prompt"][draw.choice(["1", "7", "", "é", "-1"])] = any_json(draw)
 
 
-def _no_inputs(body: dict[str, Any], draw: random.Random) -> None:
-    body["prompt"][draw.choice(sorted(body["prompt"]))]["inputs"] = any_json(draw)
-
-
-def _no_class(body: dict[str, Any], draw: random.Random) -> None:
-    body["prompt"][draw.choice(sorted(body["prompt"]))]["class_type"] = any_json(draw)
+def _no_inputs_or_class(body: dict[str, Any], draw: random.Random) -> None:
+    each = body["prompt"][draw.choice(sorted(body["prompt"]))]
+    each[draw.choice(["inputs", "class_type"])] = any_json(draw)
 
 
 def _cycle(body: dict[str, Any], draw: random.Random) -> None:
@@ -349,7 +303,7 @@ def _beside(body: dict[str, Any], draw: random.Random) -> None:
     body[name] = any_json(draw)
 
 
-MALFORMED = (_no_prompt, _no_node, _no_inputs, _no_class, _cycle, _beside)
+MALFORMED = (_no_prompt, _no_node, _no_inputs_or_class, _no_inputs_or_class, _cycle, _beside)
 
 
 def posted(url: str, body: bytes) -> int:

@@ -125,17 +125,12 @@ def case_a_full_card_is_freed_by_the_thread_that_owns_it(folder: Path) -> None:
             assert not model.is_loaded
 
 
-def case_nobody_waits_for_room_once_there_is_a_prompt(folder: Path) -> None:
-    with served(folder) as queue, pretended(Card(GIB)):
-        queue.put((0, "prompt", {}, {}, [], {}))
-        with patch.object(idle, "_free_bytes", lambda: 0):
-            _Queue().free_device(8 * GIB)
-        assert "unload_models" not in queue.get_flags(), "the prompt's models stay"
-
-
-def case_what_no_empty_card_could_hold_sends_nobody_away(folder: Path) -> None:
+def case_nobody_is_sent_away_for_a_prompt_or_for_what_no_empty_card_could_hold(folder: Path) -> None:
     with served(folder) as queue, pretended(Card(16 * GIB)) as card:
         memory.load_models_gpu([CardModel(card, 12 * GIB)])
         with patch.object(idle, "_free_bytes", lambda: card.free_bytes):
             _Queue().free_device(17 * GIB)
-        assert "unload_models" not in queue.get_flags()
+            assert "unload_models" not in queue.get_flags(reset=False)
+            queue.put((0, "prompt", {}, {}, [], {}))
+            _Queue().free_device(8 * GIB)
+        assert "unload_models" not in queue.get_flags(), "the prompt's models stay"

@@ -18,15 +18,15 @@ from i2v_tensorrt.nodes.host.patcher import RunnerPatcher
 from i2v_tensorrt.tests.live.card import DEVICE, GIB, Card, CardModel, CardRunner, pretended, uncollected
 
 
-class InTheWalk(Card):
-    """A card on which something happens whenever ComfyUI, choosing what to unload, asks what is free."""
+class Asked(Card):
+    """A card on which something happens whenever ComfyUI asks what is free, or asks it in choosing what to unload."""
 
-    def __init__(self, total_bytes: int, happens: Callable[[], object]) -> None:
+    def __init__(self, total_bytes: int, happens: Callable[[], object], *, in_the_walk: bool = False) -> None:
         super().__init__(total_bytes)
-        self._happens = happens
+        self._happens, self._in_the_walk = happens, in_the_walk
 
     def told(self, device: object = None, torch_free_too: bool = False) -> Any:
-        if sys._getframe(1).f_code is memory.free_memory.__code__:
+        if not self._in_the_walk or sys._getframe(1).f_code is memory.free_memory.__code__:
             self._happens()
         return super().told(device, torch_free_too)
 
@@ -46,7 +46,7 @@ def listed() -> list[object]:
 
 
 def case_runners_that_are_collected_while_comfyui_looks_for_room(folder: Path) -> None:
-    with uncollected(), pretended(InTheWalk(64 * GIB, gc.collect)) as card:
+    with uncollected(), pretended(Asked(64 * GIB, gc.collect, in_the_walk=True)) as card:
         abandoned(card)
         memory_manager, runner = HostMemoryManager(), CardRunner(card, GIB)
         memory_manager.hold(runner, 0)
@@ -79,13 +79,13 @@ def case_runners_that_are_collected_while_another_one_is_unloaded(folder: Path) 
 
 def case_what_is_gone_is_taken_from_the_list_before_anything_is_let_go(folder: Path) -> None:
     with uncollected(), pretended(Card(16 * GIB)) as card:
-        memory_manager, core, encoder = (
+        memory_manager, encoder, core = (
             HostMemoryManager(),
-            CardRunner(card, GIB),
             CardRunner(card, GIB, "image_encoder"),
+            CardRunner(card, GIB),
         )
-        memory_manager.hold(encoder, 0)
-        memory_manager.hold(core, 0)
+        for runner in (encoder, core):
+            memory_manager.hold(runner, 0)
         abandoned(card)
         gc.collect()
         told = memory_manager.free_memory(16 * GIB, encoders=True)
@@ -145,7 +145,7 @@ def case_a_build_finds_what_pytorch_kept_free_too(folder: Path) -> None:
 
 def case_a_runner_that_is_held_already_costs_nothing(folder: Path) -> None:
     asked: list[int] = []
-    with pretended(Asked(64 * GIB, asked)) as card:
+    with pretended(Asked(64 * GIB, lambda: asked.append(1))) as card:
         memory_manager, runner, other = HostMemoryManager(), CardRunner(card, GIB), CardModel(card, GIB)
 
         def costs(hold: Callable[[], object]) -> bool:
@@ -190,15 +190,3 @@ class Constant(Card):
     @property
     def free_bytes(self) -> int:
         return self.total_bytes
-
-
-class Asked(Card):
-    """A card that notes how often ComfyUI asks what is free of it."""
-
-    def __init__(self, total_bytes: int, asked: list[int]) -> None:
-        super().__init__(total_bytes)
-        self._asked = asked
-
-    def told(self, device: object = None, torch_free_too: bool = False) -> Any:
-        self._asked.append(1)
-        return super().told(device, torch_free_too)

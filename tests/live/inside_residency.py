@@ -30,9 +30,8 @@ def case_what_a_sampling_uses_is_there_again_after_a_build(folder: Path) -> None
 
 def case_what_an_interrupted_build_sent_away_stays_away(folder: Path) -> None:
     with pretended() as card:
-        sampled = CardModel(card, 8 * GIB)
+        sampled, memory_manager = CardModel(card, 8 * GIB), _MemoryManager()
         memory.load_models_gpu([sampled])
-        memory_manager = _MemoryManager()
         memory_manager.patcher = sampled
         memory_manager.clear()
         memory_manager.give_back()

@@ -16,23 +16,30 @@ from PIL import Image
 STEP_S = 0.01
 
 
-class ProbeSteps:
-    """Takes `steps` steps, each with a progress report and a preview; fails before step `fails_at`."""
-
+class Probe:
     CATEGORY = "tests"
     FUNCTION = "run"
+    RETURN_TYPES: tuple[str, ...] = ()
+
+
+class Telling(Probe):
+    """One that tells something of a run, and is never taken from the cache."""
+
     OUTPUT_NODE = True
-    RETURN_TYPES = ()
+
+    @classmethod
+    def IS_CHANGED(cls, **_: object) -> float:
+        return float("nan")
+
+
+class ProbeSteps(Telling):
+    """Takes `steps` steps, each with a progress report and a preview; fails before step `fails_at`."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         steps = ("INT", {"default": 3, "min": 1, "max": 1000})
         fails_at = ("INT", {"default": -1, "min": -1, "max": 1000})
         return {"required": {"steps": steps, "fails_at": fails_at}}
-
-    @classmethod
-    def IS_CHANGED(cls, **_: int) -> float:
-        return float("nan")  # never taken from the cache
 
     def run(self, steps: int, fails_at: int) -> dict:
         bar = comfy.utils.ProgressBar(steps)
@@ -45,21 +52,12 @@ class ProbeSteps:
         return {"ui": {"steps": [steps]}}
 
 
-class ProbeModels:
+class ProbeModels(Telling):
     """Tells what ComfyUI's memory manager holds: the models' class names, and their bytes together."""
-
-    CATEGORY = "tests"
-    FUNCTION = "run"
-    OUTPUT_NODE = True
-    RETURN_TYPES = ()
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {}}
-
-    @classmethod
-    def IS_CHANGED(cls) -> float:
-        return float("nan")
 
     def run(self) -> dict:
         held = [entry.model for entry in comfy.model_management.current_loaded_models if entry.model is not None]
@@ -67,13 +65,8 @@ class ProbeModels:
         return {"ui": {"models": names, "bytes": [sum(patcher.loaded_size() for patcher in held)]}}
 
 
-class ProbeDifference:
+class ProbeDifference(Telling):
     """Tells by how much two batches of frames differ at most, and between which values the first lies."""
-
-    CATEGORY = "tests"
-    FUNCTION = "run"
-    OUTPUT_NODE = True
-    RETURN_TYPES = ()
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
@@ -91,11 +84,9 @@ class ProbeDifference:
         }
 
 
-class ProbeConditioning:
+class ProbeConditioning(Probe):
     """Random conditioning of `tokens` by `width`, and of a picture: tokens of CLIP's, latents beside the noise."""
 
-    CATEGORY = "tests"
-    FUNCTION = "run"
     RETURN_TYPES = ("CONDITIONING",)
 
     @classmethod
@@ -115,11 +106,9 @@ class ProbeConditioning:
         return ([[torch.randn(1, tokens, width, generator=generator), more]],)
 
 
-class ProbeControl:
+class ProbeControl(Probe):
     """Puts a control beside conditioning that adds nothing to it."""
 
-    CATEGORY = "tests"
-    FUNCTION = "run"
     RETURN_TYPES = ("CONDITIONING",)
 
     class Control(comfy.controlnet.ControlBase):

@@ -11,47 +11,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyHost, start_server
-from i2v_tensorrt.tests.live.graphs import (
-    CONDITIONING,
-    DECODE,
-    LOADER,
-    PICTURE,
-    SAMPLER,
-    SAVE,
-    Prompt,
-    clip,
-    encoding,
-    file_names,
-    gradient,
-    node,
-    png,
-    save,
-    text,
-)
+from i2v_tensorrt.tests.live.answers import failure, file_names, run, text
+from i2v_tensorrt.tests.live.graphs import Prompt, clip, encoding, gradient, node, png, save
+from i2v_tensorrt.tests.live.ids import CONDITIONING, DECODE, LOADER, PICTURE, SAMPLER, SAVE
 
 FILE_LIMIT_BLOCKS = 256
 """The longest file that the server with a full disk can write, in blocks of 512 bytes."""
+BESIDE = "20"
 
 
-def refused(client: ComfyClient, prompt: Prompt, name: str) -> str:
+def refusal(client: ComfyClient, prompt: Prompt, name: str) -> str:
     """The sentence with which the node ends the run."""
-    result = client.run(prompt)
-    assert result.status == "error"
     expected = rf"node {name} \(I2VTRT_\w+\) failed with i2v_tensorrt\.(Input|Storage|Checkpoint)Error: (.*\.)"
-    found = re.fullmatch(expected, result.error or "")
-    assert found, result.error
+    error = failure(client, prompt)
+    found = re.fullmatch(expected, error)
+    assert found, error
     return found[2]
-
-
-def ended(result: RunResult) -> tuple[str, str | None]:
-    return result.status, result.error
-
-
-def sixteen_bit() -> Image.Image:
-    """Grey of 16 bits."""
-    return Image.fromarray(np.linspace(0, 65535, 24 * 16).astype(np.uint16).reshape(16, 24))
 
 
 PICTURES = {
@@ -61,28 +38,19 @@ PICTURES = {
     "palette": gradient().quantize(16),
     "1x1": gradient(1, 1),
     "1x400": gradient(1, 400),
-    "16 bits": sixteen_bit(),
+    "16 bits": Image.fromarray(np.linspace(0, 65535, 24 * 16).astype(np.uint16).reshape(16, 24)),
     "one bit": gradient().convert("1"),
 }
 
 
 @pytest.mark.parametrize("kind", PICTURES)
 def test_a_picture_of_any_kind_runs(client: ComfyClient, kind: str) -> None:
-    name = client.upload_image(png(PICTURES[kind]), f"{kind}.png")
-    assert ended(client.run(clip(name))) == ("success", None)
+    run(client, clip(client.upload_image(png(PICTURES[kind]), f"{kind}.png")))
 
 
 def test_a_picture_with_an_alpha_channel_runs(client: ComfyClient, picture: str) -> None:
-    prompt = encoding(picture, {CONDITIONING: {"image": ["20", 0]}})
-    prompt["20"] = node("JoinImageWithAlpha", image=[PICTURE, 0], alpha=[PICTURE, 1])
-    assert ended(client.run(prompt)) == ("success", None)
-
-
-def test_a_batch_of_pictures_is_refused(client: ComfyClient, picture: str) -> None:
-    prompt = encoding(picture, {CONDITIONING: {"image": ["20", 0]}})
-    prompt["20"] = node("RepeatImageBatch", image=[PICTURE, 0], amount=3)
-    told = refused(client, prompt, CONDITIONING)
-    assert told == "Expected one picture, found a batch of 3: choose one of them first."
+    prompt = encoding(picture, {CONDITIONING: {"image": [BESIDE, 0]}})
+    run(client, prompt | {BESIDE: node("JoinImageWithAlpha", image=[PICTURE, 0], alpha=[PICTURE, 1])})
 
 
 PROMPTS = {
@@ -97,31 +65,44 @@ PROMPTS = {
 @pytest.mark.parametrize("kind", PROMPTS)
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
 def test_any_text_runs(client: ComfyClient, picture: str, kind: str, field: str) -> None:
-    result = client.run(clip(picture, {CONDITIONING: {field: PROMPTS[kind]}}))
-    assert ended(result) == ("success", None)
+    result = run(client, clip(picture, {CONDITIONING: {field: PROMPTS[kind]}}))
     assert ("only the first 77 count" in text(result, CONDITIONING)) == (kind == "10,000 characters")
 
 
-def test_half_a_character_is_refused(client: ComfyClient, picture: str) -> None:
-    told = refused(client, encoding(picture, {CONDITIONING: {"prompt": "a \ud83d boat"}}), CONDITIONING)
-    assert told == "The prompt is valid Unicode, found '\\ud83d' at character 3."
+IN_A_RUN = [
+    (
+        {"image": [BESIDE, 0]},
+        node("RepeatImageBatch", image=[PICTURE, 0], amount=3),
+        "Expected one picture, found a batch of 3: choose one of them first.",
+    ),
+    ({"prompt": "a \ud83d boat"}, None, "The prompt is valid Unicode, found '\\ud83d' at character 3."),
+    (
+        {"width": [BESIDE, 0]},
+        node("PrimitiveInt", value=65),
+        "Width is a multiple of 8, found 65: the nearest is 64.",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("latents", "told"),
-    [
-        (node("EmptySD3LatentImage", width=64, height=64, batch_size=1), "[1, 16, 8, 8]"),
-        (node("EmptyHunyuanLatentVideo", width=64, height=64, length=1, batch_size=1), "[1, 16, 1, 8, 8]"),
-    ],
-    ids=["channels", "rank"],
-)
-def test_latents_of_another_family_are_refused(
-    client: ComfyClient, picture: str, latents: dict[str, Any], told: str
+@pytest.mark.parametrize(("inputs", "beside", "told"), IN_A_RUN, ids=["batch", "half a character", "size over a link"])
+def test_what_only_a_run_can_judge_is_refused(
+    client: ComfyClient, picture: str, inputs: dict[str, Any], beside: dict[str, Any] | None, told: str
 ) -> None:
-    prompt = clip(picture, {DECODE: {"latents": ["20", 0]}})
-    prompt["20"] = latents
-    assert refused(client, prompt, DECODE).startswith("Expected latents as [frames, ")
-    assert told in refused(client, prompt, DECODE)
+    prompt = encoding(picture, {CONDITIONING: inputs}) | ({} if beside is None else {BESIDE: beside})
+    assert refusal(client, prompt, CONDITIONING) == told
+
+
+OTHER_LATENTS = {
+    "[1, 16, 8, 8]": node("EmptySD3LatentImage", width=64, height=64, batch_size=1),
+    "[1, 16, 1, 8, 8]": node("EmptyHunyuanLatentVideo", width=64, height=64, length=1, batch_size=1),
+}
+
+
+@pytest.mark.parametrize("shape", OTHER_LATENTS)
+def test_latents_of_another_family_are_refused(client: ComfyClient, picture: str, shape: str) -> None:
+    prompt = clip(picture, {DECODE: {"latents": [BESIDE, 0]}}) | {BESIDE: OTHER_LATENTS[shape]}
+    told = refusal(client, prompt, DECODE)
+    assert told.startswith("Expected latents as [frames, ") and shape in told
 
 
 @pytest.mark.parametrize(
@@ -139,54 +120,43 @@ def test_a_value_in_the_place_of_a_link_is_refused(
     """ComfyUI checks what is linked to a socket, and lets anything else pass."""
     prompt = clip(picture)
     prompt[name]["inputs"][field] = value
-    assert refused(client, prompt, name).endswith(told)
-
-
-def test_a_size_over_a_link_is_checked_when_it_is_known(client: ComfyClient, picture: str) -> None:
-    prompt = encoding(picture, {CONDITIONING: {"width": ["20", 0]}})
-    prompt["20"] = node("PrimitiveInt", value=65)
-    assert refused(client, prompt, CONDITIONING) == "Width is a multiple of 8, found 65: the nearest is 64."
+    assert refusal(client, prompt, name).endswith(told)
 
 
 def test_a_name_over_a_link_is_checked_when_it_is_known(client: ComfyClient, picture: str, output: Path) -> None:
     before = file_names(output.parent)
-    prompt = save(picture, filename_prefix=["20", 0])
-    prompt["20"] = node("PrimitiveString", value="../../escaped")
-    assert "found '..' in '../../escaped'" in refused(client, prompt, SAVE)
+    prompt = save(picture, filename_prefix=[BESIDE, 0]) | {BESIDE: node("PrimitiveString", value="../../escaped")}
+    assert "found '..' in '../../escaped'" in refusal(client, prompt, SAVE)
     assert file_names(output.parent) == before
 
 
-def test_a_link_out_of_the_output_folder_is_not_followed(
+def test_a_place_outside_or_that_cannot_be_made_is_told(
     client: ComfyClient, picture: str, output: Path, tmp_path: Path
 ) -> None:
     (output / "leads-out").symlink_to(tmp_path, target_is_directory=True)
-    for prefix in ("leads-out/clip", "leads-out/new/clip"):
-        assert "which leads out of it." in refused(client, save(picture, filename_prefix=prefix), SAVE)
-    assert file_names(tmp_path) == set()
-
-
-@pytest.mark.parametrize("prefix", ["a-file/clip", "a-file/below/clip"], ids=["file", "below a file"])
-def test_a_place_that_cannot_be_made_is_told(client: ComfyClient, picture: str, output: Path, prefix: str) -> None:
     (output / "a-file").write_bytes(b"")
-    assert "could not be" in refused(client, save(picture, filename_prefix=prefix), SAVE)
+    for prefix, told in (("leads-out/", "which leads out of it."), ("a-file/", "could not be")):
+        for below in ("clip", "new/clip"):
+            assert told in refusal(client, save(picture, filename_prefix=prefix + below), SAVE)
+    assert file_names(tmp_path) == set()
 
 
 def test_a_damaged_checkpoint_is_named(client: ComfyClient, picture: str, base_directory: Path) -> None:
     folder = base_directory / "models" / "i2v" / "damaged"
     folder.mkdir()
     (folder / "model_index.json").write_text("{}")
-    told = refused(client, encoding(picture, {LOADER: {"checkpoint": "damaged"}}), LOADER)
+    told = refusal(client, encoding(picture, {LOADER: {"checkpoint": "damaged"}}), LOADER)
     assert "damaged/model_index.json" in told
 
 
 def test_another_frame_size_than_the_files_limit_is_told(client: ComfyClient, picture: str) -> None:
-    prompt = save(picture, frames=["20", 0], format="webp")
-    prompt["20"] = node("EmptyImage", width=16384, height=8, batch_size=1, color=0)
-    assert "webp holds at most 16383 pixels a side" in refused(client, prompt, SAVE)
+    wide = node("EmptyImage", width=16384, height=8, batch_size=1, color=0)
+    prompt = save(picture, frames=[BESIDE, 0], format="webp") | {BESIDE: wide}
+    assert "webp holds at most 16383 pixels a side" in refusal(client, prompt, SAVE)
 
 
 def test_a_good_prompt_still_runs(client: ComfyClient, picture: str) -> None:
-    assert ended(client.run(clip(picture, {SAMPLER: {"seed": 77}}))) == ("success", None)
+    run(client, clip(picture, {SAMPLER: {"seed": 77}}))
 
 
 @pytest.fixture(scope="module")
@@ -209,17 +179,12 @@ def full_disk(
 def test_a_full_disk_leaves_nothing_half_written(
     full_disk: ComfyClient, client: ComfyClient, picture: str, output: Path, key: str
 ) -> None:
-    noise = client.upload_image(noisy(512), "noise.png")
+    # No format makes it small.
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8))
+    name = client.upload_image(png(noise), "noise.png")
     before = file_names(output)
-    prompt = save(noise, frames=["20", 0], format=key, crf=0 if key != "gif" else -1, filename_prefix="full")
-    prompt["20"] = node("RepeatImageBatch", image=[PICTURE, 0], amount=3)
-    told = refused(full_disk, prompt, SAVE)
-    assert "could not be written: File too large." in told
+    prompt = save(name, frames=[BESIDE, 0], format=key, crf=0 if key != "gif" else -1, filename_prefix="full")
+    prompt[BESIDE] = node("RepeatImageBatch", image=[PICTURE, 0], amount=3)
+    assert "could not be written: File too large." in refusal(full_disk, prompt, SAVE)
     assert file_names(output) == before
-    assert ended(full_disk.run(save(picture, format=key))) == ("success", None)
-
-
-def noisy(side: int) -> bytes:
-    """A picture that no format makes small, as PNG."""
-    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    return png(Image.fromarray(pixels))
+    run(full_disk, save(picture, format=key))

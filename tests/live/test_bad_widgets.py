@@ -1,13 +1,20 @@
-"""Values that no node can use are refused before anything runs, in one sentence each."""
+"""Values that no node can use are refused in a sentence: before anything runs where ComfyUI asks, else by a node."""
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from i2v_tensorrt.remote.comfyui.client import ComfyClient, PromptRefusedError
-from i2v_tensorrt.tests.live.graphs import (
+from i2v_tensorrt.cli.node_info import PREFIX, inputs_of, stored
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
+from i2v_tensorrt.tests.helpers.graph import ANY, WIDGETS
+from i2v_tensorrt.tests.live.answers import failure, refused, run, sentences
+from i2v_tensorrt.tests.live.graphs import Prompt, builder, clip, node, with_engines
+from i2v_tensorrt.tests.live.ids import (
     BUILDER,
+    CHECKPOINT,
     CONDITIONING,
     DECODE,
     ENGINES,
@@ -15,11 +22,6 @@ from i2v_tensorrt.tests.live.graphs import (
     PICTURE,
     SAMPLER,
     SAVE,
-    builder,
-    clip,
-    node,
-    published,
-    sentences,
 )
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -90,31 +92,21 @@ VALUES = [
 
 @pytest.mark.parametrize(("name", "field", "value", "sentence"), VALUES, ids=lambda value: str(value)[:24])
 def test_a_value_is_refused_before_anything_runs(
-    client: ComfyClient,
-    picture: str,
-    version: tuple[int, ...],
-    name: str,
-    field: str,
-    value: Any,
-    sentence: str,
+    client: ComfyClient, picture: str, version: tuple[int, ...], name: str, field: str, value: Any, sentence: str
 ) -> None:
     if sentence.startswith("Value not in list") and version < (0, 8):
         pytest.skip("this ComfyUI does not check V3 combos: a run does")
-    prompt = clip(picture)
-    prompt[ENGINES] = published("image_to_video")[ENGINES]
-    prompt[BUILDER] = builder()
-    prompt["9"] = node("PreviewAny", source=[ENGINES, 0])
+    prompt = with_engines(clip(picture)) | {BUILDER: builder()}
     prompt[name]["inputs"][field] = value
-    with pytest.raises(PromptRefusedError) as caught:
-        client.queue(prompt)
-    assert set(caught.value.node_errors) == {name}
-    told = sentences(caught.value.node_errors[name]["errors"], field)
+    refusal = refused(client, prompt)
+    assert set(refusal) == {name}
+    told = sentences(refusal, name, field)
     assert [line for line in told if line.startswith(sentence)]
     assert len(told) == 1 or sentence.startswith("Failed to convert")  # which does not end ComfyUI's checks
     assert "\n" not in "".join(told)
     # ComfyUI lays a check of several inputs at the door of each: there are few of those.
-    assert len(caught.value.node_errors[name]["errors"]) <= 4
-    assert not re.search(r"Traceback|File \"", str(caught.value.node_errors))
+    assert len(refusal[name]["errors"]) <= 4
+    assert not re.search(r"Traceback|File \"", str(refusal))
 
 
 SOCKETS = [
@@ -132,14 +124,75 @@ SOCKETS = [
 def test_a_socket_of_the_wrong_kind_is_refused(
     client: ComfyClient, picture: str, name: str, field: str, source: str, kind: str
 ) -> None:
-    prompt = clip(picture)
+    prompt = clip(picture, {name: {field: [source, 0]}})
     prompt["20"] = node("EmptyLatentImage", width=64, height=64, batch_size=1)
-    prompt[name]["inputs"][field] = [source, 0]
-    with pytest.raises(PromptRefusedError) as caught:
-        client.queue(prompt)
-    (told,) = sentences(caught.value.node_errors[name]["errors"], field)
+    (told,) = sentences(refused(client, prompt), name, field)
     assert told.startswith(f"Return type mismatch between linked nodes: {field}, received_type({kind}) mismatch")
 
 
 def test_a_good_prompt_still_runs(client: ComfyClient, picture: str) -> None:
-    assert client.run(clip(picture)).status == "success"
+    run(client, clip(picture))
+
+
+LORA = "style.safetensors"
+INFO = {name: info for name, info in stored().items() if name.startswith(PREFIX)}
+NODE, SHOWN = "1", "2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lora(base_directory: Path) -> Iterator[None]:
+    """The file that the list of the node I2V LoRA has."""
+    path = base_directory / "models" / "loras" / LORA
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"never read")
+    yield
+    path.unlink()
+
+
+def sockets(kind: str) -> list[str]:
+    """The inputs of a node that take a link alone, the needed ones first."""
+    known = inputs_of(INFO[kind]).items()
+    return [name for name, (type_, _) in known if type_ not in (*WIDGETS, ANY)]
+
+
+def with_values(kind: str, **values: Any) -> Prompt:
+    """The node with its widgets as they are at first, 5 in every socket that needs a link, and those values."""
+    known = inputs_of(INFO[kind]).items()
+    widgets = {
+        name: settings.get("default", settings.get("options", [""])[0])
+        for name, (type_, settings) in known
+        if type_ in WIDGETS
+    }
+    needed = {name: 5 for name in sockets(kind) if not dict(known)[name][1]["optional"]}
+    if "checkpoint" in widgets:
+        widgets["checkpoint"] = CHECKPOINT
+    prompt = {NODE: node(kind, **widgets, **{**needed, **values})}
+    if not INFO[kind]["output_node"]:
+        prompt[SHOWN] = node("PreviewAny", source=[NODE, 0])
+    return prompt
+
+
+def refusal(client: ComfyClient, prompt: Prompt) -> str:
+    """The sentence with which the node ends the run."""
+    error = failure(client, prompt)
+    head = f"node {NODE} ({prompt[NODE]['class_type']}) failed with i2v_tensorrt.InputError: "
+    assert error.startswith(head), error
+    return error.removeprefix(head)
+
+
+@pytest.mark.parametrize("kind", sorted(kind for kind in INFO if sockets(kind)))
+@pytest.mark.parametrize("value", [5, "x\ny", {"a": 1}, None, True], ids=repr)
+def test_a_value_in_the_place_of_a_link(client: ComfyClient, kind: str, value: object) -> None:
+    first, *_ = sockets(kind)
+    found = repr(value) if isinstance(value, int | str) else f"a {type(value).__name__}"
+    expected = f"Expected {first} over a link from a node that gives it, found {found}."
+    assert refusal(client, with_values(kind, **{first: value})) == expected
+
+
+@pytest.mark.parametrize("kind", sorted(INFO))
+def test_a_link_to_an_input_that_the_node_does_not_have(client: ComfyClient, kind: str) -> None:
+    prompt = with_values(kind, engine_of_mine=["9", 0])
+    prompt["9"] = node("PrimitiveBoolean", value=True)
+    known = ", ".join(inputs_of(INFO[kind]))
+    wanted = f"inputs among {known}" if known else "no inputs"
+    assert refusal(client, prompt) == f"Expected {wanted}, found 'engine_of_mine'."

@@ -1,25 +1,20 @@
 """The client against a live ComfyUI, with the core's own nodes and one probe."""
 
 import io
-import json
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, Event, PromptRefusedError, RunTimeoutError
+from i2v_tensorrt.tests.live.answers import interrupt_at, pictures, run, succeeded
+from i2v_tensorrt.tests.live.graphs import Prompt, node, png
 
 RED = 0xFF0000
 LONG = 1000
 
 
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def picture(colour: int, width: int = 48, height: int = 32) -> dict[str, Any]:
+def picture(colour: int, width: int = 48, height: int = 32) -> Prompt:
     """EmptyImage -> SaveImage."""
     return {
         "1": node("EmptyImage", width=width, height=height, batch_size=1, color=colour),
@@ -27,59 +22,42 @@ def picture(colour: int, width: int = 48, height: int = 32) -> dict[str, Any]:
     }
 
 
-def probe(steps: int, fails_at: int = -1) -> dict[str, Any]:
+def probe(steps: int, fails_at: int = -1) -> Prompt:
     return {"5": node("ProbeSteps", steps=steps, fails_at=fails_at)}
 
 
-def queue_length(client: ComfyClient) -> int:
-    """How many prompts wait or run."""
-    with urllib.request.urlopen(f"{client.url}/prompt") as response:  # noqa: S310 - our own server
-        return json.load(response)["exec_info"]["queue_remaining"]
+def plain(*colour: int) -> bytes:
+    """A picture of one colour."""
+    return png(Image.new("RGB", (24, 16), colour))
 
 
-def png(colour: tuple[int, int, int]) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (24, 16), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def test_a_core_graph_runs_and_its_picture_can_be_fetched(client: ComfyClient) -> None:
-    result = client.run(picture(RED))
-    assert (result.status, result.error) == ("success", None)
-    assert set(result.outputs) == {"2"}
-    (described,) = result.outputs["2"]["images"]
-    with Image.open(io.BytesIO(client.view(**described))) as image:
-        assert image.size == (48, 32)
-        assert image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_history_repeats_what_ran(client: ComfyClient) -> None:
+def test_a_core_graph_runs_and_its_picture_and_history_can_be_fetched(client: ComfyClient) -> None:
     prompt = picture(RED)
-    result = client.run(prompt)
+    result = run(client, prompt)
+    assert set(result.outputs) == {"2"}
+    (image,) = pictures(client, result, "2")
+    assert (image.size, image.getpixel((0, 0))) == ((48, 32), (255, 0, 0))
     history = client.history(result.prompt_id)
-    assert history["outputs"] == result.outputs
-    assert history["prompt"][2] == prompt
+    assert (history["outputs"], history["prompt"][2]) == (result.outputs, prompt)
 
 
 @pytest.mark.parametrize("as_file", [True, False], ids=["path", "bytes"])
 def test_an_uploaded_image_can_be_loaded(client: ComfyClient, tmp_path: Path, as_file: bool) -> None:
-    content = png((0, 128, 255))
+    content = plain(0, 128, 255)
     path = tmp_path / 'Bild "ü" 1.png'
     path.write_bytes(content)
     name = client.upload_image(path if as_file else content)
     prompt = {"1": node("LoadImage", image=name), "2": node("PreviewImage", images=["1", 0])}
-    (described,) = client.run(prompt).outputs["2"]["images"]
-    with Image.open(io.BytesIO(client.view(**described))) as image:
-        assert image.size == (24, 16)
-        assert image.convert("RGB").getpixel((0, 0)) == (0, 128, 255)
+    (image,) = pictures(client, run(client, prompt), "2")
+    assert (image.size, image.getpixel((0, 0))) == ((24, 16), (0, 128, 255))
 
 
 def test_an_upload_overwrites_nothing(client: ComfyClient) -> None:
-    first = client.upload_image(png((1, 2, 3)), "same.png")
-    second = client.upload_image(png((4, 5, 6)), "same.png")
+    first = client.upload_image(plain(1, 2, 3), "same.png")
+    second = client.upload_image(plain(4, 5, 6), "same.png")
     assert first != second
-    assert client.view(first, type="input") == png((1, 2, 3))
-    assert client.view(second, type="input") == png((4, 5, 6))
+    assert client.view(first, type="input") == plain(1, 2, 3)
+    assert client.view(second, type="input") == plain(4, 5, 6)
 
 
 def test_progress_and_previews_come_in_order(client: ComfyClient) -> None:
@@ -103,25 +81,16 @@ def test_only_events_of_the_own_prompt_are_told(client: ComfyClient) -> None:
     assert client.history(other)["status"]["completed"]
 
 
-def test_an_interrupt_ends_the_prompt_and_not_the_server(client: ComfyClient) -> None:
-    def interrupt_third_step(event: Event) -> None:
-        if event.kind == "progress" and event.data["value"] == 3:
-            client.interrupt(event.data["prompt_id"])
-
-    result = client.run(probe(steps=LONG), interrupt_third_step)
-    assert result.status == "interrupted"
-    assert result.error == "node 5 (ProbeSteps) was interrupted"
+def test_an_interrupt_ends_its_prompt_and_neither_another_nor_the_server(
+    client: ComfyClient, version: tuple[int, ...]
+) -> None:
+    result = client.run(probe(steps=LONG), interrupt_at(client, "5", 3))
+    assert (result.status, result.error) == ("interrupted", "node 5 (ProbeSteps) was interrupted")
     assert 3 <= len(result.progress["5"]) < LONG
     assert result.outputs == {}
-    assert client.run(probe(steps=1)).status == "success"
-
-
-def test_an_interrupt_of_another_prompt_changes_nothing(client: ComfyClient, version: tuple[int, ...]) -> None:
-    if version < (0, 3, 57):
-        pytest.skip("this ComfyUI interrupts whatever runs")
-    other = client.run(probe(steps=1)).prompt_id
-    result = client.run(probe(steps=10), lambda _: client.interrupt(other))
-    assert result.status == "success"
+    other = run(client, probe(steps=1)).prompt_id
+    if version >= (0, 3, 57):  # older ones interrupt whatever runs
+        succeeded(client.run(probe(steps=10), lambda _: client.interrupt(other)))
 
 
 def test_a_failure_names_the_node_and_the_cause(client: ComfyClient) -> None:
@@ -131,19 +100,14 @@ def test_a_failure_names_the_node_and_the_cause(client: ComfyClient) -> None:
     assert len(result.progress["5"]) == 2
 
 
-def test_a_wait_that_is_too_long_cancels_the_prompt(client: ComfyClient) -> None:
-    with pytest.raises(RunTimeoutError, match="in time"):
-        client.run(probe(steps=LONG), timeout_s=0.5)
-    assert client.run(probe(steps=1), timeout_s=5).status == "success"
-
-
-def test_an_exception_while_watching_cancels_the_prompt(client: ComfyClient) -> None:
+def test_a_wait_that_is_too_long_or_an_exception_while_watching_cancels_the_prompt(client: ComfyClient) -> None:
     def fail(_: Event) -> None:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
-        client.run(probe(steps=LONG), fail)
-    assert client.run(probe(steps=1), timeout_s=5).status == "success"
+    for error, wait in ((RunTimeoutError, {"timeout_s": 0.5}), (ZeroDivisionError, {"on_event": fail})):
+        with pytest.raises(error, match="in time" if "timeout_s" in wait else None):
+            client.run(probe(steps=LONG), **wait)
+        assert client.run(probe(steps=1), timeout_s=5).status == "success"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +120,7 @@ def test_an_exception_while_watching_cancels_the_prompt(client: ComfyClient) -> 
     ],
     ids=["no outputs", "unknown node", "out of range", "missing input"],
 )
-def test_a_bad_prompt_is_refused_in_one_line(client: ComfyClient, prompt: dict[str, Any], told: str) -> None:
+def test_a_bad_prompt_is_refused_in_one_line(client: ComfyClient, prompt: Prompt, told: str) -> None:
     with pytest.raises(PromptRefusedError) as caught:
         client.run(prompt)
     assert told in str(caught.value)
@@ -168,7 +132,7 @@ def test_a_partly_bad_prompt_is_refused_as_a_whole(client: ComfyClient) -> None:
     with pytest.raises(PromptRefusedError) as caught:
         client.queue(prompt)
     assert set(caught.value.node_errors) == {"1"}
-    assert queue_length(client) == 0
+    assert not any(client.queued())
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["running", "waiting"])
@@ -191,5 +155,5 @@ def test_freed_memory_holds_no_cached_outputs(client: ComfyClient) -> None:
     pytest.fail("the outputs stayed cached")
 
 
-def cached_nodes(client: ComfyClient, prompt: dict[str, Any]) -> set[str]:
+def cached_nodes(client: ComfyClient, prompt: Prompt) -> set[str]:
     return {name for event in client.run(prompt).of_kind("execution_cached") for name in event.data["nodes"]}

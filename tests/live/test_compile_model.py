@@ -3,7 +3,7 @@
 import itertools
 import math
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ from safetensors.torch import load
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
 from i2v_tensorrt.remote.comfyui.server import ComfyHost
+from i2v_tensorrt.tests.live.answers import engines_in, failure, interrupt_at, run, succeeded
+from i2v_tensorrt.tests.live.device import decibels
 from i2v_tensorrt.tests.live.graphs import Prompt, changed, node
-from i2v_tensorrt.tests.live.test_progress import interrupt_at
-from i2v_tensorrt.tests.live.texts import run_and_hear
+from i2v_tensorrt.tests.live.texts import interrupt_on, run_and_hear
 
 SCRIPT = Path(__file__).resolve().with_name("core_models.py")
 LEAST_PSNR = 40.0
 ALL_BY_THE_ENGINE = "3 of 3 calls by the inductor engine"
 NONE_BY_THE_ENGINE = "3 of 3 calls by the network as it is"
-LORA = "tiny_wan_lora.safetensors"
+A14B = "tiny_wan22_a14b"
+LORA = {"lora_name": "tiny_wan_lora.safetensors", "strength_model": 1.0}
 AS_IT_IS = "The network runs as it is"
 FRESH = itertools.count(1000)
 """Seeds that no prompt has had: ComfyUI answers one that it knows from its cache, and the node says nothing."""
@@ -94,10 +96,9 @@ def custom(prompt: Prompt) -> Prompt:
 def told(client: ComfyClient, prompt: Prompt) -> str:
     """What the node says after a run whose frames are those of the graph without it."""
     result, heard = run_and_hear(client, prompt)
-    assert (result.status, result.error) == ("success", None)
-    seen = result.outputs[DIFFERENCE]
+    seen = succeeded(result).outputs[DIFFERENCE]
     assert seen["std"][0] > 0.01, "a clip of one colour shows nothing"
-    assert seen["mse"][0] == 0 or -10 * math.log10(seen["mse"][0]) >= LEAST_PSNR
+    assert decibels(seen["mse"][0]) >= LEAST_PSNR
     return heard[COMPILED][-1]
 
 
@@ -117,14 +118,21 @@ def svd(seed: int = 1, model: Any = None, plain: Any = None, **inputs: Any) -> P
     return changed(prompt, {SAMPLER: links, PLAIN_SAMPLER: links})
 
 
-@pytest.fixture
-def engines(base_directory: Path) -> Callable[[], set[str]]:
-    """The keys of the engines in the server's store."""
-    return lambda: {path.name for path in (base_directory / "models" / "i2v_engines").glob("?" * 64)}
+def patched(seed: int, class_type: str, compiled: Any = None, **inputs: Any) -> Prompt:
+    """The graph with another node of the core's behind both models, or so many inputs of the compiled one."""
+    return wan(A14B, seed, ["30", 0], ["31", 0], **(compiled or {})) | {
+        "30": node(class_type, model=[COMPILED, 0], **inputs),
+        "31": node(class_type, model=[LOADER, 0], **inputs),
+    }
+
+
+def held_models(client: ComfyClient) -> list[str]:
+    """The models in the server's memory."""
+    return run(client, {"1": node("ProbeModels")}).outputs["1"]["models"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny_wan21_i2v", "tiny_wan22_a14b"])
+@pytest.mark.parametrize("name", ["tiny_wan21_i2v", A14B])
 def test_wan_makes_the_clip_that_it_makes_without_the_node(client: ComfyClient, name: str) -> None:
     first = told(client, wan(name)).splitlines()
     assert first[0] == "2 of 3 calls by the inductor engine, 1 by both, to compare them"
@@ -150,8 +158,7 @@ def told_beside_fp32(client: ComfyClient, prompt: Prompt) -> str:
         "74": node("ProbeDifference", a=[PLAIN_FRAMES, 0], b=["72", 0]),
     }
     result, heard = run_and_hear(client, prompt | beside)
-    assert (result.status, result.error) == ("success", None)
-    assert result.outputs[DIFFERENCE]["std"][0] > 0.01, "a clip of one colour shows nothing"
+    assert succeeded(result).outputs[DIFFERENCE]["std"][0] > 0.01, "a clip of one colour shows nothing"
     engine, network = (result.outputs[name]["mse"][0] for name in ("73", "74"))
     assert engine <= max(2 * network, 10 ** (-LEAST_PSNR / 10)), (engine, network)
     return heard[COMPILED][-1]
@@ -161,79 +168,60 @@ def told_beside_fp32(client: ComfyClient, prompt: Prompt) -> str:
 class TestOneEngine:
     """What is done to the model between two runs needs no other engine, and changes what it should."""
 
-    NAME = "tiny_wan22_a14b"
-
     @pytest.fixture(autouse=True)
-    def built(self, client: ComfyClient, engines: Callable[[], set[str]]) -> Iterator[None]:
+    def built(self, client: ComfyClient, base_directory: Path) -> Iterator[None]:
         """The engine is there before, and no other one after."""
-        told(client, wan(self.NAME, seed=next(FRESH)))
-        before = engines()
+        told(client, wan(A14B, seed=next(FRESH)))
+        before = engines_in(base_directory)
         yield
-        assert engines() == before
+        assert engines_in(base_directory) == before
 
     def test_a_lora_is_put_on_and_taken_off(self, client: ComfyClient) -> None:
-        lora = {"lora_name": LORA, "strength_model": 1.0}
-        on = {
-            "30": node("LoraLoaderModelOnly", model=[COMPILED, 0], **lora),
-            "31": node("LoraLoaderModelOnly", model=[LOADER, 0], **lora),
-        }
-        without = wan(self.NAME, seed=3)
-        assert told(client, without) == ALL_BY_THE_ENGINE
-        assert told(client, wan(self.NAME, 3, ["30", 0], ["31", 0]) | on).startswith("2 of 3 calls by the inductor")
-        assert told(client, wan(self.NAME, 4, ["30", 0], ["31", 0]) | on) == ALL_BY_THE_ENGINE
-        assert told(client, wan(self.NAME, seed=5)) == ALL_BY_THE_ENGINE
+        assert told(client, wan(A14B, seed=3)) == ALL_BY_THE_ENGINE
+        with_lora = [patched(seed, "LoraLoaderModelOnly", **LORA) for seed in (3, 4, 6)]
+        assert told(client, with_lora[0]).startswith("2 of 3 calls by the inductor")
+        assert told(client, with_lora[1]) == ALL_BY_THE_ENGINE
+        assert told(client, wan(A14B, seed=5)) == ALL_BY_THE_ENGINE
         # A LoRA that changed nothing would show nothing.
-        apart = wan(self.NAME, 6, ["30", 0]) | on
-        result = client.run(apart)
-        assert result.outputs[DIFFERENCE]["mse"][0] > 1e-4
+        apart = run(client, changed(with_lora[2], {PLAIN_SAMPLER: {"model": [LOADER, 0]}}))
+        assert apart.outputs[DIFFERENCE]["mse"][0] > 1e-4
 
-    def test_memory_is_freed(self, client: ComfyClient) -> None:
+    def test_memory_is_freed_and_nothing_of_ours_is_held_between_runs(self, client: ComfyClient) -> None:
         for seed, outputs in ((7, False), (8, True)):
             client.free(unload_models=True, free_memory=outputs)
-            assert client.run({"1": node("ProbeModels")}).outputs["1"]["models"] == []
-            assert " of 3 calls by the inductor engine" in told(client, wan(self.NAME, seed=seed))
-
-    def test_nothing_of_ours_is_held_between_runs(self, client: ComfyClient) -> None:
-        told(client, wan(self.NAME, seed=9))
-        assert "I2VEngine" not in client.run({"1": node("ProbeModels")}).outputs["1"]["models"]
+            assert held_models(client) == []
+            assert " of 3 calls by the inductor engine" in told(client, wan(A14B, seed=seed))
+            assert "I2VEngine" not in held_models(client)
 
     def test_a_run_is_interrupted(self, client: ComfyClient) -> None:
-        long = changed(wan(self.NAME, seed=10), {SAMPLER: {"steps": 1000}})
+        long = changed(wan(A14B, seed=10), {SAMPLER: {"steps": 1000}})
         result = client.run(long, interrupt_at(client, SAMPLER, 3))
         assert result.status == "interrupted"
         assert result.previews
-        assert told(client, wan(self.NAME, seed=11)) == ALL_BY_THE_ENGINE
+        assert told(client, wan(A14B, seed=11)) == ALL_BY_THE_ENGINE
 
     def test_custom_samplers_and_guiders(self, client: ComfyClient) -> None:
-        assert told(client, custom(wan(self.NAME, seed=12))) == ALL_BY_THE_ENGINE
+        assert told(client, custom(wan(A14B, seed=12))) == ALL_BY_THE_ENGINE
 
     @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
     def test_a_wrapper_of_another_pack_stays_outside(self, client: ComfyClient, first: bool) -> None:
         """EasyCache wraps the network where the engine does, and leaves out calls that it thinks it knows."""
         cache = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
-        prompt = wan(self.NAME, 13, None if first else ["30", 0], ["31", 0])
-        prompt["30"] = node("EasyCache", model=[LOADER if first else COMPILED, 0], **cache)
-        prompt["31"] = node("EasyCache", model=[LOADER, 0], **cache)
+        prompt = patched(13, "EasyCache", **cache)
         if first:
-            prompt[COMPILED]["inputs"]["model"] = ["30", 0]
+            links = {"30": LOADER, COMPILED: "30", SAMPLER: COMPILED}
+            prompt = changed(prompt, {name: {"model": [source, 0]} for name, source in links.items()})
         assert " of 3 calls by the inductor engine" in told(client, prompt)
 
 
 @pytest.mark.slow
-def test_a_build_is_interrupted(client: ComfyClient, engines: Callable[[], set[str]]) -> None:
-    name = "tiny_wan22_a14b"
-    small = changed(wan(name), {VIDEO: {"width": 80, "height": 64}})
-    before = engines()
-
-    def stop(name: str, text: str) -> None:
-        if name == SAMPLER and text.startswith("building "):
-            for running in client.queued()[0]:
-                client.interrupt(running)
-
-    result, _ = run_and_hear(client, small, stop)
+def test_a_build_is_interrupted(client: ComfyClient, base_directory: Path) -> None:
+    small = changed(wan(A14B), {VIDEO: {"width": 80, "height": 64}})
+    before = engines_in(base_directory)
+    result, _ = run_and_hear(client, small, interrupt_on(client, SAMPLER, "building "))
     assert result.status == "interrupted"
-    assert engines() == before
-    assert told(client, wan(name, seed=20)).startswith(("3 of 3", "2 of 3"))
+    assert engines_in(base_directory) == before
+    assert told(client, wan(A14B, seed=20)).startswith(("3 of 3", "2 of 3"))
 
 
 @pytest.mark.slow
@@ -252,8 +240,7 @@ def test_times_for_each_frame(client: ComfyClient, backend: str, request: pytest
     masked = {"latent_image": ["22", 0]}
     prompt = changed(prompt, {VIDEO: {"start_image": None}, SAMPLER: masked, PLAIN_SAMPLER: masked})
     result, heard = run_and_hear(client, prompt)
-    assert (result.status, result.error) == ("success", None)
-    one, other = (latents(client, result, name) for name in ("23", "24"))
+    one, other = (latents(client, succeeded(result), name) for name in ("23", "24"))
     assert one.shape == (1, 48, 3, 8, 8) and other.std() > 0.01
     spread = float(other.max() - other.min())
     assert 20 * math.log10(spread / (one - other).square().mean().sqrt().clamp_min(1e-9)) >= LEAST_PSNR
@@ -268,61 +255,51 @@ def latents(client: ComfyClient, result: RunResult, name: str) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("onnxruntime")
-def test_an_engine_that_holds_weights_is_built_for_each_lora(
-    client: ComfyClient, engines: Callable[[], set[str]]
-) -> None:
-    name, backend = "tiny_wan22_a14b", {"backend": "onnxruntime"}
-    loras = {
-        "30": node("LoraLoaderModelOnly", model=[COMPILED, 0], lora_name=LORA, strength_model=1.0),
-        "31": node("LoraLoaderModelOnly", model=[LOADER, 0], lora_name=LORA, strength_model=1.0),
-    }
-    assert "2 of 3 calls by the onnxruntime engine" in told(client, wan(name, 40, **backend))
-    before = engines()
-    with_lora = wan(name, 41, ["30", 0], ["31", 0], **backend) | loras
-    assert "2 of 3 calls by the onnxruntime engine" in told(client, with_lora)
-    assert len(engines() - before) == 1
-    assert "calls by the onnxruntime engine" in told(client, wan(name, 42, **backend))
-    assert len(engines() - before) == 1
+def test_an_engine_that_holds_weights_is_built_for_each_lora(client: ComfyClient, base_directory: Path) -> None:
+    backend, by_it = {"backend": "onnxruntime"}, "calls by the onnxruntime engine"
+    assert f"2 of 3 {by_it}" in told(client, wan(A14B, 40, **backend))
+    before = engines_in(base_directory)
+    assert f"2 of 3 {by_it}" in told(client, patched(41, "LoraLoaderModelOnly", backend, **LORA))
+    assert len(engines_in(base_directory) - before) == 1
+    assert by_it in told(client, wan(A14B, 42, **backend))
+    assert len(engines_in(base_directory) - before) == 1
     client.free(unload_models=True, free_memory=False)
-    assert client.run({"1": node("ProbeModels")}).outputs["1"]["models"] == []
-    assert "calls by the onnxruntime engine" in told(client, wan(name, 43, **backend))
+    assert held_models(client) == []
+    assert by_it in told(client, wan(A14B, 43, **backend))
 
 
 @pytest.mark.parametrize("value", [5, "x", {"a": 1}, None, True])
 def test_what_is_no_model_is_refused_in_a_sentence(client: ComfyClient, value: object) -> None:
     prompt = {COMPILED: compiled(value), "60": node("PreviewAny", source=[COMPILED, 1])}
-    result = client.run(prompt)
-    assert result.status == "error" and result.error is not None
-    assert "Expected model over a link from a node that gives it, found " in result.error
+    assert "Expected model over a link from a node that gives it, found " in failure(client, prompt)
+
+
+ROPE = {"scale_x": 2.0, "scale_y": 2.0, "scale_t": 1.0, "shift_x": 0.0, "shift_y": 0.0, "shift_t": 0.0}
+WHEN = {"start_percent": 0.0, "end_percent": 1.0}
+SKIP = {"double_layers": "0", "single_layers": "", "scale": 3.0, "rescaling_scale": 0.0, **WHEN}
 
 
 class TestFallback:
     """What an engine cannot honour runs as it is, and the node says so."""
 
-    NAME = "tiny_wan22_a14b"
-
-    def test_a_patch(self, client: ComfyClient) -> None:
-        if "ScaleROPE" not in client.object_info():
-            pytest.skip("this ComfyUI has no node that changes the positions")
-        rope = {"scale_x": 2.0, "scale_y": 2.0, "scale_t": 1.0, "shift_x": 0.0, "shift_y": 0.0, "shift_t": 0.0}
-        prompt = wan(self.NAME, 14, ["30", 0], ["31", 0])
-        prompt["30"] = node("ScaleROPE", model=[COMPILED, 0], **rope)
-        prompt["31"] = node("ScaleROPE", model=[LOADER, 0], **rope)
-        first, *reasons = told(client, prompt).splitlines()
-        assert first == NONE_BY_THE_ENGINE
-        assert reasons == [f"{AS_IT_IS}: Expected no patches in the network, found rope_options ({', '.join(rope)})."]
-
-    def test_a_replaced_block(self, client: ComfyClient) -> None:
-        skip = {"double_layers": "0", "single_layers": "", "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0}
-        prompt = wan(self.NAME, 15, ["30", 0], ["31", 0])
-        prompt["30"] = node("SkipLayerGuidanceDiT", model=[COMPILED, 0], rescaling_scale=0.0, **skip)
-        prompt["31"] = node("SkipLayerGuidanceDiT", model=[LOADER, 0], rescaling_scale=0.0, **skip)
-        said = told(client, prompt)
-        assert f"{AS_IT_IS}: Expected no patches in the network, found patches_replace (dit)." in said.splitlines()
+    @pytest.mark.parametrize(
+        ("kind", "inputs", "found"),
+        [
+            ("ScaleROPE", ROPE, f"rope_options ({', '.join(ROPE)})"),
+            ("SkipLayerGuidanceDiT", SKIP, "patches_replace (dit)"),
+        ],
+    )
+    def test_a_patch(self, client: ComfyClient, kind: str, inputs: dict[str, Any], found: str) -> None:
+        if kind not in client.object_info():
+            pytest.skip(f"this ComfyUI has no {kind}")
+        first, *reasons = told(client, patched(14, kind, **inputs)).splitlines()
+        reason = f"{AS_IT_IS}: Expected no patches in the network, found {found}."
+        assert reason in reasons
+        assert kind != "ScaleROPE" or (first, reasons) == (NONE_BY_THE_ENGINE, [reason])
 
     @pytest.mark.slow  # the other branch is called alone, by an engine of its own
     def test_a_control(self, client: ComfyClient) -> None:
-        prompt = wan(self.NAME, 16)
+        prompt = wan(A14B, 16)
         prompt["40"] = node("ProbeControl", conditioning=[POSITIVE, 0])
         prompt = changed(prompt, {VIDEO: {"positive": ["40", 0]}})
         assert f"{AS_IT_IS}: Expected no control, found one, such as a ControlNet's." in told(client, prompt)
@@ -330,8 +307,8 @@ class TestFallback:
     @pytest.mark.slow  # the other branch is called alone, by an engine of its own
     def test_a_hook_on_the_weights(self, client: ComfyClient) -> None:
         properties = {"hooks": ["40", 0], "strength": 1.0, "set_cond_area": "default"}
-        prompt = wan(self.NAME, 17)
-        prompt["40"] = node("CreateHookLoraModelOnly", lora_name=LORA, strength_model=1.0)
+        prompt = wan(A14B, 17)
+        prompt["40"] = node("CreateHookLoraModelOnly", **LORA)
         prompt["41"] = node("ConditioningSetProperties", cond_NEW=[POSITIVE, 0], **properties)
         prompt = changed(prompt, {VIDEO: {"positive": ["41", 0]}})
         alone = changed(prompt, {DIFFERENCE: {"a": [PLAIN_FRAMES, 0]}})
@@ -344,11 +321,8 @@ class TestFallback:
 
     def test_no_engine_where_none_shall_be_built(self, client: ComfyClient) -> None:
         odd = {VIDEO: {"width": 48, "height": 48}}
-        said = told(client, changed(wan(self.NAME, on_missing="eager"), odd))
+        said = told(client, changed(wan(A14B, on_missing="eager"), odd))
         assert said.startswith(NONE_BY_THE_ENGINE) and "There is no engine for network in " in said
-        result = client.run(changed(wan(self.NAME, on_missing="stop"), odd))
-        assert result.status == "error" and result.error is not None
-        assert "MissingEngineError: There is no engine for network in " in result.error
-
-    def test_eager_is_what_it_says(self, client: ComfyClient) -> None:
-        assert told(client, wan(self.NAME, backend="eager")) == NONE_BY_THE_ENGINE
+        stopped = failure(client, changed(wan(A14B, on_missing="stop"), odd))
+        assert "MissingEngineError: There is no engine for network in " in stopped
+        assert told(client, wan(A14B, backend="eager")) == NONE_BY_THE_ENGINE, "eager is what it says"

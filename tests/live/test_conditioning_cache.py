@@ -5,24 +5,12 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyHost, start_server
-from i2v_tensorrt.tests.live.device import Device, lines
-from i2v_tensorrt.tests.live.graphs import (
-    CONDITIONING,
-    DECODE,
-    LOADER,
-    SAMPLER,
-    Prompt,
-    changed,
-    clip,
-    encoding,
-    gradient,
-    node,
-    png,
-    ran,
-    text,
-)
+from i2v_tensorrt.tests.live.answers import lines, ran, run, text
+from i2v_tensorrt.tests.live.device import Device
+from i2v_tensorrt.tests.live.graphs import changed, clip, encoding, gradient, node, png
+from i2v_tensorrt.tests.live.ids import CONDITIONING, DECODE, LOADER, SAMPLER
 
 WIDGETS = {
     "prompt": "a boat",
@@ -34,18 +22,12 @@ WIDGETS = {
 }
 
 
-def run(client: ComfyClient, prompt: Prompt) -> RunResult:
-    result = client.run(prompt)
-    assert (result.status, result.error) == ("success", None)
-    return result
-
-
 def about(prompt: str, **others: Any) -> dict[str, dict[str, Any]]:
     """Conditioning inputs that no other test encodes."""
     return {CONDITIONING: {"prompt": prompt, **others}}
 
 
-def test_an_identical_prompt_does_nothing(client: ComfyClient, picture: str) -> None:
+def test_an_identical_prompt_does_nothing_and_another_seed_encodes_nothing(client: ComfyClient, picture: str) -> None:
     prompt = clip(picture, about("identical"))
     first = run(client, prompt)
     assert text(first, CONDITIONING).startswith("cache miss: encoded in ")
@@ -53,27 +35,16 @@ def test_an_identical_prompt_does_nothing(client: ComfyClient, picture: str) -> 
     second = run(client, prompt)
     assert ran(second) == set()
     assert second.progress == {}
+    third = run(client, changed(prompt, {SAMPLER: {"seed": 2}}))
+    assert CONDITIONING not in ran(third)
+    assert [value for value, _ in third.progress[SAMPLER]] == [1, 2]
 
 
-def test_another_seed_samples_and_encodes_nothing(client: ComfyClient, picture: str) -> None:
-    prompt = clip(picture, about("another seed"))
-    run(client, prompt)
-    second = run(client, clip(picture, about("another seed"), {SAMPLER: {"seed": 2}}))
-    assert CONDITIONING not in ran(second)
-    assert [value for value, _ in second.progress[SAMPLER]] == [1, 2]
-
-
-def test_another_picture_is_encoded(client: ComfyClient, picture: str) -> None:
+def test_a_picture_counts_and_its_name_does_not(client: ComfyClient, picture: str) -> None:
     run(client, encoding(picture, about("another picture")))
-    other = client.upload_image(png(gradient(blue=1)), "other.png")
-    assert text(run(client, encoding(other, about("another picture"))), CONDITIONING).startswith("cache miss")
-
-
-def test_the_same_picture_under_another_name_is_not_encoded(client: ComfyClient, picture: str) -> None:
-    run(client, encoding(picture, about("another name")))
-    other = client.upload_image(png(gradient()), "copy.png")
-    second = run(client, encoding(other, about("another name")))
-    assert text(second, CONDITIONING).startswith("cache hit (memory)")
+    for blue, found in ((1, "cache miss"), (0, "cache hit (memory)")):
+        other = client.upload_image(png(gradient(blue=blue)), f"copy {blue}.png")
+        assert text(run(client, encoding(other, about("another picture"))), CONDITIONING).startswith(found)
 
 
 @pytest.mark.parametrize("name", WIDGETS)
@@ -89,21 +60,15 @@ def by_name(device: Device) -> dict[str, dict[str, Any]]:
     return {LOADER: {"precision": device.precision}}
 
 
-def test_a_hit_is_told_with_the_time_saved(client: ComfyClient, picture: str, device: Device) -> None:
-    first = run(client, encoding(picture, about("time saved")))
-    second = run(client, encoding(picture, about("time saved"), by_name(device)))
-    (told,) = lines(first, CONDITIONING)
-    assert text(second, CONDITIONING) == f"cache hit (memory): {told.removeprefix('cache miss: encoded in ')} saved"
-
-
-def test_what_was_cut_off_is_told_by_a_hit_too(client: ComfyClient, picture: str, device: Device) -> None:
+def test_a_hit_is_told_with_the_time_saved_and_what_was_cut_off(
+    client: ComfyClient, picture: str, device: Device
+) -> None:
     long = about("long " * 100)
-    first = run(client, encoding(picture, long))
-    second = run(client, encoding(picture, long, by_name(device)))
-    assert text(second, CONDITIONING).startswith("cache hit (memory)")
-    cut = [lines(result, CONDITIONING)[1:] for result in (first, second)]
-    assert cut[0] == cut[1]
-    assert "only the first 77 count" in cut[0][0]
+    first, second = (run(client, encoding(picture, long, change)) for change in ({}, by_name(device)))
+    told, cut = lines(first, CONDITIONING)
+    hit = f"cache hit (memory): {told.removeprefix('cache miss: encoded in ')} saved"
+    assert lines(second, CONDITIONING) == [hit, cut]
+    assert "only the first 77 count" in cut
 
 
 def test_after_a_restart_it_comes_from_the_disk(

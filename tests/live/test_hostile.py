@@ -11,7 +11,6 @@ import shutil
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,41 +23,18 @@ from PIL import Image
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, PromptRefusedError
 from i2v_tensorrt.remote.comfyui.messages import outcome
-from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack, start_server
+from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, start_server
 from i2v_tensorrt.tests.helpers.counts import Evidence, counted
-from i2v_tensorrt.tests.live.conftest import PACK
+from i2v_tensorrt.tests.live import hostile
+from i2v_tensorrt.tests.live.answers import failure, file_names, json_of, run, text
+from i2v_tensorrt.tests.live.conftest import PACK, filled_base
 from i2v_tensorrt.tests.live.device import device_of
-from i2v_tensorrt.tests.live.graphs import (
-    CHECKPOINT,
-    CONDITIONING,
-    DECODE,
-    LOADER,
-    SAMPLER,
-    SAVE,
-    Prompt,
-    changed,
-    clip,
-    encoding,
-    file_names,
-    gradient,
-    node,
-    png,
-    save,
-    text,
-)
-from i2v_tensorrt.tests.live.hostile import (
-    LEADS_OUT,
-    any_json,
-    generated_graph,
-    hostile_name,
-    malformed_request,
-    posted,
-    spare_the_host,
-)
+from i2v_tensorrt.tests.live.graphs import Prompt, changed, clip, encoding, gradient, node, png, save
+from i2v_tensorrt.tests.live.hostile import LEADS_OUT, generated_graph, posted
+from i2v_tensorrt.tests.live.ids import CHECKPOINT, CONDITIONING, DECODE, LOADER, SAMPLER, SAVE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="paths are watched on Linux")
 
-HERE = Path(__file__).resolve().parent
 TEMPORARY = "tmp"
 """Where Python's temporary files lie: aiohttp keeps uploads there, and compilers what they make."""
 FREE_BYTES = 400 << 20
@@ -108,9 +84,7 @@ def attacked(
     outside.mkdir()
     (outside / "secret.txt").write_text("secret")
     (outside / "model_index.json").write_text('{"_class_name": "I2VGenXLPipeline"}')
-    link_pack(PACK, base)
-    link_pack(HERE / "audit_probe.py", base, "audit_probe.py")
-    shutil.copytree(tiny_folder, base / "models" / "i2v" / CHECKPOINT)
+    filled_base(base, {CHECKPOINT: tiny_folder}, "audit_probe.py")
     folders = ("output", "temp", "user", "input", "models/i2v_engines", TEMPORARY)
     for name in folders:
         (base / name).mkdir(parents=True, exist_ok=True)
@@ -136,7 +110,7 @@ def unharmed(attacked: Attacked) -> Iterator[None]:
     attacked.offences()
     before = {path: path.read_bytes() for path in attacked.outside.iterdir()}
     yield
-    assert attacked.client.run(clip(attacked.picture)).status == "success"
+    run(attacked.client, clip(attacked.picture))
     assert attacked.offences() == []
     assert {path: path.read_bytes() for path in attacked.outside.iterdir()} == before
 
@@ -208,8 +182,7 @@ def test_the_hook_sees_what_it_should(attacked: Attacked) -> None:
 def test_what_is_held_gives_way_before_memory_fails(attacked: Attacked) -> None:
     """The server believes that its memory is nearly full: caches and encoders go, and each node says so."""
     first = clip(attacked.picture, {CONDITIONING: {"prompt": "a full house"}})
-    result = attacked.client.run(first)
-    assert result.error is None
+    result = run(attacked.client, first)
     encoded, denoised, decoded = (text(result, name) for name in (CONDITIONING, SAMPLER, DECODE))
     for gone in ("image_encoder", "vae_encoder", "text_encoder"):
         assert f"Memory is over 90% full: let go of {gone}." in encoded
@@ -217,17 +190,15 @@ def test_what_is_held_gives_way_before_memory_fails(attacked: Attacked) -> None:
     kept = "what the caches keep in memory, " if device_of(attacked.server.url).kind == "cpu" else ""
     assert f"Memory is over 90% full: let go of {kept}conditioner." in denoised
     assert "1 of 4 frames at once, for the memory that is free" in decoded
-    again = attacked.client.run(changed(first, {SAMPLER: {"seed": 9}}))
+    again = run(attacked.client, changed(first, {SAMPLER: {"seed": 9}}))
     assert "Memory is over" not in text(again, SAMPLER), "nothing is held any more"
 
 
 def test_a_clip_that_does_not_fit_is_refused_or_shrinks(attacked: Attacked) -> None:
     large = {"width": 1024, "height": 512, "num_frames": 8, "prompt": "too large"}
-    refused = attacked.client.run(clip(attacked.picture, {CONDITIONING: large}))
-    assert refused.error is not None
-    assert "BudgetError: " in refused.error and " would fit." in refused.error
-    result = attacked.client.run(clip(attacked.picture, {CONDITIONING: {**large, "if_too_large": "shrink"}}))
-    assert result.error is None
+    error = failure(attacked.client, clip(attacked.picture, {CONDITIONING: large}))
+    assert "BudgetError: " in error and " would fit." in error
+    result = run(attacked.client, clip(attacked.picture, {CONDITIONING: {**large, "if_too_large": "shrink"}}))
     pattern = r"Made as (\d+)x(\d+) with (\d+) frames?, for 1024x512 with 8 frames does not fit the memory."
     found = re.search(pattern, text(result, CONDITIONING))
     assert found is not None
@@ -242,7 +213,7 @@ def test_names_lead_nowhere_else(attacked: Attacked, count: int, evidence: Evide
     draw, ends = random.Random(count), Counter[str]()
     with unharmed(attacked):
         for start in range(0, count, BATCH):
-            names = [hostile_name(draw, attacked.outside) for _ in range(min(BATCH, count - start))]
+            names = [hostile.hostile_name(draw, attacked.outside) for _ in range(min(BATCH, count - start))]
             ends += run_all(attacked.client, [named(attacked.picture, name, draw) for name in names])
     assert sum(ends.values()) == count
     assert ends["refused"] > count / 4
@@ -309,7 +280,9 @@ def test_any_graph_ends_in_a_result_or_a_sentence(attacked: Attacked, count: int
             before = attacked.held_bytes()
             ends += run_all(attacked.client, graphs)
             most = max(most, attacked.held_bytes(most=True) - before)
-            clear(attacked.output)
+            for path in attacked.output.rglob("*.*"):  # which would fill the disk
+                if path.is_file() and not path.is_symlink():
+                    path.unlink()
             attacked.client.forget_history()
         growth = attacked.held_bytes() - first
     assert sum(ends.values()) == count
@@ -325,16 +298,9 @@ def test_only_what_ends_the_host_is_taken_out_of_a_graph() -> None:
     nowhere = [["99", 0], [CONDITIONING, 0.5], [CONDITIONING, 99]]
     for link in nowhere:
         prompt = changed(whole, {SAMPLER: {"seed": link, "strange": link}, SAVE: {"strange": [CONDITIONING, 0]}})
-        spare_the_host(prompt, whole)
+        hostile.spare_the_host(prompt, whole)
         assert prompt[SAMPLER]["inputs"] == {**whole[SAMPLER]["inputs"], "seed": link}
         assert prompt[SAVE]["inputs"]["strange"] == [CONDITIONING, 0]
-
-
-def clear(folder: Path) -> None:
-    """Removes what was saved, which would fill the disk."""
-    for path in folder.rglob("*.*"):
-        if path.is_file() and not path.is_symlink():
-            path.unlink()
 
 
 @counted(30, 1000)
@@ -342,7 +308,7 @@ def test_malformed_requests_leave_the_server_up(attacked: Attacked, count: int, 
     draw, statuses = random.Random(count), Counter[int]()
     with unharmed(attacked):
         for _ in range(count):
-            statuses[posted(attacked.server.url, malformed_request(attacked.picture, draw))] += 1
+            statuses[posted(attacked.server.url, hostile.malformed_request(attacked.picture, draw))] += 1
         wait_until_idle(attacked.client)
     assert set(statuses) <= {200, 400, 500}
     answers = ", ".join(f"{number} x {status}" for status, number in sorted(statuses.items()))
@@ -381,17 +347,11 @@ def test_what_the_page_sends_along_is_any_json(attacked: Attacked, count: int, e
         for number in range(count):
             key = draw.choice(["mp4-h264", "webp", "gif"])
             prompt = save(attacked.picture, format=key, filename_prefix=f"along/{number}")
-            extra = {"extra_pnginfo": any_json(draw) if number % 2 else {"workflow": any_json(draw)}}
+            extra = {"extra_pnginfo": hostile.any_json(draw) if number % 2 else {"workflow": hostile.any_json(draw)}}
             body = json.dumps({"prompt": prompt, "extra_data": extra}).encode()
             assert posted(attacked.server.url, body) == 200
         wait_until_idle(attacked.client)
-    for status, error in map(outcome, json_of(attacked, f"history?max_items={count}").values()):
+    for status, error in map(outcome, json_of(f"{attacked.server.url}/history?max_items={count}").values()):
         ends["run" if status == "success" else "failed in a sentence"] += 1
         assert status == "success" or OURS.fullmatch(error or ""), error
     evidence("any JSON in the place of the workflow", count, told(ends))
-
-
-def json_of(attacked: Attacked, path: str) -> Any:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"{attacked.server.url}/{path}", timeout=60) as response:
-        return json.load(response)

@@ -8,7 +8,6 @@ for itself, for its memory is counted as a whole:
 from __future__ import annotations
 
 import random
-import shutil
 import sys
 import time
 from collections import Counter
@@ -20,25 +19,14 @@ import torch
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.messages import outcome
-from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack, start_server
+from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, start_server
 from i2v_tensorrt.tests.helpers.counts import Evidence, counted, note
 from i2v_tensorrt.tests.live import test_compile_model as core
-from i2v_tensorrt.tests.live import test_svd as svd
-from i2v_tensorrt.tests.live.conftest import HERE, PACK
-from i2v_tensorrt.tests.live.graphs import (
-    CHECKPOINT,
-    CONDITIONING,
-    SAMPLER,
-    SAVE,
-    SVD,
-    Prompt,
-    changed,
-    clip,
-    file_names,
-    gradient,
-    node,
-    png,
-)
+from i2v_tensorrt.tests.live.answers import file_names, run
+from i2v_tensorrt.tests.live.conftest import filled_base
+from i2v_tensorrt.tests.live.graphs import Prompt, changed, clip, gradient, node, png
+from i2v_tensorrt.tests.live.ids import CHECKPOINT, CONDITIONING, SAMPLER, SAVE, SVD
+from i2v_tensorrt.tests.live.test_families import small
 from i2v_tensorrt.tests.torture.test_endurance import slope_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the server's handles are counted on Linux")
@@ -65,11 +53,7 @@ def server(
     host: ComfyHost, tiny_folder: Path, tiny_svd_folder: Path, server_arguments: list[str], tmp_path: Path, count: int
 ) -> Iterator[ComfyServer]:
     """A server of its own, whose figures nobody else disturbs."""
-    base = tmp_path / "base"
-    link_pack(PACK, base)
-    link_pack(HERE / "probe_nodes.py", base, "probe_nodes.py")
-    for name, folder in ((CHECKPOINT, tiny_folder), (SVD, tiny_svd_folder)):
-        shutil.copytree(folder, base / "models" / "i2v" / name)
+    base = filled_base(tmp_path / "base", {CHECKPOINT: tiny_folder, SVD: tiny_svd_folder}, "probe_nodes.py")
     if count > FEW:
         core.write_core_models(host, base)
     with start_server(host, base, server_arguments) as running:
@@ -83,11 +67,7 @@ class Figures:
         import psutil
 
         self._server, self._process = server, psutil.Process(server.process.pid)
-        self.memory: list[int] = []
-        self.handles: list[int] = []
-        self.threads: list[int] = []
-        self.children: list[int] = []
-        self.vram: list[int] = []
+        self.memory, self.handles, self.threads, self.children, self.vram = ([] for _ in range(5))
         self.elapsed_s: list[float] = []
         self._then = time.monotonic()
 
@@ -142,7 +122,7 @@ def i2vgen_prompt(picture: str, number: int, draw: random.Random) -> Prompt:
 
 def svd_prompt(picture: str, number: int, draw: random.Random) -> Prompt:
     steps = {"seed": number, "steps": draw.choice([1, 2, 6])}
-    return svd.eager(picture, {CONDITIONING: size_of(draw), SAMPLER: steps, SAVE: saved(number, draw)})
+    return small("svd", picture, {CONDITIONING: size_of(draw), SAMPLER: steps, SAVE: saved(number, draw)})
 
 
 def core_prompt(picture: str, number: int, draw: random.Random) -> Prompt:
@@ -187,13 +167,13 @@ def test_a_queue_without_end_leaves_nothing(server: ComfyServer, count: int, evi
     picture = client.upload_image(png(gradient()), "gradient.png")
     makers = [i2vgen_prompt, svd_prompt] + [core_prompt] * (count > FEW)
     for make in makers:  # what is made once is made: libraries, files, an engine
-        assert client.run(make(picture, count, draw)).status == "success"
+        run(client, make(picture, count, draw))
     for start in range(0, count, EVERY):
         ends += run_some(client, [draw.choice(makers)(picture, start + n, draw) for n in range(EVERY)], draw)
         idle(client)
         figures.take()
     assert sum(ends.values()) == count
-    assert client.run(clip(picture)).status == "success"
+    run(client, clip(picture))
     warm = len(figures.memory) // 4
     slope = slope_of(figures.memory[warm:]) / EVERY
     assert slope * (count - EVERY * warm) < SETTLING_BYTES + SLOPE_LIMIT_BYTES * count

@@ -14,26 +14,13 @@ from safetensors.torch import load_file, save_file
 from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import tensor_shapes
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.lora_names import published as wan_name
-from i2v_tensorrt.remote.comfyui.client import ComfyClient, PromptRefusedError, RunResult
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
 from i2v_tensorrt.tests.helpers.loras import KOHYA, PUBLISHED, layers, write_lora
+from i2v_tensorrt.tests.live.answers import failure, frames, movie, ran, refused, run, text
 from i2v_tensorrt.tests.live.device import Device, assert_alike
-from i2v_tensorrt.tests.live.graphs import (
-    CONDITIONING,
-    DECODE,
-    ENGINES,
-    LOADER,
-    SAMPLER,
-    SAVE,
-    Prompt,
-    changed,
-    clip,
-    frames,
-    node,
-    published,
-    ran,
-    text,
-)
-from i2v_tensorrt.tests.live.test_wan import small
+from i2v_tensorrt.tests.live.graphs import LOSSLESS, Prompt, changed, clip, node, with_engines
+from i2v_tensorrt.tests.live.ids import CONDITIONING, DECODE, ENGINES, LOADER, SAMPLER, SAVE
+from i2v_tensorrt.tests.live.test_families import small
 
 LORA = "20"
 UNET, EXPERT = "style.safetensors", "speed.safetensors"
@@ -53,10 +40,6 @@ def loras(base_directory: Path, tiny_folder: Path, tiny_wan: Callable[[str], Pat
         path.unlink()
 
 
-def lossless(prompt: Prompt) -> Prompt:
-    return changed(prompt, {SAVE: {"format": "mkv-ffv1"}})
-
-
 def with_lora(prompt: Prompt, **inputs: Any) -> Prompt:
     """The graph with a LoRA behind its loader; whatever took the loader's model takes the LoRA's."""
     asked = {"lora": UNET, "strength": 1.0, **inputs}
@@ -65,16 +48,16 @@ def with_lora(prompt: Prompt, **inputs: Any) -> Prompt:
 
 
 def test_on_and_off_again(client: ComfyClient, picture: str) -> None:
-    plain = lossless(clip(picture, {SAMPLER: {"seed": 11}}))
-    without = frames(client, client.run(plain))
-    result = client.run(with_lora(plain))
+    plain = clip(picture, LOSSLESS, {SAMPLER: {"seed": 11}})
+    without = movie(client, plain)
+    result = run(client, with_lora(plain))
     clip_with = frames(client, result)
     assert f"{UNET} at 1: " in text(result, LORA) and " tensors of unet" in text(result, LORA)
     assert not torch.equal(clip_with, without)
-    assert torch.equal(frames(client, client.run(with_lora(plain, strength=0))), without)
-    assert not torch.equal(frames(client, client.run(with_lora(plain, strength=-1.0))), clip_with)
+    assert torch.equal(movie(client, with_lora(plain, strength=0)), without)
+    assert not torch.equal(movie(client, with_lora(plain, strength=-1.0)), clip_with)
     again = changed(plain, {SAVE: {"filename_prefix": "video/again"}})
-    assert torch.equal(frames(client, client.run(again)), without)
+    assert torch.equal(movie(client, again), without)
 
 
 def test_it_is_the_checkpoint_with_the_same_weights(
@@ -87,17 +70,17 @@ def test_it_is_the_checkpoint_with_the_same_weights(
         (file,) = (other / "unet").glob("*.safetensors")
         assert set(tensor_shapes((file,))) == set(merged.state_dict())
         save_file({name: value.contiguous() for name, value in merged.state_dict().items()}, file)
-        plain = lossless(clip(picture, {SAMPLER: {"seed": 12}}))
-        expected = frames(client, client.run(changed(plain, {LOADER: {"checkpoint": other.name}})))
-        assert torch.equal(frames(client, client.run(with_lora(plain, strength=0.5))), expected)
+        plain = clip(picture, LOSSLESS, {SAMPLER: {"seed": 12}})
+        expected = movie(client, changed(plain, {LOADER: {"checkpoint": other.name}}))
+        assert torch.equal(movie(client, with_lora(plain, strength=0.5)), expected)
     finally:
         shutil.rmtree(other)
 
 
 def test_a_file_that_changes_is_read_again(client: ComfyClient, picture: str, loras: Path) -> None:
-    plain = lossless(clip(picture, {SAMPLER: {"seed": 13}}))
+    plain = clip(picture, LOSSLESS, {SAMPLER: {"seed": 13}})
     shutil.copy(loras / UNET, loras / "edited.safetensors")
-    before = frames(client, client.run(with_lora(plain, lora="edited.safetensors")))
+    before = movie(client, with_lora(plain, lora="edited.safetensors"))
     tensors = load_file(loras / "edited.safetensors")
     halved = {name: value / 2 if ".lora_up." in name else value for name, value in tensors.items()}
     save_file(halved, loras / "edited.safetensors")
@@ -110,38 +93,26 @@ def test_a_file_that_changes_is_read_again(client: ComfyClient, picture: str, lo
 @pytest.mark.usefixtures("onnxruntime")
 def test_each_lora_has_its_engine_and_finds_it_again(client: ComfyClient, picture: str, device: Device) -> None:
     engines = {"backend": "onnxruntime", "on_missing": "build", "shape_policy": "exact", "precision": "auto"}
-    plain = lossless(changed(published("image_to_video"), clip_settings(picture), {ENGINES: engines}))
+    plain = with_engines(clip(picture, LOSSLESS), **engines)
     again = {SAMPLER: {"seed": 5}}
-    client.run(plain)
-    assert built(client.run(with_lora(plain)))
-    without, adapted = (client.run(changed(prompt, again)) for prompt in (plain, with_lora(plain)))
+    run(client, plain)
+    assert built(run(client, with_lora(plain)))
+    without, adapted = (run(client, changed(prompt, again)) for prompt in (plain, with_lora(plain)))
     assert not built(without) and not built(adapted)
-    expected = frames(client, client.run(changed(with_lora(plain), again, {ENGINES: {"backend": "eager"}})))
+    expected = movie(client, changed(with_lora(plain), again, {ENGINES: {"backend": "eager"}}))
     assert not torch.equal(frames(client, without), expected)
     assert_alike(frames(client, adapted), expected, device, 2)
 
 
 def built(result: RunResult) -> list[str]:
     """The nodes that say of themselves that they have built engines."""
-    assert (result.status, result.error) == ("success", None)
     return [name for name in (CONDITIONING, SAMPLER, DECODE) if "built in" in text(result, name)]
-
-
-def clip_settings(picture: str) -> dict[str, dict[str, Any]]:
-    """What makes the quick start small, with its Engine Loader in place."""
-    return {
-        "1": {"image": picture},
-        LOADER: {"checkpoint": "tiny-random"},
-        CONDITIONING: {"width": 64, "height": 64, "num_frames": 4, "fps": 8},
-        SAMPLER: {"steps": 2},
-        DECODE: {},
-    }
 
 
 @pytest.mark.parametrize("expert", ["both", "high noise", "low noise"])
 def test_experts_of_wan(client: ComfyClient, picture: str, expert: str) -> None:
     plain = small("a14b", picture)
-    without = frames(client, client.run(plain))
+    without = movie(client, plain)
     result = client.run(with_lora(plain, lora=EXPERT, expert=expert))
     parts = {"both": ["transformer", "transformer_2"], "high noise": ["transformer"], "low noise": ["transformer_2"]}
     told = text(result, LORA).splitlines()[0]
@@ -161,11 +132,9 @@ def test_what_does_not_fit_is_a_sentence(
     client: ComfyClient, picture: str, loras: Path, inputs: dict[str, Any], sentence: str
 ) -> None:
     (loras / "cut.safetensors").write_bytes((loras / UNET).read_bytes()[:1000])
-    result = client.run(with_lora(clip(picture), **inputs))
-    assert result.status == "error" and sentence in (result.error or "")
+    assert sentence in failure(client, with_lora(clip(picture), **inputs))
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "missing.safetensors", "a.ckpt", "x\x00"])
 def test_a_name_that_is_not_in_the_list_leads_nowhere(client: ComfyClient, picture: str, name: str) -> None:
-    with pytest.raises(PromptRefusedError, match="There is no LoRA"):
-        client.run(with_lora(clip(picture), lora=name))
+    assert "There is no LoRA" in str(refused(client, with_lora(clip(picture), lora=name)))

@@ -1,30 +1,20 @@
 """The runners obey ComfyUI's memory manager, and the Engine Loader what its user wants of a missing engine."""
 
+import re
 from typing import Any
 
 import pytest
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
-from i2v_tensorrt.tests.live.device import Device, lines
-from i2v_tensorrt.tests.live.graphs import (
-    CONDITIONING,
-    DECODE,
-    ENGINES,
-    SAMPLER,
-    SAVE,
-    Prompt,
-    changed,
-    clip,
-    node,
-    published,
-    ran,
-    text,
-)
+from i2v_tensorrt.tests.live.answers import lines, ran, run, text
+from i2v_tensorrt.tests.live.device import Device
+from i2v_tensorrt.tests.live.graphs import Prompt, changed, clip, node, with_engines
+from i2v_tensorrt.tests.live.ids import CONDITIONING, DECODE, ENGINES, SAMPLER, SAVE
 
 OURS = {"I2VEngine"}
-
-
 PROBE = "30"
+NEVER_BUILT = {CONDITIONING: {"width": 96, "height": 64}}
+"""A size for which no test builds engines."""
 
 
 def probed(client: ComfyClient, prompt: Prompt | None = None) -> dict[str, Any]:
@@ -51,15 +41,14 @@ def freed(client: ComfyClient, prompt: Prompt | None, **wishes: bool) -> dict[st
 @pytest.mark.parametrize("outputs", [False, True], ids=["models", "models and outputs"])
 def test_freed_memory_holds_no_runner(client: ComfyClient, picture: str, outputs: bool) -> None:
     first = clip(picture, {CONDITIONING: {"prompt": f"free {outputs}"}})
-    assert client.run(first).status == "success"
+    run(client, first)
     held = probed(client, first)
     assert set(held["models"]) == OURS
     assert held["bytes"][0] > 1_000_000  # the tiny UNet has 1.4 million weights
     assert freed(client, None if outputs else first, unload_models=True, free_memory=outputs)["bytes"] == [0]
 
     again = changed(first, {SAMPLER: {"seed": 2}})
-    result = client.run(again)
-    assert (result.status, result.error) == ("success", None)
+    run(client, again)
     assert set(probed(client, again)["models"]) == OURS
 
 
@@ -70,42 +59,23 @@ def test_what_no_node_holds_any_more_leaves_the_memory(
     if "--cache-classic" not in server_arguments:
         pytest.skip("ComfyUI's default cache keeps what the nodes of earlier prompts gave.")
     first = clip(picture, {CONDITIONING: {"prompt": "held by nobody"}})
-    assert client.run(first).status == "success"
+    run(client, first)
     assert set(probed(client, first)["models"]) == OURS
     assert probed(client)["bytes"] == [0]
 
 
-def with_loader(picture: str, **inputs: Any) -> Prompt:
-    """The published graph, Engine Loader and all, at a size for which nothing was built."""
-    prompt = clip(picture, {CONDITIONING: {"width": 96, "height": 64}})
-    prompt[ENGINES] = changed(published("image_to_video"), {ENGINES: inputs})[ENGINES]
-    return changed(prompt, {name: {"model": [ENGINES, 0]} for name in (CONDITIONING, SAMPLER, DECODE)})
-
-
-def test_a_missing_engine_runs_eager_with_a_warning(client: ComfyClient, picture: str, device: Device) -> None:
-    result = client.run(with_loader(picture, on_missing="eager"))
-    assert (result.status, result.error) == ("success", None)
+def test_a_missing_engine_runs_eager_with_a_warning_or_stops(client: ComfyClient, picture: str, device: Device) -> None:
+    never_built = clip(picture, NEVER_BUILT)
+    result = run(client, with_engines(never_built, on_missing="eager"))
     assert "core runs in eager PyTorch, which is slower." in text(result, SAMPLER)
     assert lines(result, SAMPLER)[1] == f"eager, {device.here}"
     assert "vae_decoder runs in eager PyTorch, which is slower." in text(result, DECODE)
-
-
-def test_a_missing_engine_stops_when_it_shall(client: ComfyClient, picture: str) -> None:
-    result = client.run(with_loader(picture, on_missing="stop"))
-    assert result.status == "error"
-    assert result.error is not None
-    assert "MissingEngineError: " in result.error
-    assert_one_sentence(result.error)
-    assert SAVE not in result.outputs
+    stopped = client.run(with_engines(never_built, on_missing="stop"))
+    assert stopped.status == "error" and SAVE not in stopped.outputs
+    assert re.fullmatch(r".*MissingEngineError: .*\.", stopped.error or "")  # one line
 
 
 def test_eager_as_a_backend_needs_no_engine(client: ComfyClient, picture: str) -> None:
-    result = client.run(with_loader(picture, on_missing="stop", backend="eager"))
-    assert result.error is None
+    result = run(client, with_engines(clip(picture, NEVER_BUILT), on_missing="stop", backend="eager"))
     assert text(result, ENGINES).startswith("eager, ")
     assert "slower" not in text(result, SAMPLER)
-
-
-def assert_one_sentence(error: str) -> None:
-    assert "\n" not in error
-    assert error.endswith(".")

@@ -6,31 +6,17 @@ import json
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from websockets.sync.client import connect
 
-from i2v_tensorrt.remote.comfyui.client import ComfyClient, Event, RunResult
-from i2v_tensorrt.tests.live.graphs import (
-    BUILDER,
-    CHECKPOINT,
-    CONDITIONING,
-    DECODE,
-    LOADER,
-    PICTURE,
-    SAMPLER,
-    SAVE,
-    builder,
-    clip,
-    file_names,
-    node,
-    only,
-)
-from i2v_tensorrt.tests.live.texts import read_text
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.tests.live.answers import file_names, interrupt_at, run
+from i2v_tensorrt.tests.live.graphs import builder, clip, node, only, save
+from i2v_tensorrt.tests.live.ids import BUILDER, CHECKPOINT, CONDITIONING, DECODE, LOADER, PICTURE, SAMPLER, SAVE
+from i2v_tensorrt.tests.live.texts import interrupt_on, run_and_hear
 
 
 @pytest.fixture(scope="module")
@@ -40,78 +26,38 @@ def watched(client: ComfyClient, picture: str) -> RunResult:
         picture,
         {CONDITIONING: {"prompt": "watched"}, SAMPLER: {"steps": 5}, DECODE: {"chunk": 1}, SAVE: {"pingpong": True}},
     )
-    result = client.run(prompt)
-    assert (result.status, result.error) == ("success", None)
-    return result
+    return run(client, prompt)
 
 
-def test_the_sampler_counts_every_step(watched: RunResult) -> None:
-    assert watched.progress[SAMPLER] == [(step, 5) for step in range(1, 6)]
-
-
-@pytest.mark.parametrize(
-    ("name", "total"), [(CONDITIONING, 4), (DECODE, 4), (SAVE, 6)], ids=["encode", "decode", "save pingpong"]
-)
-def test_a_stage_counts_to_its_end(watched: RunResult, name: str, total: int) -> None:
-    values = [value for value, _ in watched.progress[name]]
-    assert {maximum for _, maximum in watched.progress[name]} == {total}
-    # ComfyUI leaves out what comes sooner than 0.1 s after the last, except the first and the end.
-    assert values[0] < values[-1] == total
-    assert values == sorted(values)
-
-
-def test_the_stages_follow_each_other(watched: RunResult) -> None:
+def test_the_stages_follow_each_other_and_count_to_their_ends(watched: RunResult) -> None:
     order = [event.data["node"] for event in watched.of_kind("progress")]
     assert [name for name, _ in itertools.groupby(order)] == [CONDITIONING, SAMPLER, DECODE, SAVE]
+    assert watched.progress[SAMPLER] == [(step, 5) for step in range(1, 6)]
+    for name, total in ((CONDITIONING, 4), (DECODE, 4), (SAVE, 6)):  # pingpong plays six
+        values = [value for value, _ in watched.progress[name]]
+        assert {maximum for _, maximum in watched.progress[name]} == {total}
+        # ComfyUI leaves out what comes sooner than 0.1 s after the last, except the first and the end.
+        assert values[0] < values[-1] == total
+        assert values == sorted(values)
 
 
-def test_previews_come_from_the_sampler_alone(watched: RunResult) -> None:
-    assert {preview.node_id for preview in watched.previews} == {SAMPLER}
-    assert {preview.media_type for preview in watched.previews} == {"image/jpeg"}
-    assert len(watched.previews) == 5
-
-
-def test_a_preview_shows_four_frames_on_one_sheet(watched: RunResult) -> None:
+def test_previews_of_the_sampler_show_four_frames_on_one_sheet(watched: RunResult) -> None:
+    assert [(preview.node_id, preview.media_type) for preview in watched.previews] == [(SAMPLER, "image/jpeg")] * 5
     previews = [Image.open(io.BytesIO(preview.image)) for preview in watched.previews]
     assert all(image.width == image.height for image in previews)  # two rows of two square frames
     assert all(image.entropy() > 4 for image in previews)  # bits a pixel: not one colour
     assert previews[0].tobytes() != previews[-1].tobytes()
-
-
-def test_the_page_is_told_how_the_sheet_is_divided(watched: RunResult) -> None:
+    # The page is told how the sheet is divided.
     (event,) = watched.of_kind("i2v_tensorrt.sheet")
     told = {"prompt_id": watched.prompt_id, "node": SAMPLER, "columns": 2, "rows": 2, "frames": 4, "seconds": 4 / 8}
     assert event.data == told
 
 
 def test_each_stage_says_its_name_on_its_node(client: ComfyClient, picture: str) -> None:
-    prompt = clip(picture, {CONDITIONING: {"prompt": "its name"}, DECODE: {"chunk": 2}})
-    with connect(f"ws{client.url.removeprefix('http')}/ws?clientId=texts", proxy=None) as socket:
-        client.run(prompt)
-        heard: list[tuple[str, str]] = []
-        while (DECODE, "decode: frame 4 of 4") not in heard:
-            heard += read_text(socket.recv(timeout=10))
-    assert {line for name, line in heard if name == CONDITIONING} >= {
-        "encode: text",
-        "encode: picture",
-        "encode: latents",
-    }
-    assert [line for name, line in heard if name == SAMPLER][:3] == [
-        "denoise: loading",
-        "denoise: step 1 of 2",
-        "denoise: step 2 of 2",
-    ]
-    assert (DECODE, "decode: frame 2 of 4") in heard
-
-
-def interrupt_at(client: ComfyClient, name: str, value: int) -> Callable[[Event], None]:
-    """Interrupts a prompt as soon as it is heard that the node has come so far."""
-
-    def hear(event: Event) -> None:
-        if event.kind == "progress" and event.data["node"] == name and event.data["value"] >= value:
-            client.interrupt(event.data["prompt_id"])
-
-    return hear
+    _, heard = run_and_hear(client, clip(picture, {CONDITIONING: {"prompt": "its name"}, DECODE: {"chunk": 2}}))
+    assert set(heard[CONDITIONING]) >= {"encode: text", "encode: picture", "encode: latents"}
+    assert heard[SAMPLER][:3] == ["denoise: loading", "denoise: step 1 of 2", "denoise: step 2 of 2"]
+    assert set(heard[DECODE]) >= {"decode: frame 2 of 4", "decode: frame 4 of 4"}
 
 
 def test_an_interrupt_while_sampling_takes_effect_within_a_step(
@@ -124,24 +70,14 @@ def test_an_interrupt_while_sampling_takes_effect_within_a_step(
     assert (result.status, result.error) == ("interrupted", f"node {SAMPLER} (I2VTRT_DDIMSampler) was interrupted")
     assert result.progress[SAMPLER][-1][0] <= 3
     assert file_names(output) == before
-    assert client.run(clip(picture, {CONDITIONING: {"prompt": "after an interrupt"}})).status == "success"
+    run(client, clip(picture, {CONDITIONING: {"prompt": "after an interrupt"}}))
 
 
 def test_an_interrupt_while_saving_leaves_no_file(client: ComfyClient, picture: str, output: Path) -> None:
     before = file_names(output)
-    prompt = {
-        PICTURE: node("LoadImage", image=picture),
+    prompt = save(picture, frames=["3", 0], filename_prefix="interrupted", format="mkv-ffv1", pingpong=True) | {
         "2": node("ImageScale", image=[PICTURE, 0], upscale_method="area", width=1024, height=1024, crop="disabled"),
         "3": node("RepeatImageBatch", image=["2", 0], amount=64),
-        SAVE: node(
-            "I2VTRT_SaveVideo",
-            frames=["3", 0],
-            fps=8,
-            filename_prefix="interrupted",
-            format="mkv-ffv1",
-            crf=-1,
-            pingpong=True,
-        ),
     }
     result = client.run(prompt, interrupt_at(client, SAVE, 2))
     assert result.status == "interrupted"
@@ -185,16 +121,9 @@ def huge(base_directory: Path) -> Iterator[str]:
 
 def test_a_long_reading_of_weights_is_shown_and_can_be_interrupted(client: ComfyClient, huge: str) -> None:
     prompt = only({LOADER: node("I2VTRT_ModelLoader", checkpoint=huge, precision="auto")}, LOADER)
-    address = f"ws{client.url.removeprefix('http')}/ws?clientId=reading"
-    with connect(address, proxy=None) as socket, ThreadPoolExecutor(1) as beside:
-        running = beside.submit(client.run, prompt)
-        heard: list[tuple[str, str]] = []
-        while not heard:
-            heard += [each for each in read_text(socket.recv(timeout=60)) if each[0] == LOADER]
-        client.interrupt()
-        result = running.result(60)
+    result, heard = run_and_hear(client, prompt, interrupt_on(client, LOADER, ""))
     assert (result.status, result.error) == ("interrupted", f"node {LOADER} (I2VTRT_ModelLoader) was interrupted")
-    assert re.fullmatch(r"reading checkpoint \d\d?%", heard[0][1])
+    assert re.fullmatch(r"reading checkpoint \d\d?%", heard[LOADER][0])
 
 
 def test_what_was_read_is_remembered_by_later_servers(watched: RunResult, base_directory: Path) -> None:

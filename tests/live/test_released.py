@@ -5,7 +5,9 @@ import json
 import pytest
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
-from i2v_tensorrt.tests.live.graphs import PICTURE, SMALL, changed, clip
+from i2v_tensorrt.tests.live.answers import run
+from i2v_tensorrt.tests.live.graphs import SMALL, changed, clip
+from i2v_tensorrt.tests.live.ids import PICTURE
 from i2v_tensorrt.tests.unit.workflows.test_released import RELEASED, WORKFLOWS
 
 
@@ -15,8 +17,7 @@ def test_a_workflow_of_then_runs_now(client: ComfyClient, picture: str, version:
     eager = {
         name: {"on_missing": "eager"} for name, each in prompt.items() if each["class_type"] == "I2VTRT_EngineLoader"
     }
-    result = client.run(changed(prompt, SMALL, {PICTURE: {"image": picture}}, eager))
-    assert (result.status, result.error) == ("success", None)
+    result = run(client, changed(prompt, SMALL, {PICTURE: {"image": picture}}, eager))
     assert any("images" in output for output in result.outputs.values())
 
 
@@ -26,5 +27,4 @@ def test_a_workflow_of_a_later_version_runs_without_what_it_adds(client: ComfyCl
     for each in later.values():
         if each["class_type"].startswith("I2VTRT_"):
             each["inputs"].update(later_number=3, later_choice="new", later_switch=True)
-    result = client.run(later)
-    assert (result.status, result.error) == ("success", None)
+    run(client, later)

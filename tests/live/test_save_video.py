@@ -1,19 +1,25 @@
-"""Save Video in a graph: every format, pingpong, odd sizes, sound, and a file that the page can ask for."""
+"""What leaves the pack's nodes: files of every format by Save Video, and LATENT, IMAGE and VIDEO for the core's."""
 
 import io
 import math
+import shutil
 import struct
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
+from i2v_tensorrt.pipeline.dummies.i2vgen_xl import TinySizes, write_tiny_checkpoint
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
 from i2v_tensorrt.remote.comfyui.messages import made_files
-from i2v_tensorrt.tests.live.graphs import PICTURE, SAVE, Prompt, node, save, text
+from i2v_tensorrt.tests.live.answers import pictures, run, text
+from i2v_tensorrt.tests.live.device import BF16_VAE_PSNR, Device, decibels
+from i2v_tensorrt.tests.live.graphs import Prompt, clip, node, save
+from i2v_tensorrt.tests.live.ids import CONDITIONING, DECODE, LOADER, PICTURE, SAMPLER, SAVE
 
 CONTAINERS = {
     "mp4-h264": ("mp4", "h264"),
@@ -23,6 +29,8 @@ CONTAINERS = {
     "mkv-ffv1": ("matroska", "ffv1"),
 }
 IMAGES = {"webp": "WEBP", "gif": "GIF"}
+NOT_PLAYED = ("mkv-ffv1", "mp4-h265")
+"""What no page plays: it gets another file."""
 COLOURS = (0xFF0000, 0x00FF00, 0x0000FF)
 RGB = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
@@ -37,12 +45,6 @@ def three_colours(**inputs: Any) -> Prompt:
     return sources | batches | {SAVE: save("", frames=["11", 0], **inputs)[SAVE]}
 
 
-def run(client: ComfyClient, prompt: Prompt) -> RunResult:
-    result = client.run(prompt)
-    assert (result.status, result.error) == ("success", None)
-    return result
-
-
 def shown(client: ComfyClient, result: RunResult) -> bytes:
     (described,) = result.outputs[SAVE]["images"]
     return client.view(**described)
@@ -52,55 +54,44 @@ def written(result: RunResult, output: Path) -> Path:
     return output / text(result, SAVE).splitlines()[0]
 
 
-@pytest.mark.parametrize("key", CONTAINERS)
-def test_a_video_of_every_kind_is_written(client: ComfyClient, output: Path, key: str) -> None:
-    result = run(client, three_colours(format=key, filename_prefix=f"kinds/{key}"))
-    container, codec = CONTAINERS[key]
-    with av.open(written(result, output)) as video:
-        stream = video.streams.video[0]
-        assert container in video.format.name
-        assert stream.codec_context.name == codec
+def three_frames(path: Path, key: str) -> list[tuple[int, ...]]:
+    """The colour in the middle of each frame of a file, which is of the format's kind."""
+    if key in IMAGES:
+        with Image.open(path) as image:
+            assert (image.format, image.size, getattr(image, "n_frames", 1)) == (IMAGES[key], (64, 48), 3)
+            return [each.convert("RGB").getpixel((32, 24)) for each in ImageSequence.Iterator(image)]
+    with av.open(path) as video:
+        stream, (container, codec) = video.streams.video[0], CONTAINERS[key]
+        assert container in video.format.name and stream.codec_context.name == codec
         assert (stream.width, stream.height, float(stream.average_rate or 0)) == (64, 48, 8)
-        middle = [frame.to_ndarray(format="rgb24")[24, 32].tolist() for frame in video.decode(stream)]
-    assert [max(range(3), key=colour.__getitem__) for colour in middle] == [0, 1, 2]
-    assert {"prompt"} <= {name.lower() for name in video.metadata}
-
-
-@pytest.mark.parametrize("key", ["mp4-h264", "mp4-h265", "mkv-ffv1", "gif"])
-def test_a_program_is_told_of_the_file_itself(client: ComfyClient, output: Path, key: str) -> None:
-    """Not of what the page plays in its place."""
-    result = run(client, three_colours(format=key, filename_prefix=f"told/{key}"))
-    (file,) = made_files(result.outputs)
-    assert output / file.subfolder / file.filename == written(result, output)
-    assert client.view(file.filename, file.subfolder, file.type) == written(result, output).read_bytes()
-
-
-@pytest.mark.parametrize("key", IMAGES)
-def test_an_animation_of_every_kind_is_written(client: ComfyClient, output: Path, key: str) -> None:
-    result = run(client, three_colours(format=key, filename_prefix=f"kinds/{key}"))
-    with Image.open(written(result, output)) as image:
-        assert (image.format, image.size) == (IMAGES[key], (64, 48))
-        frames = []
-        for position in range(3):
-            image.seek(position)
-            frames.append(image.convert("RGB").getpixel((32, 24)))
-        assert getattr(image, "n_frames", 1) == 3
-    assert all(max(map(abs, map(int.__sub__, a, b))) < 12 for a, b in zip(frames, RGB, strict=True))
+        assert {"prompt"} <= {name.lower() for name in video.metadata}
+        return [tuple(frame.to_ndarray(format="rgb24")[24, 32].tolist()) for frame in video.decode(stream)]
 
 
 @pytest.mark.parametrize("key", [*CONTAINERS, *IMAGES])
-def test_the_page_gets_what_it_can_play(client: ComfyClient, output: Path, key: str) -> None:
+def test_a_file_of_every_kind_is_written_and_the_page_gets_what_it_can_play(
+    client: ComfyClient, output: Path, key: str
+) -> None:
     result = run(client, three_colours(format=key, filename_prefix=f"kinds/{key}"))
+    middle = three_frames(written(result, output), key)
+    if key in IMAGES:
+        assert all(max(map(abs, map(int.__sub__, a, b))) < 12 for a, b in zip(middle, RGB, strict=True))
+    assert [max(range(3), key=colour.__getitem__) for colour in middle] == [0, 1, 2]
+
+    # A program is told of the file itself, not of what the page plays in its place.
+    content = written(result, output).read_bytes()
+    (file,) = made_files(result.outputs)
+    assert output / file.subfolder / file.filename == written(result, output)
+    assert client.view(file.filename, file.subfolder, file.type) == content
+
     (described,) = result.outputs[SAVE]["images"]
-    content = shown(client, result)
-    if key in ("mkv-ffv1", "mp4-h265"):
-        assert described["type"] == "temp"
-        with av.open(io.BytesIO(content)) as video:
+    assert described["type"] == ("temp" if key in NOT_PLAYED else "output")
+    if key in NOT_PLAYED:
+        with av.open(io.BytesIO(shown(client, result))) as video:
             assert video.streams.video[0].codec_context.name == "h264"
             assert sum(1 for _ in video.decode(video=0)) == 3
     else:
-        assert described["type"] == "output"
-        assert content == written(result, output).read_bytes()
+        assert shown(client, result) == content
     assert result.outputs[SAVE]["animated"] == [key != "gif"]
 
 
@@ -112,8 +103,7 @@ def test_pingpong_plays_forward_then_backward(client: ComfyClient, output: Path)
     with av.open(written(result, output)) as video:
         frames = [tuple(frame.to_ndarray(format="rgb24")[0, 0].tolist()) for frame in video.decode(video=0)]
     assert frames == [RGB[0], RGB[1], RGB[2], RGB[1]]
-    previews = [Image.open(io.BytesIO(client.view(**described))) for described in result.outputs["9"]["images"]]
-    assert [image.convert("RGB").getpixel((0, 0)) for image in previews] == frames
+    assert [image.getpixel((0, 0)) for image in pictures(client, result, "9")] == frames
 
 
 @pytest.mark.parametrize(("key", "size"), [("mp4-h264", (66, 64)), ("webm-vp9", (66, 64)), ("mkv-ffv1", (65, 63))])
@@ -140,31 +130,22 @@ def tone(seconds: float, rate: int = 16000) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("key", CONTAINERS)
+@pytest.mark.parametrize("key", [*CONTAINERS, "gif"])
 def test_sound_goes_along_for_as_long_as_the_picture(client: ComfyClient, output: Path, key: str) -> None:
     prompt = three_colours(format=key, fps=6, audio=["12", 0], filename_prefix="sound")
     prompt["12"] = node("LoadAudio", audio=client.upload_image(tone(2.0), "tone.wav"))
     result = run(client, prompt)
+    if key == "gif":
+        assert "The audio was left out, because gif has no sound." in text(result, SAVE)
+        return
     with av.open(written(result, output)) as video:
         sound = video.streams.audio[0]
         blocks = [frame.to_ndarray() for frame in video.decode(sound)]
         length_s = sum(block.shape[-1] for block in blocks) / sound.codec_context.sample_rate
     assert max(abs(block.astype(float)).max() for block in blocks) > 0.3
     assert length_s == pytest.approx(0.5, abs=0.1)
-
-
-@pytest.mark.parametrize("key", ["mkv-ffv1", "mp4-h265"])
-def test_what_the_page_plays_has_the_sound_too(client: ComfyClient, key: str) -> None:
-    prompt = three_colours(format=key, audio=["12", 0], filename_prefix="sound")
-    prompt["12"] = node("LoadAudio", audio=client.upload_image(tone(1.0), "tone.wav"))
-    with av.open(io.BytesIO(shown(client, run(client, prompt)))) as video:
-        assert len(video.streams.audio) == 1
-
-
-def test_a_format_without_sound_says_so(client: ComfyClient) -> None:
-    prompt = three_colours(format="gif", audio=["12", 0], filename_prefix="silent")
-    prompt["12"] = node("LoadAudio", audio=client.upload_image(tone(1.0), "tone.wav"))
-    assert "The audio was left out, because gif has no sound." in text(run(client, prompt), SAVE)
+    with av.open(io.BytesIO(shown(client, result))) as video:
+        assert len(video.streams.audio) == 1, "what the page plays has the sound too"
 
 
 def test_names_count_up_and_nothing_is_overwritten(client: ComfyClient, output: Path) -> None:
@@ -205,3 +186,75 @@ def test_the_same_video_is_given_again_and_never_written_over(client: ComfyClien
 
     other = run(client, three_colours(filename_prefix="again/clip"))
     assert written(other, output).name == "clip_00003_.mp4", "off by default"
+
+
+PUBLISHED_VAE = TinySizes(groups=32, vae_channels=(128, 256, 512, 512), vae_layers=2)
+"""The tiny UNet beside a VAE of the published size, which is the only one that the core's VAE Loader knows."""
+WHOLE_VAE = "tiny-unet-whole-vae"
+VAE_FILE = "whole.safetensors"
+CORE_VAE, CORE_DECODE, PROBE = "20", "21", "22"
+
+
+@pytest.fixture
+def whole_vae(base_directory: Path) -> Iterator[None]:
+    """One VAE of random weights as our checkpoint has it and as the core loads it; 335 MB, removed at the end."""
+    folder = write_tiny_checkpoint(base_directory / "models" / "i2v" / WHOLE_VAE, PUBLISHED_VAE)
+    vae = base_directory / "models" / "vae" / VAE_FILE
+    vae.parent.mkdir(exist_ok=True)
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(vae)
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").symlink_to(vae)
+    yield
+    vae.unlink()
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("whole_vae")
+def test_latents_decode_in_the_core_as_in_ours(client: ComfyClient, picture: str, device: Device) -> None:
+    """The core decodes in fp32 on a CPU, as we do, and in bf16 on most GPUs, where we decode in fp16."""
+    prompt = clip(picture, {LOADER: {"checkpoint": WHOLE_VAE}, CONDITIONING: {"num_frames": 2}})
+    del prompt[SAVE]
+    prompt[CORE_VAE] = node("VAELoader", vae_name=VAE_FILE)
+    prompt[CORE_DECODE] = node("VAEDecode", samples=[SAMPLER, 0], vae=[CORE_VAE, 0])
+    prompt[PROBE] = node("ProbeDifference", a=[DECODE, 0], b=[CORE_DECODE, 0])
+    found = run(client, prompt).outputs[PROBE]
+    assert found["shapes"] == [[2, 64, 64, 3], [2, 64, 64, 3]]
+    low, high = found["range"]
+    assert high - low > 0.05  # frames that show something, or equality would be no proof
+    if device.kind == "cpu":
+        assert found["difference"][0] <= 2e-3
+    assert decibels(found["mse"][0]) >= BF16_VAE_PSNR
+
+
+def test_frames_go_into_image_nodes(client: ComfyClient, picture: str) -> None:
+    prompt = clip(picture, {CONDITIONING: {"prompt": "frames"}})
+    del prompt[SAVE]
+    size, webp = {"width": 100, "height": 80}, {"fps": 8.0, "lossless": True, "quality": 80, "method": "default"}
+    prompt["20"] = node("ImageScale", image=[DECODE, 0], upscale_method="bilinear", crop="disabled", **size)
+    prompt["21"] = node("PreviewImage", images=["20", 0])
+    prompt["22"] = node("SaveAnimatedWEBP", images=["20", 0], filename_prefix="sockets", **webp)
+    result = run(client, prompt)
+    assert [shown.size for shown in pictures(client, result, "21")] == [(100, 80)] * 4
+    (described,) = result.outputs["22"]["images"]
+    with Image.open(io.BytesIO(client.view(**described))) as animation:
+        assert (animation.size, getattr(animation, "n_frames", 1)) == ((100, 80), 4)
+
+
+def test_video_goes_into_the_core_save_video(client: ComfyClient, picture: str) -> None:
+    prompt = clip(picture, {CONDITIONING: {"prompt": "video", "fps": 12}})
+    prompt["20"] = node("SaveVideo", video=[SAVE, 0], filename_prefix="core", format="auto", codec="auto")
+    (described,) = run(client, prompt).outputs["20"]["images"]
+    with av.open(io.BytesIO(client.view(**described))) as video:
+        stream = video.streams.video[0]
+        assert (stream.width, stream.height, stream.average_rate) == (64, 64, 12)
+        assert sum(1 for _ in video.decode(stream)) == 4
+
+
+def test_latents_of_the_core_decode_in_ours(client: ComfyClient) -> None:
+    prompt = {
+        LOADER: node("I2VTRT_ModelLoader", checkpoint="tiny-random"),
+        "20": node("EmptyLatentImage", width=72, height=64, batch_size=3),
+        DECODE: node("I2VTRT_VAEDecode", model=[LOADER, 0], latents=["20", 0]),
+        "21": node("PreviewImage", images=[DECODE, 0]),
+    }
+    assert [shown.size for shown in pictures(client, run(client, prompt), "21")] == [(72, 64)] * 3

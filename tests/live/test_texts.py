@@ -20,6 +20,7 @@ class Speaker:
     def __init__(self) -> None:
         self._came, self._leave = threading.Event(), threading.Event()
         self._listener: ServerConnection
+        self.url = ""
 
     def handle(self, connection: ServerConnection) -> None:
         self._listener = connection
@@ -33,28 +34,25 @@ class Speaker:
     def leave(self) -> None:
         self._leave.set()
 
+    def client(self, run: Any) -> Any:
+        """One of the server that runs prompts so."""
+        return SimpleNamespace(url=self.url, run=run)
+
 
 @pytest.fixture
-def speaker() -> Speaker:
-    return Speaker()
-
-
-@pytest.fixture
-def url(speaker: Speaker) -> Iterator[str]:
+def speaker() -> Iterator[Speaker]:
+    speaker = Speaker()
     with serve(speaker.handle, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.socket.getsockname()[1]}"
+        speaker.url = f"http://127.0.0.1:{server.socket.getsockname()[1]}"
+        yield speaker
         speaker.leave()
         server.shutdown()
         thread.join()
 
 
-def fake_client(url: str, run: Any) -> Any:
-    return SimpleNamespace(url=url, run=run)
-
-
-def test_a_text_that_comes_late_is_heard(speaker: Speaker, url: str) -> None:
+def test_a_text_that_comes_late_is_heard(speaker: Speaker) -> None:
     """The listener was near the end of a silence that began before the run ended: it counted as one after it."""
 
     def run(prompt: Any) -> str:
@@ -62,10 +60,10 @@ def test_a_text_that_comes_late_is_heard(speaker: Speaker, url: str) -> None:
         threading.Timer(0.3 * SILENCE_S, speaker.say, ("2", "late")).start()
         return "result"
 
-    assert run_and_hear(fake_client(url, run), {}) == ("result", {"2": ["late"]})
+    assert run_and_hear(speaker.client(run), {}) == ("result", {"2": ["late"]})
 
 
-def test_texts_come_in_order_and_at_once(speaker: Speaker, url: str) -> None:
+def test_texts_come_in_order_and_at_once(speaker: Speaker) -> None:
     told: list[str] = []
     done = threading.Event()
 
@@ -80,14 +78,14 @@ def test_texts_come_in_order_and_at_once(speaker: Speaker, url: str) -> None:
         assert done.wait(10)
         return "result"
 
-    assert run_and_hear(fake_client(url, run), {}, hear)[1] == {"7": ["1", "2"]}
+    assert run_and_hear(speaker.client(run), {}, hear)[1] == {"7": ["1", "2"]}
     assert told == ["1", "2"]
 
 
-def test_a_socket_that_closes_is_told(speaker: Speaker, url: str) -> None:
+def test_a_socket_that_closes_is_told(speaker: Speaker) -> None:
     def run(prompt: Any) -> str:
         speaker.leave()
         return "result"
 
     with pytest.raises(ConnectionClosed):
-        run_and_hear(fake_client(url, run), {})
+        run_and_hear(speaker.client(run), {})

@@ -1,36 +1,28 @@
 """The tools in a live ComfyUI: Engine Doctor, Engine Manager, Compare Videos, Benchmark."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from i2v_tensorrt.remote.comfyui.client import ComfyClient, PromptRefusedError, RunResult
-from i2v_tensorrt.tests.live.device import Device, rare_encoders
-from i2v_tensorrt.tests.live.graphs import (
-    BUILDER,
-    LOADER,
-    PICTURE,
-    Prompt,
-    builder,
-    clip,
+from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
+from i2v_tensorrt.tests.live.answers import (
+    engines_in,
+    failure,
     file_names,
-    node,
-    only,
+    pictures,
+    ran,
+    refused,
+    run,
     sentences,
     text,
 )
+from i2v_tensorrt.tests.live.device import Device, rare_encoders
+from i2v_tensorrt.tests.live.graphs import Prompt, builder, clip, node, only
+from i2v_tensorrt.tests.live.ids import BUILDER, LOADER, PICTURE
 
 TOOL, SHOWN = "30", "31"
 COLUMNS = ["key", "network", "built for", "size", "match", "shapes", "state"]
-
-
-def run(client: ComfyClient, prompt: Prompt) -> RunResult:
-    result = client.run(prompt)
-    assert (result.status, result.error) == ("success", None)
-    return result
 
 
 def table(result: RunResult) -> list[list[str]]:
@@ -50,7 +42,9 @@ def with_report(tool: dict[str, Any]) -> Prompt:
 
 class TestEngineDoctor:
     def test_it_says_what_auto_takes_on_this_device(self, client: ComfyClient) -> None:
-        result = run(client, with_report(node("I2VTRT_EngineDoctor")))
+        report = with_report(node("I2VTRT_EngineDoctor"))
+        first, result = run(client, report), run(client, report)
+        assert TOOL in ran(first) & ran(result), "it looks anew at every run"
         rows = {row[0]: row[1:] for row in table(result)}
         (chosen,) = [name.removeprefix("backend ") for name, (state, _) in rows.items() if state == "auto takes this"]
         assert text(result, TOOL).startswith(f"auto takes {chosen}")
@@ -59,11 +53,6 @@ class TestEngineDoctor:
         lines = markdown(result).splitlines()
         assert lines[:2] == ["| what | state | found |", "| --- | --- | --- |"]
         assert len(lines) == len(table(result)) + 1
-
-    def test_it_looks_anew_at_every_run(self, client: ComfyClient) -> None:
-        for _ in range(2):
-            result = run(client, {TOOL: node("I2VTRT_EngineDoctor")})
-            assert TOOL in {event.data["node"] for event in result.of_kind("executing")}
 
 
 def manager(action: str = "list", engine: str = "") -> dict[str, Any]:
@@ -84,9 +73,8 @@ class TestEngineManager:
     def test_an_engine_is_listed_verified_removed_and_gone(
         self, client: ComfyClient, key: str, base_directory: Path
     ) -> None:
-        store = base_directory / "models" / "i2v_engines"
-        (folder,) = store.glob(f"{key}*")
-        others = {path for path in store.glob("?" * 64) if path != folder}
+        (folder,) = (path for path in engines_in(base_directory) if path.name.startswith(key))
+        others = engines_in(base_directory) - {folder}
 
         result = run(client, with_report(manager("verify", key)))
         assert table(result)[0] == COLUMNS
@@ -105,31 +93,22 @@ class TestEngineManager:
         result = run(client, {TOOL: manager("delete", key)})
         assert [row[0] for row in table(result)[1:]] == [key]
         assert text(result, TOOL).startswith("removed 1 engine, ")
-        assert not folder.exists()
-        assert {path for path in store.glob("?" * 64)} == others
+        assert engines_in(base_directory) == others
 
-        result = client.run({TOOL: manager("delete", key)})
-        assert result.status == "error"
-        assert f"has a key that begins with {key}." in str(result.error)
+        assert f"has a key that begins with {key}." in failure(client, {TOOL: manager("delete", key)})
+        unnamed = failure(client, {TOOL: manager("delete")})
+        assert "One engine is named by at least 8 digits of its key, found ''." in unnamed
 
     def test_stale_removes_nothing_that_this_host_can_use(self, client: ComfyClient, base_directory: Path) -> None:
-        store = base_directory / "models" / "i2v_engines"
-        before = {path.name for path in store.glob("?" * 64)}
+        before = engines_in(base_directory)
         result = run(client, {TOOL: manager("delete stale")})
         assert text(result, TOOL) == "removed 0 engines, 0.0 MB, and 0 leftovers of dead builds"
-        assert {path.name for path in store.glob("?" * 64)} == before
+        assert engines_in(base_directory) == before
 
     @pytest.mark.parametrize("name", ["../../custom_nodes", "/etc", "ABCDEF012345", "a" * 65])
     def test_what_is_no_key_is_refused_before_anything_runs(self, client: ComfyClient, name: str) -> None:
-        with pytest.raises(PromptRefusedError) as caught:
-            client.run({TOOL: manager("delete", name)})
-        told = sentences(caught.value.node_errors[TOOL]["errors"], "engine")
+        told = sentences(refused(client, {TOOL: manager("delete", name)}), TOOL, "engine")
         assert told == {f"An engine is named by digits of its key, 0 to 9 and a to f, found {name[:80]!r}."}
-
-    def test_deleting_needs_a_name(self, client: ComfyClient) -> None:
-        result = client.run({TOOL: manager("delete")})
-        assert result.status == "error"
-        assert "One engine is named by at least 8 digits of its key, found ''." in str(result.error)
 
 
 def grey(level: int, count: int = 3, width: int = 64, height: int = 48) -> dict[str, Any]:
@@ -147,10 +126,6 @@ def compare(one: dict[str, Any], other: dict[str, Any], **inputs: Any) -> Prompt
     }
 
 
-def pictures(client: ComfyClient, result: RunResult, name: str) -> list[Image.Image]:
-    return [Image.open(io.BytesIO(client.view(**each))).convert("RGB") for each in result.outputs[name]["images"]]
-
-
 class TestCompareVideos:
     def test_a_known_difference_is_measured_and_shown(self, client: ComfyClient) -> None:
         result = run(client, compare(grey(51), grey(102), label_a="", label_b=""))
@@ -166,16 +141,14 @@ class TestCompareVideos:
         assert [image.size for image in heat] == [(64, 48)] * 3
         assert heat[0].getpixel((5, 5)) == (255, 255, 191)
 
-    def test_labels_take_a_strip_of_their_own(self, client: ComfyClient) -> None:
-        (first, *_) = pictures(client, run(client, compare(grey(51), grey(51))), "both")
-        assert first.height > 48
-        strip = first.crop((0, 0, 64, first.height - 48)).convert("L")
-        assert max(strip.tobytes()) > 200
-
-    def test_a_clip_against_itself_is_equal(self, client: ComfyClient) -> None:
+    def test_a_clip_against_itself_is_equal_and_labels_take_a_strip_of_their_own(self, client: ComfyClient) -> None:
         result = run(client, compare(grey(51), grey(51)))
         assert text(result, TOOL) == "PSNR equal, SSIM 1.0000"
         assert pictures(client, result, "heat")[0].getextrema() == ((0, 0),) * 3
+        (first, *_) = pictures(client, result, "both")
+        assert first.height > 48
+        strip = first.crop((0, 0, 64, first.height - 48)).convert("L")
+        assert max(strip.tobytes()) > 200
 
     @pytest.mark.parametrize(
         ("other", "told"),
@@ -185,10 +158,8 @@ class TestCompareVideos:
         ],
     )
     def test_what_does_not_fit_is_one_sentence(self, client: ComfyClient, other: dict[str, Any], told: str) -> None:
-        result = client.run(compare(grey(51), other))
-        assert result.status == "error"
         expected = f"Expected two clips of one size and of as many frames, found {told}."
-        assert str(result.error).endswith(f"InputError: {expected}")
+        assert failure(client, compare(grey(51), other)).endswith(f"InputError: {expected}")
 
 
 def benchmark(picture: str, **inputs: Any) -> Prompt:
@@ -235,7 +206,5 @@ class TestBenchmark:
         assert client.run({PICTURE: node("LoadImage", image=picture), "9": node("PreviewImage", images=[PICTURE, 0])})
 
     def test_a_size_that_no_network_takes_is_refused(self, client: ComfyClient, picture: str) -> None:
-        with pytest.raises(PromptRefusedError) as caught:
-            client.run(benchmark(picture, width=65))
-        told = sentences(caught.value.node_errors[TOOL]["errors"], "width")
-        assert len(told) == 1 and "multiple of 8, found 65" in next(iter(told))
+        (told,) = sentences(refused(client, benchmark(picture, width=65)), TOOL, "width")
+        assert "multiple of 8, found 65" in told

@@ -57,3 +57,14 @@ def run_and_hear(
             ended.set()
         listener.result()
     return result, heard
+
+
+def interrupt_on(client: ComfyClient, node: str, start: str) -> Callable[[str, str], None]:
+    """Interrupts what runs as soon as the node says a line that begins so; for `run_and_hear`."""
+
+    def hear(name: str, text: str) -> None:
+        if name == node and text.startswith(start):
+            for running in client.queued()[0]:
+                client.interrupt(running)
+
+    return hear

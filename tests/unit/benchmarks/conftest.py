@@ -16,21 +16,9 @@ MakeOrder = Callable[..., Order]
 
 @pytest.fixture
 def job(tiny_folder: Path, tmp_path: Path) -> Job:
-    return Job(
-        model="tiny",
-        folder=str(tiny_folder),
-        width=64,
-        height=64,
-        num_frames=4,
-        fps=8,
-        steps=2,
-        guidance_scale=9.0,
-        seed=1,
-        prompt="a red boat",
-        chunk=4,
-        device="cpu",
-        work=str(tmp_path / "work"),
-    )
+    size = {"width": 64, "height": 64, "num_frames": 4, "fps": 8, "steps": 2, "chunk": 4}
+    places = {"folder": str(tiny_folder), "work": str(tmp_path / "work"), "device": "cpu"}
+    return Job(model="tiny", guidance_scale=9.0, seed=1, prompt="a red boat", **size, **places)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The benchmark of one call: what it counts, and how a way that fails is told."""
 
-import json
 import subprocess
 import sys
 
@@ -33,11 +32,17 @@ def child(code: str) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_way_prepares_waits_and_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    way = child('print("compile", flush=True); print("ready", flush=True); input(); print(\'{"step_ms": 2.0}\')')
+@pytest.mark.parametrize(
+    ("answer", "figures"), [("print('{\"step_ms\": 2.0}')", {"step_ms": 2.0}), ("raise SystemExit(1)", {})]
+)
+def test_a_way_prepares_waits_and_answers(
+    capsys: pytest.CaptureFixture[str], answer: str, figures: dict[str, float]
+) -> None:
+    """One that fails while it is measured has no figures."""
+    way = child(f'print("compile", flush=True); print("ready", flush=True); input(); {answer}')
     assert one_call._wait_ready("way", way, deadline=float("inf"))
     assert "compile" in capsys.readouterr().out
-    assert one_call._ask("way", way) == json.loads('{"step_ms": 2.0}')
+    assert one_call._ask("way", way) == figures
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit(3)", "import time; time.sleep(60)"])
@@ -45,9 +50,3 @@ def test_a_way_that_dies_or_takes_too_long_is_not_ready(code: str) -> None:
     way = child(code)
     assert not one_call._wait_ready("way", way, deadline=0.0)
     way.wait()
-
-
-def test_a_way_that_fails_while_it_is_measured_has_no_figures() -> None:
-    way = child('print("ready", flush=True); input(); raise SystemExit(1)')
-    assert one_call._wait_ready("way", way, deadline=float("inf"))
-    assert one_call._ask("way", way) == {}

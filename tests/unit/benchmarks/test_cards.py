@@ -71,33 +71,16 @@ def test_rows_join_those_of_other_cards_and_take_the_place_of_their_own(tmp_path
     report.add(Row(24.0, "quick start", "as shipped", 1.0, None, "BudgetError: a | b", (), True, ()))
     report.add(Row(8.0, "quick start", "as shipped", 2.5, 2.25, None, (), False, ()))
     report.failed(12.0, "it did not start")
+    with noted(report, 10.0):
+        raise I2VError("Expected 10 GiB of free GPU memory, found 3.0.")
     found = json.loads(path.read_text("utf-8"))["rows"]
-    assert [(row["card_gib"], row["elapsed_s"]) for row in found] == [(8.0, 2.5), (12.0, 0.0), (24.0, 1.0)]
+    assert [(row["card_gib"], row["elapsed_s"]) for row in found] == [(8.0, 2.5), (10.0, 0.0), (12.0, 0.0), (24.0, 1.0)]
+    assert found[1]["error"] == "Expected 10 GiB of free GPU memory, found 3.0."
+    assert sizes_of("8,12.5") == [8.0, 12.5]
     lines = path.with_suffix(".md").read_text("utf-8").splitlines()
-    assert lines[-3] == "| 8 GiB | quick start: as shipped | 2.5 | 2.25 GiB | made | nothing | no |"
+    assert lines[-4] == "| 8 GiB | quick start: as shipped | 2.5 | 2.25 GiB | made | nothing | no |"
     assert lines[-1] == "| 24 GiB | quick start: as shipped | 1.0 | – | BudgetError: a \\| b | nothing | yes |"
     assert sorted(each.name for each in path.parent.iterdir()) == ["cards.json", "cards.md"]
-
-
-def test_a_card_that_cannot_be_had_is_a_row(tmp_path: Path) -> None:
-    report = Report(tmp_path / "cards.json", NO_ENGINES)
-    with noted(report, 8.0):
-        raise I2VError("Expected 8 GiB of free GPU memory, found 3.0.")
-    assert report.rows()[0]["error"] == "Expected 8 GiB of free GPU memory, found 3.0."
-
-
-def test_sizes_are_a_list_with_commas() -> None:
-    assert sizes_of("8,12.5") == [8.0, 12.5]
-
-
-def test_without_a_gpu_nothing_is_measured(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(cards.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(cards, "find_comfyui", lambda: object())
-    assert cards.main(["--out", str(tmp_path / "cards.json")]) == 1
-    assert "no CUDA GPU was found" in capsys.readouterr().err
-    assert not (tmp_path / "cards.json").exists()
 
 
 @pytest.mark.comfy

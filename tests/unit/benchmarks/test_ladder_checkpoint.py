@@ -47,10 +47,6 @@ def test_published_number_of_parameters(name: str, part: str, tmp_path: Path) ->
     assert sum(tensor.numel() for tensor in network.parameters()) == PARAMETERS[name][part]
 
 
-def test_every_published_model_has_a_size_to_write() -> None:
-    assert {f"{name}-random" for name in PUBLISHED} == set(FULL_SIZES)
-
-
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     use(monkeypatch, SMALL)
@@ -88,18 +84,16 @@ def test_nothing_is_left_of_one_that_failed(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-def test_subjects(tmp_path: Path, tiny_folder: Path) -> None:
+def test_subjects(tmp_path: Path, tiny_folder: Path, tiny_svd_folder: Path) -> None:
+    assert {f"{name}-random" for name in PUBLISHED} == set(FULL_SIZES), "each has a size to write"
     assert choose_subject(None, None, CPU, tmp_path).name == "i2v-demo"
     found = choose_subject(None, None, GPU, tmp_path)
     assert (found.usual.size, found.usual.num_frames, found.usual.steps) == ((512, 512), 16, 50)
     assert found.is_full_size and found.is_random and found.folder == tmp_path / "checkpoints" / RANDOM
-    assert choose_subject(str(tiny_folder), None, CPU, tmp_path).folder == tiny_folder.resolve()
-    assert choose_subject(None, str(tiny_folder), CPU, tmp_path).folder == tiny_folder.resolve()
+    for given in ((str(tiny_folder), None), (None, str(tiny_folder))):
+        assert choose_subject(*given, CPU, tmp_path).folder == tiny_folder.resolve()
     assert choose_subject("tiny", None, CPU, tmp_path).folder.is_dir()
-
-
-def test_what_is_usual_goes_by_the_family(tmp_path: Path, tiny_svd_folder: Path) -> None:
-    for name in ("svd-xt", str(tiny_svd_folder)):
+    for name in ("svd-xt", str(tiny_svd_folder)):  # what is usual goes by the family
         found = choose_subject(name, None, GPU, tmp_path)
         assert (found.usual.size, found.usual.num_frames, found.usual.precision) == ((1024, 576), 25, "bf16")
         assert not found.is_full_size, "times are known of I2VGen-XL alone"

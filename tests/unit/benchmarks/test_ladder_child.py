@@ -1,4 +1,4 @@
-"""Rows are really measured, in this process and at a tiny size: row 0, our loop, and what goes wrong."""
+"""Rows and the sweep are really measured, in this process and at a tiny size; and what goes wrong."""
 
 import json
 import math
@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from i2v_tensorrt.benchmarks.ladder import child
+from i2v_tensorrt.benchmarks.ladder import child, sweep
 from i2v_tensorrt.benchmarks.ladder.child import main
 from i2v_tensorrt.benchmarks.ladder.job import Job
 from i2v_tensorrt.benchmarks.ladder.order import order_from_json
 from i2v_tensorrt.benchmarks.ladder.reference import reference_path
 from i2v_tensorrt.benchmarks.ladder.row import FIGURES, INCOMPLETE, MEASURED, MISSING, Row, read_row
+from i2v_tensorrt.benchmarks.ladder.sweep import SWEEP_FILE, Place, Sweep, places, read_points, run_sweep
 from i2v_tensorrt.benchmarks.ladder.variants import ENGINES, REFERENCE, STOCK, Variant
 
 from .conftest import MakeOrder
@@ -25,6 +27,7 @@ STAGES = ("encode_s", "denoise_s", "decode_s", "write_s")
 
 def climb(make_order: MakeOrder, variant: Variant, kind: str = "row") -> Row:
     order = make_order(variant, kind)
+    assert order_from_json(order.to_json()) == order
     path = order.job.work_folder / "order.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(order.to_json(), "utf-8")
@@ -51,13 +54,10 @@ def check_figures(row: Row, samples: int) -> None:
     assert row.figures["host_peak_gib"] > 0.1
 
 
-def test_row_0_is_kept_for_the_others(reference: Row, job: Job) -> None:
+def test_our_loop_makes_the_clip_of_row_0(reference: Row, make_order: MakeOrder, job: Job) -> None:
     check_figures(reference, 3)
     assert "latents_cosine" not in reference.figures
-    assert reference_path(job).is_file()
-
-
-def test_our_loop_makes_the_clip_of_row_0(reference: Row, make_order: MakeOrder, job: Job) -> None:
+    assert reference_path(job).is_file(), "it is kept for the others"
     row = climb(make_order, EAGER)
     check_figures(row, 3)
     assert row.figures["latents_cosine"] == pytest.approx(1, abs=1e-9)
@@ -84,26 +84,19 @@ def test_an_unknown_backend_fails_its_row_alone(make_order: MakeOrder) -> None:
     assert "Traceback" in row.trace
 
 
-def test_what_was_measured_before_a_failure_is_kept(make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["sample_ms", "count_kernels", "host_peaks"])
+def test_a_figure_that_cannot_be_had(make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """What was measured before is kept, and what comes after where it can do without."""
+
     def fail(*_: Any) -> None:
         raise RuntimeError("out of luck\nand more")
 
-    monkeypatch.setattr(child, "sample_ms", fail)
-    row = climb(make_order, EAGER)
-    assert (row.state, row.reason) == (INCOMPLETE, "RuntimeError: out of luck")
-    assert row.figures["clip_hot_s"] > 0 and "step_ms" not in row.figures
-
-
-@pytest.mark.parametrize("what", ["count_kernels", "host_peaks"])
-def test_a_figure_that_cannot_be_had(make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    def fail(*_: Any) -> None:
-        raise RuntimeError("no profiler")
-
     monkeypatch.setattr(child, what, fail)
     row = climb(make_order, EAGER)
-    assert (row.state == MEASURED) == (what == "count_kernels")
-    assert "step_ms" in row.figures
-    assert any("no profiler" in text for text in (*row.notes, row.reason))
+    assert row.state == (MEASURED if what == "count_kernels" else INCOMPLETE)
+    assert any("RuntimeError: out of luck" in text and "more" not in text for text in (*row.notes, row.reason))
+    assert row.figures["clip_hot_s"] > 0
+    assert ("step_ms" in row.figures) == (what != "sample_ms")
 
 
 def test_a_slow_row_0_makes_one_clip(make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,12 +104,6 @@ def test_a_slow_row_0_makes_one_clip(make_order: MakeOrder, monkeypatch: pytest.
     row = climb(make_order, ROW_0)
     check_figures(row, samples=2)
     assert row.notes == ("Its one clip came after one step to warm up, and is its hot one too.",)
-
-
-def test_an_order_comes_through_json(make_order: MakeOrder) -> None:
-    for variant in (ROW_0, Variant("a", "A", ENGINES, "fp16", 1.5, "inductor", ("x", "y"), headline=True)):
-        order = make_order(variant, "warm")
-        assert order_from_json(order.to_json()) == order
 
 
 @pytest.mark.slow
@@ -136,7 +123,59 @@ def test_a_compiled_engine(reference: Row, make_order: MakeOrder) -> None:
     assert beside.figures["latents_snr_db"] == row.figures["latents_snr_db"], "no rewrites is what this backend has"
 
 
-def test_another_job_has_another_reference(job: Job, tmp_path: Path) -> None:
+def test_an_order_comes_through_json_and_another_job_has_another_reference(
+    make_order: MakeOrder, job: Job, tmp_path: Path
+) -> None:
+    order = make_order(Variant("a", "A", ENGINES, "fp16", 1.5, "inductor", ("x", "y"), headline=True), "warm")
+    assert order_from_json(order.to_json()) == order
     data = json.loads(json.dumps(job.__dict__))
     assert Job(**{**data, "steps": 3}).digest != job.digest
     assert Job(**{**data, "chunk": 2, "work": str(tmp_path), "device": "cuda:0"}).digest == job.digest
+
+
+def test_the_published_job_has_the_published_places(job: Job) -> None:
+    found = places(replace(job, width=512, height=512, num_frames=16, steps=50))
+    by_axis = {axis: [place.label for place in found if place.axis == axis] for axis in ("frames", "size", "steps")}
+    assert by_axis["frames"] == [f"{count} frames" for count in (8, 16, 24, 32, 48, 64)]
+    assert by_axis["size"][0] == "256x256" and by_axis["size"][-1] == "1024x1024"
+    assert by_axis["steps"] == [f"{count} steps" for count in (10, 20, 30, 40, 50)]
+
+
+def test_every_place_is_measured(make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = make_order(EAGER, "sweep")
+    job = order.job
+    few = [
+        Place("frames", "2 frames", replace(job, num_frames=2)),
+        Place("frames", "4 frames", job),
+        Place("size", "128x64", replace(job, width=128)),
+        Place("steps", "1 steps", replace(job, steps=1)),
+        Place("size", "24x24", replace(job, width=24, height=24)),
+    ]
+    monkeypatch.setattr(sweep, "places", lambda job: few)
+    told: list[str] = []
+    assert run_sweep(order, told.append) == 0
+    points = read_points(order.rows / SWEEP_FILE)
+    assert [point["label"] for point in points] == [place.label for place in few]
+    assert len(told) == len(few)
+    frames, twice, wide = points[:3]
+    assert 1.7 < twice["tflop"] / frames["tflop"] < 2.1, "work grows with frames"
+    assert 1.9 < wide["tflop"] / twice["tflop"] < 2.5, "and faster than pixels"
+    assert frames["step_ms"] > 0 and frames["peak_gib"] is None
+    assert points[3]["denoise_s"] > 0
+
+
+def test_where_memory_ends_is_said_and_ends_its_axis(make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(self: Sweep, job: Job) -> dict[str, Any]:
+        if job.num_frames > 4:
+            raise torch.cuda.OutOfMemoryError("full")
+        return {"step_ms": 1.0, "tflop": 1.0, "peak_gib": None}
+
+    monkeypatch.setattr(Sweep, "_call", call)
+    monkeypatch.setattr(Sweep, "_steps", lambda self, job: {"denoise_s": 1.0})
+    monkeypatch.setattr(Sweep, "_memory_gib", lambda self: 8.0)
+    order = make_order(EAGER, "sweep")
+    run_sweep(order, lambda text: None)
+    reasons = {point["label"]: point.get("reason") for point in read_points(order.rows / SWEEP_FILE)}
+    assert reasons["4 frames"] is None and reasons["64x64"] is None
+    assert reasons["6 frames"] == "Memory ends here: the GPU has 8 GiB."
+    assert reasons["16 frames"] == "Left out: 6 frames was too much already."

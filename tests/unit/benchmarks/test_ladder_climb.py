@@ -1,12 +1,12 @@
 """The ladder's loop: what did not run says why, nothing measured is lost, and a second run goes on."""
 
+import errno
 import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +18,8 @@ from i2v_tensorrt.benchmarks.ladder.order import order_from_json
 from i2v_tensorrt.benchmarks.ladder.row import INCOMPLETE, MEASURED, MISSING, Row, RowFile
 from i2v_tensorrt.benchmarks.ladder.variants import ENGINES, STOCK, Task, Variant
 from i2v_tensorrt.common.errors import InputError
+
+from ...helpers.toys import fail
 
 EAGER = Variant("eager", "eager PyTorch", ENGINES, "fp32", 4, about_s=45)
 COMPILED = Variant("compile-default", "torch.compile", STOCK, "fp32", 2, compile_mode="default", captured="graph")
@@ -32,7 +34,7 @@ class Children:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.timeouts: list[float | None] = []
         self.environments: list[dict[str, str]] = []
-        self.act: Child = lambda files: ""
+        self.act: Child = measured
         monkeypatch.setattr(climb_module, "run_order", self._run)
 
     def _run(self, path: Path, log: Path, timeout_s: float | None, environment: dict[str, str]) -> str:
@@ -46,6 +48,7 @@ class Children:
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> Children:
+    """By which every row is measured unless a test says otherwise."""
     return Children(monkeypatch)
 
 
@@ -56,15 +59,20 @@ def climb_of(job: Job, out: Path, left_s: float = math.inf, *, full_size: bool =
     return Climb(document, Limits(time.time(), left_s + climb_module.REPORT_S, 100.0), 200, full_size, out)
 
 
-def measured(files: dict[str, RowFile]) -> str:
+def measured(files: dict[str, RowFile], figures: dict[str, float] = HOT) -> str:
     for file in files.values():
-        file.add(HOT)
+        file.add(figures)
         file.close(MEASURED)
     return ""
 
 
-def test_a_measured_row_is_in_every_report(job: Job, tmp_path: Path, children: Children) -> None:
-    children.act = measured
+def test_a_measured_row_is_in_every_report_though_no_picture_can_be_drawn(
+    job: Job, tmp_path: Path, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(climb_module, "save_plot", fail(errno.ENOENT))
+        climb_of(job, tmp_path).run(Task(EAGER))
+    assert "clip_hot_s" in (tmp_path / "ladder.json").read_text("utf-8")
     climb = climb_of(job, tmp_path / "out")
     climb.run(Task(EAGER))
     data = json.loads((tmp_path / "out" / "ladder.json").read_text("utf-8"))
@@ -84,12 +92,20 @@ def test_an_ended_process_leaves_what_it_had_with_the_reason(job: Job, tmp_path:
     children.act = ended
     climb = climb_of(job, tmp_path)
     climb.run(Task(COMPILED))
-    rows = climb.document.rows
-    assert (rows["compile-default"].state, rows["compile-default"].reason) == (INCOMPLETE, "It was ended after 100 s.")
-    assert (rows["graph"].state, rows["graph"].reason) == (MISSING, "It was ended after 100 s.")
-    assert rows["compile-default"].figures == HOT
+    told = {name: (row.state, row.reason) for name, row in climb.document.rows.items() if name != "eager"}
+    reason = "It was ended after 100 s."
+    assert told == {"compile-default": (INCOMPLETE, reason), "graph": (MISSING, reason)}
+    assert climb.document.rows["compile-default"].figures == HOT
     assert children.timeouts == [100.0], "torch.compile has a limit of its own"
-    assert "It was ended after 100 s." in (tmp_path / "ladder.md").read_text("utf-8")
+    assert reason in (tmp_path / "ladder.md").read_text("utf-8")
+
+    def failed(files: dict[str, RowFile]) -> str:
+        files["eager"].close(MISSING, "InputError: no such thing", "Traceback")
+        return "Its process ended with status 1."
+
+    children.act = failed
+    climb.run(Task(EAGER))
+    assert climb.document.rows["eager"].reason == "InputError: no such thing", "a reason of its own is kept"
 
 
 def test_an_interruption_does_not_lose_what_was_measured(job: Job, tmp_path: Path, children: Children) -> None:
@@ -106,47 +122,28 @@ def test_an_interruption_does_not_lose_what_was_measured(job: Job, tmp_path: Pat
     assert (rows["graph"]["state"], rows["graph"]["reason"]) == (MISSING, "It was interrupted.")
 
 
-def test_a_row_that_gave_its_own_reason_keeps_it(job: Job, tmp_path: Path, children: Children) -> None:
-    def failed(files: dict[str, RowFile]) -> str:
-        files["eager"].close(MISSING, "InputError: no such thing", "Traceback")
-        return "Its process ended with status 1."
-
-    children.act = failed
-    climb = climb_of(job, tmp_path)
-    climb.run(Task(EAGER))
-    assert climb.document.rows["eager"].reason == "InputError: no such thing"
-
-
-def test_what_no_longer_fits_is_left_out_with_the_reason(job: Job, tmp_path: Path, children: Children) -> None:
-    climb = climb_of(job, tmp_path, left_s=20.0)
-    climb.run(Task(EAGER))
-    assert children.timeouts == []
-    assert climb.document.rows["eager"].reason.startswith("It was left out: it takes about 45 s, and ")
-
-
-def test_at_a_small_size_everything_that_has_a_second_left_is_tried(
-    job: Job, tmp_path: Path, children: Children
+@pytest.mark.parametrize("full_size", [True, False])
+def test_what_no_longer_fits_is_left_out_with_the_reason(
+    job: Job, tmp_path: Path, children: Children, full_size: bool
 ) -> None:
-    children.act = measured
-    climb = climb_of(job, tmp_path, left_s=20.0, full_size=False)
+    """At a small size everything that has a second left is tried."""
+    climb = climb_of(job, tmp_path, left_s=20.0, full_size=full_size)
     climb.run(Task(EAGER))
-    assert climb.document.rows["eager"].state == MEASURED
-    assert children.timeouts[0] is not None and children.timeouts[0] <= 20
+    row = climb.document.rows["eager"]
+    if full_size:
+        assert children.timeouts == []
+        assert row.reason.startswith("It was left out: it takes about 45 s, and ")
+    else:
+        assert row.state == MEASURED
+        assert children.timeouts[0] is not None and children.timeouts[0] <= 20
 
 
 def test_a_warm_start_joins_its_row(job: Job, tmp_path: Path, children: Children) -> None:
-    children.act = measured
     climb = climb_of(job, tmp_path)
     climb.run(Task(EAGER, warm=True))
     assert children.timeouts == [], "there is no row yet that it could join"
     climb.run(Task(EAGER))
-
-    def warm(files: dict[str, RowFile]) -> str:
-        files["eager"].add({"clip_warm_start_s": 7.0})
-        files["eager"].close(MEASURED)
-        return ""
-
-    children.act = warm
+    children.act = lambda files: measured(files, {"clip_warm_start_s": 7.0})
     climb.run(Task(EAGER, warm=True))
     assert climb.document.rows["eager"].figures == {**HOT, "clip_warm_start_s": 7.0}
     children.act = lambda files: "It crashed."
@@ -171,7 +168,6 @@ def test_what_is_called_cold_finds_no_compiled_code(job: Job, tmp_path: Path, ch
 
 
 def test_a_later_run_goes_on_from_the_file(job: Job, tmp_path: Path, children: Children) -> None:
-    children.act = measured
     first = climb_of(job, tmp_path)
     first.run(Task(EAGER))
     text = (tmp_path / "ladder.json").read_text("utf-8")
@@ -184,12 +180,9 @@ def test_a_later_run_goes_on_from_the_file(job: Job, tmp_path: Path, children: C
     }  # fmt: skip
     with pytest.raises(InputError, match="this very job"):
         climb_of(replace(job, steps=3), tmp_path).document.adopt(text)
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"rows": [{"name": "a"}], "job": {"digest": "x"}}'])
-def test_what_is_no_ladder_is_refused(job: Job, tmp_path: Path, text: str) -> None:
-    with pytest.raises(InputError):
-        climb_of(job, tmp_path).document.adopt(text)
+    for none in ("", "{}", "[]", '{"rows": [{"name": "a"}], "job": {"digest": "x"}}'):
+        with pytest.raises(InputError):
+            second.document.adopt(none)
 
 
 def test_a_row_that_no_longer_fits_does_not_lose_what_an_earlier_run_measured(
@@ -203,15 +196,3 @@ def test_a_row_that_no_longer_fits_does_not_lose_what_an_earlier_run_measured(
     climb.run(Task(EAGER, warm=True))
     assert climb.document.rows["eager"].figures == HOT
     assert climb.document.rows["eager"].notes[0].startswith("Warm start: It was left out")
-
-
-def test_a_picture_that_cannot_be_drawn_does_not_lose_the_figures(
-    job: Job, tmp_path: Path, children: Children, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> None:
-        raise OSError("no font")
-
-    monkeypatch.setattr(climb_module, "save_plot", fail)
-    children.act = measured
-    climb_of(job, tmp_path).run(Task(EAGER))
-    assert "clip_hot_s" in (tmp_path / "ladder.json").read_text("utf-8")

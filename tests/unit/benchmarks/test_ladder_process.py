@@ -1,14 +1,14 @@
 """Processes of the ladder are ended with all they started, and say how they ended."""
 
-import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from i2v_tensorrt.benchmarks.ladder import process
 from i2v_tensorrt.benchmarks.ladder.process import run_order
+
+from ...helpers.interrupts import is_alive, wait_for
 
 SLEEPS = """
 import subprocess, sys, time
@@ -29,34 +29,18 @@ def run(tmp_path: Path, timeout_s: float = 60.0) -> str:
     return run_order(tmp_path / "order", tmp_path / "logs" / "log", timeout_s, {"OF_THE_LADDER": "told"})
 
 
-def lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.is_file() or stat.read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
-
-
-def test_a_good_end_needs_no_words(tmp_path: Path, script: Path) -> None:
-    script.write_text("import os, sys; sys.exit(os.environ['OF_THE_LADDER'] != 'told')", "utf-8")
-    assert run(tmp_path) == ""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
 def test_what_takes_too_long_is_ended_with_its_children(tmp_path: Path, script: Path) -> None:
     script.write_text(SLEEPS, "utf-8")
     assert run(tmp_path, timeout_s=4.0) == "It was ended after 4 s, which was all the time there was for it."
     grandchild = int((tmp_path / "order").read_text("utf-8"))
-    deadline = time.monotonic() + 10
-    while lives(grandchild) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not lives(grandchild)
+    wait_for(lambda: not is_alive(grandchild))
 
 
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
+        ("import os, sys; sys.exit(os.environ['OF_THE_LADDER'] != 'told')", ""),
         ("import sys; print('first', file=sys.stderr); print('  last  ', file=sys.stderr); sys.exit(3)",
          "Its process ended with status 3; its last words: last"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
@@ -64,7 +48,7 @@ def test_what_takes_too_long_is_ended_with_its_children(tmp_path: Path, script: 
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
          "Its process crashed with a segmentation fault; its last words: none"),
     ],
-    ids=["status", "killed", "crashed"],
+    ids=["good", "status", "killed", "crashed"],
 )  # fmt: skip
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_how_it_ended(tmp_path: Path, script: Path, code: str, reason: str) -> None:

@@ -16,12 +16,8 @@ from i2v_tensorrt.pipeline.models.registry import open_model
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
-class Present(EagerBackend):
-    """A backend that is there."""
-
-
 class Absent(EagerBackend):
-    """One that is not."""
+    """A backend that is not there."""
 
     def availability(self, device: torch.device) -> Availability:
         return Availability(False, "It is not here.", "pip install it")
@@ -40,7 +36,12 @@ class Model:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
-    backends = {"tensorrt": Absent(), "inductor": Present(), "onnxruntime": Present(), "eager": EagerBackend()}
+    backends = {
+        "tensorrt": Absent(),
+        "inductor": EagerBackend(),
+        "onnxruntime": EagerBackend(),
+        "eager": EagerBackend(),
+    }
     monkeypatch.setattr(rungs_module, "BACKENDS", backends)
     return Model()
 
@@ -64,28 +65,19 @@ def test_the_ladder_on_a_gpu(model: Any) -> None:
 
 
 @pytest.mark.parametrize(("rewrites", "count"), [("none", 1), ("last", 2), ("all", 4)])
-def test_how_many_rewrites(model: Any, rewrites: str, count: int) -> None:
-    variants, _ = ladder(model, GPU, rewrites, "bf16")
-    assert sum(variant.backend == "inductor" for variant in variants) == count
-
-
-def test_rewrites_that_are_not_taken_unasked_are_measured_all_the_same(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_how_many_rewrites(model: Any, monkeypatch: pytest.MonkeyPatch, rewrites: str, count: int) -> None:
+    assert sum(variant.backend == "inductor" for variant in ladder(model, GPU, rewrites, "bf16")[0]) == count
+    # Those that are not taken unasked are measured all the same.
     monkeypatch.setattr(Model, "rewrites", lambda *_: ())
-    variants, _ = ladder(model, GPU, "all", "bf16")
-    assert [variant.name for variant in variants if variant.backend == "inductor"] == [
-        "inductor+one", "inductor+three", "inductor+two", "inductor",
-    ]  # fmt: skip
+    found = [variant.name for variant in ladder(model, GPU, rewrites, "bf16")[0] if variant.backend == "inductor"]
+    assert rewrites != "all" or found == ["inductor+one", "inductor+three", "inductor+two", "inductor"]
 
 
-def test_a_cpu_has_no_graphs_and_no_half_precision(model: Any) -> None:
+def test_a_cpu_has_no_graphs_and_no_half_precision(model: Any, tiny_folder: Path) -> None:
     variants, _ = ladder(model, CPU, "none", "fp32")
     assert not any(variant.captured for variant in variants)
     assert {variant.precision for variant in variants} == {"fp32"}
-
-
-def test_the_last_of_the_packs_own_rows_stands_for_it_where_there_is_no_other(tiny_folder: Path) -> None:
+    # The last of the pack's own rows stands for it where there is no other.
     variants, _ = ladder(open_model(tiny_folder), CPU, "none", "fp32")
     assert sum(variant.headline for variant in variants) == 1
     assert not variants[0].headline
@@ -100,16 +92,11 @@ def test_what_matters_most_comes_first_and_each_warm_start_after_its_row(model: 
     assert all(order.index((name, False)) < order.index((name, True)) for name, warm in order if warm)
 
 
-def test_rows_by_name(model: Any) -> None:
+def test_what_is_named_or_lacks_is_measured(model: Any) -> None:
     variants, _ = ladder(model, GPU, "none", "bf16")
-    found = tasks(variants, ["compile-max-graph", "eager"], {})
-    assert [task.describes for task in found] == [
-        "eager", "eager, warm start", "compile-max", "compile-max, warm start",
-    ]  # fmt: skip
-
-
-def test_going_on_measures_what_lacks(model: Any) -> None:
-    variants, _ = ladder(model, GPU, "none", "bf16")
+    by_name = tasks(variants, ["compile-max-graph", "eager"], {})
+    expected = [each for name in ("eager", "compile-max") for each in (name, f"{name}, warm start")]
+    assert [task.describes for task in by_name] == expected
     whole = {"clip_hot_s": 1.0, "clip_warm_start_s": 2.0}
     rows = {name: Row(name, "", MEASURED, figures=whole) for name in names(variants)}
     assert tasks(variants, [], rows) == []

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from i2v_tensorrt.benchmarks import live
+from i2v_tensorrt.benchmarks import cards, live, scratch
 from i2v_tensorrt.benchmarks.live import FULL_SIZE, NAMES, Report, opening, prompt_of
 
 
@@ -16,11 +18,19 @@ def test_the_quick_start_is_the_workflow_as_it_ships() -> None:
     assert full["2"]["inputs"]["checkpoint"] == live.FULL
     assert (full["4"]["inputs"]["width"], full["5"]["inputs"]["steps"], full["5"]["inputs"]["seed"]) == (512, 50, 3)
     assert full["3"] == shipped["3"]
-
-
-def test_opening_runs_no_network() -> None:
     kinds = {node["class_type"] for node in opening().values()}
-    assert kinds == {"I2VTRT_ModelLoader", "I2VTRT_EngineLoader", "PreviewAny"}
+    assert kinds == {"I2VTRT_ModelLoader", "I2VTRT_EngineLoader", "PreviewAny"}, "opening runs no network"
+
+
+@pytest.mark.parametrize("benchmark", [live, cards, scratch])
+def test_without_a_gpu_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], benchmark: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(benchmark, "find_comfyui", lambda: object(), raising=False)
+    assert benchmark.main(["--out", str(tmp_path / "found.json")]) == 1
+    assert "no CUDA GPU was found" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("before", [None, "damaged", '{"quick_start_s": 9.0, "live_passed": 480}'])
@@ -37,16 +47,6 @@ def test_figures_join_those_that_are_there_and_what_was_not_run_is_null(tmp_path
     assert found["live_passed"] == (480 if before and before.startswith("{") else None)
     assert found["free_s"] is None
     assert [each.name for each in path.parent.iterdir()] == ["figures.json"]
-
-
-def test_without_a_gpu_nothing_is_measured(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(live.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(live, "find_comfyui", lambda: object())
-    assert live.main(["--out", str(tmp_path / "figures.json")]) == 1
-    assert "no CUDA GPU was found" in capsys.readouterr().err
-    assert not (tmp_path / "figures.json").exists()
 
 
 def test_words_stand_beside_the_figures(tmp_path: Path) -> None:

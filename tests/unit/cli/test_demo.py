@@ -8,26 +8,20 @@ import pytest
 from PIL import Image
 
 from i2v_tensorrt.cli import demo_command
-from i2v_tensorrt.cli.demo_runs import DemoJob, run_demo
+from i2v_tensorrt.cli.demo_runs import run_demo
 from i2v_tensorrt.common.pack_paths import BUNDLED
 from i2v_tensorrt.pipeline.media.reader import read_video
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.runtime.demo_model import demo_model
 
 
-def job_for(*arguments: str, out: Path) -> DemoJob:
-    options = demo_command.parser().parse_args(["--out", str(out), *arguments])
-    return demo_command._job(options, demo_model(out))
-
-
-def test_one_prompt_is_one_video(tmp_path: Path) -> None:
-    job = job_for("--prompt", "pan up", out=tmp_path)
-    assert job.clips == (("pan up", tmp_path / "demo.mp4"),)
-
-
-def test_four_prompts_are_four_videos_of_one_picture(tmp_path: Path) -> None:
-    job = job_for("--four", out=tmp_path)
-    assert len({prompt for prompt, _ in job.clips}) == len({video for _, video in job.clips}) == 4
+@pytest.mark.parametrize(("arguments", "count"), [(["--prompt", "pan up"], 1), (["--four"], 4)])
+def test_each_prompt_is_a_video(tmp_path: Path, arguments: list[str], count: int) -> None:
+    options = demo_command.parser().parse_args(["--out", str(tmp_path), *arguments])
+    clips = demo_command._job(options, demo_model(tmp_path)).clips
+    assert len({prompt for prompt, _ in clips}) == len({video for _, video in clips}) == len(clips) == count
+    if count == 1:
+        assert clips == (("pan up", tmp_path / "demo.mp4"),)
 
 
 def test_the_bundled_model_is_taken_by_no_special_path() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +16,9 @@ from i2v_tensorrt.tests.helpers.loras import KOHYA, layers, write_lora
 BUILD = ("--component", "image_encoder", "--width", "64", "--height", "64", "--frames", "4")
 
 
+Engine = Callable[..., tuple[int, str, str]]
+
+
 @pytest.fixture(scope="module")
 def built(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with one engine, built by the command."""
@@ -24,37 +27,33 @@ def built(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
-    status = main(["--json", *arguments])
-    return status, json.loads(capsys.readouterr().out)
+@pytest.fixture
+def engine(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Engine:
+    """The command's status and what it says; MODEL stands for the tiny checkpoint."""
+
+    def run(*arguments: str, store: Path = tmp_path) -> tuple[int, str, str]:
+        given = [str(tiny_folder) if argument == "MODEL" else argument for argument in arguments]
+        status = main(["--json"] * ("--json" in given) + ["--store", str(store), *(x for x in given if x != "--json")])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
 
 
-def test_what_was_built_is_listed(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, (row,) = answer(capsys, "--store", str(built), "list")
-    assert status == 0
-    assert (row["component"], row["backend"], row["precision"]) == ("image_encoder", "onnxruntime", "fp32")
+def test_what_was_built_is_listed_and_found_again(built: Path, engine: Engine) -> None:
+    status, out, _ = engine("--json", "list", store=built)
+    (row,) = json.loads(out)
+    assert (status, row["component"], row["backend"], row["precision"]) == (0, "image_encoder", "onnxruntime", "fp32")
     assert row["cosine"] > 0.999999
+    assert engine("list", store=built)[1].startswith(next(EngineStore(built).plans()).manifest.key[:12])
+    status, out, _ = engine("build", "MODEL", *BUILD, store=built)
+    assert status == 0 and "already there" in out
 
 
-def test_the_same_list_as_text_names_the_key(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    key = next(EngineStore(built).plans()).manifest.key
-    assert main(["--store", str(built), "list"]) == 0
-    assert capsys.readouterr().out.startswith(key[:12])
-
-
-def test_building_again_finds_it(built: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--store", str(built), "build", str(tiny_folder), *BUILD]) == 0
-    assert "already there" in capsys.readouterr().out
-
-
-def test_presets_are_one_engine_that_lists_each(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_presets_are_one_engine_that_lists_each(engine: Engine, tmp_path: Path) -> None:
     """Through ONNX Runtime, which has no profiles: one graph, compared with eager PyTorch at every preset."""
-    presets = ("--component", "vae_encoder", "--presets", "64x64x4,128x64x4")
-    assert main(["--store", str(tmp_path), "build", str(tiny_folder), *presets]) == 0
-    capsys.readouterr()
-    _, (row,) = answer(capsys, "--store", str(tmp_path), "list")
+    assert engine("build", "MODEL", "--component", "vae_encoder", "--presets", "64x64x4,128x64x4")[0] == 0
+    (row,) = json.loads(engine("--json", "list")[1])
     heights, widths = ([each[name] for each in row["presets"]] for name in ("latent_height", "latent_width"))
     assert (heights, widths) == ([[8, 8, 8], [8, 8, 8]], [[8, 8, 8], [16, 16, 16]])
     assert row["profile"]["latent_width"] == [8, 8, 16]
@@ -64,68 +63,42 @@ def test_presets_are_one_engine_that_lists_each(
     assert [shape["latent_width"] for shape in plan.manifest.verdict.shapes] == [8, 16]
 
 
-@pytest.mark.parametrize("wrong", [("--presets", "64x64"), ("--presets", "65x64x4"), ("--shapes", "presets")])
-def test_presets_that_are_none_are_refused_in_a_sentence(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: tuple[str, str]
-) -> None:
-    assert main(["--store", str(tmp_path), "build", str(tiny_folder), *wrong]) == 1
-    assert capsys.readouterr().err.startswith("run.py engine: ")
-
-
 @pytest.mark.slow
 def test_an_engine_with_a_lora_is_another_one_and_found_again(
-    built: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    built: Path, engine: Engine, tiny_folder: Path, tmp_path: Path
 ) -> None:
     """The image encoder has no part in it, the denoiser has."""
     file = tmp_path / "style.safetensors"
     write_lora(file, layers(open_model(tiny_folder).checkpoint.parts["unet"]), KOHYA)
     lora = ("--lora", str(file), "0.5")
-    assert main(["--store", str(built), "build", str(tiny_folder), *BUILD, *lora]) == 0
-    assert "already there" in capsys.readouterr().out
-    denoiser = ("--component", "core", "--width", "64", "--height", "64", "--frames", "4", "--shapes", "exact")
-    store = str(tmp_path / "engines")
+    assert "already there" in engine("build", "MODEL", *BUILD, *lora, store=built)[1]
+    denoiser = ("--component", "core", *BUILD[2:], "--shapes", "exact")
     for arguments, expected in ((lora, False), (lora, True), (("--lora", str(file), "0.75"), False)):
-        assert main(["--store", store, "build", str(tiny_folder), *denoiser, *arguments]) == 0
-        assert ("already there" in capsys.readouterr().out) is expected
+        status, out, _ = engine("build", "MODEL", *denoiser, *arguments)
+        assert (status, "already there" in out) == (0, expected)
 
 
-@pytest.mark.parametrize(
-    ("file", "strength", "sentence"),
-    [("missing.safetensors", "1", "found nothing there"), ("missing.safetensors", "much", "found 'much'")],
-)
-def test_a_lora_that_is_none_is_one_sentence(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, strength: str, sentence: str
+def test_verify_tells_a_whole_engine_from_a_damaged_one_and_prune_removes_what_is_named(
+    engine: Engine, tmp_path: Path
 ) -> None:
-    lora = ("--lora", str(tmp_path / file), strength)
-    assert main(["--store", str(tmp_path), "build", str(tiny_folder), *BUILD, *lora]) == 1
-    assert sentence in capsys.readouterr().err
-
-
-def test_verify_tells_a_whole_engine_from_a_damaged_one(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--store", str(tmp_path), "build", str(tiny_folder), *BUILD]) == 0
-    capsys.readouterr()
-    assert answer(capsys, "--store", str(tmp_path), "verify")[0] == 0
+    for command in (("build", "MODEL", *BUILD), ("verify",)):
+        assert engine(*command)[0] == 0
     plan = next(EngineStore(tmp_path).plans())
     largest = max(plan.manifest.files, key=lambda name: plan.manifest.files[name].size_bytes)
     content = bytearray((plan.folder / largest).read_bytes())
     content[len(content) // 2] ^= 1
     (plan.folder / largest).write_bytes(content)
-    status, (row,) = answer(capsys, "--store", str(tmp_path), "verify", plan.manifest.key[:8])
-    assert status == 1
-    assert not row["ok"]
+    status, out, _ = engine("--json", "verify", plan.manifest.key[:8])
+    (row,) = json.loads(out)
+    assert (status, row["ok"]) == (1, False)
     assert "damaged" in row["text"]
-
-
-def test_prune_removes_what_is_named_and_nothing_else(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--store", str(tmp_path), "build", str(tiny_folder), *BUILD]) == 0
-    assert main(["--store", str(tmp_path), "prune"]) == 0
-    key = next(EngineStore(tmp_path).plans()).manifest.key
-    assert main(["--store", str(tmp_path), "prune", key[:12]]) == 0
+    assert engine("prune")[0] == 0
+    assert [each.manifest.key for each in EngineStore(tmp_path).plans()] == [plan.manifest.key], "none is named"
+    assert engine("prune", plan.manifest.key[:12])[0] == 0
     assert list(EngineStore(tmp_path).plans()) == []
+
+
+LORA = ("build", "MODEL", *BUILD, "--lora", "/nowhere/missing.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -135,24 +108,23 @@ def test_prune_removes_what_is_named_and_nothing_else(
         (("build", "/nowhere"), "Expected a model folder at /nowhere"),
         (("build", "MODEL", "--width", "65"), "Width is a multiple of 8, found 65"),
         (("build", "MODEL", "--target", "sm_90"), "sm_75, sm_80"),
+        (("build", "MODEL", "--presets", "64x64"), ""),
+        (("build", "MODEL", "--presets", "65x64x4"), ""),
+        (("build", "MODEL", "--shapes", "presets"), ""),
+        ((*LORA, "1"), "found nothing there"),
+        ((*LORA, "much"), "found 'much'"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(
-    arguments: tuple[str, ...],
-    sentence: str,
-    tiny_folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    given = [str(tiny_folder) if argument == "MODEL" else argument for argument in arguments]
-    assert main(["--store", str(tmp_path), *given]) == 1
-    error = capsys.readouterr().err
-    assert sentence in error
+def test_what_cannot_be_done_is_one_sentence(engine: Engine, arguments: tuple[str, ...], sentence: str) -> None:
+    status, _, error = engine(*arguments)
+    assert status == 1
+    assert error.startswith("run.py engine: ") and sentence in error
     assert "Traceback" not in error
 
 
-def test_the_doctor_names_what_auto_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, rows = answer(capsys, "--store", str(tmp_path), "doctor")
+def test_the_doctor_names_what_auto_takes(engine: Engine) -> None:
+    status, out, _ = engine("--json", "doctor")
+    rows = json.loads(out)
     assert status == 0
     assert {row["backend"] for row in rows if "backend" in row} == {"tensorrt", "inductor", "onnxruntime", "eager"}
     assert sum("auto takes this" in row["text"] for row in rows) == 1

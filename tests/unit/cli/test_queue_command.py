@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,85 +13,85 @@ from i2v_tensorrt.cli.queue_command import find_pictures, main, make_jobs, serve
 from i2v_tensorrt.remote.batch.ledger import Job
 from i2v_tensorrt.remote.batch.progress import JobResult, Report
 from i2v_tensorrt.remote.batch.workflow import UsageError, Workflow
-from i2v_tensorrt.tests.helpers.fake_comfy import FakeComfy, write_pictures
-from i2v_tensorrt.tests.unit.remote.test_queue_run import GRAPH
+from i2v_tensorrt.tests.helpers.fake_comfy import GRAPH, FakeComfy, running, write_pictures
 
 JOB = Job((Path("pictures/lake.png"),), "p", "w", "lake")
 
 
 @pytest.fixture
 def fake() -> Iterator[FakeComfy]:
-    server = FakeComfy()
-    server.start()
-    yield server
-    server.kill()
+    with running() as server:
+        yield server
+
+
+Queue = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a workflow and three pictures."""
+def queue(
+    tmp_path: Path, fake: FakeComfy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Queue:
+    """The command's status and what it says, in a folder with a workflow and three pictures."""
     monkeypatch.chdir(tmp_path)
     Path("graph.json").write_text(json.dumps(GRAPH))
     write_pictures(Path("in"), 3)
-    return tmp_path
+
+    def run(*arguments: str, graph: str = "graph.json") -> tuple[int, str, str]:
+        status = main([graph, "--out", "out", "--server", fake.url, *arguments])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
 
 
-@pytest.mark.usefixtures("here")
-def test_a_folder_gives_a_line_of_json_for_each_picture(fake: FakeComfy, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["graph.json", "--image", "in", "--out", "out", "--server", fake.url, "--json"]
-    assert main(arguments) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(row["status"], row["pictures"], row["error"]) for row in rows] == [
-        ("done", [f"in/p0{number}.png"], None) for number in range(3)
-    ]
+def test_a_folder_gives_a_line_of_json_for_each_picture(queue: Queue) -> None:
+    rows, again = ([json.loads(line) for line in queue("--image", "in", "--json")[1].splitlines()] for _ in range(2))
+    expected = [("done", [f"in/p0{number}.png"], None) for number in range(3)]
+    assert [(row["status"], row["pictures"], row["error"]) for row in rows] == expected
     assert all(Path(file).is_file() for row in rows for file in row["files"])
-    assert main(arguments) == 0
-    again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["status"] for row in again] == ["skipped"] * 3
-    assert [row["files"] for row in again] == [row["files"] for row in rows]
+    assert [(row["status"], row["files"]) for row in again] == [("skipped", row["files"]) for row in rows]
+    assert queue("--image", "in")[0] == 0
 
 
-@pytest.mark.usefixtures("here")
-def test_without_a_picture_the_workflow_runs_once(fake: FakeComfy, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["graph.json", "--out", "out", "--server", fake.url]
-    assert main([*arguments, "--set", "LoadImage.image=there.png", "--set", "1.channel=red"]) == 0
-    assert capsys.readouterr().out.startswith("graph: done in 2.5 s: out/graph-")
+def test_without_a_picture_the_workflow_runs_once(queue: Queue, fake: FakeComfy) -> None:
+    status, out, _ = queue("--set", "LoadImage.image=there.png", "--set", "1.channel=red")
+    assert status == 0 and out.startswith("graph: done in 2.5 s: out/graph-")
     assert fake.saved == ["there.png"]
-    assert main([*arguments, "--set", "LoadImage.image=other.png"]) == 0
+    assert queue("--set", "LoadImage.image=other.png")[0] == 0
     assert fake.saved == ["there.png", "other.png"]
 
 
-@pytest.mark.usefixtures("here")
-def test_a_failed_job_is_told_and_gives_status_1(fake: FakeComfy, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_job_is_told_and_gives_status_1(queue: Queue, fake: FakeComfy) -> None:
     fake.refuses = lambda prompt: "no such checkpoint" if prompt["1"]["inputs"]["image"].startswith("p01") else ""
-    assert main(["graph.json", "--image", "in", "--out", "out", "--server", fake.url]) == 1
-    shown = capsys.readouterr().out
-    assert shown.count(": done in") == 2
-    assert "p01.png: error: ComfyUI refused the prompt: no such checkpoint" in shown
+    status, out, _ = queue("--image", "in")
+    assert (status, out.count(": done in")) == (1, 2)
+    assert "p01.png: error: ComfyUI refused the prompt: no such checkpoint" in out
+    fake.kill()
+    status, _, error = queue("--image", "in")
+    assert status == 1 and f"ComfyUI at {fake.url} cannot be reached" in error
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["missing.json"], "Expected a workflow at missing.json"),
-        (["graph.json", "--set", "7.x=1"], "no node for 7.x"),
-        (["graph.json", "--image", "nowhere"], "Expected a picture or a folder at nowhere"),
-        (["graph.json", "--image", "empty"], "Expected pictures in empty"),
-        (["graph.json", "--image", "in", "--out", "in"], "two folders"),
-        (["graph.json", "--into", "1.image"], "there is none"),
-        (["graph.json", "--image", "in", "--into", "2.image"], "has no input image; it has frames"),
-        (["graph.json", "--server", "ftp://x"], "--server takes an address"),
+        (["--set", "7.x=1"], "no node for 7.x"),
+        (["--image", "nowhere"], "Expected a picture or a folder at nowhere"),
+        (["--image", "empty"], "Expected pictures in empty"),
+        (["--image", "in", "--out", "in"], "two folders"),
+        (["--into", "1.image"], "there is none"),
+        (["--image", "in", "--into", "2.image"], "has no input image; it has frames"),
+        (["--server", "ftp://x"], "--server takes an address"),
+        (None, "Expected a workflow at missing.json"),
     ],
 )
 def test_a_wrong_command_line_gives_one_sentence_and_status_2(
-    here: Path, fake: FakeComfy, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    queue: Queue, arguments: list[str] | None, told: str
 ) -> None:
-    (here / "empty").mkdir()
-    assert main(["--out", "out", "--server", fake.url, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert told in error
+    Path("empty").mkdir()
+    status, _, error = queue(graph="missing.json") if arguments is None else queue(*arguments)
+    assert status == 2 and told in error
     assert error.count("\n") == 1
-    assert not (here / "out").exists()
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("arguments", [[], ["graph.json"], ["graph.json", "--out", "out", "--imag", "in"]])
@@ -99,13 +99,6 @@ def test_a_command_line_that_is_incomplete_or_unknown_gives_status_2(arguments: 
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-
-
-@pytest.mark.usefixtures("here")
-def test_a_server_that_is_not_there_is_told_at_once(fake: FakeComfy, capsys: pytest.CaptureFixture[str]) -> None:
-    fake.kill()
-    assert main(["graph.json", "--image", "in", "--out", "out", "--server", fake.url]) == 1
-    assert f"ComfyUI at {fake.url} cannot be reached" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -116,26 +109,17 @@ def test_a_server_needs_no_scheme(text: str, url: str) -> None:
     assert server_url(text) == url
 
 
-def test_only_pictures_of_a_folder_are_taken_by_name(tmp_path: Path) -> None:
+def test_only_pictures_of_a_folder_are_taken_by_name_and_the_same_picture_is_one_job(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpeg", "notes.txt", ".hidden.png"):
         (tmp_path / name).write_text(name)
     (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in find_pictures([tmp_path, tmp_path / "notes.txt"], tmp_path / "out")] == [
-        "a.jpeg",
-        "b.PNG",
-        "notes.txt",
-    ]
-
-
-def test_the_same_picture_is_one_job(tmp_path: Path) -> None:
+    found = find_pictures([tmp_path, tmp_path / "notes.txt"], tmp_path / "out")
+    assert [path.name for path in found] == ["a.jpeg", "b.PNG", "notes.txt"]
     paths = write_pictures(tmp_path, 3)
     paths[2].write_bytes(paths[0].read_bytes())
     jobs = make_jobs(Workflow(GRAPH), paths, "graph")
     assert [job.pictures for job in jobs] == [(paths[0], paths[2]), (paths[1],)]
     assert len({job.file_stem for job in jobs}) == 2
-
-
-def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="to read"):
         make_jobs(Workflow(GRAPH), [tmp_path], "graph")
 
@@ -182,13 +166,12 @@ def test_a_terminal_shows_one_line_that_moves(monkeypatch: pytest.MonkeyPatch) -
     assert all(len(state) < 60 for state in drawn.split("\r"))
 
 
-def test_previews_are_kept_in_their_order(tmp_path: Path) -> None:
-    show(io.StringIO(), tmp_path / "previews")
-    found = {path.name: path.read_bytes() for path in (tmp_path / "previews" / JOB.file_stem).iterdir()}
-    assert found == {"0001.jpg": b"jpeg", "0002.png": b"png"}
-
-
-def test_no_previews_are_kept_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_previews_are_kept_in_their_order_where_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     show(io.StringIO())
     assert list(tmp_path.iterdir()) == []
+    show(io.StringIO(), tmp_path / "previews")
+    found = {path.name: path.read_bytes() for path in (tmp_path / "previews" / JOB.file_stem).iterdir()}
+    assert found == {"0001.jpg": b"jpeg", "0002.png": b"png"}

@@ -1,5 +1,6 @@
 """run.py: the command line, the environment it brings along, and the statuses it hands through."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -81,17 +82,13 @@ def test_help_of_the_demo_before_anything_is_installed(
     assert all(word in shown for word in ("--out", "--prompt", "contact sheet", "ComfyUI"))
 
 
-def test_unknown_command_fails_with_the_usage() -> None:
-    result = bare_python("dance")
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["dance"], ["usage: run.py", "dance"]), ([], ["demo"])], ids=["unknown", "none"]
+)
+def test_no_command_of_ours_fails_with_the_usage(arguments: list[str], words: list[str]) -> None:
+    result = bare_python(*arguments)
     assert result.returncode == 2
-    assert "usage: run.py" in result.stderr
-    assert "dance" in result.stderr
-
-
-def test_no_command_shows_the_help_and_fails() -> None:
-    result = bare_python()
-    assert result.returncode == 2
-    assert "demo" in result.stdout
+    assert all(word in (result.stderr if arguments else result.stdout) for word in words)
 
 
 @pytest.mark.parametrize("version", [(2, 7), (3, 9)])
@@ -121,14 +118,19 @@ def test_a_failed_set_up_is_one_sentence(
     assert capsys.readouterr().err == "run.py: as told\n"
 
 
-@pytest.mark.parametrize("status", [0, 1, 5])
-def test_exit_status_is_passed_through(status: int) -> None:
-    assert run_child([sys.executable, "-c", f"raise SystemExit({status})"]) == status
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without signals")
-def test_a_signal_becomes_a_status() -> None:
-    assert run_child([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 128 + 9
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        *((f"raise SystemExit({status})", status) for status in (0, 1, 5)),
+        pytest.param(
+            "import os; os.kill(os.getpid(), 9)",
+            128 + 9,
+            marks=pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without signals"),
+        ),
+    ],
+)
+def test_exit_status_is_passed_through_and_a_signal_becomes_one(code: str, status: int) -> None:
+    assert run_child([sys.executable, "-c", code]) == status
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without signals")
@@ -171,19 +173,20 @@ def test_an_interrupted_job_is_a_status(
     assert capsys.readouterr().err == "run.py: interrupted\n"
 
 
-def test_a_test_run_hands_the_rest_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[list[str], bool]] = []
-    monkeypatch.setattr(main, "run_tests", lambda rest, fast: seen.append((rest, fast)) or 0)
-    assert main.inside("test", ["--fast", "tests/unit/pipeline", "-k", "a or b"]) == 0
-    assert seen == [(["tests/unit/pipeline", "-k", "a or b"], True)]
-
-
-@pytest.mark.parametrize("only", ["gpu", "torture", "browser"])
-def test_a_test_run_can_be_one_marker_alone(monkeypatch: pytest.MonkeyPatch, only: str) -> None:
-    seen: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(main, "run_only", lambda marker, rest: seen.append((marker, rest)) or 0)
-    assert main.inside("test", [f"--{only}", "-x"]) == 0
-    assert seen == [(only, ["-x"])]
+@pytest.mark.parametrize(
+    ("name", "arguments", "given"),
+    [
+        ("run_tests", ["--fast", "tests/unit", "-k", "a or b"], (["tests/unit", "-k", "a or b"], True)),
+        *(("run_only", [f"--{only}", "-x"], (only, ["-x"])) for only in ("gpu", "torture", "browser")),
+    ],
+)
+def test_a_test_run_hands_the_rest_to_pytest(
+    monkeypatch: pytest.MonkeyPatch, name: str, arguments: list[str], given: tuple[object, ...]
+) -> None:
+    seen: list[tuple[object, ...]] = []
+    monkeypatch.setattr(main, name, lambda *found, **named: seen.append((*found, *named.values())) or 0)
+    assert main.inside("test", arguments) == 0
+    assert seen == [given]
 
 
 # The environment
@@ -194,26 +197,18 @@ def test_where_the_interpreter_lies(tmp_path: Path, windows: bool, place: str) -
     assert python_in(tmp_path, windows) == tmp_path / place
 
 
-def test_unchanged_environment_is_left_alone(environment: Environment) -> None:
+def test_an_environment_is_made_once_and_changed_requirements_are_installed_into_it(environment: Environment) -> None:
     assert prepared(environment) == ["create", "install"]
     assert prepared(environment) == []
-
-
-def test_changed_requirements_are_installed_into_what_is_there(environment: Environment) -> None:
-    prepared(environment)
+    environment.requirements[0].write_bytes(b"one==1\r\n")  # line ends are no change
+    assert prepared(environment) == []
     environment.requirements[0].write_text("one==2\n")
     assert prepared(environment) == ["install"]
     assert prepared(environment) == []
 
 
-def test_line_ends_are_no_change(environment: Environment) -> None:
-    prepared(environment)
-    environment.requirements[0].write_bytes(b"one==1\r\n")
-    assert prepared(environment) == []
-
-
 @pytest.mark.parametrize("fail", [EnvironmentSetupError, KeyboardInterrupt])
-def test_interrupted_first_install_is_redone(environment: Environment, fail: type[BaseException]) -> None:
+def test_what_was_interrupted_is_redone_from_nothing(environment: Environment, fail: type[BaseException]) -> None:
     with pytest.raises(fail):
         environment.prepare(FakeInstaller(fail=fail))
     left = environment.folder / "half-written"
@@ -221,46 +216,37 @@ def test_interrupted_first_install_is_redone(environment: Environment, fail: typ
     assert not environment.is_ready()
     assert prepared(environment) == ["create", "install"]
     assert not left.exists()
-
-
-def test_interrupted_change_is_redone_from_nothing(environment: Environment) -> None:
-    prepared(environment)
     environment.requirements[0].write_text("one==2\n")
-    with pytest.raises(KeyboardInterrupt):
-        environment.prepare(FakeInstaller(fail=KeyboardInterrupt))
+    with pytest.raises(fail):
+        environment.prepare(FakeInstaller(fail=fail))
     environment.requirements[0].write_text("one==1\n")
     assert prepared(environment) == ["create", "install"]
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{", '{"state": "complete"}'])
-def test_damaged_stamp_is_not_trusted(environment: Environment, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["", "[]", "{", '{"state": "complete"}', "no python", "another python"])
+def test_an_environment_that_is_not_whole_is_made_anew(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
     prepared(environment)
-    (environment.folder / STAMP).write_text(damage)
+    if damage == "no python":
+        environment.python.unlink()
+    elif damage == "another python":
+        monkeypatch.setattr("platform.python_version", lambda: "3.99.0")
+    else:
+        (environment.folder / STAMP).write_text(damage)
     assert prepared(environment) == ["create", "install"]
 
 
-def test_missing_interpreter_is_made_again(environment: Environment) -> None:
-    prepared(environment)
-    environment.python.unlink()
-    assert prepared(environment) == ["create", "install"]
-
-
-def test_another_python_makes_the_environment_anew(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared(environment)
-    monkeypatch.setattr("platform.python_version", lambda: "3.99.0")
-    assert prepared(environment) == ["create", "install"]
-
-
-def test_an_environment_that_is_not_ours_is_never_deleted(environment: Environment) -> None:
+def test_an_environment_that_is_not_ours_or_that_runs_is_never_deleted(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = environment.folder / "pyvenv.cfg"
     theirs.parent.mkdir()
     theirs.write_text("mine")
     with pytest.raises(EnvironmentSetupError, match="something else made it"):
         environment.prepare(FakeInstaller())
     assert theirs.read_text() == "mine"
-
-
-def test_an_environment_does_not_delete_itself(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(theirs.parent)
     prepared(environment)
     (environment.folder / STAMP).write_text("{}")
     monkeypatch.setattr(sys, "prefix", str(environment.folder))
@@ -309,14 +295,12 @@ with only_one(Path({str(tmp_path / LOCK)!r}), ""):
         pass
 
 
-def test_a_pip_that_fails_is_one_sentence(tmp_path: Path) -> None:
+def test_an_installation_that_fails_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pip, and in a Python without ensurepip."""
     requirements = tmp_path / "broken.txt"
     requirements.write_text("this is not a requirement\n")
     with pytest.raises(EnvironmentSetupError, match=r"install broken\.txt .* ended with 1"):
         Installer().install(Path(sys.executable), [requirements])
-
-
-def test_a_python_without_ensurepip_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EnvironmentSetupError, match="python3-venv"):
         Installer().create(tmp_path / "env")

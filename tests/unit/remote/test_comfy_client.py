@@ -1,14 +1,17 @@
-"""What the client says of servers that fail; the rest is tested against a live one in tests/live."""
+"""What the client says of servers that fail, and takes of what they made; the rest has a live one in tests/live."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, PromptRefusedError, ServerError
+from i2v_tensorrt.remote.comfyui.messages import ServerFile, made_files
 
 
 @contextmanager
@@ -35,36 +38,24 @@ def server_that_answers(status: int, body: bytes) -> Iterator[str]:
             thread.join()
 
 
-@pytest.fixture
-def gone() -> ComfyClient:
-    """A client of a server that has ended."""
+def test_a_missing_server_is_named_and_opens_no_socket() -> None:
     with server_that_answers(200, b"") as url:
-        return ComfyClient(url)
-
-
-def test_a_missing_server_is_named(gone: ComfyClient) -> None:
-    with pytest.raises(ServerError, match="cannot be reached") as caught:
+        gone = ComfyClient(url)
+    with pytest.raises(ServerError, match=f"{url} cannot be reached"):
         gone.object_info()
-    assert gone.url in str(caught.value)
-
-
-def test_a_missing_server_opens_no_socket(gone: ComfyClient) -> None:
     with pytest.raises(ServerError, match="socket"):
         gone.run({})
 
 
-def test_a_failing_server_gives_its_status() -> None:
+def test_a_failing_server_gives_its_status_and_what_is_no_json_is_shown() -> None:
     with server_that_answers(500, b"Internal Server Error") as url, pytest.raises(ServerError) as caught:
         ComfyClient(url).queue({})
-    assert caught.value.status == 500
-    assert caught.value.body == b"Internal Server Error"
+    assert (caught.value.status, caught.value.body) == (500, b"Internal Server Error")
+    with server_that_answers(200, b"<html>a router</html>") as url, pytest.raises(ServerError, match="a router"):
+        ComfyClient(url).object_info()
 
 
-def test_an_answer_that_is_no_json_is_shown() -> None:
-    with server_that_answers(200, b"<html>a router</html>") as url:
-        client = ComfyClient(url)
-        with pytest.raises(ServerError, match="a router"):
-            client.object_info()
+NOT_IN_LIST = {"message": "Value not in list", "details": "sampler: 'x' not in []"}
 
 
 @pytest.mark.parametrize(
@@ -75,12 +66,7 @@ def test_an_answer_that_is_no_json_is_shown() -> None:
         (
             {
                 "error": {"message": "Prompt outputs failed validation", "details": "..."},
-                "node_errors": {
-                    "7": {
-                        "class_type": "KSampler",
-                        "errors": [{"message": "Value not in list", "details": "sampler: 'x' not in []"}],
-                    }
-                },
+                "node_errors": {"7": {"class_type": "KSampler", "errors": [NOT_IN_LIST]}},
             },
             "node 7 (KSampler): Value not in list: sampler: 'x' not in []",
         ),
@@ -95,3 +81,37 @@ def test_a_refusal_is_one_sentence(answer: dict[str, object], told: str) -> None
         ComfyClient(url).queue({"7": {"class_type": "KSampler", "inputs": {}}})
     assert str(caught.value).endswith(told)
     assert caught.value.node_errors == (answer["node_errors"] or {})
+
+
+GOOD = {"filename": "clip_00001_.mp4", "subfolder": "video", "type": "output"}
+
+
+def made(*entries: Any) -> list[ServerFile]:
+    return made_files({"7": {"images": list(entries)}})
+
+
+@pytest.mark.parametrize("field", ["filename", "subfolder", "type"])
+@pytest.mark.parametrize("value", [5, None, True, ["a"], {"a": 1}, "a\0b", "a\nb", "\ud800"], ids=repr)
+def test_what_is_no_name_is_no_file(field: str, value: Any) -> None:
+    temporary = {"filename": "preview.png", "type": "temp"}
+    assert made({**GOOD, field: value}, temporary, GOOD, GOOD) == [ServerFile("clip_00001_.mp4", "video", "output")]
+    assert made(temporary) == [ServerFile("preview.png", "", "temp")], "where nothing lies in the output folder"
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("clip.mp4", ".mp4"),
+        ("a.tar.gz", ".gz"),
+        ("clip", ""),
+        ("clip.", ""),
+        ("clip." + "x" * 300, ""),
+        ("clip./../../x", ""),
+        ("clip.m p4", ""),
+        ("x.mp4/y", ""),
+    ],
+)
+def test_a_suffix_is_short_and_plain(name: str, suffix: str) -> None:
+    (file,) = made({**GOOD, "filename": name})
+    assert file.suffix == suffix
+    assert Path(f"stem{file.suffix}").name == f"stem{suffix}"

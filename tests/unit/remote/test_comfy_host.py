@@ -2,7 +2,6 @@
 
 import socket
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from i2v_tensorrt.remote.comfyui.server import (
     not_found_reason,
     start_server,
 )
+from i2v_tensorrt.tests.helpers.interrupts import wait_for
 
 ANSWERS = """
 import http.server, pathlib, subprocess, sys
@@ -72,32 +72,31 @@ def refuse_links(*_: object, **__: object) -> None:
     raise OSError("no privilege")
 
 
-def test_nothing_found_says_where_it_looked() -> None:
-    assert find_comfyui() is None
-    assert "COMFYUI_DIR" in not_found_reason()
-    assert str(default_directory()) in not_found_reason()
-
-
-def test_default_directory_is_found_with_the_running_python() -> None:
-    directory = make_comfyui(default_directory())
-    assert find_comfyui() == ComfyHost(directory, Path(sys.executable))
+def found() -> ComfyHost:
+    host = find_comfyui()
+    assert host is not None
+    return host
 
 
 def test_environment_comes_before_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    make_comfyui(default_directory())
+    assert find_comfyui() is None
+    assert "COMFYUI_DIR" in not_found_reason()
+    assert str(default_directory()) in not_found_reason()
+    assert ComfyHost(make_comfyui(default_directory()), Path(sys.executable)) == found()
     named = make_comfyui(tmp_path / "named")
     monkeypatch.setenv("COMFYUI_DIR", str(named))
-    found = find_comfyui()
-    assert found is not None
-    assert found.directory == named
+    assert found().directory == named
 
 
-def test_a_name_without_comfyui_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("variable", "name"), [("COMFYUI_DIR", "."), ("COMFYUI_PYTHON", "python")])
+def test_what_is_named_and_missing_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, name: str
+) -> None:
     make_comfyui(default_directory())
-    monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="COMFYUI_DIR") as caught:
+    monkeypatch.setenv(variable, str(tmp_path / name))
+    with pytest.raises(FileNotFoundError, match=variable) as caught:
         find_comfyui()
-    assert str(tmp_path) in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -105,11 +104,8 @@ def test_a_name_without_comfyui_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp
     [".venv/bin/python", ".venv/Scripts/python.exe", "venv/bin/python", "../python_embeded/python.exe"],
 )
 def test_python_beside_the_checkout(python: str) -> None:
-    directory = make_comfyui(default_directory())
-    beside = make_file(directory / python)
-    found = find_comfyui()
-    assert found is not None
-    assert found.python.samefile(beside)
+    beside = make_file(make_comfyui(default_directory()) / python)
+    assert found().python.samefile(beside)
 
 
 def test_named_python_comes_first_and_stays_in_its_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -118,16 +114,7 @@ def test_named_python_comes_first_and_stays_in_its_environment(monkeypatch: pyte
     named.parent.mkdir()
     named.symlink_to(make_file(tmp_path / "system" / "python"))
     monkeypatch.setenv("COMFYUI_PYTHON", str(named))
-    found = find_comfyui()
-    assert found is not None
-    assert found.python == named
-
-
-def test_a_named_python_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    make_comfyui(default_directory())
-    monkeypatch.setenv("COMFYUI_PYTHON", str(tmp_path / "python"))
-    with pytest.raises(FileNotFoundError, match="COMFYUI_PYTHON"):
-        find_comfyui()
+    assert found().python == named
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["link", "copy"])
@@ -142,43 +129,26 @@ def test_pack_is_put_among_the_custom_nodes(links: bool, monkeypatch: pytest.Mon
     assert target.is_symlink() == links
     assert (target / "nodes" / "extension.py").is_file()
     assert (target / ".git").exists() == links
+    # A base directory may be used again.
+    (pack / "nodes" / "extension.py").rename(pack / "nodes" / "second.py")
+    again = link_pack(pack, tmp_path / "base")
+    assert [path.name for path in (again / "nodes").glob("*.py")] == ["second.py"]
+    assert (pack / "nodes" / "second.py").is_file()
+    assert link_pack(make_file(tmp_path / "probe.py"), tmp_path / "base", "probe.py").is_file(), "a single file too"
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_a_base_directory_may_be_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
-    pack = make_file(tmp_path / "pack" / "first.py").parent
-    if not links:
-        monkeypatch.setattr(Path, "symlink_to", refuse_links)
-    link_pack(pack, tmp_path / "base")
-    (pack / "first.py").rename(pack / "second.py")
-    target = link_pack(pack, tmp_path / "base")
-    assert [path.name for path in target.iterdir()] == ["second.py"]
-    assert (pack / "second.py").is_file()
-
-
-def test_a_single_file_is_put_among_the_custom_nodes(tmp_path: Path) -> None:
-    target = link_pack(make_file(tmp_path / "probe.py"), tmp_path / "base", "probe.py")
-    assert target.is_file()
-
-
-def test_server_answers_and_ends_with_its_children(comfyui: ComfyHost, tmp_path: Path) -> None:
-    with start_server(comfyui, tmp_path / "base", ["--cpu"]) as server:
-        child_port = int((comfyui.directory / "child.port").read_text())
+def test_server_answers_and_ends_with_its_children_though_the_block_fails(comfyui: ComfyHost, tmp_path: Path) -> None:
+    port_file = comfyui.directory / "child.port"
+    with pytest.raises(ZeroDivisionError), start_server(comfyui, tmp_path / "base", ["--cpu"]) as server:
         assert is_open(int(server.url.rpartition(":")[2]))
-        assert is_open(child_port)
+        assert is_open(int(port_file.read_text()))
         log = server.log()
-    assert server.process.poll() is not None
-    assert becomes_closed(child_port)
-    assert (tmp_path / "base" / "custom_nodes").is_dir()
-    assert log.startswith("[INFO] arguments:")
-    assert "--cpu" in log.split()
-    assert str(tmp_path / "base") in log
-
-
-def test_server_ends_when_the_block_fails(comfyui: ComfyHost, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), start_server(comfyui, tmp_path / "base") as server:
+        assert log.startswith("[INFO] arguments:")
+        assert "--cpu" in log.split() and str(tmp_path / "base") in log
         raise ZeroDivisionError
     assert server.process.poll() is not None
+    wait_for(lambda: not is_open(int(port_file.read_text())))  # it takes a killed process a moment to let go
+    assert (tmp_path / "base" / "custom_nodes").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -203,13 +173,3 @@ def is_open(port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-def becomes_closed(port: int) -> bool:
-    """A killed process takes a moment to let go of its sockets."""
-    deadline = time.monotonic() + 10
-    while is_open(port):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True

@@ -1,11 +1,14 @@
-"""What `--set` and `--image` find in a workflow, and what they say where they do not."""
+"""What a queue reads: its workflow, with what `--set` and `--image` find in it, and the ledger of an earlier run."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from i2v_tensorrt.common.errors import StorageError
+from i2v_tensorrt.remote.batch.ledger import LEDGER, Job, Ledger, MadeFile, exclusive_lock
 from i2v_tensorrt.remote.batch.workflow import (
     Place,
     Prompt,
@@ -18,6 +21,7 @@ from i2v_tensorrt.remote.batch.workflow import (
     set_inputs,
 )
 from i2v_tensorrt.tests.helpers.fake_comfy import CLASSES
+from i2v_tensorrt.tests.helpers.toys import fail
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -51,25 +55,21 @@ def test_an_input_is_named_in_many_ways(named: str, place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "told"),
+    ("setting", "told"),
     [
-        ("9.seed", "no node for 9.seed; there are 1 (Picture, LoadImage), 2 (Sampler v1.5, KSampler)"),
-        ("KSampler.seed", "KSampler names 2 nodes, so name one of them by its id: 2, 3."),
-        ("2.sed", "has no input sed; it has seed, steps."),
-        ("1.chanel", "has no input chanel; it has image, channel."),
-        ("seed", "named as NODE.INPUT, found seed"),
-        ("", "named as NODE.INPUT"),
+        ("9.seed=1", "no node for 9.seed; there are 1 (Picture, LoadImage), 2 (Sampler v1.5, KSampler)"),
+        ("KSampler.seed=1", "KSampler names 2 nodes, so name one of them by its id: 2, 3."),
+        ("2.sed=1", "has no input sed; it has seed, steps."),
+        ("1.chanel=1", "has no input chanel; it has image, channel."),
+        ("seed=1", "named as NODE.INPUT, found seed"),
+        ("=1", "named as NODE.INPUT"),
+        ("2.seed", "takes NODE.INPUT=VALUE, found 2.seed"),
     ],
 )
-def test_what_cannot_be_set_is_told_with_what_can(named: str, told: str) -> None:
+def test_what_cannot_be_set_is_told_with_what_can(setting: str, told: str) -> None:
     with pytest.raises(UsageError) as caught:
-        set_inputs(PROMPT, [f"{named}=1"], info)
+        set_inputs(PROMPT, [setting], info)
     assert told in str(caught.value)
-
-
-def test_a_setting_without_a_value_is_refused() -> None:
-    with pytest.raises(UsageError, match="takes NODE.INPUT=VALUE, found 2.seed"):
-        set_inputs(PROMPT, ["2.seed"], info)
 
 
 def test_settings_change_a_copy_and_the_last_one_wins() -> None:
@@ -115,6 +115,9 @@ def test_a_picture_without_a_place_of_its_own_is_refused(prompt: Prompt, told: s
 
 def test_the_digest_is_of_what_comes_out() -> None:
     place = Place("1", "image")
+    placed = Workflow(PROMPT, place).with_picture("new.png")
+    assert (placed["1"]["inputs"], PROMPT["1"]["inputs"]) == ({"image": "new.png"}, {"image": "x.png"}), "a copy"
+    assert {name: placed[name] for name in "23"} == {name: PROMPT[name] for name in "23"}
     digest = Workflow(PROMPT, place).digest
     retitled = {**PROMPT, "2": {**PROMPT["2"], "_meta": {"title": "other"}}}
     repictured = {**PROMPT, "1": node("LoadImage", image="z.png")}
@@ -124,31 +127,21 @@ def test_the_digest_is_of_what_comes_out() -> None:
     assert Workflow(repictured).digest != Workflow(PROMPT).digest
 
 
-def test_a_picture_is_put_into_a_copy() -> None:
-    placed = Workflow(PROMPT, Place("1", "image")).with_picture("new.png")
-    assert placed["1"]["inputs"] == {"image": "new.png"}
-    assert PROMPT["1"]["inputs"] == {"image": "x.png"}
-    assert {name: placed[name] for name in "23"} == {name: PROMPT[name] for name in "23"}
-
-
 @pytest.mark.parametrize(("node_id", "title"), [("3", "Second"), ("3.0.0.1", "Second"), ("2:5", "Sampler v1.5")])
 def test_a_node_is_called_as_people_call_it(node_id: str, title: str) -> None:
     assert Workflow(PROMPT).title(node_id) == title
 
 
 @pytest.mark.parametrize("name", ["image_to_video", "with_core_nodes"])
-def test_our_own_workflows_can_be_queued_and_those_of_the_page_are_told_apart(name: str) -> None:
+def test_our_own_workflows_can_be_queued_and_those_of_the_page_are_told_apart(name: str, tmp_path: Path) -> None:
     path = ROOT / "workflows" / "api" / f"{name}.json"
     prompt = read_workflow(path)
     assert prompt == json.loads(path.read_text("utf-8"))
     find_picture(prompt)
+    (tmp_path / "body.json").write_text(json.dumps({"prompt": prompt, "client_id": "x"}))
+    assert read_workflow(tmp_path / "body.json") == prompt, "the body of a request is one too"
     with pytest.raises(UsageError, match=r"Export \(API\)"):
         read_workflow(ROOT / "workflows" / f"{name}.json")
-
-
-def test_the_body_of_a_request_is_a_workflow_too(tmp_path: Path) -> None:
-    (tmp_path / "body.json").write_text(json.dumps({"prompt": PROMPT, "client_id": "x"}))
-    assert read_workflow(tmp_path / "body.json") == PROMPT
 
 
 @pytest.mark.parametrize(
@@ -163,3 +156,83 @@ def test_a_file_that_is_no_workflow_is_one_sentence(tmp_path: Path, content: str
     with pytest.raises(UsageError, match=told) as caught:
         read_workflow(path)
     assert "\n" not in str(caught.value)
+
+
+JOB = Job((Path("a.png"),), "p1", "w1", "a")
+
+
+def finished(folder: Path) -> Ledger:
+    (folder / "a.mp4").write_bytes(b"12345")
+    ledger = Ledger(folder)
+    ledger.queued(JOB, "first")
+    ledger.done(JOB, (MadeFile("a.mp4", 5),))
+    return ledger
+
+
+def test_each_state_is_on_the_disk_at_once(tmp_path: Path) -> None:
+    ledger, states = Ledger(tmp_path), []
+    for change in (ledger.queued, "one"), (ledger.failed, "so"), (ledger.queued, "2"):
+        change[0](JOB, change[1])
+        entry = Ledger(tmp_path).find(JOB)
+        assert entry is not None
+        states.append((entry.state, entry.prompt_id, entry.error))
+    assert states == [("queued", "one", None), ("failed", "one", "so"), ("queued", "2", None)]
+    assert [path.name for path in tmp_path.iterdir()] == [LEDGER]
+    ledger, again = finished(tmp_path), Ledger(tmp_path)
+    assert again.client_id == ledger.client_id
+    assert again.find(JOB) == again.finished(JOB) == ledger.find(JOB)
+
+
+@pytest.mark.parametrize("content", [None, b"1234"], ids=["gone", "cut off"])
+def test_a_job_without_its_files_is_not_finished(tmp_path: Path, content: bytes | None) -> None:
+    ledger = finished(tmp_path)
+    (tmp_path / "a.mp4").unlink()
+    if content is not None:
+        (tmp_path / "a.mp4").write_bytes(content)
+    assert ledger.finished(JOB) is None
+    assert ledger.find(JOB) is not None
+
+
+@pytest.mark.parametrize(
+    ("job", "is_same"),
+    [
+        (Job((Path("other name.png"),), "p1", "w1", "other name"), True),
+        (Job((Path("a.png"),), "p2", "w1", "a"), False),
+        (Job((Path("a.png"),), "p1", "w2", "a"), False),
+        (Job((), None, "w1", "a"), False),
+    ],
+    ids=["renamed", "other picture", "other workflow", "no picture"],
+)
+def test_a_job_is_known_by_its_picture_and_its_workflow(tmp_path: Path, job: Job, is_same: bool) -> None:
+    ledger = finished(tmp_path)
+    assert (ledger.finished(job) is not None) == is_same
+    assert (job.file_stem == JOB.file_stem) == (is_same and job.stem == JOB.stem)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 2, "jobs": {}}', '{"version": 1, "jobs": {"k": 1}}'])
+def test_a_ledger_that_cannot_be_read_is_never_overwritten(tmp_path: Path, content: str) -> None:
+    (tmp_path / LEDGER).write_text(content)
+    with pytest.raises(StorageError, match="move it away"):
+        Ledger(tmp_path)
+    assert (tmp_path / LEDGER).read_text() == content
+
+
+def test_a_ledger_that_cannot_be_written_keeps_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = finished(tmp_path)
+    before = (tmp_path / LEDGER).read_text()
+    monkeypatch.setattr(Path, "write_text", fail(errno.ENOSPC))
+    with pytest.raises(StorageError, match="No space left"):
+        ledger.queued(Job((), None, "w9", "b"), "later")
+    assert json.loads((tmp_path / LEDGER).read_text("utf-8")) == json.loads(before)
+    assert {path.name for path in tmp_path.iterdir()} == {LEDGER, "a.mp4"}
+
+
+def test_a_folder_has_one_user_at_a_time_and_is_no_file(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    with exclusive_lock(folder), pytest.raises(StorageError, match="another queue"), exclusive_lock(folder):
+        pass
+    with exclusive_lock(folder):
+        pass
+    (tmp_path / "out").write_text("")
+    with pytest.raises(StorageError, match="should be a folder"), exclusive_lock(tmp_path / "out"):
+        pass

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from i2v_tensorrt.engine_builder.backends import registry
+from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.runtime import prebuild
 from i2v_tensorrt.runtime.engines import builds as engine_builds
@@ -14,10 +16,9 @@ from i2v_tensorrt.runtime.engines import catalog, idle_builds, missing, parallel
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.failed_builds import FailedBuilds
 from i2v_tensorrt.runtime.engines.idle_builds import IdleBuilds
-from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
-from ...helpers.toy_host import AsOnAGpu, ToyHost
+from ...helpers.toy_host import Idle, ToyHost
 from ...helpers.toy_model import MakeSet, ToyModel
 from ...helpers.toys import CPU, InProcess, ToyBackend
 
@@ -46,33 +47,32 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> ToyBackend:
 
 @pytest.fixture
 def make(toy: ToyBackend, tmp_path: Path) -> MakeSet:
-    """Makes an EngineSet over one store and, unless given another, a model of its own."""
+    """Makes an EngineSet over one store and, unless given another, a model of its own; keywords are a policy's."""
 
-    def make_set(model: Any = None, **policy: Any) -> EngineSet:
-        return EngineSet(model or ToyModel(), EngineStore(tmp_path / "engines"), EnginePolicy(**policy), CPU)
+    def make_set(model: Any = None, memory_manager: Any = None, **policy: Any) -> EngineSet:
+        store = EngineStore(tmp_path / "engines")
+        return EngineSet(model or ToyModel(), store, EnginePolicy(**policy), CPU, memory_manager)
 
     return make_set
 
 
 @pytest.fixture
-def host() -> Iterator[ToyHost]:
+def idle(toy: ToyBackend, tmp_path: Path) -> Iterator[Idle]:
+    """Over the store of `make`."""
     host = ToyHost()
-    yield host
+    yield Idle(host, IdleBuilds(host, CALM_S), toy, tmp_path / "engines")
     host.idle = False  # whatever is still being built ends
 
 
 @pytest.fixture
-def builds(host: ToyHost) -> IdleBuilds:
-    return IdleBuilds(host, CALM_S)
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Component and first axis of its first input, for every call of a network in eager PyTorch."""
+    seen: list[tuple[str, int]] = []
+    run = EagerRunner._run
 
+    def watched(self: EagerRunner, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        seen.append((self.spec.network.component, len(next(iter(inputs.values())))))
+        return run(self, inputs)
 
-@pytest.fixture
-def later(toy: ToyBackend, tmp_path: Path, builds: IdleBuilds) -> MakeSet:
-    """Makes an EngineSet as `auto` has it on a GPU; its keywords are a policy's, and `memory_manager`."""
-
-    def make_set(memory_manager: LoadInPlace | None = None, **policy: Any) -> EngineSet:
-        wanted = AsOnAGpu(**{"on_missing": "auto", "precision": "fp32", **policy})
-        store = EngineStore(tmp_path / "engines")
-        return EngineSet(ToyModel(), store, wanted, CPU, memory_manager, later=builds)  # pyright: ignore[reportArgumentType]
-
-    return make_set
+    monkeypatch.setattr(EagerRunner, "_run", watched)
+    return seen

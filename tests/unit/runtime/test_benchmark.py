@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,10 @@ from i2v_tensorrt.engine_builder.backends.registry import AUTO, choose_backend
 from i2v_tensorrt.runtime.tools import benchmark
 from i2v_tensorrt.runtime.tools.benchmark import COMPILED, REFERENCE, BenchmarkOrder, row_names, run_benchmark
 
-CPU = torch.device("cpu")
+from ...helpers.interrupts import is_alive, wait_for
+from ...helpers.stages import quiet
+from ...helpers.toys import CPU
+
 WAITING = """
 import subprocess, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -48,10 +49,6 @@ def ordered(tiny_folder: Path) -> Ordered:
         return BenchmarkOrder(tiny_folder, **{**fields, **changes})  # pyright: ignore[reportArgumentType]
 
     return make
-
-
-class Ended(Exception):
-    """Whatever ends a run from outside."""
 
 
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
@@ -95,20 +92,20 @@ def test_a_row_is_measured_and_told(ordered: Ordered, tmp_path: Path, monkeypatc
     assert "eager ..." in [stage for stage, _ in heard]
 
 
-def test_no_row_at_all_is_an_error_with_the_first_reason(
-    ordered: Ordered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        (NOTHING, r"^The benchmark measured nothing\. First: It has no room\.$"),
+        ("raise SystemExit('no room left')", "ended with status 1; its last words: no room left"),
+    ],
+    ids=["no row at all", "a failure"],
+)
+def test_a_ladder_that_gives_nothing_is_an_error_with_the_reason(
+    ordered: Ordered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, told: str
 ) -> None:
-    script(monkeypatch, tmp_path, NOTHING)
-    with pytest.raises(EngineError, match=r"^The benchmark measured nothing\. First: It has no room\.$"):
-        run_benchmark(ordered(), CPU, tmp_path, lambda *_: None)
-
-
-def test_a_ladder_that_fails_is_told_with_its_last_words(
-    ordered: Ordered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script(monkeypatch, tmp_path, "raise SystemExit('no room left')")
-    with pytest.raises(EngineError, match="ended with status 1; its last words: no room left"):
-        run_benchmark(ordered(), CPU, tmp_path, lambda *_: None)
+    script(monkeypatch, tmp_path, program)
+    with pytest.raises(EngineError, match=told):
+        run_benchmark(ordered(), CPU, tmp_path, quiet)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without signals")
@@ -120,27 +117,11 @@ def test_ending_it_ends_what_it_started(ordered: Ordered, tmp_path: Path, monkey
         assert done == 0.0
         if stage.startswith("first: "):
             started.append(int(stage.removeprefix("first: ")))
-            raise Ended
+            raise KeyboardInterrupt
 
-    with pytest.raises(Ended):
+    with pytest.raises(KeyboardInterrupt):
         run_benchmark(ordered(), CPU, tmp_path, report)
-    deadline = time.monotonic() + 30
-    while alive(started[0]):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for yet has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return not Path("/proc/self").exists()
+    wait_for(lambda: not is_alive(started[0]))
 
 
 @pytest.mark.parametrize(

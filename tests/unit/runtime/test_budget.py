@@ -1,39 +1,37 @@
-"""What a clip needs is known before it is made; what does not fit is refused with what would."""
+"""What a clip needs is known before it is made; what does not fit is refused with what would, or others give way."""
 
 from __future__ import annotations
 
 import itertools
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from i2v_tensorrt.common.errors import BudgetError
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
-from i2v_tensorrt.engine_builder.store.store import EngineStore
-from i2v_tensorrt.pipeline.conditioning import MIN_SIDE, Conditioning
-from i2v_tensorrt.pipeline.denoising.sampler import OnStep
-from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
+from i2v_tensorrt.pipeline.conditioning import MIN_SIDE
+from i2v_tensorrt.pipeline.decode import scratch_bytes
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
-from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.model import Wan21
-from i2v_tensorrt.pipeline.request import ClipRequest, ClipSize
+from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime import budget
 from i2v_tensorrt.runtime.budget import TOLERANCE, Budget, largest
-from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, latents_size, sample_clip
-from i2v_tensorrt.runtime.clip_plan import Denoising, engine_multiple, plan_clip, plan_sampling
+from i2v_tensorrt.runtime.clip import decode_clip, fitting_chunk
+from i2v_tensorrt.runtime.clip_plan import engine_multiple, plan_clip
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
-from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace, Memory, evict
+
+from ...helpers.stages import REQUEST, decoded, encoded, engines_of, quiet, sampled
 
 MIB = 1 << 20
-REQUEST = ClipRequest(Image.new("RGB", (70, 50), "teal"), "a boat", "", 64, 64, 2, 8)
-DENOISING = Denoising(5, 9.0, SamplerSettings(1))
+WORDS = REQUEST.size.words
 
 
 class Machine(LoadInPlace):
@@ -60,27 +58,7 @@ def machine() -> Machine:
 
 @pytest.fixture
 def engines(tiny_folder: Path, tmp_path: Path, machine: Machine) -> EngineSet:
-    policy = EnginePolicy("eager", "fp32")
-    return EngineSet(open_model(tiny_folder), EngineStore(tmp_path), policy, torch.device("cpu"), machine)
-
-
-def quiet(*_: object) -> None:
-    """Watches no progress."""
-
-
-def encoded(
-    engines: EngineSet, request: ClipRequest = REQUEST, cache: ConditioningCache | None = None, *, shrink: bool = False
-) -> Conditioning:
-    plan = plan_clip(engines, request.size, shrink=shrink)
-    return encode_clip(plan, request, cache or ConditioningCache(None), quiet)
-
-
-def sampled(engines: EngineSet, conditioning: Conditioning, on_step: OnStep = quiet) -> torch.Tensor:
-    return sample_clip(plan_sampling(plan_clip(engines, conditioning.size), DENOISING), conditioning, on_step)
-
-
-def decoded(engines: EngineSet, latents: torch.Tensor, chunk: int = 1) -> torch.Tensor:
-    return decode_clip(plan_clip(engines, latents_size(engines.model, latents)), latents, chunk, quiet)
+    return engines_of(tiny_folder, tmp_path, machine)
 
 
 @pytest.mark.parametrize("stage", ["encode", "sample", "decode"])
@@ -105,10 +83,15 @@ def test_what_does_not_fit_is_refused_before_anything_runs(
     assert "\n" not in told
 
 
-def test_frames_that_the_host_cannot_hold_are_refused(engines: EngineSet, machine: Machine) -> None:
+def test_what_the_host_cannot_hold_or_no_size_of_its_shape_saves_is_refused(
+    engines: EngineSet, machine: Machine
+) -> None:
     machine.free_on_host_bytes = 10 * MIB
     with pytest.raises(BudgetError, match="Holding the frames of 512x512 with 16 frames needs about 0.05 GiB"):
         decoded(engines, torch.zeros(16, 4, 64, 64))
+    machine.device_bytes = MIB
+    with pytest.raises(BudgetError, match="close other programs, or choose less.$"):
+        encoded(engines, shrink=True)
 
 
 def least(need: Budget, size: ClipSize) -> int:
@@ -118,6 +101,7 @@ def least(need: Budget, size: ClipSize) -> int:
 
 def test_weights_are_no_estimate() -> None:
     """26.6 GiB of weights were allowed on a card of 24."""
+    Budget("Denoising", lambda size: 1 << 60, None).check(ClipSize(2048, 2048, 64))  # where nobody knows the memory
     size, heavy = ClipSize(64, 64, 1), replace(LINEAR, known_bytes=1000)
     assert replace(heavy, room=1000 + 64 * 64).allows(size)
     assert replace(heavy, room=1000 + int(64 * 64 / TOLERANCE) + 1).allows(size)
@@ -137,7 +121,7 @@ def test_an_encoder_that_the_memory_cannot_hold_is_refused_unless_nobody_needs_i
     monkeypatch.setattr(type(engines.model), "size_bytes", huge)
     with pytest.raises(BudgetError) as caught:
         encoded(engines)
-    assert str(caught.value).startswith("Encoding for 64x64 with 2 frames needs about 2048.")
+    assert str(caught.value).startswith(f"Encoding for {WORDS} needs about 2048.")
     assert str(caught.value).endswith(" of memory, found 1024.00 GiB: close other programs, or choose less.")
     assert encoded(engines, cache=cache).size == kept.size
 
@@ -154,21 +138,17 @@ def test_after_memory_ran_out_the_advice_leaves_out_what_may_be_too_large_too() 
 
 def test_the_least_that_a_clip_needs_is_asked_for(engines: EngineSet, machine: Machine) -> None:
     """Encoding does not know yet whether guidance will double the batch, and how many frames are decoded at once."""
-    size = ClipSize(REQUEST.width, REQUEST.height, REQUEST.num_frames)
+    size = REQUEST.size
     needs = [budget.denoising(engines, guided=False), *budget.decoding(engines)[:1]]
     machine.device_bytes = max(least(need, size) for need in needs)
     conditioning = encoded(engines)
-    decoded(engines, torch.zeros(2, 4, 8, 8), 2)
+    decoded(engines, torch.zeros(3, 4, 9, 8), 3)
     machine.device_bytes -= 10
     with pytest.raises(BudgetError):
         encoded(engines)
     machine.device_bytes = least(budget.denoising(engines, guided=True), size) - 10
     with pytest.raises(BudgetError, match="Denoising"):
         sampled(engines, conditioning)
-
-
-def test_where_nobody_knows_the_memory_nothing_is_refused() -> None:
-    Budget("Denoising", lambda size: 1 << 60, None).check(ClipSize(2048, 2048, 64))
 
 
 LINEAR = Budget("Denoising", lambda size: 1000 + size.width * size.height * size.num_frames, 0)
@@ -195,26 +175,28 @@ def test_what_is_advised_is_a_size_that_a_request_may_have() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [torch.cuda.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: no"), MemoryError()],
-    ids=["gpu", "cpu", "python"],
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: no"),
+        MemoryError(),
+        RuntimeError("another"),
+    ],
+    ids=["gpu", "cpu", "python", "another"],
 )
-def test_memory_that_runs_out_in_the_middle_is_explained(engines: EngineSet, error: Exception) -> None:
+def test_memory_that_runs_out_in_the_middle_is_explained_and_nothing_else_is(
+    engines: EngineSet, error: Exception
+) -> None:
     def run_out(done: int, total: int, latents: torch.Tensor) -> None:
         raise error
 
-    with pytest.raises((BudgetError, torch.cuda.OutOfMemoryError)) as caught:
-        sampled(engines, encoded(engines), run_out)
-    assert str(caught.value).startswith("Denoising 64x64 with 2 frames needs more than ")
+    with pytest.raises((BudgetError, torch.cuda.OutOfMemoryError, RuntimeError)) as caught:
+        sampled(engines, encoded(engines), on_step=run_out)
+    if str(error) == "another":
+        assert caught.value is error
+        return
+    assert str(caught.value).startswith(f"Denoising {WORDS} needs more than ")
     assert str(caught.value).endswith(" would fit."), "what the allocator has to say is for the log"
     assert isinstance(caught.value, torch.cuda.OutOfMemoryError) == isinstance(error, torch.cuda.OutOfMemoryError)
-
-
-def test_other_errors_are_not_explained_away(engines: EngineSet) -> None:
-    def fail(done: int, total: int, latents: torch.Tensor) -> None:
-        raise RuntimeError("another")
-
-    with pytest.raises(RuntimeError, match="^another$"):
-        sampled(engines, encoded(engines), fail)
 
 
 def test_who_had_to_go_is_told(engines: EngineSet, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,54 +241,137 @@ def test_the_largest_clip_that_fits_keeps_its_frames_and_shape_as_long_as_it_can
     assert larger.width > width or not all(budget.allows(larger) for budget in budgets)
 
 
-def test_a_clip_of_any_shape_shrinks_to_the_least_there_is() -> None:
-    """One side of it may be the least long before the other."""
+def test_a_clip_shrinks_to_what_is_there_and_what_fits_stays_as_it_is() -> None:
+    """One side may be the least long before the other; and one that no engine takes goes to one that it does."""
     room = Budget("One", lambda each: each.width * each.height * each.num_frames, 64 * 64 * 16)
     assert largest([room], ClipSize(80, 2048, 16), 8).width == 64
-
-
-def test_sides_that_no_engine_takes_shrink_to_some_that_one_does() -> None:
     room = Budget("One", lambda each: each.width * each.height, 500 * 500)
     assert largest([room], ClipSize(1000, 1000, 2), 64) == ClipSize(512, 512, 2)
-
-
-def test_what_fits_stays_as_it_is() -> None:
     size = ClipSize(1000, 8, 3)  # whatever else is wrong with it
     assert largest([Budget("One", lambda _: 100, 100)], size, 64) is size
 
 
 def test_a_clip_shrinks_to_what_fits_with_guidance_and_says_so(engines: EngineSet, machine: Machine) -> None:
-    asked = replace(REQUEST, width=512, height=256, num_frames=8)
-    size = ClipSize(512, 256, 8)
-    machine.device_bytes = int(budget.denoising(engines, guided=True).cost(size) * 0.7 / TOLERANCE)
+    asked, size = replace(REQUEST, width=512, height=256, num_frames=8), ClipSize(512, 256, 8)
+    needs = [budget.denoising(engines, guided=True), *budget.decoding(engines)]
+    machine.device_bytes = int(needs[0].cost(size) * 0.7 / TOLERANCE)
     needs = [budget.denoising(engines, guided=True), *budget.decoding(engines)]
     assert not needs[0].allows(size)
     cache = ConditioningCache(None)
     found = encoded(engines, asked, cache, shrink=True)
     expected = largest(needs, size, engine_multiple(engines.model))
-    assert (found.width, found.height, found.num_frames) == expected != size
+    assert found.size == expected != size
     assert found.notes[0] == f"Made as {expected.words}, for 512x256 with 8 frames does not fit the memory."
-    latents = sampled(engines, found)
-    frames = decoded(engines, latents)
+    frames = decoded(engines, sampled(engines, found))
     assert frames.shape == (expected.num_frames, expected.height, expected.width, 3)
+    # What is kept of it is what was made.
+    again = encoded(engines, replace(asked, **expected._asdict()), cache)
+    assert again.place != "encoded"
     machine.device_bytes = 1 << 40
     whole = encoded(engines, asked, cache, shrink=True)
-    assert (whole.width, whole.height, whole.num_frames) == size
-    assert [note for note in whole.notes if note.startswith("Made as")] == []
+    assert whole.size == size
+    assert [note for each in (again, whole) for note in each.notes if note.startswith("Made as")] == []
 
 
-def test_what_is_kept_of_a_shrunk_clip_is_what_was_made(engines: EngineSet, machine: Machine) -> None:
-    asked, cache = replace(REQUEST, width=512, height=256, num_frames=8), ConditioningCache(None)
-    need = budget.denoising(engines, guided=True)
-    machine.device_bytes = int(need.cost(ClipSize(512, 256, 8)) * 0.7 / TOLERANCE)
-    shrunk = encoded(engines, asked, cache, shrink=True)
-    again = replace(asked, width=shrunk.width, height=shrunk.height, num_frames=shrunk.num_frames)
-    found = encoded(engines, again, cache)
-    assert found.place != "encoded"
-    assert [note for note in found.notes if note.startswith("Made as")] == []
+LATENTS = torch.zeros(8, 4, 8, 8)
+SIZE = ClipSize(64, 64, 8)
 
 
-def test_a_clip_that_no_size_of_its_shape_saves_is_refused(engines: EngineSet, machine: Machine) -> None:
-    machine.device_bytes = MIB
-    with pytest.raises(BudgetError, match="close other programs, or choose less.$"):
-        encoded(engines, shrink=True)
+class Shelf:
+    """A memory of 100 bytes with so many in use; what is on it can be taken away."""
+
+    def __init__(self, used: int) -> None:
+        self.used = used
+        self.memory = Memory(100, lambda: 100 - self.used)
+
+    def holding(self, name: str, size: int) -> Callable[[], str]:
+        def take() -> str:
+            self.used -= size
+            return name if size else ""
+
+        return take
+
+
+@pytest.mark.parametrize(
+    ("used", "needed", "gone"),
+    [
+        (90, 0, None),
+        (91, 0, "a"),
+        (50, 40, None),
+        (50, 41, "a"),
+        (90, 20, "a, b"),
+        (90, 25, "a, b, c"),
+        (90, sys.maxsize, "a, b, c"),
+    ],
+)
+def test_no_more_gives_way_than_keeps_a_tenth_free(used: int, needed: int, gone: str | None) -> None:
+    shelf = Shelf(used)
+    told = evict(shelf.memory, needed, [shelf.holding("a", 10), shelf.holding("b", 10), shelf.holding("c", 5)])
+    assert told == (None if gone is None else f"Memory is over 90% full: let go of {gone}.")
+
+
+def test_what_holds_nothing_is_not_named() -> None:
+    shelf = Shelf(95)
+    told = evict(shelf.memory, 0, [shelf.holding("a", 0), shelf.holding("b", 10)])
+    assert told == "Memory is over 90% full: let go of b."
+    assert evict(Shelf(99).memory, 0, [shelf.holding("a", 0)]) is None
+
+
+class Short(LoadInPlace):
+    """A host whose memory has room for some bytes, and who can let go of caches, then of encoders, once each."""
+
+    def __init__(self, spare_bytes: int) -> None:
+        self.spare = spare_bytes
+        self.held = ["caches", "encoders"]
+        self.asked: list[tuple[int, bool]] = []
+
+    def spare_bytes(self) -> int:
+        return self.spare
+
+    def free_memory(self, needed_bytes: int, *, encoders: bool) -> str | None:
+        self.asked.append((needed_bytes, encoders))
+        gone = [name for name in self.held if encoders or name != "encoders"]
+        self.held = [name for name in self.held if name not in gone]
+        return f"Let go of {' and '.join(gone)}." if gone else None
+
+
+@pytest.fixture
+def short(tiny_folder: Path, tmp_path: Path) -> tuple[EngineSet, Short]:
+    memory_manager = Short(scratch_bytes(64, 64, 3))
+    return engines_of(tiny_folder, tmp_path, memory_manager), memory_manager
+
+
+def test_the_pack_gives_way_before_chunks_become_smaller(
+    short: tuple[EngineSet, Short], tiny_folder: Path, tmp_path: Path
+) -> None:
+    unknown = engines_of(tiny_folder, tmp_path)
+    assert fitting_chunk(plan_clip(unknown, SIZE)) == 8, "where nobody knows the memory"
+    engines, memory_manager = short
+    assert fitting_chunk(plan_clip(engines, SIZE)) == 3
+    assert memory_manager.asked == [(scratch_bytes(64, 64, 8), False)]
+    assert engines.take_notes() == ["Let go of caches."]
+
+
+def test_a_shortage_costs_caches_then_the_chunk_then_encoders(
+    short: tuple[EngineSet, Short], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines, memory_manager = short
+    plan, sizes, run = plan_clip(engines, SIZE), list[int](), EagerRunner._run
+    whole = decode_clip(plan, LATENTS, 8, quiet)
+
+    def cramped(runner: EagerRunner, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        sizes.append(len(inputs["latents"]))
+        if memory_manager.held or len(inputs["latents"]) > 2:
+            raise torch.cuda.OutOfMemoryError("injected")
+        return run(runner, inputs)
+
+    monkeypatch.setattr(EagerRunner, "_run", cramped)
+    assert torch.allclose(decode_clip(plan, LATENTS, 8, quiet), whole, atol=1e-5)
+    assert sizes == [8, 8, 4, 2, 1, *[1] * 8]
+    assert engines.take_notes() == [
+        "Let go of caches.",
+        "Memory ran out with 8 frames of latents at once: decoded in smaller chunks.",
+        "Memory ran out with 4 frames of latents at once: decoded in smaller chunks.",
+        "Memory ran out with 2 frames of latents at once: decoded in smaller chunks.",
+        "Let go of encoders.",
+    ]

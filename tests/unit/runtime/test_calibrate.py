@@ -29,16 +29,13 @@ from i2v_tensorrt.runtime.clip_sizes import clip_sizes
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.prebuild import Prebuild, prebuild
-from i2v_tensorrt.tests.helpers.toys import InProcess, let_onnxruntime_be_calibrated
 
-CPU = torch.device("cpu")
+from ...helpers.stages import quiet
+from ...helpers.toys import CPU, InProcess, let_onnxruntime_be_calibrated
+
 SIZE = ClipSize(64, 64, 4)
 RED, BLUE = (Image.new("RGB", (80, 64), name) for name in ("red", "blue"))
 QUANTIZED = EnginePolicy("auto", "int8", "exact", "build")
-
-
-def quiet(*_: object) -> None:
-    pass
 
 
 @pytest.fixture
@@ -49,69 +46,51 @@ def engines(tiny_folder: Path, tmp_path: Path) -> EngineSet:
 # What is recorded.
 
 
-def test_every_step_of_clips_of_each_picture_is_recorded(engines: EngineSet, tmp_path: Path) -> None:
+def test_every_step_of_clips_of_each_picture_is_recorded_unless_that_is_interrupted(
+    engines: EngineSet, tmp_path: Path
+) -> None:
+    def interrupt(done: int, count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record(engines, CalibrationData((RED,)), SIZE, tmp_path, interrupt)
     calibration_data = CalibrationData((RED, BLUE), ("pan left",))
     record(engines, calibration_data, SIZE, tmp_path, quiet)
-    calls, spec = (
-        calibration_of("core", calibration_data, SIZE, tmp_path).calls(),
-        engines.model.components["core"].spec,
-    )
+    calls = calibration_of("core", calibration_data, SIZE, tmp_path).calls()
+    spec = engines.model.components["core"].spec
     assert len(calls) == min(2 * STEPS, MOST_CALLS)
     assert all(spec.sizes_of(call.inputs).items() <= clip_sizes(engines.model, *SIZE).items() for call in calls)
     assert all({tensor.name for tensor in spec.outputs} == set(call.outputs) for call in calls)
     name = next(tensor.name for tensor in spec.inputs if tensor.is_timestep)
     timesteps = [float(call.inputs[name].flatten()[0]) for call in calls[:STEPS]]
     assert timesteps == sorted(timesteps, reverse=True)
-    assert timesteps[0] > 800
-    assert timesteps[-1] < 200
+    assert timesteps[0] > 800 and timesteps[-1] < 200
     assert not torch.equal(calls[0].inputs["context"], calls[STEPS].inputs["context"]), "another picture"
 
 
-def test_a_clip_that_is_interrupted_ends_the_recording(engines: EngineSet, tmp_path: Path) -> None:
-    class Interrupted(Exception):
-        pass
-
-    def interrupt(done: int, count: int) -> None:
-        raise Interrupted
-
-    with pytest.raises(Interrupted):
-        record(engines, CalibrationData((RED,)), SIZE, tmp_path, interrupt)
-
-
-def test_the_name_says_what_was_recorded() -> None:
-    materials = [
-        CalibrationData((RED,)),
-        CalibrationData((BLUE,)),
-        CalibrationData((RED,), ("zoom in",)),
-        CalibrationData((RED, BLUE)),
-    ]
-    names = {each.name(SIZE) for each in materials} | {materials[0].name(ClipSize(64, 64, 8))}
-    assert len(names) == len(materials) + 1
+def test_the_name_says_what_was_recorded_and_each_picture_and_prompt_is_used_once_at_least() -> None:
+    one = CalibrationData((RED,))
+    others = [CalibrationData((BLUE,)), CalibrationData((RED,), ("zoom in",)), CalibrationData((RED, BLUE))]
+    names = {each.name(SIZE) for each in (one, *others)} | {one.name(ClipSize(64, 64, 8))}
+    assert len(names) == len(others) + 2
     assert CalibrationData((RED.copy(),)).name(SIZE) in names
-
-
-def test_each_picture_and_each_prompt_is_used_once_at_least() -> None:
     assert CalibrationData((RED,), ("a", "b")).clips == [(RED, "a"), (RED, "b")]
     assert CalibrationData((RED, BLUE), ("a",)).clips == [(RED, "a"), (BLUE, "a")]
     assert len(CalibrationData((RED,), tuple("abcdefgh")).clips) == MOST_CLIPS
 
 
-def test_pictures_come_from_files_and_folders(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
+def test_pictures_come_from_files_and_folders_and_nothing_else_is_one(tmp_path: Path) -> None:
+    folder, one, text = tmp_path / "folder", tmp_path / "one.png", tmp_path / "text.png"
     folder.mkdir()
-    for name, picture in (("b.png", BLUE), ("a.jpg", RED)):
-        picture.save(folder / name)
-    (folder / "notes.txt").write_text("no picture")
-    RED.convert("RGBA").save(tmp_path / "one.png")
-    found = read_calibration_data([folder, tmp_path / "one.png"], [])
+    for path, picture in ((folder / "b.png", BLUE), (folder / "a.jpg", RED), (one, RED.convert("RGBA"))):
+        picture.save(path)
+    for path in (folder / "notes.txt", text):
+        path.write_text("no picture")
+    found = read_calibration_data([folder, one], [])
     assert [each.mode for each in found.pictures] == ["RGB"] * 3
     assert found.pictures[1].getpixel((0, 0)) == (0, 0, 255)
     assert found.prompts == ("",)
-
-
-def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("no picture")
-    for path in (tmp_path / "text.png", tmp_path / "missing.png"):
+    for path in (text, tmp_path / "missing.png"):
         with pytest.raises(InputError, match="Expected a picture in"):
             read_calibration_data([path], [])
     (tmp_path / "empty").mkdir()
@@ -124,25 +103,20 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
 # Which engines are asked for.
 
 
-def test_the_cores_alone_are_quantized(engines: EngineSet) -> None:
+def test_a_core_without_such_an_engine_runs_eager_and_says_what_to_do_or_stops(engines: EngineSet) -> None:
+    def others(**changes: str) -> EngineSet:
+        return EngineSet(engines.model, engines.store, replace(QUANTIZED, **changes), CPU)
+
     assert engines.catalog.precision_of("core") == "int8"
-    assert engines.catalog.precision_of("vae_decoder") == engines.precision == "fp16"
-    plain = EngineSet(engines.model, engines.store, replace(QUANTIZED, precision="bf16"), CPU)
-    assert plain.catalog.precision_of("core") == "bf16"
-
-
-def test_a_core_without_such_an_engine_runs_eager_and_says_what_to_do(engines: EngineSet) -> None:
+    assert engines.catalog.precision_of("vae_decoder") == engines.precision == "fp16", "the cores alone are quantized"
+    assert others(precision="bf16").catalog.precision_of("core") == "bf16"
     sizes = clip_sizes(engines.model, *SIZE)
     assert engines.runner("core", sizes).backend == "eager"
     (note,) = engines.take_notes()
     assert "There is no int8 engine for core, and its scales are taken from pictures" in note
     assert "--calibrate" in note
-
-
-def test_or_stops(engines: EngineSet) -> None:
-    stopping = EngineSet(engines.model, engines.store, replace(QUANTIZED, on_missing="stop"), CPU)
     with pytest.raises(MissingEngineError, match="no engine for core"):
-        stopping.runner("core", clip_sizes(engines.model, *SIZE))
+        others(on_missing="stop").runner("core", sizes)
 
 
 def test_an_engine_is_found_whatever_its_scales_were_taken_from(
@@ -189,12 +163,9 @@ def test_a_backend_without_them_is_refused_before_anything_is_recorded(
     """As on an H100 with TensorRT-RTX, where `auto` takes another backend."""
     monkeypatch.setattr(prebuilding, "cuda_arch", lambda device: "sm_90")
     heard: set[str] = set()
+    job = Prebuild(("core",), *SIZE, calibration_data=CalibrationData((RED,)))
     with pytest.raises(EngineError, match="int8 and fp8 are for TensorRT, found the backend "):
-        prebuild(
-            engines,
-            Prebuild(("core",), *SIZE, calibration_data=CalibrationData((RED,))),
-            lambda stage, done: heard.add(stage),
-        )
+        prebuild(engines, job, lambda stage, done: heard.add(stage))
     assert heard == set()
 
 

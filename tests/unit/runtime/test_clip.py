@@ -11,70 +11,31 @@ import torch
 from PIL import Image
 
 from i2v_tensorrt.common.errors import I2VError, InputError
-from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
-from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import Conditioning
 from i2v_tensorrt.pipeline.denoising.schedulers import SCHEDULERS, SamplerSettings
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
-from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime import denoiser
-from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, latents_size, sample_clip
-from i2v_tensorrt.runtime.clip_plan import MAX_GUIDANCE, Denoising, SamplingPlan, plan_clip, plan_sampling
+from i2v_tensorrt.runtime.clip import decode_clip, sample_clip
+from i2v_tensorrt.runtime.clip_plan import MAX_GUIDANCE, plan_clip, plan_sampling
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+
+from ...helpers.stages import GUIDED, REQUEST, decoded, encoded, engines_of, planned, quiet, sampled
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy
 
-REQUEST = ClipRequest(Image.new("RGB", (70, 50), "teal"), "a boat", "blurry", 64, 72, 3, 8)
-GUIDED = Denoising(seed=5, guidance_scale=9.0, sampler=SamplerSettings(3))
 NAN, INF = float("nan"), float("inf")
 NO_GUIDANCE = (NAN, INF, -INF, -0.1, 100.1, "9", "\n", None, [9], True, 10**400)
 
 
 @pytest.fixture(scope="module")
 def engines(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineSet:
-    store = EngineStore(tmp_path_factory.mktemp("store"))
-    return EngineSet(I2VGenXL.open(tiny_folder), store, EnginePolicy("eager", "fp32"), torch.device("cpu"))
+    return engines_of(tiny_folder, tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
 def conditioning(engines: EngineSet) -> Conditioning:
     return encoded(engines)
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Component and first axis of its first input, for every call of a network."""
-    seen: list[tuple[str, int]] = []
-    run = EagerRunner._run
-
-    def watched(self: EagerRunner, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        seen.append((self.spec.network.component, len(next(iter(inputs.values())))))
-        return run(self, inputs)
-
-    monkeypatch.setattr(EagerRunner, "_run", watched)
-    return seen
-
-
-def quiet(*_: object) -> None:
-    """Watches no progress."""
-
-
-def encoded(engines: EngineSet, request: ClipRequest = REQUEST, cache: ConditioningCache | None = None) -> Conditioning:
-    return encode_clip(plan_clip(engines, request.size), request, cache or ConditioningCache(None), quiet)
-
-
-def sampled(engines: EngineSet, conditioning: Conditioning, denoising: Denoising = GUIDED) -> torch.Tensor:
-    return sample_clip(planned(engines, conditioning, denoising), conditioning, quiet)
-
-
-def planned(engines: EngineSet, conditioning: Conditioning, denoising: Denoising) -> SamplingPlan:
-    return plan_sampling(plan_clip(engines, conditioning.size), denoising)
-
-
-def decoded(engines: EngineSet, latents: torch.Tensor, chunk: int) -> torch.Tensor:
-    return decode_clip(plan_clip(engines, latents_size(engines.model, latents)), latents, chunk, quiet)
 
 
 def assert_one_sentence(error: pytest.ExceptionInfo[I2VError]) -> None:
@@ -83,7 +44,10 @@ def assert_one_sentence(error: pytest.ExceptionInfo[I2VError]) -> None:
 
 
 def components(calls: list[tuple[str, int]]) -> list[str]:
-    return [name for name, _ in calls]
+    """Those that have been called since this was asked last."""
+    found = [name for name, _ in calls]
+    calls.clear()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -120,20 +84,19 @@ def test_guidance_of_one_or_less_listens_to_the_prompt_alone(engines: EngineSet)
     assert torch.equal(sampled(engines, encoded(engines), replace(alone, guidance_scale=0.0)), base)
 
 
-def test_guidance_may_rise_over_the_frames(engines: EngineSet, conditioning: Conditioning) -> None:
-    flat = sampled(engines, conditioning)
-    assert torch.allclose(sampled(engines, conditioning, replace(GUIDED, min_guidance_scale=9.0)), flat, atol=1e-5)
-    rising = sampled(engines, conditioning, replace(GUIDED, min_guidance_scale=1.0))
-    assert bool(((rising - flat).abs().amax((1, 2, 3)) > 1e-3).all())
-
-
-def test_the_same_seed_gives_the_same_clip_and_another_another(engines: EngineSet, conditioning: Conditioning) -> None:
+def test_the_same_settings_give_the_same_clip_and_others_another(
+    engines: EngineSet, conditioning: Conditioning
+) -> None:
     torch.manual_seed(1)
     first = sampled(engines, conditioning)
     torch.manual_seed(2)
     assert torch.equal(sampled(engines, conditioning), first)
     for seed in (0, 6, (1 << 64) - 1):
         assert (sampled(engines, conditioning, replace(GUIDED, seed=seed)) - first).abs().max() > 0.1
+    # Guidance may rise over the frames.
+    assert torch.allclose(sampled(engines, conditioning, replace(GUIDED, min_guidance_scale=9.0)), first, atol=1e-5)
+    rising = sampled(engines, conditioning, replace(GUIDED, min_guidance_scale=1.0))
+    assert bool(((rising - first).abs().amax((1, 2, 3)) > 1e-3).all())
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -149,25 +112,26 @@ def test_another_seed_encodes_nothing_another_picture_does(
     cache = ConditioningCache(tmp_path)
     first = sampled(engines, encoded(engines, cache=cache))
     assert components(calls) == ["image_encoder", "vae_encoder", "text_encoder", "conditioner", *["core"] * 3]
-    calls.clear()
-    other = sampled(engines, encoded(engines, cache=cache), replace(GUIDED, seed=6))
-    assert components(calls) == ["core"] * 3 and not torch.equal(first, other)
-    calls.clear()
+    assert not torch.equal(sampled(engines, encoded(engines, cache=cache), replace(GUIDED, seed=6)), first)
+    assert components(calls) == ["core"] * 3
     assert torch.equal(sampled(engines, encoded(engines, cache=ConditioningCache(tmp_path))), first)
     assert components(calls) == ["core"] * 3
-    calls.clear()
     encoded(engines, replace(REQUEST, picture=Image.new("RGB", (70, 50), "tan")), cache)
     assert len(calls) == 4
 
 
-def test_engines_are_prepared_only_for_what_is_encoded(engines: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_are_prepared_only_for_what_is_encoded_and_sampling_changes_nothing_of_it(
+    engines: EngineSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepared: list[object] = []
-    monkeypatch.setattr(engines, "prepare", prepared.append)
     cache = ConditioningCache(None)
-    encoded(engines, cache=cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "prepare", prepared.append)
+        found, _ = (encoded(engines, cache=cache) for _ in range(2))
     assert len(prepared) == 1
-    encoded(engines, cache=cache)
-    assert len(prepared) == 1
+    before = {name: tensor.clone() for name, tensor in found.tensors.items()}
+    sampled(engines, found)
+    assert all(torch.equal(encoded(engines, cache=cache).tensors[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
@@ -182,23 +146,9 @@ def test_an_interruption_takes_effect_within_its_step_and_leaves_nothing_behind(
     expected = sampled(engines, conditioning)
     calls.clear()
     with pytest.raises(KeyboardInterrupt):
-        sample_clip(planned(engines, conditioning, GUIDED), conditioning, stop)
+        sampled(engines, conditioning, on_step=stop)
     assert len(calls) == stop_at
     assert torch.equal(sampled(engines, conditioning), expected)
-
-
-def test_sampling_does_not_change_the_conditioning(engines: EngineSet) -> None:
-    cache = ConditioningCache(None)
-    found = encoded(engines, cache=cache)
-    before = {name: tensor.clone() for name, tensor in found.tensors.items()}
-    sampled(engines, found)
-    assert all(torch.equal(encoded(engines, cache=cache).tensors[name], before[name]) for name in before)
-
-
-def test_conditioning_of_another_family_is_refused(engines: EngineSet, conditioning: Conditioning) -> None:
-    with pytest.raises(InputError, match="Expected conditioning of i2vgen_xl, found svd") as error:
-        sampled(engines, replace(conditioning, family="svd"))
-    assert_one_sentence(error)
 
 
 def test_what_another_plan_gave_is_refused(engines: EngineSet, conditioning: Conditioning) -> None:
@@ -220,21 +170,24 @@ def test_a_plan_says_how_each_core_is_called(engines: EngineSet) -> None:
         assert plan.clip.sizes == {"batch": 2, **dims}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "context"},
-        lambda tensors: {**tensors, "context": tensors["context"][..., :16]},
-        lambda tensors: {**tensors, "image_cond": tensors["image_cond"][..., :4]},
-        lambda tensors: {**tensors, "more": tensors["fps_emb"]},
-    ],
-    ids=["tensor_missing", "other_width", "other_size", "tensor_unknown"],
-)
+CORE_EXPECTS: dict[str, Callable[[Any], Any]] = {
+    "tensor missing": lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "context"},
+    "other width": lambda tensors: {**tensors, "context": tensors["context"][..., :16]},
+    "other size": lambda tensors: {**tensors, "image_cond": tensors["image_cond"][..., :4]},
+    "tensor unknown": lambda tensors: {**tensors, "more": tensors["fps_emb"]},
+}
+
+
+@pytest.mark.parametrize("other", [*CORE_EXPECTS, "family"])
 def test_conditioning_of_another_checkpoint_is_refused(
-    engines: EngineSet, conditioning: Conditioning, change: Callable[[Any], Any]
+    engines: EngineSet, conditioning: Conditioning, other: str
 ) -> None:
-    with pytest.raises(InputError, match="core expects") as error:
-        sampled(engines, replace(conditioning, tensors=change(conditioning.tensors)))
+    if other == "family":
+        strange, words = replace(conditioning, family="svd"), "Expected conditioning of i2vgen_xl, found svd"
+    else:
+        strange, words = replace(conditioning, tensors=CORE_EXPECTS[other](conditioning.tensors)), "core expects"
+    with pytest.raises(InputError, match=words) as error:
+        sampled(engines, strange)
     assert_one_sentence(error)
 
 
@@ -256,13 +209,8 @@ def test_decoding_in_chunks_equals_the_whole(engines: EngineSet, calls: list[tup
     for chunk in (1, 3):
         assert (decoded(engines, latents, chunk) - whole).abs().max() <= 1e-5
     assert [batch for _, batch in calls] == [5, *[1] * 5, 3, 2]
-
-
-def test_decoding_is_what_the_vae_does(engines: EngineSet) -> None:
-    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    vae = engines.model.part("vae", "fp32")
-    expected = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
-    assert (decoded(engines, latents, 2) - expected).abs().max() <= 1e-6
+    expected = engines.model.part("vae", "fp32").decode(latents).sample
+    assert ((expected / 2 + 0.5).clamp(0, 1).movedim(1, -1) - whole).abs().max() <= 1e-6, "what the VAE does"
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 8, 8), (4, 8, 8), (1, 4, 2, 8, 8), (2, 3, 64, 64)])
@@ -279,25 +227,13 @@ def test_from_picture_to_frames(engines: EngineSet) -> None:
     assert 0 <= frames.min() and frames.max() <= 1 and bool(torch.isfinite(frames).all())
 
 
-@pytest.fixture
-def weighed(engines: EngineSet, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, int], float]]:
-    """What was asked of `hasten`, which never does."""
-    asked: list[tuple[str, dict[str, int], float]] = []
-
-    def hasten(component: str, sizes: dict[str, int], saved_s: float) -> bool:
-        asked.append((component, sizes, saved_s))
-        return False
-
-    monkeypatch.setattr(engines, "hasten", hasten)
-    return asked
-
-
 def test_after_some_steps_a_clip_weighs_what_an_engine_would_save(
-    engines: EngineSet,
-    conditioning: Conditioning,
-    weighed: list[tuple[str, dict[str, int], float]],
-    monkeypatch: pytest.MonkeyPatch,
+    engines: EngineSet, conditioning: Conditioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    weighed: list[tuple[str, dict[str, int], float]] = []
+    monkeypatch.setattr(engines, "hasten", lambda *asked: weighed.append(asked))
+    sampled(engines, conditioning, replace(GUIDED, sampler=SamplerSettings(4)))
+    assert weighed == [], "so few are done before an engine is there"
     seconds = iter([100.0, 106.0] * 2)  # between the second call and the fifth
     monkeypatch.setattr(denoiser, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     clips = replace(GUIDED, sampler=SamplerSettings(11))
@@ -310,13 +246,6 @@ def test_after_some_steps_a_clip_weighs_what_an_engine_would_save(
     gain = engines.model.engine_gain
     assert alone_s == pytest.approx(2 * 7 * gain), "seven calls of two seconds are left, the fifth among them"
     assert saved_s == pytest.approx(2 * (7 + 3 * 11) * gain)
-
-
-def test_a_clip_of_few_steps_weighs_nothing(
-    engines: EngineSet, conditioning: Conditioning, weighed: list[tuple[str, dict[str, int], float]]
-) -> None:
-    sampled(engines, conditioning, replace(GUIDED, sampler=SamplerSettings(4)))
-    assert weighed == []
 
 
 def test_what_was_hastened_takes_over_at_once(

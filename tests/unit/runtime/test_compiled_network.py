@@ -14,7 +14,7 @@ import torch
 
 from i2v_tensorrt.common.errors import EngineError, MissingEngineError
 from i2v_tensorrt.engine_builder.backends import registry
-from i2v_tensorrt.engine_builder.backends.base import Runner
+from i2v_tensorrt.engine_builder.backends.base import Runner, no_collection
 from i2v_tensorrt.engine_builder.build.build import quiet
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace, MemoryManager
@@ -23,7 +23,8 @@ from i2v_tensorrt.runtime.external.compiled_network import MAX_KINDS, CompiledNe
 from i2v_tensorrt.runtime.external.network_call import read_call
 
 from ...helpers.toy_calls import SIZE, Borrowing, Owner, Scene
-from ...helpers.toys import ToyBackend
+from ...helpers.toy_model import breaking, mend
+from ...helpers.toys import Fault, ToyBackend
 
 MakeScene = Callable[..., Scene]
 
@@ -51,13 +52,9 @@ def test_the_first_call_is_made_by_both_and_the_rest_by_the_engine(make_scene: M
     (note,) = scene.network.take_notes()
     assert note.startswith("ToyNetwork engine built in ")
     assert scene.network.take_notes() == []
-
-
-def test_an_engine_that_is_there_is_not_built(make_scene: MakeScene) -> None:
-    make_scene().run()
     again = make_scene()
     again.run(2)
-    assert again.toy.builds_done == [] and again.network.tally.engine == 1
+    assert again.toy.builds_done == [] and again.network.tally.engine == 1, "one that is there is not built"
 
 
 def test_other_weights_are_compared_again_by_the_same_engine(make_scene: MakeScene) -> None:
@@ -84,35 +81,33 @@ def test_an_engine_that_holds_weights_is_one_for_each(make_scene: MakeScene) -> 
     assert len(scene.toy.builds_done) == 2
 
 
-def test_other_constants_are_another_engine(make_scene: MakeScene) -> None:
+def test_other_constants_are_another_engine_and_some_at_every_call_are_told(make_scene: MakeScene) -> None:
     scene = make_scene()
-    scene.run(2, frames=3)
-    scene.run(2, frames=4)
+    for frames in (3, 4):
+        scene.run(2, frames=frames)
     assert len(scene.toy.builds_done) == 2
-
-
-def test_arguments_that_change_at_every_call_are_told(make_scene: MakeScene) -> None:
     scene = make_scene(on_missing="eager")
     for number in range(MAX_KINDS + 1):
         scene.run(frames=number)
-    assert f"The network is called in more than {MAX_KINDS} ways, of which each needs an engine." in (
-        scene.network.take_notes()
-    )
+    told = f"The network is called in more than {MAX_KINDS} ways, of which each needs an engine."
+    assert told in scene.network.take_notes()
 
 
-@pytest.mark.parametrize(("shapes", "built"), [("exact", 2), ("range", 1)])
-def test_the_policy_says_what_one_engine_serves(make_scene: MakeScene, shapes: str, built: int) -> None:
+@pytest.mark.parametrize(
+    ("shapes", "other", "built"),
+    [
+        ("exact", (1, 4, 3, 16, 8), 2),
+        ("range", (1, 4, 3, 16, 8), 1),
+        ("range", (1, 4, 3, 8, 10), 2),  # between the steps
+    ],
+)
+def test_the_policy_says_what_one_engine_serves(
+    make_scene: MakeScene, shapes: str, other: tuple[int, ...], built: int
+) -> None:
     scene = make_scene(shapes=shapes)
     assert scene.run(2) == 1
-    assert scene.run(2, (1, 4, 3, 16, 8)) == 1, "each size is compared once"
+    assert scene.run(2, other) == 1, "each size is compared once"
     assert len(scene.toy.builds_done) == built
-
-
-def test_a_size_between_the_steps_of_a_range_has_an_engine_of_its_own(make_scene: MakeScene) -> None:
-    scene = make_scene(shapes="range")
-    assert scene.run(2) == 1
-    assert scene.run(2, (1, 4, 3, 8, 10)) == 1
-    assert len(scene.toy.builds_done) == 2
 
 
 def test_a_network_that_does_not_compile_for_a_range_has_an_engine_for_each_size(make_scene: MakeScene) -> None:
@@ -133,38 +128,41 @@ def test_a_network_that_does_not_compile_for_a_range_has_an_engine_for_each_size
     assert all(limits.min == limits.max for limits in spec.profile.ranges.values())
 
 
-def test_an_engine_that_gives_something_else_is_not_used(make_scene: MakeScene) -> None:
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (lambda prediction: prediction + 0.05, "The fp32 engine does not give the reference's result"),
+        (lambda prediction: prediction[:, :1], "Expected a result of [1, 4, 3, 8, 8], found [1, 1, 3, 8, 8]."),
+    ],
+    ids=["value", "shape"],
+)
+def test_an_engine_that_gives_something_else_is_not_used(make_scene: MakeScene, fault: Fault, told: str) -> None:
     scene = make_scene()
     scene.run(1)
     scene.owner.weights = "others"
-    scene.toy.fault = lambda prediction: prediction + 0.05
+    scene.toy.fault = fault
     assert scene.run(3) == 3
     (why,) = [note for note in scene.network.take_notes() if "built" not in note]
-    assert why.startswith("The network runs as it is: The fp32 engine does not give the reference's result")
+    assert why.startswith(f"The network runs as it is: {told}")
     assert scene.network.tally == Tally(compared=2, original=2)
 
 
-def test_a_result_of_another_shape_is_not_used(make_scene: MakeScene) -> None:
-    scene = make_scene()
-    scene.run(1)
-    scene.owner.weights = "others"
-    scene.toy.fault = lambda prediction: prediction[:, :1]
-    assert scene.run(2) == 2
-    assert "The network runs as it is: Expected a result of [1, 4, 3, 8, 8], found [1, 1, 3, 8, 8]." in (
-        scene.network.take_notes()
-    )
+def failing(scene: Scene, error: BaseException) -> list[int]:
+    """Has every call of the scene's engines fail; how often one was made."""
+    failures: list[int] = []
+
+    def fail(prediction: torch.Tensor) -> torch.Tensor:
+        failures.append(1)
+        raise error
+
+    scene.toy.fault = fail
+    return failures
 
 
 def test_an_engine_that_fails_later_is_not_used_again(make_scene: MakeScene) -> None:
     scene = make_scene()
     scene.run(2)
-
-    def fail(prediction: torch.Tensor) -> torch.Tensor:
-        failures.append(1)
-        raise EngineError("The toy is broken.")
-
-    failures: list[int] = []
-    scene.toy.fault = fail
+    failures = failing(scene, EngineError("The toy is broken."))
     assert scene.run(3) == 3
     assert len(failures) == 1
     assert "The toy is broken." in scene.network.take_notes()
@@ -197,13 +195,7 @@ def test_memory_that_runs_out_in_an_engine_ends_no_run(make_scene: MakeScene, co
     scene = make_scene(memory_manager=memory_manager)
     scene.run(2 if compared else 0)
     scene.network.take_notes()
-    tries: list[int] = []
-
-    def fail(prediction: torch.Tensor) -> torch.Tensor:
-        tries.append(1)
-        raise error
-
-    scene.toy.fault = fail
+    tries = failing(scene, error)
     assert scene.run(3) == 3, "the network itself runs, once a call"
     assert len(tries) == 1, "no other call of the run is tried"
     assert memory_manager.asked == [(sys.maxsize, True)]
@@ -213,7 +205,8 @@ def test_memory_that_runs_out_in_an_engine_ends_no_run(make_scene: MakeScene, co
     assert scene.run(3) == (0 if compared else 1), "the next run may have the memory"
 
 
-def test_memory_that_runs_out_while_an_engine_is_loaded_ends_no_run(make_scene: MakeScene) -> None:
+def test_memory_that_runs_out_while_an_engine_is_loaded_or_in_the_network_itself(make_scene: MakeScene) -> None:
+    """The first ends no run, the second is no fault of an engine."""
     memory_manager = Watched()
     scene = make_scene(memory_manager=memory_manager)
     scene.run(2)
@@ -223,12 +216,8 @@ def test_memory_that_runs_out_while_an_engine_is_loaded_ends_no_run(make_scene: 
     assert scene.network.take_notes() == [OUT_OF_MEMORY]
     assert scene.network.tally == Tally(engine=1, compared=1, original=2)
 
-
-def test_memory_that_runs_out_in_the_network_itself_is_no_fault_of_an_engine(make_scene: MakeScene) -> None:
-    memory_manager = Watched()
-    scene = make_scene(memory_manager=memory_manager)
-    scene.run(2)
-    scene.network.take_notes()
+    memory_manager.fails = False
+    memory_manager.asked.clear()
     scene.owner.weights = "others"
 
     def original() -> torch.Tensor:
@@ -246,12 +235,9 @@ def test_without_an_engine_the_network_runs_or_the_run_stops(make_scene: MakeSce
     assert warning.startswith("network runs in eager PyTorch, which is slower. There is no engine for network in ")
     with pytest.raises(MissingEngineError):
         make_scene(on_missing="stop").run()
-
-
-def test_eager_asks_for_nothing(make_scene: MakeScene) -> None:
     scene = make_scene(backend="eager")
     assert scene.run(3) == 3
-    assert scene.network.take_notes() == [] and scene.owner.digests == 0
+    assert scene.network.take_notes() == [] and scene.owner.digests == 0, "eager asks for nothing"
 
 
 @pytest.mark.parametrize("result", [(torch.zeros(1),), {"a": torch.zeros(1)}, None])
@@ -264,22 +250,16 @@ def test_a_result_that_is_no_tensor_is_handed_on(make_scene: MakeScene, result: 
 
 
 def test_an_interrupt_goes_through(make_scene: MakeScene) -> None:
-    class InterruptedError(BaseException):
-        pass
-
     scene = make_scene()
-
-    def interrupt(folder: Path) -> None:
-        raise InterruptedError
-
-    scene.toy.while_building = interrupt
-    with pytest.raises(InterruptedError):
+    breaking(scene.toy, kind=KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
         scene.run()
-    scene.toy.while_building = lambda folder: None
+    mend(scene.toy)
     assert scene.run(2) == 1
 
 
-def test_between_runs_nothing_is_held(make_scene: MakeScene) -> None:
+def test_between_runs_nothing_is_held_and_weights_go_with_the_last_who_uses_them(make_scene: MakeScene) -> None:
+    """They are somebody else's, who may have sent them away long before Python's collector comes."""
     scene = make_scene()
     scene.run(2)
     runners = [runner for kind in scene.network._kinds.values() for runner, *_ in kind.compared]
@@ -287,17 +267,9 @@ def test_between_runs_nothing_is_held(make_scene: MakeScene) -> None:
     scene.network.unload()
     assert not any(runner.is_loaded for runner in runners)
     assert scene.run(2) == 0
-
-
-def test_weights_go_with_the_last_who_uses_them(make_scene: MakeScene) -> None:
-    """They are somebody else's, who may have sent them away long before Python's collector comes."""
-    scene = make_scene()
-    scene.run(2)
+    del runners
     network = ref(scene.owner.network)
     gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         del scene
         assert network() is None
-    finally:
-        gc.enable()

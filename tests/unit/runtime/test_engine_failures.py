@@ -19,14 +19,19 @@ from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
-from ...helpers.toy_model import SIZES, MakeSet, damage, keys, run
+from ...helpers.toy_model import BROKE, SIZES, MakeSet, breaking, damage, keys, run
 from ...helpers.toys import CPU, InProcess, ToyBackend, ToyRunner, contents
 
 
-def test_a_damaged_engine_is_put_aside_and_built_again(make: MakeSet, toy: ToyBackend) -> None:
-    run(make())
-    before = damage(make().store)
+@pytest.mark.parametrize("loaded_before", [False, True])
+def test_a_damaged_engine_is_put_aside_and_built_again(make: MakeSet, toy: ToyBackend, loaded_before: bool) -> None:
     engines = make()
+    run(engines)
+    if loaded_before:
+        engines.unload()
+    else:
+        engines = make()
+    before = damage(engines.store)
     assert run(engines) == "toy"
     assert len(toy.builds_done) == 2
     assert keys(engines) == before
@@ -54,15 +59,6 @@ def test_a_damaged_engine_runs_eager_or_stops_by_policy(make: MakeSet) -> None:
     assert key
 
 
-def test_an_engine_that_was_damaged_since_it_was_unloaded_is_built_again(make: MakeSet, toy: ToyBackend) -> None:
-    engines = make()
-    assert run(engines) == "toy"
-    engines.unload()
-    damage(engines.store)
-    assert run(engines) == "toy"
-    assert len(toy.builds_done) == 2
-
-
 def test_a_runtime_that_refuses_a_sound_engine_leaves_it_and_runs_eager(
     make: MakeSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,18 +75,15 @@ def test_a_runtime_that_refuses_a_sound_engine_leaves_it_and_runs_eager(
 
 
 def test_a_build_that_fails_runs_eager_and_is_not_tried_again(make: MakeSet, toy: ToyBackend) -> None:
-    tries = []
-
-    def fail(folder: Path) -> None:
-        tries.append(folder)
-        raise EngineError("The toy broke.")
-
-    toy.while_building = fail
-    engines = make()
-    assert [run(engines), run(engines, {**SIZES, "frames": 5})] == ["eager", "eager"]
-    assert engines.take_notes() == ["core runs in eager PyTorch, which is slower. The toy broke."]
+    other = {**SIZES, "frames": 5}
+    make(shapes="exact").build("core", other, InProcess())
+    tries = breaking(toy)
+    engines = make(shapes="exact")
+    assert [run(engines), run(engines, {**SIZES, "frames": 6})] == ["eager", "eager"]
+    assert engines.take_notes() == [f"core runs in eager PyTorch, which is slower. {BROKE}"]
     assert len(tries) == 1
     assert list((engines.store.root / ".staging").iterdir()) == []
+    assert run(engines, other) == "toy", "it does not hide one that is there"
 
 
 def test_an_engine_that_fails_the_gate_is_never_used(make: MakeSet, toy: ToyBackend) -> None:
@@ -102,18 +95,6 @@ def test_an_engine_that_fails_the_gate_is_never_used(make: MakeSet, toy: ToyBack
     assert keys(engines) == []
 
 
-def test_a_failed_build_does_not_hide_an_engine_that_is_there(make: MakeSet, toy: ToyBackend) -> None:
-    def fail(folder: Path) -> None:
-        raise EngineError("The toy broke.")
-
-    other = {**SIZES, "frames": 5}
-    make(shapes="exact").build("core", other, InProcess())
-    toy.while_building = fail
-    engines = make(shapes="exact")
-    assert run(engines) == "eager"
-    assert run(engines, other) == "toy"
-
-
 def test_an_engine_of_another_version_of_the_backend_is_not_taken(make: MakeSet, toy: ToyBackend) -> None:
     run(make())
     toy.version = "2.0"
@@ -121,25 +102,24 @@ def test_an_engine_of_another_version_of_the_backend_is_not_taken(make: MakeSet,
         run(make(on_missing="stop"))
 
 
-def test_an_engine_that_nobody_saw_run_is_checked_before_its_first_use(make: MakeSet) -> None:
+@pytest.mark.parametrize("sound", [True, False])
+def test_an_engine_that_nobody_saw_run_is_checked_before_its_first_use(
+    make: MakeSet, toy: ToyBackend, sound: bool
+) -> None:
+    """Such as one that was built elsewhere, and fails here."""
     run(make())
     engines = make()
     (plan,) = engines.store.plans()
     engines.store.set_verdict(plan, None)  # type: ignore[arg-type]
-    assert run(engines) == "toy"
-    (plan,) = engines.store.plans()
-    assert plan.manifest.verdict is not None
-    passes(plan.manifest.verdict, "fp32")
-
-
-def test_an_engine_built_elsewhere_that_fails_here_is_not_used(make: MakeSet, toy: ToyBackend) -> None:
-    run(make())
-    engines = make()
-    (plan,) = engines.store.plans()
-    engines.store.set_verdict(plan, None)  # type: ignore[arg-type]
-    toy.fault = lambda prediction: prediction.flip(0)
-    assert run(engines) == "eager"
-    assert "does not give the reference's result" in engines.take_notes()[0]
+    if sound:
+        assert run(engines) == "toy"
+        (plan,) = engines.store.plans()
+        assert plan.manifest.verdict is not None
+        passes(plan.manifest.verdict, "fp32")
+    else:
+        toy.fault = lambda prediction: prediction.flip(0)
+        assert run(engines) == "eager"
+        assert "does not give the reference's result" in engines.take_notes()[0]
 
 
 # The real model.

@@ -13,7 +13,7 @@ from i2v_tensorrt.engine_builder.build.compile import BuildRequest
 from i2v_tensorrt.runtime.engines import builds
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
-from ...helpers.toy_model import SIZES, MakeSet, ToyModel, run
+from ...helpers.toy_model import CHUNKED, SIZES, MakeSet, ToyModel, run
 from ...helpers.toys import InProcess, ToyBackend, toy_network
 
 
@@ -58,18 +58,17 @@ def test_the_policy_names_the_rewrites_or_leaves_them_to_the_model(
     assert len(engines.catalog.stored("core")) == 1
 
 
-def test_a_component_gets_the_rewrites_that_it_knows(make: MakeSet, rewriting: RewritingToy) -> None:
+def test_a_component_gets_the_rewrites_that_it_knows_and_takes_no_engine_of_others(
+    make: MakeSet, rewriting: RewritingToy
+) -> None:
     engines = make(backend="rewriting toy", rewrites=("halved", "doubled"))
-    engines.build("vae_decoder", {**SIZES, "chunk": 2}, InProcess())
+    engines.build("vae_decoder", CHUNKED, InProcess())
     assert rewrites_of(engines) == [("doubled",)]
-
-
-def test_engines_of_other_rewrites_are_not_taken(make: MakeSet, rewriting: RewritingToy) -> None:
     make(backend="rewriting toy", rewrites=("halved",)).build("core", SIZES, InProcess())
     other = make(backend="rewriting toy")
     assert other.catalog.stored("core") == []
     other.build("core", SIZES, InProcess())
-    assert rewrites_of(other) == [("doubled",), ("halved",)]
+    assert rewrites_of(other) == [("doubled",), ("doubled",), ("halved",)]
 
 
 @pytest.mark.parametrize("names", [("faster",), ("doubled", "faster")])
@@ -106,26 +105,16 @@ def test_the_request_compares_with_the_plain_network(
     assert [request.reference is None for request in seen] == [False, True]
 
 
-def test_a_runners_warning_is_told_for_as_long_as_it_holds(make: MakeSet) -> None:
-    engines = make()
-    run(engines)
-    engines.take_notes()
-    runner = engines.runner("core", SIZES)
-    runner.warning = "core runs without a graph."
-    run(engines)
-    assert engines.take_notes() == ["core runs without a graph."]
-    runner.warning = None
-    assert engines.take_notes() == []
-
-
-def test_a_runners_warning_is_told_where_it_ran_alone(make: MakeSet) -> None:
+def test_a_runners_warning_is_told_where_it_ran_for_as_long_as_it_holds(make: MakeSet) -> None:
     """A denoiser's does not stand under the decode."""
-    engines, sizes = make(), {**SIZES, "chunk": 2}
+    engines, warning = make(), "core runs without a graph."
     run(engines)
-    engines.runner("core", SIZES).warning = "core runs without a graph."
-    assert "core runs without a graph." in engines.take_notes()
-    run(engines, sizes, "vae_decoder")
-    assert "core runs without a graph." not in engines.take_notes()
-    run(engines, sizes, "vae_decoder")
+    engines.runner("core", SIZES).warning = warning
+    assert warning in engines.take_notes()
+    run(engines, CHUNKED, "vae_decoder")
+    assert warning not in engines.take_notes()
+    run(engines, CHUNKED, "vae_decoder")
     run(engines)
-    assert engines.take_notes() == ["core runs without a graph."]
+    assert engines.take_notes() == [warning]
+    engines.runner("core", SIZES).warning = None
+    assert engines.take_notes() == []

@@ -12,23 +12,26 @@ from i2v_tensorrt.engine_builder.backends.base import Availability, Runner
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.runtime.clip_sizes import clip_sizes
+from i2v_tensorrt.runtime.engines import messages
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.policy import MISS_POLICIES, EnginePolicy
+from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
+from i2v_tensorrt.runtime.engines.policy import LATER, MISS_POLICIES, EnginePolicy
 
-from ...helpers.toy_model import INSTALL, ODD, SIZES, MakeSet, ToyModel, keys, run
+from ...helpers.toy_model import CHUNKED, INSTALL, ODD, SIZES, MakeSet, ToyModel, keys, run
 from ...helpers.toys import CPU, InProcess, ToyBackend
 
 # Policies.
 
 
-def test_what_is_missing_is_built_once_and_found_by_the_next(make: MakeSet, toy: ToyBackend) -> None:
+def test_what_is_missing_is_built_once_and_used_by_the_next_whatever_the_policy(make: MakeSet, toy: ToyBackend) -> None:
     first = make()
     assert [run(first), run(first)] == ["toy", "toy"]
     (note,) = first.take_notes()
     assert note.startswith("core engine built in ")
-    second = make()
-    assert run(second) == "toy"
-    assert second.take_notes() == []
+    for on_missing in ("build", "eager", "stop"):
+        second = make(on_missing=on_missing)
+        assert run(second) == "toy"
+        assert second.take_notes() == []
     assert len(toy.builds_done) == 1
 
 
@@ -55,8 +58,15 @@ PRESETS = (ClipSize(48, 64, 4), ClipSize(128, 64, 4))
 WIDE = {**SIZES, "latent_width": 16}
 
 
-def test_one_engine_serves_its_presets(make: MakeSet, toy: ToyBackend) -> None:
-    engines = make(shapes="presets", presets=PRESETS)
+def test_one_engine_serves_its_presets_and_what_is_none_runs_eager_with_the_distance(
+    make: MakeSet, toy: ToyBackend
+) -> None:
+    engines, between = make(shapes="presets", presets=PRESETS), {**SIZES, "latent_width": 12}
+    engines.prepare(between)
+    assert run(engines, between) == "eager"
+    (note,) = engines.take_notes()
+    assert "in the nearest, latent_width is 12, 4 below the smallest supported 16" in note
+    assert toy.builds_done == []
     assert [run(engines, WIDE), run(engines, SIZES), run(engines, WIDE)] == ["toy"] * 3
     (spec,) = toy.builds_done
     assert [each.optimum for each in spec.profile.profiles] == [SIZES, WIDE]
@@ -64,17 +74,6 @@ def test_one_engine_serves_its_presets(make: MakeSet, toy: ToyBackend) -> None:
     assert plan.manifest.verdict is not None
     assert plan.manifest.verdict.shapes == (SIZES, WIDE)
     assert run(make(shapes="presets", presets=PRESETS, on_missing="stop"), WIDE) == "toy"
-
-
-def test_what_is_no_preset_runs_eager_with_the_distance_and_builds_nothing(make: MakeSet, toy: ToyBackend) -> None:
-    engines = make(shapes="presets", presets=PRESETS)
-    between = {**SIZES, "latent_width": 12}
-    engines.prepare(between)
-    assert run(engines, between) == "eager"
-    (note,) = engines.take_notes()
-    assert "in the nearest, latent_width is 12, 4 below the smallest supported 16" in note
-    assert toy.builds_done == []
-    run(engines, WIDE)
     with pytest.raises(MissingEngineError, match="in the nearest, latent_width is 12, 4 below the smallest"):
         run(make(on_missing="stop"), between)
 
@@ -82,9 +81,11 @@ def test_what_is_no_preset_runs_eager_with_the_distance_and_builds_nothing(make:
 def test_an_exact_engine_goes_before_presets_and_presets_before_a_range(make: MakeSet) -> None:
     for policy in ({"shapes": "range"}, {"shapes": "presets", "presets": PRESETS}, {"shapes": "exact"}):
         make(**policy).build("core", SIZES, InProcess())
-    assert [len(plan.manifest.spec.profile.profiles) for plan in make().catalog.stored("core")] == [1, 2, 1]
-    assert make().runner("core", SIZES).spec.profile.width == 1
-    assert len(make().runner("core", WIDE).spec.profile.profiles) == 2
+    engines = make()
+    assert [len(plan.manifest.spec.profile.profiles) for plan in engines.catalog.stored("core")] == [1, 2, 1]
+    assert engines.runner("core", SIZES).spec.profile.width == 1
+    assert len(engines.runner("core", WIDE).spec.profile.profiles) == 2
+    assert engines.runner("core", {**SIZES, "frames": 5}).spec.profile.width > 1
 
 
 def test_an_exact_decoder_takes_every_number_of_frames_at_once(make: MakeSet, toy: ToyBackend) -> None:
@@ -96,53 +97,30 @@ def test_an_exact_decoder_takes_every_number_of_frames_at_once(make: MakeSet, to
     assert len(toy.builds_done) == 1
 
 
-def test_the_narrowest_engine_that_fits_is_taken(make: MakeSet) -> None:
-    run(make(shapes="range"))
-    run(make(shapes="exact"), SIZES)  # finds the range engine
-    exact = make(shapes="exact")
-    exact.build("core", SIZES, InProcess())
-    later = make()
-    assert later.runner("core", SIZES).spec.profile.width == 1
-    assert later.runner("core", {**SIZES, "frames": 5}).spec.profile.width > 1
-
-
-def test_eager_by_policy_builds_nothing_and_says_why_at_every_run(make: MakeSet, toy: ToyBackend) -> None:
+def test_eager_by_policy_builds_nothing_and_says_why_at_every_run_and_stop_names_the_node(
+    make: MakeSet, toy: ToyBackend
+) -> None:
     engines = make(on_missing="eager")
     assert [run(engines), run(engines), run(engines, {**SIZES, "frames": 5})] == ["eager"] * 3
     (note,) = engines.take_notes()
+    missing = f"There is no engine for core in {engines.store.root}: build one with the Engine Builder."
     assert note.startswith("core runs in eager PyTorch, which is slower. There is no engine for core in ")
     assert run(engines, {**SIZES, "frames": 6}) == "eager"
     assert engines.take_notes() == [note], "it holds for this run too"
     assert engines.take_notes() == []
-    assert toy.builds_done == []
-    assert not (engines.store.root).exists()
-
-
-def test_stop_by_policy_names_the_component_the_store_and_the_node(make: MakeSet) -> None:
-    engines = make(on_missing="stop")
     with pytest.raises(MissingEngineError) as caught:
-        run(engines)
-    assert str(caught.value) == (
-        f"There is no engine for core in {engines.store.root}: build one with the Engine Builder."
-    )
+        run(make(on_missing="stop"))
+    assert str(caught.value) == missing
+    assert toy.builds_done == []
+    assert not engines.store.root.exists()
 
 
-@pytest.mark.parametrize("on_missing", ["eager", "stop"])
-def test_engines_that_are_there_are_used_whatever_the_policy(make: MakeSet, on_missing: str) -> None:
-    run(make())
-    engines = make(on_missing=on_missing)
-    assert run(engines) == "toy"
-    assert engines.take_notes() == []
-
-
-def test_the_eager_backend_is_no_fallback_and_needs_no_note(make: MakeSet, toy: ToyBackend) -> None:
+def test_eager_that_is_no_fallback_needs_no_note(make: MakeSet, toy: ToyBackend) -> None:
+    """By its name, and for what cannot be compiled, under every policy."""
     run(make())
     engines = make(backend="eager", on_missing="stop")
     assert [run(engines), run(engines, ODD)] == ["eager"] * 2
     assert engines.take_notes() == []
-
-
-def test_what_cannot_be_compiled_runs_eager_under_every_policy(make: MakeSet) -> None:
     engines = make(on_missing="stop")
     assert run(engines, SIZES, "conditioner") == "eager"
     assert engines.take_notes() == []
@@ -150,42 +128,38 @@ def test_what_cannot_be_compiled_runs_eager_under_every_policy(make: MakeSet) ->
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("precision", "int4"), ("shapes", "exactly"), ("on_missing", "ignore"), ("precision", ""), ("shapes", "RANGE")],
+    [
+        *(("precision", value) for value in ("int4", "")),
+        *(("shapes", value) for value in ("exactly", "RANGE")),
+        ("on_missing", "ignore"),
+        ("backend", "tpu"),
+    ],
 )
-def test_an_unknown_policy_is_refused_with_what_is_known(field: str, value: str) -> None:
-    with pytest.raises(InputError, match=rf"policy|precision is one of .*, found '{value}'"):
-        EnginePolicy(**{field: value})
+def test_an_unknown_policy_is_refused_with_what_is_known(make: MakeSet, field: str, value: str) -> None:
+    known = "auto, toy, eager" if field == "backend" else ".*"
+    with pytest.raises(InputError, match=rf"is one of {known}, found '{value}'"):
+        make(**{"on_missing": "stop", field: value}).summary()
 
 
 # Sizes that do not fit.
 
 
-def test_a_side_that_no_engine_takes_runs_eager_with_its_distance(make: MakeSet, toy: ToyBackend) -> None:
-    engines = make()
-    assert run(engines, ODD) == "eager"
-    (note,) = engines.take_notes()
-    assert "latent_width is 7, 1 more than a multiple of 2" in note
-    assert toy.builds_done == []
-
-
-def test_a_side_that_no_engine_takes_stops_by_policy(make: MakeSet) -> None:
-    with pytest.raises(MissingEngineError):
-        run(make(on_missing="stop"), ODD)
-
-
 @pytest.mark.parametrize("on_missing", ["build", "eager", "stop"])
-def test_one_size_that_runs_eager_does_not_take_the_engine_from_others(make: MakeSet, on_missing: str) -> None:
+def test_one_size_that_runs_eager_does_not_take_the_engine_from_others(
+    make: MakeSet, toy: ToyBackend, on_missing: str
+) -> None:
     run(make())
     engines = make(on_missing=on_missing)
-    if on_missing == "stop":
-        with pytest.raises(MissingEngineError):
-            run(engines, ODD)
-    else:
-        assert run(engines, ODD) == "eager"
-    assert run(engines, SIZES) == "toy"
-    if on_missing != "stop":
-        assert run(engines, ODD) == "eager"
-    assert run(engines, SIZES) == "toy"
+    for _ in range(2):
+        if on_missing == "stop":
+            with pytest.raises(MissingEngineError):
+                run(engines, ODD)
+        else:
+            assert run(engines, ODD) == "eager"
+            (note,) = engines.take_notes()
+            assert "latent_width is 7, 1 more than a multiple of 2" in note
+        assert run(engines, SIZES) == "toy"
+    assert len(toy.builds_done) == 1
 
 
 def test_sizes_that_run_eager_share_one_set_of_weights(make: MakeSet) -> None:
@@ -225,7 +199,9 @@ def test_a_size_that_the_network_does_not_take_is_not_built(make: MakeSet, sizes
 # Backends and precision.
 
 
-def test_auto_takes_the_first_backend_that_serves(make: MakeSet, toy: ToyBackend) -> None:
+def test_without_a_backend_it_runs_eager_or_stops_with_the_line_that_installs_one(
+    make: MakeSet, toy: ToyBackend
+) -> None:
     assert run(make(backend="auto")) == "toy"
     toy.available = Availability(False, "The toy is lost.", INSTALL)
     engines = make(backend="auto")
@@ -233,20 +209,11 @@ def test_auto_takes_the_first_backend_that_serves(make: MakeSet, toy: ToyBackend
     (note,) = engines.take_notes()
     assert note.startswith("core runs in eager PyTorch, which is slower. No engine backend serves cpu here")
     assert INSTALL in note
-
-
-@pytest.mark.parametrize("backend", ["auto", "toy"])
-def test_without_a_backend_stop_gives_the_line_that_installs_one(make: MakeSet, toy: ToyBackend, backend: str) -> None:
-    toy.available = Availability(False, "The toy is lost.", INSTALL)
-    engines = make(backend=backend, on_missing="stop")
-    for ask in (lambda: run(engines), engines.summary, lambda: engines.build("core", SIZES, InProcess())):
-        with pytest.raises(BackendUnavailableError, match=INSTALL):
-            ask()
-
-
-def test_an_unknown_backend_is_refused_with_the_known_ones(make: MakeSet) -> None:
-    with pytest.raises(InputError, match="auto, toy, eager, found 'tpu'"):
-        make(backend="tpu", on_missing="stop").summary()
+    for backend in ("auto", "toy"):
+        stopping = make(backend=backend, on_missing="stop")
+        for ask in (run, EngineSet.summary, lambda engines: engines.build("core", SIZES, InProcess())):
+            with pytest.raises(BackendUnavailableError, match=INSTALL):
+                ask(stopping)
 
 
 @pytest.mark.parametrize(
@@ -270,8 +237,8 @@ def test_each_precision_has_its_own_engine(make: MakeSet) -> None:
 def test_runners_can_be_unloaded_and_come_back(make: MakeSet) -> None:
     engines = make(on_missing="eager")
     run(make())
-    run(engines)
-    run(engines, ODD)
+    assert engines.describe("core") == "not run yet, fp32 on cpu"
+    assert [run(engines), run(engines, ODD), run(engines)] == ["toy", "eager", "toy"]
     runners = [engines.runner("core", SIZES), engines.runner("core", ODD)]
     assert [runner.backend for runner in runners] == ["toy", "eager"]
     engines.unload()
@@ -279,48 +246,37 @@ def test_runners_can_be_unloaded_and_come_back(make: MakeSet) -> None:
     assert [run(engines), run(engines, ODD)] == ["toy", "eager"]
 
 
-def test_the_residency_is_asked_with_the_scratch_memory_of_the_size(toy: ToyBackend, tmp_path: Path) -> None:
-    class Watching:
-        def __init__(self) -> None:
-            self.seen: list[tuple[str, int]] = []
+def test_the_residency_is_asked_with_the_scratch_memory_of_the_size(make: MakeSet) -> None:
+    seen: list[tuple[str, int]] = []
 
-        def hold(self, runner: Runner, scratch_bytes: int) -> None:
-            self.seen.append((runner.backend, scratch_bytes))
-            runner.load()
+    class Watching(LoadInPlace):
+        def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
+            seen.append((runner.backend, scratch_bytes))
+            return super().hold(runner, scratch_bytes)
 
         def clear(self) -> None:
-            self.seen.append(("clear", 0))
+            seen.append(("clear", 0))
 
-    memory_manager = Watching()
-    engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(), CPU, memory_manager)
+    engines = make(memory_manager=Watching())
     run(engines)
     run(engines, {**SIZES, "frames": 7})
-    assert memory_manager.seen == [("clear", 0), ("toy", 4000), ("toy", 7000)]
+    assert seen == [("clear", 0), ("toy", 4000), ("toy", 7000)]
 
 
 def test_the_report_of_a_build_names_the_component_and_cancels(toy: ToyBackend, tmp_path: Path) -> None:
-    class StopError(Exception):
-        pass
-
     heard: list[tuple[str, float]] = []
 
     def report(stage: str, done: float) -> None:
         heard.append((stage, done))
         if "check" in stage:
-            raise StopError
+            raise KeyboardInterrupt
 
     engines = EngineSet(ToyModel(), EngineStore(tmp_path), EnginePolicy(), CPU, report=report)
-    with pytest.raises(StopError):
+    with pytest.raises(KeyboardInterrupt):
         run(engines)
     assert all(stage.startswith("core: ") and 0 <= done <= 1 for stage, done in heard)
     assert keys(engines) == []
     assert list((tmp_path / ".staging").iterdir()) == []
-
-
-def test_it_describes_how_a_component_last_ran(make: MakeSet) -> None:
-    engines = make()
-    assert engines.describe("core") == "not run yet, fp32 on cpu"
-    assert [run(engines), run(engines, ODD), run(engines)] == ["toy", "eager", "toy"]
 
 
 def test_the_summary_counts_what_is_there_and_says_what_becomes_of_the_rest(make: MakeSet, toy: ToyBackend) -> None:
@@ -344,3 +300,46 @@ def test_the_summary_counts_what_is_there_and_says_what_becomes_of_the_rest(make
 def test_a_clips_sizes_are_in_latents(guided: bool, batch: int) -> None:
     sizes = clip_sizes(ToyModel(), 512, 320, 24, guided=guided)
     assert sizes == {"batch": batch, "frames": 24, "latent_height": 40, "latent_width": 64, "chunk": 8}
+
+
+@pytest.mark.parametrize(("builds_later", "on_cuda"), [(False, "build"), (True, LATER)])
+def test_it_builds_on_a_gpu_alone_and_later_where_somebody_does(builds_later: bool, on_cuda: str) -> None:
+    expected = {"cuda": on_cuda, "cpu": "eager", "mps": "eager"}
+    for wish in MISS_POLICIES:
+        policy = EnginePolicy(on_missing=wish)
+        found = {name: policy.on_missing_on(torch.device(name), builds_later=builds_later) for name in expected}
+        assert found == (expected if wish == "auto" else dict.fromkeys(expected, wish)), "what was asked for by name"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_on_a_cpu_it_runs_eager_and_says_so_once_on_the_loader(make: MakeSet, toy: ToyBackend, is_there: bool) -> None:
+    """And that a library is missing, there alone."""
+    if not is_there:
+        toy.available = Availability(False, "The toy is lost.", INSTALL)
+    engines = make(on_missing="auto")
+    summary = engines.summary()
+    assert (summary == f"eager, fp32 on cpu\n{messages.NOT_BUILT}") if is_there else (INSTALL in summary)
+    engines.prepare(CHUNKED)
+    assert run(engines) == "eager"
+    assert engines.take_notes() == []
+    assert toy.builds_done == []
+
+
+def test_what_is_there_is_used_and_what_is_expected_is_what_runs(make: MakeSet, toy: ToyBackend) -> None:
+    engines = make(on_missing="auto")
+    assert engines.expected("core", SIZES).name == run(engines) == "eager"
+    assert make().expected("core", SIZES).name == toy.name
+    make().build("core", SIZES, InProcess())
+    engines = make(on_missing="auto")
+    assert engines.summary().splitlines() == ["toy, fp32 on cpu", "engines: 1 of 2", "the rest runs eager"]
+    assert engines.expected("core", SIZES).name == run(engines) == toy.name
+    assert run(engines, CHUNKED, "vae_decoder") == "eager"
+    assert engines.take_notes() == []
+
+
+def test_engines_built_in_one_go_are_one_sentence(make: MakeSet) -> None:
+    engines = make()
+    engines.prepare(CHUNKED)
+    (note,) = engines.take_notes()
+    assert note.startswith("2 engines built in ")
+    assert note.endswith(" s,\nleast cosine 1.00000")

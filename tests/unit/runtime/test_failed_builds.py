@@ -1,4 +1,4 @@
-"""A build that failed is not tried again by whoever comes next: it would take minutes, at every prompt."""
+"""Builds ahead of a clip and ahead of time; and those that failed, which nobody tries again at every prompt."""
 
 from __future__ import annotations
 
@@ -7,32 +7,164 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.common.errors import CheckpointError, EngineError
+from i2v_tensorrt.common.errors import CheckpointError, EngineError, InputError
+from i2v_tensorrt.pipeline.models.registry import FAMILIES
+from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
+from i2v_tensorrt.runtime.prebuild import ALL, Prebuild, component_names, prebuild
 
-from ...helpers.toy_model import SIZES, MakeSet, ToyModel, run
+from ...helpers.stages import quiet
+from ...helpers.toy_host import Room
+from ...helpers.toy_model import BROKE, CHUNKED, ODD, SIZES, MakeSet, ToyModel, breaking, built, mend, run
 from ...helpers.toys import InProcess, ToyBackend, ToySource, toy_network
 
-WORDS = "The toy broke."
-CHUNKED = {**SIZES, "chunk": 2}
+JOB = Prebuild(("core", "vae_decoder"), width=48, height=64, num_frames=4)
+
+
+@pytest.fixture
+def engines(make: MakeSet) -> EngineSet:
+    return make()
+
+
+def test_every_component_is_built_for_the_size_and_told_in_a_line(engines: EngineSet, toy: ToyBackend) -> None:
+    heard: list[tuple[str, float]] = []
+    lines = prebuild(engines, JOB, lambda stage, done: heard.append((stage, done)))
+    fractions = [done for _, done in heard]
+    assert fractions == sorted(fractions), "of the whole job"
+    assert heard[-1] == ("done", 1.0)
+    for stage, done in heard[:-1]:
+        assert (done <= 0.5) if stage.startswith("core: ") else (done >= 0.5 and stage.startswith("vae_decoder: "))
+    assert [line.split(":")[0] for line in lines] == ["core", "vae_decoder"]
+    assert all("built in " in line and " s by toy for x86_64, fp32, " in line for line in lines)
+    assert all(line.endswith("cosine 1.0000000, 200 dB") for line in lines), "the toy is the reference itself"
+    denoiser, decoder = (spec.profile.optimum for spec in toy.builds_done)
+    assert denoiser == {"batch": 2, "frames": 4, "latent_height": 8, "latent_width": 6}
+    assert decoder == {"chunk": 4, "frames": 4, "latent_height": 8, "latent_width": 6}
+
+
+def test_under_a_policy_of_presets_those_are_built(make: MakeSet, toy: ToyBackend) -> None:
+    prebuild(make(shapes="presets", presets=(ClipSize(64, 64, 4), ClipSize(64, 128, 4))), JOB, quiet)
+    sides = [
+        [(p.optimum["latent_height"], p.optimum["latent_width"]) for p in s.profile.profiles] for s in toy.builds_done
+    ]
+    assert sides == [[(8, 8), (16, 8)]] * 2
+
+
+def test_what_is_there_is_not_built_again_unless_forced(engines: EngineSet, toy: ToyBackend) -> None:
+    prebuild(engines, JOB, quiet)
+    assert all(": already there by toy" in line for line in prebuild(engines, JOB, quiet))
+    assert len(toy.builds_done) == 2
+    forced = Prebuild(JOB.components, JOB.width, JOB.height, JOB.num_frames, force=True)
+    assert all(": built in " in line for line in prebuild(engines, forced, quiet))
+    assert len(toy.builds_done) == 4
+
+
+def test_one_that_cannot_be_built_ends_the_job_and_the_others_stay(engines: EngineSet, toy: ToyBackend) -> None:
+    def fail_second(folder: Path) -> None:
+        if toy.builds_done:
+            raise EngineError(BROKE)
+
+    toy.while_building = fail_second
+    with pytest.raises(EngineError, match=BROKE):
+        prebuild(engines, JOB, quiet)
+    assert [plan.manifest.spec.network.component for plan in engines.store.plans()] == ["core"]
+
+
+def test_an_engine_that_was_not_run_here_is_said_to_be_unverified(engines: EngineSet, toy: ToyBackend) -> None:
+    job = Prebuild(("core",), 64, 64, 4)
+    prebuild(engines, job, quiet)
+    (plan,) = engines.store.plans()
+    engines.store.set_verdict(plan, None)  # type: ignore[arg-type]
+    (line,) = prebuild(engines, job, quiet)
+    assert line.endswith("unverified here")
+
+
+def test_the_components_are_those_of_all_families_once() -> None:
+    names = component_names()
+    assert len(set(names)) == len(names)
+    assert ALL not in names
+    assert all(set(family.engine_components) <= set(names) for family in FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        *(
+            (
+                Prebuild(("core", component), 48, 64, 4),
+                rf"^The networks to compile are core, vae_decoder, found '{component}'\.$",
+            )
+            for component in ("flux", "conditioner", ALL)
+        ),
+        (Prebuild(("core",), 64, 64, 40), "frames is 40, 24 above the largest supported 16"),
+    ],
+)
+def test_what_the_model_does_not_compile_is_refused_before_anything_is_built(
+    engines: EngineSet, toy: ToyBackend, job: Prebuild, told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        prebuild(engines, job, quiet)
+    assert toy.builds_done == []
+
+
+def test_preparing_builds_all_that_a_clip_lacks_and_nothing_else(make: MakeSet, toy: ToyBackend) -> None:
+    engines = make()
+    for _ in range(2):
+        engines.prepare(CHUNKED)
+        assert built(toy) == ["core", "vae_decoder"]
+    assert run(engines) == "toy"
+    assert len(toy.builds_done) == 2
+
+
+@pytest.mark.parametrize("policy", [{"on_missing": "eager"}, {"on_missing": "stop"}, {"backend": "eager"}])
+def test_preparing_builds_nothing_where_that_is_not_the_policy(
+    make: MakeSet, toy: ToyBackend, policy: dict[str, str]
+) -> None:
+    engines = make(**policy)
+    engines.prepare(CHUNKED)
+    assert toy.builds_done == []
+    assert engines.take_notes() == []
+
+
+@pytest.mark.parametrize(("words", "kind"), [(BROKE, EngineError), ("The file has gone.", CheckpointError)])
+def test_preparing_leaves_what_fails_for_whoever_runs_the_component(
+    make: MakeSet, toy: ToyBackend, words: str, kind: type[Exception]
+) -> None:
+    """Such as a LoRA that has gone since."""
+    breaking(toy, words, kind)
+    engines = make()
+    engines.prepare(CHUNKED)
+    assert engines.take_notes() == []
+    if kind is EngineError:
+        assert run(engines) == "eager"
+        assert engines.take_notes() == [f"core runs in eager PyTorch, which is slower. {words}"]
+
+
+def test_what_cannot_be_built_makes_nobody_leave_the_device(make: MakeSet, toy: ToyBackend) -> None:
+    """Room is made once for builds that fail, and not at all for sizes that no engine can serve."""
+    device = Room()
+    engines = make(memory_manager=device)
+    engines.prepare({**ODD, "chunk": 10_000})
+    assert device.cleared == 0
+    breaking(toy)
+    for _ in range(3):
+        engines.prepare(CHUNKED)
+    assert device.cleared == 1
+
+
+@pytest.mark.parametrize("on_missing", ["eager", "build"])
+def test_room_is_made_only_where_a_build_follows(make: MakeSet, toy: ToyBackend, on_missing: str) -> None:
+    device = Room()
+    engines = make(memory_manager=device, on_missing=on_missing)
+    run(engines, ODD)
+    run(engines)
+    assert device.cleared == len(toy.builds_done) == (on_missing == "build")
 
 
 @pytest.fixture
 def tries(toy: ToyBackend) -> list[Path]:
     """Where builds were begun; each fails."""
-    return failing(toy, WORDS)
-
-
-def failing(toy: ToyBackend, words: str) -> list[Path]:
-    found: list[Path] = []
-
-    def fail(folder: Path) -> None:
-        found.append(folder)
-        raise EngineError(words)
-
-    toy.while_building = fail
-    return found
+    return breaking(toy)
 
 
 def test_another_set_does_not_try_again_and_says_why(make: MakeSet, tries: list[Path]) -> None:
@@ -42,24 +174,18 @@ def test_another_set_does_not_try_again_and_says_why(make: MakeSet, tries: list[
     assert len(tries) == 1
     (note,) = engines.take_notes()
     assert note == (
-        f"core runs in eager PyTorch, which is slower. {WORDS} "
+        f"core runs in eager PyTorch, which is slower. {BROKE} "
         "It failed before, and is tried again after a restart or by an Engine Builder."
     )
 
 
 def test_nobody_leaves_the_device_for_a_build_that_is_not_tried(make: MakeSet, tries: list[Path]) -> None:
-    class Counting(LoadInPlace):
-        cleared = 0
-
-        def clear(self) -> None:
-            self.cleared += 1
-
     make().prepare(CHUNKED)
-    memory_manager, first = Counting(), make()
-    engines = EngineSet(first.model, first.store, first.policy, first.device, memory_manager)
+    device = Room()
+    engines = make(memory_manager=device)
     engines.prepare(CHUNKED)
-    assert [run(engines), run(engines, {**SIZES, "chunk": 2}, "vae_decoder")] == ["eager", "eager"]
-    assert (memory_manager.cleared, len(tries)) == (0, 2)
+    assert [run(engines), run(engines, CHUNKED, "vae_decoder")] == ["eager", "eager"]
+    assert (device.cleared, len(tries)) == (0, 2)
 
 
 def other_size(make: MakeSet, toy: ToyBackend) -> EngineSet:
@@ -101,12 +227,12 @@ def test_another_engine_is_tried(
 
 def test_the_engine_builder_tries_again(make: MakeSet, toy: ToyBackend, tries: list[Path]) -> None:
     run(make())
-    with pytest.raises(EngineError, match=WORDS):
+    with pytest.raises(EngineError, match=BROKE):
         make().build("core", SIZES, InProcess())
     assert len(tries) == 2
     run(make())
     assert len(tries) == 2
-    toy.while_building = lambda folder: None
+    mend(toy)
     make().build("core", SIZES, InProcess())
     engines = make()
     assert run(engines) == "toy"
@@ -124,7 +250,7 @@ def test_the_engine_builder_tries_again(make: MakeSet, toy: ToyBackend, tries: l
     ],
 )
 def test_what_had_too_little_memory_is_tried_again(make: MakeSet, toy: ToyBackend, words: str) -> None:
-    tries = failing(toy, words)
+    tries = breaking(toy, words)
     for _ in range(2):
         engines = make()
         assert [run(engines), run(engines)] == ["eager", "eager"]
@@ -132,13 +258,10 @@ def test_what_had_too_little_memory_is_tried_again(make: MakeSet, toy: ToyBacken
 
 
 def test_what_was_cancelled_is_tried_again(make: MakeSet, toy: ToyBackend) -> None:
-    def stop(folder: Path) -> None:
-        raise KeyboardInterrupt
-
-    toy.while_building = stop
+    breaking(toy, kind=KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         run(make())
-    toy.while_building = lambda folder: None
+    mend(toy)
     assert run(make()) == "toy"
 
 
@@ -152,44 +275,19 @@ class HugeDenoiser(ToyModel):
         return ToySource(size_bytes=1 << 60 if component == "core" else 0)
 
 
-class Room(LoadInPlace):
-    """A device with so much room; None where nobody knows."""
-
-    def __init__(self, room: int | None) -> None:
-        self._room = room
-
-    def room_bytes(self) -> int | None:
-        return self._room
-
-
-@pytest.mark.parametrize(("room", "built"), [(1 << 40, []), (1 << 61, ["vae_decoder"]), (None, ["vae_decoder"])])
+@pytest.mark.parametrize(("room", "found"), [(1 << 40, []), (1 << 61, ["vae_decoder"]), (None, ["vae_decoder"])])
 def test_nothing_is_built_where_the_core_can_neither_be_built_nor_run(
-    make: MakeSet, toy: ToyBackend, room: int | None, built: list[str]
+    make: MakeSet, toy: ToyBackend, room: int | None, found: list[str]
 ) -> None:
-    first = make(HugeDenoiser())
-    engines = EngineSet(first.model, first.store, first.policy, first.device, Room(room))
+    engines = make(HugeDenoiser(), Room(room))
     engines.prepare(CHUNKED)
-    assert [spec.network.component for spec in toy.builds_done] == built
+    assert built(toy) == found
     assert run(engines) == "eager"
     (note,) = (note for note in engines.take_notes() if "core" in note)
     assert note.startswith("core runs in eager PyTorch, which is slower. Building core needs about ")
 
 
 def test_the_others_are_built_beside_a_core_that_is_there(make: MakeSet, toy: ToyBackend) -> None:
-    first = make()
-    first.build("core", SIZES, InProcess())
-    engines = EngineSet(HugeDenoiser(), first.store, first.policy, first.device, Room(0))
-    engines.prepare(CHUNKED)
-    assert [spec.network.component for spec in toy.builds_done] == ["core", "vae_decoder"]
-
-
-def test_preparing_tells_nothing_of_what_it_could_not_build(make: MakeSet, toy: ToyBackend) -> None:
-    """Such as a LoRA that has gone since: whoever runs the component says so."""
-
-    def fail(folder: Path) -> None:
-        raise CheckpointError("The file has gone.")
-
-    toy.while_building = fail
-    engines = make()
-    engines.prepare(CHUNKED)
-    assert engines.take_notes() == []
+    make().build("core", SIZES, InProcess())
+    make(HugeDenoiser(), Room(0)).prepare(CHUNKED)
+    assert built(toy) == ["core", "vae_decoder"]

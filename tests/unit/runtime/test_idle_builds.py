@@ -25,59 +25,57 @@ from i2v_tensorrt.runtime.engines.policy import LATER
 from i2v_tensorrt.runtime.tools import doctor
 from i2v_tensorrt.runtime.tools.doctor import diagnose
 
-from ...helpers.toy_host import PATIENCE_S, AsOnAGpu, Room, ToyHost, let_build, wait_for
-from ...helpers.toy_model import ODD, SIZES, MakeSet, ToyModel, keys, run
+from ...helpers.interrupts import PATIENCE_S, wait_for
+from ...helpers.toy_host import AsOnAGpu, Idle, Room, ToyHost
+from ...helpers.toy_model import BROKE, CHUNKED, ODD, SIZES, MakeSet, ToyModel, breaking, built, keys, mend, run
 from ...helpers.toys import CPU, InProcess, ToyBackend, names
 
-CHUNKED = {**SIZES, "chunk": 2}
+BOTH = ["core", "vae_decoder"]
+SHORT = "Building core needs about 9.0 GiB of GPU memory, found 1.0 GiB free: close other programs."
 
 
-def test_a_clip_runs_eager_now_and_is_told_why(later: MakeSet, toy: ToyBackend) -> None:
-    engines = later()
+def test_a_clip_runs_eager_now_and_is_told_why(idle: Idle) -> None:
+    engines = idle.engines()
     assert engines.on_missing == LATER
-    assert engines.expected("core", SIZES).name == run(engines) == "eager"
-    assert engines.take_notes() == [messages.LATER]
-    assert run(engines) == "eager"
-    assert engines.take_notes() == [messages.LATER], "at every clip"
-    assert toy.builds_done == []
+    assert engines.expected("core", SIZES).name == "eager"
+    for _ in range(2):
+        assert run(engines) == "eager"
+        assert engines.take_notes() == [messages.LATER], "at every clip"
+    assert idle.toy.builds_done == []
 
 
-def test_an_engine_is_wanted_once_whoever_lacks_it(later: MakeSet, builds: IdleBuilds) -> None:
-    for engines in (later(), later()):
+def test_an_engine_is_wanted_once_whoever_lacks_it(idle: Idle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "BACKENDS", registry.BACKENDS)
+    assert "engines" not in [row[0] for row in diagnose(CPU, idle.builds.line).table.rows]
+    for engines in (idle.engines(), idle.engines()):
         engines.prepare(CHUNKED)
         run(engines)
         run(engines, CHUNKED, "vae_decoder")
-    assert builds.line == "2 engines to build: waiting for the queue to be empty"
+    assert idle.builds.line == "2 engines to build: waiting for the queue to be empty"
+    assert ("engines", "", idle.builds.line) in diagnose(CPU, idle.builds.line).table.rows, "the doctor tells it"
 
 
-def test_what_is_built_meanwhile_serves_the_very_next_call(
-    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost
-) -> None:
-    engines = later()
+def test_what_is_built_meanwhile_serves_the_very_next_call(idle: Idle) -> None:
+    engines = idle.engines()
     engines.prepare(CHUNKED)
     assert run(engines) == "eager"
-    let_build(host, builds)
-    assert sorted(spec.network.component for spec in toy.builds_done) == ["core", "vae_decoder"]
-    assert len(host.freed) == 1
+    idle.build()
+    assert built(idle.toy) == BOTH
+    assert len(idle.host.freed) == 1
     engines.take_notes()
     assert [run(engines), run(engines, CHUNKED, "vae_decoder")] == ["toy", "toy"]
     assert engines.take_notes() == []
     assert engines.summary().splitlines() == ["toy, fp32 on cpu", "engines: 2 of 2"]
 
 
-def test_nothing_is_built_before_the_host_was_calm(later: MakeSet, toy: ToyBackend, host: ToyHost) -> None:
-    run(later())
-    asked = host.asked
-    wait_for(lambda: host.asked > asked + 3)
-    assert toy.builds_done == []
-
-
-def test_the_loader_says_that_the_rest_is_built_later(later: MakeSet) -> None:
-    assert later().summary().splitlines() == [
-        "toy, fp32 on cpu",
-        "engines: 0 of 2",
-        "the rest is built when the queue is empty",
-    ]
+def test_nothing_is_built_before_the_host_was_calm_and_the_loader_says_so(idle: Idle) -> None:
+    engines = idle.engines()
+    run(engines)
+    asked = idle.host.asked
+    wait_for(lambda: idle.host.asked > asked + 3)
+    assert idle.toy.builds_done == []
+    told = ["toy, fp32 on cpu", "engines: 0 of 2", "the rest is built when the queue is empty"]
+    assert engines.summary().splitlines() == told
 
 
 class Slow(InProcess):
@@ -95,37 +93,36 @@ class Slow(InProcess):
 
 
 @pytest.fixture
-def slow(toy: ToyBackend, monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
+def slow(idle: Idle, monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
     monkeypatch.setattr(parallel_builds, "BuildProcess", Slow)
     Slow.begun.clear()
     Slow.allowed.clear()
     return Slow
 
 
-def test_a_prompt_cancels_the_build_which_is_gone_on_with_later(
-    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost, slow: type[Slow]
-) -> None:
-    engines = later()
+def test_a_prompt_cancels_the_build_which_is_gone_on_with_later(idle: Idle, slow: type[Slow]) -> None:
+    engines = idle.engines()
     run(engines)
-    host.idle = True
+    idle.host.idle = True
     wait_for(slow.begun.is_set)
     staging = engines.store.root / ".staging"
-    wait_for(lambda: builds.line == "1 engine to build: compile 30%")
+    wait_for(lambda: idle.builds.line == "1 engine to build: compile 30%")
     assert names(staging) != []
-    host.idle = False
+    idle.host.idle = False
     wait_for(lambda: names(staging) == [])
-    wait_for(lambda: builds.line == "1 engine to build: waiting for the queue to be empty")
+    wait_for(lambda: idle.builds.line == "1 engine to build: waiting for the queue to be empty")
     assert keys(engines) == []
     assert run(engines) == "eager"
     slow.allowed.set()
-    let_build(host, builds)
+    idle.build()
     assert run(engines) == "toy"
-    assert len(toy.builds_done) == 1
+    assert len(idle.toy.builds_done) == 1
 
 
 def test_the_child_of_a_cancelled_build_is_ended(
-    tiny_folder: Path, tmp_path: Path, builds: IdleBuilds, host: ToyHost, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With the backends that there are, in the toy's place."""
     children: list[Any] = []
 
     class Watched(BuildProcess):
@@ -134,8 +131,9 @@ def test_the_child_of_a_cancelled_build_is_ended(
             return children[-1]
 
     monkeypatch.setattr(parallel_builds, "BuildProcess", Watched)
-    policy = AsOnAGpu(backend="onnxruntime", shapes="exact", on_missing="auto", precision="fp32")
-    engines = EngineSet(open_model(tiny_folder), EngineStore(tmp_path), policy, CPU, later=builds)
+    host = ToyHost()
+    idle = Idle(host, IdleBuilds(host, 0.05), ToyBackend(), tmp_path)
+    engines = idle.engines(open_model(tiny_folder), backend="onnxruntime", shapes="exact")
     assert engines.runner("text_encoder", {"batch": 2}).backend == "eager"
     host.idle = True
     wait_for(lambda: children)
@@ -143,7 +141,7 @@ def test_the_child_of_a_cancelled_build_is_ended(
     wait_for(lambda: not children[0].is_alive)
     wait_for(lambda: names(tmp_path / ".staging") == [])
     assert keys(engines) == []
-    let_build(host, builds)
+    idle.build()
     assert engines.runner("text_encoder", {"batch": 2}).backend == "onnxruntime"
 
 
@@ -169,186 +167,173 @@ def test_a_server_that_ends_waits_for_no_build() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE_S / 2)
 
 
-def test_a_build_that_fails_is_not_tried_again_and_the_next_one_is_built(
-    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost
-) -> None:
-    tries: list[Path] = []
-
-    def fail(folder: Path) -> None:
-        tries.append(folder)
-        raise EngineError("The toy broke.")
-
-    toy.while_building = fail
-    engines = later()
+@pytest.mark.parametrize("words", [BROKE, SHORT], ids=["broken", "short of memory on an empty device"])
+def test_a_build_that_fails_is_not_tried_again_and_the_next_one_is_built(idle: Idle, words: str) -> None:
+    tries = breaking(idle.toy, words)
+    engines = idle.engines()
     run(engines)
-    let_build(host, builds)
-    toy.while_building = lambda folder: None
+    idle.build()
+    assert (len(idle.host.freed), len(tries)) == (1, 1)
+    mend(idle.toy)
     engines.take_notes()
-    for again in (engines, later()):
+    for again in (engines, idle.engines()):
         assert run(again) == "eager"
         (note,) = again.take_notes()
-        assert note.startswith("core runs in eager PyTorch, which is slower. The toy broke. It failed before")
-    assert builds.line == ""
+        assert note.startswith(f"core runs in eager PyTorch, which is slower. {words} It failed before")
+    assert idle.builds.line == ""
     assert run(engines, CHUNKED, "vae_decoder") == "eager"
-    let_build(host, builds)
+    idle.build()
     assert run(engines, CHUNKED, "vae_decoder") == "toy"
     assert len(tries) == 1
 
 
-def test_a_fault_of_ours_in_one_build_takes_no_other_along(
-    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost
-) -> None:
+def test_memory_that_a_prompt_has_taken_is_no_failure_of_the_build(idle: Idle) -> None:
+    asked: list[int] = []
+
     def fail(folder: Path) -> None:
-        if not toy.builds_done:
-            toy.builds_done.append(None)  # type: ignore[arg-type]
+        idle.host.idle = False
+        asked.append(idle.host.asked)
+        raise EngineError(SHORT)
+
+    idle.toy.while_building = fail
+    engines = idle.engines()
+    run(engines)
+    idle.host.idle = True
+    # The report asks once more, and so does the build that failed; whoever asks then waits for calm.
+    wait_for(lambda: bool(asked) and idle.host.asked > asked[0] + 2)
+    wait_for(lambda: idle.builds.line == "1 engine to build: waiting for the queue to be empty")
+    assert idle.builds.generation == 0
+    mend(idle.toy)
+    idle.build()
+    assert run(engines) == "toy"
+
+
+def test_a_fault_of_ours_in_one_build_takes_no_other_along(idle: Idle) -> None:
+    def fail(folder: Path) -> None:
+        if not idle.toy.builds_done:
+            idle.toy.builds_done.append(None)  # type: ignore[arg-type]
             raise ZeroDivisionError("a fault")
 
-    toy.while_building = fail
-    engines = later()
+    idle.toy.while_building = fail
+    engines = idle.engines()
     engines.prepare(CHUNKED)
-    let_build(host, builds)
-    toy.while_building = lambda folder: None
+    idle.build()
+    mend(idle.toy)
     assert sorted([run(engines), run(engines, CHUNKED, "vae_decoder")]) == ["eager", "toy"]
-    assert builds.line == "", "a fault comes again"
+    assert idle.builds.line == "", "a fault comes again"
 
 
 def test_a_host_that_fails_ends_neither_the_thread_nor_what_comes_later(
-    later: MakeSet, builds: IdleBuilds, host: ToyHost, monkeypatch: pytest.MonkeyPatch
+    idle: Idle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(needed_bytes: int) -> None:
         raise RuntimeError("CUDA error")
 
-    engines = later()
+    engines = idle.engines()
     with monkeypatch.context() as patch:
-        patch.setattr(host, "free_device", fail)
+        patch.setattr(idle.host, "free_device", fail)
         run(engines)
-        let_build(host, builds)
-    run(later())
-    let_build(host, builds)
+        idle.build()
+    run(idle.engines())
+    idle.build()
     assert run(engines) == "toy"
 
 
-def test_several_are_built_at_a_time(later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost) -> None:
+def test_several_are_built_at_a_time(idle: Idle) -> None:
     both = threading.Barrier(2, timeout=PATIENCE_S)
-    toy.while_building = lambda folder: (both.wait(), None)[1]
-    engines = later()
+    idle.toy.while_building = lambda folder: (both.wait(), None)[1]
+    engines = idle.engines()
     engines.prepare(CHUNKED)
-    let_build(host, builds)
-    assert builds.generation == len(toy.builds_done) == 2
+    idle.build()
+    assert idle.builds.generation == len(idle.toy.builds_done) == 2
 
 
-def test_eager_that_does_not_fit_is_built_at_once(later: MakeSet, toy: ToyBackend, builds: IdleBuilds) -> None:
+def test_eager_that_does_not_fit_is_built_at_once(idle: Idle) -> None:
     room = Room(1000 * SIZES["frames"] - 1)
-    engines = later(room)
+    engines = idle.engines(memory_manager=room)
     assert engines.expected("core", SIZES).name == "toy"
     engines.prepare(CHUNKED)
     assert room.cleared == 1
-    assert sorted(spec.network.component for spec in toy.builds_done) == ["core", "vae_decoder"]
-    assert (run(engines), builds.line) == ("toy", "")
-    assert run(later(Room(1000 * SIZES["frames"])), ODD) == "eager"
+    assert built(idle.toy) == BOTH
+    assert (run(engines), idle.builds.line) == ("toy", "")
+    assert run(idle.engines(memory_manager=Room(1000 * SIZES["frames"])), ODD) == "eager"
 
 
 @pytest.mark.parametrize(("saved_s", "pays"), [(299.0, False), (301.0, True)])
-def test_an_engine_is_built_at_once_where_clips_save_more_than_it_takes(
-    later: MakeSet, toy: ToyBackend, saved_s: float, pays: bool
-) -> None:
-    engines = later()
+def test_an_engine_is_built_at_once_where_clips_save_more_than_it_takes(idle: Idle, saved_s: float, pays: bool) -> None:
+    engines = idle.engines()
     run(engines)
     assert engines.hasten("core", SIZES, saved_s) is pays, "a build is taken to need 300 s"
     assert run(engines) == ("toy" if pays else "eager")
-    assert len(toy.builds_done) == pays
+    assert len(idle.toy.builds_done) == pays
     assert not engines.hasten("core", SIZES, saved_s), "it is there, or still not worth it"
 
 
-def test_no_clip_is_held_up_by_a_build_while_building_is_switched_off(
-    later: MakeSet, toy: ToyBackend, host: ToyHost
-) -> None:
-    host.on = False
-    engines = later()
-    run(engines)
-    assert not engines.hasten("core", SIZES, 1e9)
-    assert (run(engines), toy.builds_done) == ("eager", [])
-
-
-def test_a_decoder_that_fits_by_single_frames_holds_up_no_clip(later: MakeSet, toy: ToyBackend) -> None:
+def test_a_decoder_that_fits_by_single_frames_holds_up_no_clip(idle: Idle) -> None:
     class ByChunk(ToyModel):
         def scratch_bytes(
             self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager"
         ) -> int:
             return 1000 * sizes["chunk"] if component == "vae_decoder" else 0
 
-    made = later(Room(1000))
-    engines = EngineSet(ByChunk(), made.store, made.policy, CPU, made.memory_manager, later=made.later)  # pyright: ignore[reportArgumentType]
+    engines = idle.engines(ByChunk(), Room(1000))
     engines.prepare(CHUNKED)
-    assert toy.builds_done == []
+    assert idle.toy.builds_done == []
     assert run(engines, {**CHUNKED, "chunk": 1}, "vae_decoder") == "eager"
 
 
-def test_what_a_build_took_before_is_what_it_is_taken_to_need(later: MakeSet, make: MakeSet) -> None:
+def test_what_a_build_took_before_is_what_it_is_taken_to_need(idle: Idle, make: MakeSet) -> None:
     make(shapes="exact", precision="fp32").build("core", SIZES, InProcess())
     wider = {**SIZES, "latent_width": 8}
-    engines = later()
+    engines = idle.engines()
     run(engines, wider)
     assert engines.hasten("core", wider, 200.0), "the toy took far less"
     assert run(engines, wider) == "toy"
 
 
-def test_other_policies_hasten_nothing(make: MakeSet) -> None:
+def test_clips_that_wait_are_those_behind_this_one_and_no_other_policy_heeds_them(idle: Idle, make: MakeSet) -> None:
+    for idle.host.prompts, behind in ((4, 3), (0, 0)):
+        assert idle.engines().waiting_clips == behind
     engines = make(on_missing="eager")
     run(engines)
     assert not engines.hasten("core", SIZES, 1e9)
     assert engines.waiting_clips == 0
 
 
-def test_clips_behind_this_one_are_those_that_wait(later: MakeSet, host: ToyHost) -> None:
-    host.prompts = 4
-    assert later().waiting_clips == 3
-    host.prompts = 0
-    assert later().waiting_clips == 0
-
-
-def test_without_anybody_who_builds_later_auto_builds_at_once(toy: ToyBackend, tmp_path: Path) -> None:
+def test_without_anybody_who_builds_later_auto_builds_at_once(idle: Idle, tmp_path: Path) -> None:
     policy = AsOnAGpu(on_missing="auto")
     engines = EngineSet(ToyModel(), EngineStore(tmp_path), policy, CPU)  # pyright: ignore[reportArgumentType]
     assert engines.on_missing == "build"
     assert run(engines) == "toy"
 
 
-def test_the_doctor_tells_what_is_built_and_what_waits(
-    later: MakeSet, builds: IdleBuilds, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor, "BACKENDS", registry.BACKENDS)
-    assert "engines" not in [row[0] for row in diagnose(CPU, builds.line).table.rows]
-    later().prepare(CHUNKED)
-    rows = diagnose(CPU, builds.line).table.rows
-    assert ("engines", "", "2 engines to build: waiting for the queue to be empty") in rows
-
-
-def test_nothing_is_promised_while_building_is_switched_off(
-    later: MakeSet, toy: ToyBackend, builds: IdleBuilds, host: ToyHost
-) -> None:
-    host.on, host.idle = False, True
-    engines = later()
+def test_nothing_is_promised_while_building_is_switched_off(idle: Idle) -> None:
+    idle.host.on, idle.host.idle = False, True
+    engines = idle.engines()
     assert engines.summary().splitlines()[-1] == "the rest runs eager"
     assert run(engines) == "eager"
     assert engines.take_notes() == [messages.SWITCHED_OFF]
-    assert builds.line == "1 engine to build: switched off in the settings"
-    host.on = True
-    wait_for(lambda: builds.line == "")
+    assert not engines.hasten("core", SIZES, 1e9), "nor is a clip held up"
+    assert (run(engines), idle.toy.builds_done) == ("eager", [])
+    assert idle.builds.line == "1 engine to build: switched off in the settings"
+    idle.host.on = True
+    wait_for(lambda: idle.builds.line == "")
     assert run(engines) == "toy"
 
 
-def test_an_engine_that_takes_pictures_is_not_promised(later: MakeSet, builds: IdleBuilds) -> None:
-    engines = later(precision="int8")
-    assert engines.runner("core", SIZES).backend == "eager"
+@pytest.mark.parametrize(
+    ("policy", "sizes", "told"),
+    [
+        ({"precision": "int8"}, SIZES, "There is no int8 engine for core, and its scales are taken from pictures"),
+        ({}, ODD, "core runs in eager PyTorch, which is slower. No engine can serve this size"),
+    ],
+    ids=["int8", "a size that no preset serves"],
+)
+def test_what_cannot_be_built_later_is_not_promised(
+    idle: Idle, policy: dict[str, str], sizes: dict[str, int], told: str
+) -> None:
+    engines = idle.engines(**policy)
+    assert engines.runner("core", sizes).backend == "eager"
     (note,) = engines.take_notes()
-    assert "There is no int8 engine for core, and its scales are taken from pictures" in note
-    assert builds.line == ""
-
-
-def test_a_size_that_no_preset_serves_is_not_promised(later: MakeSet, builds: IdleBuilds) -> None:
-    engines = later()
-    assert run(engines, ODD) == "eager"
-    (note,) = engines.take_notes()
-    assert note.startswith("core runs in eager PyTorch, which is slower. No engine can serve this size")
-    assert builds.line == ""
+    assert told in note
+    assert idle.builds.line == ""

@@ -2,6 +2,7 @@
 
 import gc
 import json
+from collections.abc import Callable
 from typing import Any
 from weakref import ref
 
@@ -10,6 +11,7 @@ import torch
 
 from i2v_tensorrt.common.errors import EngineError, InputError
 from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec
+from i2v_tensorrt.engine_builder.backends.base import no_collection
 from i2v_tensorrt.engine_builder.graph.onnx_export import dynamic_shapes, example_inputs
 from i2v_tensorrt.runtime.external.network_call import (
     Call,
@@ -63,18 +65,18 @@ def called(call: Call) -> WrappedNetwork:
     return WrappedNetwork(Network(), "_forward", call.tree, lambda: {"options": {}})
 
 
-def test_the_call_made_again_gives_the_same() -> None:
+def test_the_call_made_again_gives_the_same_by_place_and_by_name() -> None:
     args, kwargs = arguments()
     call = read()
+    told = [{"tensor": "references_0"}, {"tensor": "references_1"}]
+    assert json.loads(call.tree)["references"] == {"list": told}, "where tensors go"
     assert sorted(call.tensors) == ["references_0", "references_1", "t", "x", "y_shift"]
     assert torch.equal(called(call)(**call.tensors), Network()._forward(*args, **kwargs))
-
-
-def test_a_call_by_place_is_the_call_by_name() -> None:
-    (x, t), kwargs = arguments()
+    x, t = args
     by_name = calling(**{**kwargs, "t": t, "x": x})
-    assert by_name.tree == read().tree
+    assert by_name.tree == call.tree
     assert by_name.latents is x
+    assert read(references=[torch.zeros(3), torch.zeros(2)]).tree == call.tree, "a tensor's values do not count"
 
 
 @pytest.mark.parametrize(
@@ -84,29 +86,25 @@ def test_what_is_no_tensor_tells_calls_apart(changes: dict[str, Any]) -> None:
     assert read(**changes).tree != read().tree
 
 
-def test_values_of_tensors_do_not() -> None:
-    assert read(references=[torch.zeros(3), torch.zeros(2)]).tree == read().tree
-
-
 @pytest.mark.parametrize("value", [object(), {1: 2}, float("nan"), torch.float32, {"a b": 1}, lambda: None])
 def test_what_an_engine_cannot_take_is_named(value: object) -> None:
     with pytest.raises(InputError, match="^The argument extra is a "):
         read(extra=value)
 
 
-def test_two_tensors_of_one_name_are_refused() -> None:
-    with pytest.raises(InputError, match="references_0"):
-        read(references_0=torch.ones(1))
-
-
-def test_a_call_without_tensors_is_refused() -> None:
-    with pytest.raises(InputError, match="Expected a tensor"):
-        read_call(named_arguments(lambda a: a, (1,), {}))
-
-
-def test_arguments_in_excess_are_refused() -> None:
-    with pytest.raises(InputError, match="found 2 more"):
-        named_arguments(lambda a, *more: a, (1, 2, 3), {})
+@pytest.mark.parametrize(
+    ("ask", "kind", "told"),
+    [
+        (lambda: read(references_0=torch.ones(1)), InputError, "references_0"),
+        (lambda: read_call(named_arguments(lambda a: a, (1,), {})), InputError, "Expected a tensor"),
+        (lambda: named_arguments(lambda a, *more: a, (1, 2, 3), {}), InputError, "found 2 more"),
+        (lambda: single_output((torch.zeros(1), torch.zeros(1))), EngineError, "gives a tuple"),
+    ],
+    ids=["two tensors of one name", "no tensor", "arguments in excess", "two results"],
+)
+def test_a_call_that_no_engine_serves_is_refused(ask: Callable[[], object], kind: type[Exception], told: str) -> None:
+    with pytest.raises(kind, match=told):
+        ask()
 
 
 def test_dimensions_of_the_latents_are_named_wherever_they_come_back() -> None:
@@ -145,9 +143,6 @@ def test_a_size_between_the_steps_is_kept_as_it_is() -> None:
 )
 def test_the_precision_is_the_latents_own(dtype: torch.dtype, name: str) -> None:
     assert Call("{}", {"x": torch.zeros(1, dtype=dtype)}).precision == name
-
-
-def test_a_precision_without_engines_is_refused() -> None:
     with pytest.raises(InputError, match="found torch.float64"):
         _ = Call("{}", {"x": torch.zeros(1, dtype=torch.float64)}).precision
 
@@ -161,31 +156,14 @@ def test_it_exports_with_the_names_of_its_tensors_and_a_range() -> None:
     assert torch.equal(program.module()(**small.tensors), called(small)(**small.tensors))
 
 
-def test_what_is_borrowed_is_never_moved() -> None:
+def test_what_is_borrowed_is_never_moved_and_goes_with_the_last_who_uses_it() -> None:
     network = Network()
     borrowed = SharedWeightsNetwork(network, "_forward", read().tree, lambda: {"options": {}})
     assert borrowed.to(torch.device("meta"), torch.float16) is borrowed
     assert network.weight.device.type == "cpu" and network.weight.dtype is torch.float32
-
-
-def test_the_network_goes_with_the_last_who_uses_it() -> None:
-    network = Network()
-    borrowed = SharedWeightsNetwork(network, "_forward", read().tree, lambda: {"options": {}})
     borrowed(**read().tensors)
     gone = ref(network)
     gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         del network, borrowed
         assert gone() is None
-    finally:
-        gc.enable()
-
-
-def test_the_tree_is_json_that_says_where_tensors_go() -> None:
-    assert json.loads(read().tree)["references"] == {"list": [{"tensor": "references_0"}, {"tensor": "references_1"}]}
-
-
-def test_only_one_tensor_is_a_result() -> None:
-    with pytest.raises(EngineError, match="gives a tuple"):
-        single_output((torch.zeros(1), torch.zeros(1)))

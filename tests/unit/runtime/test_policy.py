@@ -25,16 +25,12 @@ def test_an_exact_decoder_takes_no_more_frames_than_can_be_indexed(width: int, h
     assert most * WIDEST * height * width <= MAX_ELEMENTS < (most + 1) * WIDEST * height * width
 
 
-def test_a_range_is_the_networks_own() -> None:
+def test_a_range_is_the_networks_own_and_what_it_does_not_take_is_told_in_latents() -> None:
     sizes = {"chunk": 4, "latent_height": 72, "latent_width": 128}
     profile = EnginePolicy(shapes="range").profile(DECODER, sizes, LATENT)
     assert profile.optimum == sizes
-    assert {name: (limits.min, limits.max) for name, limits in profile.ranges.items()} == {
-        name: (limits.min, limits.max) for name, limits in DECODER.ranges.items()
-    }
-
-
-def test_what_the_network_does_not_take_is_told_in_latents() -> None:
+    found, own = ({name: (r.min, r.max) for name, r in each.ranges.items()} for each in (profile, DECODER))
+    assert found == own
     with pytest.raises(InputError, match=r"latent_height .* \(a latent is 8 pixels\)"):
         EnginePolicy(shapes="exact").profile(DECODER, {"latent_height": 9, "latent_width": 8, "chunk": 1}, LATENT)
 
@@ -54,15 +50,11 @@ def profile_of(limits: ShapeProfile, asked: ClipSize, *presets: ClipSize, batch:
 
 def test_presets_are_exact_one_by_one_whichever_was_asked_for() -> None:
     found = profile_of(DENOISER, LARGE, SMALL, LARGE)
-    assert [each.optimum for each in found.profiles] == [
-        {"batch": 2, "frames": 16, "latent_height": 64, "latent_width": 64},
-        {"batch": 2, "frames": 16, "latent_height": 88, "latent_width": 160},
-    ]
+    small, large = {"latent_height": 64, "latent_width": 64}, {"latent_height": 88, "latent_width": 160}
+    assert [each.optimum for each in found.profiles] == [{"batch": 2, "frames": 16, **each} for each in (small, large)]
     assert [each.width for each in found.profiles] == [1, 1]
     assert found == profile_of(DENOISER, SMALL, SMALL, LARGE)
-
-
-def test_what_a_preset_does_not_say_is_as_it_was_asked_for() -> None:
+    # What a preset does not say is as it was asked for.
     assert [each.optimum["batch"] for each in profile_of(DENOISER, SMALL, SMALL, LARGE, batch=1).profiles] == [1, 1]
     assert profile_of(TEXT, SMALL, SMALL, LARGE) == TEXT.exact({"batch": 2}), "sizes mean nothing to it: one engine"
 
@@ -74,34 +66,27 @@ def test_a_decoder_takes_as_many_frames_as_can_be_indexed_at_the_span_of_the_pre
     assert found.ranges["chunk"].max == most_at_once(1280, 1280) < most_at_once(1280, 704)
 
 
-def test_a_size_that_is_no_preset_is_told_from_the_nearest() -> None:
-    with pytest.raises(InputError) as caught:
-        profile_of(DENOISER, ClipSize(1216, 704, 16), SMALL, LARGE)
-    assert str(caught.value) == (
-        "No preset serves this size: in the nearest, latent_width is 152, 8 below the smallest supported 160 "
-        "(a latent is 8 pixels)."
-    )
-
-
 @pytest.mark.parametrize(
-    ("preset", "words"),
+    ("asked", "preset", "words"),
     [
-        (ClipSize(520, 512, 16), "the preset 520x512x16: latent_width is 65, 1 more than a multiple of 8"),
-        (ClipSize(512, 512, 65), "the preset 512x512x65: this model makes at most 64 frames, found 65"),
+        (ClipSize(1216, 704, 16), LARGE, "in the nearest, latent_width is 152, 8 below the smallest supported 160 "),
+        (SMALL, ClipSize(520, 512, 16), "the preset 520x512x16: latent_width is 65, 1 more than a multiple of 8"),
+        (SMALL, ClipSize(512, 512, 65), "the preset 512x512x65: this model makes at most 64 frames, found 65"),
     ],
 )
-def test_a_preset_that_the_network_does_not_take_is_named(preset: ClipSize, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        profile_of(DENOISER, SMALL, SMALL, preset)
-
-
-def test_presets_without_sizes_are_refused() -> None:
-    with pytest.raises(InputError, match="such as 512x512x16, found none"):
-        EnginePolicy(shapes="presets")
+def test_a_size_that_is_no_preset_or_a_preset_that_does_not_fit_is_named(
+    asked: ClipSize, preset: ClipSize, words: str
+) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        profile_of(DENOISER, asked, SMALL, preset)
+    if preset == LARGE:
+        assert str(caught.value) == f"No preset serves this size: {words}(a latent is 8 pixels)."
 
 
 @pytest.mark.parametrize("text", ["512x512x16,1280x704x16", " 512 x 512 x 16 , 1280x704x16 "])
 def test_presets_are_read_from_a_line(text: str) -> None:
+    with pytest.raises(InputError, match="such as 512x512x16, found none"):
+        EnginePolicy(shapes="presets")
     assert parse_presets(text) == (SMALL, LARGE)
     assert ", ".join(map(str, parse_presets(text))) == "512x512x16, 1280x704x16"
 
