@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.engine_builder.store.manifest import ParityReport
 from i2v_tensorrt.pipeline.models.registry import open_model
 
-from ...helpers.toys import CPU, LIMITS, ToyNetwork, toy_spec
+from ...helpers.toys import CPU, LIMITS, Computed, ToyNetwork, toy_spec
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
@@ -50,15 +51,10 @@ HARMLESS: dict[str, tuple[str, Change]] = {
 }
 
 
-class Changed(torch.nn.Module):
-    """A network whose first output is not what it should be."""
-
-    def __init__(self, network: torch.nn.Module, change: Change) -> None:
-        super().__init__()
-        self.network, self.change = network, change
-
-    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
-        return self.change(self.network(**inputs))
+def changed(change: Callable[[torch.Tensor], Any]) -> torch.nn.Module:
+    """The toy, whose output is not what it should be."""
+    toy = ToyNetwork()
+    return Computed(lambda sample, strength: change(toy(sample, strength)))
 
 
 def runner(make: Callable[[], torch.nn.Module] = ToyNetwork, spec: EngineSpec | None = None) -> EagerRunner:
@@ -83,7 +79,7 @@ def test_a_wrong_result_does_not_pass_even_where_the_engine_is_tuned_for_one(fau
     """Swaps are invisible in one branch, one frame or a square: those may be all that the user tuned for."""
     one = ShapeProfile({**LIMITS.ranges, "batch": DimRange(1, 1, 2), "frames": DimRange(1, 1, 16)})
     for spec in (toy_spec(), toy_spec(one)):
-        verdict = report_on(Changed(ToyNetwork(), WRONG[fault]), spec)
+        verdict = report_on(changed(WRONG[fault]), spec)
         for precision in THRESHOLDS:
             assert_refused(verdict, precision)
 
@@ -91,7 +87,7 @@ def test_a_wrong_result_does_not_pass_even_where_the_engine_is_tuned_for_one(fau
 @pytest.mark.parametrize("kind", HARMLESS)
 def test_rounding_passes(kind: str) -> None:
     precision, change = HARMLESS[kind]
-    verdict = report_on(Changed(ToyNetwork(), change))
+    verdict = report_on(changed(change))
     passes(verdict, precision)
     assert verdict.shapes == tuple(LIMITS.corners)
 
@@ -135,7 +131,7 @@ def test_one_that_fails_or_loads_by_half_leaves_nothing_on_the_device(
 
 def test_an_output_of_another_shape_is_told() -> None:
     with pytest.raises(EngineError, match=r"core gives prediction as \[1, 4, 1, 4, 3\], expected \[1, 4, 1, 4, 4\]"):
-        report_on(Changed(ToyNetwork(), lambda x: x[..., 1:]))
+        report_on(changed(lambda x: x[..., 1:]))
 
 
 TIMED = toy_spec(
@@ -191,22 +187,10 @@ def test_the_core_alone_has_a_timestep(tiny_folder: Path) -> None:
         assert any(each.is_timestep for each in components[component].spec.inputs) == (component == "core")
 
 
-class Twice(torch.nn.Module):
-    """Gives the prediction, much louder than a second output, which may be wrong."""
-
-    def __init__(self, change: Change) -> None:
-        super().__init__()
-        self.network, self.change = ToyNetwork(), change
-
-    def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        prediction = self.network(**inputs)
-        return prediction * 1e4, self.change(prediction)
-
-
 def test_a_large_output_does_not_hide_a_small_one() -> None:
     quiet = replace(toy_spec().network.outputs[0], name="quiet")
     spec = toy_spec(outputs=(*toy_spec().network.outputs, quiet))
-    reference, right, wrong = (runner(lambda n=n: Twice(lambda x: x * n), spec) for n in (1.0, 1.0, 1.1))
+    reference, right, wrong = (runner(lambda n=n: changed(lambda x: (x * 1e4, x * n)), spec) for n in (1.0, 1.0, 1.1))
     verdict = check_parity(reference, right, spec)
     passes(verdict, "fp32")
     assert verdict.shapes == tuple(LIMITS.corners)

@@ -9,22 +9,11 @@ import pytest
 from i2v_tensorrt.common.spec import EngineSpec
 from i2v_tensorrt.engine_builder.build import build as build_module
 from i2v_tensorrt.engine_builder.build.build import build_engine
-from i2v_tensorrt.engine_builder.build.compile import BuildRequest
 from i2v_tensorrt.engine_builder.build.eta import Remaining, last_build_s
 from i2v_tensorrt.engine_builder.store.manifest import Manifest
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 
-from ...helpers.toys import CPU, LIMITS, TARGET, InProcess, ToyBackend, ToySource, toy_spec
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from ...helpers.toys import LIMITS, TARGET, InProcess, ToyBackend, toy_request, toy_spec
 
 
 @pytest.mark.parametrize(
@@ -45,9 +34,9 @@ class Clock:
     ],
 )
 def test_a_stage_says_how_long_it_will_take(expected_s: float | None, elapsed_s: float, done: float, told: str) -> None:
-    clock = Clock()
-    remaining = Remaining(expected_s, clock)
-    clock.now_s += elapsed_s
+    now_s = [100.0]
+    remaining = Remaining(expected_s, lambda: now_s[0])
+    now_s[0] += elapsed_s
     assert remaining.told("export", done) == told
 
 
@@ -72,7 +61,6 @@ def test_the_last_build_of_the_same_kind_is_taken(store: EngineStore) -> None:
 def test_a_build_tells_what_is_left_of_it(store: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "last_build_s", lambda *_: 3600.0)
     heard: list[str] = []
-    request = BuildRequest(toy_spec(), ToySource(), ToyBackend(), CPU)
-    build_engine(request, store, InProcess(), report=lambda stage, done: heard.append(stage))
+    build_engine(toy_request(ToyBackend()), store, InProcess(), report=lambda stage, done: heard.append(stage))
     assert "write weights (about 60 min left)" in heard
     assert heard[-1] == "publish", "nothing is left of what is done"

@@ -36,46 +36,37 @@ def engine_of(streamable: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("free", "kept"),
+    ("free", "kept", "scratch"),
     [
-        (AROUND + WEIGHTS, WEIGHTS),
-        (AROUND + 3 * WEIGHTS, WEIGHTS),
-        (AROUND + WEIGHTS - 1, WEIGHTS - 1 - STAGING),
-        (AROUND + STAGING + (5 << 30), 5 << 30),
-        (RESERVE_BYTES, 0),
-        (0, 0),
+        (AROUND + WEIGHTS, WEIGHTS, SCRATCH),
+        (AROUND + 3 * WEIGHTS, WEIGHTS, SCRATCH),
+        (AROUND + WEIGHTS - 1, WEIGHTS - 1 - STAGING, SCRATCH),
+        (AROUND + STAGING + (5 << 30), 5 << 30, SCRATCH),
+        (RESERVE_BYTES, 0, SCRATCH),
+        (0, 0, SCRATCH),
+        (2 * WEIGHTS, WEIGHTS, 1 << 40),  # for sizes that no GPU could hold: room is left for weights
     ],
 )
-def test_as_many_weights_stay_as_there_is_room_for(free: int, kept: int) -> None:
+def test_as_many_weights_stay_as_there_is_room_for(free: int, kept: int, scratch: int) -> None:
     engine = engine_of(WEIGHTS)
+    engine.device_memory_size_v2 = scratch
     assert set_budget(engine, free) == Streaming(WEIGHTS, kept)
     assert engine.weight_streaming_budget_v2 == kept
 
 
-def test_scratch_memory_for_sizes_that_no_gpu_could_hold_leaves_room_for_weights() -> None:
-    engine = engine_of(WEIGHTS)
-    engine.device_memory_size_v2 = 1 << 40
-    assert set_budget(engine, 2 * WEIGHTS) == Streaming(WEIGHTS, WEIGHTS)
-
-
-def test_an_engine_that_cannot_stream_is_left_alone() -> None:
+def test_an_engine_that_cannot_stream_is_left_alone_and_what_the_library_really_keeps_counts() -> None:
     engine = engine_of(0)
     engine.weight_streaming_budget_v2 = before = object()
     assert set_budget(engine, 0) == Streaming()
     assert engine.weight_streaming_budget_v2 is before
-
-
-def test_what_the_library_really_keeps_counts() -> None:
     engine = engine_of(WEIGHTS)
     type(engine).weight_streaming_budget_v2 = property(lambda self: 7, lambda self, wanted: None)
     assert set_budget(engine, AROUND + WEIGHTS).streamed_bytes == WEIGHTS - 7
 
 
-@pytest.mark.parametrize(
-    ("weights", "gpu", "needed"), [(71, 100, True), (70, 100, False), (1 << 50, None, False), (0, 0, False)]
-)
-def test_only_what_does_not_fit_the_gpu_at_hand_is_built_for_it(weights: int, gpu: int | None, needed: bool) -> None:
-    assert needs_streaming(weights, gpu) == needed
+def test_only_what_does_not_fit_the_gpu_at_hand_is_built_for_it() -> None:
+    needed = [needs_streaming(*each) for each in ((71, 100), (70, 100), (1 << 50, None), (0, 0))]
+    assert needed == [True, False, False, False]
 
 
 @pytest.mark.parametrize(("gpu", "flag"), [(1, True), (1 << 50, False), (None, False)])

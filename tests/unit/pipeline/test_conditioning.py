@@ -106,9 +106,10 @@ def test_fields_that_can_be_served(fields: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
 def test_a_request_takes_rgb_alone_and_a_refused_one_encodes_nothing(networks: Networks, mode: str) -> None:
-    for request in (replace(REQUEST, picture=Image.new(mode, (8, 8))), replace(REQUEST, width=65)):
-        with refused(InputError, f"RGB.*found {mode}|Width", 200):
-            conditioned(networks, request)
+    other = Image.new(mode, (8, 8))
+    for changes, words in (({"picture": other}, f"RGB.*found {mode}"), ({"width": 65}, "Width")):
+        with refused(InputError, words, 200):
+            conditioned(networks, replace(REQUEST, **changes))
     assert networks.ran == []
 
 

@@ -114,6 +114,7 @@ def test_a_file_that_was_just_written_or_changes_while_it_is_read_is_not_remembe
     path = old(tmp_path / "weights", b"1" * 5_000_000)
     table.take([path], lambda count: rewritten(path))
     assert table.find([path]) is None
+    assert not (tmp_path / "user" / "digests.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -63,12 +63,9 @@ def flat_frames(num_frames: int, height: int = 32, width: int = 48) -> Tensor:
     return (levels / 255).expand(-1, height, width, 3)
 
 
-@pytest.mark.parametrize(
-    ("num_frames", "count", "chosen"),
-    [(1, 8, [0]), (3, 8, [0, 1, 2]), (16, 8, [0, 2, 4, 6, 9, 11, 13, 15]), (9, 3, [0, 4, 8]), (5, 1, [0])],
-)
-def test_frames_are_spread_evenly(num_frames: int, count: int, chosen: list[int]) -> None:
-    assert evenly_chosen(num_frames, count) == chosen
+def test_frames_are_spread_evenly() -> None:
+    found = [evenly_chosen(*each) for each in ((1, 8), (3, 8), (16, 8), (9, 3), (5, 1))]
+    assert found == [[0], [0, 1, 2], [0, 2, 4, 6, 9, 11, 13, 15], [0, 4, 8], [0]]
 
 
 def test_pictures_stand_in_order_with_gaps() -> None:

@@ -222,7 +222,7 @@ def test_similarity_of_equal_clips() -> None:
     }
 
 
-def test_one_frame_of_two_off_by_a_tenth() -> None:
+def test_similarity_of_one_frame_of_two_off_by_a_tenth_and_of_latents_with_a_tenth_of_noise() -> None:
     frames = torch.full((2, 16, 16, 3), 0.5)
     wrong = frames.clone()
     wrong[1] += 0.1
@@ -230,9 +230,6 @@ def test_one_frame_of_two_off_by_a_tenth() -> None:
     assert found["frames_psnr_worst_db"] == pytest.approx(20, abs=1e-4)
     assert found["frames_psnr_mean_db"] == pytest.approx((MAX_DB + 20) / 2, abs=1e-4)
     assert found["frames_max_abs"] == pytest.approx(0.1, abs=1e-6)
-
-
-def test_latents_with_a_tenth_of_noise() -> None:
     latents = torch.tensor([3.0, 0.0, 4.0])
     found = latents_similarity(latents, latents + torch.tensor([0.0, 0.5, 0.0]))
     assert found["latents_snr_db"] == pytest.approx(20)

@@ -39,15 +39,11 @@ def test_states_are_those_of_the_padded_prompts() -> None:
     assert calls == counts
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) <= GATE * float(expected.abs().max())
+    ids = draw_ids(TOKENS)  # of a prompt that was cut: it has every place
+    assert encode_texts(run_of(TextEncoder(model), calls), ids, [TOKENS + 9]).shape[:2] == (1, TOKENS)
+    assert calls[len(counts) :] == [TOKENS]
     for states, count in zip(found, counts, strict=True):
         assert not states[count:].any() and states[:count].any(dim=-1).all()
-
-
-def test_a_prompt_that_was_cut_has_every_place() -> None:
-    calls: list[int] = []
-    ids = draw_ids(TOKENS)
-    assert encode_texts(run_of(TextEncoder(tiny_text_encoder()), calls), ids, [TOKENS + 9]).shape[:2] == (1, TOKENS)
-    assert calls == [TOKENS]
 
 
 def test_places_and_each_layers_own_biases_count() -> None:
