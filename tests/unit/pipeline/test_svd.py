@@ -244,7 +244,7 @@ def test_the_key_changes_with_what_counts_and_with_nothing_else(model: StableVid
         assert conditioning_key(other, asked, "fp32") == conditioning_key(other, REQUEST, "fp32")
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=str)
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: "+".join(change))
 def test_another_request_is_encoded_and_differs(run: Networks, change: dict[str, object]) -> None:
     cache = ConditioningCache(None)
     base, other = (conditioned(run, replace(REQUEST, **each), cache) for each in ({}, change))
