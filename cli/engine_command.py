@@ -58,8 +58,8 @@ def main(argv: Sequence[str]) -> int:
     except (I2VError, OSError) as error:
         sys.stderr.write(f"run.py engine: {error}\n")
         return 1
-    text = json.dumps(rows, indent=1) if options.json else "\n".join(row["text"] for row in rows)
-    sys.stdout.write(f"{text}\n" if text else "")
+    lines = [row["text"] for row in rows] or [f"There are no engines in {options.store}."]
+    sys.stdout.write((json.dumps(rows, indent=1) if options.json else "\n".join(lines)) + "\n")
     return 0 if all(row.get("ok", True) for row in rows) else 1
 
 

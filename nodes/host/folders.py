@@ -20,6 +20,7 @@ from ...common.pack_paths import BUNDLED, BUNDLED_NAME, PICTURE
 from ...engine_builder.store.store import EngineStore
 from ...pipeline.models.checkpoints.diffusers_folder import INDEX
 from ...pipeline.models.checkpoints.file_digests import TABLE
+from ...pipeline.models.checkpoints.published import download_command
 from ...pipeline.tensor_cache import CacheLimits, ConditioningCache
 from ...runtime import result_cache as results
 from ...runtime import saved_videos as videos
@@ -77,11 +78,13 @@ def checkpoint_folder(name: object) -> Path:
         return found[name]
     root = _checkpoint_roots()[0]
     known = f"found {', '.join(sorted(found))}" if found else "found none"
-    raise CheckpointError(
-        f"There is no checkpoint {str(name)[:80]!r} in {root} ({known}); to download the published one: "
-        'hf download ali-vilab/i2vgen-xl --include "*.json" --include "*.txt" --include "*fp16.safetensors" '
-        f'--local-dir "{root / "i2vgen-xl"}"'
+    command = download_command(str(name), root)
+    words = (
+        f"to download the published one: {command}"
+        if command
+        else "commands that download the published ones are in the pack's docs/files.md."
     )
+    raise CheckpointError(f"There is no checkpoint {str(name)[:80]!r} in {root} ({known}); {words}")
 
 
 def loras() -> dict[str, Path]:

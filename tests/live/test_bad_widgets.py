@@ -56,6 +56,7 @@ VALUES = [
     (SAMPLER, "scheduler", "karras", "Value not in list: scheduler: 'karras' not in "),
     (SAMPLER, "scheduler", {"a": 1}, "Value not in list: scheduler: "),
     (LOADER, "checkpoint", "none-such", "There is no checkpoint 'none-such' in "),
+    (LOADER, "checkpoint", "stable-video-diffusion-img2vid-xt", "There is no checkpoint 'stable-video-diffusion-"),
     (LOADER, "checkpoint", "../../../etc", "There is no checkpoint '../../../etc' in "),
     (LOADER, "precision", "int4", "Value not in list: precision: 'int4' not in "),
     (ENGINES, "backend", "tpu", "Value not in list: backend: 'tpu' not in "),

@@ -50,6 +50,12 @@ def test_what_was_built_is_listed_and_found_again(built: Path, engine: Engine) -
     assert status == 0 and "already there" in out
 
 
+@pytest.mark.parametrize("command", ["list", "verify"])
+def test_an_empty_store_is_told_as_one(engine: Engine, tmp_path: Path, command: str) -> None:
+    assert engine(command)[:2] == (0, f"There are no engines in {tmp_path}.\n")
+    assert json.loads(engine("--json", command)[1]) == []
+
+
 def test_presets_are_one_engine_that_lists_each(engine: Engine, tmp_path: Path) -> None:
     """Through ONNX Runtime, which has no profiles: one graph, compared with eager PyTorch at every preset."""
     assert engine("build", "MODEL", "--component", "vae_encoder", "--presets", "64x64x4,128x64x4")[0] == 0
