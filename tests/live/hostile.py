@@ -306,9 +306,9 @@ def _beside(body: dict[str, Any], draw: random.Random) -> None:
 MALFORMED = (_no_prompt, _no_node, _no_inputs_or_class, _no_inputs_or_class, _cycle, _beside)
 
 
-def posted(url: str, body: bytes) -> int:
+def posted(url: str, body: bytes, path: str = "prompt") -> int:
     """The status with which the server answers."""
-    request = urllib.request.Request(f"{url}/prompt", body, {"Content-Type": "application/json"})  # noqa: S310
+    request = urllib.request.Request(f"{url}/{path}", body, {"Content-Type": "application/json"})  # noqa: S310
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=60) as response:
