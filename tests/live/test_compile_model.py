@@ -194,7 +194,7 @@ class TestOneEngine:
             assert "I2VEngine" not in held_models(client)
 
     def test_a_run_is_interrupted(self, client: ComfyClient) -> None:
-        long = changed(wan(A14B, seed=10), {SAMPLER: {"steps": 1000}})
+        long = changed(wan(A14B, seed=10), {SAMPLER: {"steps": 10000}})
         result = client.run(long, interrupt_at(client, SAMPLER, 3))
         assert result.status == "interrupted"
         assert result.previews
