@@ -98,10 +98,10 @@ def _fp32_fallback(request: BuildRequest, network: torch.nn.Module, report: Repo
     """Modules cast to fp32, for fp16 is too small for these weights; none for an engine that serves any weights."""
     if request.spec.precision != "fp16" or not request.backend.holds_weights:
         return ()
-    from ..graph.fp32_fallback import with_fp32_fallback
+    from ..graph.fp32_fallback import apply_fp32_fallback
 
     report("look for numbers beyond fp16", 0.0)
-    return with_fp32_fallback(network, request.spec)
+    return apply_fp32_fallback(network, request.spec)
 
 
 def request_to_dict(request: BuildRequest, folder: Path) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def check_plan(
     if spec.calibration:
         verdict = check_recorded_parity(candidate, Calibration(plan.verified(RECORDED)).calls())
     else:
-        reference = EagerBackend().load(None, spec, _with_fp32_fallback(plain or network, plan.manifest), device)
+        reference = EagerBackend().load(None, spec, _reference_network(plain or network, plan.manifest), device)
         verdict = check_parity(reference, candidate, spec, timesteps_of(spec, device))
     try:
         passes(verdict, spec.precision)
@@ -188,10 +188,10 @@ def check_plan(
     return verdict
 
 
-def _with_fp32_fallback(load: LoadNetwork, manifest: Manifest) -> LoadNetwork:
+def _reference_network(load: LoadNetwork, manifest: Manifest) -> LoadNetwork:
     """The reference's network, made safe in fp16 if the engine's was."""
     if not manifest.islands:
         return load
-    from ..graph.fp32_fallback import with_fallback
+    from ..graph.fp32_fallback import with_fp32_fallback
 
-    return with_fallback(load, manifest.spec)
+    return with_fp32_fallback(load, manifest.spec)

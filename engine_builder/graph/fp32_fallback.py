@@ -39,7 +39,7 @@ SEEDS = range(3)
 PRODUCTS = frozenset(getattr(torch.ops.aten, name).default for name in ("convolution", "mm", "addmm", "bmm", "baddbmm"))
 
 
-def with_fp32_fallback(network: torch.nn.Module, spec: EngineSpec) -> tuple[str, ...]:
+def apply_fp32_fallback(network: torch.nn.Module, spec: EngineSpec) -> tuple[str, ...]:
     """Makes the network safe in fp16, in place; returns the names of the modules that compute in fp32 from now on.
 
     The network has fp16 weights and is on the CPU; its inputs and outputs stay fp16, and without an fp32 module it
@@ -66,12 +66,12 @@ def with_fp32_fallback(network: torch.nn.Module, spec: EngineSpec) -> tuple[str,
     return tuple(sorted(name or WHOLE for name in names))
 
 
-def with_fallback(load: Callable[[], torch.nn.Module], spec: EngineSpec) -> Callable[[], torch.nn.Module]:
+def with_fp32_fallback(load: Callable[[], torch.nn.Module], spec: EngineSpec) -> Callable[[], torch.nn.Module]:
     """Loads as `load` does, with fp32 fp32 modules where fp16 overflows."""
 
     def loaded() -> torch.nn.Module:
         network = load()
-        with_fp32_fallback(network, spec)
+        apply_fp32_fallback(network, spec)
         return network
 
     return loaded

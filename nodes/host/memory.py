@@ -54,9 +54,9 @@ class HostMemoryManager:
         def idle_encoders() -> str:
             return self._let_go(lambda runner, mine: mine and is_encoder(runner) and runner is not keep)
 
-        concessions: list[Eviction] = [_forget_kept, lambda: self._let_go(lambda _, mine: not mine)]
-        concessions += [idle_encoders, empty_cache] if encoders else [empty_cache]
-        return evict(memory_of(device()), needed_bytes, concessions)
+        evictions: list[Eviction] = [_forget_kept, lambda: self._let_go(lambda _, mine: not mine)]
+        evictions += [idle_encoders, empty_cache] if encoders else [empty_cache]
+        return evict(memory_of(device()), needed_bytes, evictions)
 
     def _let_go(self, chosen: Callable[[Runner, bool], bool]) -> str:
         """Unloads the pack's runners that are chosen, each shown with whether it is of this model; their names."""

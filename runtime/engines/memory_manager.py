@@ -77,13 +77,13 @@ Eviction = Callable[[], str]
 """Function that frees memory and returns words on it that end a sentence, empty where there was none to free."""
 
 
-def evict(memory: Memory, needed_bytes: int, concessions: Iterable[Eviction]) -> str | None:
-    """Runs the concessions in order until `needed_bytes` fit.
+def evict(memory: Memory, needed_bytes: int, evictions: Iterable[Eviction]) -> str | None:
+    """Runs the evictions in order until `needed_bytes` fit.
 
     Returns one sentence on the freed memory, None where none was freed.
     """
     gone = []
-    for make in concessions:
+    for make in evictions:
         if memory.spare_bytes() >= needed_bytes:
             break
         gone.append(make())

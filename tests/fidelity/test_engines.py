@@ -47,11 +47,6 @@ def each_engine(denoisers: bool = True, others: bool = True) -> list[tuple[str, 
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Open:
-    return cache(lambda name: open_model(FAMILIES[name].write(tmp_path_factory.mktemp("checkpoints") / name)))
-
-
-@pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Open:
     return cache(lambda name: open_model(FAMILIES[name].wide(tmp_path_factory.mktemp("checkpoints") / name)))
 

@@ -1,7 +1,6 @@
 """Every family's fused networks give what its plain ones give, with any set of rewrites, at any shape they take."""
 
 from collections.abc import Callable
-from functools import cache
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from i2v_tensorrt.common.spec import EngineSpec
 from i2v_tensorrt.engine_builder.graph.onnx_export import dynamic_shapes, example_inputs
 from i2v_tensorrt.pipeline.fused import blocks
 from i2v_tensorrt.pipeline.models.base import VideoModel
-from i2v_tensorrt.pipeline.models.registry import open_model
 
 from ..helpers.agreement import Sizes
 from .families import FAMILIES, volume
@@ -21,11 +19,6 @@ EXACT = 1e-5
 SMALL = volume(2, 3, 8, 8)
 FUSED = [name for name, family in FAMILIES.items() if family.fused]
 Open = Callable[[str], VideoModel]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Open:
-    return cache(lambda name: open_model(FAMILIES[name].write(tmp_path_factory.mktemp("checkpoints") / name)))
 
 
 def inputs_of(model: VideoModel, component: str, sizes: Sizes) -> dict[str, torch.Tensor]:

@@ -16,7 +16,8 @@ from i2v_tensorrt.runtime.clip import decode_clip, encode_clip
 from i2v_tensorrt.runtime.clip_plan import plan_clip
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
-from ..helpers.reference_clip import Clip, difference, eager_engines, ours
+from ..helpers.reference_clip import Clip, difference, ours
+from ..helpers.stages import engines_of
 from .families import FAMILIES, asked, changed, each, of_size, sampler, theirs
 
 Of = Callable[[str], Any]
@@ -27,13 +28,8 @@ each_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    return cache(lambda name: FAMILIES[name].write(tmp_path_factory.mktemp("checkpoints") / name))
-
-
-@pytest.fixture(scope="module")
 def engines(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], EngineSet]:
-    return cache(lambda name: eager_engines(folder(name), tmp_path_factory.mktemp("store")))
+    return cache(lambda name: engines_of(folder(name), tmp_path_factory.mktemp("store")))
 
 
 @pytest.fixture(scope="module")

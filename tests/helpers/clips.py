@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 
-from i2v_tensorrt.engine_builder.store.store import EngineStore
-from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime.clip import decode_clip, encode_clip, sample_clip
 from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+
+from .stages import engines_of
 
 
 def nothing(*_: object) -> None: ...
@@ -46,5 +45,4 @@ class Clips:
 
 
 def eager_engines(checkpoint: Path, store: Path, precision: str = "fp32", device: str = "cpu") -> EngineSet:
-    policy = EnginePolicy("eager", precision)
-    return EngineSet(open_model(checkpoint), EngineStore(store), policy, torch.device(device))
+    return engines_of(checkpoint, store, device=device, precision=precision)

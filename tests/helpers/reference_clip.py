@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
 
-from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.media.image import picture_from_tensor
-from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.request import ClipRequest
-from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
-from i2v_tensorrt.runtime.clip import encode_clip, sample_clip
-from i2v_tensorrt.runtime.clip_plan import Denoising, plan_clip, plan_sampling
+from i2v_tensorrt.runtime.clip_plan import Denoising
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+
+from .stages import encoded, sampled
 
 
 @dataclass(frozen=True)
@@ -31,15 +27,9 @@ def painted(width: int, height: int) -> Image.Image:
     return picture_from_tensor(torch.rand(height, width, 3, generator=torch.Generator().manual_seed(width)))
 
 
-def eager_engines(checkpoint: Path, store: Path) -> EngineSet:
-    return EngineSet(open_model(checkpoint), EngineStore(store), EnginePolicy("eager", "fp32"), torch.device("cpu"))
-
-
 def ours(engines: EngineSet, wanted: Clip) -> torch.Tensor:
     """Final latents [frames, channels, h, w] in the sampler's scale."""
-    plan = plan_clip(engines, wanted.request.size)
-    conditioning = encode_clip(plan, wanted.request, ConditioningCache(None), lambda *_: None)
-    latents = sample_clip(plan_sampling(plan, wanted.denoising), conditioning, lambda *_: None)
+    latents = sampled(engines, encoded(engines, wanted.request), wanted.denoising)
     return engines.model.from_latent(latents) * engines.model.latent_scale
 
 

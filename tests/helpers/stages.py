@@ -28,10 +28,10 @@ def quiet(*_: object) -> None:
     """Watches no progress."""
 
 
-def engines_of(folder: Path, store: Path, memory_manager: Any = None, **policy: Any) -> EngineSet:
-    """Engines of a checkpoint on a CPU, in eager PyTorch unless the policy's keywords say otherwise."""
+def engines_of(folder: Path, store: Path, memory_manager: Any = None, device: str = "cpu", **policy: Any) -> EngineSet:
+    """Engines of a checkpoint, on a CPU and in eager PyTorch unless the keywords say otherwise."""
     chosen = EnginePolicy(**{"backend": "eager", "precision": "fp32", **policy})
-    return EngineSet(open_model(folder), EngineStore(store), chosen, torch.device("cpu"), memory_manager)
+    return EngineSet(open_model(folder), EngineStore(store), chosen, torch.device(device), memory_manager)
 
 
 def encoded(

@@ -21,7 +21,7 @@ from i2v_tensorrt.engine_builder.build.build import build_engine
 from i2v_tensorrt.engine_builder.build.compile import check_plan
 from i2v_tensorrt.engine_builder.build.parity import measure, passes
 from i2v_tensorrt.engine_builder.graph import fp32_fallback
-from i2v_tensorrt.engine_builder.graph.fp32_fallback import HALF_MAX, WHOLE, with_fp32_fallback
+from i2v_tensorrt.engine_builder.graph.fp32_fallback import HALF_MAX, WHOLE, apply_fp32_fallback
 from i2v_tensorrt.engine_builder.graph.onnx_export import FILE_NAME, example_inputs, export_onnx
 from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
@@ -133,7 +133,7 @@ def quiet() -> nn.Module:
 )
 def test_the_smallest_part_that_takes_and_gives_fp16_is_found(layers: list[Any], expected: tuple[str, ...]) -> None:
     network = stack(*layers).half()
-    assert with_fp32_fallback(network, SPEC) == expected
+    assert apply_fp32_fallback(network, SPEC) == expected
     for sizes, seed in ((SPEC.profile.optimum, 7), (SPEC.profile.corners[0], 8)):
         inputs = example_inputs(SPEC, sizes, seed)
         with torch.no_grad():
@@ -150,7 +150,7 @@ def test_a_part_within_another_one_is_not_named_twice() -> None:
     first.down.weight.data *= 2.0**16
     second.up.weight.data /= 2.0**16
     network = Stack(inner).half().eval().requires_grad_(False)
-    assert with_fp32_fallback(network, SPEC) == ("layers.0",)
+    assert apply_fp32_fallback(network, SPEC) == ("layers.0",)
     assert {x.dtype for x in network.parameters()} == {torch.float32}
     assert not inner[0]._forward_hooks
 
@@ -161,19 +161,19 @@ def test_where_the_stream_itself_overflows_the_whole_network_is_an_island() -> N
     feed = network.layers[0]
     assert isinstance(feed, FeedForward)
     feed.down.weight.data *= 2.0**16
-    assert with_fp32_fallback(network.half(), SPEC) == (WHOLE,)
+    assert apply_fp32_fallback(network.half(), SPEC) == (WHOLE,)
     assert torch.isfinite(network(**example_inputs(SPEC, SPEC.profile.optimum))).all()
 
 
 def test_a_result_beyond_fp16_is_refused_and_a_large_one_that_fits_is_not() -> None:
     with pytest.raises(EngineError, match="core gives numbers beyond fp16, whose largest is 65504.*choose bf16"):
-        with_fp32_fallback(stack(FeedForward, gain=30000.0).half(), SPEC)
-    assert with_fp32_fallback(stack(FeedForward, gain=3000.0).half(), SPEC) == (WHOLE,)
+        apply_fp32_fallback(stack(FeedForward, gain=30000.0).half(), SPEC)
+    assert apply_fp32_fallback(stack(FeedForward, gain=3000.0).half(), SPEC) == (WHOLE,)
 
 
 def test_a_network_without_overflow_stays_as_it_is(tmp_path: Path) -> None:
     plain, looked_at = quiet(), quiet()
-    assert with_fp32_fallback(looked_at, SPEC) == ()
+    assert apply_fp32_fallback(looked_at, SPEC) == ()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in looked_at.modules())
     graphs = []
     for name, network in (("plain", plain), ("looked at", looked_at)):
@@ -191,7 +191,7 @@ def build(store: EngineStore, make: Any, backend: Backend | None = None, arch: s
 
 
 def test_without_fp32_fallback_the_parity_check_refuses_it(monkeypatch: pytest.MonkeyPatch, store: EngineStore) -> None:
-    monkeypatch.setattr(fp32_fallback, "with_fp32_fallback", lambda network, spec: ())
+    monkeypatch.setattr(fp32_fallback, "apply_fp32_fallback", lambda network, spec: ())
     with pytest.raises(EngineError, match="found values that are not finite"):
         build(store, loud)
     assert list(store.plans()) == []
@@ -231,7 +231,7 @@ def test_only_fp16_engines_that_hold_their_weights_are_looked_at(
         pass
 
     Elsewhere.holds_weights = holds_weights
-    monkeypatch.setattr(fp32_fallback, "with_fp32_fallback", raising(AssertionError("looked at")))
+    monkeypatch.setattr(fp32_fallback, "apply_fp32_fallback", raising(AssertionError("looked at")))
     backend = Elsewhere(available=Availability(False, "Only the build matters here."))
     request = toy_request(backend, spec=toy_spec(precision=precision))
     assert build_engine(request, store, InProcess()).plan.manifest.islands == ()
