@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, Event, PromptRefusedError, RunResult
-from i2v_tensorrt.tests.live.graphs import Prompt
+from i2v_tensorrt.tests.live.graphs import Prompt, node
 from i2v_tensorrt.tests.live.ids import SAVE
 
 
@@ -25,6 +25,12 @@ def run(client: ComfyClient, prompt: Prompt) -> RunResult:
 def succeeded(result: RunResult) -> RunResult:
     assert (result.status, result.error) == ("success", None)
     return result
+
+
+def free(client: ComfyClient, unload_models: bool = True, free_memory: bool = True) -> None:
+    """Has the server let go, and waits for it: it does so once idle, which is after the next prompt at the latest."""
+    client.free(unload_models, free_memory)
+    run(client, {"1": node("PreviewAny", source="between")})
 
 
 def failure(client: ComfyClient, prompt: Prompt) -> str:

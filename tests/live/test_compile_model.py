@@ -13,7 +13,7 @@ from safetensors.torch import load
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
 from i2v_tensorrt.remote.comfyui.server import ComfyHost
-from i2v_tensorrt.tests.live.answers import engines_in, failure, interrupt_at, run, succeeded
+from i2v_tensorrt.tests.live.answers import engines_in, failure, free, interrupt_at, run, succeeded
 from i2v_tensorrt.tests.live.device import decibels
 from i2v_tensorrt.tests.live.graphs import Prompt, changed, node
 from i2v_tensorrt.tests.live.texts import interrupt_on, run_and_hear
@@ -188,7 +188,7 @@ class TestOneEngine:
 
     def test_memory_is_freed_and_nothing_of_ours_is_held_between_runs(self, client: ComfyClient) -> None:
         for seed, outputs in ((7, False), (8, True)):
-            client.free(unload_models=True, free_memory=outputs)
+            free(client, free_memory=outputs)
             assert held_models(client) == []
             assert " of 3 calls by the inductor engine" in told(client, wan(A14B, seed=seed))
             assert "I2VEngine" not in held_models(client)
@@ -263,7 +263,7 @@ def test_an_engine_that_holds_weights_is_built_for_each_lora(client: ComfyClient
     assert len(engines_in(base_directory) - before) == 1
     assert by_it in told(client, wan(A14B, 42, **backend))
     assert len(engines_in(base_directory) - before) == 1
-    client.free(unload_models=True, free_memory=False)
+    free(client, free_memory=False)
     assert held_models(client) == []
     assert by_it in told(client, wan(A14B, 43, **backend))
 

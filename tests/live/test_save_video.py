@@ -16,7 +16,7 @@ from PIL import Image, ImageSequence
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import TinySizes, write_tiny_checkpoint
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
 from i2v_tensorrt.remote.comfyui.messages import made_files
-from i2v_tensorrt.tests.live.answers import pictures, run, text
+from i2v_tensorrt.tests.live.answers import free, pictures, run, text
 from i2v_tensorrt.tests.live.device import BF16_VAE_PSNR, Device, decibels
 from i2v_tensorrt.tests.live.graphs import Prompt, clip, node, save
 from i2v_tensorrt.tests.live.ids import CONDITIONING, DECODE, LOADER, PICTURE, SAMPLER, SAVE
@@ -161,16 +161,10 @@ def test_the_prefix_may_hold_the_core_placeholders(client: ComfyClient, picture:
     assert text(result, SAVE).startswith("48x32/clip_00001_.mp4\n48x32, 1 frames, 8 fps, ")
 
 
-def forget(client: ComfyClient) -> None:
-    """Has the server drop its cached outputs, so that it runs every node again."""
-    client.free()
-    client.run({"1": node("PreviewAny", source="between")})
-
-
 def test_the_same_video_is_given_again_and_never_written_over(client: ComfyClient, output: Path) -> None:
     prompt = three_colours(filename_prefix="again/clip", reuse_result=True)
     first = run(client, prompt)
-    forget(client)
+    free(client)
     again = run(client, prompt)
     *lines, told = text(again, SAVE).splitlines()
     assert lines == text(first, SAVE).splitlines()
@@ -180,7 +174,7 @@ def test_the_same_video_is_given_again_and_never_written_over(client: ComfyClien
 
     path.write_bytes(path.read_bytes() + b"changed")
     changed = path.read_bytes()
-    forget(client)
+    free(client)
     assert written(run(client, prompt), output).name == "clip_00002_.mp4"
     assert path.read_bytes() == changed
 
