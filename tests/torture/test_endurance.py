@@ -157,7 +157,7 @@ def test_clips_again_and_again_leave_nothing(
     slope = slope_of(memory[warm:]) - librarys
     assert slope * (count - warm) < SETTLING_BYTES + SLOPE_LIMIT_BYTES * count
     assert handles[-1] <= handles[warm]
-    assert threads[-1] <= threads[warm]
+    assert min(threads[-3:]) <= threads[warm], "one may be ending just now, but not three times in a row"
     assert set(own.children(recursive=True)) <= set(others)
     assert list(tmp_path.rglob("*.*")) == []
     figures = f"{slope / 1024:.1f} KiB a cycle beside {librarys / 1024:.1f} that safetensors keeps, "
