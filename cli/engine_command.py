@@ -20,7 +20,7 @@ from ..pipeline.conditioning import check_fields
 from ..pipeline.models.registry import open_model
 from ..runtime.calibration import read_calibration_data
 from ..runtime.engines.engine_set import EngineSet
-from ..runtime.engines.policy import PRESETS, SHAPE_POLICIES, EnginePolicy
+from ..runtime.engines.policy import PRESETS, SHAPE_POLICIES, WEIGHT_PLACES, EnginePolicy
 from ..runtime.engines.presets import parse_presets
 from ..runtime.prebuild import ALL, Prebuild, component_names, prebuild
 from ..runtime.tools.doctor import diagnose
@@ -64,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _add_build(build: argparse.ArgumentParser) -> None:
-    build.add_argument("model", type=Path, metavar="MODEL", help="the checkpoint's folder")
+    build.add_argument(
+        "model", type=Path, metavar="MODEL", help="the checkpoint's folder; its configurations alone do for tensorrt"
+    )
     build.add_argument("--component", choices=[ALL, *component_names()], default=ALL)
     build.add_argument("--shapes", choices=SHAPE_POLICIES, default="range", help="every size, or this one alone")
     build.add_argument("--presets", metavar="SIZES", help="these alone, in one engine, such as 512x512x16,1280x704x16")
@@ -97,6 +99,12 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         metavar=("FILE", "STRENGTH"),
         help="merge a LoRA into the weights first, as the node I2V LoRA does; may be given again",
     )
+    build.add_argument(
+        "--weights",
+        choices=WEIGHT_PLACES,
+        default=AUTO,
+        help="outside the engine, so that one serves every fine-tune, or inside it",
+    )
     build.add_argument("--force", action="store_true", help="build again even if the engine is there")
 
 
@@ -105,12 +113,13 @@ def _build(options: argparse.Namespace, store: EngineStore) -> list[dict[str, An
     device = default_device()
     presets = () if options.presets is None else parse_presets(options.presets)
     shapes = PRESETS if presets else options.shapes
-    model, rows = open_model(options.model, [(file, _strength(text), ()) for file, text in options.lora]), []
+    adapters = [(file, _strength(text), ()) for file, text in options.lora]
+    model, rows = open_model(options.model, adapters, needs_weights=bool(adapters)), []
     names = model.engine_components if options.component == ALL else (options.component,)
     calibration_data = read_calibration_data(options.calibrate, options.prompt) if options.calibrate else None
     for arch in options.target.split(",") if options.target else [None]:
         precision = "fp16" if arch is not None and options.precision == AUTO else options.precision
-        policy = EnginePolicy(options.backend, precision, shapes, presets=presets)
+        policy = EnginePolicy(options.backend, precision, shapes, presets=presets, weights=options.weights)
         job = Prebuild(
             tuple(names), options.width, options.height, options.frames, options.force, arch, calibration_data
         )

@@ -25,7 +25,13 @@ class NetworkSource:
     function: str
     arguments: Mapping[str, str]
     size_bytes: int = 0
+    has_weights: bool = True
+    """False where there is a configuration alone."""
 
-    def load(self) -> torch.nn.Module:
-        """The network; errors are the function's own."""
-        return getattr(importlib.import_module(f".{self.module}", _PACK), self.function)(**self.arguments)
+    def load(self, *, hollow: bool = False) -> torch.nn.Module:
+        """The network; a `hollow` one has its parameters on the device `meta`, where the function can give such a one.
+
+        Errors are the function's own.
+        """
+        arguments = {**self.arguments, "hollow": "yes"} if hollow else self.arguments
+        return getattr(importlib.import_module(f".{self.module}", _PACK), self.function)(**arguments)

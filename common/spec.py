@@ -148,6 +148,11 @@ class EngineSpec:
     calibration: str = ""
     """Name of the recorded inputs that a quantized engine's scales were taken from."""
 
+    @property
+    def holds_weights(self) -> bool:
+        """Whether the engine holds its network's weights; one that does not serves any weights of the network."""
+        return bool(self.network.weights_sha256)
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "rewrites", tuple(sorted(set(self.rewrites))))
         known = (*PRECISIONS, *QUANTIZED)

@@ -30,6 +30,7 @@ from .inputs import (
     shape_policy_input,
     sockets,
     verdict,
+    weights_input,
 )
 
 HERE = "this machine"
@@ -78,6 +79,7 @@ class EngineBuilder(io.ComfyNode):
                     force_input=True,
                     tooltip="What the pictures are made to do for that, a prompt a line.",
                 ),
+                weights_input(),
             ],
             outputs=[
                 Model.Output(display_name="model", tooltip="The same model, so that an Engine Loader can follow."),
@@ -126,6 +128,7 @@ class EngineBuilder(io.ComfyNode):
         presets: str = "",
         pictures: torch.Tensor | None = None,
         prompts: str | None = None,
+        weights: str = AUTO,
     ) -> io.NodeOutput:
         progress = ui.Progress(cls.hidden.unique_id, 100)
 
@@ -139,7 +142,8 @@ class EngineBuilder(io.ComfyNode):
             arch = None if target == HERE else target
             if arch is not None and precision == AUTO:
                 precision = "fp16"
-            policy = EnginePolicy(backend, precision, shape_policy, presets=presets_of(shape_policy, presets))
+            sizes = presets_of(shape_policy, presets)
+            policy = EnginePolicy(backend, precision, shape_policy, presets=sizes, weights=weights)
             engines = EngineSet(
                 model.model, folders.engine_store(), policy, memory.device(), memory.HostMemoryManager()
             )

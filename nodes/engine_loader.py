@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..engine_builder.backends.registry import AUTO
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
 from .host import folders, memory, ui
@@ -18,6 +19,7 @@ from .inputs import (
     presets_of,
     shape_policy_input,
     sockets,
+    weights_input,
 )
 
 
@@ -38,6 +40,7 @@ class EngineLoader(io.ComfyNode):
                 precision_input(),
                 backend_input(),
                 presets_input(),
+                weights_input(),
             ],
             outputs=[Model.Output(display_name="model", tooltip="The same model, through engines.")],
             hidden=[io.Hidden.unique_id],
@@ -46,11 +49,19 @@ class EngineLoader(io.ComfyNode):
     @classmethod
     @sockets(model=EngineSet)
     def execute(
-        cls, model: EngineSet, on_missing: str, shape_policy: str, precision: str, backend: str, presets: str = ""
+        cls,
+        model: EngineSet,
+        on_missing: str,
+        shape_policy: str,
+        precision: str,
+        backend: str,
+        presets: str = "",
+        weights: str = AUTO,
     ) -> io.NodeOutput:
         with ui.sentences():
             sizes = presets_of(shape_policy, presets)
-            policy = EnginePolicy(backend, memory.fitting_precision(precision), shape_policy, on_missing, presets=sizes)
+            precision = memory.fitting_precision(precision)
+            policy = EnginePolicy(backend, precision, shape_policy, on_missing, presets=sizes, weights=weights)
             engines = EngineSet(
                 model.model,
                 folders.engine_store(),

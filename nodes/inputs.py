@@ -13,7 +13,7 @@ from ..common.errors import I2VError, InputError
 from ..common.spec import PRECISIONS, QUANTIZED
 from ..engine_builder.backends.registry import AUTO, BACKENDS
 from ..pipeline.request import ClipSize
-from ..runtime.engines.policy import MISS_POLICIES, PRESETS, SHAPE_POLICIES
+from ..runtime.engines.policy import MISS_POLICIES, PRESETS, SHAPE_POLICIES, WEIGHT_PLACES
 from ..runtime.engines.presets import parse_presets
 
 Model = io.Custom("I2V_MODEL")
@@ -93,6 +93,21 @@ def backend_input() -> io.Combo.Input:
         tooltip="auto: the fastest that is installed. tensorrt: NVIDIA GPUs. inductor: PyTorch's own compiler, for "
         "any CUDA GPU or CPU, with a C++ compiler on the machine. onnxruntime: builds in seconds. eager: nothing to "
         "build, slower.",
+    )
+
+
+def weights_input() -> io.Combo.Input:
+    """The place of the weights of new engines."""
+    return advanced(
+        io.Combo.Input(
+            "weights",
+            options=list(WEIGHT_PLACES),
+            default=AUTO,
+            optional=True,
+            tooltip="outside: the engine holds none and is given the checkpoint's, so that one serves every fine-tune "
+            "and LoRA. inside: each checkpoint has its own. auto: outside with tensorrt, unless the GPU is too small "
+            "for them, inside with onnxruntime, where that is faster.",
+        )
     )
 
 

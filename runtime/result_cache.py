@@ -6,17 +6,20 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
 from ..common.digest import digest
 from ..common.errors import BackendUnavailableError
+from ..engine_builder.backends.registry import AUTO
 from ..pipeline.conditioning import Conditioning
 from ..pipeline.denoising.sampler import OnStep
 from ..pipeline.request import Encoded
 from ..pipeline.tensor_cache import CacheLimits, ConditioningCache
 from .clip import sample_clip
 from .clip_plan import SamplingPlan
+from .engines.policy import EnginePolicy
 
 SCHEMA = 1
 """Raised when the meaning of a kept result changes."""
@@ -77,7 +80,7 @@ def result_key(plan: SamplingPlan, conditioning: Conditioning) -> str | None:
             "networks": [asdict(model.components[name].spec) for name in model.denoisers],
             "scheduler": repr(sorted(model.scheduler_config.items())),
             "latent_scale": model.latent_scale,
-            "policy": asdict(replace(engines.policy, precision=engines.precision)),
+            "policy": _named(replace(engines.policy, precision=engines.precision)),
             "targets": targets,
             "size": [*conditioning.size, conditioning.fps],
             "conditioning": content(conditioning.tensors),
@@ -108,3 +111,11 @@ def _fitting(encoded: Encoded, plan: SamplingPlan) -> torch.Tensor | None:
 def _ran_as_planned(plan: SamplingPlan) -> bool:
     planned = {name: denoiser.backend.name for name, denoiser in plan.denoisers.items() if denoiser.backend is not None}
     return plan.clip.engines.runners.last_backends(planned).items() <= planned.items()
+
+
+def _named(policy: EnginePolicy) -> dict[str, Any]:
+    """The policy in a result's name; results from before weights had a place keep their names."""
+    named = asdict(policy)
+    if policy.weights == AUTO:
+        del named["weights"]
+    return named

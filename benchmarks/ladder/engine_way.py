@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ...common.errors import EngineError
-from ...engine_builder.backends.base import Report, Runner
+from ...engine_builder.backends.base import OUTSIDE, Report, Runner
 from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.backends.registry import BACKENDS
 from ...engine_builder.build.build_process import BuildProcess
@@ -82,7 +82,7 @@ class EngineWay(Way):
     def load(self) -> float | None:
         # The weights' digests are taken, and weights that an engine binds are on the GPU, before the clock starts.
         denoiser, model = self._model.denoiser, self._model
-        if not BACKENDS[self._variant.backend].holds_weights and model.components:
+        if OUTSIDE in BACKENDS[self._variant.backend].weights[:1] and model.components:
             rewrites = (
                 model.rewrites(denoiser, self._variant.backend)
                 if self._variant.rewrites is None

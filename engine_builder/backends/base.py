@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 LoadNetwork = Callable[[], "torch.nn.Module"]
 """Function that returns the network in the engine's precision; called only by backends that need the weights."""
 
+OUTSIDE, INSIDE = "outside", "inside"
+"""Places of an engine's weights: in its network, of which it is given the addresses, or in itself."""
+
 Report = Callable[[str, float], None]
 """Callback with the stage's name and the fraction done, 0 to 1; may raise to cancel."""
 
@@ -141,8 +144,12 @@ class Backend(ABC):
     name: ClassVar[str]
     builds: ClassVar[bool] = True
     """False for a backend whose runner needs no plan on disk."""
-    holds_weights: ClassVar[bool] = True
-    """False for a backend whose engines serve any weights of the same configuration."""
+    weights: ClassVar[tuple[str, ...]] = (INSIDE,)
+    """Places that the weights of this backend's engines can have, the usual one first."""
+    builds_hollow: ClassVar[bool] = False
+    """Whether engines with weights outside are built without any: from a network on the device `meta`."""
+    has_fp32_fallback: ClassVar[bool] = True
+    """Whether engines in fp16 compute in fp32 where the weights at the build make numbers beyond fp16."""
     builds_beside_others: ClassVar[bool] = False
     """Whether builds on one GPU leave each other's results alone; timing kernels against each other does not."""
     builds_in_parts: ClassVar[bool] = False
@@ -164,9 +171,21 @@ class Backend(ABC):
         """Whether `auto` may choose this backend for the device."""
         return True
 
-    def network_of(self, network: NetworkSpec) -> NetworkSpec:
-        """The spec that enters the engine key: without the weights' digest where engines hold no weights."""
-        return network if self.holds_weights else replace(network, weights_sha256="")
+    def place_weights(self, wanted: str | None, size_bytes: int, device: torch.device) -> str:
+        """Place of the weights of an engine of so many bytes of weights; without a wish the backend's choice.
+
+        Raises InputError for a place that this backend does not know.
+        """
+        if wanted is None:
+            return self.weights[0]
+        if wanted not in self.weights:
+            raise InputError(f"Engines of {self.name} have their weights {self.weights[0]}, found {wanted}.")
+        return wanted
+
+    @staticmethod
+    def network_of(network: NetworkSpec, place: str) -> NetworkSpec:
+        """The spec that enters the engine key: without the weights' digest where the engine holds no weights."""
+        return network if place == INSIDE else replace(network, weights_sha256="")
 
     @abstractmethod
     def availability(self, device: torch.device) -> Availability:

@@ -11,7 +11,8 @@ from ...common.errors import BackendUnavailableError, EngineError
 from ...common.out_of_memory import says_out_of_memory
 from ...common.spec import EngineSpec, Target
 from ..graph.onnx_export import FILE_NAME, export_onnx, exporter_version
-from .base import Availability, Backend, LoadNetwork, Report, Runner
+from .base import INSIDE, OUTSIDE, Availability, Backend, LoadNetwork, Report, Runner
+from .engine_weights import EngineWeights
 
 if TYPE_CHECKING:
     import torch
@@ -28,26 +29,36 @@ _SESSION_ERROR_LEVEL = 3
 
 
 class OnnxRuntimeRunner(Runner):
-    """An ONNX Runtime session over a plan's graph; inputs and outputs are bound in place, not copied."""
+    """An ONNX Runtime session over a plan's graph; inputs, weights among them, and outputs are not copied."""
 
     backend: ClassVar[str] = "onnxruntime"
 
-    def __init__(self, plan: Plan, spec: EngineSpec, device: torch.device) -> None:
+    def __init__(self, plan: Plan, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> None:
         super().__init__(spec, device)
         self._plan = plan
+        self._weights = EngineWeights(plan, network, device)
         self._session: Any = None
+        self._binding: Any = None
 
     @property
     def is_loaded(self) -> bool:
-        return self._session is not None
+        return self._session is not None and self._weights.are_bound
 
     @property
     def memory_bytes(self) -> int:
-        return self._plan.manifest.size_bytes
+        return self._plan.manifest.size_bytes + self._weights.memory_bytes
 
     def load(self) -> None:
-        if self._session is not None:
+        if self.is_loaded:
             return
+        if self._session is None:
+            self._session = self._opened()
+        self._binding = self._session.io_binding()
+        self._weights.bind()
+        for name, tensor in self._weights.inputs.items():
+            self._binding.bind_input(name, **_placement(tensor), buffer_ptr=tensor.data_ptr())
+
+    def _opened(self) -> Any:
         import onnxruntime
 
         provider = _provider(self.device)
@@ -55,17 +66,16 @@ class OnnxRuntimeRunner(Runner):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _SESSION_ERROR_LEVEL
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(self._plan.folder / FILE_NAME), options, providers=[provider]
-            )
+            return onnxruntime.InferenceSession(str(self._plan.folder / FILE_NAME), options, providers=[provider])
         except Exception as error:  # onnxruntime's own exceptions share no public base
             raise self._refused("load", error) from error
 
     def unload(self) -> None:
-        self._session = None
+        self._session = self._binding = None
+        self._weights.release()
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        binding = self._session.io_binding()
+        binding = self._binding
         kept = {name: tensor.contiguous() for name, tensor in inputs.items()}
         for name, tensor in kept.items():
             binding.bind_input(name, **_placement(tensor), buffer_ptr=tensor.data_ptr())
@@ -78,6 +88,7 @@ class OnnxRuntimeRunner(Runner):
         except Exception as error:
             raise self._refused("run", error) from error
         binding.synchronize_outputs()
+        binding.clear_binding_outputs()
         return outputs
 
     def _refused(self, act: str, error: Exception) -> Exception:
@@ -114,6 +125,8 @@ class OnnxRuntimeBackend(Backend):
     """Exports to ONNX and runs by ONNX Runtime's provider for the device."""
 
     name: ClassVar[str] = "onnxruntime"
+    weights: ClassVar[tuple[str, ...]] = (INSIDE, OUTSIDE)  # inside they are packed: a tenth less time on a CPU
+    builds_hollow: ClassVar[bool] = True
     builds_beside_others: ClassVar[bool] = True
 
     def availability(self, device: torch.device) -> Availability:
@@ -151,7 +164,7 @@ class OnnxRuntimeBackend(Backend):
     def load(self, plan: Plan | None, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> Runner:
         if plan is None:
             raise EngineError("ONNX Runtime needs a built engine, found none.")
-        return OnnxRuntimeRunner(plan, spec, device)
+        return OnnxRuntimeRunner(plan, spec, network, device)
 
 
 def _provider(device: torch.device) -> Any:

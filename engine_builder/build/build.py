@@ -37,6 +37,8 @@ I2VGen-XL's core at its published size held 8.5 GiB that the system could not ta
 """
 MEMORY_PER_QUANTIZED_WEIGHT = 10.0
 """The same where ModelOpt takes scales, with weights in fp32: 2.5 GiB for 0.21, 8.9 GiB for 0.83."""
+HOLLOW_MEMORY_BYTES = 3 * GIB
+"""Host memory of the child where it builds without weights, the exporter's graph included."""
 DISK_PER_WEIGHT = 1.2
 CORES_PER_BUILD = 3
 """Cores of a build with a GPU: one for Python, the others for the compilers that it starts."""
@@ -125,7 +127,7 @@ def check_room(request: BuildRequest, root: Path) -> None:
     """Raises EngineError or StorageError, with both figures, when memory, GPU or disk cannot hold the build."""
     check_memory(request)
     weights, component = request.source.size_bytes, request.spec.network.component
-    needed, free = int(DISK_PER_WEIGHT * weights) if request.backend.holds_weights else 0, shutil.disk_usage(root).free
+    needed, free = int(DISK_PER_WEIGHT * weights) if request.spec.holds_weights else 0, shutil.disk_usage(root).free
     if free < needed:
         raise StorageError(
             f"Building {component} needs about {needed / GIB:.1f} GiB in {root}, found {free / GIB:.1f} GiB free."
@@ -150,6 +152,8 @@ def check_memory(request: BuildRequest) -> None:
 
 
 def _memory_needed(request: BuildRequest) -> int:
+    if not request.needs_weights:
+        return HOLLOW_MEMORY_BYTES
     per_weight = MEMORY_PER_WEIGHT if request.calibration is None else MEMORY_PER_QUANTIZED_WEIGHT
     return BASE_MEMORY_BYTES + int(per_weight * request.source.size_bytes)
 

@@ -58,6 +58,21 @@ class BuildRequest:
     """Part of the network, where several processes compile it; the first is compared once all are compiled."""
 
     @property
+    def needs_weights(self) -> bool:
+        """Whether the network's weights take part in the build.
+
+        An engine with weights outside needs them to be compared here, and to find what exceeds fp16.
+        """
+        if self.spec.holds_weights or not self.backend.builds_hollow:
+            return True
+        return self.source.has_weights and (self.spec.precision == "fp16" or self.runs_here)
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the engine can run on the request's device, and is compared there."""
+        return self.aimed_backend.availability(self.device).ok
+
+    @property
     def aimed_backend(self) -> Backend:
         """The backend, aimed at the request's target."""
         return self.backend.aimed_at(BuildTarget(self.device, self.arch, self.calibration, self.part))
@@ -77,7 +92,7 @@ def compile_engine(
     report("load network", 0.0)
     backend = request.aimed_backend
     backend.begin()
-    network = request.source.load()
+    network = request.source.load(hollow=not request.needs_weights)
     islands = _fp32_fallback(request, network, report)
     try:
         details = backend.build(network, request.spec, folder, report)
@@ -90,13 +105,13 @@ def compile_engine(
     if other_parts is not None:
         other_parts()
     report("check", 0.8)
-    runs_here = backend.availability(request.device).ok
-    return Compiled(details, _check_parity(request, folder, network, islands) if runs_here else None, islands)
+    is_compared = request.runs_here and request.needs_weights
+    return Compiled(details, _check_parity(request, folder, network, islands) if is_compared else None, islands)
 
 
 def _fp32_fallback(request: BuildRequest, network: torch.nn.Module, report: Report) -> tuple[str, ...]:
-    """Modules cast to fp32, for fp16 is too small for these weights; none for an engine that serves any weights."""
-    if request.spec.precision != "fp16" or not request.backend.holds_weights:
+    """Modules cast to fp32, for fp16 is too small for these weights."""
+    if request.spec.precision != "fp16" or not request.backend.has_fp32_fallback or not request.needs_weights:
         return ()
     from ..graph.fp32_fallback import apply_fp32_fallback
 

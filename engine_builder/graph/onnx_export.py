@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ...common.errors import EngineError
 from ...common.shapes import DimRange, ShapeProfile
 from ...common.spec import EngineSpec, Guidance, TensorSpec, split_dim
+from .hollow import weight_names, without_memory
+from .outside_weights import OutsideWeights, write_table
+from .weight_inputs import declare_weights, linear, take_out
 
 if TYPE_CHECKING:
     import torch
@@ -36,35 +39,65 @@ def export_onnx(network: torch.nn.Module, spec: EngineSpec, folder: Path, opset:
     """Writes `network.onnx` (weights beside it when they are large) into `folder` and returns its path.
 
     The graph's inputs and outputs bear the names of the specification; a dimension is dynamic where the
-    profile gives it more than one size. Raises EngineError when the network cannot be exported.
+    profile gives it more than one size. Where the engine holds no weights they are inputs too, with a table of them
+    beside the graph, and the network may be one whose parameters have no memory (on the device `meta`).
+    Raises EngineError when the network cannot be exported.
     """
     import torch
 
-    inputs = example_inputs(spec, trace_sizes(spec.profile))
     path = folder / FILE_NAME
     try:
         with torch.inference_mode(False), torch.no_grad(), _quiet():
-            program = torch.onnx.export(
-                network,
-                (),
-                kwargs=inputs,
-                dynamo=True,
-                opset_version=opset,
-                input_names=[tensor.name for tensor in spec.network.inputs],
-                output_names=[tensor.name for tensor in spec.network.outputs],
-                dynamic_shapes=dynamic_shapes(spec.network.inputs, spec.profile),
-                verbose=False,
-            )
-            if program is None:
-                raise EngineError("PyTorch's ONNX exporter returned nothing.")
+            if spec.holds_weights:
+                program = _program(network, spec, opset)
+            else:
+                program, table = _without_weights(network, spec, opset)
+                write_table(table, folder)
             program.save(str(path), external_data=True)
-    except OSError:
+    except (OSError, EngineError):
         raise
     except Exception as error:  # the exporter raises any error of its passes
         log.debug("export failed", exc_info=True)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineError(f"The {spec.network.component} network cannot be exported to ONNX: {reason}") from error
     return path
+
+
+def _program(network: torch.nn.Module, spec: EngineSpec, opset: int, **options: Any) -> torch.onnx.ONNXProgram:
+    """The exporter's program, traced at a small size; raises any error of the exporter's passes."""
+    import torch
+
+    program = torch.onnx.export(
+        network,
+        (),
+        kwargs=options.pop("inputs", None) or example_inputs(spec, trace_sizes(spec.profile)),
+        dynamo=True,
+        opset_version=opset,
+        input_names=[tensor.name for tensor in spec.network.inputs],
+        output_names=[tensor.name for tensor in spec.network.outputs],
+        dynamic_shapes=dynamic_shapes(spec.network.inputs, spec.profile),
+        verbose=False,
+        **options,
+    )
+    if program is None:
+        raise EngineError("PyTorch's ONNX exporter returned nothing.")
+    return program
+
+
+def _without_weights(
+    network: torch.nn.Module, spec: EngineSpec, opset: int
+) -> tuple[torch.onnx.ONNXProgram, OutsideWeights]:
+    """The program with the network's weights as inputs, and the table of them."""
+    import torch
+
+    names = weight_names(network)
+    with without_memory(network) as mode:
+        inputs = {name: mode.from_tensor(x) for name, x in example_inputs(spec, trace_sizes(spec.profile)).items()}
+        table = {torch.ops.aten.linear.default: linear}
+        program = _program(network, spec, opset, inputs=inputs, optimize=False, custom_translation_table=table)
+    declare_weights(program.model.graph, names)
+    program.optimize()
+    return program, take_out(program.model.graph, names)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ...common.errors import EngineError, InputError
 from ...engine_builder.backends.base import Runner
 from ...engine_builder.backends.eager import EagerBackend
-from ...engine_builder.backends.registry import BACKENDS, choose_backend
+from ...engine_builder.backends.registry import choose_backend
 from ...runtime.engines.memory_manager import LoadInPlace
 from ...runtime.engines.policy import EnginePolicy
 from ...runtime.external.compiled_network import CompiledNetwork, Tally
@@ -64,7 +64,7 @@ class _MemoryManager(LoadInPlace):
         self._restore()
         if runner.backend == EagerBackend.name:
             return None  # the network itself
-        if BACKENDS[runner.backend].holds_weights:
+        if runner.spec.holds_weights:
             return self._host.hold(runner, scratch_bytes, beside=self._in_use())
         if self.patcher is not None and not runner.is_loaded:
             for reason in unsupported_weights(layers_of(self.patcher), runner.device):
@@ -175,7 +175,7 @@ class CompiledModel:
         if not _is_dynamic(model):
             return
         backend = choose_backend(self._policy.backend, model.load_device)
-        copies = 2 if backend.builds and backend.holds_weights else 1
+        copies = 2 if self._policy.holds_weights(backend) else 1
         weights_bytes = copies * sum(weight.numel() * dtype.itemsize for *_, weight, dtype in _weights_of(model.model))
         step_bytes = int(max(memory.minimum_inference_memory(), step_bytes + memory.extra_reserved_memory()))
         what = f"{weights_bytes / 2**30:.2f} GiB of weights and {step_bytes / 2**30:.2f} GiB for a step"

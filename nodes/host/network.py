@@ -27,7 +27,7 @@ from ...common.errors import EngineError, InputError, StorageError
 from ...common.network_source import NetworkSource
 from ...common.shapes import ShapeProfile
 from ...common.spec import NetworkSpec
-from ...engine_builder.backends.inductor.runner import Layout, layout_of, tensors_of
+from ...engine_builder.backends.network_tensors import Layout, layout_of, tensors_of
 from ...runtime.external.network_call import SharedWeightsNetwork, WrappedNetwork
 
 METHOD = "_forward"

@@ -79,7 +79,8 @@ class ModelNetworks(ABC):
             "adapters": json.dumps([[str(each.path), each.strength, each.denoisers] for each in self.adapters]),
         }
         size_bytes = self.size_bytes(component, precision)
-        return NetworkSource("pipeline.models.registry", "load_network", arguments, size_bytes)
+        has_weights = self.checkpoint.has_weights
+        return NetworkSource("pipeline.models.registry", "load_network", arguments, size_bytes, has_weights)
 
     @abstractmethod
     def size_bytes(self, component: str, precision: str) -> int:

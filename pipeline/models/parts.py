@@ -19,6 +19,7 @@ from ...common.errors import CheckpointError
 from ...common.spec import PRECISIONS
 from .checkpoints.diffusers_folder import Part
 from .checkpoints.lora import Adapter, Merge, plain_name
+from .hollow import made_hollow
 
 
 class TextEncoder(torch.nn.Module):
@@ -90,8 +91,12 @@ def code_of(*modules: str) -> str:
 def load_part(part: Part, precision: str, adapters: Sequence[Adapter] = ()) -> Any:
     """A checked part's network by diffusers or transformers, on the CPU, in the precision, with LoRAs merged into it.
 
+    That of a part without weights is hollow: its parameters are on the device `meta`.
+
     Raises CheckpointError when the weights do not fit the configuration, or a LoRA cannot be merged.
     """
+    if not part.weights:
+        return _hollow(part, precision)
     with Merge(part.name, adapters) as merge:
         if part.name.startswith("transformer"):
             return _assembled(part, precision, merge)
@@ -123,6 +128,24 @@ def _loaded(part: Part, precision: str) -> Any:
     except Exception as error:  # the libraries raise whatever a senseless configuration leads to
         raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {_reason(error)}.") from error
     _check_fit(part, report)
+    return network
+
+
+def _hollow(part: Part, precision: str) -> Any:
+    """The network of a configuration alone, with the dtypes that the libraries' loading would give its weights."""
+    kind, dtype = _class_of(part), getattr(torch, PRECISIONS[precision])
+    try:
+        with no_progress_bars():
+            if hasattr(kind, "from_config"):
+                network = made_hollow(lambda: kind.from_config(part.config))
+            else:
+                network = made_hollow(lambda: kind(kind.config_class.from_dict(dict(part.config))))
+    except Exception as error:  # the libraries raise whatever a senseless configuration leads to
+        raise CheckpointError(f"Expected {part.config_path} to describe a network, found: {_reason(error)}.") from error
+    kept = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
     return network
 
 

@@ -23,31 +23,52 @@ _MODELS: WeakValueDictionary[str, VideoModel] = WeakValueDictionary()
 
 
 def load_network(
-    folder: str, component: str, precision: str, rewrites: str = "", adapters: str = "[]"
+    folder: str, component: str, precision: str, rewrites: str = "", adapters: str = "[]", hollow: str = ""
 ) -> torch.nn.Module:
     """One component's network, for a process that builds its engine; `rewrites` are names between commas.
 
     `adapters` are LoRAs as JSON: paths, strengths and the denoisers that each is for. Networks of one model that are
-    held at the same time share their weights.
+    held at the same time share their weights. A `hollow` network, whatever the text, has its parameters on `meta`.
     """
-    model = _MODELS.get(folder + adapters) or open_model(Path(folder), json.loads(adapters))
-    _MODELS[folder + adapters] = model
+    name = folder + adapters + hollow
+    model = _MODELS.get(name)
+    if model is None:
+        model = open_configuration(Path(folder)) if hollow else open_model(Path(folder), json.loads(adapters))
+    _MODELS[name] = model
     network = model.load(component, precision, tuple(filter(None, rewrites.split(","))))
     object.__setattr__(network, "origin", model)  # for as long as a reference to the network exists
     return network
 
 
-def open_model(folder: Path, adapters: Iterable[tuple[str, float, Iterable[str]]] = ()) -> VideoModel:
+def open_model(
+    folder: Path, adapters: Iterable[tuple[str, float, Iterable[str]]] = (), *, needs_weights: bool = True
+) -> VideoModel:
     """The model in a folder of the published diffusers layout, with LoRAs (path, strength, denoisers).
 
-    Raises CheckpointError, naming the file, when the folder is missing, foreign or damaged.
+    One that needs no weights may be there as configurations alone, to build engines from. Raises CheckpointError,
+    naming the file, when the folder is missing, foreign or damaged.
     """
+    model = _opened(folder)
+    if needs_weights:
+        model.checkpoint.require_weights()
+    for path, strength, denoisers in adapters:
+        model = model.with_adapter(Path(path), strength, tuple(denoisers))
+    return model
+
+
+def open_configuration(folder: Path) -> VideoModel:
+    """The model in such a folder as configurations alone, whatever else is there: its networks are hollow.
+
+    Raises CheckpointError as `open_model` does.
+    """
+    model = _opened(folder)
+    return type(model)(model.checkpoint.without_weights())
+
+
+def _opened(folder: Path) -> VideoModel:
     found, index = pipeline_class(folder), read_index(folder)
     for family in FAMILIES:
         if family.recognises(index):
-            model: VideoModel = family.open(folder)
-            for path, strength, denoisers in adapters:
-                model = model.with_adapter(Path(path), strength, tuple(denoisers))
-            return model
+            return family.open(folder)
     known = dict.fromkeys(family.pipeline_class for family in FAMILIES)
     raise CheckpointError(f"{folder / INDEX}: expected {' or '.join(known)}, found {found}.")

@@ -8,10 +8,11 @@ from dataclasses import replace
 import torch
 
 from ...common.errors import BackendUnavailableError, InputError, MissingEngineError
+from ...common.network_source import NetworkSource
 from ...common.shapes import ShapeProfile
 from ...common.spec import QUANTIZED, EngineSpec, network_precision
-from ...engine_builder.backends.base import Backend
-from ...engine_builder.backends.registry import BACKENDS, choose_backend
+from ...engine_builder.backends.base import INSIDE, Backend
+from ...engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
 from ...engine_builder.backends.tensorrt.backend import TensorRTBackend
 from ...engine_builder.build.compile import BuildRequest
 from ...engine_builder.graph.recorded_calls import Calibration
@@ -46,7 +47,9 @@ class EngineCatalog:
         """
         backend = self.backend() if arch is None else BACKENDS[TensorRTBackend.name]
         rewrites, network = self.rewrites(component, backend), self.model.components[component].spec
-        spec = self._spec(component, self.profile(component, sizes), backend)
+        source = self.model.source(component, network_precision(self.precision_of(component)), rewrites)
+        place = self._places(component, backend, source)[0]
+        spec = self._spec(component, self.profile(component, sizes), backend, place)
         if spec.precision not in QUANTIZED:
             calibration = None
         elif calibration is None:
@@ -54,7 +57,6 @@ class EngineCatalog:
         else:
             spec = replace(spec, calibration=calibration.name)
         precision = network_precision(spec.precision)
-        source = self.model.source(component, precision, rewrites)
         return BuildRequest(
             spec=spec,
             source=source,
@@ -62,7 +64,7 @@ class EngineCatalog:
             device=self.device,
             arch=arch,
             reference=self.model.source(component, precision) if rewrites else None,
-            details={} if backend.holds_weights else {"gated_with": network.weights_sha256},
+            details={} if place == INSIDE or not source.has_weights else {"gated_with": network.weights_sha256},
             calibration=calibration,
             device_bytes=source.size_bytes // (2 if calibration else 1) + self._scratch_bytes(component, spec),
         )
@@ -75,16 +77,18 @@ class EngineCatalog:
     def stored(self, component: str) -> list[Plan]:
         """The stored engines that serve this component here, the narrowest profile first, then the newest.
 
-        Quantized engines match whatever calibration data they were built with.
+        Quantized engines match whatever calibration data they were built with; without a wish of the user's, engines
+        with these weights inside and with weights outside match.
         """
         backend = self.backend()
         target = backend.target(self.device)
-        wanted = self._spec(component, ShapeProfile(), backend)
+        places = self._places(component, backend, self.model.source(component, self.precision))
+        wanted = [self._spec(component, ShapeProfile(), backend, place) for place in places]
         plans = [
             plan
             for plan in self.store.plans()
             if plan.manifest.target == target
-            and replace(plan.manifest.spec, profile=wanted.profile, calibration=wanted.calibration) == wanted
+            and replace(plan.manifest.spec, profile=ShapeProfile(), calibration="") in wanted
         ]
         plans.sort(key=lambda plan: plan.manifest.created_at, reverse=True)
         return sorted(plans, key=lambda plan: plan.manifest.spec.profile.width)
@@ -115,8 +119,23 @@ class EngineCatalog:
         own = {name: size for name, size in sizes.items() if name in limits.ranges}
         return self.policy.profile(limits, own, self.model.latent)
 
-    def _spec(self, component: str, profile: ShapeProfile, backend: Backend) -> EngineSpec:
-        network = backend.network_of(self.model.components[component].spec)
+    def _places(self, component: str, backend: Backend, source: NetworkSource) -> list[str]:
+        """Places of a component's weights that the policy allows: that of a new engine first.
+
+        Raises InputError for a place that the backend does not know, or that would take weights that are not there.
+        """
+        wanted = None if self.policy.weights == AUTO else self.policy.weights
+        if self.precision_of(component) in QUANTIZED and wanted is None:
+            wanted = INSIDE
+        first = backend.place_weights(wanted, source.size_bytes, self.device)
+        if first == INSIDE and not source.has_weights:
+            raise InputError(
+                f"An engine of {backend.name} for {component} holds its weights, found a configuration alone."
+            )
+        return [first] if wanted else [first, *(place for place in backend.weights if place != first)]
+
+    def _spec(self, component: str, profile: ShapeProfile, backend: Backend, place: str) -> EngineSpec:
+        network = backend.network_of(self.model.components[component].spec, place)
         return EngineSpec(network, profile, self.precision_of(component), self.rewrites(component, backend))
 
     def precision_of(self, component: str) -> str:

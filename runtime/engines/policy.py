@@ -10,6 +10,7 @@ import torch
 from ...common.errors import InputError
 from ...common.shapes import DimRange, ShapeProfile, span
 from ...common.spec import PRECISIONS, QUANTIZED
+from ...engine_builder.backends.base import INSIDE, OUTSIDE, Backend
 from ...engine_builder.backends.registry import AUTO
 from ...pipeline.decode import most_at_once
 from ...pipeline.models.latent_space import LatentSpace, dims_of
@@ -18,6 +19,7 @@ from ...pipeline.request import ClipSize
 PRESETS = "presets"
 SHAPE_POLICIES = ("range", "exact", PRESETS)
 MISS_POLICIES = (AUTO, "build", "eager", "stop")
+WEIGHT_PLACES = (AUTO, OUTSIDE, INSIDE)
 LATER = "later"
 """Meaning of `auto` on a GPU of a host that builds engines while there is nothing to run."""
 
@@ -30,6 +32,7 @@ class EnginePolicy:
     `presets` and no others, each as fast as if it were alone, from one engine. `on_missing`: `build` it now, run
     `eager` with a warning, `stop`, or `auto`, see `on_missing_on`. `rewrites` are names of
     `VideoModel.known_rewrites`, each used where a component knows it; None for those that pay on the backend.
+    `weights` are `outside` an engine, which then serves every fine-tune, `inside` it, or `auto`, by the backend.
     """
 
     backend: str = AUTO
@@ -38,12 +41,14 @@ class EnginePolicy:
     on_missing: str = "build"
     rewrites: tuple[str, ...] | None = None
     presets: tuple[ClipSize, ...] = ()
+    weights: str = AUTO
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("precision", self.precision, (AUTO, *PRECISIONS, *QUANTIZED)),
             ("shape policy", self.shapes, SHAPE_POLICIES),
             ("miss policy", self.on_missing, MISS_POLICIES),
+            ("place of weights", self.weights, WEIGHT_PLACES),
         ):
             if value not in known:
                 raise InputError(f"The {name} is one of {', '.join(known)}, found {value!r:.80}.")
@@ -70,6 +75,14 @@ class EnginePolicy:
         if violations := found.violations({name: size for name, size in sizes.items() if name != "chunk"}):
             raise InputError(f"No preset serves this size: in the nearest, {'; '.join(violations)} {pixels}.")
         return found
+
+    def holds_weights(self, backend: Backend) -> bool:
+        """Whether engines for a network whose weights are on the device already hold a copy of their own.
+
+        Raises InputError for a place that the backend does not know.
+        """
+        wanted = None if self.weights == AUTO else self.weights
+        return backend.builds and backend.place_weights(wanted, 0, torch.device("cpu")) == INSIDE
 
     @property
     def quantized(self) -> str | None:

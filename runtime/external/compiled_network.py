@@ -306,4 +306,4 @@ class CompiledNetwork:
             backend = choose_backend(self._policy.backend, call.latents.device)
         except BackendUnavailableError:
             return ""
-        return self._owner.weights_sha256() if backend.builds and backend.holds_weights else ""
+        return self._owner.weights_sha256() if self._policy.holds_weights(backend) else ""

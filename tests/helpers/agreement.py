@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from i2v_tensorrt.common.shapes import ShapeProfile
 from i2v_tensorrt.common.spec import EngineSpec
-from i2v_tensorrt.engine_builder.backends.base import Runner
+from i2v_tensorrt.engine_builder.backends.base import INSIDE, Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
 from i2v_tensorrt.engine_builder.build.build import build_engine
@@ -29,15 +30,16 @@ Pair = tuple[Runner, Runner]
 """Eager PyTorch and the engine, both loaded."""
 
 
-def onnxruntime_pair(model: VideoModel, component: str, store: EngineStore) -> Pair:
-    """Both runners of a component in fp32, for every size."""
-    network = model.components[component].spec
+def onnxruntime_pair(model: VideoModel, component: str, store: EngineStore, place: str = INSIDE) -> Pair:
+    """Both runners of a component in fp32, for every size; the engine's weights are in that place."""
+    network = OnnxRuntimeBackend.network_of(model.components[component].spec, place)
     # Tuned for small sizes, where the parity check is quick.
     ranges = {name: replace(limit, opt=limit.above(4)) for name, limit in network.limits.ranges.items()}
     spec = EngineSpec(network, ShapeProfile(ranges), "fp32")
     request = BuildRequest(spec, model.source(component, "fp32"), OnnxRuntimeBackend(), CPU)
     plan = build_engine(request, store, InProcess()).plan
-    runners = EagerRunner(spec, lambda: model.load(component, "fp32"), CPU), OnnxRuntimeRunner(plan, spec, CPU)
+    load = partial(model.load, component, "fp32")
+    runners = EagerRunner(spec, load, CPU), OnnxRuntimeRunner(plan, spec, load, CPU)
     for each in runners:
         each.load()
     return runners

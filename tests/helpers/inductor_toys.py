@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from i2v_tensorrt.common.spec import EngineSpec
+from i2v_tensorrt.engine_builder.backends.base import OUTSIDE
 from i2v_tensorrt.engine_builder.backends.inductor.backend import InductorBackend
 from i2v_tensorrt.engine_builder.backends.inductor.runner import InductorRunner
 from i2v_tensorrt.engine_builder.build.build import build_engine
@@ -45,7 +46,9 @@ class Mixed(torch.nn.Module):
 def mixed_spec(spec: EngineSpec | None = None) -> EngineSpec:
     """The specification of `Mixed`'s engine, which names no weights."""
     found = spec or toy_spec()
-    return EngineSpec(InductorBackend().network_of(found.network), found.profile, found.precision, found.rewrites)
+    return EngineSpec(
+        InductorBackend.network_of(found.network, OUTSIDE), found.profile, found.precision, found.rewrites
+    )
 
 
 def build(folder: Path, device: torch.device, spec: EngineSpec | None = None, make: MakeNetwork = Mixed) -> Plan:

@@ -11,7 +11,7 @@ import torch
 
 from i2v_tensorrt.common.shapes import ShapeProfile
 from i2v_tensorrt.common.spec import EngineSpec, NetworkSpec
-from i2v_tensorrt.engine_builder.backends.base import Runner
+from i2v_tensorrt.engine_builder.backends.base import OUTSIDE, Runner
 from i2v_tensorrt.engine_builder.store.store import Plan
 from i2v_tensorrt.runtime.external.compiled_network import CompiledNetwork
 from i2v_tensorrt.runtime.external.network_call import Call, read_call
@@ -24,7 +24,8 @@ SIZE = (1, 4, 3, 8, 8)
 class Borrowing(ToyBackend):
     """A toy whose engines take the weights of the network that they are loaded with."""
 
-    holds_weights: ClassVar[bool] = False
+    weights: ClassVar[tuple[str, ...]] = (OUTSIDE,)
+    has_fp32_fallback: ClassVar[bool] = False
 
     def load(self, plan: Plan | None, spec: EngineSpec, network: Any, device: torch.device) -> Runner:
         return BorrowingRunner(spec, device, network, self)

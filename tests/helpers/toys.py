@@ -90,9 +90,11 @@ class ToySource:
 
     make: Callable[[], torch.nn.Module] = ToyNetwork
     size_bytes: int = 0
+    has_weights: bool = True
 
-    def load(self) -> torch.nn.Module:
-        return self.make().eval()
+    def load(self, *, hollow: bool = False) -> torch.nn.Module:
+        made = self.make().eval()
+        return made.to("meta") if hollow else made
 
 
 def publish(store: EngineStore, spec: EngineSpec, files: dict[str, bytes], target: Target = TARGET) -> Plan:

@@ -23,7 +23,7 @@ from i2v_tensorrt.engine_builder.store.store import EngineStore, Plan
 
 from ..helpers.counts import Evidence, counted
 from ..helpers.mutations import MUTATIONS
-from ..helpers.toys import CPU, publish, toy_spec
+from ..helpers.toys import CPU, ToyNetwork, publish, toy_spec
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs links and pipes")
 
@@ -73,9 +73,9 @@ def load(plan: Plan, handed: Deserialised) -> None:
     runtime = SimpleNamespace(deserialize_cuda_engine=handed.append)
     tensorrt = Library(SimpleNamespace(Runtime=lambda logger: runtime), True)
     runner: Any = (
-        tensorrt_runner.TensorRTRunner(plan, plan.manifest.spec, CPU, tensorrt)
+        tensorrt_runner.TensorRTRunner(plan, plan.manifest.spec, ToyNetwork, CPU, tensorrt)
         if PLAN in plan.manifest.files
-        else OnnxRuntimeRunner(plan, plan.manifest.spec, CPU)
+        else OnnxRuntimeRunner(plan, plan.manifest.spec, ToyNetwork, CPU)
     )
     with pytest.raises(EngineError):
         runner.load()

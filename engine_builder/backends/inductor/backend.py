@@ -26,11 +26,23 @@ from ....common.out_of_memory import is_out_of_memory
 from ....common.shapes import ShapeProfile
 from ....common.spec import EngineSpec, Target
 from ...graph.onnx_export import dynamic_shapes, example_inputs, trace_sizes
-from ..base import WHOLE, Availability, Backend, BuildTarget, LoadNetwork, Part, Report, Runner, no_collection
+from ..base import (
+    OUTSIDE,
+    WHOLE,
+    Availability,
+    Backend,
+    BuildTarget,
+    LoadNetwork,
+    Part,
+    Report,
+    Runner,
+    no_collection,
+)
+from ..network_tensors import layout_of
 from .cpp_compiler import compilers, install_line, proof_begun
 from .package import WIRES, file_name, whole_wires, wires_text
 from .parts import Cut, cut
-from .runner import LAYOUT, InductorRunner, layout_of
+from .runner import LAYOUT, InductorRunner
 from .torch_workarounds import arrays_declared, layouts_as_run, mutations_remembered, vectors_untried
 
 if TYPE_CHECKING:
@@ -50,7 +62,8 @@ class InductorBackend(Backend):
     """Exports by torch.export and compiles by AOTInductor."""
 
     name: ClassVar[str] = "inductor"
-    holds_weights: ClassVar[bool] = False
+    weights: ClassVar[tuple[str, ...]] = (OUTSIDE,)
+    has_fp32_fallback: ClassVar[bool] = False
     builds_beside_others: ClassVar[bool] = True
     builds_in_parts: ClassVar[bool] = True
 

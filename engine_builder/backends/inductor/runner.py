@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....common.errors import EngineError
@@ -14,6 +12,7 @@ from ....common.spec import EngineSpec, Scope
 from ..base import LoadNetwork, Runner
 from ..cuda_graph import Replay, can_capture, is_launch_bound
 from ..host_weights import to_device, to_host
+from ..network_tensors import Binding, bindings, tensors_of
 from .package import open_parts, refused
 
 if TYPE_CHECKING:
@@ -29,36 +28,6 @@ WEIGHED_CALL = 2
 """Number of the call at a size that is timed to learn whether a graph pays: the call before warms up."""
 CALL_FAILED = "API call failed"
 """Message of compiled code for an operator that raised any error."""
-
-Layout = Mapping[str, tuple[list[int], list[int], str]]
-
-
-def tensors_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer, by each of its names."""
-    return {
-        **dict(network.named_parameters(remove_duplicate=False)),
-        **dict(network.named_buffers(remove_duplicate=False)),
-    }
-
-
-def layout_of(network: torch.nn.Module) -> dict[str, tuple[list[int], list[int], str]]:
-    """Shape, strides and dtype of every parameter and buffer."""
-    return {name: (list(x.shape), list(x.stride()), str(x.dtype)) for name, x in tensors_of(network).items()}
-
-
-@dataclass(frozen=True)
-class Binding:
-    """One tensor that an engine uses: where the network holds it, and the engine's own reference to its memory."""
-
-    owner: Mapping[str, torch.Tensor | None]
-    name: str
-    memory: torch.Tensor
-
-    @property
-    def holds(self) -> bool:
-        """Whether the network still computes with that memory."""
-        tensor = self.owner.get(self.name)
-        return tensor is not None and tensor.data_ptr() == self.memory.data_ptr()
 
 
 class InductorRunner(Runner):
@@ -101,7 +70,7 @@ class InductorRunner(Runner):
         bound = {name: tensor.detach() for name, tensor in self._laid_out(network, package).items()}
         package.load_constants(bound)
         self._package = package
-        self._bound = tuple(Binding(*_place(network, name), memory) for name, memory in bound.items())
+        self._bound = bindings(network, bound)
 
     def unload(self) -> None:
         self._let_go()
@@ -194,13 +163,6 @@ class InductorRunner(Runner):
         if is_out_of_memory(error):
             return True
         return CALL_FAILED in str(error) and is_short(self.device, self.scratch_bytes)
-
-
-def _place(network: torch.nn.Module, name: str) -> tuple[Mapping[str, torch.Tensor | None], str]:
-    """The table of the module that holds a tensor, and its name there."""
-    path, _, last = name.rpartition(".")
-    owner = network.get_submodule(path)
-    return (owner._parameters if last in owner._parameters else owner._buffers), last
 
 
 def _lay_out(tensor: torch.Tensor, stride: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,10 +12,11 @@ from ....common.errors import BackendUnavailableError, EngineError
 from ....common.shapes import ShapeProfile
 from ....common.spec import EngineSpec, NetworkSpec, Target, TensorSpec
 from ...graph.onnx_export import export_onnx, exporter_version
+from ...graph.outside_weights import FILE_NAME as WEIGHTS
 from ...graph.quantize import check_quantizable, quantize
 from ...graph.recorded_calls import Calibration
 from ...store.sealed_cache import TIMING_CACHE
-from ..base import Availability, Backend, BuildTarget, LoadNetwork, Report, Runner
+from ..base import INSIDE, OUTSIDE, Availability, Backend, BuildTarget, LoadNetwork, Report, Runner
 from .library import (
     FULL,
     PLAN,
@@ -29,7 +31,7 @@ from .library import (
     make_logger,
     timing_bytes,
 )
-from .weight_streaming import allow_streaming, needs_streaming, total_bytes, weights_bytes
+from .weight_streaming import allow_streaming, needs_streaming, total_bytes, total_bytes_of, weights_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +56,8 @@ class TensorRTBackend(Backend):
     """Exports to ONNX and compiles it, strongly typed, for the GPU at hand or for a named architecture."""
 
     name: ClassVar[str] = "tensorrt"
+    weights: ClassVar[tuple[str, ...]] = (OUTSIDE, INSIDE)
+    builds_hollow: ClassVar[bool] = True
 
     def __init__(self, arch: str | None = None, calibration: Calibration | None = None) -> None:
         self._arch = arch
@@ -78,6 +82,12 @@ class TensorRTBackend(Backend):
             return Availability(False, f"This engine is for {self._arch}, found a GPU of {found}.")
         return _library_availability(found)
 
+    def place_weights(self, wanted: str | None, size_bytes: int, device: torch.device) -> str:
+        """As everywhere; the choice for weights that are too many for this GPU is inside, for TensorRT streams them."""
+        if wanted is None and needs_streaming(size_bytes, total_bytes(device)):
+            return INSIDE
+        return super().place_weights(wanted, size_bytes, device)
+
     def target(self, device: torch.device) -> Target:
         arch = self._arch_for(device)
         return Target(self.name, self._library(arch).version, "cuda", arch, exporter_version(OPSET))
@@ -97,13 +107,15 @@ class TensorRTBackend(Backend):
             report("take scales", 0.2)
             graph = quantize(graph, spec, self._calibration, OPSET)
         report("parse", 0.4)
-        streams = needs_streaming(weights_bytes(network), total_bytes(arch))
-        plan, activation_bytes = _compile(library, graph, spec, arch, report, folder / TIMING_CACHE, streams=streams)
+        streams = spec.holds_weights and needs_streaming(weights_bytes(network), total_bytes_of(arch))
+        plan, activation_bytes = compile_graph(
+            library, graph, spec, arch, report, folder / TIMING_CACHE, streams=streams
+        )
         report("serialize", BUILD_SPAN[1])
         (folder / PLAN).write_bytes(plan)
-        for path in work.iterdir():
-            path.unlink()
-        work.rmdir()
+        if not spec.holds_weights:
+            (work / WEIGHTS).replace(folder / WEIGHTS)
+        shutil.rmtree(work)
         found = {"exporter": exporter_version(OPSET), "library": library.version}
         found |= {"weights": "can be streamed"} if streams else {}
         return found if activation_bytes is None else {**found, "activation_bytes": str(activation_bytes)}
@@ -113,7 +125,7 @@ class TensorRTBackend(Backend):
 
         if plan is None:
             raise EngineError("TensorRT needs a built engine, found none.")
-        return TensorRTRunner(plan, spec, device, self._library(self._arch_for(device)))
+        return TensorRTRunner(plan, spec, network, device, self._library(self._arch_for(device)))
 
     def _arch_for(self, device: torch.device) -> str:
         arch = self._arch or cuda_arch(device)
@@ -145,7 +157,7 @@ def _library_availability(arch: str) -> Availability:
     return Availability(True, f"{library.version} serves {arch}.")
 
 
-def _compile(
+def compile_graph(
     library: Library, graph: Path, spec: EngineSpec, arch: str, report: Report, timing_cache: Path, *, streams: bool
 ) -> tuple[Any, int | None]:
     """Parses the graph and builds it: the plan in TensorRT's own memory, which reads as bytes, and its bytes on
@@ -182,11 +194,11 @@ def _compile(
 
 
 def _profile(builder: Any, network: Any, described: NetworkSpec, shapes: ShapeProfile) -> Any:
-    """An optimization profile: least, tuned and greatest shape of every input that the graph kept."""
+    """An optimization profile: least, tuned and greatest shape of every input that the graph kept; weights have one."""
     by_name = {tensor.name: tensor for tensor in described.inputs}
     profile = builder.create_optimization_profile()
-    for number in range(network.num_inputs):
-        name = network.get_input(number).name
+    names = (network.get_input(number).name for number in range(network.num_inputs))
+    for name in (name for name in names if name in by_name):
         profile.set_shape(name, *(_shape(by_name[name], shapes, which) for which in ("min", "opt", "max")))
     return profile
 

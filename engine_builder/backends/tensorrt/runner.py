@@ -12,8 +12,9 @@ from ....common.device import free_bytes
 from ....common.errors import EngineError
 from ....common.out_of_memory import says_out_of_memory
 from ....common.spec import EngineSpec
-from ..base import Runner
+from ..base import LoadNetwork, Runner
 from ..cuda_graph import CaptureError, can_capture, capture
+from ..engine_weights import EngineWeights
 from .library import PLAN, Library, kernel_bytes, make_context, make_logger
 from .weight_streaming import Streaming, set_budget
 
@@ -69,14 +70,18 @@ class TensorRTRunner(Runner):
     """An execution context over a plan. Inputs are copied to addresses that stay, so that graphs can replay.
 
     RTX captures CUDA graphs by itself; for the full library PyTorch does. An engine that streams its weights has none.
+    One that holds no weights is given the addresses of the network's.
     """
 
     backend: ClassVar[str] = "tensorrt"
 
-    def __init__(self, plan: Plan, spec: EngineSpec, device: torch.device, library: Library) -> None:
+    def __init__(
+        self, plan: Plan, spec: EngineSpec, network: LoadNetwork, device: torch.device, library: Library
+    ) -> None:
         super().__init__(spec, device)
         self._plan = plan
         self._library = library
+        self._weights = EngineWeights(plan, network, device)
         self._logger = make_logger(library)
         self._engine: Any = None
         self._context: Any = None
@@ -92,15 +97,22 @@ class TensorRTRunner(Runner):
 
     @property
     def is_loaded(self) -> bool:
-        return self._context is not None
+        return self._context is not None and self._weights.are_bound
 
     @property
     def memory_bytes(self) -> int:
-        return self._plan.manifest.size_bytes - self._streaming.streamed_bytes + self._scratch.nbytes
+        own = self._plan.manifest.size_bytes - self._streaming.streamed_bytes + self._scratch.nbytes
+        return own + self._weights.memory_bytes
 
     def load(self) -> None:
-        if self._context is not None:
+        if self.is_loaded:
             return
+        self._let_go()
+        self._weights.bind()
+        if self._context is None:
+            self._open()
+
+    def _open(self) -> None:
         data = self._plan.read(PLAN)
         stream = OwnStream(self.device)
         with stream.active():
@@ -120,6 +132,7 @@ class TensorRTRunner(Runner):
             self._stream.synchronize()
         self._context = self._engine = self._stream = self._kernels = None
         self._let_go()
+        self._weights.release()
         self._streaming, self.warning = Streaming(), None
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -189,8 +202,9 @@ class TensorRTRunner(Runner):
         for name in inputs.keys() & known:
             shape = tuple(inputs[name].shape)
             self._checked(self._context.set_input_shape(name, shape) or None, f"take {name} as {list(shape)}")
-        for name in bound.keys() & known:
-            address = bound[name].data_ptr()
+        addressed = {**self._weights.inputs, **bound}
+        for name in addressed.keys() & known:
+            address = addressed[name].data_ptr()
             self._checked(self._context.set_tensor_address(name, address) or None, f"take the address of {name}")
         self._scratch = torch.empty(
             int(self._context.update_device_memory_size_for_shapes()), dtype=torch.uint8, device=self.device

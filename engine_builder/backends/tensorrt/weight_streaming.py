@@ -65,11 +65,18 @@ def set_budget(engine: Any, free_bytes: int) -> Streaming:
     return Streaming(streamable, min(int(engine.weight_streaming_budget_v2), streamable))
 
 
-def total_bytes(arch: str) -> int | None:
+def total_bytes(device: torch.device) -> int | None:
+    """The memory of a CUDA device; None for another one."""
+    import torch
+
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def total_bytes_of(arch: str) -> int | None:
     """The memory of the GPU at hand; None if there is none of that architecture."""
     import torch
 
     from ....common.device import cuda_arch
 
     device = torch.device("cuda")
-    return torch.cuda.get_device_properties(device).total_memory if cuda_arch(device) == arch else None
+    return total_bytes(device) if cuda_arch(device) == arch else None

@@ -21,6 +21,8 @@ from .file_digests import Digested, Piece
 INDEX = "model_index.json"
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 _MAX_JSON_BYTES = 64 << 20
+_VARIANTS = {"": "", "fp16": ".fp16"}
+"""By the suffix of its files."""
 _VOCABULARY = ("vocab.json", "merges.txt")
 _KINDS = {int: "a whole number above 0", float: "a number above 0", list: "a list of numbers", str: "a list of texts"}
 _CONFIG_NAMES = {
@@ -46,6 +48,11 @@ class Part(Digested):
     def config_path(self) -> Path:
         """The file that the configuration is read from."""
         return self.folder / _CONFIG_NAMES.get(self.name, "config.json")
+
+    @property
+    def has_network(self) -> bool:
+        """Whether the part is a network, which needs weights."""
+        return self.name not in _CONFIG_NAMES
 
     def variant_for(self, precision: str) -> str | None:
         """Stored variant to read: half precision when the network runs in it or no other is stored."""
@@ -81,6 +88,20 @@ class Checkpoint:
     index: Mapping[str, Any] = field(default_factory=dict)
     """Content of model_index.json."""
 
+    @property
+    def has_weights(self) -> bool:
+        """False for configurations alone."""
+        return any(part.weights for part in self.parts.values())
+
+    def require_weights(self) -> None:
+        """Raises CheckpointError, naming the first missing file, for configurations alone."""
+        if not self.has_weights:
+            raise _missing_weights(next(part for part in self.parts.values() if part.has_network))
+
+    def without_weights(self) -> Checkpoint:
+        """The configurations alone."""
+        return replace(self, parts={name: replace(part, weights={}) for name, part in self.parts.items()})
+
 
 def read_index(folder: Path) -> Mapping[str, Any]:
     """Content of the folder's model_index.json; raises CheckpointError for a missing file, or for no JSON object."""
@@ -105,6 +126,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Checks every part of the folder against `expected`: part name to the accepted class names.
 
+    All networks have weights, or none has: then there are configurations alone.
+
     `settings` are those that a part's configuration cannot do without, each a positive number (`int`,
     `float`), numbers (`list`) or texts (`str`). Raises CheckpointError.
     """
@@ -115,6 +138,9 @@ def open_checkpoint(
         if found not in classes:
             raise CheckpointError(f"{folder / INDEX}: expected {name} to be {' or '.join(classes)}, found {found}.")
     parts = {name: replace(_open_part(folder / name), class_name=index[name][1]) for name in expected}
+    without = [part for part in parts.values() if part.has_network and not part.weights]
+    if without and any(part.weights for part in parts.values()):
+        raise _missing_weights(without[0])
     for name, kinds in settings.items():
         _check_settings(parts[name], kinds)
     return Checkpoint(folder, parts, index)
@@ -183,24 +209,40 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _find_weights(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Weight files by variant ("" is full precision); sharded weights are found through their index.
+    """Weight files by variant ("" is full precision), none for a configuration alone; an index leads to shards.
 
     A single file beside shards counts too: which of them is loaded is the library's affair.
     """
-    stem = "model" if folder.name.endswith("encoder") else "diffusion_pytorch_model"
     found: dict[str, tuple[Path, ...]] = {}
-    for variant, suffix in (("", ""), ("fp16", ".fp16")):
-        single = folder / f"{stem}{suffix}.safetensors"
-        index = folder / f"{stem}.safetensors.index{suffix}.json"
-        paths = ((single,) if single.is_file() else ()) + (_shards(index) if index.is_file() else ())
-        if paths:
+    for variant, suffix in _VARIANTS.items():
+        single, index = folder / f"{_stem(folder)}{suffix}.safetensors", _index(folder, suffix)
+        shards = _shards(index) if index.is_file() else ()
+        paths = ((single,) if single.is_file() else ()) + shards
+        if any(path.is_file() for path in paths):
+            _check_shards(index, shards)
             found[variant] = paths
     if found:
         return found
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise CheckpointError(f"{folder / pickles[0]} is a pickle, which can run code: expected a .safetensors file.")
-    raise CheckpointError(f"Expected the file {folder / stem}.safetensors, found nothing there.")
+    return {}
+
+
+def _stem(folder: Path) -> str:
+    return "model" if folder.name.endswith("encoder") else "diffusion_pytorch_model"
+
+
+def _index(folder: Path, suffix: str) -> Path:
+    return folder / f"{_stem(folder)}.safetensors.index{suffix}.json"
+
+
+def _missing_weights(part: Part) -> CheckpointError:
+    """Error that names the first file that is missing of a part without any weights."""
+    for index in (_index(part.folder, suffix) for suffix in _VARIANTS.values()):
+        if index.is_file():
+            return _missing_shard(index, _shards(index)[0])
+    return CheckpointError(f"Expected the file {part.folder / _stem(part.folder)}.safetensors, found nothing there.")
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
@@ -208,11 +250,17 @@ def _shards(index: Path) -> tuple[Path, ...]:
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise CheckpointError(f"{index}: expected a weight_map to file names in the same folder.")
-    shards = tuple(index.parent / name for name in sorted(set(names)))
+    return tuple(index.parent / name for name in sorted(set(names)))
+
+
+def _check_shards(index: Path, shards: Sequence[Path]) -> None:
     for shard in shards:
         if not shard.is_file():
-            raise CheckpointError(f"{index} lists {shard.name}, expected that file beside it, found nothing.")
-    return shards
+            raise _missing_shard(index, shard)
+
+
+def _missing_shard(index: Path, shard: Path) -> CheckpointError:
+    return CheckpointError(f"{index} lists {shard.name}, expected that file beside it, found nothing.")
 
 
 def tensor_shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:

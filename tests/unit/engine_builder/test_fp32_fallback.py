@@ -223,14 +223,14 @@ def test_tensorrt_builds_a_plan_with_an_island(store: EngineStore, arch: str) ->
     assert plan.manifest.islands == ("layers.1",)
 
 
-@pytest.mark.parametrize(("precision", "holds_weights"), [("fp32", True), ("bf16", True), ("fp16", False)])
-def test_only_fp16_engines_that_hold_their_weights_are_looked_at(
-    monkeypatch: pytest.MonkeyPatch, store: EngineStore, precision: str, holds_weights: bool
+@pytest.mark.parametrize(("precision", "casts"), [("fp32", True), ("bf16", True), ("fp16", False)])
+def test_only_engines_in_fp16_of_a_backend_that_casts_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch, store: EngineStore, precision: str, casts: bool
 ) -> None:
     class Elsewhere(ToyBackend):
         pass
 
-    Elsewhere.holds_weights = holds_weights
+    Elsewhere.has_fp32_fallback = casts
     monkeypatch.setattr(fp32_fallback, "apply_fp32_fallback", raising(AssertionError("looked at")))
     backend = Elsewhere(available=Availability(False, "Only the build matters here."))
     request = toy_request(backend, spec=toy_spec(precision=precision))

@@ -14,7 +14,7 @@ import torch
 
 from i2v_tensorrt.common.errors import EngineError
 from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
-from i2v_tensorrt.engine_builder.backends.base import Runner
+from i2v_tensorrt.engine_builder.backends.base import INSIDE, OUTSIDE, Runner
 from i2v_tensorrt.engine_builder.backends.inductor import backend as inductor
 from i2v_tensorrt.engine_builder.backends.inductor import cpp_compiler, package
 from i2v_tensorrt.engine_builder.backends.inductor import runner as inductor_runner
@@ -110,9 +110,9 @@ def test_another_process_runs_it_without_a_compiler(plan: Plan) -> None:
 
 def test_the_engine_holds_no_weights_and_its_name_none_of_them(plan: Plan) -> None:
     backend = InductorBackend()
-    one, other = (backend.network_of(toy_network(weights_sha256=digit * 64)) for digit in "12")
-    assert one == other != backend.network_of(toy_network(config_sha256="2" * 64))
-    assert BACKENDS["onnxruntime"].network_of(toy_network()) == toy_network()
+    one, other = (backend.network_of(toy_network(weights_sha256=digit * 64), OUTSIDE) for digit in "12")
+    assert one == other != backend.network_of(toy_network(config_sha256="2" * 64), OUTSIDE)
+    assert BACKENDS["onnxruntime"].network_of(toy_network(), INSIDE) == toy_network()
     assert names(plan.folder) == ["manifest.json", FILE_NAME]
     runner, network = loaded(plan, CPU)
     layout = json.loads(runner._package.get_metadata()["layout"])

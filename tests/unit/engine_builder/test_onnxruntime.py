@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -39,7 +39,7 @@ def toy_plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 @pytest.fixture
 def runner(toy_plan: Plan) -> Runner:
-    made = OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, CPU)
+    made = OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, ToyNetwork, CPU)
     made.load()
     return made
 
@@ -48,7 +48,7 @@ def runner(toy_plan: Plan) -> Runner:
 
 
 def test_the_runner_keeps_the_contract(toy_plan: Plan) -> None:
-    runner = OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, CPU)
+    runner = OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, ToyNetwork, CPU)
     assert_contract(runner, ToyNetwork(), "_session", 1e-6)
     assert runner.memory_bytes == sum(entry.size_bytes for entry in toy_plan.manifest.files.values()) > 0
 
@@ -66,7 +66,7 @@ def test_a_warm_up_runs_at_the_sizes_given(runner: Runner, monkeypatch: pytest.M
 def test_what_onnxruntime_cannot_load_is_an_engine_error(store: EngineStore) -> None:
     plan = publish(store, toy_spec(), {FILE_NAME: b"no graph"})
     with pytest.raises(EngineError, match="^ONNX Runtime cannot load the core engine: "):
-        OnnxRuntimeRunner(plan, toy_spec(), CPU).load()
+        OnnxRuntimeRunner(plan, toy_spec(), ToyNetwork, CPU).load()
     with pytest.raises(EngineError, match="needs a built engine"):
         OnnxRuntimeBackend().load(None, toy_spec(), ToyNetwork, CPU)
 
@@ -90,7 +90,7 @@ def test_missing_gpu_memory_is_pytorchs_own_error(
 ) -> None:
     monkeypatch.setattr(onnxruntime, "InferenceSession", raising(RuntimeError(reason)))
     with pytest.raises(kind, match=reason[:20]):
-        OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, torch.device(device)).load()
+        OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, ToyNetwork, torch.device(device)).load()
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_device_that_is_not_served_is_not_available(monkeypatch: pytest.Monkey
     meta = torch.device("meta")
     assert not OnnxRuntimeBackend().availability(meta).ok
     with pytest.raises(BackendUnavailableError, match="cpu and cuda here, found meta"):
-        OnnxRuntimeRunner(toy_plan, toy_spec(), meta).load()
+        OnnxRuntimeRunner(toy_plan, toy_spec(), ToyNetwork, meta).load()
 
 
 def test_the_target_names_the_runtime_and_the_machine() -> None:
@@ -195,7 +195,8 @@ def pair(model: VideoModel, built: Built) -> Pair:
     def load(component: str, precision: str) -> tuple[Runner, Runner]:
         plan = built(component, precision)
         spec = plan.manifest.spec
-        runners = EagerRunner(spec, lambda: model.load(component, precision), CPU), OnnxRuntimeRunner(plan, spec, CPU)
+        load = partial(model.load, component, precision)
+        runners = EagerRunner(spec, load, CPU), OnnxRuntimeRunner(plan, spec, load, CPU)
         for each in runners:
             each.load()
         return runners

@@ -21,7 +21,7 @@ from i2v_tensorrt.engine_builder.backends.tensorrt.weight_streaming import RESER
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 
-from ...helpers.toys import CPU, LIMITS, publish, toy_spec
+from ...helpers.toys import CPU, LIMITS, ToyNetwork, publish, toy_spec
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
 
@@ -83,7 +83,7 @@ class Rig:
 
     def another_runner(self, *, is_rtx: bool = True) -> TensorRTRunner:
         """As another process would make it."""
-        return TensorRTRunner(self.plan, SPEC, CPU, replace(load_library(RTX), is_rtx=is_rtx))
+        return TensorRTRunner(self.plan, SPEC, ToyNetwork, CPU, replace(load_library(RTX), is_rtx=is_rtx))
 
     def run(self, *sizes: dict[str, int]) -> list[torch.Tensor]:
         """The results at each of the sizes, of an engine that is loaded by now."""

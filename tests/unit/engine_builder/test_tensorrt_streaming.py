@@ -82,7 +82,7 @@ def test_the_flag_is_on_the_build_of_what_does_not_fit(
         return real(builder, network, config)
 
     monkeypatch.setattr(trt.Builder, "build_serialized_network", seen)
-    monkeypatch.setattr(backend, "total_bytes", lambda arch: gpu)
+    monkeypatch.setattr(backend, "total_bytes_of", lambda arch: gpu)
     details = TensorRTBackend("sm_89").build(ToyNetwork().half(), toy_spec(precision="fp16"), tmp_path, lambda *_: None)
     assert found == [flag]
     assert ("weights" in details) == flag

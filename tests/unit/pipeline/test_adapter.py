@@ -251,8 +251,8 @@ def test_digests_follow_what_is_merged_and_nothing_else(wan: VideoModel, tmp_pat
         assert model.encode_sha256 == wan.encode_sha256
         assert model.components["text_encoder"].spec == wan.components["text_encoder"].spec
         assert model.part("vae", "fp32") is wan.part("vae", "fp32")
-    for name, is_shared in (("inductor", True), ("onnxruntime", False), ("tensorrt", False)):
-        one, other = (BACKENDS[name].network_of(spec) for spec in specs[:2])
+    for name, is_shared in (("inductor", True), ("onnxruntime", False), ("tensorrt", True)):
+        one, other = (BACKENDS[name].network_of(spec, BACKENDS[name].weights[0]) for spec in specs[:2])
         assert (one == other) is is_shared
 
 

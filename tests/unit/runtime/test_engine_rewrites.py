@@ -9,6 +9,7 @@ import pytest
 
 from i2v_tensorrt.common.errors import InputError
 from i2v_tensorrt.engine_builder.backends import registry
+from i2v_tensorrt.engine_builder.backends.base import OUTSIDE
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest
 from i2v_tensorrt.runtime.engines import builds
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
@@ -22,7 +23,7 @@ class RewritingToy(ToyBackend):
     """A toy whose engines name no weights, and gain from a rewrite."""
 
     name: ClassVar[str] = "rewriting toy"
-    holds_weights: ClassVar[bool] = False
+    weights: ClassVar[tuple[str, ...]] = (OUTSIDE,)
 
 
 @pytest.fixture

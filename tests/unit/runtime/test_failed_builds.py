@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from i2v_tensorrt.common.errors import CheckpointError, EngineError, InputError
+from i2v_tensorrt.engine_builder.backends.base import INSIDE, OUTSIDE
 from i2v_tensorrt.pipeline.models.registry import FAMILIES
 from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
@@ -219,7 +220,7 @@ def test_another_engine_is_tried(
     holds_weights: bool,
 ) -> None:
     """One without weights too, for it may have failed of the weights that it was compared with."""
-    monkeypatch.setattr(ToyBackend, "holds_weights", holds_weights)
+    monkeypatch.setattr(ToyBackend, "weights", (INSIDE if holds_weights else OUTSIDE,))
     run(make())
     other(make, toy).runner("core", SIZES)
     assert len(tries) == 2
