@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -115,6 +116,17 @@ def full_model(published: Published, folder: Path) -> VideoModel:
         for name, part in tiny.checkpoint.parts.items()
     }
     return type(tiny)(Checkpoint(folder, parts, index))
+
+
+def write_configuration(published: Published, folder: Path) -> Path:
+    """Writes the published configurations into `folder`, as a download without any weights would leave them."""
+    published.write_tiny(folder)
+    for part, changes in published.changes.items():
+        path = folder / part / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    return folder
 
 
 def _full(part: Part, entry: tuple[str, str], changes: Mapping[str, Any]) -> Part:

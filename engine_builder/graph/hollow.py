@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,19 +23,21 @@ def weight_names(network: Module) -> tuple[str, ...]:
 def without_memory(network: Module) -> Iterator[FakeTensorMode]:
     """Gives the network's parameters stand-ins for the block, as a trace takes them: a shape and a dtype on the CPU.
 
-    Buffers stay, for their values may end up in the graph.
+    Buffers keep their values, which may end up in the graph, and are on the CPU too.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    tables = [module._parameters for module in network.modules()]
+    tables: list[dict[str, Any]] = [table for each in network.modules() for table in (each._parameters, each._buffers)]
     kept = [dict(table) for table in tables]
     made: dict[Parameter, Parameter] = {}
     try:
         with mode:
-            for table in tables:
+            for table in tables[::2]:
                 for name, parameter in table.items():
                     if parameter is not None:
                         made.setdefault(parameter, _stand_in(parameter))
                         table[name] = made[parameter]
+        for table in tables[1::2]:
+            table.update({name: buffer.cpu() for name, buffer in table.items() if buffer is not None})
         yield mode
     finally:
         for table, before in zip(tables, kept, strict=True):

@@ -15,7 +15,7 @@ from ...common.shapes import DimRange, ShapeProfile
 from ...common.spec import EngineSpec, Guidance, TensorSpec, split_dim
 from .hollow import weight_names, without_memory
 from .outside_weights import OutsideWeights, write_table
-from .weight_inputs import declare_weights, linear, take_out
+from .weight_inputs import declare_weights, fold, linear, take_out
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,7 @@ def export_onnx(network: torch.nn.Module, spec: EngineSpec, folder: Path, opset:
         with torch.inference_mode(False), torch.no_grad(), _quiet():
             if spec.holds_weights:
                 program = _program(network, spec, opset)
+                fold(program.model)
             else:
                 program, table = _without_weights(network, spec, opset)
                 write_table(table, folder)
@@ -77,6 +78,7 @@ def _program(network: torch.nn.Module, spec: EngineSpec, opset: int, **options: 
         output_names=[tensor.name for tensor in spec.network.outputs],
         dynamic_shapes=dynamic_shapes(spec.network.inputs, spec.profile),
         verbose=False,
+        optimize=False,  # see `fold`
         **options,
     )
     if program is None:
@@ -94,9 +96,9 @@ def _without_weights(
     with without_memory(network) as mode:
         inputs = {name: mode.from_tensor(x) for name, x in example_inputs(spec, trace_sizes(spec.profile)).items()}
         table = {torch.ops.aten.linear.default: linear}
-        program = _program(network, spec, opset, inputs=inputs, optimize=False, custom_translation_table=table)
+        program = _program(network, spec, opset, inputs=inputs, custom_translation_table=table)
     declare_weights(program.model.graph, names)
-    program.optimize()
+    fold(program.model)
     return program, take_out(program.model.graph, names)
 
 

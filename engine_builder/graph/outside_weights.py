@@ -94,11 +94,14 @@ def table_from_text(text: str) -> OutsideWeights:
         data = json.loads(text)
         weights = {name: Weight(tuple(each["shape"]), each["dtype"]) for name, each in data["weights"].items()}
         steps = tuple(Step(**{**each, "operands": tuple(each["operands"])}) for each in data["steps"])
-        constants = {name: Constant(**each) for name, each in data["constants"].items()}
+        constants = {
+            name: Constant(tuple(each["values"]), tuple(each["shape"]), each["dtype"])
+            for name, each in data["constants"].items()
+        }
         table = OutsideWeights(weights, tuple(data["inputs"]), steps, constants)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        unknown = sorted({step.operator for step in steps} - set(OPERATORS))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise EngineError(f"A table of weights is malformed: {error}.") from error
-    unknown = sorted({step.operator for step in steps} - set(OPERATORS))
     if unknown:
         raise EngineError(f"A table of weights asks for {', '.join(unknown)}, which is no operation on weights.")
     return table

@@ -42,6 +42,24 @@ def declare_weights(graph: onnx_ir.Graph, names: Iterable[str]) -> None:
             graph.inputs.append(value)
 
 
+def fold(model: onnx_ir.Model) -> None:
+    """Computes what depends on constants alone, in place, and removes what is not used or is there twice.
+
+    The exporter's own optimizer also rewrites graphs, by rules that look at every node for every node: a minute for a
+    UNet. The libraries that read this graph have rules of their own.
+    """
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants
+
+    common.InlinePass()(model)
+    fold_constants(model, onnx_shape_inference=True)
+    common.RemoveUnusedNodesPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.NameFixPass()(model)
+
+
 def take_out(graph: onnx_ir.Graph, weights: Iterable[str]) -> OutsideWeights:
     """Takes every node that depends on weights alone out of an optimized graph, and the weights that none uses.
 
@@ -49,6 +67,8 @@ def take_out(graph: onnx_ir.Graph, weights: Iterable[str]) -> OutsideWeights:
     """
     names = set(weights)
     sources = [value for value in graph.inputs if value.name in names]
+    for value in (value for value in sources if value.is_graph_output()):
+        raise EngineError(f"The graph gives the weight {value.name} as it is.")
     nodes = _weights_alone(graph, set(sources))
     table = _Table()
     steps = tuple(table.step(node) for node in nodes)
@@ -100,6 +120,7 @@ def _as_input(graph: onnx_ir.Graph, value: onnx_ir.Value, removed: set[onnx_ir.N
         raise EngineError(f"The graph's output {value.name} depends on nothing but weights.")
     if not any(use.node not in removed for use in value.uses()):
         return
+    _dtype(value)  # an input without one is refused by every reader
     made = onnx_ir.Value(name=value.name, shape=value.shape, type=value.type)
     replace_all_uses_with(value, made)
     graph.inputs.append(made)

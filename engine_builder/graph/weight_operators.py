@@ -29,8 +29,8 @@ def _expand(x: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
 
 
 def _gather(x: torch.Tensor, indices: torch.Tensor, *, axis: int = 0) -> torch.Tensor:
-    chosen = x.index_select(axis, indices.flatten().long())
     axis %= x.ndim
+    chosen = x.index_select(axis, indices.flatten().long() % x.shape[axis])  # a negative index counts from the end
     return chosen.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
@@ -39,8 +39,18 @@ def _reshape(x: torch.Tensor, shape: torch.Tensor, *, allowzero: int = 0) -> tor
     return x.reshape([x.shape[axis] if size == 0 and not allowzero else size for axis, size in enumerate(sizes)])
 
 
-def _squeeze(x: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
-    return x.squeeze(tuple(axes.tolist()))
+def _slice(x: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    """By ONNX's rule: further operands are the axes and the steps, by default the first axes and steps of 1."""
+    axes = rest[0].tolist() if rest else range(starts.numel())
+    steps = rest[1].tolist() if len(rest) > 1 else [1] * starts.numel()
+    for axis, start, end, step in zip(axes, starts.tolist(), ends.tolist(), steps, strict=True):
+        chosen = range(*slice(start, end if end > -(1 << 62) else None, step).indices(x.shape[axis]))
+        x = _gather(x, starts.new_tensor(list(chosen)), axis=axis)
+    return x
+
+
+def _squeeze(x: torch.Tensor, axes: torch.Tensor | None = None) -> torch.Tensor:
+    return x.squeeze() if axes is None else x.squeeze(tuple(axes.tolist()))
 
 
 def _transpose(x: torch.Tensor, *, perm: Sequence[int]) -> torch.Tensor:
@@ -66,6 +76,7 @@ OPERATORS: Mapping[str, Callable[..., torch.Tensor]] = {
     "Neg": lambda x: -x,
     "Reshape": _reshape,
     "Sigmoid": lambda x: x.sigmoid(),
+    "Slice": _slice,
     "Squeeze": _squeeze,
     "Sub": lambda x, y: x - y,
     "Transpose": _transpose,

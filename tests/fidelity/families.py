@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
-from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
+from i2v_tensorrt.pipeline.dummies.i2vgen_xl import TinySizes, write_tiny_checkpoint
 from i2v_tensorrt.pipeline.dummies.svd import TinySvdSizes, write_tiny_svd
 from i2v_tensorrt.pipeline.dummies.wan import TinyWanSizes, write_tiny_wan
 from i2v_tensorrt.pipeline.media.image import crop_to_aspect
@@ -155,6 +155,8 @@ I2VGEN_XL = Family(
         "vae_decoder": [chunk(1, 8, 8), chunk(3, 8, 12)],
     },
     tolerance=2e-6,
+    wide=lambda folder: write_tiny_checkpoint(folder, TinySizes(channels=(64, 128), head_dim=64, width=64)),
+    targets=("text_encoder", "image_encoder", "vae_encoder", "core", "vae_decoder"),
 )
 
 

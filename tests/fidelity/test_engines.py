@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 from i2v_tensorrt.common.spec import EngineSpec
-from i2v_tensorrt.engine_builder.backends.tensorrt.backend import TensorRTBackend
-from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN
-from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.backends.base import INSIDE, OUTSIDE
+from i2v_tensorrt.engine_builder.backends.tensorrt.backend import OPSET, TensorRTBackend, compile_graph
+from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN, load_library
+from i2v_tensorrt.engine_builder.build.build import build_engine, quiet
 from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
 from i2v_tensorrt.engine_builder.build.compile import BuildRequest
-from i2v_tensorrt.engine_builder.store.manifest import Manifest
+from i2v_tensorrt.engine_builder.graph.onnx_export import export_onnx
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.dummies.wan import TinyWanSizes, write_tiny_wan
 from i2v_tensorrt.pipeline.models.base import VideoModel
-from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.models.registry import open_configuration, open_model
 from i2v_tensorrt.runtime.clip_sizes import clip_sizes
 
 from ..helpers.agreement import (
@@ -44,6 +45,12 @@ def is_denoiser(component: str) -> bool:
 
 def each_engine(denoisers: bool = True, others: bool = True) -> list[tuple[str, str]]:
     return [row for row in each(lambda family: family.engines) if (denoisers if is_denoiser(row[1]) else others)]
+
+
+def each_wan_part() -> list[tuple[str, str]]:
+    """The networks of Wan's VAE and its text encoder, which its kinds share."""
+    vae = ("vae_encoder_first", "vae_encoder_next", "vae_encoder_last", "vae_decoder_first", "vae_decoder_next")
+    return [("wan21", name) for name in ("text_encoder", *vae)]
 
 
 @pytest.fixture(scope="module")
@@ -93,29 +100,31 @@ def test_aotinductor_gives_eager_pytorchs_result(
     assert_aotinductor_agrees(model(name), component, shapes, SMALL, FAMILIES[name].engines[component], tmp_path)
 
 
-def built(
-    model: VideoModel, component: str, precision: str, shapes: str, process: BuildProcess, folder: Path, arch: str
-) -> Manifest:
-    """The manifest of an engine by TensorRT-RTX for a small clip, or for every size."""
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
-    network = model.components[component].spec
+def spec_of(model: VideoModel, component: str, precision: str, shapes: str, place: str = INSIDE) -> EngineSpec:
+    """The specification of an engine by TensorRT for a small clip, or for every size."""
+    network = TensorRTBackend.network_of(model.components[component].spec, place)
     sizes = clip_sizes(model, 64, 64, model.latent.num_frames(3))
     exact = network.limits.exact({name: size for name, size in sizes.items() if name in network.limits.ranges})
-    spec = EngineSpec(network, exact if shapes == "exact" else network.limits, precision)
-    request = BuildRequest(spec, model.source(component, precision), TensorRTBackend(), CPU, arch)
-    return build_engine(request, EngineStore(folder), process).plan.manifest
+    return EngineSpec(network, exact if shapes == "exact" else network.limits, precision)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_120"])
+@pytest.mark.parametrize("place", [OUTSIDE, INSIDE])
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize(("name", "component"), each(lambda family: family.targets))
-def test_tensorrt_rtx_builds_for_a_gpu_that_is_not_here(
-    wide: Open, process: BuildProcess, tmp_path: Path, name: str, component: str, precision: str, arch: str
+@pytest.mark.parametrize(("name", "component"), [*each(lambda family: family.targets), *each_wan_part()])
+def test_tensorrt_rtx_builds_for_gpus_that_are_not_here(
+    wide: Open, tmp_path: Path, name: str, component: str, precision: str, place: str
 ) -> None:
-    manifest = built(wide(name), component, precision, "exact", process, tmp_path, arch)
-    assert set(manifest.files) == {PLAN}
-    assert manifest.target.arch == arch and manifest.size_bytes > 100_000
+    rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
+    spec = spec_of(wide(name), component, precision, "exact", place)
+    hollow = open_configuration(wide(name).checkpoint.folder) if place == OUTSIDE else wide(name)
+    graph = export_onnx(hollow.load(component, precision), spec, tmp_path, OPSET)
+    library, found = load_library(rtx.__name__), {}
+    for arch in ("sm_86", "sm_89", "sm_120"):
+        built = compile_graph(library, graph, spec, arch, quiet, tmp_path / "timings", streams=False)
+        found[arch] = bytes(built.plan)
+        assert len(found[arch]) > 100_000
+    assert len(set(found.values())) == len(found), "the library aimed them"
 
 
 @pytest.mark.slow
@@ -124,5 +133,8 @@ def test_tensorrt_rtx_survives_narrow_heads_and_dynamic_sizes(
     process: BuildProcess, tmp_path: Path, precision: str, shapes: str
 ) -> None:
     """As one Attention of the next opset, these very networks end it by a segmentation fault."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
     model = open_model(write_tiny_wan(tmp_path / "narrow", "wan21", TinyWanSizes(head_dim=8, layers=1)))
-    assert set(built(model, "core", precision, shapes, process, tmp_path, "sm_89").files) == {PLAN}
+    spec = spec_of(model, "core", precision, shapes)
+    request = BuildRequest(spec, model.source("core", precision), TensorRTBackend(), CPU, "sm_89")
+    assert set(build_engine(request, EngineStore(tmp_path), process).plan.manifest.files) == {PLAN}

@@ -34,8 +34,8 @@ Open = Callable[[str], VideoModel]
 LoadPair = Callable[[str, str], Pair]
 """By family and component."""
 ROWS: list[tuple[str, str, list[Sizes]]] = [
-    ("i2vgen_xl", "text_encoder", []),  # these two have one size
-    ("i2vgen_xl", "image_encoder", []),
+    ("i2vgen_xl", "text_encoder", [{"batch": 1}]),
+    ("i2vgen_xl", "image_encoder", []),  # it has one size
     ("i2vgen_xl", "vae_encoder", [plane(8, 9), plane(16, 8), plane(11, 13), plane(9, 24)]),
     ("i2vgen_xl", "core", FAMILIES["i2vgen_xl"].fused["core"]),  # type: ignore[list-item]
     ("svd", "core", FAMILIES["svd"].engines["core"]),

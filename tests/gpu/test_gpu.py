@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from i2v_tensorrt.engine_builder.backends.base import Runner
+from i2v_tensorrt.engine_builder.backends.base import INSIDE, OUTSIDE, Runner
 from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
 from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
 from i2v_tensorrt.engine_builder.build.parity import measure, passes
@@ -196,3 +196,22 @@ def test_how_long_a_call_takes(
     mine_ms, eager_ms = median_ms(runner, drawn), median_ms(eager, drawn)
     figures(median_ms=mine_ms, eager_median_ms=eager_ms, times_faster=round(eager_ms / mine_ms, 2))
     assert bool(torch.isfinite(flat(runner(drawn))).all())
+
+
+@each_component
+def test_weights_outside_an_engine_beside_inside(
+    engines: EngineSet, sizes: dict[str, int], inputs: Inputs, component: str, figures: Figures
+) -> None:
+    """Where a backend has both: the same result, and the report says which is faster by how much."""
+    if set(BACKENDS[engines.policy.backend].weights) != {OUTSIDE, INSIDE}:
+        pytest.skip(f"The backend {engines.policy.backend} has one place for weights.")
+    drawn, times, found = inputs(component, 0), dict[str, float](), dict[str, torch.Tensor]()
+    for place in (OUTSIDE, INSIDE):
+        policy = replace(engines.policy, weights=place)
+        runner = runner_of(EngineSet(engines.model, engines.store, policy, engines.device), component, sizes)
+        assert runner.spec.holds_weights == (place == INSIDE)
+        times[place], found[place] = median_ms(runner, drawn), flat(runner(drawn))
+        runner.unload()
+    outside_ms, inside_ms = times[OUTSIDE], times[INSIDE]
+    figures(outside_ms=outside_ms, inside_ms=inside_ms, outside_times_inside=round(outside_ms / inside_ms, 3))
+    passes(measure(found[INSIDE], found[OUTSIDE], sizes), engines.precision)

@@ -21,7 +21,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from safetensors.torch import load_file
 
+from i2v_tensorrt.engine_builder.backends.base import OUTSIDE
 from i2v_tensorrt.nodes.host import model as host_model
+from i2v_tensorrt.nodes.host.folders import engine_store
 from i2v_tensorrt.nodes.host.model import CompiledModel
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.tests.live.card import uncollected
@@ -238,3 +240,23 @@ def case_the_whole_weights_go_with_the_model(folder: Path) -> None:
         assert whole() is not None, "the next node would read them again"
         del model
         assert whole() is None and memory.current_loaded_models == []
+
+
+def case_an_engine_with_weights_outside_computes_with_comfyuis_own(folder: Path) -> None:
+    """By ONNX Runtime, as TensorRT does: one engine, no file of weights, and a LoRA counts without a build."""
+    model, name = comfy.sd.load_diffusion_model(checkpoint(folder)), "diffusion_model.blocks.0.self_attn.q.weight"
+    node = CompiledModel(None, EnginePolicy("onnxruntime", "fp32", "exact", "build", weights=OUTSIDE))
+    patched = model.clone()
+    patched.add_patches({name: (torch.ones(model.model.diffusion_model.blocks[0].self_attn.q.weight.shape),)}, 0.1)
+    plain, changed = sampled(model), sampled(patched)
+    assert (changed - plain).abs().max() > 1e-3
+    for source, expected in ((model, plain), (patched, changed), (model, plain)):
+        found = sampled(node.attached_to(source), 2)
+        assert node._network is not None
+        core, network = node._network
+        assert core._dump is None
+        (plan,) = engine_store().plans()
+        assert not plan.manifest.spec.holds_weights
+        assert network.take_notes() == []
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert set(network.backends()) == {"onnxruntime"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +17,17 @@ from ...graph.outside_weights import FILE_NAME as WEIGHTS
 from ...graph.quantize import check_quantizable, quantize
 from ...graph.recorded_calls import Calibration
 from ...store.sealed_cache import TIMING_CACHE
-from ..base import INSIDE, OUTSIDE, Availability, Backend, BuildTarget, LoadNetwork, Report, Runner
+from ..base import (
+    INSIDE,
+    OUTSIDE,
+    Availability,
+    Backend,
+    BuildTarget,
+    LoadNetwork,
+    Report,
+    Runner,
+    no_collection,
+)
 from .library import (
     FULL,
     PLAN,
@@ -102,23 +113,23 @@ class TensorRTBackend(Backend):
         report("export", 0.0)
         work = folder / "onnx"
         work.mkdir()
-        graph = export_onnx(network, spec, work, OPSET)
+        with no_collection():
+            graph = export_onnx(network, spec, work, OPSET)
         if self._calibration is not None:
             report("take scales", 0.2)
             graph = quantize(graph, spec, self._calibration, OPSET)
         report("parse", 0.4)
         streams = spec.holds_weights and needs_streaming(weights_bytes(network), total_bytes_of(arch))
-        plan, activation_bytes = compile_graph(
-            library, graph, spec, arch, report, folder / TIMING_CACHE, streams=streams
-        )
+        compiled = compile_graph(library, graph, spec, arch, report, folder / TIMING_CACHE, streams=streams)
         report("serialize", BUILD_SPAN[1])
-        (folder / PLAN).write_bytes(plan)
+        (folder / PLAN).write_bytes(compiled.plan)
         if not spec.holds_weights:
             (work / WEIGHTS).replace(folder / WEIGHTS)
         shutil.rmtree(work)
-        found = {"exporter": exporter_version(OPSET), "library": library.version}
+        found = {"exporter": exporter_version(OPSET), "library": library.version, "layers": str(compiled.layers)}
         found |= {"weights": "can be streamed"} if streams else {}
-        return found if activation_bytes is None else {**found, "activation_bytes": str(activation_bytes)}
+        known = compiled.activation_bytes is not None
+        return {**found, "activation_bytes": str(compiled.activation_bytes)} if known else found
 
     def load(self, plan: Plan | None, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> Runner:
         from .runner import TensorRTRunner
@@ -157,12 +168,21 @@ def _library_availability(arch: str) -> Availability:
     return Availability(True, f"{library.version} serves {arch}.")
 
 
+@dataclass(frozen=True)
+class CompiledGraph:
+    """A plan in TensorRT's own memory, which reads as bytes, and what is known of it."""
+
+    plan: Any
+    layers: int
+    """Number of layers that the graph was read as."""
+    activation_bytes: int | None
+    """Its bytes on the GPU beside its weights, if TensorRT reports them."""
+
+
 def compile_graph(
     library: Library, graph: Path, spec: EngineSpec, arch: str, report: Report, timing_cache: Path, *, streams: bool
-) -> tuple[Any, int | None]:
-    """Parses the graph and builds it: the plan in TensorRT's own memory, which reads as bytes, and its bytes on
-    the GPU beside its weights, if TensorRT reports them. Measured times are added to the file `timing_cache`.
-    """
+) -> CompiledGraph:
+    """Parses the graph and builds it. Measured times are added to the file `timing_cache`."""
     trt = library.module
     logger = make_logger(library)
     builder = _made(trt.Builder(logger), "builder", logger)
@@ -190,7 +210,8 @@ def compile_graph(
     measured = timing_bytes(library, config)
     if measured is not None:
         timing_cache.write_bytes(measured)
-    return _made(plan, f"engine for {spec.network.component}", logger), logger.activation_bytes
+    made = _made(plan, f"engine for {spec.network.component}", logger)
+    return CompiledGraph(made, network.num_layers, logger.activation_bytes)
 
 
 def _profile(builder: Any, network: Any, described: NetworkSpec, shapes: ShapeProfile) -> Any:

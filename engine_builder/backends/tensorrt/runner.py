@@ -158,7 +158,10 @@ class TensorRTRunner(Runner):
         """
         captures = not self._library.is_rtx and not self._is_first_run and self.warning is None
         if self._replay is None and captures and stream.can_capture:
-            self._capture(stream)
+            try:
+                self._replay = stream.capture(lambda: self._enqueue(stream))
+            except CaptureError as error:  # a graph is never needed: the first call has worked
+                self._goes_without_graph(error)
         if self._replay is not None:
             self._replay()
         else:
@@ -166,12 +169,6 @@ class TensorRTRunner(Runner):
 
     def _enqueue(self, stream: OwnStream) -> None:
         self._checked(self._context.execute_async_v3(stream.handle) or None, "run")
-
-    def _capture(self, stream: OwnStream) -> None:
-        try:
-            self._replay = stream.capture(lambda: self._enqueue(stream))
-        except CaptureError as error:  # a graph is never needed: the first call has worked
-            self._goes_without_graph(error)
 
     def _keep_kernels(self) -> None:
         """Stores the kernels compiled for these shapes, so that the next process need not compile them."""
