@@ -125,7 +125,10 @@ class EngineCatalog:
         Raises InputError for a place that the backend does not know, or that would take weights that are not there.
         """
         wanted = None if self.policy.weights == AUTO else self.policy.weights
-        if self.precision_of(component) in QUANTIZED and wanted is None:
+        precision = self.precision_of(component)
+        if precision in QUANTIZED:
+            if wanted not in (None, INSIDE):
+                raise InputError(f"Engines in {precision} hold weights that their build has rounded, found {wanted}.")
             wanted = INSIDE
         first = backend.place_weights(wanted, source.size_bytes, self.device)
         if first == INSIDE and not source.has_weights:

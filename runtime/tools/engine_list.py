@@ -12,6 +12,7 @@ import torch
 from ...common.errors import EngineError, InputError
 from ...common.shapes import ShapeProfile
 from ...common.spec import Target
+from ...engine_builder.backends.base import INSIDE, OUTSIDE
 from ...engine_builder.backends.registry import BACKENDS
 from ...engine_builder.store.store import EngineStore, Plan
 from ..engines.messages import precision
@@ -42,6 +43,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "component": network.component,
         "precision": manifest.spec.precision,
         "islands": list(manifest.islands),
+        "weights": INSIDE if manifest.spec.holds_weights else OUTSIDE,
         "backend": target.backend,
         "version": target.backend_version,
         "arch": target.arch,
