@@ -107,7 +107,9 @@ def measure(case: Case) -> dict[str, Any]:
         model = _model(case, Path(work) / "model")
         policy = EnginePolicy("auto", case.precision, "exact", weights=case.weights)
         engines = EngineSet(model, EngineStore(Path(work) / "engines"), policy, torch.device("cpu"))
-        sizes = clip_sizes(model, *SIZES[case.model.partition(",")[0]])
+        limits = model.components[case.component].spec.limits.ranges
+        asked = clip_sizes(model, *SIZES[case.model.partition(",")[0]])
+        sizes = {name: min(size, limits[name].max) for name, size in asked.items() if name in limits}
         with BuildProcess() as process:
             manifest = engines.build(case.component, sizes, process, arch=case.arch).plan.manifest
     return _figures(manifest)

@@ -42,6 +42,8 @@ LOAD = """async (change) => {
 FOLDED = {
     "I2VTRT_Conditioning": {"motion_bucket_id", "noise_aug_strength", "noise_aug_seed", "if_too_large"},
     "I2VTRT_DDIMSampler": {"eta", "min_guidance_scale", "shift", "late_guidance_scale"},
+    "I2VTRT_EngineBuilder": {"weights"},
+    "I2VTRT_EngineLoader": {"weights"},
 }
 HELP_BUTTON = "[data-testid=info-button], .selection-toolbox button:has(.pi-question-circle)"
 HELP = ".node-help-content"
