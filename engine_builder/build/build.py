@@ -104,7 +104,7 @@ def build_engine(
                 verdict=compiled.verdict,
                 build_s=build_s,
                 created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                details={**request.details, **compiled.details},
+                details={**(request.details if compiled.verdict is not None else {}), **compiled.details},
                 islands=compiled.islands,
             )
             plan = store.publish(folder, manifest)

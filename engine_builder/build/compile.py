@@ -49,7 +49,7 @@ class BuildRequest:
     reference: NetworkSource | None = None
     """Network that the engine is compared with, where it is not the network that the engine is compiled from."""
     details: Mapping[str, str] = field(default_factory=dict)
-    """Details to keep in the manifest beside the backend's own."""
+    """Details to keep in the manifest, beside the backend's own, of an engine that was compared."""
     calibration: Calibration | None = None
     """Recorded inputs that a quantized engine's scales are taken from."""
     device_bytes: int = 0

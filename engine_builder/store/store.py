@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -175,9 +175,9 @@ class EngineStore:
             raise StorageError(f"The engine could not be saved to {self.root}: {error.strerror or error}.") from error
         return Plan(folder, manifest, self)
 
-    def set_verdict(self, plan: Plan, verdict: ParityReport) -> Plan:
-        """Stores the verdict on an engine that had none."""
-        manifest = replace(plan.manifest, verdict=verdict)
+    def set_verdict(self, plan: Plan, verdict: ParityReport, details: Mapping[str, str] | None = None) -> Plan:
+        """Stores the verdict on an engine that had none, with further details."""
+        manifest = replace(plan.manifest, verdict=verdict, details={**plan.manifest.details, **(details or {})})
         try:
             with self.staging() as folder:
                 staged = folder / FILE_NAME

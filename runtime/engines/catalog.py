@@ -46,7 +46,7 @@ class EngineCatalog:
         Arguments and errors are those of `build`, without the errors of a build itself.
         """
         backend = self.backend() if arch is None else BACKENDS[TensorRTBackend.name]
-        rewrites, network = self.rewrites(component, backend), self.model.components[component].spec
+        rewrites = self.rewrites(component, backend)
         source = self.model.source(component, network_precision(self.precision_of(component)), rewrites)
         place = self._places(component, backend, source)[0]
         spec = self._spec(component, self.profile(component, sizes), backend, place)
@@ -64,10 +64,14 @@ class EngineCatalog:
             device=self.device,
             arch=arch,
             reference=self.model.source(component, precision) if rewrites else None,
-            details={} if place == INSIDE or not source.has_weights else {"gated_with": network.weights_sha256},
+            details=self.compared_with(spec, component),
             calibration=calibration,
             device_bytes=source.size_bytes // (2 if calibration else 1) + self._scratch_bytes(component, spec),
         )
+
+    def compared_with(self, spec: EngineSpec, component: str) -> dict[str, str]:
+        """The manifest's word on the weights that an engine without any was compared with."""
+        return {} if spec.holds_weights else {"gated_with": self.model.components[component].spec.weights_sha256}
 
     def _scratch_bytes(self, component: str, spec: EngineSpec) -> int:
         """Device memory in bytes that the largest call of the parity check takes beside the weights."""

@@ -169,7 +169,7 @@ class EngineRunners:
 
         if plan.manifest.verdict is None:  # built elsewhere for this GPU: it has never run
             verdict = check_plan(plan, backend, network, catalog.device, lambda: source(precision))
-            plan = catalog.store.set_verdict(plan, verdict)
+            plan = catalog.store.set_verdict(plan, verdict, catalog.compared_with(plan.manifest.spec, component))
         return backend.load(plan, plan.manifest.spec, network, catalog.device)
 
     def _eager_runner(self, component: str) -> Runner:

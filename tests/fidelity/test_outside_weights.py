@@ -192,10 +192,11 @@ def test_a_configuration_alone_is_built_and_serves_the_checkpoint_that_comes_lat
     configuration = open_model(folder, needs_weights=False)
     with BuildProcess() as process:
         result = EngineSet(configuration, store, POLICY, CPU).build("core", SIZES, process)
-    assert result.plan.manifest.verdict is None
+    assert result.plan.manifest.verdict is None and "gated_with" not in result.plan.manifest.details
     assert_engine_agrees(fine_tunes[0], store)
     (plan,) = store.plans()
     assert plan.manifest.verdict is not None and plan.manifest.verdict.snr_db > 90
+    assert plan.manifest.details["gated_with"] == fine_tunes[0].components["core"].spec.weights_sha256
 
 
 def test_weights_inside_need_weights(fine_tunes: list[VideoModel], tmp_path: Path) -> None:
