@@ -137,7 +137,8 @@ class EngineCatalog:
         first = backend.place_weights(wanted, source.size_bytes, self.device)
         if first == INSIDE and not source.has_weights:
             raise InputError(
-                f"An engine of {backend.name} for {component} holds its weights, found a configuration alone."
+                f"An engine of {backend.name} for {component} holds its weights, found a configuration alone: "
+                "download the weights, or set their place to outside."
             )
         return [first] if wanted else [first, *(place for place in backend.weights if place != first)]
 
