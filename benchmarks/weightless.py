@@ -131,7 +131,7 @@ def _published(title: str) -> Published:
 
 
 def _figures(manifest: Manifest) -> dict[str, Any]:
-    details = {name: int(manifest.details[name]) for name in ("layers", "activation_bytes", "peak_memory_bytes")}
+    details = {name: int(manifest.details[name]) for name in ("activation_bytes", "peak_memory_bytes")}
     return {"build_s": manifest.build_s, "size_bytes": manifest.size_bytes, **details}
 
 
@@ -174,8 +174,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "GPU, each build in a process of its own, export included. Weights outside: from configurations alone. What "
         "the GPU needs for activations is what the library says; nothing here has run on one.",
         "",
-        "| network | weights | precision | GPU | plan, MiB | seconds | peak memory, GiB | layers | activations, GiB |",
-        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| network | weights | precision | GPU | plan, MiB | seconds | peak memory, GiB | activations, GiB |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in document["rows"].values()]
     return "\n".join(lines) + "\n"
@@ -191,6 +191,5 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['size_bytes'] / MIB:.1f}",
         f"{row['build_s']:.1f}",
         f"{row['peak_memory_bytes'] / GIB:.2f}",
-        str(row["layers"]),
         f"{row['activation_bytes'] / GIB:.2f}",
     ]

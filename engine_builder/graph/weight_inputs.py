@@ -53,11 +53,23 @@ def fold(model: onnx_ir.Model) -> None:
 
     common.InlinePass()(model)
     fold_constants(model, onnx_shape_inference=True)
+    _drop_zero_biases(model.graph)
     common.RemoveUnusedNodesPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.DeduplicateInitializersPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.NameFixPass()(model)
+
+
+def _drop_zero_biases(graph: onnx_ir.Graph) -> None:
+    """Drops the bias that the exporter gives a convolution without one: zeros, and at times of a wrong shape."""
+    from onnx_ir.convenience import get_const_tensor
+
+    for node in graph:
+        if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) > 2:
+            bias = None if node.inputs[2] is None else get_const_tensor(node.inputs[2])
+            if bias is not None and not bias.numpy().any():
+                node.resize_inputs(2)
 
 
 def take_out(graph: onnx_ir.Graph, weights: Iterable[str]) -> OutsideWeights:

@@ -54,7 +54,9 @@ def request_for(
 ) -> BuildRequest:
     row = networks(form, bool(wide))[component]
     limits = ShapeProfile({name: LIMITS[name] for name in row.ranges})
-    spec = EngineSpec(NetworkSpec("wan", component, form, "", row.inputs, row.outputs, limits), limits, precision)
+    spec = EngineSpec(
+        NetworkSpec("wan", component, form, "weights", row.inputs, row.outputs, limits), limits, precision
+    )
     arguments = {"form": form, "component": component, "precision": precision, "wide": wide}
     return BuildRequest(spec, NetworkSource("tests.helpers.wan", "load_network", arguments), backend, CPU, arch)
 

@@ -60,33 +60,45 @@ def test_each_stage_says_its_name_on_its_node(client: ComfyClient, picture: str)
     assert set(heard[DECODE]) >= {"decode: frame 2 of 4", "decode: frame 4 of 4"}
 
 
+TRIES = range(3)
+"""On a busy machine the request itself may come late, but not three times."""
+
+
 def test_an_interrupt_while_sampling_takes_effect_within_a_step(
     client: ComfyClient, picture: str, output: Path
 ) -> None:
-    before = file_names(output)
-    # On a busy machine the request itself may come late: not three times.
-    assert any(steps_until_interrupted(client, picture, seed) <= 3 for seed in range(3))
-    assert file_names(output) == before
+    assert any(stops_while_sampling(client, picture, output, seed) for seed in TRIES)
     run(client, clip(picture, {CONDITIONING: {"prompt": "after an interrupt"}}))
 
 
-def steps_until_interrupted(client: ComfyClient, picture: str, seed: int) -> int:
-    """The last step of a clip that is interrupted after the second; a step takes far longer than the request."""
+def stops_while_sampling(client: ComfyClient, picture: str, output: Path, seed: int) -> bool:
+    """Interrupts a clip after its second step; a step takes far longer than the request."""
     large = {CONDITIONING: {"width": 384, "height": 384, "num_frames": 8}, SAMPLER: {"steps": 100, "seed": seed}}
+    before = file_names(output)
     result = client.run(clip(picture, large), interrupt_at(client, SAMPLER, 2))
-    assert (result.status, result.error) == ("interrupted", f"node {SAMPLER} (I2VTRT_DDIMSampler) was interrupted")
-    return result.progress[SAMPLER][-1][0]
+    if result.error != f"node {SAMPLER} (I2VTRT_DDIMSampler) was interrupted":
+        return False
+    assert result.status == "interrupted"
+    assert file_names(output) == before
+    return result.progress[SAMPLER][-1][0] <= 3
 
 
 def test_an_interrupt_while_saving_leaves_no_file(client: ComfyClient, picture: str, output: Path) -> None:
-    before = file_names(output)
-    prompt = save(picture, frames=["3", 0], filename_prefix="interrupted", format="mkv-ffv1", pingpong=True) | {
+    assert any(leaves_no_file(client, picture, output, number) for number in TRIES)
+
+
+def leaves_no_file(client: ComfyClient, picture: str, output: Path, number: int) -> bool:
+    """Interrupts the writing of 64 large frames after the second, if the request comes in time."""
+    before, prefix = file_names(output), f"interrupted{number}"
+    prompt = save(picture, frames=["3", 0], filename_prefix=prefix, format="mkv-ffv1", pingpong=True) | {
         "2": node("ImageScale", image=[PICTURE, 0], upscale_method="area", width=1024, height=1024, crop="disabled"),
         "3": node("RepeatImageBatch", image=["2", 0], amount=64),
     }
     result = client.run(prompt, interrupt_at(client, SAVE, 2))
-    assert result.status == "interrupted"
+    if result.status != "interrupted":
+        return False
     assert file_names(output) == before
+    return True
 
 
 @pytest.mark.parametrize("percent", [0, pytest.param(80, marks=pytest.mark.slow)], ids=["start", "check"])

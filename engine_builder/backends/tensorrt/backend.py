@@ -126,7 +126,7 @@ class TensorRTBackend(Backend):
         if not spec.holds_weights:
             (work / WEIGHTS).replace(folder / WEIGHTS)
         shutil.rmtree(work)
-        found = {"exporter": exporter_version(OPSET), "library": library.version, "layers": str(compiled.layers)}
+        found = {"exporter": exporter_version(OPSET), "library": library.version}
         found |= {"weights": "can be streamed"} if streams else {}
         known = compiled.activation_bytes is not None
         return {**found, "activation_bytes": str(compiled.activation_bytes)} if known else found
@@ -173,8 +173,6 @@ class CompiledGraph:
     """A plan in TensorRT's own memory, which reads as bytes, and what is known of it."""
 
     plan: Any
-    layers: int
-    """Number of layers that the graph was read as."""
     activation_bytes: int | None
     """Its bytes on the GPU beside its weights, if TensorRT reports them."""
 
@@ -211,7 +209,7 @@ def compile_graph(
     if measured is not None:
         timing_cache.write_bytes(measured)
     made = _made(plan, f"engine for {spec.network.component}", logger)
-    return CompiledGraph(made, network.num_layers, logger.activation_bytes)
+    return CompiledGraph(made, logger.activation_bytes)
 
 
 def _profile(builder: Any, network: Any, described: NetworkSpec, shapes: ShapeProfile) -> Any:
