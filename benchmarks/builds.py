@@ -7,9 +7,7 @@ on the CPU beside eager PyTorch. Each build has a process of its own, and its en
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +16,6 @@ from typing import Any
 
 import torch
 
-from ..common.errors import I2VError
 from ..common.pack_paths import PACK
 from ..engine_builder.build.build_process import BuildProcess
 from ..engine_builder.store.manifest import Manifest
@@ -30,7 +27,7 @@ from ..runtime.clip_sizes import clip_sizes
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import PRESETS, EnginePolicy
 from ..runtime.engines.presets import parse_presets
-from .ladder.machine import describe_commit, describe_machine, describe_versions, now
+from .build_cases import add_row, case_parser, run_cases
 
 RESULTS = Path(__file__).resolve().parent / "results" / "builds"
 RANDOM = "i2vgen-xl-random"
@@ -86,36 +83,24 @@ class Row:
 
 def parser() -> argparse.ArgumentParser:
     """The benchmark's options."""
-    top = argparse.ArgumentParser("run.py bench builds", description=__doc__)
-    top.add_argument("--only", metavar="WORDS", default="", help="the builds whose line holds these words alone")
+    top = case_parser("builds", __doc__, RESULTS)
     top.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint (random weights at the published size)")
     top.add_argument("--target", default="sm_89", metavar="ARCH", help="the GPU to build for (%(default)s)")
-    top.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the results go (%(default)s)")
-    top.add_argument("--list", action="store_true", help="name the builds and end")
     return top
 
 
 def main(argv: Sequence[str]) -> int:
     """Builds one after another and writes the results after each; 1 if any failed."""
     options = parser().parse_args(argv)
-    cases = [case for case in CASES if options.only in str(case)]
-    if options.list:
-        sys.stdout.write("".join(f"{case}\n" for case in cases))
-        return 0
-    checkpoints = PACK / ".cache" / "checkpoints"
-    folder = options.model or write_full_checkpoint(checkpoints / RANDOM, torch.device("cpu"), 0)
-    failed = 0
-    for case in cases:
-        try:
-            row = measure(case, folder, options.target)
-        except I2VError as error:
-            failed += 1
-            sys.stderr.write(f"{case}: {error}\n")
-        else:
-            sys.stdout.write(f"{_line(row)}\n")
-            sys.stdout.flush()
-            write(row, options.out, options.target)
-    return 1 if failed else 0
+
+    def build(case: Case) -> str:
+        checkpoint = PACK / ".cache" / "checkpoints" / RANDOM
+        folder = options.model or write_full_checkpoint(checkpoint, torch.device("cpu"), 0)
+        row = measure(case, folder, options.target)
+        write(row, options.out, options.target)
+        return _line(row)
+
+    return run_cases(options, CASES, build)
 
 
 def measure(case: Case, folder: Path, target: str) -> Row:
@@ -149,17 +134,7 @@ def _row(case: Case, manifest: Manifest, load: float | None) -> Row:
 
 def write(row: Row, folder: Path, target: str) -> None:
     """Adds a row to the results in `folder`, in place of an older one of the same build."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "builds.json"
-    rows: dict[str, Any] = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else {}
-    rows[str(row.case)] = {**asdict(row), "commit": describe_commit(None), "at": now()}
-    document = {
-        "target": target,
-        "machine": describe_machine(torch.device("cpu")),
-        "versions": describe_versions(),
-        "rows": {str(case): rows[str(case)] for case in CASES if str(case) in rows},
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    document = add_row(folder / "builds.json", row.case, asdict(row), CASES, target=target)
     (folder / "builds.md").write_text(markdown(document), "utf-8")
 
 

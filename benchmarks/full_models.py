@@ -17,6 +17,7 @@ from ..pipeline.dummies.wan import write_tiny_wan
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
 from ..pipeline.models.diffusers_family import DiffusersFamily
+from ..pipeline.models.parts import from_config
 from ..pipeline.models.registry import open_model
 from ..pipeline.request import ClipSize
 from .one_call import CONFIGS
@@ -133,12 +134,8 @@ def _full(part: Part, entry: tuple[str, str], changes: Mapping[str, Any]) -> Par
     """The part with other settings, and with the numbers counted that its network would hold."""
     config = {**part.config, **changes}
     with torch.device("meta"):
-        network = _made(*entry, config)
+        library, class_name = entry
+        network = from_config(getattr(import_module(library), class_name), config)
     counted = sum(tensor.numel() for tensor in network.parameters())  # each once, however often it is shared
     whole = replace(part, config=config)
     return CountedPart(**{name: getattr(whole, name) for name in Part.__dataclass_fields__}, counted=counted)
-
-
-def _made(library: str, class_name: str, config: Mapping[str, Any]) -> torch.nn.Module:
-    cls = getattr(import_module(library), class_name)
-    return cls.from_config(dict(config)) if library == "diffusers" else cls(cls.config_class.from_dict(dict(config)))

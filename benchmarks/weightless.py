@@ -6,9 +6,7 @@ configurations alone, without any checkpoint; those inside from random weights. 
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +15,6 @@ from typing import Any
 
 import torch
 
-from ..common.errors import I2VError
 from ..common.pack_paths import PACK
 from ..engine_builder.backends.base import INSIDE, OUTSIDE
 from ..engine_builder.build.build_process import BuildProcess
@@ -30,8 +27,8 @@ from ..pipeline.request import ClipSize
 from ..runtime.clip_sizes import clip_sizes
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
+from .build_cases import add_row, case_parser, run_cases
 from .full_models import PUBLISHED, Published, write_configuration
-from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 
 RESULTS = Path(__file__).resolve().parent / "results" / "weightless"
 I2VGEN, SVD, WAN = "I2VGen-XL", "SVD-XT", "Wan 2.1 I2V 14B"
@@ -71,34 +68,16 @@ def _cases() -> list[Case]:
 CASES = tuple(_cases())
 
 
-def parser() -> argparse.ArgumentParser:
-    """The benchmark's options."""
-    top = argparse.ArgumentParser("run.py bench weightless", description=__doc__)
-    top.add_argument("--only", metavar="WORDS", default="", help="the builds whose line holds these words alone")
-    top.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the results go (%(default)s)")
-    top.add_argument("--list", action="store_true", help="name the builds and end")
-    return top
-
-
 def main(argv: Sequence[str]) -> int:
     """Builds one after another and writes the results after each; 1 if any failed."""
-    options = parser().parse_args(argv)
-    cases = [case for case in CASES if options.only in str(case)]
-    if options.list:
-        sys.stdout.write("".join(f"{case}\n" for case in cases))
-        return 0
-    failed = 0
-    for case in cases:
-        try:
-            row = measure(case)
-        except I2VError as error:
-            failed += 1
-            sys.stderr.write(f"{case}: {error}\n")
-        else:
-            sys.stdout.write(f"{case}: {json.dumps(row)}\n")
-            sys.stdout.flush()
-            write(case, row, options.out)
-    return 1 if failed else 0
+    options = case_parser("weightless", __doc__, RESULTS).parse_args(argv)
+
+    def build(case: Case) -> str:
+        row = measure(case)
+        write(case, row, options.out)
+        return f"{case}: {json.dumps(row)}"
+
+    return run_cases(options, CASES, build)
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -137,16 +116,7 @@ def _figures(manifest: Manifest) -> dict[str, Any]:
 
 def write(case: Case, row: Mapping[str, Any], folder: Path) -> None:
     """Adds a row to the results in `folder`, in place of an older one of the same build."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "weightless.json"
-    rows: dict[str, Any] = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else {}
-    rows[str(case)] = {"case": asdict(case), **row, "commit": describe_commit(None), "at": now()}
-    document = {
-        "machine": describe_machine(torch.device("cpu")),
-        "versions": describe_versions(),
-        "rows": {str(each): rows[str(each)] for each in CASES if str(each) in rows},
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    document = add_row(folder / "weightless.json", case, {"case": asdict(case), **row}, CASES)
     (folder / "figures.json").write_text(json.dumps(figures(document["rows"]), indent=1) + "\n", "utf-8")
     (folder / "weightless.md").write_text(markdown(document), "utf-8")
 

@@ -12,7 +12,6 @@ import torch
 
 from ..common.digest import digest
 from ..common.errors import BackendUnavailableError
-from ..engine_builder.backends.registry import AUTO
 from ..pipeline.conditioning import Conditioning
 from ..pipeline.denoising.sampler import OnStep
 from ..pipeline.request import Encoded
@@ -116,6 +115,6 @@ def _ran_as_planned(plan: SamplingPlan) -> bool:
 def _named(policy: EnginePolicy) -> dict[str, Any]:
     """The policy in a result's name; results from before weights had a place keep their names."""
     named = asdict(policy)
-    if policy.weights == AUTO:
+    if policy.weight_place is None:
         del named["weights"]
     return named

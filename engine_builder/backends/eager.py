@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ...common.errors import EngineError
 from ...common.spec import EngineSpec, Target
 from .base import Availability, Backend, LoadNetwork, Report, Runner
-from .host_weights import Place, are_on, places, tensors, to_device, to_host
+from .host_weights import LazyNetwork, Place, are_on, places, tensors, to_device
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..store.store import Plan
 
 
-class EagerRunner(Runner):
+class EagerRunner(LazyNetwork, Runner):
     """The network itself; its weights wait in host memory while it is not loaded."""
 
     backend: ClassVar[str] = "eager"
@@ -24,7 +24,6 @@ class EagerRunner(Runner):
     def __init__(self, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> None:
         super().__init__(spec, device)
         self._source = network
-        self._network: torch.nn.Module | None = None
         self._places: tuple[Place, ...] | None = None
 
     @property
@@ -41,16 +40,9 @@ class EagerRunner(Runner):
         self._places = places(self._module)
 
     def unload(self) -> None:
-        if self.device.type == "cpu":
-            self._network = self._places = None  # host memory is the device's: the source reads the weights again
-        elif self._network is not None:
-            to_host(self._network)
-
-    @property
-    def _module(self) -> torch.nn.Module:
+        self._leave(self.device)
         if self._network is None:
-            self._network = self._source()
-        return self._network
+            self._places = None
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         import torch

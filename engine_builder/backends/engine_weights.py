@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ...common.errors import EngineError
 from ..graph.outside_weights import FILE_NAME, OutsideWeights, table_from_text
 from .base import LoadNetwork
-from .host_weights import to_device, to_host
-from .network_tensors import Binding, bindings, tensors_of
+from .host_weights import LazyNetwork, to_device
+from .network_tensors import Binding, bindings, held_bytes, tensors_of
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ ALIGNMENT = 256
 """Bytes to whose multiples TensorRT wants an input's address."""
 
 
-class EngineWeights:
+class EngineWeights(LazyNetwork):
     """The weights of an engine as its inputs; of an engine that holds its weights there are none.
 
     They are the network's own memory wherever that serves, and are bound anew once the network has other memory.
@@ -29,7 +29,6 @@ class EngineWeights:
     def __init__(self, plan: Plan, network: LoadNetwork, device: torch.device) -> None:
         self._plan, self._source, self._device = plan, network, device
         self._are_inside = plan.manifest.spec.holds_weights
-        self._network: torch.nn.Module | None = None
         self._bindings: tuple[Binding, ...] | None = None
         self._copied_bytes = 0
         self.inputs: dict[str, torch.Tensor] = {}
@@ -45,10 +44,7 @@ class EngineWeights:
     @property
     def memory_bytes(self) -> int:
         """Memory of the network on the device, and of what was computed from it."""
-        if self._are_inside:
-            return 0
-        memory = {tensor.data_ptr(): tensor.nbytes for tensor in tensors_of(self._module).values()}
-        return sum(memory.values()) + self._copied_bytes
+        return 0 if self._are_inside else held_bytes(self._module) + self._copied_bytes
 
     def bind(self) -> None:
         """Moves the network to the device and takes its weights.
@@ -69,16 +65,7 @@ class EngineWeights:
     def release(self) -> None:
         """Lets go of all memory, and moves the network back."""
         self._bindings, self._copied_bytes, self.inputs = None, 0, {}
-        if self._device.type == "cpu":
-            self._network = None  # host memory is the device's memory: the source reads the weights again
-        elif self._network is not None:
-            to_host(self._network)
-
-    @property
-    def _module(self) -> torch.nn.Module:
-        if self._network is None:
-            self._network = self._source()
-        return self._network
+        self._leave(self._device)
 
     def _check(self, table: OutsideWeights, found: Mapping[str, torch.Tensor]) -> None:
         for name, wanted in table.weights.items():

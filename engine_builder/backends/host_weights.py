@@ -6,7 +6,7 @@ checkpoint's file that the system can take back, and unloading puts them in plac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -17,6 +17,30 @@ if TYPE_CHECKING:
 Tensors = dict[str, "torch.Tensor"]
 Place = tuple[Mapping[str, "torch.Tensor | None"], str]
 """The table of the module that holds a tensor, and the tensor's name there: finds it again faster than the module."""
+
+
+class LazyNetwork:
+    """Base of what needs a network on its device for a while: `_source` gives the network at its first use.
+
+    Between two uses a network waits in host memory. Where that is the device's own memory it is let go instead, and
+    the source reads it again.
+    """
+
+    _source: Callable[[], torch.nn.Module]
+    _network: torch.nn.Module | None = None
+
+    @property
+    def _module(self) -> torch.nn.Module:
+        if self._network is None:
+            self._network = self._source()
+        return self._network
+
+    def _leave(self, device: torch.device) -> None:
+        """Gives the device's memory back."""
+        if device.type == "cpu":
+            self._network = None
+        elif self._network is not None:
+            to_host(self._network)
 
 
 def to_device(network: torch.nn.Module, device: torch.device) -> None:

@@ -21,6 +21,11 @@ def tensors_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def held_bytes(network: torch.nn.Module) -> int:
+    """Memory of the network's tensors, shared memory once."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors_of(network).values()}.values())
+
+
 def layout_of(network: torch.nn.Module) -> dict[str, tuple[list[int], list[int], str]]:
     """Shape, strides and dtype of every parameter and buffer."""
     return {name: (list(x.shape), list(x.stride()), str(x.dtype)) for name, x in tensors_of(network).items()}

@@ -84,9 +84,10 @@ def take_out(graph: onnx_ir.Graph, weights: Iterable[str]) -> OutsideWeights:
     nodes = _weights_alone(graph, set(sources))
     table = _Table()
     steps = tuple(table.step(node) for node in nodes)
+    removed = set(nodes)
     for node in nodes:
         for value in node.outputs:
-            _as_input(graph, value, set(nodes))
+            _as_input(graph, value, removed)
     graph.remove(nodes, safe=True)
     for name in table.constants:
         if name in graph.initializers and not graph.initializers[name].uses():

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..models.checkpoints.diffusers_folder import INDEX
+from ..models.parts import from_config
 from .i2vgen_xl import TinySizes, write_tiny_checkpoint
 from .svd import write_tiny_svd
 
@@ -119,16 +120,11 @@ def _write_network(folder: Path, entry: tuple[str, str], changes: Mapping[str, A
     for path in folder.iterdir():
         path.unlink()
     with torch.device(device):
-        network = _make(*entry, config)
+        library, class_name = entry
+        network = from_config(getattr(import_module(library), class_name), config)
     _wake(network)
     network.half().cpu().save_pretrained(folder, variant="fp16")
     del network
-
-
-def _make(library: str, class_name: str, config: Mapping[str, Any]) -> Any:
-    """A network with random weights, by the library and class that model_index.json names."""
-    cls = getattr(import_module(library), class_name)
-    return cls.from_config(config) if library == "diffusers" else cls(cls.config_class.from_dict(config))
 
 
 def _wake(network: torch.nn.Module) -> None:

@@ -131,15 +131,19 @@ def _loaded(part: Part, precision: str) -> Any:
     return network
 
 
+def from_config(kind: Any, config: Mapping[str, Any]) -> Any:
+    """A network of a class of diffusers or transformers, with the weights that its constructor gives it."""
+    if hasattr(kind, "from_config"):
+        return kind.from_config(config)
+    return kind(kind.config_class.from_dict(dict(config)))
+
+
 def _hollow(part: Part, precision: str) -> Any:
     """The network of a configuration alone, with the dtypes that the libraries' loading would give its weights."""
     kind, dtype = _class_of(part), getattr(torch, PRECISIONS[precision])
     try:
         with no_progress_bars():
-            if hasattr(kind, "from_config"):
-                network = made_hollow(lambda: kind.from_config(part.config))
-            else:
-                network = made_hollow(lambda: kind(kind.config_class.from_dict(dict(part.config))))
+            network = made_hollow(lambda: from_config(kind, part.config))
     except Exception as error:  # the libraries raise whatever a senseless configuration leads to
         raise CheckpointError(f"Expected {part.config_path} to describe a network, found: {_reason(error)}.") from error
     kept = set(getattr(kind, "_keep_in_fp32_modules", None) or ())

@@ -12,7 +12,7 @@ from ...common.network_source import NetworkSource
 from ...common.shapes import ShapeProfile
 from ...common.spec import QUANTIZED, EngineSpec, network_precision
 from ...engine_builder.backends.base import INSIDE, Backend
-from ...engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
+from ...engine_builder.backends.registry import BACKENDS, choose_backend
 from ...engine_builder.backends.tensorrt.backend import TensorRTBackend
 from ...engine_builder.build.compile import BuildRequest
 from ...engine_builder.graph.recorded_calls import Calibration
@@ -46,8 +46,8 @@ class EngineCatalog:
         Arguments and errors are those of `build`, without the errors of a build itself.
         """
         backend = self.backend() if arch is None else BACKENDS[TensorRTBackend.name]
-        rewrites = self.rewrites(component, backend)
-        source = self.model.source(component, network_precision(self.precision_of(component)), rewrites)
+        rewrites, precision = self.rewrites(component, backend), network_precision(self.precision_of(component))
+        source = self.model.source(component, precision, rewrites)
         place = self._places(component, backend, source)[0]
         spec = self._spec(component, self.profile(component, sizes), backend, place)
         if spec.precision not in QUANTIZED:
@@ -56,7 +56,6 @@ class EngineCatalog:
             raise MissingEngineError(messages.uncalibrated(component, spec.precision))
         else:
             spec = replace(spec, calibration=calibration.name)
-        precision = network_precision(spec.precision)
         return BuildRequest(
             spec=spec,
             source=source,
@@ -128,7 +127,7 @@ class EngineCatalog:
 
         Raises InputError for a place that the backend does not know, or that would take weights that are not there.
         """
-        wanted = None if self.policy.weights == AUTO else self.policy.weights
+        wanted = self.policy.weight_place
         precision = self.precision_of(component)
         if precision in QUANTIZED:
             if wanted not in (None, INSIDE):

@@ -76,13 +76,17 @@ class EnginePolicy:
             raise InputError(f"No preset serves this size: in the nearest, {'; '.join(violations)} {pixels}.")
         return found
 
+    @property
+    def weight_place(self) -> str | None:
+        """The wished place of weights; None leaves it to the backend."""
+        return None if self.weights == AUTO else self.weights
+
     def holds_weights(self, backend: Backend) -> bool:
         """Whether engines for a network whose weights are on the device already hold a copy of their own.
 
         Raises InputError for a place that the backend does not know.
         """
-        wanted = None if self.weights == AUTO else self.weights
-        return backend.builds and backend.place_weights(wanted, 0, torch.device("cpu")) == INSIDE
+        return backend.builds and backend.place_weights(self.weight_place, 0, torch.device("cpu")) == INSIDE
 
     @property
     def quantized(self) -> str | None:

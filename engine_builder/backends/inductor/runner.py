@@ -11,8 +11,8 @@ from ....common.out_of_memory import is_out_of_memory, is_short
 from ....common.spec import EngineSpec, Scope
 from ..base import LoadNetwork, Runner
 from ..cuda_graph import Replay, can_capture, is_launch_bound
-from ..host_weights import to_device, to_host
-from ..network_tensors import Binding, bindings, tensors_of
+from ..host_weights import LazyNetwork, to_device
+from ..network_tensors import Binding, bindings, held_bytes, tensors_of
 from .package import open_parts, refused
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ CALL_FAILED = "API call failed"
 """Message of compiled code for an operator that raised any error."""
 
 
-class InductorRunner(Runner):
+class InductorRunner(LazyNetwork, Runner):
     """An engine bound to a network's weights in place: a change to the weights changes the engine's results."""
 
     backend: ClassVar[str] = "inductor"
@@ -39,7 +39,6 @@ class InductorRunner(Runner):
         super().__init__(spec, device)
         self._plan = plan
         self._source = network
-        self._network: torch.nn.Module | None = None
         self._package: Any = None
         self._bound: tuple[Binding, ...] = ()
         self._calls: Counter[tuple[Any, ...]] = Counter()
@@ -56,8 +55,7 @@ class InductorRunner(Runner):
 
     @property
     def memory_bytes(self) -> int:
-        weights = {tensor.data_ptr(): tensor.nbytes for tensor in tensors_of(self._module).values()}
-        return sum(weights.values()) + sum(replay.memory_bytes for replay in self._replays.values())
+        return held_bytes(self._module) + sum(replay.memory_bytes for replay in self._replays.values())
 
     def load(self) -> None:
         if self.is_loaded:
@@ -74,10 +72,7 @@ class InductorRunner(Runner):
 
     def unload(self) -> None:
         self._let_go()
-        if self.device.type == "cpu":
-            self._network = None  # host memory is the device's memory: the source reads the weights again
-        elif self._network is not None:
-            to_host(self._network)
+        self._leave(self.device)
 
     def _let_go(self) -> None:
         self._calls.clear()
@@ -87,12 +82,6 @@ class InductorRunner(Runner):
             # PyTorch never frees tensors that a package was given: only their memory can be freed.
             binding.memory.data = binding.memory.new_empty(0)
         self._bound = ()
-
-    @property
-    def _module(self) -> torch.nn.Module:
-        if self._network is None:
-            self._network = self._source()
-        return self._network
 
     def _laid_out(self, network: torch.nn.Module, package: Any) -> dict[str, torch.Tensor]:
         """The tensors that the engine asks for, in the memory layout that it was compiled for."""

@@ -1,6 +1,7 @@
 """The checkpoint of random weights has the published size, and is one that the pack opens."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from i2v_tensorrt.pipeline.dummies import full_size
 from i2v_tensorrt.pipeline.dummies.full_size import FULL_SIZES, FullSize, write_full_checkpoint
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
 from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import INDEX
+from i2v_tensorrt.pipeline.models.parts import from_config
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -42,8 +44,9 @@ def test_published_number_of_parameters(name: str, part: str, tmp_path: Path) ->
     full.write_tiny(tmp_path / "tiny")
     index = json.loads((tmp_path / "tiny" / INDEX).read_text("utf-8"))
     config = json.loads((tmp_path / "tiny" / part / "config.json").read_text("utf-8")) | dict(full.changes[part])
+    library, class_name = index[part]
     with torch.device("meta"):
-        network = full_size._make(*index[part], config)
+        network = from_config(getattr(import_module(library), class_name), config)
     assert sum(tensor.numel() for tensor in network.parameters()) == PARAMETERS[name][part]
 
 

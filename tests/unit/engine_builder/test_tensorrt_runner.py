@@ -99,14 +99,18 @@ class Rig:
         """How often the engine's work was given to the stream, or to a graph, and how often a graph was replayed."""
         return self.context.execute_async_v3.call_count, self.replay.call_count
 
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Has the runner find these in the places of the library and of the GPU."""
+        monkeypatch.setattr(trt, "Runtime", lambda logger: self.runtime)
+        monkeypatch.setattr(tensorrt_runner, "OwnStream", NoStream)
+        monkeypatch.setattr(tensorrt_runner, "free_bytes", lambda device: self.free)
+        monkeypatch.setattr(NoStream, "replay", self.replay)
+
 
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch, store: EngineStore) -> Rig:
     made = Rig(store)
-    monkeypatch.setattr(trt, "Runtime", lambda logger: made.runtime)
-    monkeypatch.setattr(tensorrt_runner, "OwnStream", NoStream)
-    monkeypatch.setattr(tensorrt_runner, "free_bytes", lambda device: made.free)
-    monkeypatch.setattr(NoStream, "replay", made.replay)
+    made.install(monkeypatch)
     return made
 
 

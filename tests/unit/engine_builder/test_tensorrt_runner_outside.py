@@ -10,7 +10,6 @@ import pytest
 
 from i2v_tensorrt.common.errors import EngineError
 from i2v_tensorrt.common.spec import EngineSpec
-from i2v_tensorrt.engine_builder.backends.tensorrt import runner as tensorrt_runner
 from i2v_tensorrt.engine_builder.backends.tensorrt.library import PLAN, RTX, load_library
 from i2v_tensorrt.engine_builder.backends.tensorrt.runner import TensorRTRunner
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
@@ -24,7 +23,7 @@ from i2v_tensorrt.engine_builder.graph.outside_weights import (
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from ...helpers.toys import CPU, ToyNetwork, publish
-from .test_tensorrt_runner import SCRATCH_BYTES, SMALL, SPEC, WIDE, NoStream, Rig, trt
+from .test_tensorrt_runner import SCRATCH_BYTES, SMALL, SPEC, WIDE, Rig
 
 OUTSIDE = EngineSpec(replace(SPEC.network, weights_sha256=""), SPEC.profile, SPEC.precision)
 SHAPE = tuple(ToyNetwork().weight.shape)
@@ -73,10 +72,7 @@ class OutsideRig(Rig):
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch, store: EngineStore) -> OutsideRig:
     made = OutsideRig(store)
-    monkeypatch.setattr(trt, "Runtime", lambda logger: made.runtime)
-    monkeypatch.setattr(tensorrt_runner, "OwnStream", NoStream)
-    monkeypatch.setattr(tensorrt_runner, "free_bytes", lambda device: made.free)
-    monkeypatch.setattr(NoStream, "replay", made.replay)
+    made.install(monkeypatch)
     return made
 
 
