@@ -25,6 +25,7 @@ from ..common.atomic_file import write_text
 from ..common.pack_paths import PACK
 from ..engine_builder.store.store import EngineStore
 from ..pipeline.dummies.full_size import write_full_checkpoint
+from ..pipeline.models.checkpoints.file_digests import FRESH_S
 from ..remote.comfyui.client import ComfyClient, RunResult
 from ..remote.comfyui.server import ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
@@ -116,6 +117,7 @@ def _published_size(server: ComfyServer, report: Report, options: argparse.Names
     write_full_checkpoint(server.base_directory / "models" / "i2v" / FULL, torch.device("cuda", 0), 0)
     torch.cuda.empty_cache()
     report.note(written_s=round(time.monotonic() - started, 2))
+    time.sleep(2 * FRESH_S)  # no digest is kept of a checkpoint that may still be changing
     first = run(server, prompt_of(FULL_SIZE))
     report.note(full_size_first_video_s=first.elapsed_s, full_size_lines=first.lines)
     report.note(full_build_s=wait_for_engines(server, 2 * ENGINES, options.build_minutes), built=builds_of(server))
