@@ -12,6 +12,7 @@ from ...common.network_source import NetworkSource
 from ...common.shapes import ShapeProfile
 from ...common.spec import QUANTIZED, EngineSpec, network_precision
 from ...engine_builder.backends.base import INSIDE, Backend
+from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.backends.registry import BACKENDS, choose_backend
 from ...engine_builder.backends.tensorrt.backend import TensorRTBackend
 from ...engine_builder.build.compile import BuildRequest
@@ -99,6 +100,8 @@ class EngineCatalog:
     def backend(self) -> Backend:
         """The backend that the policy names; raises BackendUnavailableError when it does not serve the device."""
         backend = choose_backend(self.policy.backend, self.device)
+        if self.policy.backend == EagerBackend.name:
+            raise BackendUnavailableError("Eager PyTorch has no engines: choose another backend to build some.")
         if not backend.builds:
             found = [each.availability(self.device) for each in BACKENDS.values() if each.builds]
             reasons = " ".join(each.sentence for each in found if not each.ok)

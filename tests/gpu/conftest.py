@@ -74,6 +74,13 @@ def device() -> torch.device:
     return default_device()
 
 
+@pytest.fixture
+def graphs() -> None:
+    """Skips a test of CUDA graphs where none is captured."""
+    if torch.cuda.get_allocator_backend() != "native":
+        pytest.skip("PyTorch's own allocator is not in use here, and nothing is captured with another.")
+
+
 @pytest.fixture(scope="session")
 def model() -> VideoModel:
     return open_model(BUNDLED)
@@ -108,12 +115,13 @@ def reference(model: VideoModel, device: torch.device, tmp_path_factory: pytest.
 
 @pytest.fixture(scope="session")
 def inputs(model: VideoModel, sizes: dict[str, int], device: torch.device) -> Inputs:
-    """Random inputs of a component, by its name and a seed."""
+    """Random inputs of a component, by its name and a seed, shared by guidance's branches as they are in use."""
 
     def draw(component: str, seed: int) -> dict[str, torch.Tensor]:
         network = model.components[component].spec
         own = {name: sizes.get(name, limits.opt) for name, limits in network.limits.ranges.items()}
-        spec = EngineSpec(network, network.limits.exact(own), "fp16")
+        rewrites = tuple(model.known_rewrites.get(component, ()))
+        spec = EngineSpec(network, network.limits.exact(own), "fp16", rewrites)
         return {name: tensor.to(device) for name, tensor in example_inputs(spec, own, seed).items()}
 
     return draw

@@ -6,7 +6,7 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,12 +27,9 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
-def unharmed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def unharmed(monkeypatch: pytest.MonkeyPatch, graphs: None) -> None:
     """Each test begins as a process does in which no capture has failed."""
-    if torch.cuda.get_allocator_backend() != "native":
-        pytest.skip("PyTorch's own allocator is not in use here, and nothing is captured with another.")
     monkeypatch.setattr(cuda_graph, "_process", cuda_graph._Process())
-    yield
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from i2v_tensorrt.engine_builder.backends.base import INSIDE, OUTSIDE, Runner
 from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
 from i2v_tensorrt.engine_builder.build.build_process import BuildProcess
 from i2v_tensorrt.engine_builder.build.parity import measure, passes
+from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.prebuild import component_names
 
 from .conftest import Figures, Inputs
 
@@ -29,7 +29,7 @@ LOADS = 10
 RUNS = 20
 CANCEL_S = 5.0
 Tensors = Mapping[str, torch.Tensor]
-each_component = pytest.mark.parametrize("component", component_names())
+each_component = pytest.mark.parametrize("component", I2VGenXL.engine_components)
 
 
 class CancelledError(Exception):

@@ -44,6 +44,7 @@ def inputs_of(runner: InductorRunner, seed: int = 0, sizes: dict[str, int] = SIZ
     return {name: tensor.to(CUDA) for name, tensor in example_inputs(runner.spec, sizes, seed).items()}
 
 
+@pytest.mark.usefixtures("graphs")
 def test_a_replay_gives_what_the_direct_call_gives(runner: InductorRunner) -> None:
     inputs = inputs_of(runner)
     direct, replayed, again = (runner(inputs)["prediction"] for _ in range(3))
@@ -100,6 +101,7 @@ def test_weights_changed_in_place_change_a_replays_output(plan: Plan) -> None:
     torch.testing.assert_close(runner(inputs)["prediction"], network(**inputs), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.usefixtures("graphs")
 def test_each_size_has_its_own_graph_and_there_are_not_too_many(
     runner: InductorRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +113,7 @@ def test_each_size_has_its_own_graph_and_there_are_not_too_many(
     assert len(runner._replays) == 2
 
 
+@pytest.mark.usefixtures("graphs")
 def test_where_no_graph_can_be_captured_it_runs_directly_and_says_so(
     runner: InductorRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def test_the_peak_is_that_of_the_stage() -> None:
     assert clock.used_gib["encode"] > (1 << 30) / GIB
 
 
+@pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("copies", [False, True])
 def test_a_call_in_a_graph_gives_what_the_call_gives(copies: bool) -> None:
     def call(x: torch.Tensor, scale: torch.Tensor, *, shift: torch.Tensor) -> torch.Tensor:
@@ -76,6 +77,7 @@ def climb(make_order: MakeOrder, variant: Variant) -> list[Row]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("graphs")
 def test_rows_of_torch_compile_make_the_clip_of_row_0(make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "HOT_CLIPS", 1)
     reference, eager = (

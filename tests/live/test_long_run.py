@@ -179,7 +179,8 @@ def test_a_queue_without_end_leaves_nothing(server: ComfyServer, count: int, evi
     assert slope * (count - EVERY * warm) < SETTLING_BYTES + SLOPE_LIMIT_BYTES * count
     assert figures.handles[-1] <= max(figures.handles[: warm + 1]) + 2
     assert figures.threads[-1] <= max(figures.threads[: warm + 1]) + 2
-    assert figures.vram[-1] <= max(figures.vram[: warm + 1]) + VRAM_BYTES
+    if count > FEW:  # the GPU is this test's own
+        assert figures.vram[-1] <= max(figures.vram[: warm + 1]) + VRAM_BYTES
     assert figures.children[-1] == 0
     assert figures.temporary() == set()
     told = ", ".join(f"{number} {end}" for end, number in sorted(ends.items()))

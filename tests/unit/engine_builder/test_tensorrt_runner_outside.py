@@ -23,7 +23,9 @@ from i2v_tensorrt.engine_builder.graph.outside_weights import (
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 
 from ...helpers.toys import CPU, ToyNetwork, publish
-from .test_tensorrt_runner import SCRATCH_BYTES, SMALL, SPEC, WIDE, Rig
+
+pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no build for this platform")
+from .test_tensorrt_runner import SCRATCH_BYTES, SMALL, SPEC, WIDE, Rig  # noqa: E402 - it needs the library
 
 OUTSIDE = EngineSpec(replace(SPEC.network, weights_sha256=""), SPEC.profile, SPEC.precision)
 SHAPE = tuple(ToyNetwork().weight.shape)

@@ -214,6 +214,8 @@ def test_without_a_backend_it_runs_eager_or_stops_with_the_line_that_installs_on
         for ask in (run, EngineSet.summary, lambda engines: engines.build("core", SIZES, InProcess())):
             with pytest.raises(BackendUnavailableError, match=INSTALL):
                 ask(stopping)
+    with pytest.raises(BackendUnavailableError, match="^Eager PyTorch has no engines: "):
+        make(backend="eager").build("core", SIZES, InProcess())
 
 
 @pytest.mark.parametrize(
