@@ -110,7 +110,7 @@ def _published(title: str) -> Published:
 
 
 def _figures(manifest: Manifest) -> dict[str, Any]:
-    details = {name: int(manifest.details[name]) for name in ("activation_bytes", "peak_memory_bytes")}
+    details = {name: int(manifest.details[name]) for name in ("activation_bytes", "peak_memory_bytes", "layers")}
     return {"build_s": manifest.build_s, "size_bytes": manifest.size_bytes, **details}
 
 
@@ -144,8 +144,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "GPU, each build in a process of its own, export included. Weights outside: from configurations alone. What "
         "the GPU needs for activations is what the library says; nothing here has run on one.",
         "",
-        "| network | weights | precision | GPU | plan, MiB | seconds | peak memory, GiB | activations, GiB |",
-        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: |",
+        "| network | weights | precision | GPU | layers | plan, MiB | seconds | peak memory, GiB | activations, GiB |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in document["rows"].values()]
     return "\n".join(lines) + "\n"
@@ -158,6 +158,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         case["weights"],
         case["precision"],
         case["arch"],
+        str(row["layers"]),
         f"{row['size_bytes'] / MIB:.1f}",
         f"{row['build_s']:.1f}",
         f"{row['peak_memory_bytes'] / GIB:.2f}",

@@ -94,7 +94,8 @@ def _without_weights(
 
     names = weight_names(network)
     with without_memory(network) as mode:
-        inputs = {name: mode.from_tensor(x) for name, x in example_inputs(spec, trace_sizes(spec.profile)).items()}
+        with mode:
+            inputs = _empty_inputs(spec, trace_sizes(spec.profile))
         table = {torch.ops.aten.linear.default: linear}
         program = _program(network, spec, opset, inputs=inputs, custom_translation_table=table)
     declare_weights(program.model.graph, names)
@@ -145,6 +146,16 @@ def example_inputs(
     generator = torch.Generator().manual_seed(seed)
     tensors = [_within(part, tensor) if tensor.is_timestep else tensor for tensor in spec.network.inputs]
     return {tensor.name: _draw(tensor, spec, sizes, generator) for tensor in tensors}
+
+
+def _empty_inputs(spec: EngineSpec, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
+    """Inputs of the same shapes and dtypes with any values; a fake tensor mode gives them no memory."""
+    import torch
+
+    return {
+        tensor.name: torch.empty(tensor.shape_at(sizes), dtype=getattr(torch, tensor.dtype_at(spec.precision)))
+        for tensor in spec.network.inputs
+    }
 
 
 def _within(part: tuple[float, float], tensor: TensorSpec) -> TensorSpec:

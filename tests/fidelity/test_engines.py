@@ -21,6 +21,8 @@ from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.dummies.wan import TinyWanSizes, write_tiny_wan
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_configuration, open_model
+from i2v_tensorrt.pipeline.models.wan.model import Wan21
+from i2v_tensorrt.pipeline.models.wan.wan22 import WanTI2V
 from i2v_tensorrt.runtime.clip_sizes import clip_sizes
 
 from ..helpers.agreement import (
@@ -36,6 +38,7 @@ from .families import FAMILIES, chunk, each, volume
 Open = Callable[[str], VideoModel]
 LoadPair = Callable[[str, str], Pair]
 """By family and component."""
+WAN_VAES = {"wan21": Wan21, "ti2v": WanTI2V}
 SMALL = {**volume(2, 4, 8, 16), **chunk(4, 8, 16)}
 
 
@@ -47,10 +50,10 @@ def each_engine(denoisers: bool = True, others: bool = True) -> list[tuple[str, 
     return [row for row in each(lambda family: family.engines) if (denoisers if is_denoiser(row[1]) else others)]
 
 
-def each_wan_part() -> list[tuple[str, str]]:
-    """The networks of Wan's VAE and its text encoder, which its kinds share."""
-    vae = ("vae_encoder_first", "vae_encoder_next", "vae_encoder_last", "vae_decoder_first", "vae_decoder_next")
-    return [("wan21", name) for name in ("text_encoder", *vae)]
+def each_target() -> list[tuple[str, str]]:
+    """The networks that are built for other GPUs: each of every family, once where families share it."""
+    vaes = [(name, each) for name, kind in WAN_VAES.items() for each in kind.engine_components if "vae" in each]
+    return [*each(lambda family: family.targets), ("wan21", "text_encoder"), ("a14b", "core"), *vaes]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +114,7 @@ def spec_of(model: VideoModel, component: str, precision: str, shapes: str, plac
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [OUTSIDE, INSIDE])
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize(("name", "component"), [*each(lambda family: family.targets), *each_wan_part()])
+@pytest.mark.parametrize(("name", "component"), each_target())
 def test_tensorrt_rtx_builds_for_gpus_that_are_not_here(
     wide: Open, tmp_path: Path, name: str, component: str, precision: str, place: str
 ) -> None:

@@ -42,7 +42,8 @@ FREE_BYTES = 400 << 20
 BATCH = 40
 STUCK_S = 240
 OURS = re.compile(
-    r'node \S+ \(I2VTRT_\w+\) failed with i2v_tensorrt\.\w+Error: [^\n]*([."]|To install it: pip install [\w -]+)', re.DOTALL
+    r'node \S+ \(I2VTRT_\w+\) failed with i2v_tensorrt\.\w+Error: [^\n]*([."]|To install it: pip install [\w -]+)',
+    re.DOTALL,
 )
 """A sentence ends with a full stop, a quotation or a command to copy."""
 CORES = re.compile(r"node \S+ \((?!I2VTRT_)\w+\) failed with ", re.DOTALL)

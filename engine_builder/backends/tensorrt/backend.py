@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ class TensorRTBackend(Backend):
         if not spec.holds_weights:
             (work / WEIGHTS).replace(folder / WEIGHTS)
         shutil.rmtree(work)
-        found = {"exporter": exporter_version(OPSET), "library": library.version}
+        found = {"exporter": exporter_version(OPSET), "library": library.version, "layers": str(compiled.layers)}
         found |= {"weights": "can be streamed"} if streams else {}
         known = compiled.activation_bytes is not None
         return {**found, "activation_bytes": str(compiled.activation_bytes)} if known else found
@@ -175,6 +176,8 @@ class CompiledGraph:
     plan: Any
     activation_bytes: int | None
     """Its bytes on the GPU beside its weights, if TensorRT reports them."""
+    layers: int
+    """Layers that TensorRT made of the graph's nodes, before it fused any."""
 
 
 def compile_graph(
@@ -184,6 +187,7 @@ def compile_graph(
     trt = library.module
     logger = make_logger(library)
     builder = _made(trt.Builder(logger), "builder", logger)
+    builder.max_threads = os.cpu_count() or 1
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = _made(builder.create_network(typed), "network", logger)
     parser = trt.OnnxParser(network, logger)
@@ -209,7 +213,7 @@ def compile_graph(
     if measured is not None:
         timing_cache.write_bytes(measured)
     made = _made(plan, f"engine for {spec.network.component}", logger)
-    return CompiledGraph(made, logger.activation_bytes)
+    return CompiledGraph(made, logger.activation_bytes, network.num_layers)
 
 
 def _profile(builder: Any, network: Any, described: NetworkSpec, shapes: ShapeProfile) -> Any:

@@ -13,6 +13,7 @@ from onnx.helper import make_node
 from onnx.reference import ReferenceEvaluator
 
 from i2v_tensorrt.common.errors import EngineError
+from i2v_tensorrt.common.shapes import DimRange, ShapeProfile
 from i2v_tensorrt.engine_builder.graph.onnx_export import export_onnx
 from i2v_tensorrt.engine_builder.graph.outside_weights import (
     FILE_NAME,
@@ -161,6 +162,15 @@ def test_what_a_graph_computes_from_weights_alone_is_a_step_and_its_result_an_in
     assert "Sigmoid" not in operators
     found = table.inputs_from({"factor": network.factor})
     torch.testing.assert_close(found, {inputs[0]: network.factor.sigmoid()})
+
+
+def test_an_export_takes_no_memory_for_a_clip_either(tmp_path: Path) -> None:
+    """A network that is traced at the size of its engine: here one whose inputs no machine could hold."""
+    sizes = {"batch": 2, "frames": 64, "latent_height": 1 << 17, "latent_width": 1 << 17}
+    limits = ShapeProfile({name: DimRange(size, size, size) for name, size in sizes.items()})
+    network = Weighted(lambda sample, factor: sample * factor)
+    graph = onnx.load(export_onnx(network, toy_spec(limits, weights_sha256=""), tmp_path)).graph
+    assert [axis.dim_value for axis in graph.output[0].type.tensor_type.shape.dim][1:] == [4, 64, 1 << 17, 1 << 17]
 
 
 class Tied(Mixed):
