@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -57,7 +59,7 @@ class ModelLoader(io.ComfyNode):
         """Changes with any file of the checkpoint; a digest, since ComfyUI embeds it in saved files."""
         try:
             folder = folders.checkpoint_folder(checkpoint)
-            stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*.*"))]
+            stats = [(str(path), stat_of(path)) for path in sorted(folder.rglob("*.*"))]
         except (OSError, I2VError):
             return float("nan")
         content = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
@@ -74,6 +76,11 @@ class ModelLoader(io.ComfyNode):
         lines = [f"{model.family}, {engines.precision} on {engines.device}", *model.hints]
         ui.say(cls.hidden.unique_id, "\n".join(lines))
         return io.NodeOutput(engines, ui=ui.text_ui(lines))
+
+
+def stat_of(path: Path) -> os.stat_result:
+    """What the file system says of a file, or of a link that leads nowhere."""
+    return path.stat() if path.exists() else path.lstat()
 
 
 def reading(node_id: str | None) -> Callable[[float], None]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -226,6 +227,21 @@ def _dtype(name: str) -> torch.dtype:
     import torch
 
     return getattr(torch, name)
+
+
+def import_fault(packages: Iterable[str]) -> str | None:
+    """The first package that cannot be imported and why, as the end of a sentence; None where all can.
+
+    A package raises anything where others in its environment are of versions that it does not know.
+    """
+    for package in packages:
+        try:
+            import_module(package)
+        except ModuleNotFoundError as error:
+            return f"the package {error.name or package}, which is missing."
+        except Exception as error:
+            return f"the package {package}, which cannot be imported: {in_a_line(error)}."
+    return None
 
 
 def in_a_line(error: Exception) -> str:

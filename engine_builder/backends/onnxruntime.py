@@ -11,7 +11,7 @@ from ...common.errors import BackendUnavailableError, EngineError
 from ...common.out_of_memory import says_out_of_memory
 from ...common.spec import EngineSpec, Target
 from ..graph.onnx_export import FILE_NAME, export_onnx, exporter_version
-from .base import INSIDE, OUTSIDE, Availability, Backend, LoadNetwork, Report, Runner
+from .base import INSIDE, OUTSIDE, Availability, Backend, LoadNetwork, Report, Runner, import_fault
 from .engine_weights import EngineWeights
 
 if TYPE_CHECKING:
@@ -132,12 +132,11 @@ class OnnxRuntimeBackend(Backend):
     def availability(self, device: torch.device) -> Availability:
         package = "onnxruntime-gpu" if device.type == "cuda" else "onnxruntime"
         install = f"pip install {package} onnx onnxscript"
-        try:
-            import onnx  # noqa: F401
-            import onnxruntime
-            import onnxscript  # noqa: F401
-        except ImportError as error:
-            return Availability(False, f"ONNX Runtime needs the package {error.name}, which is missing.", install)
+        fault = import_fault(("onnx", "onnxruntime", "onnxscript"))
+        if fault is not None:
+            return Availability(False, f"ONNX Runtime needs {fault}", install)
+        import onnxruntime
+
         provider = _PROVIDERS.get(device.type)
         if provider not in onnxruntime.get_available_providers():
             return Availability(False, f"The installed ONNX Runtime does not serve {device.type}.", install)

@@ -20,6 +20,7 @@ from ...common.pack_paths import BUNDLED, BUNDLED_NAME, PICTURE
 from ...engine_builder.store.store import EngineStore
 from ...pipeline.models.checkpoints.diffusers_folder import INDEX
 from ...pipeline.models.checkpoints.file_digests import TABLE
+from ...pipeline.models.checkpoints.hub_cache import snapshots
 from ...pipeline.models.checkpoints.published import download_command
 from ...pipeline.tensor_cache import CacheLimits, ConditioningCache
 from ...runtime import result_cache as results
@@ -35,7 +36,8 @@ _SEARCH_DEPTH = 2
 def register_folders() -> None:
     """Registers models/i2v and models/i2v_engines with ComfyUI; extra_model_paths.yaml may move them."""
     for key in (MODELS, ENGINES):
-        folder_paths.add_model_folder_path(key, str(Path(folder_paths.models_dir) / key), is_default=True)
+        is_moved = key in folder_paths.folder_names_and_paths
+        folder_paths.add_model_folder_path(key, str(Path(folder_paths.models_dir) / key), is_default=not is_moved)
 
 
 def provide_picture() -> None:
@@ -56,13 +58,16 @@ def provide_picture() -> None:
 def checkpoints() -> dict[str, Path]:
     """Every folder with a model_index.json below models/i2v and models/diffusers, by its relative name.
 
-    Last the model that the pack brings along, unless one of that name is there.
+    One in the layout of Hugging Face's cache has its repository's name. Last the model that the pack brings along,
+    unless one of that name is there.
     """
     found: dict[str, Path] = {}
     for root in _checkpoint_roots():
         for depth in range(1, _SEARCH_DEPTH + 1):
             for index in sorted(root.glob("/".join(["*"] * depth + [INDEX]))):
                 found.setdefault(index.parent.relative_to(root).as_posix(), index.parent)
+        for name, folder in snapshots(root):
+            found.setdefault(name, folder)
     if (BUNDLED / INDEX).is_file():
         found.setdefault(BUNDLED_NAME, BUNDLED)
     return found

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 AUDIO_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 AUDIO_BIT_RATE_PER_CHANNEL = 96_000
+IDENTITY, BT709, SRGB = 0, 1, 13
+"""Matrices, primaries and curves by their numbers in ITU-T H.273."""
+LIMITED_RANGE, FULL_RANGE = 1, 2
+"""Levels of 16..235 and 0..255, by FFmpeg's numbers."""
 
 
 def write_container(
@@ -113,13 +117,20 @@ def _x265_params(num_frames: int, width: int) -> str:
 
 
 def _tag_colours(target: "VideoCodecContext | VideoFrame", *, is_rgb: bool) -> None:
-    """BT.709 primaries with sRGB's curve, as the core tags pictures; matrix and range as in use."""
-    from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
+    """BT.709 primaries with sRGB's curve, as the core tags pictures; matrix and range as in use.
 
-    target.color_primaries = ColorPrimaries.BT709
-    target.color_trc = ColorTrc.IEC61966_2_1
-    target.colorspace = 0 if is_rgb else 1  # matrix coefficients of ITU-T H.273: identity, BT.709
-    target.color_range = ColorRange.JPEG if is_rgb else ColorRange.MPEG
+    Numbers of ITU-T H.273 and FFmpeg, whose names PyAV has from 17 on. Before 17 its frames have no primaries and no
+    curve of their own: there the encoder's are written alone.
+    """
+    colours = {
+        "color_primaries": BT709,
+        "color_trc": SRGB,
+        "colorspace": IDENTITY if is_rgb else BT709,
+        "color_range": FULL_RANGE if is_rgb else LIMITED_RANGE,
+    }
+    for name, number in colours.items():
+        if hasattr(target, name):
+            setattr(target, name, number)
 
 
 def _picture(frame: Tensor, context: "VideoCodecContext") -> "VideoFrame":

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...common.errors import StorageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from av import VideoFrame
+
+BT709 = 1
+"""The matrix of high definition by its number in ITU-T H.273."""
 
 
 def read_video(path: Path) -> torch.Tensor:
@@ -19,7 +27,7 @@ def read_video(path: Path) -> torch.Tensor:
     try:
         with av.open(str(path)) as container:
             streams = container.streams.video[:1]
-            frames = [frame.to_ndarray(format="rgb24") for stream in streams for frame in container.decode(stream)]
+            frames = [to_rgb(frame) for stream in streams for frame in container.decode(stream)]
     except av.FFmpegError as error:
         raise StorageError(
             f"Expected a video file at {path}, found none that can be read: {error.strerror}."
@@ -27,3 +35,12 @@ def read_video(path: Path) -> torch.Tensor:
     if not frames:
         raise StorageError(f"Expected a video file at {path}, found no picture in it.")
     return torch.stack([torch.from_numpy(frame) for frame in frames]).float() / 255
+
+
+def to_rgb(frame: VideoFrame) -> np.ndarray:
+    """A decoded frame, uint8 [height, width, 3], by the matrix that it is tagged with.
+
+    PyAV below 17 looks at the frame's own only where it is told of one that differs from the result's.
+    """
+    matrix: dict[str, Any] = {"src_colorspace": "ITU709", "dst_colorspace": "DEFAULT"}
+    return frame.to_ndarray(format="rgb24", **(matrix if frame.colorspace == BT709 else {}))

@@ -125,10 +125,24 @@ def _loaded(part: Part, precision: str) -> Any:
             f"Loading {part.name} needs the package {error.name}, which is missing: "
             "install the pack's requirements.txt into ComfyUI's Python."
         ) from error
+    except CheckpointError:
+        raise
     except Exception as error:  # the libraries raise whatever a senseless configuration leads to
         raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {_reason(error)}.") from error
-    _check_fit(part, report)
+    _check_fit(part, share_embedding(network, report))
     return network
+
+
+def share_embedding(network: Any, report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of a load, with the encoder of a T5 given the embedding that its file holds once.
+
+    Transformers 5.0 to 5.2 share it only where the configuration says so, and give the encoder random numbers.
+    """
+    name = "encoder.embed_tokens.weight"
+    missing = set(report["missing_keys"])
+    if name in missing and hasattr(network, "shared"):
+        network.encoder.embed_tokens = network.shared
+    return {**report, "missing_keys": missing - {name} if hasattr(network, "shared") else missing}
 
 
 def from_config(kind: Any, config: Mapping[str, Any]) -> Any:
@@ -176,10 +190,11 @@ def _assembled(part: Part, precision: str, merge: Merge) -> Any:
 
     Diffusers' own loading of parts that keep some weights in full precision needs the package accelerate.
     """
-    kind, dtype = _class_of(part), getattr(torch, PRECISIONS[precision])
-    kept = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    dtype = getattr(torch, PRECISIONS[precision])
     state: dict[str, torch.Tensor] = {}
     try:
+        kind = _class_of(part)
+        kept = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
         with torch.device("meta"):
             network = kind.from_config(part.config)
         for name, tensor in _stored(part, precision):
@@ -265,6 +280,16 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def _class_of(part: Part) -> Any:
-    """The library class of a part; imported here, so that only a load pays for it."""
-    library = import_module("transformers" if part.name.endswith("encoder") else "diffusers")
-    return getattr(library, part.class_name)
+    """The library class of a part; imported here, so that only a load pays for it.
+
+    Raises CheckpointError for a library without it, which is of another version.
+    """
+    library: Any = import_module("transformers" if part.name.endswith("encoder") else "diffusers")
+    found = getattr(library, part.class_name, None)
+    if found is None:
+        name = library.__name__
+        raise CheckpointError(
+            f"Expected {name} to have {part.class_name}, found version {library.__version__} without it: "
+            f"pip install -U {name}."
+        )
+    return found

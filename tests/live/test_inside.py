@@ -1,4 +1,4 @@
-"""What ComfyUI's memory manager and the pack do to each other on a GPU, which is pretended."""
+"""What ComfyUI and the pack do to each other in one process: memory, on a GPU that is pretended, and folders."""
 
 import ast
 import json

@@ -27,6 +27,7 @@ from ..base import (
     LoadNetwork,
     Report,
     Runner,
+    import_fault,
     no_collection,
 )
 from .library import (
@@ -162,10 +163,11 @@ def _library_availability(arch: str) -> Availability:
     install = install_line(wanted)
     if name is None:
         return Availability(False, f"A GPU of {arch} needs the package {wanted}, which is missing.", install)
-    try:
-        library = load_library(name)
-    except (ImportError, OSError) as error:
-        return Availability(False, f"The package {name} cannot be loaded: {error}.", install)
+    for packages, line in (((name,), install), (("onnx", "onnxscript"), "pip install -U onnx onnxscript")):
+        fault = import_fault(packages)
+        if fault is not None:
+            return Availability(False, f"TensorRT needs {fault}", line)
+    library = load_library(name)
     return Availability(True, f"{library.version} serves {arch}.")
 
 

@@ -21,8 +21,10 @@ from .file_digests import Digested, Piece
 INDEX = "model_index.json"
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 _MAX_JSON_BYTES = 64 << 20
-_VARIANTS = {"": "", "fp16": ".fp16"}
+_VARIANTS = {"": "", "fp16": ".fp16", "bf16": ".bf16"}
 """By the suffix of its files."""
+_PREFERRED = {"fp32": ("", "fp16", "bf16"), "fp16": ("fp16", "", "bf16"), "bf16": ("bf16", "fp16", "")}
+"""Variants to read for a precision, the best first: its own, then those that lose least and are least to read."""
 _VOCABULARY = ("vocab.json", "merges.txt")
 _KINDS = {int: "a whole number above 0", float: "a number above 0", list: "a list of numbers", str: "a list of texts"}
 _CONFIG_NAMES = {
@@ -55,9 +57,8 @@ class Part(Digested):
         return self.name not in _CONFIG_NAMES
 
     def variant_for(self, precision: str) -> str | None:
-        """Stored variant to read: half precision when the network runs in it or no other is stored."""
-        half = "fp16" in self.weights and (precision != "fp32" or "" not in self.weights)
-        return "fp16" if half else None
+        """Stored variant to read for a precision; None for the files without a variant's name."""
+        return next((name for name in _PREFERRED[precision] if name in self.weights), "") or None
 
     @cached_property
     def elements(self) -> int:

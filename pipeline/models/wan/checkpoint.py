@@ -75,6 +75,11 @@ class WanCheckpoint(DiffusersFamily):
             raise CheckpointError(f"{path}: expected z_dim, latents_mean and latents_std of {latent}, found {sizes}.")
         for name in self.denoisers:
             part = self.checkpoint.parts[PARTS[name]]
+            if part.config.get("pos_embed_seq_len"):
+                raise CheckpointError(
+                    f"{part.config_path} is of a model between a first and a last picture, which is not served: "
+                    f"expected no pos_embed_seq_len, found {part.config['pos_embed_seq_len']!r:.80}."
+                )
             found = (part.config["in_channels"], part.config["out_channels"])
             if found != (latent + self.condition_channels, latent):
                 raise CheckpointError(

@@ -15,6 +15,7 @@ from i2v_tensorrt.common.shapes import ShapeProfile
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
+from i2v_tensorrt.engine_builder.backends.registry import choose_backend
 from i2v_tensorrt.engine_builder.build.build import build_engine, quiet
 from i2v_tensorrt.engine_builder.build.compile import compile_engine
 from i2v_tensorrt.engine_builder.build.parity import measure, passes
@@ -143,6 +144,18 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
     assert not found.ok
     assert f"needs the package {package}" in found.reason
     assert found.install == "pip install onnxruntime onnx onnxscript"
+
+
+def test_a_package_that_others_have_broken_is_no_backend_and_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As onnx beside an ml_dtypes that another pack has pinned."""
+    (tmp_path / "onnx.py").write_text("raise AttributeError('ml_dtypes has no attribute float4')", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnx")
+    assert choose_backend("auto", CPU).name != "onnxruntime"
+    with pytest.raises(BackendUnavailableError, match="onnx, which cannot be imported: ml_dtypes has no attribute"):
+        choose_backend("onnxruntime", CPU)
 
 
 def test_a_device_that_is_not_served_is_not_available(monkeypatch: pytest.MonkeyPatch, toy_plan: Plan) -> None:

@@ -14,6 +14,7 @@ from i2v_tensorrt.common.errors import CheckpointError
 from i2v_tensorrt.common.spec import EngineSpec, Target
 from i2v_tensorrt.engine_builder.store.key import engine_key
 from i2v_tensorrt.pipeline.models.base import VideoModel
+from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import Part
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import LAYOUT
 from i2v_tensorrt.pipeline.models.registry import open_model
 
@@ -228,6 +229,34 @@ def test_links_are_followed_for_that_is_how_the_hubs_cache_looks(folder: Path, t
     os.truncate((folder / WEIGHTS["vae"]).resolve(), 1000)
     with pytest.raises(CheckpointError, match="complete"):
         open_model(folder)
+
+
+def renamed(folder: Path, variant: str) -> None:
+    for name in WEIGHTS.values():
+        (folder / name).rename((folder / name).with_suffix(f".{variant}.safetensors"))
+
+
+def test_a_repository_with_one_variant_alone_is_read(tiny_folder: Path, folder: Path) -> None:
+    renamed(folder, "bf16")
+    whole, renamed_model = open_model(tiny_folder), open_model(folder)
+    for component in ("text_encoder", "core", "vae_decoder"):
+        expected, found = (model.load(component, "bf16").state_dict() for model in (whole, renamed_model))
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [
+        ({"", "fp16", "bf16"}, {"fp32": None, "fp16": "fp16", "bf16": "bf16"}),
+        ({"", "fp16"}, {"fp32": None, "fp16": "fp16", "bf16": "fp16"}),
+        ({"", "bf16"}, {"fp32": None, "fp16": None, "bf16": "bf16"}),
+        ({"fp16", "bf16"}, {"fp32": "fp16", "fp16": "fp16", "bf16": "bf16"}),
+        ({"bf16"}, {"fp32": "bf16", "fp16": "bf16", "bf16": "bf16"}),
+    ],
+)
+def test_the_variant_of_a_precision(stored: set[str], read: dict[str, str | None]) -> None:
+    part = Part("unet", Path(), {}, dict.fromkeys(stored, ()))
+    assert {precision: part.variant_for(precision) for precision in read} == read
 
 
 def flip_last_byte(name: str) -> Damage:

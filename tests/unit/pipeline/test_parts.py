@@ -6,6 +6,7 @@ import re
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from i2v_tensorrt.common.errors import CheckpointError
 from i2v_tensorrt.common.spec import PRECISIONS
+from i2v_tensorrt.pipeline.models import parts
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.request import ClipRequest
@@ -235,3 +237,13 @@ def test_a_size_is_that_of_the_loaded_part(tiny_folder: Path, precision: str) ->
     model = open_model(tiny_folder)
     weights = model.part("unet", precision).parameters()
     assert model.size_bytes("core", precision) == sum(tensor.nbytes for tensor in weights)
+
+
+@pytest.mark.parametrize(("component", "library"), [("core", "diffusers"), ("text_encoder", "transformers")])
+def test_a_library_that_lacks_a_class_is_named_with_its_version(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, component: str, library: str
+) -> None:
+    old = SimpleNamespace(__name__=library, __version__="0.27.2")
+    monkeypatch.setattr(parts, "import_module", lambda name: old)
+    with refused(CheckpointError, f"Expected {library} to have .+, found version 0.27.2 .+: pip install -U {library}"):
+        open_model(tiny_folder).load(component, "fp32")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from i2v_tensorrt.common.errors import CheckpointError, InputError
 from i2v_tensorrt.pipeline.conditioning import conditioning_key
@@ -19,6 +20,7 @@ from i2v_tensorrt.pipeline.media.image import middle_square
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import Checkpoint
 from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
+from i2v_tensorrt.pipeline.models.parts import share_embedding
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.model import Wan21
 from i2v_tensorrt.pipeline.models.wan.wan22 import WanA14B, WanTI2V
@@ -138,6 +140,7 @@ def edited(folder: Path, to: Path, file: str, **changes: Any) -> Path:
         ("wan21", "vae/config.json", {"latents_std": [1.0]}, "latents_std of 16, found"),
         ("wan21", CONFIG, {"in_channels": 16}, "expected in_channels 36 and out_channels 16"),
         ("a14b", "transformer_2/config.json", {"in_channels": 16}, "expected in_channels 36 and out_channels 16"),
+        ("wan21", CONFIG, {"pos_embed_seq_len": 514}, "a first and a last picture, which is not served"),
         ("wan21", CONFIG, {"num_layers": 3}, "to fit the weights, found 32 missing"),
         ("wan21", CONFIG, {"num_layers": 1}, "unexpected, such as blocks.1"),
         ("wan21", CONFIG, {"ffn_dim": 5}, "to fit the weights, found: "),
@@ -152,6 +155,28 @@ def test_a_folder_that_does_not_fit_is_refused(
     with pytest.raises(CheckpointError) as error:
         open_model(folder).load("core", "fp32")
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_embedding_that_the_file_holds_once_is_the_encoders(tiny_wan: Folder, tmp_path: Path) -> None:
+    """As in Wan's published files, whose configuration says that nothing is shared."""
+    folder = edited(tiny_wan("wan21"), tmp_path / "once", "text_encoder/config.json", tie_word_embeddings=False)
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    embedding = tensors.pop("encoder.embed_tokens.weight", None)
+    save_file({"shared.weight": embedding, **tensors} if embedding is not None else tensors, path, {"format": "pt"})
+    found, expected = (open_model(each).load("text_encoder", "fp32") for each in (folder, tiny_wan("wan21")))
+    assert torch.equal(found.embedding.weight, expected.embedding.weight)
+
+
+def test_an_encoder_without_an_embedding_of_its_own_is_given_the_shared_one() -> None:
+    """What transformers 5.0 to 5.2 leave to the caller."""
+    network = torch.nn.Module()
+    network.shared, network.encoder = torch.nn.Embedding(4, 2), torch.nn.Module()
+    network.encoder.embed_tokens = torch.nn.Embedding(4, 2)
+    report = {"missing_keys": ["encoder.embed_tokens.weight", "other"], "unexpected_keys": []}
+    assert share_embedding(network, report) == {"missing_keys": {"other"}, "unexpected_keys": []}
+    assert network.encoder.embed_tokens is network.shared
+    assert share_embedding(torch.nn.Linear(1, 1), report)["missing_keys"] == {"encoder.embed_tokens.weight", "other"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
