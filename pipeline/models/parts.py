@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -20,6 +20,9 @@ from ...common.spec import PRECISIONS
 from .checkpoints.diffusers_folder import Part
 from .checkpoints.lora import Adapter, Merge, plain_name
 from .hollow import made_hollow
+
+ASSEMBLED = ("unet", "transformer")
+"""Beginnings of the names of parts whose tensors are put in one by one."""
 
 
 class TextEncoder(torch.nn.Module):
@@ -98,7 +101,7 @@ def load_part(part: Part, precision: str, adapters: Sequence[Adapter] = ()) -> A
     if not part.weights:
         return _hollow(part, precision)
     with Merge(part.name, adapters) as merge:
-        if part.name.startswith("transformer"):
+        if part.name.startswith(ASSEMBLED):
             return _assembled(part, precision, merge)
         network = _loaded(part, precision)
         if adapters:
@@ -118,7 +121,7 @@ def _loaded(part: Part, precision: str) -> Any:
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported, and refused below
-                **({"low_cpu_mem_usage": False} if part.name in ("unet", "vae") else {}),
+                **({"low_cpu_mem_usage": False} if part.name == "vae" else {}),
             )
     except ImportError as error:
         raise CheckpointError(
@@ -188,7 +191,8 @@ def _stored(part: Part, precision: str, chosen: Callable[[str], bool] = lambda _
 def _assembled(part: Part, precision: str, merge: Merge) -> Any:
     """The network of a part with its tensors put in one by one, so that it is never there twice.
 
-    Diffusers' own loading of parts that keep some weights in full precision needs the package accelerate.
+    Tensors in the precision of the files stay in them until they are read. Diffusers' own loading copies each, and of
+    parts that keep some weights in full precision it needs the package accelerate.
     """
     dtype = getattr(torch, PRECISIONS[precision])
     state: dict[str, torch.Tensor] = {}
@@ -199,15 +203,27 @@ def _assembled(part: Part, precision: str, merge: Merge) -> Any:
             network = kind.from_config(part.config)
         for name, tensor in _stored(part, precision):
             state[name] = merge.cast(name, tensor, torch.float32 if kept & set(name.split(".")) else dtype)
-        found = network.load_state_dict(state, strict=False, assign=True)
+        report = _put_in(network, state)
     except CheckpointError:
         raise
     except Exception as error:  # the libraries raise whatever a senseless configuration leads to
         raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {_reason(error)}.") from error
-    ignored = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
-    unexpected = [key for key in found.unexpected_keys if not any(re.search(each, key) for each in ignored)]
-    _check_fit(part, {"missing_keys": found.missing_keys, "mismatched_keys": [], "unexpected_keys": unexpected})
+    _check_fit(part, report)
     return network
+
+
+def _put_in(network: torch.nn.Module, state: dict[str, torch.Tensor]) -> dict[str, Iterable[str]]:
+    """Gives a network the tensors of its shapes in place of its own; names of the others, as the libraries report."""
+    own = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    mismatched = {name for name, tensor in state.items() if own.get(name, tensor.shape) != tensor.shape}
+    fitting = {name: tensor for name, tensor in state.items() if name not in mismatched}
+    found = network.load_state_dict(fitting, strict=False, assign=True)
+    ignored = getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return {
+        "missing_keys": set(found.missing_keys) - mismatched,
+        "mismatched_keys": mismatched,
+        "unexpected_keys": [key for key in found.unexpected_keys if not any(re.search(each, key) for each in ignored)],
+    }
 
 
 def _check_fit(part: Part, report: Mapping[str, Any]) -> None:

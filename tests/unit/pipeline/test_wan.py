@@ -143,8 +143,8 @@ def edited(folder: Path, to: Path, file: str, **changes: Any) -> Path:
         ("wan21", CONFIG, {"pos_embed_seq_len": 514}, "a first and a last picture, which is not served"),
         ("wan21", CONFIG, {"num_layers": 3}, "to fit the weights, found 32 missing"),
         ("wan21", CONFIG, {"num_layers": 1}, "unexpected, such as blocks.1"),
-        ("wan21", CONFIG, {"ffn_dim": 5}, "to fit the weights, found: "),
-        ("wan21", CONFIG, {"patch_size": [2, 2, 2]}, "to fit the weights, found: "),
+        ("wan21", CONFIG, {"ffn_dim": 5}, "mismatched, such as blocks.0.ffn"),
+        ("wan21", CONFIG, {"patch_size": [2, 2, 2]}, "mismatched, such as patch_embedding.weight"),
     ],
     ids=str,
 )
