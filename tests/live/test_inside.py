@@ -1,4 +1,4 @@
-"""What ComfyUI's memory manager and the pack do to each other on a GPU, which is pretended."""
+"""What needs ComfyUI's own Python: its memory manager on a GPU, which is pretended, and what it makes of LoRAs."""
 
 import ast
 import json
