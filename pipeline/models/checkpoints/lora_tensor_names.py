@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-TEXT = re.compile(r"^(?:text_encoder\.|text_encoders\.\w+\.transformer\.|lora_te1?_)")
+TEXT = re.compile(r"^(?:text_encoder\.|text_encoders\.\w+\.transformer\.|lora_te1?_+)")
 """Prefixes of tensors of the text encoder."""
-SECOND_TEXT = re.compile(r"^(?:text_encoder_[23]\.|lora_te[23]_)")
+SECOND_TEXT = re.compile(r"^(?:text_encoder_[23]\.|lora_te[23]_+)")
 """Prefixes of tensors of further text encoders, which no family here has."""
 DENOISER = re.compile(
     r"^(?:base_model\.model\.|(?:model\.)?diffusion_model\.|transformer\.|unet\.|lora_unet_|lora_transformer_|lycoris_)+_*"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from i2v_tensorrt.common.errors import CheckpointError
 from i2v_tensorrt.pipeline.models.base import VideoModel
+from i2v_tensorrt.pipeline.models.checkpoints import lora_kinds
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.lora_names import published
 from i2v_tensorrt.tests.helpers.lora_kinds import KINDS, RANK, Tensors, filled, magnitude
@@ -124,6 +128,29 @@ def test_prefixes_and_endings_of_trainers(tiny_wan: Wan, lora: Path, start: str,
     torch.testing.assert_close(after, weight + first.double() @ second.double(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("start", ["text_encoder.", "text_encoders.umt5xxl.transformer.", "lora_te_", "lora_te__"])
+def test_prefixes_of_the_text_encoder(tiny_wan: Wan, lora: Path, start: str) -> None:
+    model = open_model(tiny_wan("ti2v"))
+    layer = "encoder.block.0.layer.0.SelfAttention.q"
+    weight = weight_of(model, "text_encoder", layer)
+    name = start + (layer.replace(".", "_") if start.endswith("_") else layer)
+    save_file({f"{name}.diff": torch.ones(weight.shape)}, lora)
+    torch.testing.assert_close(weight_of(model.with_adapter(lora, 1.0), "text_encoder", layer), weight + 1)
+
+
+def test_factors_in_fp8_count_as_stored_and_a_scale_beside_them_is_refused(tiny_wan: Wan, lora: Path) -> None:
+    model, small = open_model(tiny_wan("ti2v")), torch.float8_e4m3fn
+    weight, name = weight_of(model, "transformer", QUERY), f"diffusion_model.{published(QUERY)}"
+    up, down = filled(len(weight), RANK).to(small), filled(RANK, weight.shape[1], seed=1).to(small)
+    tensors = {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
+    save_file(tensors, lora)
+    after = weight_of(model.with_adapter(lora, 1.0), "transformer", QUERY)
+    torch.testing.assert_close(after, weight + up.double() @ down.double(), rtol=1e-6, atol=1e-6)
+    save_file(tensors | {f"{name}.lora_up.scale_weight": torch.tensor(2.0)}, lora)
+    with pytest.raises(CheckpointError, match="lora_up.scale_weight belongs nowhere"):
+        model.with_adapter(lora, 1.0)
+
+
 def test_diffusers_old_names_of_attention(tiny_svd_folder: Path, lora: Path) -> None:
     model = open_model(tiny_svd_folder)
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"
@@ -194,7 +221,9 @@ def test_a_wan_with_a_picture_encoder_takes_its_tensors_or_refuses_them(tiny_wan
     assert not adapter.left_out and len(adapter.changes["transformer"]) == 2
 
 
-@pytest.mark.parametrize("start", ["text_encoder.", "lora_te_", "lora_te1_", "lora_te2_", "text_encoder_2."])
+@pytest.mark.parametrize(
+    "start", ["text_encoder.", "lora_te_", "lora_te__", "lora_te1_", "lora_te2_", "text_encoder_2."]
+)
 def test_text_encoder_tensors_are_left_out_where_there_is_none(
     tiny_svd_folder: Path, tiny_wan: Wan, lora: Path, start: str
 ) -> None:
@@ -253,3 +282,18 @@ def test_factors_that_do_not_multiply_are_refused(
     save_file({f"transformer.{QUERY}.{name}": torch.ones(shape) for name, shape in tensors.items()}, lora)
     with pytest.raises(CheckpointError, match=sentence):
         open_model(tiny_wan("wan21")).with_adapter(lora, 1.0)
+
+
+SIZES = st.sampled_from([0, 1, 2, 3, 4, 6])
+SHAPES = st.lists(SIZES, max_size=5).map(tuple)
+ROLES = st.sampled_from(sorted({*(factor for kind in lora_kinds.KINDS for factor in kind.factors), *lora_kinds.BESIDE}))
+
+
+@given(st.sampled_from(lora_kinds.KINDS), st.dictionaries(ROLES, SHAPES, max_size=2), st.data())
+@settings(max_examples=300, deadline=None)
+def test_what_is_accepted_can_be_merged(kind: lora_kinds.Kind, more: dict[str, tuple[int, ...]], data: Any) -> None:
+    shapes = {**{factor: data.draw(SHAPES) for factor in kind.factors}, **more}
+    wanted = data.draw(SHAPES)
+    if lora_kinds.violation(shapes, wanted) is None:
+        tensors = {role: torch.ones(shape) for role, shape in shapes.items()}
+        assert lora_kinds.merged(torch.ones(wanted), tensors, STRENGTH).shape == wanted
