@@ -27,15 +27,26 @@ class LoRA(io.ComfyNode):
             display_name="I2V LoRA",
             category=CATEGORY,
             description="Merges a LoRA from models/loras into a model's weights. Several of these nodes in a row add "
-            "up, before an Engine Loader or after it. One whose tensors do not all fit is refused, with their names.",
-            search_aliases=["load lora", "lora loader", "lightx2v", "distill", "4 steps"],
+            "up, before an Engine Loader or after it. Tensors for an encoder that the model does not have are left "
+            "out; other tensors that do not fit are refused, with their names.",
+            search_aliases=[
+                "load lora",
+                "lora loader",
+                "lycoris",
+                "lokr",
+                "loha",
+                "dora",
+                "lightx2v",
+                "distill",
+                "4 steps",
+            ],
             inputs=[
                 Model.Input("model", tooltip="From the I2V Model Loader, the I2V Engine Loader or another I2V LoRA."),
                 io.Combo.Input(
                     "lora",
                     options=sorted(folders.loras()) or [NONE],
-                    tooltip="A .safetensors file with the names of diffusers, of PEFT, of Kohya's trainers or of Wan's "
-                    "publishers.",
+                    tooltip="A .safetensors file of LoRA, LoCon, LoHa, LoKr, DoRA or differences, with the names of "
+                    "diffusers, PEFT, Kohya's trainers, LyCORIS or Wan's publishers.",
                 ),
                 io.Float.Input(
                     "strength",

@@ -26,6 +26,7 @@ from ...pipeline.tensor_cache import CacheLimits, ConditioningCache
 from ...runtime import result_cache as results
 from ...runtime import saved_videos as videos
 from .output_path import SavePlace, digest_below, free_place
+from .safe_name import listed
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,8 @@ def checkpoint_folder(name: object) -> Path:
     Raises CheckpointError with the folder looked in and the command that downloads the published one.
     """
     found = checkpoints()
-    if isinstance(name, str) and name in found:
-        return found[name]
+    if path := listed(name, found):
+        return path
     root = _checkpoint_roots()[0]
     known = f"found {', '.join(sorted(found))}" if found else "found none"
     command = download_command(str(name), root)
@@ -102,8 +103,8 @@ def loras() -> dict[str, Path]:
 def lora_file(name: object) -> Path:
     """The file of a LoRA by its name; no path is made from a workflow's text. Raises CheckpointError."""
     found = loras()
-    if isinstance(name, str) and name in found:
-        return found[name]
+    if path := listed(name, found):
+        return path
     root = folder_paths.get_folder_paths("loras")[0]
     raise CheckpointError(
         f"There is no LoRA {str(name)[:80]!r} in {root}: expected a .safetensors file there, found {len(found)} others."

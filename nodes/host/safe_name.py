@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from ...common.errors import InputError
@@ -35,6 +36,23 @@ def check_name(name: object) -> str:
     if len(_utf8(name)) > _MAX_NAME_BYTES:
         raise InputError(f"A file name has at most {_MAX_NAME_BYTES} bytes in all, found {len(_utf8(name))}.")
     return name
+
+
+def listed(name: object, paths: Mapping[str, Path]) -> Path | None:
+    """The path of a name among those that were found; None for a name that is not among them.
+
+    A name from Windows has backslashes where one from elsewhere has slashes; each finds the other. No path is made
+    from the name.
+    """
+    if not isinstance(name, str):
+        return None
+    if name in paths:
+        return paths[name]
+    return next((path for each, path in paths.items() if _with_slashes(each) == _with_slashes(name)), None)
+
+
+def _with_slashes(name: str) -> str:
+    return name.replace("\\", "/")
 
 
 def _utf8(part: str) -> bytes:

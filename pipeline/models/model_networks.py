@@ -136,7 +136,7 @@ class ModelNetworks(ABC):
         text = self.checkpoint.parts.get("text_encoder")
         made = type(self)(self.checkpoint)
         made._parts = self._parts
-        made.adapters = (*self.adapters, open_adapter(path, strength, parts, text, self.lora_names))
+        made.adapters = (*self.adapters, open_adapter(path, strength, parts, text, self.lora_names, self.lora_lacking))
         return made
 
     @abstractmethod
@@ -146,6 +146,10 @@ class ModelNetworks(ABC):
     def lora_names(self, module: str) -> Iterable[str]:
         """Other names of a module of the network that runs at a step, by its name in diffusers."""
         return ()
+
+    def lora_lacking(self, module: str) -> str | None:
+        """The part that kindred models have and that a module, by its plain name in a LoRA, is in; None for no such."""
+        return None
 
     @cached_property
     @abstractmethod

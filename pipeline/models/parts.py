@@ -18,7 +18,8 @@ import torch
 from ...common.errors import CheckpointError
 from ...common.spec import PRECISIONS
 from .checkpoints.diffusers_folder import Part
-from .checkpoints.lora import Adapter, Merge, plain_name
+from .checkpoints.lora import Adapter, Merge
+from .checkpoints.lora_tensor_names import plain_name
 from .hollow import made_hollow
 
 ASSEMBLED = ("unet", "transformer")

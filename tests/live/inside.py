@@ -1,4 +1,4 @@
-"""Runs cases in ComfyUI's own Python, without a server: what only its memory manager can show, on a pretended GPU.
+"""Runs cases in ComfyUI's own Python, without a server: what only its own code can show, on a pretended GPU.
 
 As a script: the folder of ComfyUI, a folder to write in, files of cases. Each function `case_…` of theirs is called
 with a folder; what it raised is written, as JSON by its name, to `outcomes.json`.

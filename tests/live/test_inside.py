@@ -1,4 +1,4 @@
-"""What ComfyUI and the pack do to each other in one process: memory, on a GPU that is pretended, and folders."""
+"""What ComfyUI and the pack do to each other in one process: memory, on a pretended GPU, folders, and LoRAs."""
 
 import ast
 import json

@@ -36,7 +36,7 @@ def loras(base_directory: Path, tiny_folder: Path, tiny_wan: Callable[[str], Pat
     of_blocks = {name: shape for name, shape in experts.items() if name.startswith("blocks.")}
     write_lora(folder / EXPERT, of_blocks, PUBLISHED, wan_name)
     yield folder
-    for path in folder.iterdir():  # the folder stays: ComfyUI remembers it
+    for path in folder.rglob("*.safetensors"):  # the folders stay: ComfyUI remembers them
         path.unlink()
 
 
@@ -135,6 +135,20 @@ def test_what_does_not_fit_is_a_sentence(
     assert sentence in failure(client, with_lora(clip(picture), **inputs))
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "missing.safetensors", "a.ckpt", "x\x00"])
+def test_a_name_from_windows_is_found_and_says_what_is_left_out(client: ComfyClient, picture: str, loras: Path) -> None:
+    (loras / "wan").mkdir(exist_ok=True)
+    picture_encoder = {
+        f"diffusion_model.blocks.0.cross_attn.k_img.lora_{side}.weight": torch.ones(2, 2) for side in "AB"
+    }
+    save_file(load_file(loras / EXPERT) | picture_encoder, loras / "wan" / EXPERT)
+    result = client.run(with_lora(small("a14b", picture), lora=f"wan\\{EXPERT}", expert="high noise"))
+    told = "2 tensors for a picture encoder that this model does not have are left out"
+    assert text(result, LORA).splitlines()[0] == f"{EXPERT} at 1: 20 tensors of transformer; {told}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.safetensors", "..\\secret.safetensors", "/etc/passwd", "missing.safetensors", "a.ckpt", "x\x00"],
+)
 def test_a_name_that_is_not_in_the_list_leads_nowhere(client: ComfyClient, picture: str, name: str) -> None:
     assert "There is no LoRA" in str(refused(client, with_lora(clip(picture), lora=name)))

@@ -12,7 +12,7 @@ from ....common.spec import Guidance, Scope, TensorSpec
 from ..diffusers_family import DiffusersFamily, Network
 from ..latent_space import LatentSpace
 from .causal_vae import TIME_FACTOR
-from .lora_names import published
+from .lora_names import picture_part, published
 from .networks import PATCH, DenoiserNetwork
 from .text_encoder import TOKENS, text_network
 from .vae import PLANE, vae_networks
@@ -89,6 +89,9 @@ class WanCheckpoint(DiffusersFamily):
 
     def lora_names(self, module: str) -> tuple[str, ...]:
         return (published(module),)
+
+    def lora_lacking(self, module: str) -> str | None:
+        return picture_part(module)
 
     @property
     def condition_channels(self) -> int:

@@ -27,6 +27,12 @@ NAMES = (
     (r"^condition_embedder\.image_embedder\.norm2$", r"img_emb.proj.4"),
 )
 """Patterns over diffusers' names, applied one after another."""
+PICTURE = re.compile(
+    r"^(?:img_emb|condition_embedder_image_embedder)_"
+    r"|^blocks_\d+_(?:cross_attn_(?:k|v|norm_k)_img|attn2_(?:add_k_proj|add_v_proj|norm_added_k))$"
+)
+"""Modules that take the picture encoder's output, which Wan 2.1 I2V has and Wan 2.2 has not: both ways to name them,
+with underscores for dots."""
 
 
 def published(module: str) -> str:
@@ -34,3 +40,8 @@ def published(module: str) -> str:
     for pattern, name in NAMES:
         module = re.sub(pattern, name, module)
     return module
+
+
+def picture_part(module: str) -> str | None:
+    """The part of a Wan with a picture encoder that a module is in, by its plain name; None for any other module."""
+    return "picture encoder" if PICTURE.search(module) else None

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2v_tensorrt.common.errors import InputError
-from i2v_tensorrt.nodes.host.safe_name import check_name, inside
+from i2v_tensorrt.nodes.host.safe_name import check_name, inside, listed
 
 GOOD = [
     "clip",
@@ -134,3 +134,40 @@ def test_a_root_that_is_itself_a_link_is_followed(root: Path) -> None:
 def test_a_neighbour_with_the_same_beginning_is_outside(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         inside(tmp_path / "output2" / "clip", tmp_path / "output")
+
+
+FOUND = {
+    name: Path("/models") / name for name in ("wan/style.safetensors", "plain.safetensors", "windows\\a.safetensors")
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("plain.safetensors", "plain.safetensors"),
+        ("wan/style.safetensors", "wan/style.safetensors"),
+        ("wan\\style.safetensors", "wan/style.safetensors"),
+        ("windows/a.safetensors", "windows\\a.safetensors"),
+        ("windows\\a.safetensors", "windows\\a.safetensors"),
+    ],
+)
+def test_a_listed_name_is_found_with_either_slash(name: str, expected: str) -> None:
+    assert listed(name, FOUND) == FOUND[expected]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..\\models\\plain.safetensors",
+        "wan\\..\\plain.safetensors",
+        "wan\\\\style.safetensors",
+        "\\wan\\style.safetensors",
+        "C:\\models\\plain.safetensors",
+        "style.safetensors",
+        "",
+        None,
+        ["wan/style.safetensors"],
+    ],
+)
+def test_a_name_that_is_not_listed_leads_nowhere(name: object) -> None:
+    assert listed(name, FOUND) is None

@@ -21,7 +21,8 @@ from i2v_tensorrt.engine_builder.backends.registry import BACKENDS
 from i2v_tensorrt.pipeline.dummies.wan import KINDS
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import tensor_shapes
-from i2v_tensorrt.pipeline.models.checkpoints.lora import _Places, plain_name
+from i2v_tensorrt.pipeline.models.checkpoints.lora import _Places
+from i2v_tensorrt.pipeline.models.checkpoints.lora_tensor_names import plain_name
 from i2v_tensorrt.pipeline.models.registry import FAMILIES, open_model
 from i2v_tensorrt.pipeline.models.wan.lora_names import published
 from i2v_tensorrt.tests.helpers.loras import (
@@ -292,8 +293,8 @@ GOOD = {key("lora_A.weight"): DOWN, key("lora_B.weight"): UP}
     ("tensors", "sentence"),
     [
         (GOOD | {"transformer.blocks.9.attn1.to_q.lora_A.weight": DOWN}, "blocks.9.attn1.to_q.lora_A.weight belongs"),
-        (GOOD | {key("dora_scale"): UP}, "dora_scale belongs nowhere"),
-        (GOOD | {key("hada_w1_a"): UP}, "hada_w1_a belongs nowhere"),
+        (GOOD | {key("dora_scale"): UP}, r"to_q.weight takes \[48, 48\], found \[48, 2\]"),
+        (GOOD | {key("hada_w1_a"): UP}, "to_q.weight has transformer.blocks.0.attn1.to_q.hada_w1_a, .* alone"),
         (GOOD | {"text_encoder.layers.0.q.lora_A.weight": DOWN}, "text_encoder.layers.0.q.lora_A.weight belongs"),
         (GOOD | {f"diffusion_model.{published(QUERY)}.lora_down.weight": DOWN}, "belongs nowhere"),
         (GOOD | {key("diff"): torch.ones(SIDE, 3)}, r"to_q.weight takes \[48, 48\], found \[48, 3\]"),
