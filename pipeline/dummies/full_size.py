@@ -100,7 +100,11 @@ def write_full_checkpoint(folder: Path, device: torch.device, seed: int) -> Path
     """
     if (folder / INDEX).is_file():
         return folder
-    full = FULL_SIZES[folder.name]
+    return write_random_checkpoint(FULL_SIZES[folder.name], folder, device, seed)
+
+
+def write_random_checkpoint(full: FullSize, folder: Path, device: torch.device, seed: int) -> Path:
+    """Writes a checkpoint with its changed parts in half precision, as `write_full_checkpoint` does."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
         full.write_tiny(unfinished)

@@ -9,6 +9,7 @@ import random
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -136,32 +137,51 @@ def kept_by_safetensors(checkpoint: Path) -> int:
     return max(0, (read() - read()) * -BLOCK_BYTES)
 
 
+@pytest.fixture
+def own_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[threading.Thread]]:
+    """Gives the running threads that the test, or a thread of its own, has started: other tests leave some behind."""
+    own, start = {threading.current_thread()}, threading.Thread.start
+
+    def noted(thread: threading.Thread) -> None:
+        if threading.current_thread() in own:
+            own.add(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", noted)
+    return lambda: {thread for thread in own if thread.is_alive()}
+
+
 @counted(8, 500)
 def test_clips_again_and_again_leave_nothing(
-    clips: Clips, tiny_folder: Path, count: int, evidence: Evidence, tmp_path: Path
+    clips: Clips,
+    tiny_folder: Path,
+    count: int,
+    evidence: Evidence,
+    tmp_path: Path,
+    own_threads: Callable[[], set[threading.Thread]],
 ) -> None:
     """Loaded, run and unloaded each time."""
     import psutil
 
     own = psutil.Process()
     others = own.children(recursive=True)  # a server that tests share, say
-    memory, handles, threads = [], [], []
+    memory, handles, threads = [], [], list[set[threading.Thread]]()
     for _ in range(count):
         clips.make()
         clips.engines.unload()
         memory.append(own.memory_info().rss)
         handles.append(own.num_fds() if hasattr(own, "num_fds") else 0)
-        threads.append(threading.active_count())
+        threads.append(own_threads())
     warm = count // 4
     librarys = kept_by_safetensors(tiny_folder)
     slope = slope_of(memory[warm:]) - librarys
     assert slope * (count - warm) < SETTLING_BYTES + SLOPE_LIMIT_BYTES * count
     assert handles[-1] <= handles[warm]
-    assert min(threads[-3:]) <= threads[warm], "one may be ending just now, but not three times in a row"
+    assert set.intersection(*threads[-3:]) <= threads[warm], "one may be ending just now, but not three times in a row"
     assert set(own.children(recursive=True)) <= set(others)
     assert list(tmp_path.rglob("*.*")) == []
     figures = f"{slope / 1024:.1f} KiB a cycle beside {librarys / 1024:.1f} that safetensors keeps, "
-    figures += f"{handles[-1]} files and {threads[-1]} threads as after the first"
+    figures += f"{handles[-1]} files and {len(threads[-1])} threads as after the first"
     evidence("clips loaded, run and unloaded", count, figures)
 
 
