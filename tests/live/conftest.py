@@ -103,11 +103,18 @@ def device(server: ComfyServer) -> Device:
 
 
 @pytest.fixture(scope="session")
-def onnxruntime(client: ComfyClient, device: Device) -> None:
-    """Skips where ONNX Runtime does not serve a GPU, which takes another package of it; every CPU is served."""
+def onnxruntime(client: ComfyClient) -> None:
+    """Skips where ONNX Runtime does not serve the device: the pack does not require it."""
     reason = why_no_onnxruntime(client)
-    if reason is not None and device.kind != "cpu":
+    if reason is not None:
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def builder_backend(device: Device, request: pytest.FixtureRequest) -> None:
+    """Skips where no backend that `auto` takes builds engines: on a CPU that is ONNX Runtime alone."""
+    if device.kind == "cpu":
+        request.getfixturevalue("onnxruntime")
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from unittest import SkipTest
 
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parent.parent
+SKIPPED = "skipped: "
 OUTCOMES = "outcomes.json"
 CASE = "case_"
 
@@ -32,7 +34,7 @@ def loaded(name: str, path: Path, folder: Path | None = None) -> ModuleType:
 
 
 def outcome(case: Callable[[Path], None], folder: Path) -> str | None:
-    """What a case raised, None where it passed; it finds nothing loaded."""
+    """What a case raised, None where it passed, a reason behind `SKIPPED` for one that was skipped."""
     import comfy.model_management
 
     gc.collect()
@@ -40,9 +42,17 @@ def outcome(case: Callable[[Path], None], folder: Path) -> str | None:
     folder.mkdir(parents=True)
     try:
         case(folder)
+    except SkipTest as skipped:
+        return f"{SKIPPED}{skipped}"
     except Exception:
         return traceback.format_exc()
     return None
+
+
+def need(package: str) -> None:
+    """Skips a case where ComfyUI's Python lacks a package that the pack does not require."""
+    if importlib.util.find_spec(package) is None:
+        raise SkipTest(f"{package} is not installed in ComfyUI's Python")
 
 
 def main(comfyui: str, folder: str, *files: str) -> None:

@@ -28,6 +28,7 @@ from i2v_tensorrt.nodes.host.model import CompiledModel
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.tests.live.card import uncollected
 from i2v_tensorrt.tests.live.core_models import WAN, WANS, filled, write
+from i2v_tensorrt.tests.live.inside import need
 
 CARD = torch.device("cpu", 0)
 
@@ -195,6 +196,7 @@ def case_what_the_host_cannot_hold_is_not_read(folder: Path) -> None:
 
 
 def case_an_engine_that_holds_weights_needs_room_for_both(folder: Path) -> None:
+    need("onnxruntime")
     path, policy = checkpoint(folder), EnginePolicy(backend="onnxruntime", on_missing="eager")
     with half_precision(), dynamic(Room(0)):
         model = comfy.sd.load_diffusion_model(path)
@@ -244,6 +246,7 @@ def case_the_whole_weights_go_with_the_model(folder: Path) -> None:
 
 def case_an_engine_with_weights_outside_computes_with_comfyuis_own(folder: Path) -> None:
     """By ONNX Runtime, as TensorRT does: one engine, no file of weights, and a LoRA counts without a build."""
+    need("onnxruntime")
     model, name = comfy.sd.load_diffusion_model(checkpoint(folder)), "diffusion_model.blocks.0.self_attn.q.weight"
     node = CompiledModel(None, EnginePolicy("onnxruntime", "fp32", "exact", "build", weights=OUTSIDE))
     patched = model.clone()

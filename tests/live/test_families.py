@@ -57,8 +57,7 @@ def test_the_shipped_workflow_makes_a_video(client: ComfyClient, picture: str, d
 def test_engines_make_the_clip_that_eager_pytorch_makes(
     client: ComfyClient, device: Device, kind: str, backend: str, total: int, request: pytest.FixtureRequest
 ) -> None:
-    if backend == "onnxruntime":
-        request.getfixturevalue("onnxruntime")
+    request.getfixturevalue("onnxruntime" if backend == "onnxruntime" else "builder_backend")
     fresh = client.upload_image(png(gradient(blue=55)), f"{kind}.png")
     built = run(client, small(kind, fresh, {ENGINES: {"backend": backend, "on_missing": "build"}}))
     assert f"engines: 0 of {total}" in text(built, ENGINES)

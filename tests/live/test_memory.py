@@ -64,6 +64,7 @@ def test_what_no_node_holds_any_more_leaves_the_memory(
     assert probed(client)["bytes"] == [0]
 
 
+@pytest.mark.usefixtures("builder_backend")
 def test_a_missing_engine_runs_eager_with_a_warning_or_stops(client: ComfyClient, picture: str, device: Device) -> None:
     never_built = clip(picture, NEVER_BUILT)
     result = run(client, with_engines(never_built, on_missing="eager"))

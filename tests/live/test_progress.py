@@ -101,6 +101,7 @@ def leaves_no_file(client: ComfyClient, picture: str, output: Path, number: int)
     return True
 
 
+@pytest.mark.usefixtures("builder_backend")
 @pytest.mark.parametrize("percent", [0, pytest.param(80, marks=pytest.mark.slow)], ids=["start", "check"])
 def test_an_interrupt_while_building_leaves_no_engine(
     client: ComfyClient, picture: str, base_directory: Path, percent: int

@@ -60,9 +60,8 @@ def manager(action: str = "list", engine: str = "") -> dict[str, Any]:
 
 
 @pytest.fixture
-def key(client: ComfyClient, picture: str, device: Device) -> str:
+def key(client: ComfyClient, picture: str, device: Device, builder_backend: None) -> str:
     """The first digits of an engine that no other test uses."""
-
     before = rare_encoders(client, device)
     run(client, only(clip(picture), LOADER) | {BUILDER: builder(precision=device.rare)})
     (found,) = rare_encoders(client, device) - before
@@ -174,6 +173,7 @@ def benchmark(picture: str, **inputs: Any) -> Prompt:
 
 class TestBenchmark:
     @pytest.mark.slow
+    @pytest.mark.usefixtures("builder_backend")
     def test_it_measures_draws_and_cleans_up(
         self, client: ComfyClient, picture: str, base_directory: Path, device: Device
     ) -> None:

@@ -78,7 +78,7 @@ def built(client: ComfyClient, building: Prompt, base_directory: Path) -> RunRes
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("built")
+@pytest.mark.usefixtures("builder_backend", "built")
 class TestThroughEngines:
     """The published graph as it is on a GPU, on any device."""
 
@@ -167,6 +167,7 @@ def test_low_memory_runs_one_branch_and_one_frame_at_a_time(client: ComfyClient,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("builder_backend")
 def test_prebuilding_builds_all_and_lists_them_afterwards(client: ComfyClient, picture: str, device: Device) -> None:
     prompt = small("prebuild_engines", picture, backend="eager")
     (builder,), (manager,) = numbers(prompt, "EngineBuilder"), numbers(prompt, "EngineManager")
