@@ -6,18 +6,16 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..pipeline.dummies.full_size import FULL_SIZES
+from ..pipeline.dummies.full_size import FULL_SIZES, network_of
 from ..pipeline.dummies.wan import write_tiny_wan
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
 from ..pipeline.models.diffusers_family import DiffusersFamily
-from ..pipeline.models.parts import from_config
 from ..pipeline.models.registry import open_model
 from ..pipeline.request import ClipSize
 from .one_call import CONFIGS
@@ -134,8 +132,7 @@ def _full(part: Part, entry: tuple[str, str], changes: Mapping[str, Any]) -> Par
     """The part with other settings, and with the numbers counted that its network would hold."""
     config = {**part.config, **changes}
     with torch.device("meta"):
-        library, class_name = entry
-        network = from_config(getattr(import_module(library), class_name), config)
+        network = network_of(entry, config)
     counted = sum(tensor.numel() for tensor in network.parameters())  # each once, however often it is shared
     whole = replace(part, config=config)
     return CountedPart(**{name: getattr(whole, name) for name in Part.__dataclass_fields__}, counted=counted)

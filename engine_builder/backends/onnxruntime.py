@@ -10,7 +10,7 @@ from ...common.device import cuda_arch
 from ...common.errors import BackendUnavailableError, EngineError
 from ...common.out_of_memory import says_out_of_memory
 from ...common.spec import EngineSpec, Target
-from ..graph.onnx_export import FILE_NAME, export_onnx, exporter_version
+from ..graph.onnx_export import FILE_NAME, empty_tensors, export_onnx, exporter_version
 from .base import INSIDE, OUTSIDE, Availability, Backend, LoadNetwork, Report, Runner, import_fault
 from .engine_weights import EngineWeights
 
@@ -104,15 +104,8 @@ class OnnxRuntimeRunner(Runner):
         return EngineError(f"ONNX Runtime cannot {act} the {self.spec.network.component} engine: {reason}.")
 
     def _empty_outputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        import torch
-
-        sizes = self.spec.network.sizes_of(inputs)
-        return {
-            tensor.name: torch.empty(
-                tensor.shape_at(sizes), dtype=getattr(torch, tensor.dtype_at(self.spec.precision)), device=self.device
-            )
-            for tensor in self.spec.network.outputs
-        }
+        network = self.spec.network
+        return empty_tensors(network.outputs, network.sizes_of(inputs), self.spec.precision, self.device)
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

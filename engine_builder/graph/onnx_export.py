@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +95,7 @@ def _without_weights(
     names = weight_names(network)
     with without_memory(network) as mode:
         with mode:
-            inputs = _empty_inputs(spec, trace_sizes(spec.profile))
+            inputs = empty_tensors(spec.network.inputs, trace_sizes(spec.profile), spec.precision)
         table = {torch.ops.aten.linear.default: linear}
         program = _program(network, spec, opset, inputs=inputs, custom_translation_table=table)
     declare_weights(program.model.graph, names)
@@ -148,13 +148,20 @@ def example_inputs(
     return {tensor.name: _draw(tensor, spec, sizes, generator) for tensor in tensors}
 
 
-def _empty_inputs(spec: EngineSpec, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
-    """Inputs of the same shapes and dtypes with any values; a fake tensor mode gives them no memory."""
+def empty_tensors(
+    tensors: Iterable[TensorSpec], sizes: Mapping[str, int], precision: str, device: torch.device | None = None
+) -> dict[str, torch.Tensor]:
+    """Tensors of these specifications with any values, on PyTorch's default device or that one.
+
+    PyTorch's fake tensor mode gives them no memory.
+    """
     import torch
 
     return {
-        tensor.name: torch.empty(tensor.shape_at(sizes), dtype=getattr(torch, tensor.dtype_at(spec.precision)))
-        for tensor in spec.network.inputs
+        tensor.name: torch.empty(
+            tensor.shape_at(sizes), dtype=getattr(torch, tensor.dtype_at(precision)), device=device
+        )
+        for tensor in tensors
     }
 
 

@@ -124,11 +124,16 @@ def _write_network(folder: Path, entry: tuple[str, str], changes: Mapping[str, A
     for path in folder.iterdir():
         path.unlink()
     with torch.device(device):
-        library, class_name = entry
-        network = from_config(getattr(import_module(library), class_name), config)
+        network = network_of(entry, config)
     _wake(network)
     network.half().cpu().save_pretrained(folder, variant="fp16")
     del network
+
+
+def network_of(entry: tuple[str, str], config: Mapping[str, Any]) -> Any:
+    """A network by the library and class that model_index.json names, with its constructor's weights."""
+    library, class_name = entry
+    return from_config(getattr(import_module(library), class_name), config)
 
 
 def _wake(network: torch.nn.Module) -> None:

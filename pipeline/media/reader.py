@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...common.errors import StorageError
+from .container import BT709
 
 if TYPE_CHECKING:
     import numpy as np
     from av import VideoFrame
-
-BT709 = 1
-"""The matrix of high definition by its number in ITU-T H.273."""
 
 
 def read_video(path: Path) -> torch.Tensor:

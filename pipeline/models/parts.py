@@ -142,11 +142,11 @@ def share_embedding(network: Any, report: Mapping[str, Any]) -> dict[str, Any]:
 
     Transformers 5.0 to 5.2 share it only where the configuration says so, and give the encoder random numbers.
     """
-    name = "encoder.embed_tokens.weight"
-    missing = set(report["missing_keys"])
+    name, missing = "encoder.embed_tokens.weight", set(report["missing_keys"])
     if name in missing and hasattr(network, "shared"):
         network.encoder.embed_tokens = network.shared
-    return {**report, "missing_keys": missing - {name} if hasattr(network, "shared") else missing}
+        missing.remove(name)
+    return {**report, "missing_keys": missing}
 
 
 def from_config(kind: Any, config: Mapping[str, Any]) -> Any:
@@ -158,17 +158,23 @@ def from_config(kind: Any, config: Mapping[str, Any]) -> Any:
 
 def _hollow(part: Part, precision: str) -> Any:
     """The network of a configuration alone, with the dtypes that the libraries' loading would give its weights."""
-    kind, dtype = _class_of(part), getattr(torch, PRECISIONS[precision])
+    kind = _class_of(part)
     try:
         with no_progress_bars():
             network = made_hollow(lambda: from_config(kind, part.config))
     except Exception as error:  # the libraries raise whatever a senseless configuration leads to
         raise CheckpointError(f"Expected {part.config_path} to describe a network, found: {_reason(error)}.") from error
-    kept = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    dtype_of = _dtypes(kind, precision)
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if tensor.is_floating_point():
-            tensor.data = tensor.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
+            tensor.data = tensor.data.to(dtype_of(name))
     return network
+
+
+def _dtypes(kind: Any, precision: str) -> Callable[[str], torch.dtype]:
+    """Function from a tensor's name to the dtype that it has in a network of the class, some of which keep fp32."""
+    dtype, kept = getattr(torch, PRECISIONS[precision]), set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    return lambda name: torch.float32 if kept & set(name.split(".")) else dtype
 
 
 def _merge(part: Part, precision: str, merge: Merge, network: torch.nn.Module) -> None:
@@ -195,15 +201,12 @@ def _assembled(part: Part, precision: str, merge: Merge) -> Any:
     Tensors in the precision of the files stay in them until they are read. Diffusers' own loading copies each, and of
     parts that keep some weights in full precision it needs the package accelerate.
     """
-    dtype = getattr(torch, PRECISIONS[precision])
-    state: dict[str, torch.Tensor] = {}
     try:
         kind = _class_of(part)
-        kept = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+        dtype_of = _dtypes(kind, precision)
         with torch.device("meta"):
             network = kind.from_config(part.config)
-        for name, tensor in _stored(part, precision):
-            state[name] = merge.cast(name, tensor, torch.float32 if kept & set(name.split(".")) else dtype)
+        state = {name: merge.cast(name, tensor, dtype_of(name)) for name, tensor in _stored(part, precision)}
         report = _put_in(network, state)
     except CheckpointError:
         raise

@@ -12,6 +12,7 @@ from ....common.device import free_bytes
 from ....common.errors import EngineError
 from ....common.out_of_memory import says_out_of_memory
 from ....common.spec import EngineSpec
+from ...graph.onnx_export import empty_tensors
 from ..base import LoadNetwork, Runner
 from ..cuda_graph import CaptureError, can_capture, capture
 from ..engine_weights import EngineWeights
@@ -192,9 +193,7 @@ class TensorRTRunner(Runner):
         sizes = self.spec.network.sizes_of(inputs)
         self._choose_profile(sizes)
         bound = {name: torch.empty_like(tensor, device=self.device) for name, tensor in inputs.items()}
-        for tensor in self.spec.network.outputs:
-            dtype = getattr(torch, tensor.dtype_at(self.spec.precision))
-            bound[tensor.name] = torch.empty(tensor.shape_at(sizes), dtype=dtype, device=self.device)
+        bound |= empty_tensors(self.spec.network.outputs, sizes, self.spec.precision, self.device)
         known = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
         for name in inputs.keys() & known:
             shape = tuple(inputs[name].shape)
