@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -90,7 +91,9 @@ def capture(
             result = _record(graph, call, device, pool)
     except Exception as error:
         _process.has_failed = True
-        log.warning("A CUDA graph could not be captured; this process captures no more.", exc_info=True)
+        # As text: a handler that keeps records would keep the traceback's frames, and the GPU memory in them.
+        told = "".join(traceback.format_exception(error))
+        log.warning("A CUDA graph could not be captured; this process captures no more.\n%s", told)
         raise CaptureError(in_a_line(error)) from error
     current.wait_stream(side)
     return graph, result

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...common.device import cuda_arch
 from ...common.errors import BackendUnavailableError, EngineError
-from ...common.out_of_memory import says_out_of_memory
+from ...common.out_of_memory import is_short, says_out_of_memory
 from ...common.spec import EngineSpec, Target
 from ..graph.onnx_export import FILE_NAME, empty_tensors, export_onnx, exporter_version
 from .base import INSIDE, OUTSIDE, Availability, Backend, LoadNetwork, Report, Runner, import_fault
@@ -65,10 +65,17 @@ class OnnxRuntimeRunner(Runner):
         self._plan.verify()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _SESSION_ERROR_LEVEL
+        path, no_cpu = str(self._plan.folder / FILE_NAME), {"enable_fallback": False}  # else a CPU's session, printed
         try:
-            return onnxruntime.InferenceSession(str(self._plan.folder / FILE_NAME), options, providers=[provider])
+            session = onnxruntime.InferenceSession(path, options, providers=[provider], **no_cpu)
         except Exception as error:  # onnxruntime's own exceptions share no public base
             raise self._refused("load", error) from error
+        if provider[0] not in session.get_providers():
+            raise EngineError(
+                f"ONNX Runtime cannot load the {self.spec.network.component} engine: its {provider[0]} does not start, "
+                "for it needs another CUDA or cuDNN than PyTorch brings."
+            )
+        return session
 
     def unload(self) -> None:
         self._session = self._binding = None
@@ -94,7 +101,7 @@ class OnnxRuntimeRunner(Runner):
     def _refused(self, act: str, error: Exception) -> Exception:
         """Exception for an error of the session: PyTorch's or Python's own where memory ran out."""
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        if says_out_of_memory(reason):
+        if self._ran_out(reason):
             if self.device.type == "cuda":
                 import torch
 
@@ -102,6 +109,12 @@ class OnnxRuntimeRunner(Runner):
             if act == "run":  # fewer at once may do; an engine that cannot be loaded has eager PyTorch behind it
                 return MemoryError(f"ONNX Runtime cannot run the {self.spec.network.component} engine: {reason}.")
         return EngineError(f"ONNX Runtime cannot {act} the {self.spec.network.component} engine: {reason}.")
+
+    def _ran_out(self, reason: str) -> bool:
+        """Whether memory ran out; CUDA's libraries that find none for themselves say only that they did not start."""
+        if says_out_of_memory(reason):
+            return True
+        return "NOT_INITIALIZED" in reason and is_short(self.device, self.memory_bytes)
 
     def _empty_outputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         network = self.spec.network

@@ -139,5 +139,8 @@ def device_arguments() -> list[str]:
     """On a GPU as people start it; a CPU is taken by a flag alone, and there the cache heeds no memory pressure."""
     import torch
 
-    here = [] if torch.cuda.is_available() else ["--cpu", "--cache-classic"]
-    return [*here, *shlex.split(os.environ.get(FLAGS, ""))]
+    flags = shlex.split(os.environ.get(FLAGS, ""))
+    if torch.cuda.is_available():
+        return flags
+    cache = [] if any(flag.startswith("--cache-") for flag in flags) else ["--cache-classic"]
+    return ["--cpu", *cache, *flags]

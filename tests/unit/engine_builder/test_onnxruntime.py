@@ -12,6 +12,7 @@ import torch
 
 from i2v_tensorrt.common.errors import BackendUnavailableError, EngineError
 from i2v_tensorrt.common.shapes import ShapeProfile
+from i2v_tensorrt.engine_builder.backends import onnxruntime as module
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
 from i2v_tensorrt.engine_builder.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
@@ -92,6 +93,30 @@ def test_missing_gpu_memory_is_pytorchs_own_error(
     monkeypatch.setattr(onnxruntime, "InferenceSession", raising(RuntimeError(reason)))
     with pytest.raises(kind, match=reason[:20]):
         OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, ToyNetwork, torch.device(device)).load()
+
+
+def test_cudas_libraries_that_do_not_start_for_want_of_memory_are_out_of_memory(
+    toy_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "CUBLAS failure 1: CUBLAS_STATUS_NOT_INITIALIZED"
+    monkeypatch.setattr(onnxruntime, "InferenceSession", raising(RuntimeError(reason)))
+    runner = OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, ToyNetwork, torch.device("cuda"))
+    for short, kind in ((True, torch.cuda.OutOfMemoryError), (False, EngineError)):
+        monkeypatch.setattr(module, "is_short", lambda *_, short=short: short)
+        with pytest.raises(kind, match="NOT_INITIALIZED"):
+            runner.load()
+
+
+def test_a_provider_that_does_not_start_is_not_replaced_by_the_cpu(
+    toy_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime prints a line, and makes a session on the CPU."""
+    made = MagicMock(return_value=MagicMock(get_providers=lambda: ["CPUExecutionProvider"]))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", made)
+    runner = OnnxRuntimeRunner(toy_plan, toy_plan.manifest.spec, ToyNetwork, torch.device("cuda"))
+    with pytest.raises(EngineError, match=r"cannot load the core engine: its CUDAExecutionProvider does not start"):
+        runner.load()
+    assert made.call_args.kwargs["enable_fallback"] is False
 
 
 @pytest.mark.parametrize(
