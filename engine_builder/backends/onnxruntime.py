@@ -65,9 +65,9 @@ class OnnxRuntimeRunner(Runner):
         self._plan.verify()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _SESSION_ERROR_LEVEL
-        path, no_cpu = str(self._plan.folder / FILE_NAME), {"enable_fallback": False}  # else a CPU's session, printed
-        try:
-            session = onnxruntime.InferenceSession(path, options, providers=[provider], **no_cpu)
+        path = str(self._plan.folder / FILE_NAME)
+        try:  # by default a provider that fails is replaced by the CPU's, with a line on the console
+            session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=False)
         except Exception as error:  # onnxruntime's own exceptions share no public base
             raise self._refused("load", error) from error
         if provider[0] not in session.get_providers():

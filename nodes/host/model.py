@@ -6,13 +6,14 @@ inside the network (patches, controls, hooks); with any of them the network itse
 
 The weights stay ComfyUI's: loaded, patched, moved and freed by its memory manager. An engine is bound to them while
 a sampler runs and releases them at its end, so that all that the manager frees between two runs is free. Where ComfyUI
-brings weights in as they are used, a sampling that has room for them runs over a copy that is loaded whole.
+brings weights in as they are used, a sampling that has room for them runs over a copy that is loaded whole. Where
+none of this serves, as with quantized weights, the network runs as it is and its repeated blocks by engines.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,6 +33,9 @@ from ...runtime.engines.memory_manager import LoadInPlace
 from ...runtime.engines.policy import EnginePolicy
 from ...runtime.external.compiled_network import CompiledNetwork, Tally
 from ...runtime.external.network_call import Call, named_arguments, read_call
+from ...runtime.external.repeated_blocks import repeated_blocks
+from .block_engines import BlockEngines
+from .block_network import BlockNetwork
 from .folders import engine_store
 from .idle import idle_builds
 from .memory import HostMemoryManager, device
@@ -107,13 +111,23 @@ class _MemoryManager(LoadInPlace):
         return list(dict.fromkeys([*sampled, *(each for each in others if not isinstance(each, RunnerPatcher))]))
 
 
+class _BlockMemoryManager(_MemoryManager):
+    """Engines of blocks are given the weights with each call, wherever they are, and hold none."""
+
+    def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
+        self._restore()
+        runner.load()
+        return None
+
+
 class CompiledModel:
     """Wrapper around the network of a MODEL and its clones; shows the result of each run on the node `node_id`."""
 
     def __init__(self, node_id: str | None, policy: EnginePolicy) -> None:
         self._node_id, self._policy = node_id, policy
         self._patcher: ModelPatcher | None = None
-        self._memory_manager = _MemoryManager()
+        self._memory_manager, self._block_memory = _MemoryManager(), _BlockMemoryManager()
+        self._blocks = BlockEngines(lambda owner: self._compiled(owner, self._block_memory))
         self._layers: Layers = []
         self._network: tuple[CoreNetwork, CompiledNetwork] | None = None
         self._refused: dict[str, int] = {}
@@ -127,7 +141,8 @@ class CompiledModel:
         try:
             self._check(model, 0)
         except InputError as error:
-            return f"{network} runs as it is: {error}"
+            way = "block by block" if repeated_blocks(model.model.diffusion_model) else "as it is"
+            return f"{network} runs {way}: {error}"
         backend = choose_backend(self._policy.backend, model.load_device)
         sizes = "one engine for each size" if self._policy.shapes == "exact" else "an engine for many sizes"
         return f"{network}: {sizes}, {backend.name} on {model.load_device}"
@@ -192,12 +207,22 @@ class CompiledModel:
             patcher, call = self._call(executor, args, kwargs)
             core, compiled = self._engines(patcher)
         except InputError as error:
-            self._refused[str(error)] = self._refused.get(str(error), 0) + 1
-            return original()
+            return self._without_engine(executor, str(error), original)
         core.weights = patcher.patches_uuid
         self._memory_manager.scratch_bytes = int(patcher.model.memory_required(call.latents.shape))
         with sentences():
             return compiled.run(call, original)
+
+    def _without_engine(self, executor: Any, reason: str, original: Callable[[], Any]) -> Any:
+        """The call by the network itself, with engines for its blocks where it has repeated ones."""
+        patcher = self._patcher
+        if patcher is not None and patcher.model.diffusion_model is executor.class_obj:
+            with sentences():
+                done, result = self._blocks.run(patcher, reason, original)
+            if done:
+                return result
+        self._refused[reason] = self._refused.get(reason, 0) + 1
+        return original()
 
     def _call(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ModelPatcher, Call]:
         """The call and its model; raises InputError where an engine would not give the network's result."""
@@ -222,24 +247,27 @@ class CompiledModel:
         """
         if self._network is None or self._network[0].network is not patcher.model.diffusion_model:
             self._forget()
-            core, store = self._core(patcher), engine_store()
-            compiled = CompiledNetwork(core, store, self._policy, self._memory_manager, tell_build, idle_builds())
-            self._network = core, compiled
+            core = self._core(patcher)
+            self._network = core, self._compiled(core, self._memory_manager)
         self._network[0].check()
         return self._network
+
+    def _compiled(self, owner: CoreNetwork | BlockNetwork, memory_manager: _MemoryManager) -> CompiledNetwork:
+        return CompiledNetwork(owner, engine_store(), self._policy, memory_manager, tell_build, idle_builds())
 
     @staticmethod
     def _core(patcher: ModelPatcher) -> CoreNetwork:
         return CoreNetwork(patcher.model, Path(folder_paths.get_temp_directory()))
 
     def _begin(self, patcher: ModelPatcher) -> None:
-        self._patcher = self._memory_manager.patcher = patcher
+        self._patcher = self._memory_manager.patcher = self._block_memory.patcher = patcher
         self._layers = layers_of(patcher)  # to look for them takes longer than to look at them, at every call
         self._refused.clear()
+        self._blocks.begin()
 
     def _end(self, patcher: ModelPatcher) -> None:
         """Ends a run, finished or not: releases all weights, and shows the run's lines on the node."""
-        self._patcher = self._memory_manager.patcher = None
+        self._patcher = self._memory_manager.patcher = self._block_memory.patcher = None
         self._layers = []
         self._memory_manager.give_back()
         if self._network is not None:
@@ -262,11 +290,10 @@ class CompiledModel:
             compiled = self._network[1]
             tally, compiled.tally = compiled.tally, tally
             notes, backends = compiled.take_notes(), list(compiled.backends())
-        refused = sum(self._refused.values())
-        if not refused + tally.calls:
-            return []
-        tally.original += refused
-        return [_line(tally, backends), *(f"The network runs as it is: {reason}" for reason in self._refused), *notes]
+        tally.original += sum(self._refused.values())
+        lines = [_line(tally, backends)] if tally.calls else []
+        lines += [f"The network runs as it is: {reason}" for reason in self._refused]
+        return [*lines, *notes, *self._blocks.take_told()]
 
 
 def _check_room(what: str, needed_bytes: int, found_bytes: int | None) -> None:

@@ -69,20 +69,12 @@ class CoreNetwork:
             inputs=(),
             outputs=(),
             limits=ShapeProfile(),
-            code=_code_sha256(),
+            code=code_sha256(),
         )
 
     @cached_property
     def _description(self) -> dict[str, str]:
-        kind = type(self.network)
-        if not kind.__module__.startswith("comfy."):
-            raise InputError(f"Expected a network of ComfyUI's core, found {kind.__module__}.{kind.__name__}.")
-        return {
-            "module": kind.__module__,
-            "name": kind.__qualname__,
-            "config": canonical_json(_packed(dict(self._model.model_config.unet_config))),
-            "operations": _operations(self.network),
-        }
+        return {**described(self._model), "operations": _operations(self.network)}
 
     def weights_sha256(self) -> str:
         """Taken once for each state of the weights."""
@@ -106,7 +98,7 @@ class CoreNetwork:
             "layout": canonical_json(layout_of(self.network)),
             "tree": tree,
             "device": str(device),
-            "root": str(_root()),
+            "root": str(comfy_root()),
             "weights": str(self._dumped()) if weights else "",
         }
         in_memory = weights or device.type == "cpu"
@@ -141,12 +133,7 @@ def rebuild(
     Raises EngineError when ComfyUI here makes another one.
     """
     target = torch.device(device)
-    operation_set = _comfy(Path(root), target)
-    kind: Any = importlib.import_module(module)
-    for part in name.split("."):
-        kind = getattr(kind, part)
-    made = kind(**_unpacked(json.loads(config)), device="cpu", operations=getattr(operation_set, operations))
-    made.requires_grad_(False).eval()
+    made = constructed(module, name, config, getattr(comfy_operations(Path(root), target), operations))
     wanted: Layout = json.loads(layout)
     if set(wanted) != set(tensors_of(made)):
         strange = sorted(set(wanted) ^ set(tensors_of(made)))
@@ -158,7 +145,28 @@ def rebuild(
     return SharedWeightsNetwork(made, METHOD, tree, fresh_options)  # it is where it shall stay
 
 
-def _comfy(root: Path, device: torch.device) -> Any:
+def described(model: Any) -> dict[str, str]:
+    """Class and configuration of a ComfyUI model's network, for `constructed`.
+
+    Raises InputError for one that is not of ComfyUI's core.
+    """
+    kind = type(model.diffusion_model)
+    if not kind.__module__.startswith("comfy."):
+        raise InputError(f"Expected a network of ComfyUI's core, found {kind.__module__}.{kind.__name__}.")
+    config = canonical_json(_packed(dict(model.model_config.unet_config)))
+    return {"module": kind.__module__, "name": kind.__qualname__, "config": config}
+
+
+def constructed(module: str, name: str, config: str, operations: Any, **changes: Any) -> torch.nn.Module:
+    """A network of that class and configuration, on the CPU and made of those layers unless `changes` say otherwise."""
+    kind: Any = importlib.import_module(module)
+    for part in name.split("."):
+        kind = getattr(kind, part)
+    made = kind(**{**_unpacked(json.loads(config)), "device": "cpu", "operations": operations, **changes})
+    return made.requires_grad_(False).eval()
+
+
+def comfy_operations(root: Path, device: torch.device) -> Any:
     """`comfy.ops` of the ComfyUI in that folder, set so that its operations can be exported."""
     sys.path.append(str(root))
     arguments = importlib.import_module("comfy.cli_args").args
@@ -246,15 +254,15 @@ def _unpacked(value: Any) -> Any:
     return tuple(made) if kind == "tuple" else made
 
 
-def _root() -> Path:
+def comfy_root() -> Path:
     """The folder of this ComfyUI."""
     return Path(importlib.import_module("comfy.ops").__file__ or "").resolve().parent.parent
 
 
 @lru_cache(maxsize=1)
-def _code_sha256() -> str:
+def code_sha256() -> str:
     """Digest of the code that ComfyUI's networks are made of."""
-    folder, sha = _root() / "comfy", hashlib.sha256()
+    folder, sha = comfy_root() / "comfy", hashlib.sha256()
     for path in [folder / "ops.py", *sorted((folder / "ldm").rglob("*.py"), key=Path.as_posix)]:
         sha.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return sha.hexdigest()

@@ -29,6 +29,8 @@ OUTSIDE = {
 """Options that a network reads or writes without an effect on its result."""
 WRAPPERS = {kind for name, kind in vars(WrappersMP).items() if name.isupper() and isinstance(kind, str)}
 """The kinds of wrappers that ComfyUI has: all of them are outside the network."""
+AROUND_BLOCKS = {"double_block", "single_block", "post_input"}
+"""The kinds of patches that ComfyUI's transformers call between their blocks."""
 Layers = list[tuple[str, torch.nn.Module]]
 """A network's layers, with their names."""
 
@@ -64,6 +66,23 @@ def _patches(options: Mapping[str, Any]) -> Iterator[str]:
         elif name not in OUTSIDE and _is_set(value):
             inner = f" ({', '.join(map(str, value))})" if isinstance(value, Mapping) else ""
             yield f"Expected no patches in the network, found {name}{inner}."
+
+
+def patches_inside_blocks(options: Mapping[str, Any]) -> Iterator[str]:
+    """Reasons why a transformer's block has additions inside: a sentence each.
+
+    Patches that replace a whole block call it themselves, or not at all.
+    """
+    inner = {name: value for name, value in options.items() if name not in ("patches", "patches_replace")}
+    inner["patches"] = {kind: each for kind, each in options.get("patches", {}).items() if kind not in AROUND_BLOCKS}
+    replaced = options.get("patches_replace", {})
+    inner["patches_replace"] = {kind: each for kind, each in replaced.items() if kind != "dit" or not _are_blocks(each)}
+    yield from _patches(inner)
+
+
+def _are_blocks(patches: Mapping[Any, Any]) -> bool:
+    """Whether patches replace whole blocks: their keys are a kind of block and its number."""
+    return all(isinstance(key, tuple) and str(key[0]).endswith("block") for key in patches)
 
 
 def _is_set(value: Any) -> bool:

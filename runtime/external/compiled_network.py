@@ -31,9 +31,9 @@ from ..engines.engine_set import Engines
 from ..engines.memory_manager import MemoryManager
 from ..engines.missing import BuildsLater
 from ..engines.policy import EnginePolicy
-from .network_call import Call, limits_of, single_output, tensor_specs
+from .network_call import Call, input_specs, limits_of, output_specs, outputs_of, result_of
 
-NETWORK, PREDICTION = "network", "prediction"
+NETWORK = "network"
 MAX_KINDS = 8
 """Kinds of calls that are distinguished; a network with more has arguments that change at every call."""
 
@@ -125,6 +125,8 @@ class _Kind:
     engines: Engines[_OneNetwork]
     compared: dict[tuple[Runner, object, object], str | None] = field(default_factory=dict)
     """None for an engine that passed, else the reason why it is not used."""
+    known: set[_State] = field(default_factory=set)
+    """Sizes and weights at which an engine has been compared."""
     exhausted: set[_State] = field(default_factory=set)
     """Sizes and weights at which memory ran out for an engine in this run."""
 
@@ -168,11 +170,14 @@ class CompiledNetwork:
         Raises MissingEngineError, or the error of a build, when the policy is to stop.
         """
         original = cache(original)  # it runs once a call, however often its result is used
+        state = (tuple(call.tensors[name].shape for name in call.tensors), self._owner.weights)
         try:
-            kind = self._kind(call) or self._new_kind(call, single_output(original()))
+            kind = self._kind(call)
+            if kind is None or state not in kind.known:
+                call = call.kept()
+            kind = kind or self._new_kind(call, outputs_of(original()))
         except I2VError as error:
             return self._as_it_is(original, str(error))
-        state = (tuple(call.tensors[name].shape for name in call.tensors), self._owner.weights)
         if state not in kind.exhausted:
             try:
                 return self._with_engine(kind, call, state, original)
@@ -209,14 +214,15 @@ class CompiledNetwork:
             return self._as_it_is(original)
         proof = (runner, *state)
         if proof not in kind.compared:
-            kind.compared[proof] = self._difference(runner, call, single_output(original()))
+            kind.compared[proof] = self._difference(runner, call, outputs_of(original()))
+            kind.known.add(state)
             self.tally.compared += 1
             return original()
         why = kind.compared[proof]
         if why is None:
             try:
                 with _exhaustion():
-                    found = runner(call.tensors)[PREDICTION]
+                    found = result_of(runner(call.tensors))
             except EngineError as error:
                 kind.compared[proof] = why = str(error)
             else:
@@ -231,15 +237,16 @@ class CompiledNetwork:
         self.tally.original += 1
         return result
 
-    def _difference(self, runner: Runner, call: Call, expected: torch.Tensor) -> str | None:
+    def _difference(self, runner: Runner, call: Call, expected: Mapping[str, torch.Tensor]) -> str | None:
         """Reason why the engine may not replace the network: a failure, or another result. None when it may."""
         try:
             with _exhaustion():
-                found = runner(call.tensors)[PREDICTION]
+                found = runner(call.tensors)
             sizes = runner.spec.network.sizes_of(call.tensors)
-            if found.shape != expected.shape:
-                raise EngineError(f"Expected a result of {list(expected.shape)}, found {list(found.shape)}.")
-            passes(measure(expected, found, sizes), runner.spec.precision)
+            for name, wanted in expected.items():
+                if found[name].shape != wanted.shape:
+                    raise EngineError(f"Expected a result of {list(wanted.shape)}, found {list(found[name].shape)}.")
+                passes(measure(wanted, found[name], sizes), runner.spec.precision)
         except EngineError as error:
             why = f"The network runs as it is: {error}"
             self._notes[why] = None
@@ -252,10 +259,9 @@ class CompiledNetwork:
     def _key(self, call: Call) -> tuple[object, ...]:
         """Key of everything that engines depend on but the sizes in which they may differ; the weights come last."""
         limits = tuple(limits_of(call.latents).ranges.items())
-        specs = tensor_specs(call.tensors, call.latents)
-        return (call.tree, specs, limits, call.latents.device, self._weights_sha256(call))
+        return (call.tree, input_specs(call), limits, call.latents.device, self._weights_sha256(call))
 
-    def _new_kind(self, call: Call, output: torch.Tensor) -> _Kind:
+    def _new_kind(self, call: Call, outputs: Mapping[str, torch.Tensor]) -> _Kind:
         """Adds a kind of calls; raises InputError for latents in a precision without engines, or for too many kinds."""
         key = self._key(call)
         self._drop_others(key)
@@ -266,8 +272,8 @@ class CompiledNetwork:
             identity,
             config_sha256=digest([identity.config_sha256, call.tree]),
             weights_sha256=self._weights_sha256(call),
-            inputs=tensor_specs(call.tensors, call.latents),
-            outputs=tensor_specs({PREDICTION: output}, call.latents),
+            inputs=input_specs(call),
+            outputs=output_specs(outputs, call.latents),
             limits=limits_of(call.latents),
         )
         networks = _OneNetwork(self._owner, spec, call.tree, call.latents.device)

@@ -11,7 +11,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ import torch
 from ...common.digest import canonical_json
 from ...common.errors import EngineError, InputError
 from ...common.shapes import DimRange, ShapeProfile
-from ...common.spec import PRECISIONS, TensorSpec
+from ...common.spec import PRECISIONS, Scope, TensorSpec
 
 SIDE = DimRange(8, 64, 512, 8)
 """Latent height and width that an engine for a range takes: a latent is 8 or 16 pixels."""
@@ -27,14 +27,30 @@ FRAMES = DimRange(2, 21, 64)
 _NAMES = {4: (None, None, "latent_height", "latent_width"), 5: (None, None, "frames", "latent_height", "latent_width")}
 """Names of the dimensions that may differ from call to call, by the number of the latents' axes."""
 _TIMES = (0.0, 1000.0)
+PREDICTION = "prediction"
+"""Name of a network's one output; several are numbered."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call's arguments: `tree` as canonical JSON with tensors replaced by their names, and the tensors by name."""
+    """A call's arguments: `tree` as canonical JSON with tensors replaced by their names, and the tensors by name.
+
+    `weights` names tensors that stand nowhere in the tree: the network's weights, which come with each call.
+    """
 
     tree: str
     tensors: Mapping[str, torch.Tensor]
+    weights: frozenset[str] = frozenset()
+
+    def kept(self) -> Call:
+        """The same call with inputs of its own, for a network may write into those that it is given."""
+        tensors = {name: x if name in self.weights else x.clone() for name, x in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
+    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Call:
+        """The same call with the network's weights, by the names of its parameters."""
+        named = {weight_input(name): tensor for name, tensor in weights.items()}
+        return replace(self, tensors={**self.tensors, **named}, weights=frozenset(named))
 
     @property
     def latents(self) -> torch.Tensor:
@@ -105,6 +121,29 @@ def _unpacked(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     return made if kind == "list" else tuple(made)
 
 
+def weight_input(parameter: str) -> str:
+    """Name of the tensor that a parameter is given by: `attention.q.weight` is `weights__attention__q__weight`."""
+    return f"weights__{parameter.replace('.', '__')}"
+
+
+def _arguments(tree: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The keyword arguments of a call, made again from its tree and its tensors."""
+    return {name: _unpacked(value, tensors) for name, value in tree.items()}
+
+
+def _names(tree: Mapping[str, Any]) -> list[str]:
+    """The names of the tensors in a call's tree."""
+    return [name for value in tree.values() for name in _names_in(value)]
+
+
+def _named(function: Callable[..., Any], names: Iterable[str]) -> Callable[..., Any]:
+    """The function with a signature of these arguments: exporters ask for their names."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+    function.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
 def _names_in(value: Any) -> Iterator[str]:
     if not isinstance(value, dict):
         return
@@ -127,16 +166,35 @@ class WrappedNetwork(torch.nn.Module):
         self.network = network
         arguments: dict[str, Any] = json.loads(tree)
 
-        def forward(**tensors: torch.Tensor) -> torch.Tensor:
-            given = {name: _unpacked(value, tensors) for name, value in arguments.items()}
-            return getattr(network, method)(**given, **extra())  # not `self`, which would outlive its last user
+        def forward(**tensors: torch.Tensor) -> Any:
+            # not `self`, which would outlive its last user
+            return getattr(network, method)(**_arguments(arguments, tensors), **extra())
 
-        # Exporters ask for the names of the arguments.
-        names = [name for value in arguments.values() for name in _names_in(value)]
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
-        forward.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
-        self.forward = forward
+        self.forward = _named(forward, _names(arguments))
+
+
+class StatelessNetwork(torch.nn.Module):
+    """A network that takes its weights with each call, beside the tensors of `tree`, and holds none of its own.
+
+    The weights' tensors are named by `weight_input`.
+    """
+
+    is_borrowed = True
+
+    def __init__(self, network: torch.nn.Module, tree: str, extra: Callable[[], dict[str, Any]]) -> None:
+        super().__init__()
+        arguments: dict[str, Any] = json.loads(tree)
+        weights = {weight_input(name): name for name, _ in network.named_parameters()}
+
+        def forward(**tensors: torch.Tensor) -> Any:
+            # In this function alone, so that exporters and memory managers see a network without weights.
+            state = {name: tensors[given] for given, name in weights.items()}
+            return torch.func.functional_call(network, state, (), {**_arguments(arguments, tensors), **extra()})
+
+        self.forward = _named(forward, [*_names(arguments), *weights])
+
+    def to(self, *_: Any, **__: Any) -> StatelessNetwork:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self
 
 
 class SharedWeightsNetwork(WrappedNetwork):
@@ -148,9 +206,39 @@ class SharedWeightsNetwork(WrappedNetwork):
         return self
 
 
-def tensor_specs(tensors: Mapping[str, torch.Tensor], latents: torch.Tensor) -> tuple[TensorSpec, ...]:
-    """Specifications of the tensors; a dimension as large as the latents' has a name."""
-    return tuple(_tensor_spec(name, tensor, latents) for name, tensor in tensors.items())
+def input_specs(call: Call) -> tuple[TensorSpec, ...]:
+    """Specifications of the call's tensors; a dimension as large as the latents' has a name.
+
+    The network of a call that brings its weights is one of many that share an engine: none of its inputs stays the
+    same from one call to the next, which is what a CUDA graph would need.
+    """
+    if call.weights:
+        return tuple(_lasting(name, tensor, name in call.weights) for name, tensor in call.tensors.items())
+    return tuple(_tensor_spec(name, tensor, call.latents) for name, tensor in call.tensors.items())
+
+
+def output_specs(outputs: Mapping[str, torch.Tensor], latents: torch.Tensor) -> tuple[TensorSpec, ...]:
+    """Specifications of a network's outputs; a dimension as large as the latents' has a name."""
+    return tuple(_tensor_spec(name, tensor, latents) for name, tensor in outputs.items())
+
+
+def _lasting(name: str, tensor: torch.Tensor, is_weight: bool) -> TensorSpec:
+    """Specification of an input of fixed sizes, of which no graph is captured."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    span = _weight_span(name, tensor) if is_weight else _span_of_numbers(tensor)
+    return TensorSpec(name, tuple(tensor.shape), dtype, Scope.CLIP, span=span)
+
+
+def _weight_span(name: str, tensor: torch.Tensor) -> tuple[float, float]:
+    """Range that a trial run draws a weight from, so that what goes through the network keeps its size."""
+    if name.endswith("scale"):
+        return (1e-4, 1.1e-4) if name.endswith("weight_scale") else (0.9, 1.1)
+    if tensor.element_size() == 1:
+        return (-400.0, 400.0)  # fp8: as its scale has it
+    if tensor.ndim > 1:
+        bound = math.sqrt(3 / max(math.prod(tensor.shape[1:]), 1))
+        return (-bound, bound)
+    return (-0.02, 0.02) if name.endswith("bias") else (0.9, 1.1)
 
 
 def _tensor_spec(name: str, tensor: torch.Tensor, latents: torch.Tensor) -> TensorSpec:
@@ -165,10 +253,13 @@ def _tensor_spec(name: str, tensor: torch.Tensor, latents: torch.Tensor) -> Tens
 
 def _span(tensor: torch.Tensor, latents: torch.Tensor) -> tuple[float, float] | None:
     """Range that a trial run draws from: zeros for whole numbers, possibly indices, times for possible timesteps."""
-    if not tensor.is_floating_point():
-        return (0.0, 1.0)
     times = tensor.ndim <= 2 and tensor.numel() <= latents.shape[0] * FRAMES.max
-    return _TIMES if times else None
+    return _span_of_numbers(tensor) or (_TIMES if times else None)
+
+
+def _span_of_numbers(tensor: torch.Tensor) -> tuple[float, float] | None:
+    """Range of zeros for whole numbers; None for others."""
+    return None if tensor.is_floating_point() else (0.0, 1.0)
 
 
 def limits_of(latents: torch.Tensor) -> ShapeProfile:
@@ -182,8 +273,15 @@ def limits_of(latents: torch.Tensor) -> ShapeProfile:
     return ShapeProfile(found)
 
 
-def single_output(output: Any) -> torch.Tensor:
-    """The network's result; raises EngineError for one that is not a single tensor."""
-    if isinstance(output, torch.Tensor):
-        return output
-    raise EngineError(f"An engine gives one tensor, but the network gives a {type(output).__name__}.")
+def outputs_of(result: Any) -> dict[str, torch.Tensor]:
+    """A network's tensors by name; raises EngineError for a result that is neither a tensor nor a tuple of them."""
+    if isinstance(result, torch.Tensor):
+        return {PREDICTION: result}
+    if isinstance(result, tuple) and result and all(isinstance(each, torch.Tensor) for each in result):
+        return {f"{PREDICTION}_{number}": tensor for number, tensor in enumerate(result)}
+    raise EngineError(f"An engine gives tensors, but the network gives a {type(result).__name__}.")
+
+
+def result_of(outputs: Mapping[str, torch.Tensor]) -> Any:
+    """The result whose tensors these are, by the names of `outputs_of`."""
+    return outputs[PREDICTION] if PREDICTION in outputs else tuple(outputs.values())

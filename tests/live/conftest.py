@@ -1,7 +1,6 @@
 """One live ComfyUI for all tests of this folder, with the pack linked into it and a tiny checkpoint to run."""
 
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from i2v_tensorrt.benchmarks.live import Report
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack, start_server
 from i2v_tensorrt.tests.live.answers import json_of
-from i2v_tensorrt.tests.live.device import Device, device_of, why_no_onnxruntime
+from i2v_tensorrt.tests.live.device import Device, device_of, flags, keeps_outputs, why_no_onnxruntime
 from i2v_tensorrt.tests.live.graphs import gradient, png
 from i2v_tensorrt.tests.live.ids import CHECKPOINT, SVD, WANS
 
@@ -23,8 +22,6 @@ HERE = Path(__file__).resolve().parent
 PACK = HERE.parent.parent
 # No outside host, no database file.
 ARGUMENTS = ("--disable-api-nodes", "--database-url", "sqlite:///:memory:")
-FLAGS = "I2VTRT_LIVE_FLAGS"
-"""Further flags of ComfyUI that the live tests are to run with, such as `--disable-cuda-malloc` or `--lowvram`."""
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -118,6 +115,13 @@ def builder_backend(device: Device, request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
+def kept_outputs() -> None:
+    """Skips where the servers keep nothing between two prompts."""
+    if not keeps_outputs():
+        pytest.skip("With --cache-none ComfyUI keeps no node's output, and lets go of its model at once.")
+
+
+@pytest.fixture(scope="session")
 def version(server: ComfyServer) -> tuple[int, ...]:
     """The server's version as numbers: features come and go with it."""
     system = json_of(f"{server.url}/system_stats")["system"]
@@ -139,8 +143,7 @@ def device_arguments() -> list[str]:
     """On a GPU as people start it; a CPU is taken by a flag alone, and there the cache heeds no memory pressure."""
     import torch
 
-    flags = shlex.split(os.environ.get(FLAGS, ""))
     if torch.cuda.is_available():
-        return flags
-    cache = [] if any(flag.startswith("--cache-") for flag in flags) else ["--cache-classic"]
-    return ["--cpu", *cache, *flags]
+        return flags()
+    cache = [] if any(flag.startswith("--cache-") for flag in flags()) else ["--cache-classic"]
+    return ["--cpu", *cache, *flags()]

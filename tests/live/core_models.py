@@ -44,6 +44,10 @@ SVD: dict[str, Any] = {
 }
 VAE = {"z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
 RANK = 4
+FP8 = torch.float8_e4m3fn
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+KINDS = (*HALVES, "fp8", "fp8_scaled")
+"""The kinds of files beside fp32."""
 
 
 def filled(network: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -71,6 +75,23 @@ def lora(weights: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]
     return found
 
 
+def stored(weights: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    """The weights as files of that kind hold them: in one dtype, or with the blocks' products in fp8."""
+    if kind in HALVES:
+        return {name: value.to(HALVES[kind]) for name, value in weights.items()}
+    found: dict[str, torch.Tensor] = {"scaled_fp8": torch.zeros(2, dtype=FP8)} if kind == "fp8_scaled" else {}
+    for name, value in weights.items():
+        if not (name.startswith("blocks.") and name.endswith(".weight") and value.ndim == 2):
+            found[name] = value.half()
+        elif kind == "fp8":
+            found[name] = value.to(FP8)
+        else:
+            scale = value.abs().max() / torch.finfo(FP8).max
+            found[name] = (value / scale).to(FP8)
+            found[name.replace(".weight", ".scale_weight")] = scale
+    return found
+
+
 def main(comfyui: str, models: str) -> None:
     sys.path.append(comfyui)
     import comfy.cli_args  # pyright: ignore[reportMissingImports]
@@ -86,6 +107,8 @@ def main(comfyui: str, models: str) -> None:
     wans = {name: filled(WanModel(**WAN, **config, **layers, dtype=torch.float32)) for name, config in WANS.items()}
     for name, weights in wans.items():
         write(weights, Path(models), "diffusion_models", name)
+        for kind in KINDS:
+            write(stored(weights, kind), Path(models), "diffusion_models", f"{name}_{kind}")
     write(lora(wans["tiny_wan22_a14b"], "self_attn"), Path(models), "loras", "tiny_wan_lora")
     svd = {name: value.half() for name, value in filled(UNetModel(**SVD, **layers)).items()}
     write(svd, Path(models), "diffusion_models", "tiny_svd_core")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +14,8 @@ from i2v_tensorrt.tests.live.answers import json_of, run
 from i2v_tensorrt.tests.live.graphs import node
 
 CANNOT = "cannot run"
+FLAGS = "I2VTRT_LIVE_FLAGS"
+"""Names further flags of ComfyUI for the live tests, such as `--disable-cuda-malloc` or `--lowvram`."""
 HALF_PSNR = 44.0
 """What two ways to a clip in fp16 are alike by at least, in dB.
 
@@ -24,6 +28,16 @@ BF16_VAE_PSNR = 44.0
 A rounding to 8 bits is off by 2^-9/sqrt(3) of the value on average, 59 dB below it; those of some 30 layers in a row
 add up to sqrt(30) times that, 15 dB. On a CPU bf16 was seen to leave 50 dB.
 """
+
+
+def flags() -> list[str]:
+    """The further flags of the servers under test."""
+    return shlex.split(os.environ.get(FLAGS, ""))
+
+
+def keeps_outputs() -> bool:
+    """Whether the servers under test keep what nodes gave, models among it, for the next prompt."""
+    return "--cache-none" not in flags()
 
 
 @dataclass(frozen=True)

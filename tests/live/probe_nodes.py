@@ -6,6 +6,7 @@ ComfyUI loads this file; nothing else imports it.
 
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.controlnet  # pyright: ignore[reportMissingImports]
 import comfy.model_management  # pyright: ignore[reportMissingImports]
@@ -106,6 +107,61 @@ class ProbeConditioning(Probe):
         return ([[torch.randn(1, tokens, width, generator=generator), more]],)
 
 
+class ProbeBlockPatch(Probe):
+    """Another pack's patch of a whole block: calls it, and takes a share of what it adds."""
+
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"model": ("MODEL",), "share": ("FLOAT", {"default": 0.5})}}
+
+    def run(self, model: Any, share: float) -> tuple:
+        def patch(given: dict, around: dict) -> dict:
+            found = around["original_block"](given)
+            return {**found, "img": given["img"] + share * (found["img"] - given["img"])}
+
+        clone = model.clone()
+        clone.set_model_patch_replace(patch, "dit", "double_block", 0)
+        return (clone,)
+
+
+class DequantizedAsCalled(torch.nn.Linear):
+    """Another pack's linear layer, over whole numbers with a scale a row, made plain whenever it is called."""
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__(linear.in_features, linear.out_features, device="meta")
+        weight = linear.weight.detach().float()
+        self.scale = weight.abs().amax(dim=1, keepdim=True) / 127
+        self.weight = torch.nn.Parameter((weight / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = linear.bias
+
+    def cast_bias_weight(self, dtype: Any = None, device: Any = None, bias_dtype: Any = None) -> tuple:
+        weight = self.weight.to(device, dtype) * self.scale.to(device, dtype)
+        return weight, self.bias.to(device, bias_dtype)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(input, *self.cast_bias_weight(input.dtype, input.device, input.dtype))
+
+
+class ProbeForeignLayers(Probe):
+    """Gives the blocks of a model that layer, once."""
+
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"model": ("MODEL",)}}
+
+    def run(self, model: Any) -> tuple:
+        for block in model.model.diffusion_model.blocks:
+            for name, layer in [*block.named_modules()]:
+                if isinstance(layer, torch.nn.Linear):
+                    outer, _, last = name.rpartition(".")
+                    setattr(block.get_submodule(outer), last, DequantizedAsCalled(layer))
+        return (model,)
+
+
 class ProbeControl(Probe):
     """Puts a control beside conditioning that adds nothing to it."""
 
@@ -126,5 +182,5 @@ class ProbeControl(Probe):
         return ([[tokens, {**more, "control": self.Control()}] for tokens, more in conditioning],)
 
 
-NODES = (ProbeSteps, ProbeModels, ProbeDifference, ProbeConditioning, ProbeControl)
+NODES = (ProbeSteps, ProbeModels, ProbeDifference, ProbeConditioning, ProbeControl, ProbeBlockPatch, ProbeForeignLayers)
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}

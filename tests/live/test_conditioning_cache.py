@@ -27,6 +27,7 @@ def about(prompt: str, **others: Any) -> dict[str, dict[str, Any]]:
     return {CONDITIONING: {"prompt": prompt, **others}}
 
 
+@pytest.mark.usefixtures("kept_outputs")
 def test_an_identical_prompt_does_nothing_and_another_seed_encodes_nothing(client: ComfyClient, picture: str) -> None:
     prompt = clip(picture, about("identical"))
     first = run(client, prompt)

@@ -38,6 +38,7 @@ def freed(client: ComfyClient, prompt: Prompt | None, **wishes: bool) -> dict[st
     return found
 
 
+@pytest.mark.usefixtures("kept_outputs")
 @pytest.mark.parametrize("outputs", [False, True], ids=["models", "models and outputs"])
 def test_freed_memory_holds_no_runner(client: ComfyClient, picture: str, outputs: bool) -> None:
     first = clip(picture, {CONDITIONING: {"prompt": f"free {outputs}"}})

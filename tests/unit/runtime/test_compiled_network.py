@@ -240,13 +240,13 @@ def test_without_an_engine_the_network_runs_or_the_run_stops(make_scene: MakeSce
     assert scene.network.take_notes() == [] and scene.owner.digests == 0, "eager asks for nothing"
 
 
-@pytest.mark.parametrize("result", [(torch.zeros(1),), {"a": torch.zeros(1)}, None])
+@pytest.mark.parametrize("result", [(torch.zeros(1), None), {"a": torch.zeros(1)}, None])
 def test_a_result_that_is_no_tensor_is_handed_on(make_scene: MakeScene, result: object) -> None:
     scene = make_scene()
     call = read_call({"sample": torch.zeros(SIZE), "strength": torch.ones(1, 4)})
     assert scene.network.run(call, lambda: result) is result
     (note,) = scene.network.take_notes()
-    assert note.startswith("An engine gives one tensor, but the network gives a ")
+    assert note.startswith("An engine gives tensors, but the network gives a ")
 
 
 def test_an_interrupt_goes_through(make_scene: MakeScene) -> None:

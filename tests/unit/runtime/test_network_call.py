@@ -16,12 +16,15 @@ from i2v_tensorrt.engine_builder.graph.onnx_export import dynamic_shapes, exampl
 from i2v_tensorrt.runtime.external.network_call import (
     Call,
     SharedWeightsNetwork,
+    StatelessNetwork,
     WrappedNetwork,
+    input_specs,
     limits_of,
     named_arguments,
+    outputs_of,
     read_call,
-    single_output,
-    tensor_specs,
+    result_of,
+    weight_input,
 )
 
 LEFT_OUT = ("options", "control")
@@ -98,9 +101,10 @@ def test_what_an_engine_cannot_take_is_named(value: object) -> None:
         (lambda: read(references_0=torch.ones(1)), InputError, "references_0"),
         (lambda: read_call(named_arguments(lambda a: a, (1,), {})), InputError, "Expected a tensor"),
         (lambda: named_arguments(lambda a, *more: a, (1, 2, 3), {}), InputError, "found 2 more"),
-        (lambda: single_output((torch.zeros(1), torch.zeros(1))), EngineError, "gives a tuple"),
+        (lambda: outputs_of({"x": torch.zeros(1)}), EngineError, "gives a dict"),
+        (lambda: outputs_of((torch.zeros(1), None)), EngineError, "gives a tuple"),
     ],
-    ids=["two tensors of one name", "no tensor", "arguments in excess", "two results"],
+    ids=["two tensors of one name", "no tensor", "arguments in excess", "a table", "a result with a hole"],
 )
 def test_a_call_that_no_engine_serves_is_refused(ask: Callable[[], object], kind: type[Exception], told: str) -> None:
     with pytest.raises(kind, match=told):
@@ -111,7 +115,7 @@ def test_dimensions_of_the_latents_are_named_wherever_they_come_back() -> None:
     latents = torch.zeros(2, 16, 5, 8, 24, dtype=torch.float16)
     masks = {"mask": torch.zeros(1, 4, 5, 8, 24), "other": torch.zeros(1, 3, 2, 9, 24)}
     tensors = {"x": latents, "t": torch.zeros(2), **masks}
-    specs = {spec.name: spec for spec in tensor_specs(tensors, latents)}
+    specs = {spec.name: spec for spec in input_specs(Call("{}", tensors))}
     assert specs["x"].dims == (2, 16, "frames", "latent_height", "latent_width")
     assert specs["mask"].dims == (1, 4, "frames", "latent_height", "latent_width")
     assert specs["other"].dims == (1, 3, 2, 9, "latent_width")
@@ -122,7 +126,7 @@ def test_dimensions_of_the_latents_are_named_wherever_they_come_back() -> None:
 
 def test_whole_numbers_are_tried_as_zeros() -> None:
     latents = torch.zeros(1, 4, 8, 8)
-    (spec,) = tensor_specs({"index": torch.zeros(3, 3, 3, dtype=torch.int64)}, latents)
+    _, spec = input_specs(Call("{}", {"x": latents, "index": torch.zeros(3, 3, 3, dtype=torch.int64)}))
     drawn = example_inputs(EngineSpec(network((spec,), latents), limits_of(latents), "fp32"), {})
     assert drawn["index"].dtype is torch.int64 and not drawn["index"].any()
 
@@ -149,7 +153,7 @@ def test_the_precision_is_the_latents_own(dtype: torch.dtype, name: str) -> None
 
 def test_it_exports_with_the_names_of_its_tensors_and_a_range() -> None:
     call = read(16)
-    spec = network(tensor_specs(call.tensors, call.latents), call.latents)
+    spec = network(input_specs(call), call.latents)
     shapes = dynamic_shapes(spec.inputs, spec.limits)
     program = torch.export.export(called(call), (), dict(call.tensors), dynamic_shapes=shapes, strict=False)
     small = read(8)
@@ -167,3 +171,74 @@ def test_what_is_borrowed_is_never_moved_and_goes_with_the_last_who_uses_it() ->
     with no_collection():
         del network, borrowed
         assert gone() is None
+
+
+class Block(torch.nn.Module):
+    """A block as those of transformers are called: it writes into its input, and gives two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(6, 6)
+        self.scale = torch.nn.Parameter(torch.full((1, 2, 6), 0.5))
+
+    def forward(self, x: Any, vec: Any, mask: Any = None, options: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        options["seen"] = True
+        x += vec
+        return self.inner(x) * (self.scale[:, :1] + 1), x
+
+
+def block_call() -> Call:
+    draw = torch.Generator().manual_seed(1)
+    x, vec = torch.randn(2, 5, 6, generator=draw), torch.randn(2, 1, 6, generator=draw)
+    named = named_arguments(Block().forward, (x, vec), {"options": {}})
+    named.pop("options")
+    return read_call(named)
+
+
+def stateless(call: Call) -> StatelessNetwork:
+    return StatelessNetwork(Block(), call.tree, lambda: {"options": {}})
+
+
+def test_a_stateless_network_takes_its_weights_with_each_call_and_holds_none() -> None:
+    network, call = stateless(block_call()), block_call()
+    assert list(network.parameters()) == [] and network.to("meta") is network
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        block = Block()
+        given = call.with_weights(dict(block.named_parameters()))
+        assert weight_input("inner.weight") in given.weights
+        found = network(**given.kept().tensors)
+        expected = block(**block_call().tensors, options={})
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
+def test_a_stateless_network_exports_with_its_weights_as_inputs() -> None:
+    call = block_call().with_weights(dict(Block().named_parameters()))
+    program = torch.export.export(stateless(call), (), dict(call.kept().tensors), strict=False)
+    assert not program.state_dict
+    other = call.with_weights(dict(Block().named_parameters()))
+    for mine, theirs in zip(program.module()(**other.kept().tensors), stateless(call)(**other.tensors), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_weights_that_come_with_a_call_are_drawn_as_weights_and_nothing_of_it_is_a_step() -> None:
+    specs = {spec.name: spec for spec in input_specs(block_call().with_weights(dict(Block().named_parameters())))}
+    assert {spec.scope.value for spec in specs.values()} == {"clip"}
+    low, high = specs[weight_input("inner.weight")].span or (0.0, 0.0)
+    assert high == -low == pytest.approx(0.5**0.5)
+    assert specs[weight_input("inner.bias")].span == (-0.02, 0.02)
+    assert specs["vec"].span is None
+
+
+def test_inputs_are_kept_from_a_network_that_writes_into_them() -> None:
+    call = block_call()
+    kept, before = call.kept(), call.tensors["x"].clone()
+    Block()(**call.tensors, options={})
+    assert torch.equal(kept.tensors["x"], before) and not torch.equal(call.tensors["x"], before)
+
+
+def test_several_results_are_numbered_and_put_together_again() -> None:
+    one, two = torch.zeros(1), torch.ones(1)
+    assert result_of(outputs_of(one)) is one
+    assert list(outputs_of((one, two))) == ["prediction_0", "prediction_1"]
+    assert result_of(outputs_of((one, two))) == (one, two)
