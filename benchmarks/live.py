@@ -128,15 +128,16 @@ def _published_size(server: ComfyServer, report: Report, options: argparse.Names
 class Report:
     """The file of figures, flat, and beside it one with lines of nodes and of the log; written anew after each."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._words = path.with_name("live.json")
+    def __init__(self, path: Path, names: Sequence[str] = NAMES, words: str = "live.json") -> None:
+        """`names` are the figures that the file is to have, null until they are measured."""
+        self._path, self._names = path, names
+        self._words = path.with_name(words)
 
     def note(self, **found: Any) -> None:
         """Adds results to the files, and prints them: numbers to the figures, all else to the words."""
         rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
         figures = {name: value for name, value in rounded.items() if value is None or isinstance(value, int | float)}
-        _add(self._path, figures, dict.fromkeys(NAMES))
+        _add(self._path, figures, dict.fromkeys(self._names))
         _add(self._words, {name: value for name, value in rounded.items() if name not in figures}, {})
         sys.stdout.write(json.dumps(rounded) + "\n")
         sys.stdout.flush()

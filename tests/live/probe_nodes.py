@@ -58,12 +58,25 @@ class ProbeModels(Telling):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {"required": {}}
+        return {"required": {}, "optional": {"after": ("IMAGE",)}}
 
-    def run(self) -> dict:
+    def run(self, after: object = None) -> dict:
         held = [entry.model for entry in comfy.model_management.current_loaded_models if entry.model is not None]
         names = [type(patcher.model).__name__ for patcher in held]
         return {"ui": {"models": names, "bytes": [sum(patcher.loaded_size() for patcher in held)]}}
+
+
+class ProbeLatents(Probe):
+    """Latents as if they were frames, to be compared."""
+
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"samples": ("LATENT",)}}
+
+    def run(self, samples: dict) -> tuple:
+        return (samples["samples"].float().cpu().reshape(1, 1, -1, 1),)
 
 
 class ProbeDifference(Telling):
@@ -182,5 +195,14 @@ class ProbeControl(Probe):
         return ([[tokens, {**more, "control": self.Control()}] for tokens, more in conditioning],)
 
 
-NODES = (ProbeSteps, ProbeModels, ProbeDifference, ProbeConditioning, ProbeControl, ProbeBlockPatch, ProbeForeignLayers)
+NODES = (
+    ProbeSteps,
+    ProbeModels,
+    ProbeDifference,
+    ProbeLatents,
+    ProbeConditioning,
+    ProbeControl,
+    ProbeBlockPatch,
+    ProbeForeignLayers,
+)
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
