@@ -30,7 +30,7 @@ from .node_texts import NodeTexts
 DESCRIPTION = "Wan 2.2's expert of 14 billion parameters in fp8 with scales, by ComfyUI's own loader and sampler."
 RESULTS = Path(__file__).resolve().parent / "results" / "files" / "figures.json"
 NAMES = ("wan_fp8_weights_gib", "wan_fp8_call_ms", "comfyui_fp8_call_ms", "reports_settled")
-SCRIPT = Path(__file__).resolve().with_name("core_wan.py")
+SCRIPT = CORE_MODELS.with_name("core_wan.py")
 EXPERT, TINY = "wan22_a14b_fp8_scaled", "tiny_wan22_a14b_fp8_scaled"
 FAST = ("--fast", "fp8_matrix_mult")
 FEW, MANY = 2, 6

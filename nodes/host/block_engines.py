@@ -167,5 +167,7 @@ def _told(group: _Group) -> list[str]:
         notes += compiled.take_notes()
         backends |= dict.fromkeys(compiled.backends())
     by_engine, calls = tally.engine + tally.compared, tally.calls + sum(group.refused.values())
-    by = f"{by_engine} of {calls} calls of {group.kind} by the {' and '.join(backends) or 'missing'} engine"
+    by = f"{calls} of {calls} calls of {group.kind} by the block as it is"
+    if by_engine:
+        by = f"{by_engine} of {calls} calls of {group.kind} by the {' and '.join(backends)} engine"
     return [by, *(f"{group.kind} runs as it is: {reason}" for reason in group.refused if reason), *notes]

@@ -186,7 +186,7 @@ class CompiledModel:
 
     def _check(self, model: ModelPatcher, step_bytes: int) -> None:
         """Raises InputError for a network that has no engines, or that does not fit whole beside such a step."""
-        self._core(model).check()
+        _core_network(model).check()
         if not _is_dynamic(model):
             return
         backend = choose_backend(self._policy.backend, model.load_device)
@@ -247,17 +247,13 @@ class CompiledModel:
         """
         if self._network is None or self._network[0].network is not patcher.model.diffusion_model:
             self._forget()
-            core = self._core(patcher)
+            core = _core_network(patcher)
             self._network = core, self._compiled(core, self._memory_manager)
         self._network[0].check()
         return self._network
 
     def _compiled(self, owner: CoreNetwork | BlockNetwork, memory_manager: _MemoryManager) -> CompiledNetwork:
         return CompiledNetwork(owner, engine_store(), self._policy, memory_manager, tell_build, idle_builds())
-
-    @staticmethod
-    def _core(patcher: ModelPatcher) -> CoreNetwork:
-        return CoreNetwork(patcher.model, Path(folder_paths.get_temp_directory()))
 
     def _begin(self, patcher: ModelPatcher) -> None:
         self._patcher = self._memory_manager.patcher = self._block_memory.patcher = patcher
@@ -294,6 +290,10 @@ class CompiledModel:
         lines = [_line(tally, backends)] if tally.calls else []
         lines += [f"The network runs as it is: {reason}" for reason in self._refused]
         return [*lines, *notes, *self._blocks.take_told()]
+
+
+def _core_network(patcher: ModelPatcher) -> CoreNetwork:
+    return CoreNetwork(patcher.model, Path(folder_paths.get_temp_directory()))
 
 
 def _check_room(what: str, needed_bytes: int, found_bytes: int | None) -> None:

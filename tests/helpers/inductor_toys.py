@@ -22,7 +22,7 @@ MakeNetwork = Callable[[], torch.nn.Module]
 
 
 class Mixed(torch.nn.Module):
-    """A kernel stored channels last, biases of four numbers, a tied layer, an unused one, a buffer kept unsaved."""
+    """A kernel stored channels last, a tied layer, an unused one, a buffer kept unsaved; four numbers, and one."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -30,16 +30,22 @@ class Mixed(torch.nn.Module):
             torch.manual_seed(seed)
             self.conv = torch.nn.Conv2d(4, 4, 3, padding=1)
             self.linear = torch.nn.Linear(4, 4)
+            self.mix = torch.nn.Parameter(torch.randn(1))
             self.unused = torch.nn.Linear(2, 2)
             self.register_buffer("offset", torch.randn(4), persistent=False)
         self.tied = self.linear
         self.conv.weight.data = self.conv.weight.data.contiguous(memory_format=torch.channels_last)
         self.eval().requires_grad_(False)
 
+    def blended(self, x: torch.Tensor) -> torch.Tensor:
+        """What is computed from the one number alone could be taken for a constant."""
+        return torch.sigmoid(self.mix) * x
+
     def forward(self, sample: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
         batch, _, frames, height, width = sample.shape
         x = self.conv(sample.transpose(1, 2).flatten(0, 1)).reshape(batch, frames, -1, height, width)
         x = self.tied(torch.tanh(self.linear(x.permute(0, 1, 3, 4, 2)))) + self.offset
+        x = self.blended(x)
         return x.permute(0, 4, 1, 2, 3) * strength.to(sample.dtype)[:, :, None, None, None]
 
 

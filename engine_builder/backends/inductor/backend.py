@@ -58,6 +58,10 @@ LEAST_CAPABILITY = (7, 0)
 """The oldest GPUs that Triton compiles for."""
 
 
+REVISION = "revision 2"
+"""Version of what is compiled: engines of the first have parameters of one element written into their code."""
+
+
 class InductorBackend(Backend):
     """Exports by torch.export and compiles by AOTInductor."""
 
@@ -110,7 +114,7 @@ class InductorBackend(Backend):
         if device.type == "cuda":
             versions.append(f"triton {import_module('triton').__version__}")
         cpu = f"{platform.machine().lower()} {torch.backends.cpu.get_cpu_capability()}"
-        return Target(self.name, ", ".join(versions), device.type, cuda_arch(device) or cpu)
+        return Target(self.name, ", ".join(versions), device.type, cuda_arch(device) or cpu, REVISION)
 
     def begin(self) -> None:
         """Has the C++ compiler tried out, once for all processes, while the network is loaded and traced."""
@@ -211,7 +215,9 @@ def _compile(program: Any, metadata: dict[str, str], path: Path, compiler: str, 
             inductor_configs={
                 "cpp.cxx": compiler,
                 "aot_inductor.package_constants_in_so": False,
-                "always_keep_tensor_constants": True,  # or parameters of up to 8 elements are written into the code
+                # Parameters of up to 8 elements would be written into the code, and what is computed from one of one.
+                "always_keep_tensor_constants": True,
+                "joint_graph_constant_folding": False,
                 "aot_inductor.metadata": metadata,
             },
         )

@@ -143,7 +143,7 @@ def test_auto_takes_inductor_on_gpus_alone() -> None:
 
 def test_the_target_names_pytorch_and_the_processor() -> None:
     target = InductorBackend().target(CPU)
-    assert (target.backend, target.device, target.exporter) == ("inductor", "cpu", "")
+    assert (target.backend, target.device, target.exporter) == ("inductor", "cpu", "revision 2")
     assert torch.__version__ in target.backend_version
     assert torch.backends.cpu.get_cpu_capability() in target.arch
 

@@ -181,6 +181,9 @@ class Tied(Mixed):
         self.tied = torch.nn.Linear(4, 4)
         self.tied.weight = self.linear.weight
 
+    def blended(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mix * x
+
 
 def test_a_tied_weight_is_one_input_and_one_that_nothing_uses_is_none(tmp_path: Path) -> None:
     network = Tied()
