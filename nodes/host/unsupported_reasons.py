@@ -29,6 +29,8 @@ OUTSIDE = {
 """Options that a network reads or writes without an effect on its result."""
 WRAPPERS = {kind for name, kind in vars(WrappersMP).items() if name.isupper() and isinstance(kind, str)}
 """The kinds of wrappers that ComfyUI has: all of them are outside the network."""
+READ_BEFORE_BLOCKS = {"rope_options", "patches", "patches_replace"}
+"""Options that a transformer reads before it calls its blocks, or whose kinds tell where it reads them."""
 AROUND_BLOCKS = {"double_block", "single_block", "post_input"}
 """The kinds of patches that ComfyUI's transformers call between their blocks."""
 Layers = list[tuple[str, torch.nn.Module]]
@@ -73,7 +75,7 @@ def patches_inside_blocks(options: Mapping[str, Any]) -> Iterator[str]:
 
     Patches that replace a whole block call it themselves, or not at all.
     """
-    inner = {name: value for name, value in options.items() if name not in ("patches", "patches_replace")}
+    inner = {name: value for name, value in options.items() if name not in READ_BEFORE_BLOCKS}
     inner["patches"] = {kind: each for kind, each in options.get("patches", {}).items() if kind not in AROUND_BLOCKS}
     replaced = options.get("patches_replace", {})
     inner["patches_replace"] = {kind: each for kind, each in replaced.items() if kind != "dit" or not _are_blocks(each)}
