@@ -11,12 +11,13 @@ import torch
 from ..common.errors import InputError
 from ..pipeline.conditioning import Conditioning, check_request, condition
 from ..pipeline.decode import OnChunk, chunk_size, decode, most_at_once, scratch_bytes
-from ..pipeline.denoising.sampler import OnStep, sample
+from ..pipeline.denoising.sampler import Denoise, OnStep, sample
 from ..pipeline.denoising.schedulers import make_scheduler
 from ..pipeline.models.base import Stage, VideoModel
 from ..pipeline.models.latent_space import TUNED_CHUNK
 from ..pipeline.request import ClipRequest, ClipSize
 from ..pipeline.tensor_cache import ConditioningCache
+from .accelerated import MadeCalls, accelerate, made_line
 from .budget import explained
 from .clip_plan import ClipPlan, SamplingPlan
 from .clip_sizes import check_size
@@ -39,7 +40,8 @@ def encode_clip(plan: ClipPlan, request: ClipRequest, cache: ConditioningCache, 
 
     def prepare() -> None:
         plan.encode.check(size)  # conditioning that is kept needs no encoder
-        engines.prepare(plan.sizes)
+        for components, sizes in plan.engine_sizes:
+            engines.prepare(sizes, components)
 
     with explained(plan.encode, size):
         found = condition(engines.model, request, engines.precision, engines.run, cache, stage, prepare)
@@ -72,10 +74,21 @@ def _sample(plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep) -> 
     denoise = Denoiser(plan, conditioning)
     generator = torch.Generator().manual_seed(denoising.seed)
     noise = model.noise(*plan.clip.size, generator)
-    latents = sample(denoise, scheduler, noise.to(engines.device), denoising.sampler, generator, on_step)
+    steps, made = _denoise(plan, denoise)
+    latents = sample(steps, scheduler, noise.to(engines.device), denoising.sampler, generator, on_step)
+    if plan.calls is not None:
+        engines.note(made_line(made, plan.calls, plan.asked, plan.is_guided))
     if not bool(torch.isfinite(latents).all()):
         raise InputError(f"Sampling gave values that are not finite in {engines.precision}: choose bf16 or fp32.")
     return model.to_latent(model.finish(latents, denoise.tensors).cpu())
+
+
+def _denoise(plan: SamplingPlan, denoiser: Denoiser) -> tuple[Denoise, MadeCalls]:
+    """The denoising function of the clip, and its count of calls; accelerators begin anew with every clip."""
+    made = MadeCalls()
+    if plan.calls is None:
+        return denoiser, made
+    return accelerate(denoiser, plan.clip.engines.preset.acceleration, plan.calls, made), made
 
 
 def latents_size(model: VideoModel, latents: torch.Tensor) -> ClipSize:

@@ -20,7 +20,7 @@ from ..fused import blocks
 from ..fused.kernels.attention import limit_attention
 from .base import VideoModel
 from .checkpoints.diffusers_folder import open_checkpoint
-from .model_networks import Component
+from .model_networks import DEEP, SHALLOW, Component
 from .parts import code_of
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class DiffusersFamily(VideoModel):
 
     def _component(self, name: str, network: Network) -> Component:
         part = self.checkpoint.parts[network.part]
-        side_multiple = self.denoiser_side_multiple if name in self.denoisers else 1
+        side_multiple = self.denoiser_side_multiple if name in (*self.denoisers, DEEP, SHALLOW) else 1
         spec = NetworkSpec(
             family=self.family,
             component=name,
@@ -158,7 +158,7 @@ class DiffusersFamily(VideoModel):
         places = sizes.get("latent_height", 8) * sizes.get("latent_width", 8)
         width, chunk = 2 if precision == "fp32" else 1, sizes.get("chunk", 1)
         volume = places * sizes.get("batch", 1) * sizes.get("frames", 1)
-        if component in self.denoisers:
+        if component in (*self.denoisers, DEEP, SHALLOW):
             return width * volume * self.denoiser_scratch_bytes.get(backend, self.denoiser_scratch_bytes[EAGER])
         if component == self.decoder_component:
             scores = blocks.score_bytes(places) if backend in self.rewriting_backends else 0
