@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -48,9 +49,12 @@ def encode_clip(plan: ClipPlan, request: ClipRequest, cache: ConditioningCache, 
     return replace(found, notes=(*plan.notes, *found.notes))
 
 
-def sample_clip(plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep) -> torch.Tensor:
+def sample_clip(
+    plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep, wrap: Callable[[Denoise], Denoise] | None = None
+) -> torch.Tensor:
     """Unscaled latents, float32 on the CPU, as ComfyUI's LATENT holds the family's.
 
+    `wrap` puts a function around every call that the sampler asks for, to watch it.
     Raises InputError when the conditioning is of another family or size, or the result is not finite.
     """
     model, size, scheduler = plan.clip.engines.model, plan.clip.size, plan.denoising.sampler.scheduler
@@ -64,10 +68,12 @@ def sample_clip(plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep)
     check_size(model, size)
     plan.step.check(size)
     with explained(plan.step, size):
-        return _sample(plan, conditioning, on_step)
+        return _sample(plan, conditioning, on_step, wrap or (lambda denoise: denoise))
 
 
-def _sample(plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep) -> torch.Tensor:
+def _sample(
+    plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep, wrap: Callable[[Denoise], Denoise]
+) -> torch.Tensor:
     engines, denoising = plan.clip.engines, plan.denoising
     model = engines.model
     scheduler = make_scheduler(denoising.sampler, model.scheduler_config)
@@ -75,7 +81,7 @@ def _sample(plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep) -> 
     generator = torch.Generator().manual_seed(denoising.seed)
     noise = model.noise(*plan.clip.size, generator)
     steps, made = _denoise(plan, denoise)
-    latents = sample(steps, scheduler, noise.to(engines.device), denoising.sampler, generator, on_step)
+    latents = sample(wrap(steps), scheduler, noise.to(engines.device), denoising.sampler, generator, on_step)
     if plan.calls is not None:
         engines.note(made_line(made, plan.calls, plan.asked, plan.is_guided))
     if not bool(torch.isfinite(latents).all()):

@@ -32,14 +32,14 @@ class Preset:
 
 
 _I2VGEN_XL = {
-    "near": Acceleration(Solver(20, "ddim", "trailing")),
-    "fast": Acceleration(Solver(12, "unipc"), GuidanceGate(end=0.75)),
-    "real time": Acceleration(Solver(8, "unipc"), GuidanceGate(end=0.75)),
+    "near": Acceleration(Solver(20, "unipc"), GuidanceGate(end=0.75)),
+    "fast": Acceleration(Solver(12, "unipc"), GuidanceGate(end=0.6)),
+    "real time": Acceleration(Solver(8, "unipc"), GuidanceGate(end=0.5)),
 }
 _SVD = {
     "near": Acceleration(Solver(15), GuidanceGate(end=0.6)),
-    "fast": Acceleration(Solver(10), GuidanceGate(end=0.4)),
-    "real time": Acceleration(Solver(8), GuidanceGate(end=0.25)),
+    "fast": Acceleration(Solver(8), GuidanceGate(end=0.4)),
+    "real time": Acceleration(Solver(6), GuidanceGate(end=0.3)),
 }
 _GENERAL = {
     "near": Acceleration(None, GuidanceGate(end=0.7), ChangeCache(0.03)),
