@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--fps", type=int, default=16, metavar="N", help="of another model's clips (%(default)s)")
     add("--backend", choices=[AUTO, *BACKENDS], default=AUTO)
     add("--lossless", type=int, default=1, metavar="N", help="clips made by another build too (%(default)s)")
+    add("--minutes", type=float, metavar="M", help="no further clip begins after these")
     add("--clip", type=Path, metavar="DIR", help="a CLIP model of yours, for CLIPScore")
     add("--out", type=Path, default=PACK / "out" / "evaluation", metavar="DIR", help="everything (%(default)s)")
     add("--store", type=Path, default=PACK / ".cache" / "engines", metavar="DIR", help="the engines (%(default)s)")
@@ -74,18 +75,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     order = _order(options, model, is_bundled)
     engines = _engines(options, model, options.backend)
     evaluation = Evaluation(options.out, engines, _engines(options, model, other_backend(engines)), order)
-    rows = evaluation.run(tell)
+    rows = evaluation.run(tell, options.minutes)
     summaries = {name: summary(found, rows[EXACT_NAME]) for name, found in rows.items()}
     frames = sum(clip.request.num_frames for clip in order.clips)
     notes = [*missing(options.clip, len(order.clips), frames), *_preset_notes(order, model)]
-    learned = learned_figures(order.clips, evaluation.frames, order.presets, EXACT_NAME, options.clip)
+    learned = _learned(options, order, evaluation, rows)
     for variant, found in learned.items():
         summaries[variant] |= found
     document = _document(options, engines, order, summaries, rows)
     write_report(document, summaries, notes, options.out)
     sheets = save_sheets(evaluation, order.clips, rows, options.out)
     if options.figures is not None and is_bundled:
-        write_figures(options.figures, {_figure(name): summaries[name]["psnr_db"] for name in order.presets})
+        write_figures(
+            options.figures, {_figure(name): summaries[name]["psnr_db"] for name in order.presets if name in rows}
+        )
     lines = [table_of(summaries).markdown(), *verdicts(summaries), *notes, *map(str, sheets)]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0 if all(line.endswith("keeps its line.") for line in verdicts(summaries)) else 1
@@ -100,6 +103,14 @@ def _order(options: argparse.Namespace, model: VideoModel, is_bundled: bool) -> 
     clips = bundled_clips(options.seeds) if is_bundled else _own_clips(options)
     kept = tuple(name for name in presets if name != EXACT_NAME)
     return Order(clips, kept, options.steps, guidance, scheduler, options.lossless)
+
+
+def _learned(
+    options: argparse.Namespace, order: Order, evaluation: Evaluation, rows: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """The learned metrics of presets that have all clips."""
+    whole = [name for name in order.presets if len(rows.get(name, ())) == len(order.clips)]
+    return learned_figures(order.clips, evaluation.frames, whole, EXACT_NAME, options.clip)
 
 
 def _own_clips(options: argparse.Namespace) -> list[JudgedClip]:

@@ -64,13 +64,17 @@ def write_report(document: Mapping[str, Any], summaries: Summaries, notes: Seque
 
 
 def save_frontier(title: str, summaries: Summaries, path: Path) -> None:
-    """Draws each variant's seconds against its PSNR; the exact one, which has none, is a line at its seconds."""
+    """Draws each variant's seconds against its PSNR; the exact one, which has none, is a line at its seconds.
+
+    Calls take the place of seconds where some were not measured.
+    """
     shown = {name: found for name, found in summaries.items() if "psnr_db" in found and name != LOSSLESS}
-    exact_s = summaries[EXACT_NAME]["seconds"]
+    axis, unit = ("seconds", "s") if all("seconds" in found for found in summaries.values()) else ("calls", "calls")
+    exact_s = summaries[EXACT_NAME][axis]
     card = Card(WIDTH, HEIGHT)
     card.text((LEFT, 44), title, 24, strong=True)
-    card.text((LEFT, 74), "PSNR against the exact clip, dB, over seconds a clip; left and up is better", 17, SOFT)
-    most_s = 1.1 * max([exact_s, *(found["seconds"] for found in shown.values())])
+    card.text((LEFT, 74), f"PSNR against the exact clip, dB, over {axis} a clip; left and up is better", 17, SOFT)
+    most_s = 1.1 * max([exact_s, *(found[axis] for found in shown.values())])
     most_db = 1.1 * max([40.0, *(found["psnr_db"] for found in shown.values())])
 
     def place(seconds: float, decibels: float) -> tuple[float, float]:
@@ -83,9 +87,9 @@ def save_frontier(title: str, summaries: Summaries, path: Path) -> None:
     for tick in ticks(most_s):
         card.text((place(tick, 0)[0], HEIGHT - BOTTOM + 22), f"{tick:g}", 15, SOFT, anchor="mm")
     card.line([place(exact_s, 0), place(exact_s, most_db)], SOFT)
-    card.text((place(exact_s, 0)[0] - 8, TOP + 14), f"exact, {exact_s:.2f} s", 15, SOFT, anchor="rm")
+    card.text((place(exact_s, 0)[0] - 8, TOP + 14), f"exact, {exact_s:.2f} {unit}", 15, SOFT, anchor="rm")
     for name, found in shown.items():
-        at = place(found["seconds"], found["psnr_db"])
+        at = place(found[axis], found["psnr_db"])
         card.dot(at, 7, ACCENT, ACCENT)
         card.text((at[0] + 14, at[1] - 12), f"{name}: {found['psnr_db']:.1f} dB", 16, INK)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import torch
 
 from ...common.atomic_file import atomic_file, write_text
 from ...common.digest import digest
+from ...common.errors import InputError
 from ...engine_builder.backends.eager import EagerBackend
 from ...pipeline.acceleration.presets import EXACT_NAME, preset_of
 from ...pipeline.decode import chunk_size
@@ -64,16 +65,23 @@ class Evaluation:
         folder.mkdir(parents=True, exist_ok=True)
         self._cache = ConditioningCache(folder / "conditioning")
 
-    def run(self, tell: Tell) -> dict[str, dict[str, dict[str, Any]]]:
-        """Makes what is missing, with a line before each clip, and gives all rows."""
+    def run(self, tell: Tell, minutes: float | None = None) -> dict[str, dict[str, dict[str, Any]]]:
+        """Makes what is missing, with a line before each clip, and gives all rows.
+
+        After `minutes` nothing more is begun, and only what is there is given; raises InputError where that is nothing.
+        """
         rows: dict[str, dict[str, dict[str, Any]]] = {}
-        jobs = self._order.jobs
+        jobs, started = self._order.jobs, time.monotonic()
         for number, (clip, variant) in enumerate(jobs, start=1):
             path = self._path(clip, variant, "json")
-            if not path.is_file() or (variant == EXACT_NAME and not self._path(clip, variant, "safetensors").is_file()):
+            if not path.is_file() or not self._path(clip, variant, "safetensors").is_file():
+                if minutes is not None and time.monotonic() - started > 60 * minutes:
+                    break
                 tell(f"{number} of {len(jobs)}: {variant}, {clip.name} ...")
                 self._make(clip, variant, path)
             rows.setdefault(variant, {})[clip.name] = json.loads(path.read_text("utf-8"))
+        if not rows:
+            raise InputError("Expected time for a clip at least, found none: give more minutes.")
         return rows
 
     def frames(self, clip: JudgedClip, variant: str) -> torch.Tensor:
