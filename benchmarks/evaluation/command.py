@@ -19,6 +19,7 @@ from ...common.pack_paths import BUNDLED, PACK
 from ...engine_builder.backends.registry import AUTO, BACKENDS
 from ...engine_builder.store.store import EngineStore
 from ...pipeline.acceleration.presets import EXACT_NAME, PRESET_NAMES, preset_of
+from ...pipeline.acceleration.quality import Quality, write_quality
 from ...pipeline.models.base import VideoModel
 from ...pipeline.models.registry import open_model
 from ...runtime.engines.engine_set import EngineSet
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=PACK / "out" / "evaluation", metavar="DIR", help="everything (%(default)s)")
     add("--store", type=Path, default=PACK / ".cache" / "engines", metavar="DIR", help="the engines (%(default)s)")
     add("--figures", type=Path, metavar="FILE", help="also puts the presets' PSNR into this file of flat figures")
+    add("--publish", action="store_true", help="makes the figures of the bundled model the presets' quality lines")
     return top
 
 
@@ -89,6 +91,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         write_figures(
             options.figures, {_figure(name): summaries[name]["psnr_db"] for name in order.presets if name in rows}
         )
+    if options.publish:
+        write_quality(model.family, _qualities(options, order, engines.model, summaries))
     lines = [table_of(summaries).markdown(), *verdicts(summaries), *notes, *map(str, sheets)]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0 if all(line.endswith("keeps its line.") for line in verdicts(summaries)) else 1
@@ -103,6 +107,28 @@ def _order(options: argparse.Namespace, model: VideoModel, is_bundled: bool) -> 
     clips = bundled_clips(options.seeds) if is_bundled else _own_clips(options)
     kept = tuple(name for name in presets if name != EXACT_NAME)
     return Order(clips, kept, options.steps, guidance, scheduler, options.lossless)
+
+
+def _qualities(
+    options: argparse.Namespace, order: Order, model: VideoModel, summaries: Mapping[str, Any]
+) -> dict[str, Quality]:
+    """The quality of each preset whose clips have a known motion; raises InputError for another model's."""
+    if options.model.resolve() != BUNDLED:
+        raise InputError("Quality lines are those of the bundled model: take --publish without --model.")
+    return {
+        name: Quality(
+            "the bundled model",
+            found["clips"],
+            order.steps,
+            round(found["psnr_db"], 2),
+            round(found["worst_psnr_db"], 2),
+            round(found["ssim"], 4),
+            round(found["still_right_percent"], 1),
+            tuple(preset_of(name, model).acceleration.words),
+        )
+        for name, found in summaries.items()
+        if name in order.presets and "still_right_percent" in found
+    }
 
 
 def _learned(

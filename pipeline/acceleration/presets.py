@@ -8,15 +8,11 @@ from dataclasses import dataclass, replace
 from ...common.errors import InputError
 from ..models.base import VideoModel
 from ..models.model_networks import DEEP
+from .quality import quality_line
 from .settings import EXACT, Acceleration, ChangeCache, GuidanceGate, Solver
 
 EXACT_NAME = "exact"
 PRESET_NAMES = (EXACT_NAME, "near", "fast", "real time")
-
-NOT_JUDGED = (
-    "Quality: not judged, for no trained weights of this family were at hand; "
-    "run.py evaluate judges it on a checkpoint that is there."
-)
 
 CHANGED = "Quality: not judged with these settings."
 
@@ -49,9 +45,6 @@ _GENERAL = {
 ACCELERATIONS: Mapping[str, Mapping[str, Acceleration]] = {"i2vgen_xl": _I2VGEN_XL, "svd": _SVD}
 """By family; the others take the general ones, which need nothing of a family."""
 
-QUALITY: Mapping[str, Mapping[str, str]] = {}
-"""By family and preset, as `run.py evaluate` found it."""
-
 
 def preset_of(name: str, model: VideoModel) -> Preset:
     """The preset of that name for the model's family; raises InputError for another name."""
@@ -59,8 +52,8 @@ def preset_of(name: str, model: VideoModel) -> Preset:
         raise InputError(f"The preset is one of {', '.join(PRESET_NAMES)}, found {name!r:.80}.")
     if name == EXACT_NAME:
         return Preset()
-    quality = QUALITY.get(model.family, {}).get(name, NOT_JUDGED)
-    return resolve(Preset(name, ACCELERATIONS.get(model.family, _GENERAL)[name], quality), model)
+    acceleration = ACCELERATIONS.get(model.family, _GENERAL)[name]
+    return resolve(Preset(name, acceleration, quality_line(model.family, name, acceleration)), model)
 
 
 def changed(preset: Preset, acceleration: Acceleration, model: VideoModel) -> Preset:

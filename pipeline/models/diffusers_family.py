@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -35,19 +35,37 @@ CONDITIONER_SCRATCH_BYTES = 220
 """Scratch bytes for each latent place, frame and branch: measured on an H200 with I2VGen-XL's, of full attention."""
 EAGER = "eager"
 
+Module = Callable[[Any], torch.nn.Module]
+Rewritten = Callable[[Any, tuple[str, ...]], torch.nn.Module]
+
 
 @dataclass(frozen=True)
 class Network:
     """Recipe of a component: the checkpoint's part it comes from, its module, tensors, and shape limits."""
 
     part: str
-    module: Callable[[Any], torch.nn.Module]
+    module: Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     ranges: tuple[str, ...]
     exportable: bool = True
-    rewritten: Callable[[Any, tuple[str, ...]], torch.nn.Module] | None = None
+    rewritten: Rewritten | None = None
     """The module with rewrites, where there are any."""
+
+    def with_deep(
+        self, deep: TensorSpec, modules: Sequence[Module], rewritten: Sequence[Rewritten]
+    ) -> dict[str, Network]:
+        """Recipes of a deep cache's two networks beside this denoiser: the one that gives `deep`, and its part above.
+
+        `modules` and `rewritten` are those of both.
+        """
+        outputs = ((*self.outputs, deep), self.outputs)
+        inputs = (self.inputs, (*self.inputs, deep))
+        parts = zip((DEEP, SHALLOW), modules, rewritten, inputs, outputs, strict=True)
+        return {
+            name: replace(self, module=module, rewritten=fused, inputs=given, outputs=found)
+            for name, module, fused, given, found in parts
+        }
 
 
 class DiffusersFamily(VideoModel):

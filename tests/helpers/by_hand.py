@@ -14,14 +14,13 @@ from i2v_tensorrt.runtime.clip_plan import SamplingPlan
 
 
 def by_hand(plan: SamplingPlan, conditioning: Conditioning) -> tuple[torch.Tensor, int]:
-    """The clip's latents as a LATENT, and how often the network saw a branch, by its components in eager PyTorch."""
+    """The clip's latents as a LATENT, and how often the network saw a branch, by the runners of the plan's engines."""
     engines, denoising, calls = plan.clip.engines, plan.denoising, plan.calls
     assert calls is not None
     model, acceleration = engines.model, engines.preset.acceleration
     scheduler = make_scheduler(denoising.sampler, model.scheduler_config)
     generator = torch.Generator().manual_seed(denoising.seed)
     x = model.noise(*plan.clip.size, generator) * scheduler.init_noise_sigma
-    networks = {name: model.load(name, "fp32") for name in ("core", "core_deep", "core_shallow")}
     seen, state = 0, dict[str, Any]()
 
     def network(x: torch.Tensor, t: torch.Tensor, branches: range, step: int) -> torch.Tensor:
@@ -29,13 +28,13 @@ def by_hand(plan: SamplingPlan, conditioning: Conditioning) -> tuple[torch.Tenso
         seen += len(branches)
         values = model.prepare_input(x, t, conditioning.tensors)
         inputs = branch_inputs(model.components["core"].spec.inputs, values, branches)
-        with torch.inference_mode():
-            if acceleration.deep_interval == 1:
-                return networks["core"](**inputs)
-            if step in calls.whole or len(branches) > len(state["deep"]):
-                prediction, state["deep"] = networks["core_deep"](**inputs)
-                return prediction
-            return networks["core_shallow"](**inputs, deep=state["deep"][-len(branches) :])
+        if acceleration.deep_interval == 1:
+            return engines.run("core", inputs)["prediction"]
+        if step in calls.whole or len(branches) > len(state["deep"]):
+            outputs = engines.run("core_deep", inputs)
+            state["deep"] = outputs["deep"]
+            return outputs["prediction"]
+        return engines.run("core_shallow", {**inputs, "deep": state["deep"][-len(branches) :]})["prediction"]
 
     def predict(x: torch.Tensor, t: torch.Tensor, step: int) -> torch.Tensor:
         if step in calls.guided:

@@ -90,6 +90,14 @@ def _networks(checkpoint: Checkpoint) -> dict[str, Network]:
     deep = TensorSpec("deep", ("batch", "frames", deep_channels(unet), *plane), guidance=branch)
     picture, frames = (TensorSpec("image", (n, 3, *pixel_plane), scope=clip) for n in (1, "chunk"))
     first, latents = (TensorSpec("latents", (n, 4, *plane), scope=clip) for n in (1, "chunk"))
+    core = Network(
+        "unet",
+        DenoiserNetwork,
+        denoiser_inputs,
+        (TensorSpec("prediction", volume),),
+        ("batch", "frames", *plane),
+        rewritten=FusedDenoiser,
+    )
     return {
         "text_encoder": Network("text_encoder", TextEncoder, (ids,), (text_states,), ("batch",)),
         "image_encoder": Network("image_encoder", ImageEncoder, (pixels,), (image_embeds,), ()),
@@ -97,30 +105,8 @@ def _networks(checkpoint: Checkpoint) -> dict[str, Network]:
         "conditioner": Network(
             "unet", Conditioner, conditioner_inputs, (image_cond, fps_emb, context_spec), (), exportable=False
         ),
-        "core": Network(
-            "unet",
-            DenoiserNetwork,
-            denoiser_inputs,
-            (TensorSpec("prediction", volume),),
-            ("batch", "frames", *plane),
-            rewritten=FusedDenoiser,
-        ),
-        DEEP: Network(
-            "unet",
-            DeepNetwork,
-            denoiser_inputs,
-            (TensorSpec("prediction", volume), deep),
-            ("batch", "frames", *plane),
-            rewritten=FusedDeep,
-        ),
-        SHALLOW: Network(
-            "unet",
-            ShallowNetwork,
-            (*denoiser_inputs, deep),
-            (TensorSpec("prediction", volume),),
-            ("batch", "frames", *plane),
-            rewritten=FusedShallow,
-        ),
+        "core": core,
+        **core.with_deep(deep, (DeepNetwork, ShallowNetwork), (FusedDeep, FusedShallow)),
         "vae_decoder": Network("vae", VaeDecoder, (latents,), (frames,), ("chunk", *plane), rewritten=FusedVaeDecoder),
     }
 

@@ -93,36 +93,22 @@ def _networks(checkpoint: Checkpoint) -> dict[str, Network]:
     pixel_plane = tuple(f"{name}*8" for name in plane)
     picture, frames = (TensorSpec("image", (n, 3, *pixel_plane), scope=clip) for n in (1, "chunk"))
     first, latents = (TensorSpec("latents", (n, latent, *plane), scope=clip) for n in (1, "chunk"))
+    core = Network(
+        "unet",
+        DenoiserNetwork,
+        denoiser_inputs,
+        (TensorSpec("prediction", volume),),
+        ("batch", "frames", *plane),
+        rewritten=FusedDenoiser,
+    )
     return {
         "image_encoder": Network("image_encoder", ImageEncoder, (pixels,), (image_embeds,), ()),
         "vae_encoder": Network("vae", VaeEncoder, (picture,), (first,), plane),
         "conditioner": Network(
             "unet", Conditioner, conditioner_inputs, (clip_emb, frame_emb, attended_spec), (), exportable=False
         ),
-        "core": Network(
-            "unet",
-            DenoiserNetwork,
-            denoiser_inputs,
-            (TensorSpec("prediction", volume),),
-            ("batch", "frames", *plane),
-            rewritten=FusedDenoiser,
-        ),
-        DEEP: Network(
-            "unet",
-            DeepNetwork,
-            denoiser_inputs,
-            (TensorSpec("prediction", volume), deep),
-            ("batch", "frames", *plane),
-            rewritten=FusedDeep,
-        ),
-        SHALLOW: Network(
-            "unet",
-            ShallowNetwork,
-            (*denoiser_inputs, deep),
-            (TensorSpec("prediction", volume),),
-            ("batch", "frames", *plane),
-            rewritten=FusedShallow,
-        ),
+        "core": core,
+        **core.with_deep(deep, (DeepNetwork, ShallowNetwork), (FusedDeep, FusedShallow)),
         "vae_decoder": Network(
             "vae", TemporalVaeDecoder, (latents,), (frames,), ("chunk", *plane), rewritten=FusedTemporalVaeDecoder
         ),

@@ -22,13 +22,13 @@ from i2v_tensorrt.pipeline.acceleration.magnitudes import (
 )
 from i2v_tensorrt.pipeline.acceleration.presets import (
     ACCELERATIONS,
-    NOT_JUDGED,
     PRESET_NAMES,
     Preset,
     changed,
     preset_of,
     resolve,
 )
+from i2v_tensorrt.pipeline.acceleration.quality import NOT_JUDGED, Quality, quality_line, write_quality
 from i2v_tensorrt.pipeline.acceleration.schedule import plan_calls
 from i2v_tensorrt.pipeline.acceleration.settings import (
     EXACT,
@@ -276,6 +276,20 @@ def test_presets_are_resolved_by_family(tiny_folder: Path, tiny_svd_folder: Path
     assert preset_of("near", open_model(tiny_svd_folder)).quality == NOT_JUDGED
     with pytest.raises(InputError, match="one of exact, near, fast, real time"):
         preset_of("faster", open_model(tiny_folder))
+
+
+def test_a_quality_is_that_of_the_accelerators_that_were_judged(tmp_path: Path) -> None:
+    path, judged = tmp_path / "quality.json", Acceleration(Solver(8, "unipc"))
+    found = Quality("a model", 64, 50, 35.25, 31.0, 0.98, 98.4, tuple(judged.words))
+    write_quality("svd", {"near": found}, path)
+    write_quality("i2vgen_xl", {"near": found}, path)
+    told = quality_line("svd", "near", judged, path)
+    assert told == (
+        "Quality on a model, 64 clips against 50 exact steps: PSNR 35.2 dB, worst 31.0, SSIM 0.980, "
+        "motion right in 98 %."
+    )
+    others = [("svd", "fast", judged), ("wan21", "near", judged), ("svd", "near", replace(judged, deep_interval=2))]
+    assert {quality_line(*other, path) for other in others} == {NOT_JUDGED}
 
 
 def test_what_a_family_cannot_do_is_said(tiny_svd_folder: Path, tiny_wan: Any) -> None:

@@ -78,6 +78,27 @@ def test_each_pair_is_its_definition(engines: EngineSet, conditioning: Condition
         assert plan.calls is not None and plan.calls.branches == counted
 
 
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("onnxruntime", marks=pytest.mark.slow),
+        pytest.param("inductor", marks=pytest.mark.torture),  # which compiles for minutes
+    ],
+)
+def test_each_pair_is_its_definition_through_engines(tiny_folder: Path, tmp_path: Path, backend: str) -> None:
+    """Sides that halve evenly, as engines take them; the definition runs by the same engines."""
+    engines = engines_of(tiny_folder, tmp_path / "engines", backend=backend, on_missing="build")
+    write_magnitudes(RATIOS, magnitudes_file(magnitudes_folder(engines.store), weights_sha256(engines.model)))
+    conditioning = encoded(engines, replace(REQUEST, width=64, height=64))
+    for names in PAIRS:
+        accelerated = under(engines, *names)
+        expected, _ = by_hand(planned(accelerated, conditioning, LONG), conditioning)
+        found = sampled(accelerated, conditioning, LONG)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), names
+        used = {"core_deep", "core_shallow"} if "deep" in names else {"core"}
+        assert {accelerated.describe(name) for name in used} == {f"{backend}, fp32 on cpu"}
+
+
 @pytest.mark.parametrize("names", [("gate",), ("magnitudes",), ("deep",), ("magnitudes", "deep")], ids="+".join)
 @pytest.mark.parametrize("wrong", ["shifted", "seed"])
 def test_controls_are_no_longer_the_definition(
