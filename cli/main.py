@@ -19,6 +19,8 @@ COMMANDS = {
     "queue": ".queue_command",
     "engine": ".engine_command",
     "bench": "..benchmarks.command",
+    "evaluate": "..benchmarks.evaluation.command",
+    "calibrate-cache": ".calibrate_cache",
     "words": ".words_command",
 }
 """Commands that another module owns, options and all."""
@@ -77,6 +79,16 @@ COMMANDS_HELP = {
         "NAME ...",
         "measure speed and likeness on this machine",
         "Measure on this machine, and write the figures as JSON.",
+    ),
+    "evaluate": (
+        "[--model DIR] [--seeds N] [more options]",
+        "judge the presets of I2V Accelerate against exact clips",
+        "Make clips under each preset and say how far they are from the exact ones, and how much faster.",
+    ),
+    "calibrate-cache": (
+        "[MODEL] [more options]",
+        "measure a checkpoint's ratios for the step cache magnitudes",
+        "Sample a few clips and keep how the network's residual changes from step to step.",
     ),
     "words": (
         "[--check] [--server URL]",

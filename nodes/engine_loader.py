@@ -70,7 +70,7 @@ class EngineLoader(io.ComfyNode):
                 memory.HostMemoryManager(),
                 ui.tell_build,
                 idle_builds(),
-            )
+            ).with_preset(model.preset)
             text = engines.summary()
         ui.say(cls.hidden.unique_id, text)
         return io.NodeOutput(engines, ui=ui.text_ui([text]))

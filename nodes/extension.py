@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .accelerate import Accelerate
 from .benchmark import Benchmark
 from .compare_videos import CompareVideos
 from .compile_model import CompileModel
@@ -28,5 +29,5 @@ class I2VExtension(ComfyExtension):
         folders.keep_digests()
         folders.provide_picture()
         tools = [CompileModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]
-        models = [ModelLoader, LoRA, EngineBuilder, EngineLoader]
+        models = [ModelLoader, LoRA, EngineBuilder, EngineLoader, Accelerate]
         return [*models, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo, *tools]

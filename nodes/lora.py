@@ -91,7 +91,7 @@ class LoRA(io.ComfyNode):
             adapted.take_digests(reading(cls.hidden.unique_id))
             engines = EngineSet(
                 adapted, model.store, model.policy, model.device, memory.HostMemoryManager(), model.report, model.later
-            )
+            ).with_preset(model.preset)
             line = f"{adapted.adapters[-1].summary}\n{engines.summary()}"
         ui.say(cls.hidden.unique_id, line)
         return io.NodeOutput(engines, ui=ui.text_ui([line]))

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..pipeline.conditioning import Conditioning as Encoded
 from ..pipeline.denoising.schedulers import MAX_STEPS, SCHEDULERS, SHIFTS, SamplerSettings
-from ..runtime.clip_plan import MAX_GUIDANCE, Denoising, plan_clip, plan_sampling
+from ..runtime.clip_plan import MAX_GUIDANCE, Denoising, SamplingPlan, plan_clip, plan_sampling
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.result_cache import Sampled, sample_or_recall
 from .host import folders, ui
@@ -162,10 +162,12 @@ class DDIMSampler(io.ComfyNode):
             denoising = Denoising(seed, *scales)
             results = folders.result_cache() if reuse_result else None
             plan = plan_sampling(plan_clip(model, conditioning.size), denoising)
+            if plan.calls_line is not None:
+                progress.say(f"{model.preset.name}: {plan.calls_line}")
             found = sample_or_recall(plan, conditioning, on_step, results)
             if found.place != "sampled":
                 progress.step(steps, steps)
-        lines = _lines(found, model, peak)
+        lines = [*_lines(found, model, peak), *_preset(plan)]
         progress.say("\n".join(lines))
         return io.NodeOutput({"samples": found.latents}, ui=ui.text_ui(lines))
 
@@ -182,6 +184,14 @@ def _lines(found: Sampled, model: EngineSet, peak: PeakMemory) -> list[str]:
     if found.place != "sampled":
         return [f"result cache hit ({found.place}): {found.elapsed_s:.2f} s saved"]
     return [f"denoised in {found.elapsed_s:.2f} s", *peak.lines(), *_ran(model), *model.take_notes()]
+
+
+def _preset(plan: SamplingPlan) -> list[str]:
+    """The preset's calls of a clip and its quality, where it leaves any out."""
+    if plan.calls_line is None:
+        return []
+    preset = plan.clip.engines.preset
+    return list(filter(None, [f"{preset.name}: {plan.calls_line}", preset.quality, *preset.notes]))
 
 
 def _ran(model: EngineSet) -> list[str]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ..common.errors import BackendUnavailableError, BudgetError
+from ..common.errors import BackendUnavailableError, BudgetError, I2VError
 from ..common.out_of_memory import is_out_of_memory
 from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.backends.registry import choose_backend
 from ..pipeline.conditioning import MIN_SIDE
 from ..pipeline.models.latent_space import LatentSpace
 from ..pipeline.request import ClipSize
+from .acceleration import cache_bytes
 from .clip_sizes import clip_sizes
 from .engines.engine_set import EngineSet
 
@@ -113,8 +114,26 @@ def encoding(engines: EngineSet) -> Budget:
 
 
 def denoising(engines: EngineSet, *, guided: bool) -> Budget:
-    """The denoiser at every step."""
-    return _on_device("Denoising", engines, engines.model.denoiser, guided=guided)
+    """The denoiser at every step, and what the preset's accelerators hold between the steps."""
+    acceleration, model, precision = engines.preset.acceleration, engines.model, engines.precision
+    budget = _on_device("Denoising", engines, engines.model.denoiser, guided=guided)
+    if acceleration.is_exact:
+        return budget
+    twice_bytes = budget.known_bytes if acceleration.deep_interval > 1 and _holds_weights(engines) else 0
+
+    def cost(size: ClipSize) -> int:
+        held_bytes = cache_bytes(acceleration, model, size, precision, guided=guided)
+        return budget.cost(size) + twice_bytes + held_bytes
+
+    return replace(budget, cost=cost, known_bytes=budget.known_bytes + twice_bytes)
+
+
+def _holds_weights(engines: EngineSet) -> bool:
+    """Whether the denoiser's engines hold a copy of its weights each."""
+    try:
+        return engines.policy.holds_weights(choose_backend(engines.policy.backend, engines.device))
+    except I2VError:
+        return False
 
 
 def decoding(engines: EngineSet) -> list[Budget]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -11,12 +12,13 @@ import torch
 from ..common.errors import InputError
 from ..pipeline.conditioning import Conditioning, check_request, condition
 from ..pipeline.decode import OnChunk, chunk_size, decode, most_at_once, scratch_bytes
-from ..pipeline.denoising.sampler import OnStep, sample
+from ..pipeline.denoising.sampler import Denoise, OnStep, sample
 from ..pipeline.denoising.schedulers import make_scheduler
 from ..pipeline.models.base import Stage, VideoModel
 from ..pipeline.models.latent_space import TUNED_CHUNK
 from ..pipeline.request import ClipRequest, ClipSize
 from ..pipeline.tensor_cache import ConditioningCache
+from .accelerated import MadeCalls, accelerate, made_line
 from .budget import explained
 from .clip_plan import ClipPlan, SamplingPlan
 from .clip_sizes import check_size
@@ -39,16 +41,20 @@ def encode_clip(plan: ClipPlan, request: ClipRequest, cache: ConditioningCache, 
 
     def prepare() -> None:
         plan.encode.check(size)  # conditioning that is kept needs no encoder
-        engines.prepare(plan.sizes)
+        for components, sizes in plan.engine_sizes:
+            engines.prepare(sizes, components)
 
     with explained(plan.encode, size):
         found = condition(engines.model, request, engines.precision, engines.run, cache, stage, prepare)
     return replace(found, notes=(*plan.notes, *found.notes))
 
 
-def sample_clip(plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep) -> torch.Tensor:
+def sample_clip(
+    plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep, wrap: Callable[[Denoise], Denoise] | None = None
+) -> torch.Tensor:
     """Unscaled latents, float32 on the CPU, as ComfyUI's LATENT holds the family's.
 
+    `wrap` puts a function around every call that the sampler asks for, to watch it.
     Raises InputError when the conditioning is of another family or size, or the result is not finite.
     """
     model, size, scheduler = plan.clip.engines.model, plan.clip.size, plan.denoising.sampler.scheduler
@@ -62,20 +68,33 @@ def sample_clip(plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep)
     check_size(model, size)
     plan.step.check(size)
     with explained(plan.step, size):
-        return _sample(plan, conditioning, on_step)
+        return _sample(plan, conditioning, on_step, wrap or (lambda denoise: denoise))
 
 
-def _sample(plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep) -> torch.Tensor:
+def _sample(
+    plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep, wrap: Callable[[Denoise], Denoise]
+) -> torch.Tensor:
     engines, denoising = plan.clip.engines, plan.denoising
     model = engines.model
     scheduler = make_scheduler(denoising.sampler, model.scheduler_config)
     denoise = Denoiser(plan, conditioning)
     generator = torch.Generator().manual_seed(denoising.seed)
     noise = model.noise(*plan.clip.size, generator)
-    latents = sample(denoise, scheduler, noise.to(engines.device), denoising.sampler, generator, on_step)
+    steps, made = _denoise(plan, denoise)
+    latents = sample(wrap(steps), scheduler, noise.to(engines.device), denoising.sampler, generator, on_step)
+    if plan.calls is not None:
+        engines.note(made_line(made, plan.calls, plan.asked, plan.is_guided))
     if not bool(torch.isfinite(latents).all()):
         raise InputError(f"Sampling gave values that are not finite in {engines.precision}: choose bf16 or fp32.")
     return model.to_latent(model.finish(latents, denoise.tensors).cpu())
+
+
+def _denoise(plan: SamplingPlan, denoiser: Denoiser) -> tuple[Denoise, MadeCalls]:
+    """The denoising function of the clip, and its count of calls; accelerators begin anew with every clip."""
+    made = MadeCalls()
+    if plan.calls is None:
+        return denoiser, made
+    return accelerate(denoiser, plan.clip.engines.preset.acceleration, plan.calls, made), made
 
 
 def latents_size(model: VideoModel, latents: torch.Tensor) -> ClipSize:

@@ -14,17 +14,20 @@ A result's name is no part of the plan, for a digest of the conditioning goes in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..common.errors import BackendUnavailableError, InputError
 from ..common.validation import check_number
 from ..engine_builder.backends.base import Backend
+from ..pipeline.acceleration.schedule import Calls
 from ..pipeline.denoising.guidance import BOTH, Branches, branches_of
 from ..pipeline.denoising.schedulers import SamplerSettings
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.latent_space import dims_of
+from ..pipeline.models.model_networks import DEEP, SHALLOW
 from ..pipeline.request import ClipSize
 from . import budget
+from .acceleration import plan_model_calls, planned_line
 from .budget import Budget
 from .engines.engine_set import EngineSet
 
@@ -77,6 +80,17 @@ class ClipPlan:
     frames: Budget
     notes: tuple[str, ...] = ()
 
+    @property
+    def engine_sizes(self) -> list[tuple[tuple[str, ...], Mapping[str, int]]]:
+        """The components that the clip calls under the engines' preset, the longest build first, and their sizes."""
+        model, acceleration = self.engines.model, self.engines.preset.acceleration
+        if acceleration.is_exact:
+            return [(model.build_order, self.sizes)]
+        denoisers = model.denoisers if acceleration.deep_interval == 1 else (DEEP, SHALLOW)
+        others = tuple(name for name in model.build_order if name not in model.denoisers)
+        alone = [] if acceleration.guidance is None else [(denoisers, {**self.sizes, "batch": 1})]
+        return [((*denoisers, *others), self.sizes), *alone]
+
 
 @dataclass(frozen=True)
 class DenoiserPlan:
@@ -94,12 +108,30 @@ class DenoiserPlan:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """A clip with its sampler's settings; `step` is the budget of a step, of which guidance is known now."""
+    """A clip with its sampler's settings; `step` is the budget of a step, of which guidance is known now.
+
+    `asked` are the sampler's settings before the preset's solver replaced them. `calls` are those under the preset,
+    None where every call is made as it is asked for.
+    """
 
     clip: ClipPlan
     denoising: Denoising
     denoisers: Mapping[str, DenoiserPlan]
     step: Budget
+    asked: SamplerSettings
+    calls: Calls | None = None
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether any denoiser runs both branches."""
+        return any(denoiser.branches == BOTH for denoiser in self.denoisers.values())
+
+    @property
+    def calls_line(self) -> str | None:
+        """Sentence on the calls that the preset makes; None where it makes all."""
+        if self.calls is None:
+            return None
+        return planned_line(self.calls, self.asked, self.denoising.sampler, self.is_guided)
 
 
 def plan_clip(engines: EngineSet, asked: ClipSize, *, shrink: bool = False) -> ClipPlan:
@@ -119,10 +151,19 @@ def plan_clip(engines: EngineSet, asked: ClipSize, *, shrink: bool = False) -> C
 
 
 def plan_sampling(clip: ClipPlan, denoising: Denoising) -> SamplingPlan:
-    """The plan of a clip, extended by how it is sampled."""
-    denoisers = {denoiser: _plan_denoiser(clip, denoiser, denoising) for denoiser in clip.engines.model.denoisers}
-    guided = any(denoiser.branches == BOTH for denoiser in denoisers.values())
-    return SamplingPlan(clip, denoising, denoisers, budget.denoising(clip.engines, guided=guided))
+    """The plan of a clip, extended by how it is sampled.
+
+    Raises InputError where the engines' preset makes a schedule that the model does not have.
+    """
+    engines, asked = clip.engines, denoising.sampler
+    acceleration = engines.preset.acceleration
+    denoising = replace(denoising, sampler=acceleration.sampler(asked))
+    denoisers = {denoiser: _plan_denoiser(clip, denoiser, denoising) for denoiser in engines.model.denoisers}
+    guided = [name for name, denoiser in denoisers.items() if denoiser.branches == BOTH]
+    calls = None
+    if not acceleration.is_exact:
+        calls = plan_model_calls(acceleration, engines.model, denoising.sampler, guided, engines.store)
+    return SamplingPlan(clip, denoising, denoisers, budget.denoising(engines, guided=bool(guided)), asked, calls)
 
 
 def engine_multiple(model: VideoModel) -> int:

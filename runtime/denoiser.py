@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import torch
 
+from ..engine_builder.backends.base import Runner
 from ..pipeline.conditioning import Conditioning
-from ..pipeline.denoising.guidance import GuidanceScale, branch_inputs
+from ..pipeline.denoising.guidance import BOTH, Branches, GuidanceScale, branch_inputs
+from ..pipeline.models.model_networks import DEEP, SHALLOW
 from .clip_plan import SamplingPlan
 
 FIRST_TIMED_CALL, WEIGHED_CALL = 2, 5
@@ -15,30 +18,75 @@ FIRST_TIMED_CALL, WEIGHED_CALL = 2, 5
 
 
 class Denoiser:
-    """`denoise(x, t)` over a clip's conditioning, by the denoiser that each timestep is for."""
+    """`denoise(x, t)` over a clip's conditioning, by the denoiser that each timestep is for.
+
+    `predict`, `whole` and `shallow` run some branches in one call each: accelerators are made of them and `combine`.
+    """
 
     def __init__(self, plan: SamplingPlan, conditioning: Conditioning) -> None:
         self._plan, self._engines = plan, plan.clip.engines
         self.tensors = {name: tensor.to(self._engines.device) for name, tensor in conditioning.tensors.items()}
         self._calls, self._timed_from = 0, 0.0
+        self._current: Runner
+        self._held: tuple[str, int] | None = None
         self._take(self._engines.model.denoiser)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        model, denoiser = self._engines.model, self._engines.model.select_denoiser(float(t))
+        self._select(t)
+        return self.combine(self.predict(x, t, self._planned.branches))
+
+    def predict(self, x: torch.Tensor, t: torch.Tensor, branches: Branches) -> torch.Tensor:
+        """Predictions [branches, ...] in the network's layout."""
+        self._select(t)
+        self._weigh()
+        return self._run(self._denoiser, x, t, branches)["prediction"]
+
+    def whole(self, x: torch.Tensor, t: torch.Tensor, branches: Branches) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `predict`, with the deep features [branches, ...]."""
+        outputs = self._run(DEEP, x, t, branches)
+        return outputs["prediction"], outputs["deep"]
+
+    def shallow(self, x: torch.Tensor, t: torch.Tensor, branches: Branches, deep: torch.Tensor) -> torch.Tensor:
+        """As `predict`, by the shallow part over deep features [branches, ...]."""
+        return self._run(SHALLOW, x, t, branches, {"deep": deep})["prediction"]
+
+    def combine(self, prediction: torch.Tensor) -> torch.Tensor:
+        """The guided prediction; the conditional one where the current denoiser is not guided."""
+        seen = prediction if self._planned.branches == BOTH else prediction[-1:]
+        return self._engines.model.combine({"prediction": seen}, self._guidance)
+
+    def _run(
+        self,
+        component: str,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        branches: Branches,
+        more: Mapping[str, torch.Tensor] | None = None,
+    ) -> Mapping[str, torch.Tensor]:
+        model, device = self._engines.model, self._engines.device
+        # On a GPU without waiting for earlier queued work. Other devices might read it too early.
+        there = t.to(device, non_blocking=device.type == "cuda")
+        values = model.prepare_input(x, there, self.tensors)
+        inputs = branch_inputs(model.components[component].spec.inputs, values, branches)
+        return self._runner(component, branches)({**inputs, **(more or {})})
+
+    def _runner(self, component: str, branches: Branches) -> Runner:
+        """The loaded runner for as many branches, asked for anew whenever another one has run."""
+        if self._held != (component, len(branches)):
+            self._held = component, len(branches)
+            self._current = self._engines.runner(component, {**self._planned.sizes, "batch": len(branches)})
+        return self._current
+
+    def _select(self, t: torch.Tensor) -> None:
+        denoiser = self._engines.model.select_denoiser(float(t))
         if denoiser != self._denoiser:
             self._take(denoiser)
-        self._weigh()
-        # On a GPU without waiting for earlier queued work. Other devices might read it too early.
-        there = t.to(self._engines.device, non_blocking=self._engines.device.type == "cuda")
-        values = model.prepare_input(x, there, self.tensors)
-        inputs = branch_inputs(model.components[denoiser].spec.inputs, values, self._plan.denoisers[denoiser].branches)
-        return model.combine(self._runner(inputs), self._guidance)
 
     def _take(self, denoiser: str) -> None:
-        """Loads the denoiser, in the other's place where there is no room for both."""
-        planned = self._plan.denoisers[denoiser]
-        self._denoiser, self._runner = denoiser, self._engines.runner(denoiser, planned.sizes)
-        self._guidance = self._rising(planned.guidance_scale)
+        """Turns to a denoiser, which is loaded in the other's place where there is no room for both."""
+        self._denoiser, self._planned = denoiser, self._plan.denoisers[denoiser]
+        self._held = None
+        self._guidance = self._rising(self._planned.guidance_scale)
 
     def _weigh(self) -> None:
         """Decides after some calls whether this clip and those behind it would end sooner with an engine built now."""
@@ -50,8 +98,7 @@ class Denoiser:
         call_s = (time.monotonic() - self._timed_from) / (WEIGHED_CALL - FIRST_TIMED_CALL)
         engines, steps = self._engines, self._plan.denoising.sampler.steps
         calls = steps - WEIGHED_CALL + 1 + steps * engines.waiting_clips  # this one has not run yet
-        sizes = self._plan.denoisers[self._denoiser].sizes
-        if engines.hasten(self._denoiser, sizes, calls * call_s * engines.model.engine_gain):
+        if engines.hasten(self._denoiser, self._planned.sizes, calls * call_s * engines.model.engine_gain):
             self._take(self._denoiser)
 
     def _rising(self, last: float) -> GuidanceScale:

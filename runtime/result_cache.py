@@ -83,9 +83,20 @@ def result_key(plan: SamplingPlan, conditioning: Conditioning) -> str | None:
             "targets": targets,
             "size": [*conditioning.size, conditioning.fps],
             "conditioning": content(conditioning.tensors),
-            "denoising": asdict(plan.denoising),
+            "denoising": _denoising(plan),
         }
     )
+
+
+def _denoising(plan: SamplingPlan) -> dict[str, Any]:
+    """The sampler's settings in a result's name; results from before there were presets keep their names."""
+    named, acceleration = asdict(plan.denoising), plan.clip.engines.preset.acceleration
+    if named["sampler"]["spacing"] is None:
+        del named["sampler"]["spacing"]
+    if plan.calls is not None:
+        named["acceleration"] = {"kind": type(acceleration.step_cache).__name__, **asdict(acceleration)}
+        named["called"] = list(plan.calls.called)
+    return named
 
 
 def content(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -36,6 +36,9 @@ FLOW_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The same for models of flow matching (Lipman et al. 2023, arXiv:2210.02747)."""
 
+SPACINGS = ("leading", "linspace", "trailing")
+"""diffusers' ways to place the timesteps: few steps want `trailing`, which begins where the noise is whole."""
+
 MAX_STEPS = 500
 """Beyond half of the 1000 trained timesteps, diffusers' leading spacing stops before the noise is gone."""
 SHIFTS = (0.01, 100.0)
@@ -47,13 +50,14 @@ class SamplerSettings:
     """Settings of the path from noise to latents. `eta` is DDIM's: 0 is deterministic, 1 as noisy as DDPM.
 
     `shift` moves the steps of flow matching towards the noise, 1 leaving them even (Esser et al. 2024,
-    arXiv:2403.03206); None takes the checkpoint's own.
+    arXiv:2403.03206); None takes the checkpoint's own. `spacing` is one of `SPACINGS`, None the scheduler's own.
     """
 
     steps: int
     scheduler: str = "ddim"
     eta: float = 0.0
     shift: float | None = None
+    spacing: str | None = None
 
     def __post_init__(self) -> None:
         if type(self.steps) is not int or not 1 <= self.steps <= MAX_STEPS:
@@ -63,6 +67,8 @@ class SamplerSettings:
         check_number("Eta is", self.eta, 0, 1)
         if self.shift is not None:
             check_number("Shift is", self.shift, *SHIFTS)
+        if self.spacing not in (None, *SPACINGS):
+            raise InputError(f"The spacing is one of {', '.join(SPACINGS)}, found {self.spacing!r:.80}.")
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
@@ -79,6 +85,8 @@ def make_scheduler(settings: SamplerSettings, config: Mapping[str, Any]) -> Any:
     import diffusers
 
     class_name, extra = _class_and_settings(settings, config)
+    if settings.spacing is not None:
+        extra = {**extra, "timestep_spacing": settings.spacing}
     cls = getattr(diffusers, class_name)
     known = set(inspect.signature(cls.__init__).parameters)
     # The published names that another class does not know would only make it warn.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,7 @@ from ..fused import blocks
 from ..fused.kernels.attention import limit_attention
 from .base import VideoModel
 from .checkpoints.diffusers_folder import open_checkpoint
-from .model_networks import Component
+from .model_networks import DEEP, SHALLOW, Component
 from .parts import code_of
 
 if TYPE_CHECKING:
@@ -35,19 +35,37 @@ CONDITIONER_SCRATCH_BYTES = 220
 """Scratch bytes for each latent place, frame and branch: measured on an H200 with I2VGen-XL's, of full attention."""
 EAGER = "eager"
 
+Module = Callable[[Any], torch.nn.Module]
+Rewritten = Callable[[Any, tuple[str, ...]], torch.nn.Module]
+
 
 @dataclass(frozen=True)
 class Network:
     """Recipe of a component: the checkpoint's part it comes from, its module, tensors, and shape limits."""
 
     part: str
-    module: Callable[[Any], torch.nn.Module]
+    module: Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     ranges: tuple[str, ...]
     exportable: bool = True
-    rewritten: Callable[[Any, tuple[str, ...]], torch.nn.Module] | None = None
+    rewritten: Rewritten | None = None
     """The module with rewrites, where there are any."""
+
+    def with_deep(
+        self, deep: TensorSpec, modules: Sequence[Module], rewritten: Sequence[Rewritten]
+    ) -> dict[str, Network]:
+        """Recipes of a deep cache's two networks beside this denoiser: the one that gives `deep`, and its part above.
+
+        `modules` and `rewritten` are those of both.
+        """
+        outputs = ((*self.outputs, deep), self.outputs)
+        inputs = (self.inputs, (*self.inputs, deep))
+        parts = zip((DEEP, SHALLOW), modules, rewritten, inputs, outputs, strict=True)
+        return {
+            name: replace(self, module=module, rewritten=fused, inputs=given, outputs=found)
+            for name, module, fused, given, found in parts
+        }
 
 
 class DiffusersFamily(VideoModel):
@@ -97,7 +115,7 @@ class DiffusersFamily(VideoModel):
 
     def _component(self, name: str, network: Network) -> Component:
         part = self.checkpoint.parts[network.part]
-        side_multiple = self.denoiser_side_multiple if name in self.denoisers else 1
+        side_multiple = self.denoiser_side_multiple if name in (*self.denoisers, DEEP, SHALLOW) else 1
         spec = NetworkSpec(
             family=self.family,
             component=name,
@@ -158,7 +176,7 @@ class DiffusersFamily(VideoModel):
         places = sizes.get("latent_height", 8) * sizes.get("latent_width", 8)
         width, chunk = 2 if precision == "fp32" else 1, sizes.get("chunk", 1)
         volume = places * sizes.get("batch", 1) * sizes.get("frames", 1)
-        if component in self.denoisers:
+        if component in (*self.denoisers, DEEP, SHALLOW):
             return width * volume * self.denoiser_scratch_bytes.get(backend, self.denoiser_scratch_bytes[EAGER])
         if component == self.decoder_component:
             scores = blocks.score_bytes(places) if backend in self.rewriting_backends else 0

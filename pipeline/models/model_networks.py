@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
+DEEP, SHALLOW = "core_deep", "core_shallow"
+"""Components of a UNet for a deep cache: the denoiser that gives its deep features too, and its part above them."""
+
 
 class LoadComponent(Protocol):
     """Gives a network in a precision (`fp32`, `fp16`, `bf16`), made with these rewrites."""

@@ -46,15 +46,18 @@ class EngineBuilds:
         self._built: list[Manifest] = []
         self.failures: dict[str, EngineError] = {}
 
-    def prepare(self, sizes: Mapping[str, int]) -> None:
+    def prepare(self, sizes: Mapping[str, int], components: Sequence[str] | None = None) -> None:
         """Builds every engine that a clip of these sizes lacks, where the policy is to build.
+
+        `components` are those that the clip calls, the longest build first; None for the model's.
 
         All are built in one go, so that the user waits once; none if the clip cannot be made. A component whose build
         fails runs eager, with a note: raises only the report's own errors.
         """
         if self._missing.on_missing not in ("build", LATER) or not self._catalog.can_build():
             return
-        due = [name for name in self._catalog.model.build_order if self.is_due(name, sizes)]
+        wanted = self._catalog.model.build_order if components is None else components
+        due = [name for name in wanted if self.is_due(name, sizes)]
         names = [name for name in due if not self._missing.waits(name, sizes)]
         for name in due:
             if name not in names:

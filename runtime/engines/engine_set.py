@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from ...engine_builder.backends.base import Backend, Report, Runner
 from ...engine_builder.build.build import quiet
 from ...engine_builder.store.store import EngineStore
+from ...pipeline.acceleration.presets import Preset
 from ...pipeline.models.base import VideoModel
 from .builds import EngineBuilds
 from .catalog import EngineCatalog
@@ -65,10 +67,10 @@ class Engines(Generic[AnyNetworks]):
         runner = self.runners.runner(component, sizes)
         return runner if self._wrap is None else self._wrap(component, runner)
 
-    def prepare(self, sizes: Mapping[str, int]) -> None:
+    def prepare(self, sizes: Mapping[str, int], components: Sequence[str] | None = None) -> None:
         """Builds the engines that a clip of these sizes lacks, if they are built ahead; see `EngineBuilds.prepare`."""
         if self._builds_ahead:
-            self.builds.prepare(sizes)
+            self.builds.prepare(sizes, components)
 
     @property
     def waiting_clips(self) -> int:
@@ -109,4 +111,12 @@ class Engines(Generic[AnyNetworks]):
 
 
 class EngineSet(Engines[VideoModel]):
-    """A video model's runners."""
+    """A video model's runners, and the preset by which its clips are sampled."""
+
+    preset: Preset = Preset()
+
+    def with_preset(self, preset: Preset) -> EngineSet:
+        """The same runners under another preset."""
+        made = copy.copy(self)
+        made.preset = preset
+        return made

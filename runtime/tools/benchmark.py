@@ -6,6 +6,7 @@ A process, because each of its rows must find the device as free as a user's wou
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import re
@@ -21,19 +22,25 @@ from PIL import Image
 
 from ...common.child_process import child_environment, end, hear, last_line
 from ...common.errors import EngineError, InputError
-from ...common.pack_paths import BUNDLED, BUNDLED_NAME, PACK
+from ...common.pack_paths import BUNDLED, BUNDLED_NAME, PACK, PICTURE
 from ...engine_builder.backends.base import Report
 from ...engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
+from ...pipeline.acceleration.presets import PRESET_NAMES
 from ...pipeline.media.image import to_unit_tensor
 from .table import Table
 
 COMMAND = (str(PACK / "run.py"), "--inside", "bench", "ladder")
-QUICK, BACKENDS_ALL, EVERYTHING = "quick", "backends", "everything"
-CHOICES = (QUICK, BACKENDS_ALL, EVERYTHING)
+JUDGE = (str(PACK / "run.py"), "--inside", "evaluate")
+QUICK, BACKENDS_ALL, EVERYTHING, PRESETS = "quick", "backends", "everything", "presets"
+CHOICES = (QUICK, BACKENDS_ALL, EVERYTHING, PRESETS)
 REFERENCE = "diffusers-fp32"
 COMPILED = ("compile-default", "compile-max")
 """The ladder's names for torch.compile of the published pipeline."""
 MIN_MINUTES, MAX_MINUTES = 1, 240
+LEAST_JUDGED_STEPS = 25
+"""Below it most presets leave nothing out."""
+JUDGED_CLIPS = 4
+"""Of the bundled model, one of each motion; of another one, the bundled picture once."""
 POLL_S = 0.2
 MAX_LINE = 100
 GRACE_S = 15.0
@@ -84,15 +91,18 @@ def run_benchmark(order: BenchmarkOrder, device: torch.device, work: Path, repor
     `report` is called with the stage and the fraction of rows, at least every 0.2 s, and may raise to end the run.
     Raises EngineError when no row could be measured.
     """
-    names, out, log = row_names(order.rows, device), work / "out", work / "benchmark.log"
+    out, log = work / "out", work / "benchmark.log"
+    names = [] if order.rows == PRESETS else row_names(order.rows, device)
+    count = len(names) or JUDGED_CLIPS * (len(PRESET_NAMES) + 1)
     with log.open("w", encoding="utf-8") as errors:
-        status = _listen(_start(order, names, device, work, errors), len(names), report)
-    return _result(out, names, f"ended with status {status}; its last words: {last_line(log)}")
+        command = _ladder(order, names, work) if names else _judge(order, work)
+        status = _listen(_start(command, device, errors), count, report)
+    ended = f"ended with status {status}; its last words: {last_line(log)}"
+    return _result(out, names, ended) if names else _judged(out, ended)
 
 
-def _start(
-    order: BenchmarkOrder, names: list[str], device: torch.device, work: Path, errors: IO[str]
-) -> subprocess.Popen[str]:
+def _ladder(order: BenchmarkOrder, names: list[str], work: Path) -> list[str]:
+    """The command that measures rows of the ladder."""
     model = BUNDLED_NAME if order.folder.resolve() == BUNDLED else str(order.folder)
     options = {
         "model": model,
@@ -105,9 +115,26 @@ def _start(
         "out": work / "out",
         "work": work,
     }
+    return [*COMMAND, "--no-warm", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def _judge(order: BenchmarkOrder, work: Path) -> list[str]:
+    """The command that judges the presets."""
+    options = {
+        "model": order.folder,
+        "size": f"{order.width}x{order.height}x{order.num_frames}",
+        "steps": max(order.steps, LEAST_JUDGED_STEPS),
+        "picture": PICTURE,
+        "minutes": order.minutes,
+        "out": work / "out",
+    }
+    return [*JUDGE, *(f"--{name}={value}" for name, value in options.items())]
+
+
+def _start(command: list[str], device: torch.device, errors: IO[str]) -> subprocess.Popen[str]:
     # Our own interpreter and our own file; of the options, only numbers and a known folder come from a user.
     return subprocess.Popen(  # noqa: S603
-        [sys.executable, *COMMAND, "--no-warm", *(f"--{name}={value}" for name, value in options.items())],
+        [sys.executable, *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=errors,
@@ -163,6 +190,25 @@ def _result(out: Path, names: list[str], ended: str) -> BenchmarkResult:
     best = min(measured, key=lambda row: row["figures"]["clip_hot_s"])
     line = f"fastest: {best['title']}, {best['figures']['clip_hot_s']:.2f} s a clip"
     return BenchmarkResult(text, _picture(out / "ladder.png"), table, line)
+
+
+def _judged(out: Path, ended: str) -> BenchmarkResult:
+    """The judge's page, plot and table."""
+    try:
+        text = (out / "evaluation.md").read_text("utf-8")
+        found = json.loads((out / "evaluation.json").read_text("utf-8"))
+        plot = _picture(out / "frontier.png")
+    except OSError:
+        raise EngineError(f"The benchmark {ended}") from None
+    rows = []
+    for name, row in found["summary"].items():
+        figures = (row.get("seconds"), row.get("calls"), row.get("psnr_db"), row.get("ssim"))
+        digits = (2, 0, 1, 4)
+        cells = ["–" if x is None else f"{x:.{n}f}" for x, n in zip(figures, digits, strict=True)]
+        rows.append((name, *cells))
+    table = Table(("preset", "s a clip", "calls", "PSNR to exact, dB", "SSIM"), tuple(rows))
+    best = min(found["summary"].items(), key=lambda each: each[1].get("seconds", math.inf))
+    return BenchmarkResult(text, plot, table, f"fastest: {best[0]}, {best[1].get('seconds', math.nan):.2f} s a clip")
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

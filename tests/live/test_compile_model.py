@@ -23,6 +23,7 @@ LEAST_PSNR = 40.0
 COMPARED = "2 of 3 calls by the inductor engine, 1 by both, to compare them"
 ALL_BY_THE_ENGINE = "3 of 3 calls by the inductor engine" if keeps_outputs() else COMPARED
 """What a later run says: one in which the model was loaded anew compares again."""
+CACHED_STEPS = 10
 NONE_BY_THE_ENGINE = "3 of 3 calls by the network as it is"
 A14B = "tiny_wan22_a14b"
 LORA = {"lora_name": "tiny_wan_lora.safetensors", "strength_model": 1.0}
@@ -206,14 +207,18 @@ class TestOneEngine:
         assert told(client, custom(wan(A14B, seed=12))) == ALL_BY_THE_ENGINE
 
     @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
-    def test_a_wrapper_of_another_pack_stays_outside(self, client: ComfyClient, first: bool) -> None:
-        """EasyCache wraps the network where the engine does, and leaves out calls that it thinks it knows."""
-        cache = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
-        prompt = patched(13, "EasyCache", **cache)
+    @pytest.mark.parametrize("cache", ["EasyCache", "LazyCache"])
+    def test_the_cores_step_caches_stay_outside(self, client: ComfyClient, cache: str, first: bool) -> None:
+        """They wrap the network where the engine does, and leave out calls of either alike."""
+        settings = {"reuse_threshold": 1.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
+        longer = {name: {"steps": CACHED_STEPS} for name in (SAMPLER, PLAIN_SAMPLER)}
+        prompt = changed(patched(next(FRESH), cache, **settings), longer)
         if first:
             links = {"30": LOADER, COMPILED: "30", SAMPLER: COMPILED}
             prompt = changed(prompt, {name: {"model": [source, 0]} for name, source in links.items()})
-        assert " of 3 calls by the inductor engine" in told(client, prompt)
+        line = told(client, prompt)
+        assert "calls by the inductor engine" in line
+        assert int(line.split(" of ")[1].split()[0]) < CACHED_STEPS, line
 
 
 @pytest.mark.slow

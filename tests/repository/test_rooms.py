@@ -15,7 +15,7 @@ ALLOWED = {
     "nodes": {"runtime", "pipeline", "engine_builder", "common"},
     "remote/comfyui": {"common"},
     "remote/batch": {"remote/comfyui", "common"},
-    "benchmarks": {"remote/comfyui", "runtime", "pipeline", "engine_builder", "common"},
+    "benchmarks": {"remote/comfyui", "runtime", "pipeline", "engine_builder", "common", "demo_model/training"},
     "cli": {"benchmarks", "remote/batch", "remote/comfyui", "runtime", "pipeline", "engine_builder", "common"},
     "demo_model/training": set(),
 }

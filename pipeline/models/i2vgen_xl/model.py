@@ -28,10 +28,11 @@ from ..base import Run, Stage
 from ..checkpoints.diffusers_folder import Checkpoint
 from ..diffusers_family import DiffusersFamily, Network
 from ..fused_vae import FusedVaeDecoder
+from ..model_networks import DEEP, SHALLOW
 from ..parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder, tokenize
 from . import fused, networks
-from .fused import DENOISER_REWRITES, FusedDenoiser
-from .networks import Conditioner, DenoiserNetwork
+from .fused import DENOISER_REWRITES, FusedDeep, FusedDenoiser, FusedShallow
+from .networks import Conditioner, DeepNetwork, DenoiserNetwork, ShallowNetwork, deep_channels
 
 LAYOUT: dict[str, tuple[str, ...]] = {
     "unet": ("I2VGenXLUNet",),
@@ -86,8 +87,17 @@ def _networks(checkpoint: Checkpoint) -> dict[str, Network]:
         fps_emb,
         context_spec,
     )
+    deep = TensorSpec("deep", ("batch", "frames", deep_channels(unet), *plane), guidance=branch)
     picture, frames = (TensorSpec("image", (n, 3, *pixel_plane), scope=clip) for n in (1, "chunk"))
     first, latents = (TensorSpec("latents", (n, 4, *plane), scope=clip) for n in (1, "chunk"))
+    core = Network(
+        "unet",
+        DenoiserNetwork,
+        denoiser_inputs,
+        (TensorSpec("prediction", volume),),
+        ("batch", "frames", *plane),
+        rewritten=FusedDenoiser,
+    )
     return {
         "text_encoder": Network("text_encoder", TextEncoder, (ids,), (text_states,), ("batch",)),
         "image_encoder": Network("image_encoder", ImageEncoder, (pixels,), (image_embeds,), ()),
@@ -95,14 +105,8 @@ def _networks(checkpoint: Checkpoint) -> dict[str, Network]:
         "conditioner": Network(
             "unet", Conditioner, conditioner_inputs, (image_cond, fps_emb, context_spec), (), exportable=False
         ),
-        "core": Network(
-            "unet",
-            DenoiserNetwork,
-            denoiser_inputs,
-            (TensorSpec("prediction", volume),),
-            ("batch", "frames", *plane),
-            rewritten=FusedDenoiser,
-        ),
+        "core": core,
+        **core.with_deep(deep, (DeepNetwork, ShallowNetwork), (FusedDeep, FusedShallow)),
         "vae_decoder": Network("vae", VaeDecoder, (latents,), (frames,), ("chunk", *plane), rewritten=FusedVaeDecoder),
     }
 
@@ -131,7 +135,7 @@ class I2VGenXL(DiffusersFamily):
     )
 
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "core": DENOISER_REWRITES,
+        **dict.fromkeys(("core", DEEP, SHALLOW), DENOISER_REWRITES),
         "vae_decoder": fused_vae.REWRITES,
     }
 

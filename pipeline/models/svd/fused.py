@@ -10,7 +10,7 @@ import torch
 
 from ...fused import blocks as fused
 from .. import fused_vae
-from .networks import DenoiserNetwork, TemporalVaeDecoder
+from .networks import DenoiserNetwork, TemporalVaeDecoder, keep_shallow, shallow_layers
 
 DENOISER_REWRITES = (
     "channels_last",
@@ -86,11 +86,20 @@ class FusedDenoiser(DenoiserNetwork):
         attended: torch.Tensor,
     ) -> torch.Tensor:
         """As `DenoiserNetwork.forward`."""
+        return self._whole(sample, timestep, image_latents, clip_emb, frame_emb, attended)[0]
+
+    def _whole(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        image_latents: torch.Tensor,
+        clip_emb: torch.Tensor,
+        frame_emb: torch.Tensor,
+        attended: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         emb = self.time_embedding(self.time_proj(timestep).to(sample.dtype)) + clip_emb
         given = _LayerInputs(self._offsets(emb), self._constants(frame_emb, attended))
-        pictures = image_latents[:, None].expand(-1, sample.shape[1], -1, -1, -1)
-        x = torch.cat([sample, pictures], dim=2).permute(0, 1, 3, 4, 2).contiguous()
-        at = fused.added(fused.conv2d(x, self.conv_in), None, self.conv_in.bias, self.on)
+        at = self._start(sample, image_latents)
         skips = [at]
         for block in self.down:
             for number in range(len(block.resnets)):
@@ -99,16 +108,38 @@ class FusedDenoiser(DenoiserNetwork):
                 skips.append(at := fused.downsample(at, sampler, self.on))
         for number in range(len(self.middle.resnets)):
             at = self._step(self.middle, number, at, given)
-        for block in self.up:
+        *blocks, last = self.up
+        for block in blocks:
             for number in range(len(block.resnets)):
                 at = self._step(block, number, fused.joined(at, skips.pop()), given)
             for sampler in block.samplers:
                 at = fused.upsample(at, sampler, self.on)
+        first = len(last.resnets) - shallow_layers(last)
+        at = self._rise(at, range(first), skips, given)
+        deep = at.x
+        at = self._rise(at, range(first, len(last.resnets)), skips, given)
+        return self._finish(at), deep.movedim(-1, 2)
+
+    def _start(self, sample: torch.Tensor, image_latents: torch.Tensor) -> fused.Activation:
+        pictures = image_latents[:, None].expand(-1, sample.shape[1], -1, -1, -1)
+        x = torch.cat([sample, pictures], dim=2).permute(0, 1, 3, 4, 2).contiguous()
+        return fused.added(fused.conv2d(x, self.conv_in), None, self.conv_in.bias, self.on)
+
+    def _rise(
+        self, at: fused.Activation, numbers: range, skips: list[fused.Activation], given: _LayerInputs
+    ) -> fused.Activation:
+        """Those layers of the last block; takes their skip connections from the list."""
+        for number in numbers:
+            at = self._step(self.up[-1], number, fused.joined(at, skips.pop()), given)
+        return at
+
+    def _finish(self, at: fused.Activation) -> torch.Tensor:
         x = fused.conv2d(fused.group_norm(at, self.norm_out), self.conv_out) + self.conv_out.bias
         return x.permute(0, 1, 4, 2, 3)
 
     def _offsets(self, emb: torch.Tensor) -> fused.Offsets:
-        pairs = [resnet for block in (*self.down, self.middle, *self.up) for resnet in block.resnets]
+        found = (*self.down, self.middle, *self.up)
+        pairs = [resnet for block in found if block is not None for resnet in block.resnets]
         blocks = [part for pair in pairs for part in (pair.spatial_res_block, pair.temporal_res_block)]
         return dict(zip(blocks, fused.time_offsets(emb, blocks, self.on), strict=True))
 
@@ -118,6 +149,51 @@ class FusedDenoiser(DenoiserNetwork):
         for transformer in block.transformers[number : number + 1]:
             at = _transformer(at, transformer, *next(given.constants), self.on)
         return at
+
+
+class FusedDeep(FusedDenoiser):
+    """`DeepNetwork` by the functions of `fused.blocks`."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        image_latents: torch.Tensor,
+        clip_emb: torch.Tensor,
+        frame_emb: torch.Tensor,
+        attended: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `DeepNetwork.forward`."""
+        return self._whole(sample, timestep, image_latents, clip_emb, frame_emb, attended)
+
+
+class FusedShallow(FusedDenoiser):
+    """`ShallowNetwork` by the functions of `fused.blocks`."""
+
+    def __init__(self, unet: Any, rewrites: tuple[str, ...]) -> None:
+        super().__init__(unet, rewrites)
+        keep_shallow(self)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        image_latents: torch.Tensor,
+        clip_emb: torch.Tensor,
+        frame_emb: torch.Tensor,
+        attended: torch.Tensor,
+        deep: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `ShallowNetwork.forward`."""
+        emb = self.time_embedding(self.time_proj(timestep).to(sample.dtype)) + clip_emb
+        offsets, last = self._offsets(emb), self.up[-1]
+        below, above = self._shallow_constants(frame_emb, attended)
+        skips = [self._start(sample, image_latents)]
+        for number in range(shallow_layers(last) - 1):
+            skips.append(self._step(self.down[0], number, skips[-1], _LayerInputs(offsets, below)))
+        held = fused.measured(deep.movedim(2, -1).contiguous(), self.on)
+        layers = range(len(last.resnets) - shallow_layers(last), len(last.resnets))
+        return self._finish(self._rise(held, layers, skips, _LayerInputs(offsets, above)))
 
 
 class FusedTemporalVaeDecoder(TemporalVaeDecoder):

@@ -25,10 +25,18 @@ from .. import fused_vae, parts
 from ..base import Run, Stage
 from ..checkpoints.diffusers_folder import Checkpoint
 from ..diffusers_family import DiffusersFamily, Network
+from ..model_networks import DEEP, SHALLOW
 from ..parts import ImageEncoder, VaeEncoder
 from . import fused, networks
-from .fused import DECODER_REWRITES, DENOISER_REWRITES, FusedDenoiser, FusedTemporalVaeDecoder
-from .networks import Conditioner, DenoiserNetwork, TemporalVaeDecoder
+from .fused import (
+    DECODER_REWRITES,
+    DENOISER_REWRITES,
+    FusedDeep,
+    FusedDenoiser,
+    FusedShallow,
+    FusedTemporalVaeDecoder,
+)
+from .networks import Conditioner, DeepNetwork, DenoiserNetwork, ShallowNetwork, TemporalVaeDecoder, deep_channels
 
 LAYOUT: dict[str, tuple[str, ...]] = {
     "unet": ("UNetSpatioTemporalConditionModel",),
@@ -81,23 +89,26 @@ def _networks(checkpoint: Checkpoint) -> dict[str, Network]:
         frame_emb,
         attended_spec,
     )
+    deep = TensorSpec("deep", ("batch", "frames", deep_channels(unet), *plane), guidance=branch)
     pixel_plane = tuple(f"{name}*8" for name in plane)
     picture, frames = (TensorSpec("image", (n, 3, *pixel_plane), scope=clip) for n in (1, "chunk"))
     first, latents = (TensorSpec("latents", (n, latent, *plane), scope=clip) for n in (1, "chunk"))
+    core = Network(
+        "unet",
+        DenoiserNetwork,
+        denoiser_inputs,
+        (TensorSpec("prediction", volume),),
+        ("batch", "frames", *plane),
+        rewritten=FusedDenoiser,
+    )
     return {
         "image_encoder": Network("image_encoder", ImageEncoder, (pixels,), (image_embeds,), ()),
         "vae_encoder": Network("vae", VaeEncoder, (picture,), (first,), plane),
         "conditioner": Network(
             "unet", Conditioner, conditioner_inputs, (clip_emb, frame_emb, attended_spec), (), exportable=False
         ),
-        "core": Network(
-            "unet",
-            DenoiserNetwork,
-            denoiser_inputs,
-            (TensorSpec("prediction", volume),),
-            ("batch", "frames", *plane),
-            rewritten=FusedDenoiser,
-        ),
+        "core": core,
+        **core.with_deep(deep, (DeepNetwork, ShallowNetwork), (FusedDeep, FusedShallow)),
         "vae_decoder": Network(
             "vae", TemporalVaeDecoder, (latents,), (frames,), ("chunk", *plane), rewritten=FusedTemporalVaeDecoder
         ),
@@ -136,7 +147,7 @@ class StableVideoDiffusion(DiffusersFamily):
     build_order: ClassVar[tuple[str, ...]] = ("core", "vae_decoder", "vae_encoder", "image_encoder")
 
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "core": DENOISER_REWRITES,
+        **dict.fromkeys(("core", DEEP, SHALLOW), DENOISER_REWRITES),
         "vae_decoder": DECODER_REWRITES,
     }
     rewriting_backends: ClassVar[frozenset[str]] = frozenset({"inductor"})

@@ -7,11 +7,14 @@ for the clip.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.nn import Module, ModuleList
+
+SHALLOW_LAYERS = 2
+"""Layers of the last block that a deep cache runs at every call, with as many inputs from the way down."""
 
 _Constants = Iterator[tuple[torch.Tensor, torch.Tensor]]
 """Frame embedding and cross-attention result of each transformer."""
@@ -177,6 +180,9 @@ class DenoiserNetwork(Module):
         self.up: Any = ModuleList(map(_Block, unet.up_blocks))
         self.norm_out, self.act_out, self.conv_out = unet.conv_norm_out, unet.conv_act, unet.conv_out
         self.side_multiple = 2 ** (len(unet.up_blocks) - 1)
+        found = [transformer for block in (*self.down, self.middle, *self.up) for transformer in block.transformers]
+        self.frame_channels: list[int] = [transformer.channels for transformer in found]
+        self.attended_channels: list[int] = [transformer.attended_channels for transformer in found]
 
     def forward(
         self,
@@ -189,11 +195,22 @@ class DenoiserNetwork(Module):
     ) -> torch.Tensor:
         """Predicts for sample [batch, frames, 4, h, w] at timestep [batch] (float32) beside image_latents
         [batch, 4, h, w]; the rest is Conditioner's."""
+        return self._whole(sample, timestep, image_latents, clip_emb, frame_emb, attended)[0]
+
+    def _whole(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        image_latents: torch.Tensor,
+        clip_emb: torch.Tensor,
+        frame_emb: torch.Tensor,
+        attended: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prediction, and the deep features [batch, frames, channels, h, w]: see `ShallowNetwork`."""
         frames, (height, width) = sample.shape[1], sample.shape[3:]
         emb = self.time_embedding(self.time_proj(timestep).to(sample.dtype)) + clip_emb
         given = {"emb": emb, "constants": self._constants(frame_emb, attended), "frames": frames}
-        pictures = image_latents[:, None].expand(-1, frames, -1, -1, -1)
-        x = self.conv_in(torch.cat([sample, pictures], dim=2).flatten(0, 1))
+        x = self._begin(sample, image_latents)
         skips = [x]
         for block in self.down:
             for number in range(len(block.resnets)):
@@ -203,20 +220,109 @@ class DenoiserNetwork(Module):
         for number in range(len(self.middle.resnets)):
             x = self.middle.layer(number, x, **given)
         odd = height % self.side_multiple != 0 or width % self.side_multiple != 0
-        for block in self.up:
+        *blocks, last = self.up
+        for block in blocks:
             for number in range(len(block.resnets)):
                 x = block.layer(number, torch.cat([x, skips.pop()], dim=1), **given)
             for sampler in block.samplers:
                 # Sides that do not halve evenly come up one short: the next skip connection gives the size.
                 x = _doubled(x, sampler, skips[-1].shape[2:] if odd else None)
+        first = len(last.resnets) - shallow_layers(last)
+        deep = self._ascend(x, range(first), skips, given)
+        x = self._ascend(deep, range(first, len(last.resnets)), skips, given)
+        return self._end(x, frames), deep.unflatten(0, (-1, frames))
+
+    def _begin(self, sample: torch.Tensor, image_latents: torch.Tensor) -> torch.Tensor:
+        pictures = image_latents[:, None].expand(-1, sample.shape[1], -1, -1, -1)
+        return self.conv_in(torch.cat([sample, pictures], dim=2).flatten(0, 1))
+
+    def _ascend(
+        self, x: torch.Tensor, numbers: range, skips: list[torch.Tensor], given: dict[str, Any]
+    ) -> torch.Tensor:
+        """Those layers of the last block; takes their skip connections from the list."""
+        for number in numbers:
+            x = self.up[-1].layer(number, torch.cat([x, skips.pop()], dim=1), **given)
+        return x
+
+    def _end(self, x: torch.Tensor, frames: int) -> torch.Tensor:
         x = self.conv_out(self.act_out(self.norm_out(x)))
-        return x.reshape(-1, frames, *x.shape[1:])
+        return x.unflatten(0, (-1, frames))
 
     def _constants(self, frame_emb: torch.Tensor, attended: torch.Tensor) -> _Constants:
         """Each transformer's part of both, in their order."""
-        found = [transformer for block in (*self.down, self.middle, *self.up) for transformer in block.transformers]
-        frame_parts = frame_emb.split([transformer.channels for transformer in found], dim=2)
-        return zip(frame_parts, attended.split([each.attended_channels for each in found], dim=1), strict=True)
+        frame_parts = frame_emb.split(self.frame_channels, dim=2)
+        return zip(frame_parts, attended.split(self.attended_channels, dim=1), strict=True)
+
+    def _shallow_constants(self, frame_emb: torch.Tensor, attended: torch.Tensor) -> tuple[_Constants, _Constants]:
+        """Those of the first block's transformers, and of the last block's above the deep features."""
+        parts, last = list(self._constants(frame_emb, attended)), self.up[-1]
+        above = min(len(last.transformers), shallow_layers(last))
+        return iter(parts), iter(parts[len(parts) - above :])
+
+
+class DeepNetwork(DenoiserNetwork):
+    """`DenoiserNetwork` that gives its deep features beside the prediction."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        image_latents: torch.Tensor,
+        clip_emb: torch.Tensor,
+        frame_emb: torch.Tensor,
+        attended: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `DenoiserNetwork.forward`, and deep [batch, frames, channels, h, w]."""
+        return self._whole(sample, timestep, image_latents, clip_emb, frame_emb, attended)
+
+
+class ShallowNetwork(DenoiserNetwork):
+    """The layers of `DenoiserNetwork` above its deep features: the same prediction where those are of the same call.
+
+    Source: DeepCache (Ma et al. 2023, arXiv:2312.00858), its shallowest branch.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__(unet)
+        keep_shallow(self)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        image_latents: torch.Tensor,
+        clip_emb: torch.Tensor,
+        frame_emb: torch.Tensor,
+        attended: torch.Tensor,
+        deep: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `DenoiserNetwork.forward`, given deep [batch, frames, channels, h, w]."""
+        frames, last = sample.shape[1], self.up[-1]
+        emb = self.time_embedding(self.time_proj(timestep).to(sample.dtype)) + clip_emb
+        below, above = self._shallow_constants(frame_emb, attended)
+        skips = [self._begin(sample, image_latents)]
+        for number in range(shallow_layers(last) - 1):
+            skips.append(self.down[0].layer(number, skips[-1], emb, below, frames))
+        first = len(last.resnets) - shallow_layers(last)
+        given = {"emb": emb, "constants": above, "frames": frames}
+        return self._end(self._ascend(deep.flatten(0, 1), range(first, len(last.resnets)), skips, given), frames)
+
+
+def shallow_layers(block: Any) -> int:
+    """Number of layers of the last block above the deep features."""
+    return min(SHALLOW_LAYERS, len(block.resnets))
+
+
+def deep_channels(unet: Mapping[str, Any]) -> int:
+    """Channels of the deep features by the UNet's configuration: the last block's own, or those that enter it."""
+    channels, layers = unet["block_out_channels"], unet.get("layers_per_block", 2)
+    first = layers[0] if isinstance(layers, list) else layers
+    return channels[0 if first + 1 > SHALLOW_LAYERS else min(1, len(channels) - 1)]
+
+
+def keep_shallow(network: Any) -> None:
+    """Lets go of the blocks below the shallow part: the first block and the last one stay."""
+    network.down, network.middle, network.up = network.down[:1], None, network.up[-1:]
 
 
 class TemporalVaeDecoder(Module):

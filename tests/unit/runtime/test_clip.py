@@ -126,7 +126,7 @@ def test_engines_are_prepared_only_for_what_is_encoded_and_sampling_changes_noth
     prepared: list[object] = []
     cache = ConditioningCache(None)
     with monkeypatch.context() as patch:
-        patch.setattr(engines, "prepare", prepared.append)
+        patch.setattr(engines, "prepare", lambda sizes, components: prepared.append(sizes))
         found, _ = (encoded(engines, cache=cache) for _ in range(2))
     assert len(prepared) == 1
     before = {name: tensor.clone() for name, tensor in found.tensors.items()}

@@ -1,0 +1,229 @@
+"""`run.py bench fewer`: seconds from picture to file under each preset, beside the exact clip in the same run.
+
+Weights are random ones of the published sizes: speed does not depend on them, and quality is not judged here but by
+`run.py evaluate`. The presets take turns, so that a card that slows down slows them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..common.atomic_file import write_text
+from ..common.device import default_device
+from ..common.errors import I2VError
+from ..common.pack_paths import PACK, PICTURE
+from ..engine_builder.backends.registry import AUTO, BACKENDS
+from ..engine_builder.store.store import EngineStore
+from ..pipeline.acceleration.presets import EXACT_NAME, PRESET_NAMES, preset_of
+from ..pipeline.denoising.schedulers import SamplerSettings
+from ..pipeline.dummies.full_size import FULL_SIZES, write_full_checkpoint
+from ..pipeline.media.formats import VideoOptions
+from ..pipeline.media.image import rgb
+from ..pipeline.media.video import write_video
+from ..pipeline.models.registry import open_model
+from ..pipeline.request import ClipRequest, ClipSize
+from ..pipeline.tensor_cache import ConditioningCache
+from ..runtime.clip import decode_clip, encode_clip, fitting_chunk, sample_clip
+from ..runtime.clip_plan import Denoising, plan_clip, plan_sampling
+from ..runtime.engines.engine_set import EngineSet
+from ..runtime.engines.policy import EnginePolicy
+from .figures import write_figures
+from .ladder.machine import describe_commit, describe_machine, describe_versions, now
+from .ladder.measure import synchronize
+
+RESULTS = Path(__file__).resolve().parent / "results" / "fewer"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family's clip at its published size; `prefix` begins the names of its flat figures."""
+
+    checkpoint: str
+    size: ClipSize
+    steps: int
+    guidance_scale: float
+    prefix: str
+
+    def settings(self, scheduler: str) -> Denoising:
+        """Settings of the exact clip."""
+        return Denoising(0, self.guidance_scale, SamplerSettings(self.steps, scheduler))
+
+
+CASES = {
+    "i2vgen": Case("i2vgen-xl-random", ClipSize(512, 512, 16), 50, 9.0, ""),
+    "svd": Case("svd-xt-random", ClipSize(1024, 576, 25), 25, 3.0, "svd_"),
+}
+TINY_SIZE, TINY_STEPS = ClipSize(64, 64, 4), 24
+
+
+def parser() -> argparse.ArgumentParser:
+    """The benchmark's options."""
+    top = argparse.ArgumentParser("run.py bench fewer", description=__doc__)
+    add = top.add_argument
+    add("--models", default=",".join(CASES), metavar="NAMES", help="by commas (%(default)s)")
+    add("--presets", default=",".join(PRESET_NAMES), metavar="NAMES", help="by commas (%(default)s)")
+    add("--rounds", type=int, default=2, metavar="N", help="clips of each preset, in turn (%(default)s)")
+    add("--minutes", type=float, default=30.0, metavar="M", help="no further round begins after these")
+    add("--backend", choices=[AUTO, *BACKENDS], default=AUTO)
+    add("--tiny", action="store_true", help="tiny checkpoints and clips, to try the benchmark itself")
+    add("--checkpoints", type=Path, default=PACK / ".cache" / "checkpoints", metavar="DIR", help="(%(default)s)")
+    add("--store", type=Path, default=PACK / ".cache" / "engines", metavar="DIR", help="the engines (%(default)s)")
+    add("--out", type=Path, default=RESULTS, metavar="DIR", help="fewer.json and figures.json (%(default)s)")
+    return top
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures and writes after each model; 0, or 1 after a sentence on the error."""
+    options, started = parser().parse_args(argv), time.monotonic()
+    try:
+        for name in options.models.split(","):
+            rows = _measure(CASES[name], options, started)
+            _write(name, rows, options)
+    except KeyError as error:
+        sys.stderr.write(f"run.py bench fewer: expected models among {', '.join(CASES)}, found {error}.\n")
+        return 2
+    except (I2VError, OSError) as error:
+        sys.stderr.write(f"run.py bench fewer: {error}\n")
+        return 1
+    return 0
+
+
+Row = dict[str, Any]
+
+
+def _measure(case: Case, options: argparse.Namespace, started: float) -> dict[str, Row]:
+    """Rows of each preset: the seconds of its clips by stage, and its calls."""
+    device, size = default_device(), TINY_SIZE if options.tiny else case.size
+    model = open_model(_checkpoint(case, options, device))
+    policy = EnginePolicy(options.backend, shapes="exact")
+    engines = EngineSet(model, EngineStore(options.store), policy, device, report=_report())
+    denoising = case.settings(model.schedulers[0])
+    if options.tiny:
+        denoising = Case("", size, TINY_STEPS, case.guidance_scale, "").settings(model.schedulers[0])
+    sets = {name: engines.with_preset(preset_of(name, model)) for name in options.presets.split(",")}
+    request = ClipRequest(_picture(), "a boat drifts on a lake", "", *size, 8)
+    rows: dict[str, Row] = {name: _plan_row(each, request, denoising) for name, each in sets.items()}
+    with tempfile.TemporaryDirectory(prefix="i2v-fewer-") as folder:
+        for name, each in sets.items():
+            _tell(f"{case.checkpoint}: {name}, first clip ...")
+            _clip(each, request, denoising, Path(folder) / "warm.mp4")  # builds, loads and captures
+        for number in range(options.rounds):
+            for name, each in sets.items():
+                if number and time.monotonic() - started > 60 * options.minutes:
+                    continue
+                found = _clip(each, request, denoising, Path(folder) / f"{number}.mp4")
+                rows[name]["clips"].append(found)
+                _tell(f"{case.checkpoint}: {name}, {sum(found.values()):.3f} s")
+    for name, each in sets.items():
+        rows[name] |= {"engine": each.describe(model.denoiser), "notes": each.take_notes()}
+        rows[name]["seconds"] = statistics.median(sum(clip.values()) for clip in rows[name]["clips"])
+    engines.unload()
+    return rows
+
+
+def _plan_row(engines: EngineSet, request: ClipRequest, denoising: Denoising) -> Row:
+    sampling = plan_sampling(plan_clip(engines, request.size), denoising)
+    asked = sampling.asked.steps * (2 if sampling.is_guided else 1)
+    made = asked if sampling.calls is None else sampling.calls.branches
+    return {"calls": made, "asked": asked, "line": sampling.calls_line, "clips": []}
+
+
+def _clip(engines: EngineSet, request: ClipRequest, denoising: Denoising, path: Path) -> dict[str, float]:
+    """Seconds by stage, from picture to file; nothing is taken from a cache."""
+    clock = _Laps(engines.device)
+    plan = plan_clip(engines, request.size)
+    conditioning = encode_clip(plan, request, ConditioningCache(None), _ignore)
+    clock.lap("encode_s")
+    latents = sample_clip(plan_sampling(plan, denoising), conditioning, _ignore)
+    clock.lap("denoise_s")
+    frames = decode_clip(plan, latents, fitting_chunk(plan), _ignore)
+    clock.lap("decode_s")
+    write_video(frames, path, VideoOptions("mp4-h264", 8.0))
+    clock.lap("write_s")
+    return clock.laps
+
+
+class _Laps:
+    """Seconds of stages that follow each other; waits for the device at the end of each."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.laps: dict[str, float] = {}
+        self._device, self._last = device, time.monotonic()
+
+    def lap(self, name: str) -> None:
+        synchronize(self._device)
+        there = time.monotonic()
+        self.laps[name], self._last = there - self._last, there
+
+
+def _checkpoint(case: Case, options: argparse.Namespace, device: torch.device) -> Path:
+    folder: Path = options.checkpoints / (
+        case.checkpoint.replace("random", "tiny") if options.tiny else case.checkpoint
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not options.tiny:
+        return write_full_checkpoint(folder, device, 0)
+    if not folder.is_dir():
+        FULL_SIZES[case.checkpoint].write_tiny(folder)
+    return folder
+
+
+def _picture() -> Any:
+    from PIL import Image
+
+    with Image.open(PICTURE) as opened:
+        return rgb(opened)
+
+
+def _write(name: str, rows: Mapping[str, Row], options: argparse.Namespace) -> None:
+    """Adds a model's rows to `fewer.json`, and the seconds to the flat figures."""
+    path, prefix = options.out / "fewer.json", CASES[name].prefix
+    kept = json.loads(path.read_text("utf-8")) if path.is_file() else {"models": {}}
+    document = {
+        "date": now(),
+        "commit": describe_commit(None),
+        "machine": describe_machine(default_device()),
+        "versions": describe_versions(),
+        "models": {**kept["models"], name: {"tiny": options.tiny, "rows": rows}},
+    }
+    write_text(path, json.dumps(document, indent=1) + "\n")
+    seconds = {f"{prefix}{preset.replace(' ', '_')}_s": row["seconds"] for preset, row in rows.items()}
+    write_figures(options.out / "figures.json", seconds)
+    for preset, row in rows.items():
+        _tell(f"{name}: {preset}: {row['seconds']:.3f} s, {row['calls']} of {row['asked']} calls")
+    if EXACT_NAME in rows:
+        best = min(rows, key=lambda preset: rows[preset]["seconds"])
+        _tell(f"{name}: {best} is {rows[EXACT_NAME]['seconds'] / rows[best]['seconds']:.2f} times as fast as exact")
+
+
+def _report() -> Callable[[str, float], None]:
+    """Tells each stage of a build once."""
+    last = ""
+
+    def report(stage: str, done: float) -> None:
+        nonlocal last
+        if stage != last:
+            last = stage
+            _tell(f"building {stage}")
+
+    return report
+
+
+def _tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _ignore(*_: object) -> None:
+    """Watches no progress."""
