@@ -6,15 +6,7 @@ from typing import Any
 
 import torch
 
-
-def _per_frame(x: torch.Tensor, frames: int) -> torch.Tensor:
-    """[batch, ...] repeated to [batch * frames, ...]; expand and reshape export where repeat_interleave fails."""
-    return x.unsqueeze(1).expand(x.shape[0], frames, *x.shape[1:]).reshape(x.shape[0] * frames, *x.shape[1:])
-
-
-def _frames_to_batch(x: torch.Tensor) -> torch.Tensor:
-    """[batch, channels, frames, height, width] as [batch * frames, channels, height, width]."""
-    return x.permute(0, 2, 1, 3, 4).flatten(0, 1)
+from ..unet3d import UNet3D, frames_to_batch, per_frame
 
 
 class Conditioner(torch.nn.Module):
@@ -45,28 +37,14 @@ class Conditioner(torch.nn.Module):
     def _over_time(self, image_latents: torch.Tensor) -> torch.Tensor:
         """The picture's latents and the frames' positions, mixed along time at each place."""
         batch, _, frames, height, width = image_latents.shape
-        x = self.image_latents_proj_in(_frames_to_batch(image_latents))
+        x = self.image_latents_proj_in(frames_to_batch(image_latents))
         x = x.reshape(batch, frames, -1, height, width).permute(0, 3, 4, 1, 2)
         x = self.image_latents_temporal_encoder(x.flatten(0, 2))
         return x.reshape(batch, height, width, frames, -1).permute(0, 4, 3, 1, 2)
 
 
-class DenoiserNetwork(torch.nn.Module):
+class DenoiserNetwork(UNet3D):
     """The part of I2VGenXLUNet that runs at every step."""
-
-    def __init__(self, unet: Any) -> None:
-        super().__init__()
-        self.time_proj = unet.time_proj
-        self.time_embedding = unet.time_embedding
-        self.conv_in = unet.conv_in
-        self.transformer_in = unet.transformer_in
-        self.down_blocks = unet.down_blocks
-        self.mid_block = unet.mid_block
-        self.up_blocks = unet.up_blocks
-        self.conv_norm_out = unet.conv_norm_out
-        self.conv_act = unet.conv_act
-        self.conv_out = unet.conv_out
-        self.side_multiple = 2 ** (len(unet.up_blocks) - 1)
 
     def forward(
         self,
@@ -79,30 +57,6 @@ class DenoiserNetwork(torch.nn.Module):
         """Predicts for sample [batch, 4, frames, h, w] at timestep [batch] (float32); the rest is Conditioner's."""
         batch, _, frames, height, width = sample.shape
         emb = self.time_embedding(self.time_proj(timestep).to(sample.dtype)) + fps_emb
-        given = {"temb": _per_frame(emb, frames), "num_frames": frames}
-        attended = {**given, "encoder_hidden_states": _per_frame(context, frames)}
-
-        x = self.conv_in(_frames_to_batch(torch.cat([sample, image_cond], dim=1)))
-        x = self.transformer_in(x, num_frames=frames, return_dict=False)[0]
-        skips: tuple[torch.Tensor, ...] = (x,)
-        for block in self.down_blocks:
-            x, produced = block(hidden_states=x, **(attended if attends(block) else given))
-            skips += produced
-        x = self.mid_block(x, **attended)
-        odd = height % self.side_multiple != 0 or width % self.side_multiple != 0
-        for block in self.up_blocks:
-            used, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
-            # Sides that do not halve evenly come up one short: the next skip connection gives the size.
-            size = skips[-1].shape[2:] if odd and skips else None
-            x = block(
-                hidden_states=x,
-                res_hidden_states_tuple=used,
-                upsample_size=size,
-                **(attended if attends(block) else given),
-            )
-        x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        x = frames_to_batch(torch.cat([sample, image_cond], dim=1))
+        x = self.predict(x, emb, per_frame(context, frames), frames)
         return x.reshape(batch, frames, -1, height, width).permute(0, 2, 1, 3, 4)
-
-
-def attends(block: torch.nn.Module) -> bool:
-    return bool(getattr(block, "has_cross_attention", False))
