@@ -126,7 +126,7 @@ def test_prompts_are_padded_as_openclip_does(tiny_dynamicrafter: Callable[[str],
 def test_the_last_layer_of_the_text_model_is_left_out_once(layers: int, used: int) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "vocab_size": 16}
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "vocab_size": 16}
     with torch.device("meta"):
         network = text_encoder(CLIPTextModel(CLIPTextConfig(**sizes, num_hidden_layers=layers)))
     assert sum(name.endswith("layer_norm1.weight") for name, _ in network.named_parameters()) == used
