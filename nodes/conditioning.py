@@ -65,8 +65,8 @@ class I2VConditioning(io.ComfyNode):
                     default=16,
                     min=1,
                     max=MAX_FRAMES,
-                    tooltip="Frames in the clip. Wan makes one and then 4 at a time: 81, or 121 for TI2V. DynamiCrafter "
-                    "makes 16.",
+                    tooltip="Frames in the clip. Wan makes one and then 4 at a time: 81, or 121 for TI2V. "
+                    "DynamiCrafter makes 16.",
                 ),
                 io.Int.Input(
                     "fps",
@@ -120,8 +120,8 @@ class I2VConditioning(io.ComfyNode):
                 io.Image.Input(
                     "last_picture",
                     optional=True,
-                    tooltip="DynamiCrafter's interpolation weights: the picture that the clip ends in. The same picture "
-                    "twice makes a loop.",
+                    tooltip="DynamiCrafter's interpolation weights: the picture that the clip ends in. The same "
+                    "picture twice makes a loop.",
                 ),
             ],
             outputs=[

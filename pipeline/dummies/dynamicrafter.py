@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..models.dynamicrafter.published_settings import KIND_SCHEDULER, SCHEDULER, index_of
 from .i2vgen_xl import (
     wake_temporal_convolutions,
     write_byte_tokenizer,
@@ -16,31 +16,7 @@ from .i2vgen_xl import (
     write_vision,
 )
 
-KINDS = ("256", "512", "1024", "interp")
-"""By the side of the published clips; the last goes from a first picture to a last one, at 512."""
-SCHEDULER: dict[str, Any] = {
-    "_class_name": "DDIMScheduler",
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "num_train_timesteps": 1000,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-}
-FROM_NOISE = {
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-    "guidance_rescale": 0.7,
-}
-KIND_SCHEDULER: Mapping[str, Mapping[str, Any]] = {
-    "256": {"prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 1},
-    "512": {**FROM_NOISE, "dynamic_rescale_base": 0.7},
-    "1024": {**FROM_NOISE, "dynamic_rescale_base": 0.3},
-    "interp": {**FROM_NOISE, "dynamic_rescale_base": 0.7},
-}
-INDEX: dict[str, Any] = {
-    "_class_name": "DynamiCrafterPipeline",
+PARTS = {
     "image_encoder": ["transformers", "CLIPVisionModel"],
     "image_projection": ["i2v_tensorrt", "DynamiCrafterImageProjection"],
     "scheduler": ["diffusers", "DDIMScheduler"],
@@ -49,7 +25,7 @@ INDEX: dict[str, Any] = {
     "unet": ["i2v_tensorrt", "DynamiCrafterUNet"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-FRAMES, GROUPS = 16, 8
+FRAMES = 16
 
 
 @dataclass(frozen=True)
@@ -59,6 +35,7 @@ class TinyDynamiCrafterSizes:
     channels: tuple[int, ...] = (32, 64, 64, 64)
     head_dim: int = 32
     width: int = 32
+    groups: int = 8
     tokens: int = 2
     """Of the picture, for each frame."""
     vae_channels: tuple[int, ...] = (16, 16, 32, 32)
@@ -69,9 +46,9 @@ class TinyDynamiCrafterSizes:
 def write_tiny_dynamicrafter(
     folder: Path, kind: str = "512", sizes: TinyDynamiCrafterSizes | None = None, seed: int = 0
 ) -> Path:
-    """Writes a checkpoint of one of `KINDS` into `folder` (made if missing) and returns it; same seed, same weights.
+    """Writes a checkpoint of one of `published_settings.KINDS` into `folder` (made if missing), and returns it.
 
-    Raises StorageError when the disk refuses; a folder made here goes again.
+    The same seed gives the same weights. Raises StorageError when the disk refuses; a folder made here goes again.
     """
     chosen = sizes or TinyDynamiCrafterSizes()
 
@@ -81,12 +58,7 @@ def write_tiny_dynamicrafter(
         write_vision(into, chosen.width, chosen.picture, chosen.patch, projection=False)
         write_byte_tokenizer(into / "tokenizer")
 
-    return write_checkpoint(folder, write, index_of(kind), seed)
-
-
-def index_of(kind: str) -> dict[str, Any]:
-    """Content of model_index.json of one of `KINDS`."""
-    return {**INDEX, "interpolates": True} if kind == "interp" else dict(INDEX)
+    return write_checkpoint(folder, write, {**index_of(kind), **PARTS}, seed)
 
 
 def _write_diffusion(folder: Path, kind: str, sizes: TinyDynamiCrafterSizes) -> None:
@@ -98,7 +70,7 @@ def _write_diffusion(folder: Path, kind: str, sizes: TinyDynamiCrafterSizes) -> 
         block_out_channels=sizes.channels,
         cross_attention_dim=sizes.width,
         attention_head_dim=sizes.head_dim,
-        norm_num_groups=GROUPS,
+        norm_num_groups=sizes.groups,
     )
     wake_temporal_convolutions(unet)
     unet.save_pretrained(folder / "unet")
@@ -119,7 +91,7 @@ def _write_diffusion(folder: Path, kind: str, sizes: TinyDynamiCrafterSizes) -> 
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "latent_channels": 4,
         "layers_per_block": 1,
-        "norm_num_groups": GROUPS,
+        "norm_num_groups": sizes.groups,
         "scaling_factor": 0.18215,
         "sample_size": 64,
     }

@@ -83,7 +83,7 @@ DYNAMICRAFTER = dynamicrafter(
     ),
     chunks=(1, 3),
     engines={
-        "core": [volume(1, 16, 8, 8), volume(2, 16, 8, 24), volume(1, 16, 24, 8), volume(2, 16, 16, 16)],
+        "core": [volume(1, 16, 8, 8), volume(2, 16, 8, 24), volume(1, 16, 24, 8), volume(2, 16, 24, 16)],
         "vae_decoder": [chunk(1, 8, 8), chunk(3, 8, 12), chunk(2, 9, 11), chunk(5, 16, 8)],
     },
     fused={

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings, make_scheduler
-from i2v_tensorrt.pipeline.dummies.dynamicrafter import KIND_SCHEDULER, KINDS, SCHEDULER
 from i2v_tensorrt.pipeline.models.base import VideoModel
+from i2v_tensorrt.pipeline.models.dynamicrafter.published_settings import KIND_SCHEDULER, KINDS, SCHEDULER
 
 from ..helpers.dynamicrafter_reference import ReferenceSchedule, ReferenceUNet, reference_projection
 from .families import FAMILIES

@@ -10,7 +10,8 @@ from diffusers import DDIMScheduler
 
 from i2v_tensorrt.pipeline.denoising.sampler import sample
 from i2v_tensorrt.pipeline.denoising.schedulers import MAX_STEPS, SamplerSettings, is_flow, make_scheduler
-from i2v_tensorrt.pipeline.dummies import dynamicrafter, i2vgen_xl, svd, wan
+from i2v_tensorrt.pipeline.dummies import i2vgen_xl, svd, wan
+from i2v_tensorrt.pipeline.models.dynamicrafter import published_settings as dynamicrafter
 from i2v_tensorrt.pipeline.models.dynamicrafter.model import DynamiCrafter
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
 from i2v_tensorrt.pipeline.models.svd.model import StableVideoDiffusion
