@@ -28,7 +28,7 @@ class TextAttention:
 
     def __call__(self, x: torch.Tensor, attention: Any) -> torch.Tensor:
         """Result up to the attention's last layer."""
-        return self.attend(_queries(x, attention, len(self.text)), attention).reshape(_of_branches(x, self.text))
+        return self.attend(_queries(x, attention, self.text.shape[0]), attention).reshape(_of_branches(x, self.text))
 
     def attend(self, q: torch.Tensor, attention: Any) -> torch.Tensor:
         """From queries [branches, frames, places, heads, head width] to [branches * frames * places, channels]."""
@@ -55,7 +55,7 @@ class PictureAttention:
 
     def __call__(self, x: torch.Tensor, attention: Any) -> torch.Tensor:
         """Result up to the attention's last layer."""
-        q = _queries(x, attention, len(self.tokens))
+        q = _queries(x, attention, self.tokens.shape[0])
         layers = attention.to_k_ip, attention.to_v_ip
         found = self.folded.get(attention) or tuple(layer(self.tokens) for layer in layers)
         k, v = (heads(part.flatten(0, 1), attention) for part in found)

@@ -43,10 +43,12 @@ NO_MOTION = "DynamiCrafter is told to move by prompt and fps: motion bucket and 
 UNUSED: Mapping[str, str] = dict.fromkeys(("motion_bucket_id", "noise_aug_strength", "noise_aug_seed"), NO_MOTION)
 PUBLISHED = "DynamiCrafter makes 16 frames, and was published with ddim, 50 steps, eta 1 and guidance 7.5."
 SPEED = "fps is the film's speed, of which less gives more motion: "
+MIXED = "In fp16 its norms are computed in fp32, as published, and its VAE in bf16, or in fp32 on a GPU without bf16."
 HINTS = (
     PUBLISHED,
     f"{SPEED}published are 24 for 512 and 10 for 1024. For 256 it is a stride from 1 to 6, of which more gives more "
     "motion: published is 3.",
+    MIXED,
 )
 NO_LAST = (
     "This checkpoint of DynamiCrafter does not end in a given picture: last_picture is not used, for it takes the 512 "
@@ -73,6 +75,8 @@ class DynamiCrafter(DiffusersFamily):
         "vae_decoder",
     )
     build_order: ClassVar[tuple[str, ...]] = ("core", "text_encoder", "vae_decoder", "image_encoder", "vae_encoder")
+    without_fp16: ClassVar[frozenset[str]] = frozenset({"vae_encoder", "vae_decoder"})
+    """As published: in fp16 its pictures may be black."""
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "core": fused_unet3d.REWRITES,
         "vae_decoder": fused_vae.REWRITES,
@@ -184,7 +188,7 @@ class DynamiCrafterInterpolation(DynamiCrafter):
 
     family: ClassVar[str] = "dynamicrafter_interpolation"
     title: ClassVar[str] = "DynamiCrafter interpolation"
-    hints: ClassVar[tuple[str, ...]] = (PUBLISHED, f"{SPEED}published is 5 between two pictures.")
+    hints: ClassVar[tuple[str, ...]] = (PUBLISHED, f"{SPEED}published is 5 between two pictures.", MIXED)
     unused: ClassVar[Mapping[str, str]] = UNUSED
 
     @classmethod

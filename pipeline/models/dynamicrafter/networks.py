@@ -54,7 +54,7 @@ class ImageProjection(torch.nn.Module):
     def forward(self, image_states: torch.Tensor) -> torch.Tensor:
         """From image_states [batch, patches + 1, width] to the tokens of all frames [batch, tokens, context width]."""
         seen = self.proj_in(image_states)
-        x = self.latents.expand(len(seen), -1, -1)
+        x = self.latents.expand(seen.shape[0], -1, -1)
         for layer in self.layers:
             known, asked = layer.ln0(seen), layer.ln1(x)
             x = x + _attend(asked, torch.cat([known, asked], dim=1), layer.attn)
@@ -104,6 +104,10 @@ class PictureAttention:
 
 class DenoiserNetwork(UNet3D):
     """DynamiCrafter's UNet; `tokens` are those of the picture that a frame sees."""
+
+    fp32_kinds = (torch.nn.GroupNorm, torch.nn.LayerNorm)
+    """Modules that engines in fp16 compute in fp32, as the published code does; softmax is in fp32 in PyTorch's own
+    attention and in TensorRT's."""
 
     def __init__(self, stored: Any, tokens: int) -> None:
         super().__init__(stored)

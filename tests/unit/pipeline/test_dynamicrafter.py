@@ -11,6 +11,9 @@ import torch
 from PIL import Image
 
 from i2v_tensorrt.common.errors import CheckpointError, InputError
+from i2v_tensorrt.common.spec import PRECISIONS, EngineSpec
+from i2v_tensorrt.engine_builder.graph.fp32_fallback import apply_fp32_fallback
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import condition, conditioning_key
 from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
 from i2v_tensorrt.pipeline.models.dynamicrafter.model import LOOP, NO_LAST, DynamiCrafter, DynamiCrafterInterpolation
@@ -20,6 +23,9 @@ from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime.clip_sizes import check_size
+from i2v_tensorrt.runtime.engines import catalog
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
 from .conftest import Networks, assert_taken_by_the_core, edit_json
 
@@ -205,3 +211,36 @@ def test_sizes_that_an_engine_of_the_core_may_serve(published: DynamiCrafter) ->
     limits = published.components["core"].spec.limits
     assert limits.violations({**SIZES, "latent_width": 124}) == ["latent_width is 124, 4 more than a multiple of 8"]
     assert limits.violations({**SIZES, "frames": 17}) == ["frames is 17, 1 above the largest supported 16"]
+
+
+# Precision.
+
+
+@pytest.mark.parametrize(
+    ("precision", "bf16", "core", "vae"),
+    [("fp32", True, "fp32", "fp32"), ("fp16", True, "fp16", "bf16"), ("fp16", False, "fp16", "fp32")],
+)
+def test_the_vae_never_runs_in_fp16(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, bf16: bool, core: str, vae: str
+) -> None:
+    monkeypatch.setattr(catalog, "has_bf16", lambda device: bf16)
+    model = opened("512").model
+    engines = EngineSet(model, EngineStore(tmp_path), EnginePolicy("eager", precision), torch.device("cpu"))
+    latents = {"latents": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
+    assert engines.run("vae_decoder", latents)["image"].dtype == getattr(torch, PRECISIONS[vae])
+    assert engines.describe("vae_decoder") == f"eager, {vae} on cpu"
+    assert engines.describe("core") == f"not run yet, {core} on cpu"
+    assert [engines.catalog.precision_of(name) for name in ("core", "vae_decoder", "vae_encoder")] == [core, vae, vae]
+
+
+def test_every_norm_of_the_core_is_declared_fp32(opened: Open) -> None:
+    """As the manifest of an engine in fp16 names them."""
+    model = opened("512").model
+    spec = model.components["core"].spec
+    network = model.load("core", "fp16")
+    named = apply_fp32_fallback(network, EngineSpec(spec, spec.limits, "fp16"))
+    assert named[:2] == ("every GroupNorm", "every LayerNorm")
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm)]
+    assert len(norms) > 200 and {norm.weight.dtype for norm in norms} == {torch.float32}
+    others = {name: each.dtype for name, each in network.named_parameters() if "norm" not in name and each.ndim > 1}
+    assert torch.float16 in set(others.values())
