@@ -107,7 +107,7 @@ def test_aotinductor_gives_eager_pytorchs_result(
 def spec_of(model: VideoModel, component: str, precision: str, shapes: str, place: str = INSIDE) -> EngineSpec:
     """The specification of an engine by TensorRT for a small clip, or for every size."""
     network = TensorRTBackend.network_of(model.components[component].spec, place)
-    sizes = clip_sizes(model, 64, 64, model.latent.num_frames(3))
+    sizes = clip_sizes(model, 64, 64, max(model.latent.num_frames(3), model.latent.min_frames))
     exact = network.limits.exact({name: size for name, size in sizes.items() if name in network.limits.ranges})
     return EngineSpec(network, exact if shapes == "exact" else network.limits, precision)
 
