@@ -1,4 +1,10 @@
-"""DynamiCrafter's networks and schedule against diffusers' modules and the published formula, with controls."""
+"""DynamiCrafter's networks and schedule against diffusers' modules and the published formula, with controls.
+
+Against the published code itself (Doubiiu/DynamiCrafter at c453369) they were compared once by hand: its UNet and its
+projection of random weights, saved under its names, through `run.py convert`. At three sizes the fused core was off by
+2.4e-6 of the greatest value at most, with the 256 model's factors too, and the projection by 6e-7; another fs, tokens
+reversed or zeroed by 5 to 9 hundredths.
+"""
 
 from collections.abc import Callable
 from functools import partial

@@ -244,3 +244,26 @@ def test_every_norm_of_the_core_is_declared_fp32(opened: Open) -> None:
     assert len(norms) > 200 and {norm.weight.dtype for norm in norms} == {torch.float32}
     others = {name: each.dtype for name, each in network.named_parameters() if "norm" not in name and each.ndim > 1}
     assert torch.float16 in set(others.values())
+
+
+# LoRAs.
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("conv_in", ("input_blocks.0.0",)),
+        ("transformer_in.proj_in", ("init_attn.0.proj_in",)),
+        ("fps_embedding.linear_2", ("fps_embedding.2", "framestride_embed.2")),
+        ("down_blocks.1.attentions.0.proj_in", ("input_blocks.4.1.proj_in",)),
+        ("down_blocks.0.downsamplers.0.conv", ("input_blocks.3.0.op",)),
+        ("mid_block.resnets.1.conv1", ("middle_block.3.in_layers.2",)),
+        ("mid_block.temp_attentions.0.proj_out", ("middle_block.2.proj_out",)),
+        ("up_blocks.0.upsamplers.0.conv", ("output_blocks.2.1.conv",)),
+        ("up_blocks.1.upsamplers.0.conv", ("output_blocks.5.3.conv",)),
+        ("up_blocks.3.temp_convs.2.conv4.3", ("output_blocks.11.0.temopral_conv.conv4.3",)),
+        ("no.such.module", ()),
+    ],
+)
+def test_loras_may_name_modules_as_published(opened: Open, module: str, names: tuple[str, ...]) -> None:
+    assert opened("512").model.lora_names(module) == names
