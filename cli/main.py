@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": ".demo_command",
     "queue": ".queue_command",
     "engine": ".engine_command",
+    "convert": ".convert_command",
     "bench": "..benchmarks.command",
     "evaluate": "..benchmarks.evaluation.command",
     "calibrate-cache": ".calibrate_cache",
@@ -52,6 +53,10 @@ ENGINE = """\
 Compile a checkpoint's networks ahead of time, for this machine or for other GPUs; list, check and remove
 what is there; and say which backends can run here and what to install (doctor)."""
 
+CONVERT = """\
+Make a folder that I2V Model Loader opens from the .safetensors files that a checkpoint of DynamiCrafter, Stable
+Video Diffusion or Wan is published in, and from folders with the parts that the files lack."""
+
 TEST = """\
 Check everything: ruff, pyright, then pytest, with a summary at the end. The status is 0 only if all
 three passed. The tests that need a ComfyUI run where one is found (COMFYUI_DIR, or comfy-cli's
@@ -74,6 +79,11 @@ COMMANDS_HELP = {
         "{build,list,verify,prune,doctor} ...",
         "build, list, check and remove compiled engines",
         ENGINE,
+    ),
+    "convert": (
+        "FILE ... --out NAME [--parts DIR] [--kind KIND]",
+        "make a model's folder from the single files that it is published in",
+        CONVERT,
     ),
     "bench": (
         "NAME ...",

@@ -20,6 +20,8 @@ CHECKPOINTS = [
     "Wan2.1-I2V-14B-480P-Diffusers",
     "Wan2.2-I2V-A14B-Diffusers",
     "Wan2.2-TI2V-5B-Diffusers",
+    "dynamicrafter-1024",
+    "dynamicrafter-512-interp",
     "i2v-demo",
     "i2vgen-xl",
     "stable-video-diffusion-img2vid-xt",

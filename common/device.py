@@ -41,6 +41,13 @@ def free_cached(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device computes in bf16 by itself: CUDA GPUs from Ampere on, and others as far as PyTorch does."""
+    import torch
+
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def default_device() -> torch.device:
     """Default device outside ComfyUI: the first CUDA GPU, else the CPU."""
     import torch

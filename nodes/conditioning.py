@@ -65,14 +65,16 @@ class I2VConditioning(io.ComfyNode):
                     default=16,
                     min=1,
                     max=MAX_FRAMES,
-                    tooltip="Frames in the clip. Wan makes one and then 4 at a time: 81, or 121 for TI2V.",
+                    tooltip="Frames in the clip. Wan makes one and then 4 at a time: 81, or 121 for TI2V. "
+                    "DynamiCrafter makes 16.",
                 ),
                 io.Int.Input(
                     "fps",
                     default=16,
                     min=1,
                     max=MAX_FPS,
-                    tooltip="The frame rate that the model is told to animate for.",
+                    tooltip="The frame rate that the model is told to animate for: less gives more motion. For "
+                    "DynamiCrafter at 256 it is a stride from 1 to 6, of which more does.",
                 ),
                 advanced(
                     io.Int.Input(
@@ -115,6 +117,12 @@ class I2VConditioning(io.ComfyNode):
                         "the largest clip of about the same shape that fits.",
                     )
                 ),
+                io.Image.Input(
+                    "last_picture",
+                    optional=True,
+                    tooltip="DynamiCrafter's interpolation weights: the picture that the clip ends in. The same "
+                    "picture twice makes a loop.",
+                ),
             ],
             outputs=[
                 Conditioning.Output(display_name="conditioning", tooltip="For the DDIM Sampler."),
@@ -131,7 +139,7 @@ class I2VConditioning(io.ComfyNode):
         return verdict(lambda: check_fields({name: value for name, value in given.items() if value is not None}))
 
     @classmethod
-    @sockets(model=EngineSet, image=torch.Tensor)
+    @sockets(model=EngineSet, image=torch.Tensor, last_picture=(torch.Tensor, type(None)))
     def execute(
         cls,
         model: EngineSet,
@@ -146,6 +154,7 @@ class I2VConditioning(io.ComfyNode):
         noise_aug_strength: float = ClipRequest.noise_aug_strength,
         noise_aug_seed: int = ClipRequest.noise_aug_seed,
         if_too_large: str = STOP,
+        last_picture: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         progress, peak = ui.Progress(cls.hidden.unique_id, 4), PeakMemory(model.device)
 
@@ -157,8 +166,9 @@ class I2VConditioning(io.ComfyNode):
             if if_too_large not in (STOP, SHRINK):
                 raise InputError(f"if_too_large is {STOP} or {SHRINK}, found {if_too_large!r:.80}.")
             picture = picture_from_tensor(image)
+            last = None if last_picture is None else picture_from_tensor(last_picture)
             clip = (picture, prompt, negative_prompt, width, height, num_frames, fps)
-            request = ClipRequest(*clip, motion_bucket_id, noise_aug_strength, noise_aug_seed)
+            request = ClipRequest(*clip, motion_bucket_id, noise_aug_strength, noise_aug_seed, last)
             check_request(request)  # which may have come over links
             plan = plan_clip(model, request.size, shrink=if_too_large == SHRINK)
             found = encode_clip(plan, request, folders.conditioning_cache(), stage)

@@ -31,7 +31,15 @@ class ModelLoader(io.ComfyNode):
             description="Opens a picture-to-video checkpoint (diffusers layout, safetensors) from models/i2v or "
             "models/diffusers, or the bundled i2v-demo. Without an Engine Loader behind it, the model runs in eager "
             "PyTorch.",
-            search_aliases=["i2vgen-xl", "stable video diffusion", "svd", "wan", "image to video", "load video model"],
+            search_aliases=[
+                "i2vgen-xl",
+                "stable video diffusion",
+                "svd",
+                "wan",
+                "dynamicrafter",
+                "image to video",
+                "load video model",
+            ],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",

@@ -69,8 +69,9 @@ class Conditioning:
 def check_request(request: ClipRequest) -> None:
     """Raises InputError with one sentence for the first value that cannot be served."""
     check_fields({name: getattr(request, name) for name in _FIELDS})
-    if request.picture.mode != "RGB":
-        raise InputError(f"Expected a picture in RGB, found {request.picture.mode}.")
+    for picture in (request.picture, request.last_picture):
+        if picture is not None and picture.mode != "RGB":
+            raise InputError(f"Expected a picture in RGB, found {picture.mode}.")
 
 
 def check_fields(fields: Mapping[str, object]) -> None:
@@ -108,8 +109,9 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
 
 def conditioning_key(model: VideoModel, request: ClipRequest, precision: str) -> str:
     """The name of a request's conditioning: a digest of everything that goes into it."""
-    names = {field.name for field in fields(request)} - {"picture", *model.unused, *model.ignored_fields}
-    content = {
+    unused = {*model.unused, *model.ignored_fields}
+    names = {field.name for field in fields(request)} - {"picture", "last_picture", *unused}
+    content: dict[str, object] = {
         "schema": SCHEMA,
         "family": model.family,
         "model": model.encode_sha256,
@@ -118,6 +120,9 @@ def conditioning_key(model: VideoModel, request: ClipRequest, precision: str) ->
         "picture_size": request.picture.size,
         "request": {name: getattr(request, name) for name in names},
     }
+    if request.last_picture is not None and "last_picture" not in unused:
+        content["last_picture"] = hashlib.sha256(request.last_picture.tobytes()).hexdigest()
+        content["last_picture_size"] = request.last_picture.size
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

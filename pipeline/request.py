@@ -32,7 +32,8 @@ class ClipRequest:
     """Request for one clip: a picture in RGB, width and height in pixels, `fps` in frames per second.
 
     Fields that a family does not use are named in its `unused`. `noise_aug_strength` is the standard deviation of
-    the noise laid over the picture in -1..1, drawn from `noise_aug_seed`.
+    the noise laid over the picture in -1..1, drawn from `noise_aug_seed`. `last_picture`, in RGB too, is what the clip
+    ends in.
     """
 
     picture: PIL.Image.Image
@@ -45,6 +46,7 @@ class ClipRequest:
     motion_bucket_id: int = 127
     noise_aug_strength: float = 0.02
     noise_aug_seed: int = 0
+    last_picture: PIL.Image.Image | None = None
 
     @property
     def size(self) -> ClipSize:

@@ -146,3 +146,12 @@ def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     from i2v_tensorrt.pipeline.dummies.wan import write_tiny_wan
 
     return cache(lambda kind: write_tiny_wan(tmp_path_factory.mktemp("checkpoints") / f"tiny-{kind}", kind))
+
+
+@pytest.fixture(scope="session")
+def tiny_dynamicrafter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives a tiny DynamiCrafter of random weights of one of the dummies' kinds; read it, never change it."""
+    from i2v_tensorrt.pipeline.dummies.dynamicrafter import write_tiny_dynamicrafter
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return cache(lambda kind: write_tiny_dynamicrafter(folder / f"tiny-dynamicrafter-{kind}", kind))

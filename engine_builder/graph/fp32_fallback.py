@@ -42,11 +42,13 @@ PRODUCTS = frozenset(getattr(torch.ops.aten, name).default for name in ("convolu
 def apply_fp32_fallback(network: torch.nn.Module, spec: EngineSpec) -> tuple[str, ...]:
     """Makes the network safe in fp16, in place; returns the names of the modules that compute in fp32 from now on.
 
-    The network has fp16 weights and is on the CPU; its inputs and outputs stay fp16, and without an fp32 module it
-    stays as it was. It is run at a small size, for the size of its numbers hardly depends on its dimensions.
+    Its `fp32_kinds`, if it has any, are classes whose modules are among these whatever the numbers, and are named as a
+    kind. The network has fp16 weights and is on the CPU; its inputs and outputs stay fp16, and without an fp32 module
+    it stays as it was. It is run at a small size, for the size of its numbers hardly depends on its dimensions.
     Raises EngineError when the network's outputs, and not only its inner results, exceed fp16.
     """
-    names: frozenset[str] = frozenset()
+    declared = _declared(network)
+    names = declared
     while True:
         hooks = [hook for name in names for hook in _cast(network.get_submodule(name))]
         watch = _watched(network, spec)
@@ -63,7 +65,8 @@ def apply_fp32_fallback(network: torch.nn.Module, spec: EngineSpec) -> tuple[str
         )
     if names:
         log.info("%s computes in fp32 in %s", spec.network.component, ", ".join(sorted(names)))
-    return tuple(sorted(name or WHOLE for name in names))
+    kinds = {f"every {type(network.get_submodule(name)).__name__}" for name in names & declared}
+    return (*sorted(kinds), *sorted(name or WHOLE for name in names - declared))
 
 
 def with_fp32_fallback(load: Callable[[], torch.nn.Module], spec: EngineSpec) -> Callable[[], torch.nn.Module]:
@@ -75,6 +78,12 @@ def with_fp32_fallback(load: Callable[[], torch.nn.Module], spec: EngineSpec) ->
         return network
 
     return loaded
+
+
+def _declared(network: torch.nn.Module) -> frozenset[str]:
+    """The modules that the network itself wants in fp32."""
+    kinds = getattr(network, "fp32_kinds", ())
+    return frozenset(name for name, module in network.named_modules() if isinstance(module, kinds))
 
 
 def _outermost(names: Iterable[str]) -> frozenset[str]:

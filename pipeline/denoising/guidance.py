@@ -7,7 +7,7 @@ share has a first axis of 1, unless it has no axis for the batch at all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from ...common.spec import Guidance, TensorSpec
 
@@ -46,12 +46,24 @@ def branch_values(specs: Iterable[TensorSpec], outputs: Mapping[str, torch.Tenso
     return {spec.name: outputs[spec.name][:1] if _is_repeated(spec) else outputs[spec.name] for spec in specs}
 
 
-def guide(prediction: torch.Tensor, guidance_scale: GuidanceScale) -> torch.Tensor:
-    """The guided prediction, float32 [frames, ...], of [branches, frames, ...]; one branch stays as it is."""
+def guide(prediction: torch.Tensor, guidance_scale: GuidanceScale, rescale: float = 0.0) -> torch.Tensor:
+    """The guided prediction, float32 [frames, ...], of [branches, frames, ...]; one branch stays as it is.
+
+    A share `rescale` of it is given the standard deviation of the conditional prediction, over the whole clip, against
+    colours that guidance makes too strong (Lin et al. 2023, arXiv:2305.08891).
+    """
     if len(prediction) == 1:
         return prediction[0].float()
     unconditional, conditional = prediction.float()
-    return unconditional + guidance_scale * (conditional - unconditional)
+    guided = unconditional + guidance_scale * (conditional - unconditional)
+    if not rescale:
+        return guided
+    return rescale * guided * (conditional.std() / guided.std()) + (1 - rescale) * guided
+
+
+def rescale_of(scheduler_config: Mapping[str, Any]) -> float:
+    """The share that a checkpoint's scheduler configuration has `guide` rescale: 0 unless it names one."""
+    return float(scheduler_config.get("guidance_rescale", 0.0))
 
 
 def _rows(spec: TensorSpec, value: torch.Tensor, branches: Branches) -> torch.Tensor:

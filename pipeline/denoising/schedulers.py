@@ -18,8 +18,11 @@ _LINSPACE = {"timestep_spacing": "linspace"}
 
 FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 
+DDIM = "ClampedDDIMScheduler"
+"""The pack's own, in `ddim`."""
+
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
+    "ddim": (DDIM, {}),
     "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **_LINSPACE}),
     "unipc": ("UniPCMultistepScheduler", _LINSPACE),
     "deis": ("DEISMultistepScheduler", _LINSPACE),
@@ -27,7 +30,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "ddpm": ("DDPMScheduler", {}),
 }
-"""The diffusers schedulers that take a v-prediction model as it is: the class, and settings added to its config."""
+"""The schedulers that take a v-prediction model as it is: diffusers' class, and settings added to its config."""
 
 FLOW_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
@@ -82,12 +85,10 @@ def make_scheduler(settings: SamplerSettings, config: Mapping[str, Any]) -> Any:
     Raises CheckpointError when diffusers cannot read the configuration, InputError for a scheduler or a
     shift that does not go with it.
     """
-    import diffusers
-
     class_name, extra = _class_and_settings(settings, config)
     if settings.spacing is not None:
         extra = {**extra, "timestep_spacing": settings.spacing}
-    cls = getattr(diffusers, class_name)
+    cls = _class_of(class_name)
     known = set(inspect.signature(cls.__init__).parameters)
     # The published names that another class does not know would only make it warn.
     used = {name: value for name, value in config.items() if name in known}
@@ -98,6 +99,17 @@ def make_scheduler(settings: SamplerSettings, config: Mapping[str, Any]) -> Any:
         reason = str(error).rstrip(".")
         raise CheckpointError(f"Expected scheduler_config.json to make a {class_name}, found: {reason}.") from error
     return scheduler
+
+
+def _class_of(name: str) -> Any:
+    """A scheduler's class; imported here, so that only sampling pays for it."""
+    if name == DDIM:
+        from .ddim import ClampedDDIMScheduler
+
+        return ClampedDDIMScheduler
+    import diffusers
+
+    return getattr(diffusers, name)
 
 
 def _class_and_settings(settings: SamplerSettings, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -118,9 +130,11 @@ def _class_and_settings(settings: SamplerSettings, config: Mapping[str, Any]) ->
 
 def set_timesteps(scheduler: Any, steps: int) -> None:
     """Divides the way into steps; on the CPU, where the schedulers' tables are: a GPU would wait at every look."""
-    if type(scheduler).__name__ != FLOW_EULER:
+    if type(scheduler).__name__ == FLOW_EULER:
+        # By itself it shifts its ends first and the steps between once more, and ends before the noise is gone.
+        trained = scheduler.config.num_train_timesteps
+        scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / trained, steps + 1, dtype=torch.float64)[:-1].tolist())
+    else:
         scheduler.set_timesteps(steps)
-        return
-    # By itself it shifts its ends first and the steps between them once more, and ends before the noise is gone.
-    trained = scheduler.config.num_train_timesteps
-    scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / trained, steps + 1, dtype=torch.float64)[:-1].tolist())
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # found by its timestep it may be the second of two that are rounded to the same

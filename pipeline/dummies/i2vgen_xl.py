@@ -67,7 +67,7 @@ def write_tiny_checkpoint(folder: Path, sizes: TinySizes | None = None, seed: in
 
     def write(into: Path) -> None:
         _write_diffusion(into, chosen)
-        _write_text(into, chosen)
+        write_text(into, chosen.width)
         write_vision(into, chosen.width, chosen.picture, chosen.patch)
         write_byte_tokenizer(into / "tokenizer")
         write_feature_extractor(into, chosen.picture)
@@ -89,7 +89,7 @@ def write_checkpoint(folder: Path, write: Callable[[Path], None], index: Mapping
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write(folder)
-            _write_json(folder / INDEX, index)
+            write_json(folder / INDEX, index)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise StorageError(f"The tiny checkpoint could not be written to {folder}: {reason}.") from error
@@ -113,7 +113,7 @@ def _write_diffusion(folder: Path, sizes: TinySizes) -> None:
         cross_attention_dim=sizes.width,
         attention_head_dim=sizes.head_dim,
     )
-    _wake_temporal_convolutions(unet)
+    wake_temporal_convolutions(unet)
     unet.save_pretrained(folder / "unet")
     levels = len(sizes.vae_channels)
     settings: dict[str, Any] = {
@@ -131,7 +131,7 @@ def _write_diffusion(folder: Path, sizes: TinySizes) -> None:
     DDIMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
 
 
-def _wake_temporal_convolutions(unet: Any) -> None:
+def wake_temporal_convolutions(unet: Any) -> None:
     """Replaces the zeros that these layers start from, by which a test would not see them."""
     import torch
 
@@ -141,12 +141,13 @@ def _wake_temporal_convolutions(unet: Any) -> None:
             torch.nn.init.normal_(module[-1].bias, std=0.02)
 
 
-def _write_text(folder: Path, sizes: TinySizes) -> None:
+def write_text(folder: Path, width: int) -> None:
+    """CLIP's text model of this width, for the tokens of `byte_vocabulary`."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     vocabulary = byte_vocabulary()
     text = CLIPTextConfig(
-        **_clip_layers(sizes.width),
+        **_clip_layers(width),
         vocab_size=len(vocabulary),
         max_position_embeddings=TOKENS,
         bos_token_id=len(vocabulary) - 2,
@@ -187,7 +188,7 @@ def byte_vocabulary() -> dict[str, int]:
 def write_byte_tokenizer(folder: Path) -> None:
     """A CLIP tokenizer over `byte_vocabulary`, in the files that every version of transformers reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "vocab.json", byte_vocabulary())
+    write_json(folder / "vocab.json", byte_vocabulary())
     (folder / "merges.txt").write_text("#version: 0.2\n", "utf-8")
     special = {
         "bos_token": "<|startoftext|>",
@@ -195,9 +196,9 @@ def write_byte_tokenizer(folder: Path) -> None:
         "unk_token": "<|endoftext|>",
         "pad_token": "<|endoftext|>",
     }
-    _write_json(folder / "special_tokens_map.json", special)
+    write_json(folder / "special_tokens_map.json", special)
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS, "do_lower_case": True, **special}
-    _write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "tokenizer_config.json", settings)
 
 
 def write_feature_extractor(folder: Path, side: int, part: str = "feature_extractor") -> None:
@@ -217,8 +218,9 @@ def write_feature_extractor(folder: Path, side: int, part: str = "feature_extrac
         "resample": 3,
     }
     (folder / part).mkdir(exist_ok=True)
-    _write_json(folder / part / "preprocessor_config.json", settings)
+    write_json(folder / part / "preprocessor_config.json", settings)
 
 
-def _write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON as a person would read it."""
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")

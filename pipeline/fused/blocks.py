@@ -7,6 +7,7 @@ diffusers module whose weights it uses. `on` names the rewrites that are switche
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +44,9 @@ PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 """The places, down and right, of the 2x2 that a place becomes."""
 
 On = frozenset[str]
-KeysValues = tuple[torch.Tensor, torch.Tensor]
-Folded = dict[torch.nn.Module, KeysValues | None]
+AttendContext = Callable[[torch.Tensor, Any], torch.Tensor]
+"""Cross-attention of a layer, up to its last layer: from [batch or 1, frames, height, width, channels] to the same of
+every guidance branch; see `cross_attention`."""
 Offsets = dict[torch.nn.Module, torch.Tensor]
 """Offset of the time embedding to each residual block's first convolution, bias included."""
 
@@ -270,7 +272,8 @@ def _phase_kernels(weight: torch.Tensor) -> list[torch.Tensor]:
     return [kernel.to(weight.dtype).contiguous(memory_format=torch.channels_last) for kernel in kernels]
 
 
-def _heads(x: torch.Tensor, attention: Any) -> torch.Tensor:
+def heads(x: torch.Tensor, attention: Any) -> torch.Tensor:
+    """[..., channels] as [..., heads, head width]."""
     return x.unflatten(-1, (attention.heads, -1))
 
 
@@ -279,11 +282,11 @@ def _queries_keys_values(x: torch.Tensor, attention: Any, on: On) -> list[torch.
     layers = (attention.to_q, attention.to_k, attention.to_v)
     if "fused_qkv" in on and layers[0].bias is None:
         together = functional.linear(x, torch.cat([layer.weight for layer in layers])).chunk(3, -1)
-        return [_heads(y, attention) for y in together]
-    return [_heads(layer(x), attention) for layer in layers]
+        return [heads(y, attention) for y in together]
+    return [heads(layer(x), attention) for layer in layers]
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, on: On = frozenset()) -> torch.Tensor:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, on: On = frozenset()) -> torch.Tensor:
     """Attention of [items, tokens, heads, width], giving [items, tokens, heads * width]."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if "plain_attention" in on and q.shape[-1] > PLAIN_ATTENTION_WIDTH:
@@ -311,41 +314,14 @@ def attend_places(x: torch.Tensor, attention: Any, on: On) -> torch.Tensor:
     """Self-attention among the places of each frame, up to its last layer."""
     batch, frames, height, width, _ = x.shape
     q, k, v = _queries_keys_values(x.reshape(batch * frames, height * width, -1), attention, on)
-    return _attend(q, k, v, on).reshape(batch, frames, height, width, -1)
+    return attend(q, k, v, on).reshape(batch, frames, height, width, -1)
 
 
 def attend_frames(x: torch.Tensor, attention: Any, on: On) -> torch.Tensor:
     """Self-attention among the frames at each place, up to its last layer."""
     q, k, v = _queries_keys_values(x.flatten(2, 3), attention, on)
-    attend = short_attention if "short_attention" in on else reference
-    return attend(q, k, v).flatten(-2).reshape(x.shape[:4] + (-1,))
-
-
-def context_keys_values(context: torch.Tensor, attentions: list[Any], on: On) -> list[KeysValues | None]:
-    """Each cross-attention's keys and values of the context, [branches, tokens, width]; None without `fold_frames`."""
-    if "fold_frames" not in on:
-        return [None] * len(attentions)
-    layers = [layer for attention in attentions for layer in (attention.to_k, attention.to_v)]
-    together = functional.linear(context, torch.cat([layer.weight for layer in layers]))
-    parts = together.split([len(layer.weight) for layer in layers], -1)
-    return list(zip(parts[::2], parts[1::2], strict=True))
-
-
-def _attend_context(x: torch.Tensor, attention: Any, context: torch.Tensor, folded: KeysValues | None) -> torch.Tensor:
-    """Attention of every place of every frame to the context [branches, tokens, width], up to its last layer.
-
-    `x` may have one batch item where the context has several: the branches share it so far. `folded` is
-    from `context_keys_values`.
-    """
-    batch, (_, frames, height, width, _) = context.shape[0], x.shape
-    q = _heads(attention.to_q(x.flatten(1, 3)), attention)
-    q = q.expand(batch, *q.shape[1:])
-    if folded is None:
-        q = q.reshape(batch * frames, height * width, *q.shape[2:])
-        context = context.unsqueeze(1).expand(-1, frames, -1, -1).reshape(batch * frames, *context.shape[1:])
-        folded = attention.to_k(context), attention.to_v(context)
-    k, v = (_heads(part, attention) for part in folded)
-    return _attend(q, k, v).reshape(batch, frames, height, width, -1)
+    kernel = short_attention if "short_attention" in on else reference
+    return kernel(q, k, v).flatten(-2).reshape(x.shape[:4] + (-1,))
 
 
 def gated(x: torch.Tensor, ff: Any, on: On) -> torch.Tensor:
@@ -354,12 +330,12 @@ def gated(x: torch.Tensor, ff: Any, on: On) -> torch.Tensor:
     return gate(ff.net[0].proj(x))
 
 
-def spatial_transformer(signal: Activation, model: Any, context: torch.Tensor, folded: Folded, on: On) -> Activation:
-    """Transformer2DModel: among the places of each frame, then to the context; `folded` by its attentions."""
+def spatial_transformer(signal: Activation, model: Any, attend_context: AttendContext, on: On) -> Activation:
+    """Transformer2DModel: among the places of each frame, then to the context."""
     at = Stream(model.proj_in(group_norm(signal, model.norm, silu=False)))
     for block in model.transformer_blocks:
         at = at.add(attend_places(block.norm1(at.read()), block.attn1, on), block.attn1.to_out[0], on)
-        attended = _attend_context(block.norm2(at.read()), block.attn2, context, folded[block.attn2])
+        attended = attend_context(block.norm2(at.read()), block.attn2)
         at = at.add(attended, block.attn2.to_out[0], on)
         at = at.add(gated(block.norm3(at.read()), block.ff, on), block.ff.net[2], on)
     return _projected(signal, at, model.proj_out, on)

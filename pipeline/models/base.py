@@ -67,7 +67,7 @@ class VideoModel(ModelNetworks):
 
     @property
     @abstractmethod
-    def scheduler_config(self) -> Mapping[str, object]:
+    def scheduler_config(self) -> Mapping[str, Any]:
         """The published scheduler's configuration, as diffusers reads it."""
 
     @cached_property

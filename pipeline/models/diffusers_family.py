@@ -137,10 +137,10 @@ class DiffusersFamily(VideoModel):
     def _limits(self, ranges: tuple[str, ...], side_multiple: int) -> ShapeProfile:
         """The sizes that an engine may serve; eager PyTorch takes others too."""
         side = DimRange(self.min_latent_side, max(64, side_multiple), MAX_LATENT_SIDE, side_multiple)
-        most = self.latent.frames(self.latent.max_frames)
+        least, most = (self.latent.frames(count) for count in (self.latent.min_frames, self.latent.max_frames))
         known = {
             "batch": DimRange(1, 2, 2),
-            "frames": DimRange(1, 16, most),
+            "frames": DimRange(least, max(least, 16), most),
             "chunk": DimRange(1, 8, most),
             "tokens": DimRange(1, 32, MAX_TOKENS),
             "latent_height": side,

@@ -20,8 +20,8 @@ class LatentSpace:
     """Latents of `channels`, each for `factor` pixels in height and in width.
 
     The first frame of latents is a frame of the clip, each later one is `time_factor` frames. Clips have sides
-    that are multiples of `side_multiple` pixels, and at most `max_frames` frames. `format` is ComfyUI's name for
-    the space; as a `video` its LATENT is [1, channels, frames, h, w], else [frames, channels, h, w].
+    that are multiples of `side_multiple` pixels, and from `min_frames` to `max_frames` frames. `format` is ComfyUI's
+    name for the space; as a `video` its LATENT is [1, channels, frames, h, w], else [frames, channels, h, w].
     """
 
     channels: int = 4
@@ -31,6 +31,7 @@ class LatentSpace:
     max_frames: int = 64
     format: str = "SD15"
     video: bool = False
+    min_frames: int = 1
 
     def frames(self, num_frames: int) -> int:
         """Number of latent frames of a clip of `num_frames` frames."""
@@ -67,6 +68,10 @@ class LatentSpace:
             if side % self.side_multiple:
                 near = max(round(side / self.side_multiple), 1) * self.side_multiple
                 return f"{name} is a multiple of {self.side_multiple} for {title}, found {side}: the nearest is {near}."
+        if self.min_frames == self.max_frames != num_frames:
+            return (
+                f"{title} makes exactly {self.max_frames} frames, found {num_frames}: the nearest is {self.max_frames}."
+            )
         if num_frames > self.max_frames:
             return f"{title} makes at most {self.max_frames} frames, found {num_frames}."
         below = self.num_frames(self.frames(num_frames))

@@ -17,12 +17,13 @@ import torch
 
 from ...common.errors import CheckpointError
 from ...common.spec import PRECISIONS
+from ..request import ClipRequest
 from .checkpoints.diffusers_folder import Part
 from .checkpoints.lora import Adapter, Merge
 from .checkpoints.lora_tensor_names import plain_name
 from .hollow import made_hollow
 
-ASSEMBLED = ("unet", "transformer")
+ASSEMBLED = ("unet", "transformer", "image_projection")
 """Beginnings of the names of parts whose tensors are put in one by one."""
 
 
@@ -90,6 +91,13 @@ def code_of(*modules: str) -> str:
     for library in ("diffusers", "transformers"):
         sha.update(f"{library} {version(library)}".encode())
     return sha.hexdigest()[:16]
+
+
+OWN_CLASSES = {
+    "DynamiCrafterUNet": "dynamicrafter.stored",
+    "DynamiCrafterImageProjection": "dynamicrafter.stored",
+}
+"""Classes of the pack that no library has, and their modules beside this one."""
 
 
 def load_part(part: Part, precision: str, adapters: Sequence[Adapter] = ()) -> Any:
@@ -241,10 +249,31 @@ def _check_fit(part: Part, report: Mapping[str, Any]) -> None:
             raise CheckpointError(f"Expected {part.config_path} to fit the weights, found {found}.")
 
 
-def tokenize(part: Part, texts: Sequence[str], limit: int) -> tuple[torch.Tensor, tuple[int, ...]]:
+def tokenize_prompts(
+    part: Part, config: Mapping[str, Any], request: ClipRequest, pad: int | None = None
+) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """CLIP's token ids int64 [2, limit] of the negative and the positive prompt, and notes on prompts that were cut.
+
+    `config` is the text encoder's. Raises CheckpointError for a tokenizer that cannot be read, or of another encoder.
+    """
+    limit = config["max_position_embeddings"]
+    ids, counts = tokenize(part, (request.negative_prompt, request.prompt), limit, pad)
+    if int(ids.max()) >= config["vocab_size"]:
+        raise CheckpointError(
+            f"{part.folder}: expected token numbers below the text encoder's {config['vocab_size']}, "
+            f"found {int(ids.max())}."
+        )
+    named = zip(("negative prompt", "prompt"), counts, strict=True)
+    notes = (f"The {name} has {n} tokens: only the first {limit} count." for name, n in named if n > limit)
+    return ids, tuple(notes)
+
+
+def tokenize(
+    part: Part, texts: Sequence[str], limit: int, pad: int | None = None
+) -> tuple[torch.Tensor, tuple[int, ...]]:
     """CLIP's token ids int64 [texts, limit], padded or cut, and how many tokens each text has uncut.
 
-    Raises CheckpointError when the tokenizer's files cannot be read.
+    Padded with the token `pad`, or as the tokenizer's own files say. Raises CheckpointError when those cannot be read.
     """
     from transformers import CLIPTokenizer
 
@@ -254,7 +283,8 @@ def tokenize(part: Part, texts: Sequence[str], limit: int) -> tuple[torch.Tensor
         cut = tokenizer(list(texts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
     except Exception as error:  # the library raises bare ones
         raise CheckpointError(f"Expected a CLIP tokenizer in {part.folder}, found: {_reason(error)}.") from error
-    return cut.input_ids.long(), tuple(map(len, whole))
+    ids = cut.input_ids.long()
+    return ids if pad is None else ids.masked_fill(cut.attention_mask == 0, pad), tuple(map(len, whole))
 
 
 def tokenize_padded(part: Part, texts: Sequence[str], limit: int) -> tuple[torch.Tensor, tuple[int, ...]]:
@@ -299,11 +329,18 @@ def no_progress_bars() -> Iterator[None]:
             library.enable_progress_bar()
 
 
+def own_class(name: str) -> Any:
+    """The pack's class of that name: one of `OWN_CLASSES`."""
+    return getattr(import_module(f"..{OWN_CLASSES[name]}", __name__), name)
+
+
 def _class_of(part: Part) -> Any:
     """The library class of a part; imported here, so that only a load pays for it.
 
     Raises CheckpointError for a library without it, which is of another version.
     """
+    if part.class_name in OWN_CLASSES:
+        return own_class(part.class_name)
     library: Any = import_module("transformers" if part.name.endswith("encoder") else "diffusers")
     found = getattr(library, part.class_name, None)
     if found is None:

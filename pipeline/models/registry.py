@@ -12,12 +12,21 @@ import torch
 from ...common.errors import CheckpointError
 from .base import VideoModel
 from .checkpoints.diffusers_folder import INDEX, pipeline_class, read_index
+from .dynamicrafter.model import DynamiCrafter, DynamiCrafterInterpolation
 from .i2vgen_xl.model import I2VGenXL
 from .svd.model import StableVideoDiffusion
 from .wan.model import Wan21
 from .wan.wan22 import WanA14B, WanTI2V
 
-FAMILIES: tuple[type[VideoModel], ...] = (I2VGenXL, StableVideoDiffusion, Wan21, WanA14B, WanTI2V)
+FAMILIES: tuple[type[VideoModel], ...] = (
+    I2VGenXL,
+    StableVideoDiffusion,
+    Wan21,
+    WanA14B,
+    WanTI2V,
+    DynamiCrafter,
+    DynamiCrafterInterpolation,
+)
 
 _MODELS: WeakValueDictionary[str, VideoModel] = WeakValueDictionary()
 

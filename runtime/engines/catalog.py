@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from ...common.device import has_bf16
 from ...common.errors import BackendUnavailableError, InputError, MissingEngineError
 from ...common.network_source import NetworkSource
 from ...common.shapes import ShapeProfile
@@ -154,7 +155,18 @@ class EngineCatalog:
         int8 or fp8 for the denoisers alone, which take most time: in encoders and decoders the loss would be visible.
         """
         quantized = self.policy.quantized
-        return quantized if quantized is not None and component in self.model.denoisers else self.precision
+        if quantized is not None and component in self.model.denoisers:
+            return quantized
+        return self.run_precision(component)
+
+    def run_precision(self, component: str) -> str:
+        """The precision that a component runs in without an engine.
+
+        Where fp16 is too small for it, bf16 takes its place, and fp32 on GPUs without bf16.
+        """
+        if self.precision != "fp16" or component not in self.model.without_fp16:
+            return self.precision
+        return "bf16" if has_bf16(self.device) else "fp32"
 
     def rewrites(self, component: str, backend: Backend) -> tuple[str, ...]:
         """The rewrites of a component's engines: those that the policy names, else those that pay on the backend."""

@@ -21,6 +21,7 @@ class Networks(Protocol):
     engine_components: ClassVar[tuple[str, ...]]
     build_order: ClassVar[tuple[str, ...]]
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]]
+    without_fp16: ClassVar[frozenset[str]]
     latent: ClassVar[LatentSpace]
 
     @cached_property

@@ -100,8 +100,8 @@ class EngineRunners:
 
     def describe(self, component: str) -> str:
         """Backend, precision and device of the component's last run."""
-        last = self._last.get(component)
-        return f"{last.backend if last else 'not run yet'}, {self._catalog.precision} on {self._catalog.device}"
+        last, precision = self._last.get(component), self._catalog.run_precision(component)
+        return f"{last.backend if last else 'not run yet'}, {precision} on {self._catalog.device}"
 
     def last_backends(self, components: Iterable[str]) -> dict[str, str]:
         """Backend of each component's last run, without components that have not run."""
@@ -119,7 +119,7 @@ class EngineRunners:
             choice.runner.unload()
 
     def _hold(self, runner: Runner, component: str, sizes: Mapping[str, int]) -> str | None:
-        model, precision = self._catalog.model, self._catalog.precision
+        model, precision = self._catalog.model, self._catalog.run_precision(component)
         runner.scratch_bytes = model.scratch_bytes(component, sizes, precision, runner.backend)
         return self._memory_manager.hold(runner, runner.scratch_bytes)
 
@@ -176,7 +176,7 @@ class EngineRunners:
         """The one eager runner of a component, for every size that no engine serves."""
         if component not in self._eager:
             # The runner is to hold the way to its weights and not these runners, which hold it.
-            network, precision = self._catalog.model.components[component], self._catalog.precision
+            network, precision = self._catalog.model.components[component], self._catalog.run_precision(component)
             source, spec = network.load, EngineSpec(network.spec, ShapeProfile(), precision)
             self._eager[component] = EagerBackend().load(None, spec, lambda: source(precision), self._catalog.device)
         return self._eager[component]

@@ -93,6 +93,7 @@ class _OneNetwork:
     engine_components: ClassVar[tuple[str, ...]] = (NETWORK,)
     build_order: ClassVar[tuple[str, ...]] = (NETWORK,)
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    without_fp16: ClassVar[frozenset[str]] = frozenset()
     latent: ClassVar[LatentSpace] = LatentSpace()
 
     def __init__(self, owner: NetworkOwner, spec: NetworkSpec, tree: str, device: torch.device) -> None:

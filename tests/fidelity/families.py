@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +17,11 @@ from i2v_tensorrt.pipeline.media.image import crop_to_aspect
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.runtime.clip_plan import Denoising
 
-from ..helpers.agreement import Sizes
 from ..helpers.reference_clip import Clip, painted
+from .dynamicrafter import DYNAMICRAFTER, dynamicrafter
+from .family import SEED, Family, changed, chunk, of_size, plane, sampler, volume
 from .published import published_i2vgen_xl, published_svd, published_wan
 
-SEED = 7
 WAN_LAYERS = (
     "patch_embedding",
     "condition_embedder.text_embedder.linear_1",
@@ -32,75 +30,6 @@ WAN_LAYERS = (
     "blocks.0.ffn.net.2",
     "proj_out",
 )
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the contract needs to know of one."""
-
-    write: Callable[[Path], Path]
-    """Writes its tiny checkpoint into a folder that is not there."""
-    published: Callable[[Path], Any]
-    """Diffusers' own pipeline over that checkpoint."""
-    ask: Callable[[Clip], dict[str, Any]]
-    """What that pipeline is called with for a clip, picture, seed and output aside."""
-    clip: Clip
-    """The clip that the controls start from."""
-    sizes: tuple[tuple[tuple[int, int], int], ...]
-    """Width and height, and frames, at which both must agree."""
-    guidance: tuple[dict[str, Any], ...]
-    """Guidance at which they must, as changes of `Denoising`."""
-    same: tuple[Clip, ...]
-    """Other ways to say `clip`."""
-    wrong: Mapping[str, Clip]
-    """Clips that are not `clip`, and must be seen not to be."""
-    layers: tuple[str, ...]
-    """Layers of the part `network` each of which counts."""
-    network: str
-    chunks: tuple[int, ...]
-    """Frames decoded at once."""
-    frames_first: bool = False
-    """Whether the published latents are [frames, channels, h, w], and not [channels, frames, h, w]."""
-    chunk_decides: bool = False
-    """Whether chunks of another size give another clip."""
-    tolerance: float = 1e-5
-    """The greatest difference, as a part of the greatest latent (or of 1), that is still the same clip."""
-    engines: Mapping[str, list[Sizes]] = field(default_factory=dict)
-    """Sizes that no export has traced, by component."""
-    fused: Mapping[str, list[Sizes]] = field(default_factory=dict)
-    """Sizes at which components with rewrites are compared with plain ones."""
-    wide: Callable[[Path], Path] = write_tiny_checkpoint
-    """Writes a tiny checkpoint whose heads TensorRT has attention kernels for."""
-    targets: tuple[str, ...] = ()
-    """Components that TensorRT-RTX builds for GPUs that are not here."""
-
-
-def changed(clip: Clip, **changes: Any) -> Clip:
-    """The clip with other fields of its request, its denoising, or its sampler."""
-    request, denoising = (
-        {k: v for k, v in changes.items() if hasattr(part, k)} for part in (clip.request, clip.denoising)
-    )
-    return Clip(replace(clip.request, **request), replace(clip.denoising, **denoising))
-
-
-def of_size(clip: Clip, size: tuple[int, int], frames: int) -> Clip:
-    return changed(clip, width=size[0], height=size[1], num_frames=frames)
-
-
-def sampler(clip: Clip, **changes: Any) -> Clip:
-    return changed(clip, sampler=replace(clip.denoising.sampler, **changes))
-
-
-def plane(height: int, width: int) -> Sizes:
-    return {"latent_height": height, "latent_width": width}
-
-
-def volume(batch: int, frames: int, height: int, width: int) -> Sizes:
-    return {"batch": batch, "frames": frames, **plane(height, width)}
-
-
-def chunk(count: int, height: int, width: int) -> Sizes:
-    return {"chunk": count, **plane(height, width)}
 
 
 # I2VGen-XL
@@ -305,6 +234,10 @@ FAMILIES: Mapping[str, Family] = {
     "wan21": wan("wan21"),
     "a14b": wan("a14b", 2.0, "core_late"),
     "ti2v": wan("ti2v"),
+    "dynamicrafter": DYNAMICRAFTER,
+    "dynamicrafter_256": dynamicrafter("256"),
+    "dynamicrafter_1024": dynamicrafter("1024"),
+    "dynamicrafter_interp": dynamicrafter("interp", painted(152, 96)),
 }
 
 

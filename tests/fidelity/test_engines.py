@@ -33,13 +33,12 @@ from ..helpers.agreement import (
     onnxruntime_pair,
 )
 from ..helpers.toys import CPU
-from .families import FAMILIES, chunk, each, volume
+from .families import FAMILIES, each
 
 Open = Callable[[str], VideoModel]
 LoadPair = Callable[[str, str], Pair]
 """By family and component."""
 WAN_VAES = {"wan21": Wan21, "ti2v": WanTI2V}
-SMALL = {**volume(2, 4, 8, 16), **chunk(4, 8, 16)}
 
 
 def is_denoiser(component: str) -> bool:
@@ -91,7 +90,7 @@ def test_onnxruntime_gives_eager_pytorchs_result_at_sizes_that_were_not_traced(
 def test_every_input_of_a_denoisers_engine_moves_its_output_in_its_branch_alone(
     pair: LoadPair, name: str, component: str
 ) -> None:
-    assert_inputs_move_their_branch_alone(pair(name, component)[1], volume(2, 3, 8, 12))
+    assert_inputs_move_their_branch_alone(pair(name, component)[1], FAMILIES[name].moved)
 
 
 @pytest.mark.torture
@@ -100,13 +99,15 @@ def test_every_input_of_a_denoisers_engine_moves_its_output_in_its_branch_alone(
 def test_aotinductor_gives_eager_pytorchs_result(
     model: Open, tmp_path: Path, name: str, component: str, shapes: str
 ) -> None:
-    assert_aotinductor_agrees(model(name), component, shapes, SMALL, FAMILIES[name].engines[component], tmp_path)
+    assert_aotinductor_agrees(
+        model(name), component, shapes, FAMILIES[name].small, FAMILIES[name].engines[component], tmp_path
+    )
 
 
 def spec_of(model: VideoModel, component: str, precision: str, shapes: str, place: str = INSIDE) -> EngineSpec:
     """The specification of an engine by TensorRT for a small clip, or for every size."""
     network = TensorRTBackend.network_of(model.components[component].spec, place)
-    sizes = clip_sizes(model, 64, 64, model.latent.num_frames(3))
+    sizes = clip_sizes(model, 64, 64, max(model.latent.num_frames(3), model.latent.min_frames))
     exact = network.limits.exact({name: size for name, size in sizes.items() if name in network.limits.ranges})
     return EngineSpec(network, exact if shapes == "exact" else network.limits, precision)
 

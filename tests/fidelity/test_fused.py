@@ -98,6 +98,20 @@ def test_control_a_disturbed_layer_is_seen(model: Open, name: str, weight: str, 
 
 
 @torch.no_grad()
+def test_a_fused_denoiser_is_exported_for_either_number_of_branches(model: Open) -> None:
+    """Traced with both: a number that is read as Python's is burnt in, and one branch comes back as two."""
+    family = model("i2vgen_xl")
+    rewrites = family.known_rewrites["core"]
+    network, spec = family.load("core", "fp32", rewrites), family.components["core"].spec
+    shapes = dynamic_shapes(spec.inputs, spec.limits)
+    inputs = inputs_of(family, "core", volume(2, 3, 16, 12))
+    exported = torch.export.export(network, (), inputs, dynamic_shapes=shapes, strict=False).module()
+    for sizes in (volume(1, 3, 16, 12), volume(2, 2, 8, 8)):
+        given = inputs_of(family, "core", sizes)
+        assert distance(exported(**given), family.load("core", "fp32")(**given)) < EXACT
+
+
+@torch.no_grad()
 def test_a_decoder_with_attention_in_parts_is_exported_for_a_range(
     model: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

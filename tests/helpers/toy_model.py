@@ -50,6 +50,7 @@ class ToyModel:
     build_order = ("core", "vae_decoder")
     title = "A toy"
     latent = LatentSpace()
+    without_fp16: ClassVar[frozenset[str]] = frozenset()
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "core": ("doubled", "halved"),
         "vae_decoder": ("doubled",),

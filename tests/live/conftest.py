@@ -14,7 +14,7 @@ from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack
 from i2v_tensorrt.tests.live.answers import json_of
 from i2v_tensorrt.tests.live.device import Device, device_of, flags, keeps_outputs, why_no_onnxruntime
 from i2v_tensorrt.tests.live.graphs import gradient, png
-from i2v_tensorrt.tests.live.ids import CHECKPOINT, SVD, WANS
+from i2v_tensorrt.tests.live.ids import CHECKPOINT, DYNAMICRAFTERS, SVD, WANS
 
 FIGURES = "I2VTRT_LIVE_FIGURES"
 """Names the file of figures, such as benchmarks/results/gpu/figures.json, in which the live tests are counted."""
@@ -52,10 +52,12 @@ def base_directory(
     tiny_folder: Path,
     tiny_svd_folder: Path,
     tiny_wan: Callable[[str], Path],
+    tiny_dynamicrafter: Callable[[str], Path],
 ) -> Path:
     """Models, custom nodes, input and output of the servers under test."""
     wans = {name: tiny_wan(kind) for kind, name in WANS.items()}
-    models = {CHECKPOINT: tiny_folder, SVD: tiny_svd_folder, **wans}
+    dynamicrafters = {name: tiny_dynamicrafter(kind) for kind, name in DYNAMICRAFTERS.items()}
+    models = {CHECKPOINT: tiny_folder, SVD: tiny_svd_folder, **wans, **dynamicrafters}
     return filled_base(tmp_path_factory.mktemp("comfyui"), models, "probe_nodes.py")
 
 

@@ -5,3 +5,5 @@ CHECKPOINT = "tiny-random"
 SVD = "tiny-svd"
 WANS = {"wan21": "tiny-wan21", "a14b": "tiny-wan22", "ti2v": "tiny-ti2v"}
 """The tiny Wans by their kind."""
+DYNAMICRAFTERS = {"1024": "tiny-dynamicrafter", "interp": "tiny-dynamicrafter-interp"}
+"""The tiny DynamiCrafters by their kind."""

@@ -184,9 +184,12 @@ def _export_cut(part: Cut, device: torch.device) -> Any:
 
 
 def hinted_sizes(profile: ShapeProfile) -> dict[str, int]:
-    """Sizes to trace at: those that the engine is tuned for, but never 1 where a dimension is dynamic."""
+    """Sizes to trace at: those that the engine is tuned for, but never 1 where a dimension, or what it is a multiple
+    of, is dynamic."""
     traced = trace_sizes(profile)
-    return {name: limits.opt if limits.opt > 1 else traced[name] for name, limits in profile.ranges.items()}
+    return {
+        name: limits.opt if limits.opt > limits.multiple else traced[name] for name, limits in profile.ranges.items()
+    }
 
 
 def _with_proved(proof: Future[str], compile_by: Callable[[str], None]) -> str:

@@ -19,7 +19,7 @@ from ....common.errors import CheckpointError
 from .file_digests import Digested, Piece
 
 INDEX = "model_index.json"
-_PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 _MAX_JSON_BYTES = 64 << 20
 _VARIANTS = {"": "", "fp16": ".fp16", "bf16": ".bf16"}
 """By the suffix of its files."""
@@ -27,12 +27,13 @@ _PREFERRED = {"fp32": ("", "fp16", "bf16"), "fp16": ("fp16", "", "bf16"), "bf16"
 """Variants to read for a precision, the best first: its own, then those that lose least and are least to read."""
 _VOCABULARY = ("vocab.json", "merges.txt")
 _KINDS = {int: "a whole number above 0", float: "a number above 0", list: "a list of numbers", str: "a list of texts"}
-_CONFIG_NAMES = {
+CONFIG_NAMES = {
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
     "feature_extractor": "preprocessor_config.json",
     "image_processor": "preprocessor_config.json",
 }
+"""Of parts that are no networks."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class Part(Digested):
     @property
     def config_path(self) -> Path:
         """The file that the configuration is read from."""
-        return self.folder / _CONFIG_NAMES.get(self.name, "config.json")
+        return self.folder / CONFIG_NAMES.get(self.name, "config.json")
 
     @property
     def has_network(self) -> bool:
         """Whether the part is a network, which needs weights."""
-        return self.name not in _CONFIG_NAMES
+        return self.name not in CONFIG_NAMES
 
     def variant_for(self, precision: str) -> str | None:
         """Stored variant to read for a precision; None for the files without a variant's name."""
@@ -150,7 +151,7 @@ def open_checkpoint(
 def _open_part(folder: Path) -> Part:
     if not folder.is_dir():
         raise CheckpointError(f"Expected the folder {folder}, found nothing there.")
-    weights = {} if folder.name in _CONFIG_NAMES else _find_weights(folder)
+    weights = {} if folder.name in CONFIG_NAMES else _find_weights(folder)
     for paths in weights.values():
         tensor_shapes(paths)
     part = Part(folder.name, folder, {}, weights)
@@ -216,7 +217,7 @@ def _find_weights(folder: Path) -> dict[str, tuple[Path, ...]]:
     """
     found: dict[str, tuple[Path, ...]] = {}
     for variant, suffix in _VARIANTS.items():
-        single, index = folder / f"{_stem(folder)}{suffix}.safetensors", _index(folder, suffix)
+        single, index = folder / f"{stem_of(folder)}{suffix}.safetensors", _index(folder, suffix)
         shards = _shards(index) if index.is_file() else ()
         paths = ((single,) if single.is_file() else ()) + shards
         if any(path.is_file() for path in paths):
@@ -224,18 +225,19 @@ def _find_weights(folder: Path) -> dict[str, tuple[Path, ...]]:
             found[variant] = paths
     if found:
         return found
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise CheckpointError(f"{folder / pickles[0]} is a pickle, which can run code: expected a .safetensors file.")
     return {}
 
 
-def _stem(folder: Path) -> str:
+def stem_of(folder: Path) -> str:
+    """Beginning of the names of the weight files in a part's folder."""
     return "model" if folder.name.endswith("encoder") else "diffusion_pytorch_model"
 
 
 def _index(folder: Path, suffix: str) -> Path:
-    return folder / f"{_stem(folder)}.safetensors.index{suffix}.json"
+    return folder / f"{stem_of(folder)}.safetensors.index{suffix}.json"
 
 
 def _missing_weights(part: Part) -> CheckpointError:
@@ -243,7 +245,7 @@ def _missing_weights(part: Part) -> CheckpointError:
     for index in (_index(part.folder, suffix) for suffix in _VARIANTS.values()):
         if index.is_file():
             return _missing_shard(index, _shards(index)[0])
-    return CheckpointError(f"Expected the file {part.folder / _stem(part.folder)}.safetensors, found nothing there.")
+    return CheckpointError(f"Expected the file {part.folder / stem_of(part.folder)}.safetensors, found nothing there.")
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -16,23 +16,23 @@ from typing import ClassVar
 import torch
 from PIL import Image
 
-from ....common.errors import CheckpointError
 from ....common.spec import Guidance, Scope, TensorSpec
 from ...decode import BYTES_PER_PIXEL
-from ...denoising.guidance import BOTH, GuidanceScale, branch_inputs, branch_values, guide
-from ...fused import blocks, kernels
+from ...denoising.guidance import BOTH, GuidanceScale, branch_inputs, branch_values, guide, rescale_of
+from ...fused import blocks, cross_attention, kernels
 from ...media.image import cover, to_unit_tensor
 from ...request import ClipRequest, Encoded
-from .. import fused_vae, parts
+from .. import fused_unet3d, fused_vae, parts, unet3d
 from ..base import Run, Stage
 from ..checkpoints.diffusers_folder import Checkpoint
+from ..deep_features import deep_channels
 from ..diffusers_family import DiffusersFamily, Network
 from ..fused_vae import FusedVaeDecoder
 from ..model_networks import DEEP, SHALLOW
-from ..parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder, tokenize
+from ..parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder, tokenize_prompts
 from . import fused, networks
 from .fused import DENOISER_REWRITES, FusedDeep, FusedDenoiser, FusedShallow
-from .networks import Conditioner, DeepNetwork, DenoiserNetwork, ShallowNetwork, deep_channels
+from .networks import Conditioner, DeepNetwork, DenoiserNetwork, ShallowNetwork
 
 LAYOUT: dict[str, tuple[str, ...]] = {
     "unet": ("I2VGenXLUNet",),
@@ -43,7 +43,10 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "feature_extractor": ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast"),
     "scheduler": ("DDIMScheduler",),
 }
-CODE = (sys.modules[__name__], networks, fused, blocks, fused_vae, parts, kernels)
+CODE = (
+    *(sys.modules[__name__], networks, fused, unet3d, fused_unet3d),
+    *(blocks, cross_attention, fused_vae, parts, kernels),
+)
 SETTINGS: dict[str, dict[str, type]] = {
     "unet": {"in_channels": int, "cross_attention_dim": int, "block_out_channels": list},
     "vae": {"scaling_factor": float},
@@ -147,9 +150,10 @@ class I2VGenXL(DiffusersFamily):
     decoder_scratch_bytes: ClassVar[Mapping[str, int]] = {"eager": 64 * BYTES_PER_PIXEL, "inductor": 64 * 1250}
     """4.0 and 2.5 GiB for 8 frames of 512x512: measured on an H200."""
     rewriting_backends: ClassVar[frozenset[str]] = frozenset({"inductor"})
-    unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("motion_bucket_id", "noise_aug_strength", "noise_aug_seed"), NO_MOTION
-    )
+    unused: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("motion_bucket_id", "noise_aug_strength", "noise_aug_seed"), NO_MOTION),
+        "last_picture": "I2VGen-XL does not end in a given picture: last_picture is not used.",
+    }
 
     def networks(self) -> Mapping[str, Network]:
         return _networks(self.checkpoint)
@@ -181,21 +185,11 @@ class I2VGenXL(DiffusersFamily):
         return {**tensors, "sample": x.transpose(0, 1)[None], "timestep": t.float().reshape(1)}
 
     def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: GuidanceScale) -> torch.Tensor:
-        return guide(outputs["prediction"].transpose(1, 2), guidance_scale)
+        return guide(outputs["prediction"].transpose(1, 2), guidance_scale, rescale_of(self.scheduler_config))
 
     def _tokenize(self, request: ClipRequest) -> tuple[torch.Tensor, tuple[str, ...]]:
         """Token ids int64 [2, 77] of the negative and the positive prompt, and notes on prompts that were cut."""
-        config, part = self.config("text_encoder"), self.checkpoint.parts["tokenizer"]
-        limit = config["max_position_embeddings"]
-        ids, counts = tokenize(part, (request.negative_prompt, request.prompt), limit)
-        if int(ids.max()) >= config["vocab_size"]:
-            raise CheckpointError(
-                f"{part.folder}: expected token numbers below the text encoder's {config['vocab_size']}, "
-                f"found {int(ids.max())}."
-            )
-        named = zip(("negative prompt", "prompt"), counts, strict=True)
-        notes = (f"The {name} has {n} tokens: only the first {limit} count." for name, n in named if n > limit)
-        return ids, tuple(notes)
+        return tokenize_prompts(self.checkpoint.parts["tokenizer"], self.config("text_encoder"), request)
 
     def _clip_pixels(self, request: ClipRequest) -> torch.Tensor:
         """The picture's middle square for CLIP, float32 [1, 3, side, side], normalised.

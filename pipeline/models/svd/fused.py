@@ -10,7 +10,8 @@ import torch
 
 from ...fused import blocks as fused
 from .. import fused_vae
-from .networks import DenoiserNetwork, TemporalVaeDecoder, keep_shallow, shallow_layers
+from ..deep_features import shallow_layers
+from .networks import DenoiserNetwork, TemporalVaeDecoder, keep_shallow
 
 DENOISER_REWRITES = (
     "channels_last",

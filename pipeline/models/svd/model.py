@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 
 from ....common.spec import Guidance, Scope, TensorSpec
-from ...denoising.guidance import BOTH, GuidanceScale, branch_inputs, branch_values, guide
+from ...denoising.guidance import BOTH, GuidanceScale, branch_inputs, branch_values, guide, rescale_of
 from ...fused import blocks, kernels
 from ...media.image import antialiased, crop_to_aspect, to_unit_tensor
 from ...request import ClipRequest, Encoded
 from .. import fused_vae, parts
 from ..base import Run, Stage
 from ..checkpoints.diffusers_folder import Checkpoint
+from ..deep_features import deep_channels
 from ..diffusers_family import DiffusersFamily, Network
 from ..model_networks import DEEP, SHALLOW
 from ..parts import ImageEncoder, VaeEncoder
@@ -36,7 +37,7 @@ from .fused import (
     FusedShallow,
     FusedTemporalVaeDecoder,
 )
-from .networks import Conditioner, DeepNetwork, DenoiserNetwork, ShallowNetwork, TemporalVaeDecoder, deep_channels
+from .networks import Conditioner, DeepNetwork, DenoiserNetwork, ShallowNetwork, TemporalVaeDecoder
 
 LAYOUT: dict[str, tuple[str, ...]] = {
     "unet": ("UNetSpatioTemporalConditionModel",),
@@ -137,7 +138,10 @@ class StableVideoDiffusion(DiffusersFamily):
     title: ClassVar[str] = "Stable Video Diffusion"
     pipeline_class: ClassVar[str] = "StableVideoDiffusionPipeline"
     hints: ClassVar[tuple[str, ...]] = (NO_TEXT, "Stable Video Diffusion is sampled by the scheduler euler.")
-    unused: ClassVar[Mapping[str, str]] = dict.fromkeys(("prompt", "negative_prompt"), NO_TEXT)
+    unused: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("prompt", "negative_prompt"), NO_TEXT),
+        "last_picture": "Stable Video Diffusion does not end in a given picture: last_picture is not used.",
+    }
     schedulers: ClassVar[tuple[str, ...]] = ("euler",)
     min_guidance_scale: ClassVar[float | None] = 1.0
     decodes_over_time: ClassVar[bool] = True
@@ -186,7 +190,7 @@ class StableVideoDiffusion(DiffusersFamily):
         return {**tensors, "sample": x[None], "timestep": t.float().reshape(1)}
 
     def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: GuidanceScale) -> torch.Tensor:
-        return guide(outputs["prediction"], guidance_scale)
+        return guide(outputs["prediction"], guidance_scale, rescale_of(self.scheduler_config))
 
     def _clip_pixels(self, picture: Image.Image) -> torch.Tensor:
         """The whole picture for CLIP, float32 [1, 3, side, side], normalised."""

@@ -7,14 +7,13 @@ for the clip.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.nn import Module, ModuleList
 
-SHALLOW_LAYERS = 2
-"""Layers of the last block that a deep cache runs at every call, with as many inputs from the way down."""
+from ..deep_features import shallow_layers
 
 _Constants = Iterator[tuple[torch.Tensor, torch.Tensor]]
 """Frame embedding and cross-attention result of each transformer."""
@@ -306,18 +305,6 @@ class ShallowNetwork(DenoiserNetwork):
         first = len(last.resnets) - shallow_layers(last)
         given = {"emb": emb, "constants": above, "frames": frames}
         return self._end(self._ascend(deep.flatten(0, 1), range(first, len(last.resnets)), skips, given), frames)
-
-
-def shallow_layers(block: Any) -> int:
-    """Number of layers of the last block above the deep features."""
-    return min(SHALLOW_LAYERS, len(block.resnets))
-
-
-def deep_channels(unet: Mapping[str, Any]) -> int:
-    """Channels of the deep features by the UNet's configuration: the last block's own, or those that enter it."""
-    channels, layers = unet["block_out_channels"], unet.get("layers_per_block", 2)
-    first = layers[0] if isinstance(layers, list) else layers
-    return channels[0 if first + 1 > SHALLOW_LAYERS else min(1, len(channels) - 1)]
 
 
 def keep_shallow(network: Any) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from ....common.errors import CheckpointError
 from ....common.spec import Scope, TensorSpec
 from ...decode import DecodeChunk
-from ...denoising.guidance import GuidanceScale, guide
+from ...denoising.guidance import GuidanceScale, guide, rescale_of
 from ...denoising.schedulers import FLOW_SCHEDULERS
 from ...media.image import crop_to_aspect, middle_square, to_unit_tensor
 from ...request import ClipRequest, Encoded
@@ -57,9 +57,10 @@ class Wan(WanCheckpoint):
 
     pipeline_class: ClassVar[str] = "WanImageToVideoPipeline"
     hints: ClassVar[tuple[str, ...]] = (HINT,)
-    unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("motion_bucket_id", "noise_aug_strength", "noise_aug_seed"), NO_MOTION
-    )
+    unused: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("motion_bucket_id", "noise_aug_strength", "noise_aug_seed"), NO_MOTION),
+        "last_picture": "This Wan does not end in a given picture: last_picture is not used.",
+    }
     ignored_fields: ClassVar[frozenset[str]] = frozenset({"fps"})
     schedulers: ClassVar[tuple[str, ...]] = tuple(FLOW_SCHEDULERS)
     decoder_component: ClassVar[str] = "vae_decoder_next"
@@ -124,7 +125,7 @@ class Wan(WanCheckpoint):
         return {**tensors, "sample": x.transpose(0, 1)[None], "timestep": t.float().reshape(1)}
 
     def combine(self, outputs: Mapping[str, torch.Tensor], guidance_scale: GuidanceScale) -> torch.Tensor:
-        return guide(outputs["prediction"].transpose(1, 2), guidance_scale)
+        return guide(outputs["prediction"].transpose(1, 2), guidance_scale, rescale_of(self.scheduler_config))
 
     def _tokenize(self, request: ClipRequest) -> tuple[torch.Tensor, tuple[int, ...]]:
         """Token ids int64 [2, 512] of the negative and the positive prompt, and how many each has, uncut."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,23 @@ def test_a_result_beyond_fp16_is_refused_and_a_large_one_that_fits_is_not() -> N
     with pytest.raises(EngineError, match="core gives numbers beyond fp16, whose largest is 65504.*choose bf16"):
         apply_fp32_fallback(stack(FeedForward, gain=30000.0).half(), SPEC)
     assert apply_fp32_fallback(stack(FeedForward, gain=3000.0).half(), SPEC) == (WHOLE,)
+
+
+def test_declared_kinds_compute_in_fp32_whatever_the_numbers() -> None:
+    """And an island around one of them holds it, whose own casts are gone."""
+    torch.manual_seed(0)
+    network = Stack(nn.LayerNorm(CHANNELS), FeedForward(2.0**16), nn.Sequential(nn.LayerNorm(CHANNELS), FeedForward()))
+    plain = deepcopy(network).eval()
+    declared: Any = network.half().eval()
+    declared.fp32_kinds = (nn.LayerNorm,)
+    assert apply_fp32_fallback(declared, SPEC) == ("every LayerNorm", "layers.1")
+    dtypes: list[torch.dtype] = []
+    declared.layers[2][0].register_forward_hook(lambda module, args, output: dtypes.append(module.weight.dtype))
+    inputs = example_inputs(SPEC, SPEC.profile.optimum, 7)
+    with torch.no_grad():
+        found, wanted = declared(**inputs), plain(**{name: x.float() for name, x in inputs.items()})
+    assert dtypes == [torch.float32] and found.dtype == torch.float16
+    assert torch.allclose(found.float(), wanted, rtol=0.02, atol=0.02 * float(wanted.abs().max()))
 
 
 def test_a_network_without_overflow_stays_as_it_is(tmp_path: Path) -> None:

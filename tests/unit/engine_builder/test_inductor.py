@@ -274,6 +274,8 @@ def test_a_compiler_that_proves_unfit_while_it_works_has_its_work_done_again(mon
 def test_an_engine_is_tuned_for_the_profiles_optimum_and_never_traced_at_one() -> None:
     ranges = {"batch": DimRange(1, 2, 2), "frames": DimRange(1, 1, 16), "side": DimRange(1, 1, 1)}
     assert hinted_sizes(ShapeProfile(ranges)) == {"batch": 2, "frames": 3, "side": 1}
+    ranges = {"one": DimRange(8, 8, 256, 8), "two": DimRange(8, 16, 256, 8), "only": DimRange(8, 8, 8, 8)}
+    assert hinted_sizes(ShapeProfile(ranges)) == {"one": 16, "two": 16, "only": 8}, "a multiple of 1 is burnt in too"
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), EngineError("It was refused.")])

@@ -17,6 +17,7 @@ from i2v_tensorrt.pipeline.denoising.guidance import (
     branch_values,
     branches_of,
     guide,
+    rescale_of,
 )
 from i2v_tensorrt.pipeline.models.registry import open_model
 
@@ -58,14 +59,14 @@ def test_a_batch_of_both_is_views_and_comes_back() -> None:
     assert all(torch.equal(value, VALUES[name]) for name, value in back.items())
 
 
-KINDS = ("i2vgen_xl", "svd", "wan21", "a14b", "ti2v")
+KINDS = ("i2vgen_xl", "svd", "wan21", "a14b", "ti2v", "dynamicrafter")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_branches_run_apart_predict_as_in_one_batch(
-    tiny_folder: Path, tiny_svd_folder: Path, tiny_wan: Any, kind: str
+    tiny_folder: Path, tiny_svd_folder: Path, tiny_wan: Any, tiny_dynamicrafter: Any, kind: str
 ) -> None:
-    folders = {"i2vgen_xl": tiny_folder, "svd": tiny_svd_folder}
+    folders = {"i2vgen_xl": tiny_folder, "svd": tiny_svd_folder, "dynamicrafter": tiny_dynamicrafter("512")}
     model = open_model(folders[kind] if kind in folders else tiny_wan(kind))
     spec, network = model.components[model.denoiser].spec, model.load(model.denoiser, "fp32")
     generator = torch.Generator().manual_seed(0)
@@ -97,3 +98,13 @@ def test_one_branch_is_not_guided_and_each_frame_is_by_its_own_scale() -> None:
     rising = guide(prediction, torch.tensor([1.0, 2.0, 3.0]).reshape(-1, 1, 1, 1))
     for frame, scale in enumerate((1.0, 2.0, 3.0)):
         assert torch.equal(rising[frame], guide(prediction, scale)[frame])
+
+
+def test_a_share_of_the_guided_prediction_keeps_the_spread_of_the_conditional_one() -> None:
+    prediction = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain, spread = guide(prediction, 9.0), prediction[1].std()
+    assert guide(prediction, 9.0, 1.0).std() == pytest.approx(float(spread), rel=1e-5)
+    half = guide(prediction, 9.0, 0.5)
+    assert torch.allclose(half, 0.5 * plain * spread / plain.std() + 0.5 * plain, rtol=1e-5, atol=1e-6)
+    assert torch.equal(guide(prediction[1:], 9.0, 0.5), prediction[1]), "one branch is not guided"
+    assert (rescale_of({"guidance_rescale": 0.7}), rescale_of({})) == (0.7, 0.0)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from i2v_tensorrt.common.errors import StorageError
 from i2v_tensorrt.pipeline.dummies import i2vgen_xl
+from i2v_tensorrt.pipeline.dummies.dynamicrafter import write_tiny_dynamicrafter
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import TinySizes, byte_vocabulary, write_tiny_checkpoint
 from i2v_tensorrt.pipeline.dummies.svd import write_tiny_svd
 from i2v_tensorrt.pipeline.dummies.wan import KINDS, write_tiny_wan
@@ -21,11 +22,20 @@ from ...helpers.refusals import refused
 from ...helpers.toys import contents, raising
 
 
-@pytest.mark.parametrize("kind", ["i2vgen_xl", "svd", *KINDS])
+@pytest.mark.parametrize("kind", ["i2vgen_xl", "svd", "dynamicrafter", *KINDS])
 def test_the_same_seed_gives_the_same_files_and_leaves_the_random_state(
-    tiny_folder: Path, tiny_svd_folder: Path, tiny_wan: Callable[[str], Path], tmp_path: Path, kind: str
+    tiny_folder: Path,
+    tiny_svd_folder: Path,
+    tiny_wan: Callable[[str], Path],
+    tiny_dynamicrafter: Callable[[str], Path],
+    tmp_path: Path,
+    kind: str,
 ) -> None:
-    own = {"i2vgen_xl": (write_tiny_checkpoint, tiny_folder), "svd": (write_tiny_svd, tiny_svd_folder)}
+    own = {
+        "i2vgen_xl": (write_tiny_checkpoint, tiny_folder),
+        "svd": (write_tiny_svd, tiny_svd_folder),
+        "dynamicrafter": (write_tiny_dynamicrafter, tiny_dynamicrafter("512")),
+    }
     write, folder = own[kind] if kind in own else (partial(write_tiny_wan, kind=kind), tiny_wan(kind))
     state = torch.random.get_rng_state()
     assert contents(write(tmp_path / "again")) == contents(folder)

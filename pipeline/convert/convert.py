@@ -1,0 +1,103 @@
+"""A checkpoint's folder from the files that it is published in: written part by part, complete or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ...common.atomic_file import atomic_file, write_text
+from ...common.errors import CheckpointError, StorageError
+from ..models.checkpoints.diffusers_folder import CONFIG_NAMES, INDEX, stem_of
+from ..models.dynamicrafter.published_settings import KINDS as DYNAMICRAFTER_KINDS
+from ..models.registry import open_model
+from . import dynamicrafter
+from .plan import PartPlan, Plan
+from .sources import read_sources
+from .writer import write_tensors
+
+Say = Callable[[str], None]
+KINDS = DYNAMICRAFTER_KINDS
+"""Names of checkpoints whose tensors do not always tell them apart."""
+DONE = "done.json"
+"""In an unfinished folder: what it is made from."""
+
+
+def convert(
+    files: Sequence[Path], folders: Sequence[Path], out: Path, kind: str | None, say: Say = lambda _: None
+) -> Path:
+    """Writes the folder `out`, and returns it once it opens as a model.
+
+    `folders` have the parts that the files lack, and `kind` says what tensors do not. What an earlier run has finished
+    of the same files is kept. Raises CheckpointError and StorageError.
+    """
+    if out.exists():
+        raise StorageError(f"{out} is there already: take another name, or remove it first.")
+    plan = plan_of(files, folders, kind)
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    try:
+        _begin(unfinished, _identity(files, folders, kind))
+        for name, part in plan.parts.items():
+            say(f"{name}: {'copied' if part.folder else f'{len(part.tensors)} tensors'}")
+            _write_part(unfinished / name, name, part)
+        write_text(unfinished / INDEX, json.dumps(_index(plan), indent=2) + "\n")
+        open_model(unfinished)
+        (unfinished / DONE).unlink()
+        unfinished.rename(out)
+    except OSError as error:
+        raise StorageError(f"{out} could not be written: {error.strerror or error}.") from error
+    return out
+
+
+def plan_of(files: Sequence[Path], folders: Sequence[Path], kind: str | None) -> Plan:
+    """The plan of a checkpoint that is known by its tensors."""
+    tensors = read_sources(files)
+    if dynamicrafter.recognises(tensors):
+        return dynamicrafter.plan(tensors, folders, kind)
+    raise CheckpointError(
+        f"Expected the tensors of DynamiCrafter in {files[0]}, found {len(tensors)} of another model, such as "
+        f"{min(tensors)}."
+    )
+
+
+def _identity(files: Sequence[Path], folders: Sequence[Path], kind: str | None) -> str:
+    """What a folder is made from: an unfinished one of anything else is begun anew."""
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    content = [stats, [str(folder.resolve()) for folder in folders], kind]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _begin(folder: Path, identity: str) -> None:
+    mark = folder / DONE
+    if folder.exists() and (not mark.is_file() or mark.read_text("utf-8") != identity):
+        shutil.rmtree(folder)
+    write_text(mark, identity)
+
+
+def _write_part(folder: Path, name: str, part: PartPlan) -> None:
+    """Writes a part's files, weights first: a part with a configuration is whole."""
+    config = folder / CONFIG_NAMES.get(name, "config.json")
+    if config.is_file():
+        return
+    folder.mkdir(exist_ok=True)
+    if part.folder is not None:
+        for path in sorted(part.folder.iterdir(), key=lambda path: path.name == config.name):
+            if path.is_file():
+                _copy(path, folder / path.name)
+        return
+    if part.tensors:
+        write_tensors(folder / f"{stem_of(folder)}.safetensors", part.tensors)
+    write_text(config, json.dumps(part.config, indent=2) + "\n")
+
+
+def _copy(path: Path, target: Path) -> None:
+    if target.is_file():
+        return
+    with atomic_file(target) as temporary:
+        shutil.copyfile(path, temporary)
+
+
+def _index(plan: Plan) -> dict[str, object]:
+    return {**plan.index, **{name: [part.library, part.class_name] for name, part in plan.parts.items()}}
