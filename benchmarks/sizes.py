@@ -137,7 +137,7 @@ def encoder_bytes(model: VideoModel, size: ClipSize) -> int:
     """The most memory of a network that has done its work before the first step, weights and scratch."""
     sizes = {**clip_sizes(model, size.width, size.height, size.num_frames), "batch": 1, "chunk": 1}
     others = {*model.denoisers, model.decoder_component, "conditioner"}
-    names = (name for name in model.components if name not in others and not name.startswith("vae_decoder"))
+    names = (name for name in model.components if name not in others and not name.startswith(("core", "vae_decoder")))
     return max(model.size_bytes(name, "fp16") + model.scratch_bytes(name, sizes, "fp16") for name in names)
 
 

@@ -18,6 +18,7 @@ _NAMED = (
     "out_of_device_memory",
     "alloc_failed",
     "allocation_failed",
+    "allocation failed",
     "bad alloc",
     "bad_alloc",
     "defaultcpuallocator",

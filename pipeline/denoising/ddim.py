@@ -83,7 +83,7 @@ class ClampedDDIMScheduler(DDIMScheduler):
         alpha = self.alphas_cumprod[t]
         alpha_next = self.final_alpha_cumprod if previous is None else self.alphas_cumprod[previous]
         clean, noise = self._clean_and_noise(model_output, sample, alpha)
-        sigma, spread = _spreads(alpha.double(), alpha_next.double(), eta)
+        sigma, spread = _spreads(alpha, alpha_next, eta)
         x = alpha_next.sqrt() * clean * self._rescale(t, previous) + spread * noise
         if eta > 0:
             drawn = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
@@ -119,8 +119,11 @@ class ClampedDDIMScheduler(DDIMScheduler):
 def _spreads(alpha: torch.Tensor, alpha_next: torch.Tensor, eta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Standard deviation of the noise that a step adds, and of the noise that it keeps, formulas (12) and (16).
 
-    From float64: the kept noise may be the root of a difference that vanishes, of which float32 leaves its rounding.
+    In float32 as diffusers has it; from pure noise in float64, for there the kept noise may be the root of a difference
+    that vanishes, of which float32 leaves its rounding.
     """
+    if float(alpha) == 0:
+        alpha, alpha_next = alpha.double(), alpha_next.double()
     added = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)).clamp(min=0).sqrt()
     kept = (1 - alpha_next - added**2).clamp(min=0).sqrt()
     return added.float(), kept.float()

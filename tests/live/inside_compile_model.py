@@ -162,7 +162,7 @@ def case_what_does_not_fit_whole_stays_dynamic(folder: Path) -> None:
         for room_bytes, stays in ((reserved + held, False), (reserved + held - 1, True)):
             with patch.object(memory, "get_free_memory", Room(room_bytes)):
                 node, clone = compiled(model)
-                assert (" runs as it is: Expected room for " in node.forecast(model)) == stays
+                assert (" runs block by block: Expected room for " in node.forecast(model)) == stays
                 assert seen(clone) is (clone if stays else None)
         assert node._stays_dynamic is not None and "ComfyUI brings the weights in" in node._stays_dynamic
         # A clip for which a step takes more than ComfyUI's least.
@@ -202,7 +202,7 @@ def case_an_engine_that_holds_weights_needs_room_for_both(folder: Path) -> None:
         model = comfy.sd.load_diffusion_model(path)
         held = int(memory.minimum_inference_memory()) + sum(x.nbytes for x in weights(host_model._loaded_whole(model)))
         with patch.object(memory, "get_free_memory", Room(held)):
-            assert " runs as it is: Expected room for " in CompiledModel(None, policy).forecast(model)
+            assert " runs block by block: Expected room for " in CompiledModel(None, policy).forecast(model)
 
 
 def case_the_layers_are_looked_for_once_a_run_and_looked_at_in_every_call(folder: Path) -> None:
@@ -228,7 +228,7 @@ def case_the_layers_are_looked_for_once_a_run_and_looked_at_in_every_call(folder
     assert counts[0] == counts[1]
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "test", hooked)
     sampled(model, 3)
-    assert node._refused == {"Expected the network's own layers, found a hook on blocks.0.": 2}
+    assert list(node._blocks._reasons) == ["Expected the network's own layers, found a hook on blocks.0."]
 
 
 def case_the_whole_weights_go_with_the_model(folder: Path) -> None:

@@ -16,7 +16,16 @@ ALLOWED = {
     "remote/comfyui": {"common"},
     "remote/batch": {"remote/comfyui", "common"},
     "benchmarks": {"remote/comfyui", "runtime", "pipeline", "engine_builder", "common", "demo_model/training"},
-    "cli": {"benchmarks", "remote/batch", "remote/comfyui", "runtime", "pipeline", "engine_builder", "common"},
+    "cli": {
+        "benchmarks",
+        "remote/batch",
+        "remote/comfyui",
+        "runtime",
+        "pipeline",
+        "engine_builder",
+        "common",
+        "demo_model/training",
+    },
     "demo_model/training": set(),
 }
 """What each room may import beside itself."""

@@ -266,11 +266,13 @@ def test_a_process_that_builds_gets_the_same_weights(tiny_wan: Wan, lora: Path) 
         assert all(torch.equal(value, there.state_dict()[name]) for name, value in here.state_dict().items())
 
 
-def test_no_two_modules_of_a_network_share_a_name(tiny_folder: Path, tiny_svd_folder: Path, tiny_wan: Wan) -> None:
-    folders = [tiny_folder, tiny_svd_folder, *map(tiny_wan, KINDS)]
-    assert len(folders) == len(FAMILIES)
-    for folder in folders:
-        model = open_model(folder)
+def test_no_two_modules_of_a_network_share_a_name(
+    tiny_folder: Path, tiny_svd_folder: Path, tiny_wan: Wan, tiny_dynamicrafter: Wan
+) -> None:
+    crafters = [tiny_dynamicrafter(kind) for kind in ("512", "interp")]
+    models = [open_model(folder) for folder in (tiny_folder, tiny_svd_folder, *map(tiny_wan, KINDS), *crafters)]
+    assert {type(model) for model in models} == {*FAMILIES}
+    for model in models:
         for denoiser in model.denoisers:
             part = model.checkpoint.parts[model.part_of(denoiser)]
             modules = {re.sub(r"\.(weight|bias)$", "", name) for name in _Places(part, model.lora_names).shapes}
