@@ -82,7 +82,7 @@ COMMANDS_HELP = {
     ),
     "convert": (
         "FILE ... --out NAME [--parts DIR] [--kind KIND]",
-        "make a model's folder from the single files that it is published in",
+        "make DynamiCrafter's folder from the single files that it is published in",
         CONVERT,
     ),
     "bench": (

@@ -13,10 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Tensors = Mapping[str, "torch.Tensor"]
-INSTEAD = (
-    "for DynamiCrafter dynamicrafter_512_fp16_pruned.safetensors and its like in Kijai/DynamiCrafter_pruned, "
-    "for Stable Video Diffusion svd_xt.safetensors, for Wan those of Wan-AI or Comfy-Org"
-)
+INSTEAD = "for DynamiCrafter dynamicrafter_512_fp16_pruned.safetensors and its like in Kijai/DynamiCrafter_pruned"
 
 
 def read_sources(paths: Sequence[Path]) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from ...denoising.guidance import GuidanceScale, guide, rescale_of
 from ...fused import blocks, cross_attention, kernels
 from ...media.image import antialiased, crop_to_aspect, to_unit_tensor
 from ...request import ClipRequest, Encoded
-from .. import fused_unet3d, fused_vae, parts, unet3d
+from .. import deep_features, fused_unet3d, fused_vae, parts, unet3d
 from ..base import Run, Stage
 from ..diffusers_family import DiffusersFamily, Network
 from ..latent_space import LatentSpace
@@ -36,7 +36,7 @@ FRAMES = 16
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of OpenCLIP's pictures."""
 CODE = (
-    *(sys.modules[__name__], networks, fused, specs, stored_names, unet3d, fused_unet3d),
+    *(sys.modules[__name__], networks, fused, specs, stored_names, unet3d, fused_unet3d, deep_features),
     *(blocks, cross_attention, fused_vae, parts, kernels),
 )
 NO_MOTION = "DynamiCrafter is told to move by prompt and fps: motion bucket and noise augmentation are not used."

@@ -22,7 +22,7 @@ from ...denoising.guidance import BOTH, GuidanceScale, branch_inputs, branch_val
 from ...fused import blocks, cross_attention, kernels
 from ...media.image import cover, to_unit_tensor
 from ...request import ClipRequest, Encoded
-from .. import fused_unet3d, fused_vae, parts, unet3d
+from .. import deep_features, fused_unet3d, fused_vae, parts, unet3d
 from ..base import Run, Stage
 from ..checkpoints.diffusers_folder import Checkpoint
 from ..deep_features import deep_channels
@@ -44,7 +44,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "scheduler": ("DDIMScheduler",),
 }
 CODE = (
-    *(sys.modules[__name__], networks, fused, unet3d, fused_unet3d),
+    *(sys.modules[__name__], networks, fused, unet3d, fused_unet3d, deep_features),
     *(blocks, cross_attention, fused_vae, parts, kernels),
 )
 SETTINGS: dict[str, dict[str, type]] = {

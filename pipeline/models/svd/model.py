@@ -21,7 +21,7 @@ from ...denoising.guidance import BOTH, GuidanceScale, branch_inputs, branch_val
 from ...fused import blocks, kernels
 from ...media.image import antialiased, crop_to_aspect, to_unit_tensor
 from ...request import ClipRequest, Encoded
-from .. import fused_vae, parts
+from .. import deep_features, fused_vae, parts
 from ..base import Run, Stage
 from ..checkpoints.diffusers_folder import Checkpoint
 from ..deep_features import deep_channels
@@ -46,7 +46,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "feature_extractor": ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast"),
     "scheduler": ("EulerDiscreteScheduler",),
 }
-CODE = (sys.modules[__name__], networks, fused, blocks, fused_vae, parts, kernels)
+CODE = (sys.modules[__name__], networks, fused, blocks, deep_features, fused_vae, parts, kernels)
 SETTINGS: dict[str, dict[str, type]] = {
     "unet": {
         "in_channels": int,
