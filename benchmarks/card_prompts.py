@@ -14,6 +14,7 @@ import torch
 from ..common.pack_paths import PACK
 from ..pipeline.dummies.full_size import write_full_checkpoint
 from ..pipeline.dummies.wan import write_tiny_wan
+from ..pipeline.request import ClipSize
 from ..remote.comfyui.server import ComfyHost, link_pack
 from .live import CONDITIONING, ENGINE_LOADER, FULL, LOADER, SAMPLER, Prompt
 
@@ -69,26 +70,39 @@ def shipped(name: str, *changes: Changes) -> Prompt:
     return prompt
 
 
-def compile_model() -> Prompt:
-    """ComfyUI's own graph for a Wan with I2V Compile Model in it, whose engine is built where it is missing."""
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    """A node of a prompt."""
+    return {"class_type": kind, "inputs": inputs}
 
-    def node(kind: str, **inputs: Any) -> dict[str, Any]:
-        return {"class_type": kind, "inputs": inputs}
 
-    tokens = {"tokens": 12, "width": 4096, "picture_tokens": 257}
-    video = {"vae": ["vae", 0], "width": 64, "height": 64, "length": 9, "batch_size": 1, "start_image": ["picture", 0]}
-    compiled = {"on_missing": "build", "shape_policy": "exact", "backend": "auto"}
-    sampled = {"seed": 1, "steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-    links = {"positive": ["video", 0], "negative": ["video", 1], "latent_image": ["video", 2]}
+def core_wan(file: str, size: ClipSize, **tokens: int) -> Prompt:
+    """ComfyUI's own graph for a Wan up to its sampler, with I2V Compile Model, whose engine is built if missing."""
+    policy = {"on_missing": "build", "shape_policy": "exact", "backend": "auto"}
+    picture = {"width": size.width, "height": size.height, "batch_size": 1}
+    video = {**picture, "vae": ["vae", 0], "length": size.num_frames, "start_image": ["picture", 0]}
     return {
-        "model": node("UNETLoader", unet_name=f"{CORE_MODEL}.safetensors", weight_dtype="default"),
-        "compiled": node("I2VTRT_CompileModel", model=["model", 0], **compiled),
-        "positive": node("ProbeConditioning", seed=1, **tokens),
-        "negative": node("ProbeConditioning", seed=2, **tokens),
+        "model": node("UNETLoader", unet_name=f"{file}.safetensors", weight_dtype="default"),
+        "compiled": node("I2VTRT_CompileModel", model=["model", 0], **policy),
+        "positive": node("ProbeConditioning", seed=1, width=4096, **tokens),
+        "negative": node("ProbeConditioning", seed=2, width=4096, **tokens),
         "vae": node("VAELoader", vae_name="tiny_wan_vae.safetensors"),
-        "picture": node("EmptyImage", width=64, height=64, batch_size=1, color=0x3366AA),
+        "picture": node("EmptyImage", **picture, color=0x3366AA),
         "video": node("WanImageToVideo", positive=["positive", 0], negative=["negative", 0], **video),
-        "sampler": node("KSampler", model=["compiled", 0], **sampled, **links),
+    }
+
+
+def core_sampler(model: str, **settings: Any) -> dict[str, Any]:
+    """ComfyUI's own sampler behind `core_wan`, of its model or of the compiled one."""
+    fixed = {"sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    links = {"positive": ["video", 0], "negative": ["video", 1], "latent_image": ["video", 2]}
+    return node("KSampler", model=[model, 0], **settings, **fixed, **links)
+
+
+def compile_model() -> Prompt:
+    """That graph for a tiny Wan, from the picture to its frames."""
+    return {
+        **core_wan(CORE_MODEL, ClipSize(64, 64, 9), tokens=12, picture_tokens=257),
+        "sampler": core_sampler("compiled", seed=1, steps=3, cfg=3.0),
         "frames": node("VAEDecode", samples=["sampler", 0], vae=["vae", 0]),
         "saved": node("PreviewImage", images=["frames", 0]),
         "said": node("PreviewAny", source=["compiled", 1]),
@@ -106,7 +120,12 @@ def write_models(host: ComfyHost, models: Path, device: torch.device, *, full: b
         write_full_checkpoint(models / "i2v" / name, device, 0)
     if not (models / "i2v" / TINY_WAN).is_dir():
         write_tiny_wan(models / "i2v" / TINY_WAN, "wan21")
-    command = [str(host.python), str(CORE_MODELS), str(host.directory), str(models)]
+    write_by_comfyui(host, CORE_MODELS, models, models)
+
+
+def write_by_comfyui(host: ComfyHost, script: Path, models: Path, target: Path) -> None:
+    """Runs a script that writes models by ComfyUI's own classes to `target`; raises CalledProcessError."""
+    command = [str(host.python), str(script), str(host.directory), str(target)]
     subprocess.run(command, cwd=models, check=True)  # noqa: S603 - the user's own ComfyUI
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,9 +19,10 @@ from typing import Any
 
 import torch
 
+from ..pipeline.request import ClipSize
 from ..remote.comfyui.client import ComfyClient, RunResult
 from ..remote.comfyui.server import ComfyHost, ComfyServer, find_comfyui, not_found_reason, start_server
-from .card_prompts import CORE_MODELS, base_folder
+from .card_prompts import CORE_MODELS, base_folder, core_sampler, core_wan, node, write_by_comfyui
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 from .live import ARGUMENTS, Prompt, Report
 from .node_texts import NodeTexts
@@ -42,13 +42,11 @@ class Clip:
     """The model's file, and the clip to be made with it."""
 
     model: str
-    width: int
-    height: int
-    frames: int
+    size: ClipSize
 
 
-FULL_SIZE = Clip(EXPERT, 832, 480, 81)
-SMALL = Clip(TINY, 64, 64, 9)
+FULL_SIZE = Clip(EXPERT, ClipSize(832, 480, 81))
+SMALL = Clip(TINY, ClipSize(64, 64, 9))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,12 +78,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _base(host: ComfyHost, work: Path, clip: Clip) -> Path:
     """A base folder for ComfyUI with the models."""
-    models, comfyui = work / "models", str(host.directory)
+    models = work / "models"
     models.mkdir(parents=True, exist_ok=True)
-    subprocess.run([str(host.python), str(CORE_MODELS), comfyui, str(models)], cwd=models, check=True)  # noqa: S603
+    write_by_comfyui(host, CORE_MODELS, models, models)
     file = models / "diffusion_models" / f"{clip.model}.safetensors"
     if not file.is_file():
-        subprocess.run([str(host.python), str(SCRIPT), comfyui, str(file)], cwd=models, check=True)  # noqa: S603
+        write_by_comfyui(host, SCRIPT, models, file)
     base = work / "base"
     base.mkdir(exist_ok=True)
     return base_folder(base, models)
@@ -134,7 +132,7 @@ def prompt_of(clip: Clip, steps: int, way: str) -> Prompt:
     prompt = _conditioned(clip)
     model = "model" if way == "none" else "compiled"
     prompt["sampler"] = _sampler(model, steps)
-    prompt["saved"] = _node("SaveLatent", samples=["sampler", 0], filename_prefix="latents")
+    prompt["saved"] = node("SaveLatent", samples=["sampler", 0], filename_prefix="latents")
     return prompt if way != "none" else {name: each for name, each in prompt.items() if name != "compiled"}
 
 
@@ -143,9 +141,9 @@ def both_of(clip: Clip) -> Prompt:
     prompt = {**_conditioned(clip), "sampler": _sampler("compiled", FEW)}
     prompt["plain"] = {**prompt["sampler"], "inputs": {**prompt["sampler"]["inputs"], "model": ["model", 0]}}
     for name, source in (("one", "sampler"), ("other", "plain")):
-        prompt[name] = _node("ProbeLatents", samples=[source, 0])
-    prompt["difference"] = _node("ProbeDifference", a=["one", 0], b=["other", 0])
-    prompt["models"] = _node("ProbeModels", after=["one", 0])
+        prompt[name] = node("ProbeLatents", samples=[source, 0])
+    prompt["difference"] = node("ProbeDifference", a=["one", 0], b=["other", 0])
+    prompt["models"] = node("ProbeModels", after=["one", 0])
     return prompt
 
 
@@ -154,26 +152,8 @@ _seeds = iter(range(1, 1 << 30))
 
 def _sampler(model: str, steps: int) -> dict[str, Any]:
     """A sampler with a seed of its own: ComfyUI answers what it knows from its cache."""
-    settings = {"steps": steps, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-    links = {"positive": ["video", 0], "negative": ["video", 1], "latent_image": ["video", 2]}
-    return _node("KSampler", model=[model, 0], seed=next(_seeds), **settings, **links)
+    return core_sampler(model, seed=next(_seeds), steps=steps, cfg=1.0)
 
 
 def _conditioned(clip: Clip) -> Prompt:
-    tokens = {"tokens": 512, "width": 4096}
-    picture = {"width": clip.width, "height": clip.height, "batch_size": 1}
-    video = {**picture, "vae": ["vae", 0], "length": clip.frames, "start_image": ["picture", 0]}
-    policy = {"on_missing": "build", "shape_policy": "exact", "backend": "auto"}
-    return {
-        "model": _node("UNETLoader", unet_name=f"{clip.model}.safetensors", weight_dtype="default"),
-        "compiled": _node("I2VTRT_CompileModel", model=["model", 0], **policy),
-        "positive": _node("ProbeConditioning", seed=1, **tokens),
-        "negative": _node("ProbeConditioning", seed=2, **tokens),
-        "vae": _node("VAELoader", vae_name="tiny_wan_vae.safetensors"),
-        "picture": _node("EmptyImage", **picture, color=0x3366AA),
-        "video": _node("WanImageToVideo", positive=["positive", 0], negative=["negative", 0], **video),
-    }
-
-
-def _node(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs}
+    return core_wan(clip.model, clip.size, tokens=512)

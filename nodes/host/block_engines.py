@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import comfy.model_management as memory
@@ -106,12 +107,19 @@ class BlockEngines:
         for block in patcher.model.diffusion_model.get_submodule(group.path):
             reason = next(unsupported_layers(block), None)
             if reason is None:
-                found[block] = lambda block, args, kwargs: self._run(group, block, args, kwargs)
+                found[block] = partial(self._run, group, fp8_products(block))
             else:
                 group.refused[reason] = group.refused.get(reason, 0) + 1
         return found
 
-    def _run(self, group: _Group, block: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _run(
+        self,
+        group: _Group,
+        in_fp8: Mapping[str, bool],
+        block: torch.nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
         """One call of a block, by an engine if one is there or may be built."""
         memory.throw_exception_if_processing_interrupted()
         function = type(block).forward
@@ -123,7 +131,6 @@ class BlockEngines:
             return self._as_it_is(group, original)
         try:
             call = _read(function, block, args, kwargs)
-            in_fp8 = fp8_products(block)
             compiled = self._compiled(group, call.latents.dtype, in_fp8)
         except InputError as error:
             group.has_engine = False

@@ -9,6 +9,8 @@ import comfy.model_management as memory
 import comfy.ops
 import torch
 
+from .unsupported_reasons import is_hooked
+
 PATCHED = ("weight", "bias")
 """The weights of a layer that ComfyUI casts, moves and patches as the layer is called."""
 FP8_LAYOUT = "TensorCoreFP8E4M3Layout"
@@ -21,11 +23,11 @@ OWN_CAST = "cast_bias_weight"
 def unsupported_layers(block: torch.nn.Module) -> Iterator[str]:
     """Reasons why the block's layers cannot be replaced by an engine that is given their weights: a sentence each."""
     for name, layer in block.named_modules():
-        kind, own = type(layer), vars(layer)
+        kind = type(layer)
         known = kind.__module__.startswith(("comfy.", "torch.")) or hasattr(layer, OWN_CAST)
         if not known:
             yield f"Expected layers of ComfyUI's core, found {kind.__module__}.{kind.__qualname__}."
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in own:
+        if is_hooked(layer):
             yield f"Expected the network's own layers, found a hook on {name or kind.__name__}."
 
 

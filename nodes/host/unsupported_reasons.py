@@ -92,6 +92,11 @@ def _is_set(value: Any) -> bool:
     return bool(value) if isinstance(value, bool | int | float | str | list | tuple | dict) else value is not None
 
 
+def is_hooked(layer: torch.nn.Module) -> bool:
+    """Whether something is called with the layer, or in the place of its own function."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+
+
 def unsupported_weights(layers: Layers, device: torch.device) -> Iterator[str]:
     """Reasons why the layers' weights cannot be used in place: a sentence each."""
     elsewhere = False
@@ -99,7 +104,7 @@ def unsupported_weights(layers: Layers, device: torch.device) -> Iterator[str]:
         own = vars(layer)
         if getattr(layer, "weight_function", None) or getattr(layer, "bias_function", None) or "_v" in own:
             yield "Expected weights that are loaded whole, found some that are patched or brought in as they are used."
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in own:
+        if is_hooked(layer):
             yield f"Expected the network's own layers, found a hook on {name or 'it'}."
         elsewhere |= any(weight is not None and weight.device != device for weight in layer._parameters.values())
     if elsewhere:

@@ -126,8 +126,6 @@ class _Kind:
     engines: Engines[_OneNetwork]
     compared: dict[tuple[Runner, object, object], str | None] = field(default_factory=dict)
     """None for an engine that passed, else the reason why it is not used."""
-    known: set[_State] = field(default_factory=set)
-    """Sizes and weights at which an engine has been compared."""
     exhausted: set[_State] = field(default_factory=set)
     """Sizes and weights at which memory ran out for an engine in this run."""
 
@@ -174,9 +172,9 @@ class CompiledNetwork:
         state = (tuple(call.tensors[name].shape for name in call.tensors), self._owner.weights)
         try:
             kind = self._kind(call)
-            if kind is None or state not in kind.known:
-                call = call.kept()
-            kind = kind or self._new_kind(call, outputs_of(original()))
+            if kind is None:
+                call = call.kept()  # it is compared with, and the original may write into its inputs
+                kind = self._new_kind(call, outputs_of(original()))
         except I2VError as error:
             return self._as_it_is(original, str(error))
         if state not in kind.exhausted:
@@ -215,8 +213,8 @@ class CompiledNetwork:
             return self._as_it_is(original)
         proof = (runner, *state)
         if proof not in kind.compared:
+            call = call.kept()
             kind.compared[proof] = self._difference(runner, call, outputs_of(original()))
-            kind.known.add(state)
             self.tally.compared += 1
             return original()
         why = kind.compared[proof]

@@ -96,12 +96,12 @@ def custom(prompt: Prompt) -> Prompt:
     return found
 
 
-def told(client: ComfyClient, prompt: Prompt, least_db: float = LEAST_PSNR) -> str:
+def told(client: ComfyClient, prompt: Prompt) -> str:
     """What the node says after a run whose frames are those of the graph without it."""
     result, heard = run_and_hear(client, prompt)
     seen = succeeded(result).outputs[DIFFERENCE]
     assert seen["std"][0] > 0.01, "a clip of one colour shows nothing"
-    assert decibels(seen["mse"][0]) >= least_db
+    assert decibels(seen["mse"][0]) >= LEAST_PSNR
     return heard[COMPILED][-1]
 
 
