@@ -15,7 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,13 +169,19 @@ class Engine(Row):
 
     title = "AOTInductor"
 
+    def rewrites(self) -> tuple[str, ...]:
+        """The rewrites of the engine: those that pay here."""
+        return self.model.rewrites("core", InductorBackend.name)
+
     def prepare(self) -> Callable[[], torch.Tensor]:
         backend = InductorBackend(self.device)
-        network = self.model.load("core", PRECISION)
+        self.engine = replace(self.engine, rewrites=self.rewrites())
+        network = self.model.load("core", PRECISION, self.engine.rewrites)
         folder = Path(tempfile.mkdtemp(prefix="i2v-call-"))
         backend.build(network, self.engine, folder, lambda stage, _: _tell(f"{self.title}: {stage}"))
         plan = Plan(folder, Manifest(self.engine, backend.target(self.device), describe_files(folder), None, 0.0, ""))
         runner: Runner = backend.load(plan, self.engine, lambda: network, self.device)
+        self.place(runner, network)
         runner.load()
 
         def call() -> torch.Tensor:
@@ -184,8 +190,46 @@ class Engine(Row):
         call()
         return call
 
+    def place(self, runner: Runner, network: torch.nn.Module) -> None:
+        """Puts the weights where the row has them before the engine is loaded."""
 
-ROWS: dict[str, type[Row]] = {"eager": Eager, "compile": Compiled, "inductor": Engine}
+
+class Unfused(Engine):
+    """The same engine without rewrites."""
+
+    title = "AOTInductor, no rewrites"
+
+    def rewrites(self) -> tuple[str, ...]:
+        return ()
+
+
+class Streamed(Engine):
+    """The engine with no block of its own on the GPU: each is brought from host memory at each call."""
+
+    title = "AOTInductor, every block streamed"
+    room_bytes = 0
+
+    def place(self, runner: Runner, network: torch.nn.Module) -> None:
+        network.to("cpu")
+        free_memory(self.device)
+        runner.room_bytes = self.room_bytes
+
+
+class HalfStreamed(Streamed):
+    """The engine with every other block on the GPU."""
+
+    title = "AOTInductor, half of the blocks streamed"
+    room_bytes = 17 << 30
+
+
+ROWS: dict[str, type[Row]] = {
+    "eager": Eager,
+    "compile": Compiled,
+    "inductor": Engine,
+    "unfused": Unfused,
+    "half-streamed": HalfStreamed,
+    "streamed": Streamed,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -193,7 +237,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("run.py bench call", description=__doc__)
     add = top.add_argument
     add("--rows", type=lambda text: text.split(","), default=list(ROWS), metavar="NAME,...", help=", ".join(ROWS))
-    add("--samples", type=int, default=5, metavar="N", help="calls of each row (%(default)s)")
+    add("--samples", type=int, default=5, metavar="N", help="calls of each row in each round (%(default)s)")
+    add("--rounds", type=int, default=2, metavar="N", help="times that all rows are measured, in turn (%(default)s)")
     add("--minutes", type=float, default=30.0, metavar="M", help="for preparing; rows that are not ready are left out")
     add("--layers", type=int, default=Setting.layers, metavar="N", help="of the transformer (%(default)s)")
     add("--size", default=f"{WIDTH}x{HEIGHT}", metavar="WxH", help="pixels (%(default)s)")
@@ -219,20 +264,21 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _child(row: Row, options: argparse.Namespace) -> int:
-    """Prepares, reports it, and measures on request."""
+    """Prepares, reports it, and measures at each request."""
     started = time.monotonic()
     call = row.prepare()
     figures: dict[str, Any] = {"title": row.title, "prepare_s": time.monotonic() - started}
     free_memory(row.device)
     _tell("ready")
-    sys.stdin.readline()
-    if row.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(row.device)
-    figures |= step_figures(sample_ms(call, options.samples, row.device)) | gpu_state(row.device)
-    if row.device.type == "cuda":
-        figures["gpu_peak_gib"] = torch.cuda.max_memory_allocated(row.device) / GIB
-    figures |= _against(options.reference, call().float().cpu())
-    _tell(json.dumps(figures))
+    for _ in sys.stdin:
+        if row.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(row.device)
+        figures |= step_figures(sample_ms(call, options.samples, row.device)) | gpu_state(row.device)
+        if row.device.type == "cuda":
+            figures["gpu_peak_gib"] = torch.cuda.max_memory_allocated(row.device) / GIB
+        figures |= _against(options.reference, call().float().cpu())
+        free_memory(row.device)
+        _tell(json.dumps(figures))
     return 0
 
 
@@ -258,7 +304,9 @@ def _measured(argv: Sequence[str], options: argparse.Namespace, reference: Path)
     deadline = time.monotonic() + 60 * options.minutes
     try:
         ready = [name for name, child in children.items() if _wait_ready(name, child, deadline)]
-        return {name: _ask(name, children[name]) for name in ready}
+        rounds = [{name: _ask(name, children[name]) for name in ready} for _ in range(options.rounds)]
+        steps = {name: [found[name]["step_ms"] for found in rounds if "step_ms" in found[name]] for name in ready}
+        return {name: {**rounds[-1][name], "rounds_ms": steps[name]} for name in ready}
     finally:
         for child in children.values():
             child.kill()
@@ -282,9 +330,14 @@ def _wait_ready(name: str, child: subprocess.Popen[str], deadline: float) -> boo
 
 def _ask(name: str, child: subprocess.Popen[str]) -> dict[str, Any]:
     """The figures of a child that is ready; empty when it fails."""
-    answer, _ = child.communicate("go\n")
-    lines = answer.strip().splitlines()
-    figures = json.loads(lines[-1]) if child.returncode == 0 and lines else {}
+    assert child.stdin is not None and child.stdout is not None  # noqa: S101 - they are pipes
+    try:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        lines = iter(child.stdout.readline, "")
+        figures: dict[str, Any] = json.loads(next((line for line in lines if line.startswith("{")), "{}"))
+    except BrokenPipeError:
+        figures = {}
     _tell(f"{name}: {figures}")
     return figures
 

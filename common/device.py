@@ -33,6 +33,15 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
+def free_host_bytes() -> int | None:
+    """Host memory that programs can take, in bytes; None where it is unknown."""
+    try:
+        import psutil
+    except ImportError:  # ComfyUI brings it
+        return None
+    return psutil.virtual_memory().available
+
+
 def free_cached(device: torch.device) -> None:
     """Lets other libraries have the memory that PyTorch keeps on a CUDA device for its own next tensors."""
     import torch

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from ..common.errors import BackendUnavailableError, BudgetError, I2VError
 from ..common.out_of_memory import is_out_of_memory
 from ..engine_builder.backends.eager import EagerBackend
-from ..engine_builder.backends.registry import choose_backend
+from ..engine_builder.backends.registry import BACKENDS, choose_backend
 from ..pipeline.conditioning import MIN_SIDE
 from ..pipeline.models.latent_space import LatentSpace
 from ..pipeline.request import ClipSize
@@ -164,7 +164,8 @@ def _on_device(
 ) -> Budget:
     """A component's weights and the scratch memory of its call."""
     model, precision, backend = engines.model, engines.precision, _backend(engines, component)
-    weights_bytes = model.size_bytes(component, precision)
+    streams = backend in BACKENDS and BACKENDS[backend].builds_blocks
+    weights_bytes = (model.streamed_bytes if streams else model.size_bytes)(component, precision)
 
     def cost(size: ClipSize) -> int:
         sizes = clip_sizes(model, size.width, size.height, size.num_frames, guided=guided)

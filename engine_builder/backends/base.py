@@ -50,10 +50,14 @@ class Runner(ABC):
 
     backend: ClassVar[str]
     """The name of the backend that makes these runners."""
+    streams: ClassVar[bool] = False
+    """Whether the runner does with less device memory than its weights take, and brings them in as it needs them."""
     warning: str | None = None
     """A sentence for the user while the runner works, but not as it should."""
     scratch_bytes: int = 0
     """Expected device memory of the next call in bytes, beside the weights; 0 where it is unknown."""
+    room_bytes: int | None = None
+    """Device memory that the weights of a runner that `streams` may take when it is loaded next; None for all."""
 
     def __init__(self, spec: EngineSpec, device: torch.device) -> None:
         self.spec = spec
@@ -155,6 +159,8 @@ class Backend(ABC):
     """Whether builds on one GPU leave each other's results alone; timing kernels against each other does not."""
     builds_in_parts: ClassVar[bool] = False
     """Whether several processes can compile one network, each a part of it."""
+    builds_blocks: ClassVar[bool] = False
+    """Whether the engine of a network that repeats a block is built from a few of its blocks."""
 
     def aimed_at(self, target: BuildTarget) -> Backend:
         """This backend, building for that target; raises EngineError where it cannot."""

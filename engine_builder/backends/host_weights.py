@@ -6,7 +6,7 @@ checkpoint's file that the system can take back, and unloading puts them in plac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -43,12 +43,15 @@ class LazyNetwork:
             to_host(self._network)
 
 
-def to_device(network: torch.nn.Module, device: torch.device) -> None:
+def to_device(network: torch.nn.Module, device: torch.device, but: Collection[torch.nn.Module] = ()) -> None:
     """Moves every tensor of the network to the device, and keeps the tensors that leave host memory for `to_host`.
 
-    A network whose `is_borrowed` is true is moved by its owner alone.
+    The modules `but` stay where they are. A network whose `is_borrowed` is true is moved by its owner alone.
     """
     if getattr(network, "is_borrowed", False):
+        return
+    if but:
+        _move_around(network, device, set(but))
         return
     if device.type != "cpu":
         for module in network.modules():
@@ -56,6 +59,20 @@ def to_device(network: torch.nn.Module, device: torch.device) -> None:
             if own:
                 _homes().setdefault(module, {}).update(own)
     network.to(device)
+
+
+def _move_around(network: torch.nn.Module, device: torch.device, but: set[torch.nn.Module]) -> None:
+    """Moves the network to the device, part by part, without the modules `but`."""
+    if network in but:
+        return
+    if but.isdisjoint(network.modules()):
+        to_device(network, device)
+        return
+    if device.type != "cpu":
+        _homes().setdefault(network, {}).update({n: x.data for n, x in _own(network) if x.device.type == "cpu"})
+    network._apply(lambda tensor: tensor.to(device), recurse=False)
+    for child in network.children():
+        _move_around(child, device, but)
 
 
 def to_host(network: torch.nn.Module) -> None:

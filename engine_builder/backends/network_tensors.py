@@ -48,10 +48,10 @@ class Binding:
 
 def bindings(network: torch.nn.Module, memory: Mapping[str, torch.Tensor]) -> tuple[Binding, ...]:
     """The bindings of the network's tensors of these names to the memory that an engine was given."""
-    return tuple(Binding(*_place(network, name), tensor) for name, tensor in memory.items())
+    return tuple(Binding(*place_of(network, name), tensor) for name, tensor in memory.items())
 
 
-def _place(network: torch.nn.Module, name: str) -> tuple[Mapping[str, torch.Tensor | None], str]:
+def place_of(network: torch.nn.Module, name: str) -> tuple[Mapping[str, torch.Tensor | None], str]:
     """The table of the module that holds a tensor, and its name there."""
     path, _, last = name.rpartition(".")
     owner = network.get_submodule(path)

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from itertools import accumulate
 from pathlib import Path
 
-from ...common.device import free_bytes
+from ...common.device import free_bytes, free_host_bytes
 from ...common.errors import EngineError, StorageError
 from ...common.spec import Scope
 from ..backends.base import Part, Report
@@ -137,7 +137,7 @@ def check_room(request: BuildRequest, root: Path) -> None:
 def check_memory(request: BuildRequest) -> None:
     """As `check_room`, for the memory of the host and of the GPU."""
     component = request.spec.network.component
-    needed, free = _memory_needed(request), _available_memory()
+    needed, free = _memory_needed(request), free_host_bytes()
     if free is not None and free < needed:
         raise EngineError(
             f"Building {component} needs about {needed / GIB:.1f} GiB of memory, found {free / GIB:.1f} GiB free: "
@@ -158,14 +158,6 @@ def _memory_needed(request: BuildRequest) -> int:
     return BASE_MEMORY_BYTES + int(per_weight * request.source.size_bytes)
 
 
-def _available_memory() -> int | None:
-    try:
-        import psutil
-    except ImportError:  # ComfyUI brings it; without it the check is left out
-        return None
-    return psutil.virtual_memory().available
-
-
 def needed_device_bytes(request: BuildRequest) -> int:
     """Memory in bytes that a build takes of this machine's GPU; 0 for a build for another GPU."""
     return 0 if request.arch else BASE_DEVICE_BYTES + request.device_bytes
@@ -178,7 +170,7 @@ def builds_at_once(requests: Sequence[BuildRequest]) -> int:
     if not requests or not all(request.backend.builds_beside_others for request in requests):
         return 1
     on_device = _fitting([needed_device_bytes(each) for each in requests], free_bytes(requests[0].device))
-    in_memory = _fitting([_memory_needed(each) for each in requests], _available_memory())
+    in_memory = _fitting([_memory_needed(each) for each in requests], free_host_bytes())
     return max(1, min(on_device, in_memory, (os.cpu_count() or 1) // CORES_PER_BUILD))
 
 
@@ -191,9 +183,9 @@ def parts_of(request: BuildRequest) -> int:
     has_steps = any(tensor.scope is Scope.STEP for tensor in request.spec.network.inputs)
     is_large = request.source.size_bytes >= LEAST_PARTED_BYTES
     is_fixed = all(limits.min == limits.max for limits in ranges)
-    if not (request.backend.builds_in_parts and has_steps and is_large and is_fixed):
+    if request.of_blocks or not (request.backend.builds_in_parts and has_steps and is_large and is_fixed):
         return 1
-    free = ((_available_memory(), _memory_needed(request)), (free_bytes(request.device), needed_device_bytes(request)))
+    free = ((free_host_bytes(), _memory_needed(request)), (free_bytes(request.device), needed_device_bytes(request)))
     room = (there // 2 // needed for there, needed in free if there is not None and needed)
     return max(1, min(MAX_PARTS, (os.cpu_count() or 1) // CORES_PER_PART, *room))
 

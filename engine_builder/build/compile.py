@@ -56,6 +56,8 @@ class BuildRequest:
     """GPU memory that the network takes as it is compared, weights and all, if it is built for `device`."""
     part: Part = WHOLE
     """Part of the network, where several processes compile it; the first is compared once all are compiled."""
+    of_blocks: bool = False
+    """Whether the source gives a few of the network's equal blocks, of which one is compiled."""
 
     @property
     def needs_weights(self) -> bool:

@@ -17,9 +17,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...common.errors import InputError
+from ...engine_builder.graph.repeated_blocks import BlockCall, called_instead, repeated_blocks
 from ...runtime.external.compiled_network import CompiledNetwork, Tally
 from ...runtime.external.network_call import Call, named_arguments, read_call
-from ...runtime.external.repeated_blocks import BlockCall, called_instead, repeated_blocks
 from .block_network import BlockNetwork
 from .block_weights import fp8_products, unsupported_layers, weights_of
 from .network import OPTIONS

@@ -15,6 +15,9 @@ from ...runtime.engines.memory_manager import Eviction, evict, is_encoder
 from .folders import conditioning_cache, result_cache
 from .patcher import RunnerPatcher, empty_cache, loaded_bytes, memory_of, patcher_of, unload, were_last_loaded
 
+RESERVE_BYTES = 256 << 20
+"""Left free beside a runner that streams its weights, for the tensors of a step."""
+
 
 class HostMemoryManager:
     """Residency by ComfyUI's memory manager."""
@@ -38,7 +41,9 @@ class HostMemoryManager:
         told = [self.free_memory(needed_bytes, encoders=True, keep=runner)]
         there, name = self._loaded(), runner.spec.network.component
         room_bytes = self.room_bytes()
-        if room_bytes is not None and room_bytes < needed_bytes:
+        if runner.streams and not runner.is_loaded:
+            runner.room_bytes = None if room_bytes is None else max(room_bytes - scratch_bytes - RESERVE_BYTES, 0)
+        elif room_bytes is not None and room_bytes < needed_bytes:
             told.append(f"Memory may not do for {name}, whose weights are held whole and not streamed.")
         memory.load_models_gpu(models, memory_required=scratch_bytes)
         patcher.scratch_bytes = scratch_bytes

@@ -29,11 +29,11 @@ from ...common.errors import EngineError, InputError
 from ...engine_builder.backends.base import Runner
 from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.backends.registry import choose_backend
+from ...engine_builder.graph.repeated_blocks import repeated_blocks
 from ...runtime.engines.memory_manager import LoadInPlace
 from ...runtime.engines.policy import EnginePolicy
 from ...runtime.external.compiled_network import CompiledNetwork, Tally
 from ...runtime.external.network_call import Call, named_arguments, read_call
-from ...runtime.external.repeated_blocks import repeated_blocks
 from .block_engines import BlockEngines
 from .block_network import BlockNetwork
 from .folders import engine_store

@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from ...common.errors import InputError
 from ...common.network_source import NetworkSource
 from ...common.spec import NetworkSpec
-from .checkpoints.diffusers_folder import Checkpoint
+from .checkpoints.diffusers_folder import BlockList, Checkpoint
 from .checkpoints.file_digests import take_digests
 from .checkpoints.lora import Adapter, open_adapter
 from .parts import load_part
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
+BUILT_BLOCKS = 2
+"""Blocks of a network whose engine is compiled from one: enough to see whether their results go on from each other."""
 DEEP, SHALLOW = "core_deep", "core_shallow"
 """Components of a UNet for a deep cache: the denoiser that gives its deep features too, and its part above them."""
 
@@ -55,6 +57,8 @@ class ModelNetworks(ABC):
     """Components that fp16 is too small for, whatever the weights: bf16 or fp32 takes its place."""
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Lossless rewrites that a component can be made with, in the order in which to switch them on."""
+    block_lists: ClassVar[Mapping[str, BlockList]] = {}
+    """The equal blocks of components that have such."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -86,6 +90,26 @@ class ModelNetworks(ABC):
         size_bytes = self.size_bytes(component, precision)
         has_weights = self.checkpoint.has_weights
         return NetworkSource("pipeline.models.registry", "load_network", arguments, size_bytes, has_weights)
+
+    def block_source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource | None:
+        """Source of a component's network with `BUILT_BLOCKS` of its equal blocks, without LoRAs; None without such."""
+        if component not in self.block_lists:
+            return None
+        source = type(self)(self.checkpoint).source(component, precision, rewrites)
+        size_bytes = self.streamed_bytes(component, precision)
+        return replace(source, arguments={**source.arguments, "blocks": str(BUILT_BLOCKS)}, size_bytes=size_bytes)
+
+    def streamed_bytes(self, component: str, precision: str) -> int:
+        """As `size_bytes`, where no more than `BUILT_BLOCKS` of the component's equal blocks are there at a time."""
+        if component not in self.block_lists:
+            return self.size_bytes(component, precision)
+        return self.with_blocks(component, BUILT_BLOCKS).size_bytes(component, precision)
+
+    def with_blocks(self, component: str, count: int) -> Self:
+        """The same checkpoint with the first `count` of the component's equal blocks alone, without LoRAs."""
+        part = self.checkpoint.parts[self.part_of(component)]
+        shortened = part.with_blocks(self.block_lists[component], count)
+        return type(self)(replace(self.checkpoint, parts={**self.checkpoint.parts, part.name: shortened}))
 
     @abstractmethod
     def size_bytes(self, component: str, precision: str) -> int:

@@ -199,7 +199,7 @@ def _stored(part: Part, precision: str, chosen: Callable[[str], bool] = lambda _
 
     for path in part.weights[part.variant_for(precision) or ""]:
         with safe_open(path, framework="pt") as stream:
-            for name in filter(chosen, stream.keys()):
+            for name in filter(chosen, filter(part.keeps, stream.keys())):
                 yield name, stream.get_tensor(name)
 
 

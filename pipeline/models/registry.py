@@ -32,17 +32,25 @@ _MODELS: WeakValueDictionary[str, VideoModel] = WeakValueDictionary()
 
 
 def load_network(
-    folder: str, component: str, precision: str, rewrites: str = "", adapters: str = "[]", hollow: str = ""
+    folder: str,
+    component: str,
+    precision: str,
+    rewrites: str = "",
+    adapters: str = "[]",
+    hollow: str = "",
+    blocks: str = "",
 ) -> torch.nn.Module:
     """One component's network, for a process that builds its engine; `rewrites` are names between commas.
 
     `adapters` are LoRAs as JSON: paths, strengths and the denoisers that each is for. Networks of one model that are
-    held at the same time share their weights. A `hollow` network, whatever the text, has its parameters on `meta`.
+    held at the same time share their weights. A `hollow` network, whatever the text, has its parameters on `meta`;
+    `blocks` is the number of its equal blocks that it has, all if empty.
     """
-    name = folder + adapters + hollow
+    name = folder + adapters + hollow + (f" {blocks} of {component}" if blocks else "")
     model = _MODELS.get(name)
     if model is None:
         model = open_configuration(Path(folder)) if hollow else open_model(Path(folder), json.loads(adapters))
+        model = model.with_blocks(component, int(blocks)) if blocks else model
     _MODELS[name] = model
     network = model.load(component, precision, tuple(filter(None, rewrites.split(","))))
     object.__setattr__(network, "origin", model)  # for as long as a reference to the network exists

@@ -49,8 +49,10 @@ class EngineCatalog:
         """
         backend = self.backend() if arch is None else BACKENDS[TensorRTBackend.name]
         rewrites, precision = self.rewrites(component, backend), network_precision(self.precision_of(component))
-        source = self.model.source(component, precision, rewrites)
-        place = self._places(component, backend, source)[0]
+        whole = self.model.source(component, precision, rewrites)
+        place = self._places(component, backend, whole)[0]
+        blocks, plain = self._block_sources(component, precision, backend)
+        source = blocks or whole
         spec = self._spec(component, self.profile(component, sizes), backend, place)
         if spec.precision not in QUANTIZED:
             calibration = None
@@ -64,11 +66,22 @@ class EngineCatalog:
             backend=backend,
             device=self.device,
             arch=arch,
-            reference=self.model.source(component, precision) if rewrites else None,
+            reference=(plain or self.model.source(component, precision)) if rewrites else None,
             details=self.compared_with(spec, component),
             calibration=calibration,
             device_bytes=source.size_bytes // (2 if calibration else 1) + self._scratch_bytes(component, spec),
+            of_blocks=blocks is not None,
         )
+
+    def _block_sources(
+        self, component: str, precision: str, backend: Backend
+    ) -> tuple[NetworkSource | None, NetworkSource | None]:
+        """Sources of a few of the component's equal blocks, rewritten and plain, where the backend builds from those."""
+        if not backend.builds_blocks:
+            return None, None
+        rewrites = self.rewrites(component, backend)
+        of_blocks = self.model.block_source
+        return of_blocks(component, precision, rewrites), of_blocks(component, precision)
 
     def compared_with(self, spec: EngineSpec, component: str) -> dict[str, str]:
         """The manifest's word on the weights that an engine without any was compared with."""

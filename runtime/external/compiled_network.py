@@ -115,6 +115,9 @@ class _OneNetwork:
     def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource:
         return self._owner.source(self._tree, self.device, weights=bool(self.spec.weights_sha256))
 
+    def block_source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource | None:
+        return None
+
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
         return 0  # the network's owner has made room for the network itself
 

@@ -80,6 +80,9 @@ class ToyModel:
         self.sources.append((component, rewrites))
         return ToySource()
 
+    def block_source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> None:
+        """It repeats no block."""
+
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
         return 1000 * sizes["frames"]
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,8 +39,10 @@ from ..base import (
     no_collection,
 )
 from ..network_tensors import layout_of
+from .block_runner import BlockRunner
+from .blocks import BLOCK, block_layout, blocks_of, export_block
 from .cpp_compiler import compilers, install_line, proof_begun
-from .package import WIRES, file_name, whole_wires, wires_text
+from .package import BLOCK_FILE_NAME, WIRES, file_name, whole_wires, wires_text
 from .parts import Cut, cut
 from .runner import LAYOUT, InductorRunner
 from .torch_workarounds import arrays_declared, layouts_as_run, mutations_remembered, vectors_untried
@@ -70,6 +72,7 @@ class InductorBackend(Backend):
     has_fp32_fallback: ClassVar[bool] = False
     builds_beside_others: ClassVar[bool] = True
     builds_in_parts: ClassVar[bool] = True
+    builds_blocks: ClassVar[bool] = True
 
     def __init__(self, device: torch.device | None = None, part: Part = WHOLE) -> None:
         self._device = device
@@ -129,16 +132,14 @@ class InductorBackend(Backend):
             proof = proof_begun(device.type)
             with torch.inference_mode(False), torch.no_grad(), _quiet(), no_collection(), _attention(device):
                 report("export", 0.1)
-                program = _export(network.to(device), spec, device)
-                part = None if self._part == WHOLE else cut(program, self._part)
-                if part is None and self._part.index:
+                traced = self._traced(network.to(device), spec, device)
+                if traced is None:
                     return {}  # it cannot be cut: the first part is the whole
-                program = program if part is None else _export_cut(part, device)
-                wires = whole_wires(spec.network) if part is None else part.wires
                 report("compile", 0.3)
-                metadata = {LAYOUT: json.dumps(layout_of(network)), WIRES: wires_text(wires)}
-                path = folder / file_name(self._part.index)
-                compiler = _with_proved(proof, lambda name: _compile(program, metadata, path, name, device))
+                path = folder / traced.file_name
+                compiler = _with_proved(
+                    proof, lambda name: _compile(traced.program, traced.metadata, path, name, device)
+                )
         except (OSError, EngineError):
             raise
         except Exception as error:  # the compiler raises any error of its passes
@@ -147,12 +148,40 @@ class InductorBackend(Backend):
                 raise EngineError(reason) from error
             log.warning("compiling failed", exc_info=True)
             raise EngineError(f"Inductor cannot compile the {component} network: {_reason(error)}.") from error
-        return {"compiler": compiler, "parts": str(wires.count)}
+        return {"compiler": compiler, **traced.details}
+
+    def _traced(self, network: torch.nn.Module, spec: EngineSpec, device: torch.device) -> _Traced | None:
+        """What to compile: a block of the network, a part of it, or all; None where the part is in another one."""
+        blocks = blocks_of(network)
+        if blocks is not None:
+            if self._part.index:
+                return None
+            program = export_block(network, blocks, spec, hinted_sizes(spec.profile), device)
+            return _Traced(BLOCK_FILE_NAME, program, {BLOCK: block_layout(blocks[0])}, {"engine_of": "one block"})
+        program = _export(network, spec, device)
+        part = None if self._part == WHOLE else cut(program, self._part)
+        if part is None and self._part.index:
+            return None
+        program = program if part is None else _export_cut(part, device)
+        wires = whole_wires(spec.network) if part is None else part.wires
+        metadata = {LAYOUT: json.dumps(layout_of(network)), WIRES: wires_text(wires)}
+        return _Traced(file_name(self._part.index), program, metadata, {"parts": str(wires.count)})
 
     def load(self, plan: Plan | None, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> Runner:
         if plan is None:
             raise EngineError("Inductor needs a built engine, found none.")
-        return InductorRunner(plan, spec, network, device)
+        runner = BlockRunner if BLOCK_FILE_NAME in plan.manifest.files else InductorRunner
+        return runner(plan, spec, network, device)
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A program to compile, what its package says of itself, and what the manifest does."""
+
+    file_name: str
+    program: Any
+    metadata: dict[str, str]
+    details: dict[str, str]
 
 
 def _export(network: torch.nn.Module, spec: EngineSpec, device: torch.device) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....common.errors import EngineError
+from ....common.out_of_memory import is_out_of_memory, is_short
 from ....common.spec import NetworkSpec
 from ..base import in_a_line
 
@@ -21,8 +22,14 @@ if TYPE_CHECKING:
 
 FILE_NAME = "network.pt2"
 """The whole network, or its first part."""
+BLOCK_FILE_NAME = "block.pt2"
+"""One of a network's equal blocks, as its whole engine."""
 WIRES = "wires"
 """The entry of a package's metadata with the tensors that the package reads and returns."""
+CALL_FAILED = "API call failed"
+"""Message of compiled code for an operator that raised any error."""
+ALIGNMENT = 64
+"""Bytes to whose multiples compiled code wants an input's address."""
 
 
 def file_name(part: int) -> str:
@@ -112,7 +119,7 @@ class Parts:
         values = dict(inputs)
         for package, wires, done in zip(self._packages, self._wires, self._done, strict=True):
             given = zip(wires.reads, wires.strides, strict=True)
-            found = package([_lying(values[name], strides) for name, strides in given])
+            found = package([ready(values[name], strides) for name, strides in given])
             values.update(zip(wires.returns, found, strict=True))
             for name in done:
                 del values[name]
@@ -144,6 +151,30 @@ def refused(act: str, network: NetworkSpec, error: Exception) -> EngineError:
     return EngineError(f"Inductor cannot {act} the {network.component} engine: {in_a_line(error)}.")
 
 
+def open_block(plan: Plan, network: NetworkSpec, device: torch.device) -> Package:
+    """The code of one of a network's blocks. Raises EngineError when PyTorch cannot load it."""
+    return _open_file(plan, BLOCK_FILE_NAME, network, device)
+
+
+def run_package(
+    call: Callable[[], Sequence[torch.Tensor]], network: NetworkSpec, device: torch.device, scratch_bytes: int
+) -> Sequence[torch.Tensor]:
+    """The outputs of compiled code, which is expected to take so much memory beside its inputs.
+
+    Raises OutOfMemoryError and EngineError: for a failed call the code's own message names no reason.
+    """
+    import torch
+
+    try:
+        return call()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if is_out_of_memory(error) or (CALL_FAILED in str(error) and is_short(device, scratch_bytes)):
+            raise torch.OutOfMemoryError(f"CUDA out of memory in {network.component}.") from error
+        raise refused("run", network, error) from error
+
+
 def _open_file(plan: Plan, name: str, network: NetworkSpec, device: torch.device) -> Package:
     """A package, from a private copy of the very bytes that were checked."""
     import torch
@@ -164,13 +195,26 @@ def _open_file(plan: Plan, name: str, network: NetworkSpec, device: torch.device
             raise refused("load", network, error) from error
 
 
-def _lying(tensor: torch.Tensor, strides: tuple[int, ...] | None) -> torch.Tensor:
-    """The tensor as compiled code reads it without a check: with these strides, on a boundary of 64 bytes."""
+def lies_ready(tensor: torch.Tensor, strides: Sequence[int]) -> bool:
+    """Whether compiled code, which does not check it, can read the tensor where it is."""
+    return tensor.stride() == tuple(strides) and tensor.data_ptr() % ALIGNMENT == 0
+
+
+def lay_out(tensor: torch.Tensor, stride: Sequence[int]) -> None:
+    """Gives a parameter the strides, in place, so that all who share it go on sharing it."""
+    import torch
+
+    values = tensor.data
+    tensor.data = torch.empty_strided(values.shape, stride, dtype=values.dtype, device=values.device).copy_(values)
+
+
+def ready(tensor: torch.Tensor, strides: Sequence[int] | None) -> torch.Tensor:
+    """The tensor as compiled code reads it; strides of None stand for contiguous ones."""
     import torch
 
     if strides is None:
         tensor = tensor.contiguous()
         strides = tensor.stride()
-    if tensor.stride() == strides and tensor.data_ptr() % 64 == 0:
+    if lies_ready(tensor, strides):
         return tensor
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

@@ -7,13 +7,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....common.errors import EngineError
-from ....common.out_of_memory import is_out_of_memory, is_short
 from ....common.spec import EngineSpec, Scope
 from ..base import LoadNetwork, Runner
 from ..cuda_graph import Replay, can_capture, is_launch_bound
 from ..host_weights import LazyNetwork, to_device
 from ..network_tensors import Binding, bindings, held_bytes, tensors_of
-from .package import open_parts, refused
+from .package import lay_out, open_parts, run_package
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +25,6 @@ MAX_GRAPHS = 4
 """Sizes of which one runner keeps a CUDA graph; further ones are called directly."""
 WEIGHED_CALL = 2
 """Number of the call at a size that is timed to learn whether a graph pays: the call before warms up."""
-CALL_FAILED = "API call failed"
-"""Message of compiled code for an operator that raised any error."""
 
 
 class InductorRunner(LazyNetwork, Runner):
@@ -95,7 +92,7 @@ class InductorRunner(LazyNetwork, Runner):
                     f"The {self.spec.network.component} engine expects {name} as {shape} in {dtype}, found {found}."
                 )
             if list(tensor.stride()) != stride:
-                _lay_out(tensor, stride)
+                lay_out(tensor, stride)
         return {name: tensor for name, tensor in used.items() if tensor is not None}
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -135,28 +132,5 @@ class InductorRunner(LazyNetwork, Runner):
         return self._pool
 
     def _direct(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        import torch
-
-        try:
-            outputs = self._package(**inputs)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            if self._ran_out(error):
-                raise torch.OutOfMemoryError(f"CUDA out of memory in {self.spec.network.component}.") from error
-            raise refused("run", self.spec.network, error) from error
+        outputs = run_package(lambda: self._package(**inputs), self.spec.network, self.device, self.scratch_bytes)
         return {tensor.name: value for tensor, value in zip(self.spec.network.outputs, outputs, strict=True)}
-
-    def _ran_out(self, error: RuntimeError) -> bool:
-        """Whether memory ran out in the compiled code, whose message mostly names a failed call only."""
-        if is_out_of_memory(error):
-            return True
-        return CALL_FAILED in str(error) and is_short(self.device, self.scratch_bytes)
-
-
-def _lay_out(tensor: torch.Tensor, stride: list[int]) -> None:
-    """Gives a parameter the strides, in place, so that all who share it go on sharing it."""
-    import torch
-
-    values = tensor.data
-    tensor.data = torch.empty_strided(values.shape, stride, dtype=values.dtype, device=values.device).copy_(values)

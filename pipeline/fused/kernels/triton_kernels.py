@@ -273,3 +273,37 @@ def gated_gelu(x: torch.Tensor) -> torch.Tensor:
         x, out, rows * width, width, BLOCK=GELU_BLOCK, num_warps=4
     )
     return out
+
+
+@triton.jit
+def _rms_rope(
+    x_ptr, weight_ptr, cos_ptr, sin_ptr, out_ptr, tokens,
+    EPS: tl.constexpr, CHANNELS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One token, of all heads: its pairs of channels lie side by side, and so do their angles, head by head."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < CHANNELS
+    x = tl.load(x_ptr + row * CHANNELS + at, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    x = x * tl.rsqrt(tl.sum(x * x, 0) / CHANNELS + EPS) * weight
+    even, odd = tl.split(tl.reshape(x, (BLOCK // 2, 2)))
+    pair = tl.arange(0, BLOCK // 2)
+    angle = row % tokens * HALF + pair % HALF
+    cos = tl.load(cos_ptr + angle, mask=pair < CHANNELS // 2, other=0.0)
+    sin = tl.load(sin_ptr + angle, mask=pair < CHANNELS // 2, other=0.0)
+    turned = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BLOCK,))
+    tl.store(out_ptr + row * CHANNELS + at, turned.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def rms_rope(x: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """See `rope.rms_rope`."""
+    batch, tokens, channels = x.shape
+    half = cos.shape[-1]
+    out = torch.empty((batch, tokens, channels // (2 * half), 2 * half), dtype=x.dtype, device=x.device)
+    block = triton.next_power_of_2(channels)
+    torch.library.wrap_triton(_rms_rope)[(batch * tokens,)](
+        x.contiguous(), weight, cos.contiguous(), sin.contiguous(), out, tokens,
+        EPS=eps, CHANNELS=channels, HALF=half, BLOCK=block, num_warps=max(1, min(8, block // 512)),
+    )  # fmt: skip
+    return out

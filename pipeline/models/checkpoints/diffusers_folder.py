@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -37,6 +38,14 @@ CONFIG_NAMES = {
 
 
 @dataclass(frozen=True)
+class BlockList:
+    """A network's list of equal blocks: its path in the network, and the configuration's name of its length."""
+
+    path: str
+    count: str
+
+
+@dataclass(frozen=True)
 class Part(Digested):
     """One component of a checkpoint: its folder, its configuration, and its weight files by variant."""
 
@@ -46,6 +55,20 @@ class Part(Digested):
     weights: Mapping[str, tuple[Path, ...]]
     class_name: str = ""
     """The library class that model_index.json names."""
+    first_blocks: tuple[str, int] | None = None
+    """Path of a list of blocks, and how many of them count; the others' weights are left out."""
+
+    def with_blocks(self, blocks: BlockList, count: int) -> Part:
+        """The part with the first `count` of its blocks."""
+        return replace(self, config={**self.config, blocks.count: count}, first_blocks=(blocks.path, count))
+
+    def keeps(self, name: str) -> bool:
+        """Whether the tensor of that name belongs to the part."""
+        if self.first_blocks is None:
+            return True
+        path, count = self.first_blocks
+        found = re.match(rf"{re.escape(path)}\.(\d+)\.", name)
+        return found is None or int(found[1]) < count
 
     @property
     def config_path(self) -> Path:
@@ -65,7 +88,7 @@ class Part(Digested):
     def elements(self) -> int:
         """Number of elements of the weights; 0 for a part without weights."""
         paths = next(iter(self.weights.values()), ())
-        return sum(math.prod(shape) for shape in tensor_shapes(paths).values())
+        return sum(math.prod(shape) for name, shape in tensor_shapes(paths).items() if self.keeps(name))
 
     @property
     def config_sha256(self) -> str:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 from ....common.errors import CheckpointError
 from ....common.shapes import DimRange, ShapeProfile
 from ....common.spec import Guidance, Scope, TensorSpec
+from ...fused.kernels import flash_attention
+from ..checkpoints.diffusers_folder import BlockList
 from ..diffusers_family import DiffusersFamily, Network
 from ..latent_space import LatentSpace
 from .causal_vae import TIME_FACTOR
 from .lora_names import picture_part, published
-from .networks import PATCH, DenoiserNetwork
+from .networks import PATCH, REWRITES, DenoiserNetwork
 from .text_encoder import TOKENS, text_network
 from .vae import PLANE, vae_networks
 
@@ -59,6 +61,11 @@ class WanCheckpoint(DiffusersFamily):
     not_encoding: ClassVar[frozenset[str]] = frozenset({"scheduler", *PARTS.values()})
     layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT
     settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
+    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(PARTS, REWRITES)
+    block_lists: ClassVar[Mapping[str, BlockList]] = dict.fromkeys(
+        PARTS, BlockList(DenoiserNetwork.repeated, "num_layers")
+    )
+    rewriting_backends: ClassVar[frozenset[str]] = frozenset({"inductor"})
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -116,7 +123,18 @@ class WanCheckpoint(DiffusersFamily):
             ),
             *self.picture_inputs(),
         )
-        return Network(part, DenoiserNetwork, inputs, (TensorSpec("prediction", volume),), ("batch", "frames", *PLANE))
+        return Network(
+            part,
+            DenoiserNetwork,
+            inputs,
+            (TensorSpec("prediction", volume),),
+            ("batch", "frames", *PLANE),
+            rewritten=DenoiserNetwork,
+        )
+
+    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
+        found = super().rewrites(component, backend)
+        return tuple(name for name in found if name != "flash_attention" or flash_attention.is_there())
 
     def picture_inputs(self) -> tuple[TensorSpec, ...]:
         """Inputs of the denoiser that come from the picture, beside the sample."""

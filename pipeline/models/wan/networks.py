@@ -8,13 +8,17 @@ and values would be 0.8 GB to keep for a clip, and a clip's conditioning another
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import Module
 
 from ....common.errors import CheckpointError
+from ...fused.kernels.flash_attention import attention
+from ...fused.kernels.rope import rms_rope
 
+REWRITES = ("norm_rope", "flash_attention")
+"""Rewrites of the blocks: norm and rotation of queries and keys in one kernel; FlashAttention-3 where it serves."""
 PATCH = 2
 """Latents that one token covers, in height and in width; in time it covers one."""
 _Tables = tuple[torch.Tensor, torch.Tensor]
@@ -46,7 +50,7 @@ class _Rope(Module):
             self.register_buffer(f"sin{axis}", angles.sin().float(), persistent=False)
 
     def forward(self, frames: int, height: int, width: int) -> _Tables:
-        """Cosines and sines, float32 [frames * height * width, 1, head_dim / 2]."""
+        """Cosines and sines, float32 [frames * height * width, head_dim / 2]."""
         return self._table("cos", frames, height, width), self._table("sin", frames, height, width)
 
     def _table(self, name: str, *sizes: int) -> torch.Tensor:
@@ -55,7 +59,7 @@ class _Rope(Module):
         parts = [
             table.reshape(*view, table.shape[1]).expand(*sizes, -1) for table, view in zip(tables, views, strict=True)
         ]
-        return torch.cat(parts, dim=-1).flatten(0, 2)[:, None]
+        return torch.cat(parts, dim=-1).flatten(0, 2)
 
 
 def _angles(width: int, length: int) -> torch.Tensor:
@@ -65,64 +69,79 @@ def _angles(width: int, length: int) -> torch.Tensor:
         return torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
 
 
-def _rotated(x: torch.Tensor, rope: _Tables) -> torch.Tensor:
-    """x [batch, tokens, heads, head_dim] with each pair of channels turned by its position's angle."""
-    cos, sin = rope
-    even, odd = x.unflatten(-1, (-1, 2)).float().unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+class Block(Module):
+    """A WanTransformerBlock, whose layers keep their names.
 
-
-def _attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Attention over [batch, tokens, heads, head_dim], with the heads side by side after."""
-    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    return torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-
-
-def _self_attention(attn: Any, x: torch.Tensor, rope: _Tables) -> torch.Tensor:
-    query, key, value = (
-        tensor.unflatten(2, (attn.heads, -1))
-        for tensor in (attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x))
-    )
-    return attn.to_out[0](_attended(_rotated(query, rope), _rotated(key, rope), value))
-
-
-def _cross_attention(attn: Any, x: torch.Tensor, text: torch.Tensor, picture: torch.Tensor | None) -> torch.Tensor:
-    def heads(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.unflatten(2, (attn.heads, -1))
-
-    query = heads(attn.norm_q(attn.to_q(x)))
-    found = _attended(query, heads(attn.norm_k(attn.to_k(text))), heads(attn.to_v(text)))
-    if picture is not None:
-        key, value = attn.norm_added_k(attn.add_k_proj(picture)), attn.add_v_proj(picture)
-        found = found + _attended(query, heads(key), heads(value))
-    return attn.to_out[0](found)
-
-
-def _block(
-    block: Any, x: torch.Tensor, emb: torch.Tensor, text: torch.Tensor, picture: torch.Tensor | None, rope: _Tables
-) -> torch.Tensor:
-    """A WanTransformerBlock over x [batch, tokens, channels], with emb [batch, groups, 6, channels].
-
-    The tokens are that many groups of equal size, one after another, each with a timestep of its own.
+    `fused` is whether the rewrite `norm_rope` replaces norm and rotation by one kernel, and `flash` whether the rewrite
+    `flash_attention` may replace PyTorch's attention.
     """
-    groups = emb.shape[1]
-    shift, scale, gate, ff_shift, ff_scale, ff_gate = (block.scale_shift_table + emb.float()).chunk(6, dim=2)
 
-    def modulated(norm: Any, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return (norm(x.float()).unflatten(1, (groups, -1)) * (1 + scale) + shift).flatten(1, 2).to(x.dtype)
+    def __init__(self, block: Any, *, fused: bool = False, flash: bool = False) -> None:
+        super().__init__()
+        self.norm1, self.attn1, self.norm2, self.attn2 = block.norm1, block.attn1, block.norm2, block.attn2
+        self.norm3, self.ffn, self.scale_shift_table = block.norm3, block.ffn, block.scale_shift_table
+        self._fused, self._flash = fused, flash
 
-    def gated(update: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        return (x.float() + (update.unflatten(1, (groups, -1)) * gate).flatten(1, 2)).to(x.dtype)
+    def forward(
+        self,
+        x: torch.Tensor,
+        emb: torch.Tensor,
+        text: torch.Tensor,
+        picture: torch.Tensor | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> torch.Tensor:
+        """From x [batch, groups, tokens, channels] to the same; each group of tokens has a timestep of its own.
 
-    x = gated(_self_attention(block.attn1, modulated(block.norm1, shift, scale), rope), gate)
-    x = x + _cross_attention(block.attn2, block.norm2(x.float()).to(x.dtype), text, picture)
-    return gated(block.ffn(modulated(block.norm3, ff_shift, ff_scale)), ff_gate)
+        emb [batch, groups, 6, channels], text [batch, 512, channels], picture [batch, patches, channels],
+        cos and sin float32 [groups, tokens, head_dim / 2].
+        """
+        modulation = (self.scale_shift_table + emb.float()).chunk(6, dim=2)
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = modulation
+
+        def modulated(norm: Any, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return (norm(x.float()) * (1 + scale) + shift).to(x.dtype)
+
+        def gated(update: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+            return (x.float() + update * gate).to(x.dtype)
+
+        x = gated(self._self_attention(modulated(self.norm1, shift, scale), cos, sin), gate)
+        x = x + self._cross_attention(self.norm2(x.float()).to(x.dtype), text, picture)
+        return gated(self.ffn(modulated(self.norm3, ff_shift, ff_scale)), ff_gate)
+
+    def _self_attention(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        attn, rope = self.attn1, (cos.flatten(0, 1), sin.flatten(0, 1))
+        tokens = x.flatten(1, 2)
+        query, key = (
+            rms_rope(projected, norm.weight, norm.eps, *rope, fused=self._fused)
+            for projected, norm in ((attn.to_q(tokens), attn.norm_q), (attn.to_k(tokens), attn.norm_k))
+        )
+        found = attention(query, key, _heads(attn, attn.to_v(tokens)), flash=self._flash)
+        return attn.to_out[0](found).reshape(x.shape)
+
+    def _cross_attention(self, x: torch.Tensor, text: torch.Tensor, picture: torch.Tensor | None) -> torch.Tensor:
+        attn = self.attn2
+        query = _heads(attn, attn.norm_q(attn.to_q(x.flatten(1, 2))))
+        key, value = attn.norm_k(attn.to_k(text)), attn.to_v(text)
+        found = attention(query, _heads(attn, key), _heads(attn, value), flash=self._flash)
+        if picture is not None:
+            key, value = attn.norm_added_k(attn.add_k_proj(picture)), attn.add_v_proj(picture)
+            found = found + attention(query, _heads(attn, key), _heads(attn, value), flash=self._flash)
+        return attn.to_out[0](found).reshape(x.shape)
+
+
+def _heads(attn: Any, tensor: torch.Tensor) -> torch.Tensor:
+    """From [batch, tokens, channels] to [batch, tokens, heads, head_dim]."""
+    return tensor.unflatten(2, (attn.heads, -1))
 
 
 class DenoiserNetwork(Module):
     """WanTransformer3DModel for a picture that comes as latents beside the noise, or as the noise's first frame."""
 
-    def __init__(self, transformer: Any) -> None:
+    repeated: ClassVar[str] = "blocks"
+    """Path of the list of equal modules that an engine can be made of one of."""
+
+    def __init__(self, transformer: Any, rewrites: tuple[str, ...] = ()) -> None:
         super().__init__()
         config = transformer.config
         if tuple(config.patch_size) != (1, PATCH, PATCH):
@@ -130,7 +149,8 @@ class DenoiserNetwork(Module):
         self.rope = _Rope(config.attention_head_dim, config.rope_max_seq_len)
         self.patch_embedding = transformer.patch_embedding
         self.embedder = transformer.condition_embedder
-        self.blocks = transformer.blocks
+        fused, flash = (name in rewrites for name in REWRITES)
+        self.blocks = torch.nn.ModuleList(Block(block, fused=fused, flash=flash) for block in transformer.blocks)
         self.norm_out, self.proj_out = transformer.norm_out, transformer.proj_out
         self.scale_shift_table = transformer.scale_shift_table
 
@@ -154,12 +174,13 @@ class DenoiserNetwork(Module):
         temb, emb = self._time(timestep.reshape(batch, -1), sample.dtype)
         text = self.embedder.text_embedder(text_states)
         picture = None if image_states is None else self.embedder.image_embedder(image_states)
-        rope = self.rope(*places)
+        groups = (temb.shape[1], -1)
+        cos, sin = (table.unflatten(0, groups) for table in self.rope(*places))
+        x = x.unflatten(1, groups)
         for block in self.blocks:
-            x = _block(block, x, emb, text, picture, rope)
+            x = block(x, emb, text, picture, cos, sin)
         shift, scale = (self.scale_shift_table + temb[:, :, None]).chunk(2, dim=2)
-        groups = self.norm_out(x.float()).unflatten(1, (temb.shape[1], -1))
-        x = self.proj_out((groups * (1 + scale) + shift).flatten(1, 2).to(sample.dtype))
+        x = self.proj_out((self.norm_out(x.float()) * (1 + scale) + shift).to(sample.dtype))
         x = x.reshape(batch, *places, PATCH, PATCH, -1).permute(0, 6, 1, 2, 4, 3, 5)
         return x.reshape(batch, -1, frames, height, width)
 

@@ -80,7 +80,7 @@ class WanTI2V(Wan):
         found = super()._denoiser(part)
         sample, _, *rest = found.inputs
         timestep = TensorSpec("timestep", ("batch", "frames"), "float32", span=TIMESTEPS)
-        return Network(part, found.module, (sample, timestep, *rest), found.outputs, found.ranges)
+        return replace(found, inputs=(sample, timestep, *rest))
 
     def condition(self, image: torch.Tensor, frames: int, run: Run, stage: Stage) -> dict[str, torch.Tensor]:
         return {"first_frame": encode_picture(run, image, 1, lambda *_: stage("encode latents", 2, 3))}

@@ -202,7 +202,7 @@ def test_an_engine_that_cannot_run_here_is_published_without_a_verdict(store: En
 def test_a_build_that_needs_more_memory_than_there_is_is_refused(
     store: EngineStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "_available_memory", lambda: 2 << 30)
+    monkeypatch.setattr(build_module, "free_host_bytes", lambda: 2 << 30)
     small, large = (toy_request(ToyBackend(), source=ToySource(size_bytes=size)) for size in (0, GIB))
     store.root.mkdir()
     check_room(small, store.root)
@@ -237,7 +237,7 @@ class SociableBackend(ToyBackend):
 def roomy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with room for anything, which a test then makes smaller."""
     monkeypatch.setattr(build_module, "free_bytes", lambda device: 1 << 50)
-    monkeypatch.setattr(build_module, "_available_memory", lambda: 1 << 50)
+    monkeypatch.setattr(build_module, "free_host_bytes", lambda: 1 << 50)
     monkeypatch.setattr(build_module.os, "cpu_count", lambda: 64)
     return monkeypatch
 
@@ -263,9 +263,9 @@ def test_as_many_are_built_at_once_as_the_memory_holds(roomy: pytest.MonkeyPatch
     requests = on_gpu(1, 1, 1)
     needed = build_module._memory_needed(requests[0])
     for free, expected in ((3 * needed, 3), (3 * needed - 1, 2), (2 * needed - 1, 1), (0, 1)):
-        roomy.setattr(build_module, "_available_memory", lambda free=free: free)
+        roomy.setattr(build_module, "free_host_bytes", lambda free=free: free)
         assert builds_at_once(requests) == expected
-    roomy.setattr(build_module, "_available_memory", lambda: None)
+    roomy.setattr(build_module, "free_host_bytes", lambda: None)
     assert builds_at_once(requests) == 3, "nobody knows the memory"
 
 
@@ -286,7 +286,7 @@ def test_one_that_measures_the_gpu_is_built_alone_and_on_a_cpu_two_whatever_the_
 def test_a_build_that_needs_more_disk_than_there_is_is_refused(
     store: EngineStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "_available_memory", lambda: None)
+    monkeypatch.setattr(build_module, "free_host_bytes", lambda: None)
     huge = toy_request(ToyBackend(), source=ToySource(size_bytes=1 << 60))
     with pytest.raises(StorageError, match="core needs about .* GiB in .*, found .* GiB free"):
         build_engine(huge, store, InProcess())

@@ -242,13 +242,13 @@ def test_there_are_as_many_parts_as_cores_have_room_for(
     cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module.os, "cpu_count", lambda: cores)
-    monkeypatch.setattr(build_module, "_available_memory", lambda: 1 << 40)
+    monkeypatch.setattr(build_module, "free_host_bytes", lambda: 1 << 40)
     assert parts_of(request()) == expected
 
 
 def test_a_network_is_whole_where_parts_gain_nothing_or_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module.os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(build_module, "_available_memory", lambda: 1 << 40)
+    monkeypatch.setattr(build_module, "free_host_bytes", lambda: 1 << 40)
     once = request()
     tensors = tuple(replace(tensor, scope=Scope.CLIP) for tensor in once.spec.network.inputs)
     calm = replace(once.spec, network=replace(once.spec.network, inputs=tensors))
@@ -258,7 +258,7 @@ def test_a_network_is_whole_where_parts_gain_nothing_or_do_not_fit(monkeypatch: 
     assert parts_of(replace(once, backend=OnnxRuntimeBackend())) == 1
     assert parts_of(request(source=ToySource(Mixed, build_module.LEAST_PARTED_BYTES - 1))) == 1
     needed = build_module._memory_needed(once)
-    monkeypatch.setattr(build_module, "_available_memory", lambda: 5 * needed)
+    monkeypatch.setattr(build_module, "free_host_bytes", lambda: 5 * needed)
     assert parts_of(once) == 2
     monkeypatch.setattr(build_module, "free_bytes", lambda device: 3 * build_module.needed_device_bytes(once))
     assert parts_of(once) == 1

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch.nn import Linear, ModuleList, Sequential
 
+from i2v_tensorrt.engine_builder.graph.repeated_blocks import called_instead, repeated_blocks
 from i2v_tensorrt.runtime.external.fp8_linear import FP8, Fp8Linear
-from i2v_tensorrt.runtime.external.repeated_blocks import called_instead, repeated_blocks
 
 
 class Block(torch.nn.Module):
