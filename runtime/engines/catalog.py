@@ -76,7 +76,7 @@ class EngineCatalog:
     def _block_sources(
         self, component: str, precision: str, backend: Backend
     ) -> tuple[NetworkSource | None, NetworkSource | None]:
-        """Sources of a few of the component's equal blocks, rewritten and plain, where the backend builds from those."""
+        """Sources of a few of the component's equal blocks, rewritten and plain, where the backend builds so."""
         if not backend.builds_blocks:
             return None, None
         rewrites = self.rewrites(component, backend)
