@@ -13,6 +13,7 @@ from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.backends.registry import BACKENDS, choose_backend
 from ..pipeline.conditioning import MIN_SIDE
 from ..pipeline.models.latent_space import LatentSpace
+from ..pipeline.models.model_networks import streamed_bytes
 from ..pipeline.request import ClipSize
 from .acceleration import cache_bytes
 from .clip_sizes import clip_sizes
@@ -165,7 +166,7 @@ def _on_device(
     """A component's weights and the scratch memory of its call."""
     model, precision, backend = engines.model, engines.precision, _backend(engines, component)
     streams = backend in BACKENDS and BACKENDS[backend].builds_blocks
-    weights_bytes = (model.streamed_bytes if streams else model.size_bytes)(component, precision)
+    weights_bytes = (streamed_bytes if streams else type(model).size_bytes)(model, component, precision)
 
     def cost(size: ClipSize) -> int:
         sizes = clip_sizes(model, size.width, size.height, size.num_frames, guided=guided)

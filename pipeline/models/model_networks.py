@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from ...common.errors import InputError
@@ -34,6 +34,23 @@ class LoadComponent(Protocol):
     """Gives a network in a precision (`fp32`, `fp16`, `bf16`), made with these rewrites."""
 
     def __call__(self, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module: ...
+
+
+_Model = TypeVar("_Model", bound="ModelNetworks")
+
+
+def first_blocks(model: _Model, component: str, count: int) -> _Model:
+    """The same checkpoint with the first `count` of a component's equal blocks alone, without LoRAs."""
+    checkpoint = model.checkpoint
+    part = checkpoint.parts[model.part_of(component)].with_blocks(model.block_lists[component], count)
+    return type(model)(replace(checkpoint, parts={**checkpoint.parts, part.name: part}))
+
+
+def streamed_bytes(model: ModelNetworks, component: str, precision: str) -> int:
+    """As `size_bytes`, where no more than `BUILT_BLOCKS` of the component's equal blocks are there at a time."""
+    if component in model.block_lists:
+        model = first_blocks(model, component, BUILT_BLOCKS)
+    return model.size_bytes(component, precision)
 
 
 @dataclass(frozen=True)
@@ -78,8 +95,14 @@ class ModelNetworks(ABC):
                 f"The rewrites of {component} are {', '.join(known) or 'none'}, found {', '.join(unknown)}."
             )
 
-    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource:
-        """Source from which another process loads a component's network."""
+    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = (), blocks: int = 0) -> NetworkSource:
+        """Source from which another process loads a component's network.
+
+        With `blocks` it has so many of its equal blocks alone, without LoRAs.
+        """
+        if blocks:
+            found = first_blocks(self, component, blocks).source(component, precision, rewrites)
+            return replace(found, arguments={**found.arguments, "blocks": str(blocks)})
         arguments = {
             "folder": str(self.checkpoint.folder),
             "component": component,
@@ -90,26 +113,6 @@ class ModelNetworks(ABC):
         size_bytes = self.size_bytes(component, precision)
         has_weights = self.checkpoint.has_weights
         return NetworkSource("pipeline.models.registry", "load_network", arguments, size_bytes, has_weights)
-
-    def block_source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource | None:
-        """Source of a component's network with `BUILT_BLOCKS` of its equal blocks, without LoRAs; None without such."""
-        if component not in self.block_lists:
-            return None
-        source = type(self)(self.checkpoint).source(component, precision, rewrites)
-        size_bytes = self.streamed_bytes(component, precision)
-        return replace(source, arguments={**source.arguments, "blocks": str(BUILT_BLOCKS)}, size_bytes=size_bytes)
-
-    def streamed_bytes(self, component: str, precision: str) -> int:
-        """As `size_bytes`, where no more than `BUILT_BLOCKS` of the component's equal blocks are there at a time."""
-        if component not in self.block_lists:
-            return self.size_bytes(component, precision)
-        return self.with_blocks(component, BUILT_BLOCKS).size_bytes(component, precision)
-
-    def with_blocks(self, component: str, count: int) -> Self:
-        """The same checkpoint with the first `count` of the component's equal blocks alone, without LoRAs."""
-        part = self.checkpoint.parts[self.part_of(component)]
-        shortened = part.with_blocks(self.block_lists[component], count)
-        return type(self)(replace(self.checkpoint, parts={**self.checkpoint.parts, part.name: shortened}))
 
     @abstractmethod
     def size_bytes(self, component: str, precision: str) -> int:

@@ -14,6 +14,7 @@ from .base import VideoModel
 from .checkpoints.diffusers_folder import INDEX, pipeline_class, read_index
 from .dynamicrafter.model import DynamiCrafter, DynamiCrafterInterpolation
 from .i2vgen_xl.model import I2VGenXL
+from .model_networks import first_blocks
 from .svd.model import StableVideoDiffusion
 from .wan.model import Wan21
 from .wan.wan22 import WanA14B, WanTI2V
@@ -50,7 +51,7 @@ def load_network(
     model = _MODELS.get(name)
     if model is None:
         model = open_configuration(Path(folder)) if hollow else open_model(Path(folder), json.loads(adapters))
-        model = model.with_blocks(component, int(blocks)) if blocks else model
+        model = first_blocks(model, component, int(blocks)) if blocks else model
     _MODELS[name] = model
     network = model.load(component, precision, tuple(filter(None, rewrites.split(","))))
     object.__setattr__(network, "origin", model)  # for as long as a reference to the network exists

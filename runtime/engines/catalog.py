@@ -19,6 +19,7 @@ from ...engine_builder.backends.tensorrt.backend import TensorRTBackend
 from ...engine_builder.build.compile import BuildRequest
 from ...engine_builder.graph.recorded_calls import Calibration
 from ...engine_builder.store.store import EngineStore, Plan
+from ...pipeline.models.model_networks import BUILT_BLOCKS
 from . import messages
 from .networks import Networks
 from .policy import EnginePolicy
@@ -49,10 +50,9 @@ class EngineCatalog:
         """
         backend = self.backend() if arch is None else BACKENDS[TensorRTBackend.name]
         rewrites, precision = self.rewrites(component, backend), network_precision(self.precision_of(component))
-        whole = self.model.source(component, precision, rewrites)
-        place = self._places(component, backend, whole)[0]
-        blocks, plain = self._block_sources(component, precision, backend)
-        source = blocks or whole
+        blocks = BUILT_BLOCKS if backend.builds_blocks and component in self.model.block_lists else 0
+        source = self.model.source(component, precision, rewrites, blocks)
+        place = self._places(component, backend, source)[0]
         spec = self._spec(component, self.profile(component, sizes), backend, place)
         if spec.precision not in QUANTIZED:
             calibration = None
@@ -66,22 +66,12 @@ class EngineCatalog:
             backend=backend,
             device=self.device,
             arch=arch,
-            reference=(plain or self.model.source(component, precision)) if rewrites else None,
+            reference=self.model.source(component, precision, (), blocks) if rewrites else None,
             details=self.compared_with(spec, component),
             calibration=calibration,
             device_bytes=source.size_bytes // (2 if calibration else 1) + self._scratch_bytes(component, spec),
-            of_blocks=blocks is not None,
+            of_blocks=bool(blocks),
         )
-
-    def _block_sources(
-        self, component: str, precision: str, backend: Backend
-    ) -> tuple[NetworkSource | None, NetworkSource | None]:
-        """Sources of a few of the component's equal blocks, rewritten and plain, where the backend builds so."""
-        if not backend.builds_blocks:
-            return None, None
-        rewrites = self.rewrites(component, backend)
-        of_blocks = self.model.block_source
-        return of_blocks(component, precision, rewrites), of_blocks(component, precision)
 
     def compared_with(self, spec: EngineSpec, component: str) -> dict[str, str]:
         """The manifest's word on the weights that an engine without any was compared with."""

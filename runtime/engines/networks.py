@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import ClassVar, Protocol, TypeVar
 
 from ...common.network_source import NetworkSource
+from ...pipeline.models.checkpoints.diffusers_folder import BlockList
 from ...pipeline.models.latent_space import LatentSpace
 from ...pipeline.models.model_networks import Component
 
@@ -22,6 +23,7 @@ class Networks(Protocol):
     build_order: ClassVar[tuple[str, ...]]
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]]
     without_fp16: ClassVar[frozenset[str]]
+    block_lists: ClassVar[Mapping[str, BlockList]]
     latent: ClassVar[LatentSpace]
 
     @cached_property
@@ -29,9 +31,9 @@ class Networks(Protocol):
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]: ...
 
-    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource: ...
-
-    def block_source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource | None: ...
+    def source(
+        self, component: str, precision: str, rewrites: tuple[str, ...] = (), blocks: int = 0
+    ) -> NetworkSource: ...
 
     def scratch_bytes(
         self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager"

@@ -25,6 +25,7 @@ from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.backends.registry import choose_backend
 from ...engine_builder.build.parity import measure, passes
 from ...engine_builder.store.store import EngineStore
+from ...pipeline.models.checkpoints.diffusers_folder import BlockList
 from ...pipeline.models.latent_space import LatentSpace
 from ...pipeline.models.model_networks import Component
 from ..engines.engine_set import Engines
@@ -94,6 +95,7 @@ class _OneNetwork:
     build_order: ClassVar[tuple[str, ...]] = (NETWORK,)
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     without_fp16: ClassVar[frozenset[str]] = frozenset()
+    block_lists: ClassVar[Mapping[str, BlockList]] = {}
     latent: ClassVar[LatentSpace] = LatentSpace()
 
     def __init__(self, owner: NetworkOwner, spec: NetworkSpec, tree: str, device: torch.device) -> None:
@@ -112,11 +114,8 @@ class _OneNetwork:
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         return ()
 
-    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource:
+    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = (), blocks: int = 0) -> NetworkSource:
         return self._owner.source(self._tree, self.device, weights=bool(self.spec.weights_sha256))
-
-    def block_source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> NetworkSource | None:
-        return None
 
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
         return 0  # the network's owner has made room for the network itself

@@ -51,6 +51,7 @@ class ToyModel:
     title = "A toy"
     latent = LatentSpace()
     without_fp16: ClassVar[frozenset[str]] = frozenset()
+    block_lists: ClassVar[Mapping[str, Any]] = {}
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "core": ("doubled", "halved"),
         "vae_decoder": ("doubled",),
@@ -76,12 +77,9 @@ class ToyModel:
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         return ("doubled",) if (component, backend) == ("core", "rewriting toy") else ()
 
-    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> ToySource:
+    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = (), blocks: int = 0) -> ToySource:
         self.sources.append((component, rewrites))
         return ToySource()
-
-    def block_source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> None:
-        """It repeats no block."""
 
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
         return 1000 * sizes["frames"]

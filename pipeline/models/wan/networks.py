@@ -15,10 +15,14 @@ from torch.nn import Module
 
 from ....common.errors import CheckpointError
 from ...fused.kernels.flash_attention import attention
+from ...fused.kernels.gelu_product import gelu_product
+from ...fused.kernels.residual import add_product
 from ...fused.kernels.rope import rms_rope
 
-REWRITES = ("norm_rope", "flash_attention")
-"""Rewrites of the blocks: norm and rotation of queries and keys in one kernel; FlashAttention-3 where it serves."""
+NORM_ROPE, FLASH, PRODUCTS = "norm_rope", "flash_attention", "fused_products"
+REWRITES = (NORM_ROPE, FLASH, PRODUCTS)
+"""Rewrites of the blocks: norm and rotation of queries and keys in one kernel; FlashAttention-3 where it serves; GELU
+and the addition after cross-attention as parts of the products before them."""
 PATCH = 2
 """Latents that one token covers, in height and in width; in time it covers one."""
 _Tables = tuple[torch.Tensor, torch.Tensor]
@@ -70,17 +74,13 @@ def _angles(width: int, length: int) -> torch.Tensor:
 
 
 class Block(Module):
-    """A WanTransformerBlock, whose layers keep their names.
+    """A WanTransformerBlock with some of `REWRITES`, whose layers keep their names."""
 
-    `fused` is whether the rewrite `norm_rope` replaces norm and rotation by one kernel, and `flash` whether the rewrite
-    `flash_attention` may replace PyTorch's attention.
-    """
-
-    def __init__(self, block: Any, *, fused: bool = False, flash: bool = False) -> None:
+    def __init__(self, block: Any, rewrites: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.norm1, self.attn1, self.norm2, self.attn2 = block.norm1, block.attn1, block.norm2, block.attn2
         self.norm3, self.ffn, self.scale_shift_table = block.norm3, block.ffn, block.scale_shift_table
-        self._fused, self._flash = fused, flash
+        self._rewrites = rewrites
 
     def forward(
         self,
@@ -106,28 +106,41 @@ class Block(Module):
             return (x.float() + update * gate).to(x.dtype)
 
         x = gated(self._self_attention(modulated(self.norm1, shift, scale), cos, sin), gate)
-        x = x + self._cross_attention(self.norm2(x.float()).to(x.dtype), text, picture)
-        return gated(self.ffn(modulated(self.norm3, ff_shift, ff_scale)), ff_gate)
+        found = self._cross_attention(self.norm2(x.float()).to(x.dtype), text, picture)
+        x = self._added(x, found, self.attn2.to_out[0])
+        return gated(self._feed_forward(modulated(self.norm3, ff_shift, ff_scale)), ff_gate)
 
     def _self_attention(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         attn, rope = self.attn1, (cos.flatten(0, 1), sin.flatten(0, 1))
         tokens = x.flatten(1, 2)
         query, key = (
-            rms_rope(projected, norm.weight, norm.eps, *rope, fused=self._fused)
+            rms_rope(projected, norm.weight, norm.eps, *rope, fused=NORM_ROPE in self._rewrites)
             for projected, norm in ((attn.to_q(tokens), attn.norm_q), (attn.to_k(tokens), attn.norm_k))
         )
-        found = attention(query, key, _heads(attn, attn.to_v(tokens)), flash=self._flash)
+        found = attention(query, key, _heads(attn, attn.to_v(tokens)), flash=FLASH in self._rewrites)
         return attn.to_out[0](found).reshape(x.shape)
 
     def _cross_attention(self, x: torch.Tensor, text: torch.Tensor, picture: torch.Tensor | None) -> torch.Tensor:
         attn = self.attn2
         query = _heads(attn, attn.norm_q(attn.to_q(x.flatten(1, 2))))
         key, value = attn.norm_k(attn.to_k(text)), attn.to_v(text)
-        found = attention(query, _heads(attn, key), _heads(attn, value), flash=self._flash)
+        found = attention(query, _heads(attn, key), _heads(attn, value), flash=FLASH in self._rewrites)
         if picture is not None:
             key, value = attn.norm_added_k(attn.add_k_proj(picture)), attn.add_v_proj(picture)
-            found = found + attention(query, _heads(attn, key), _heads(attn, value), flash=self._flash)
-        return attn.to_out[0](found).reshape(x.shape)
+            found = found + attention(query, _heads(attn, key), _heads(attn, value), flash=FLASH in self._rewrites)
+        return found.reshape(x.shape)
+
+    def _added(self, x: torch.Tensor, found: torch.Tensor, linear: Any) -> torch.Tensor:
+        """x + linear(found); x is not to be read again."""
+        if PRODUCTS in self._rewrites:
+            return add_product(x, found, linear.weight) + linear.bias
+        return x + linear(found)
+
+    def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        if PRODUCTS not in self._rewrites:
+            return self.ffn(x)
+        first, last = self.ffn.net[0].proj, self.ffn.net[2]
+        return last(gelu_product(x, first.weight, first.bias))
 
 
 def _heads(attn: Any, tensor: torch.Tensor) -> torch.Tensor:
@@ -149,8 +162,7 @@ class DenoiserNetwork(Module):
         self.rope = _Rope(config.attention_head_dim, config.rope_max_seq_len)
         self.patch_embedding = transformer.patch_embedding
         self.embedder = transformer.condition_embedder
-        fused, flash = (name in rewrites for name in REWRITES)
-        self.blocks = torch.nn.ModuleList(Block(block, fused=fused, flash=flash) for block in transformer.blocks)
+        self.blocks = torch.nn.ModuleList(Block(block, rewrites) for block in transformer.blocks)
         self.norm_out, self.proj_out = transformer.norm_out, transformer.proj_out
         self.scale_shift_table = transformer.scale_shift_table
 

@@ -272,7 +272,7 @@ def test_what_was_cancelled_is_tried_again(make: MakeSet, toy: ToyBackend) -> No
 class HugeDenoiser(ToyModel):
     """A toy whose denoiser takes more memory to build than any machine has."""
 
-    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> ToySource:
+    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = (), blocks: int = 0) -> ToySource:
         return ToySource(size_bytes=1 << 60 if component == "core" else 0)
 
 
