@@ -31,6 +31,7 @@ from ..engine_builder.store.manifest import Manifest
 from ..engine_builder.store.store import Plan, describe_files
 from ..pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
 from ..pipeline.models.wan.model import Wan21
+from ..pipeline.models.wan.networks import PRODUCTS
 from ..pipeline.quality.similarity import latents_similarity
 from ..runtime.clip_sizes import clip_sizes
 from .ladder.flops import count_tflop
@@ -39,6 +40,8 @@ from .ladder.measure import GIB, free_memory, gpu_state, sample_ms, step_figures
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PRECISION = "bf16"
+GOODBYE_S = 60.0
+"""Seconds that a child has for its table of kernels, once all rounds are measured."""
 WIDTH, HEIGHT, NUM_FRAMES = 832, 480, 81
 CONFIGS: dict[str, dict[str, Any]] = {
     "transformer": {
@@ -203,6 +206,15 @@ class Unfused(Engine):
         return ()
 
 
+class ProductsApart(Engine):
+    """The same engine without the products that do more than multiply."""
+
+    title = "AOTInductor, without fused products"
+
+    def rewrites(self) -> tuple[str, ...]:
+        return tuple(name for name in super().rewrites() if name != PRODUCTS)
+
+
 class Streamed(Engine):
     """The engine with no block of its own on the GPU: each is brought from host memory at each call."""
 
@@ -227,6 +239,7 @@ ROWS: dict[str, type[Row]] = {
     "compile": Compiled,
     "inductor": Engine,
     "unfused": Unfused,
+    "products-apart": ProductsApart,
     "half-streamed": HalfStreamed,
     "streamed": Streamed,
 }
@@ -244,6 +257,7 @@ def parser() -> argparse.ArgumentParser:
     add("--size", default=f"{WIDTH}x{HEIGHT}", metavar="WxH", help="pixels (%(default)s)")
     add("--frames", type=int, default=NUM_FRAMES, metavar="N", help="of the clip (%(default)s)")
     add("--out", type=Path, default=RESULTS, metavar="DIR", help="call.json goes here (%(default)s)")
+    add("--kernels", type=Path, metavar="DIR", help="each row's GPU kernels with their times go here, as NAME.txt")
     add("--commit", metavar="TEXT", help="what was measured, where this is no checkout")
     add("--child", help=argparse.SUPPRESS)
     add("--reference", type=Path, help=argparse.SUPPRESS)
@@ -279,7 +293,20 @@ def _child(row: Row, options: argparse.Namespace) -> int:
         figures |= _against(options.reference, call().float().cpu())
         free_memory(row.device)
         _tell(json.dumps(figures))
+    if options.kernels is not None and row.device.type == "cuda":
+        options.kernels.mkdir(parents=True, exist_ok=True)
+        (options.kernels / f"{options.child}.txt").write_text(_kernels(call), "utf-8")
     return 0
+
+
+def _kernels(call: Callable[[], torch.Tensor]) -> str:
+    """A table of the GPU kernels of one call, the longest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        call()
+        torch.cuda.synchronize()
+    return found.key_averages().table(sort_by="cuda_time_total", row_limit=40, max_name_column_width=90)
 
 
 def _against(path: Path, result: torch.Tensor) -> dict[str, float]:
@@ -309,7 +336,15 @@ def _measured(argv: Sequence[str], options: argparse.Namespace, reference: Path)
         return {name: {**rounds[-1][name], "rounds_ms": steps[name]} for name in ready}
     finally:
         for child in children.values():
-            child.kill()
+            _end(child)
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """Lets a child that was asked for all it has come to its end, and ends any other."""
+    try:
+        child.communicate(timeout=GOODBYE_S)
+    except (subprocess.TimeoutExpired, ValueError, OSError):
+        child.kill()
 
 
 def _wait_ready(name: str, child: subprocess.Popen[str], deadline: float) -> bool:

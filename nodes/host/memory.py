@@ -50,7 +50,8 @@ class HostMemoryManager:
         if not runner.is_loaded:  # its weights were moved by a runner that shares them
             patcher.load()
         gone = [name for name in there if name not in self._loaded()]
-        told += [f"Made room for {name}: {', '.join(gone)} left the device."] if gone else []
+        if gone and not memory.DISABLE_SMART_MEMORY:  # which has every model leave after its work
+            told.append(f"Made room for {name}: {', '.join(gone)} left the device.")
         return " ".join(filter(None, told)) or None
 
     def free_memory(self, needed_bytes: int, *, encoders: bool, keep: Runner | None = None) -> str | None:

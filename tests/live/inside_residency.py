@@ -7,7 +7,7 @@ from unittest.mock import patch
 import comfy.model_management as memory
 import torch
 
-from i2v_tensorrt.nodes.host.memory import HostMemoryManager
+from i2v_tensorrt.nodes.host.memory import RESERVE_BYTES, HostMemoryManager
 from i2v_tensorrt.nodes.host.model import _MemoryManager
 from i2v_tensorrt.tests.live.card import GIB, Card, CardModel, CardRunner, pretended
 
@@ -56,6 +56,26 @@ def case_an_engine_of_its_own_weights_sends_nothing_away_that_the_sampling_uses(
         memory_manager.hold(runner, 0)
         assert runner.is_loaded and sampled.is_loaded and control.is_loaded and not idle.is_loaded
         assert set(memory.loaded_models(only_currently_used=True)) > {sampled, control}
+
+
+class StreamingRunner(CardRunner):
+    """One that brings in what it has no room for."""
+
+    streams = True
+
+    def load(self) -> None:
+        self.size_bytes = min(self.size_bytes, self.size_bytes if self.room_bytes is None else self.room_bytes)
+        super().load()
+
+
+def case_a_runner_that_streams_is_given_the_room_beside_its_scratch_memory(folder: Path) -> None:
+    with pretended(Card(8 * GIB)) as card:
+        other, memory_manager, runner = CardModel(card, 3 * GIB), HostMemoryManager(), StreamingRunner(card, 28 * GIB)
+        memory.load_models_gpu([other])
+        assert memory_manager.hold(runner, 2 * GIB) is None
+        assert runner.room_bytes == 6 * GIB - RESERVE_BYTES, "what ComfyUI can unload is room too"
+        assert runner.is_loaded and not other.is_loaded
+        assert card.free_bytes >= 2 * GIB
 
 
 def case_on_a_cpu_nothing_is_loaded_again(folder: Path) -> None:

@@ -14,10 +14,14 @@ import torch
 from i2v_tensorrt.common.errors import BudgetError
 from i2v_tensorrt.engine_builder.backends.base import Runner
 from i2v_tensorrt.engine_builder.backends.eager import EagerRunner
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import MIN_SIDE
 from i2v_tensorrt.pipeline.decode import scratch_bytes
+from i2v_tensorrt.pipeline.dummies.wan import TinyWanSizes, write_tiny_wan
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.latent_space import LatentSpace
+from i2v_tensorrt.pipeline.models.model_networks import streamed_bytes
+from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.model import Wan21
 from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
@@ -27,8 +31,10 @@ from i2v_tensorrt.runtime.clip import decode_clip, fitting_chunk
 from i2v_tensorrt.runtime.clip_plan import engine_multiple, plan_clip
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace, Memory, evict
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
 from ...helpers.stages import REQUEST, decoded, encoded, engines_of, quiet, sampled
+from ...helpers.toys import CPU
 
 MIB = 1 << 20
 WORDS = REQUEST.size.words
@@ -375,3 +381,20 @@ def test_a_shortage_costs_caches_then_the_chunk_then_encoders(
         "Memory ran out with 2 frames of latents at once: decoded in smaller chunks.",
         "Let go of encoders.",
     ]
+
+
+def test_a_denoiser_whose_blocks_can_be_brought_needs_room_for_two_of_them(tmp_path: Path) -> None:
+    model = open_model(write_tiny_wan(tmp_path / "wan", "wan21", TinyWanSizes(layers=9)))
+    stored = EngineStore(tmp_path / "engines")
+    found = {
+        backend: budget.denoising(
+            EngineSet(model, stored, EnginePolicy(backend=backend, precision="fp32"), CPU), guided=False
+        ).known_bytes
+        for backend in ("eager", "inductor")
+    }
+    nine, two = model.size_bytes("core", "fp32"), streamed_bytes(model, "core", "fp32")
+    assert found == {"eager": nine, "inductor": two}
+    blocks = model.load("core", "fp32").blocks
+    block_bytes = sum(x.nbytes for x in next(iter(blocks)).parameters())  # pyright: ignore[reportCallIssue,reportArgumentType]
+    assert nine - two == 7 * block_bytes
+    assert streamed_bytes(model, "text_encoder", "fp32") == model.size_bytes("text_encoder", "fp32")
