@@ -21,6 +21,26 @@ FEWER = (
 )
 """Figures of presets, in seconds from picture to file and dB against the exact clip."""
 
+WAN = (
+    "call_480p_bf16_ms",
+    "compile_480p_ms",
+    "call_480p_fp8_ms",
+    "call_720p_bf16_ms",
+    "compile_720p_ms",
+    "call_720p_fp8_ms",
+    "four_steps_bf16_s",
+    "four_steps_fp8_s",
+    "build_s",
+    "load_s",
+    "peak_gib",
+    "ratio_8_gib",
+    "ratio_12_gib",
+    "ratio_16_gib",
+    "ratio_24_gib",
+    "svd_clip_s",
+)
+"""Figures of Wan 14B's call, of its build, and of cards that its weights do not fit; and of SVD-XT's clip."""
+
 
 def write_figures(path: Path, found: Mapping[str, float], names: tuple[str, ...] = FEWER) -> None:
     """Puts figures of those names into the file, and leaves the others as they are."""

@@ -18,7 +18,7 @@ from ..pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
 from ..pipeline.models.diffusers_family import DiffusersFamily
 from ..pipeline.models.registry import open_model
 from ..pipeline.request import ClipSize
-from .one_call import CONFIGS
+from .call_rows import CONFIGS
 
 Changes = Mapping[str, Mapping[str, Any]]
 UMT5_XXL: dict[str, Any] = {

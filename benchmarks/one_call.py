@@ -13,9 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,233 +21,38 @@ import torch
 
 from ..common.device import default_device
 from ..common.pack_paths import PACK
-from ..common.spec import EngineSpec
-from ..engine_builder.backends.base import Runner
-from ..engine_builder.backends.inductor.backend import InductorBackend
-from ..engine_builder.graph.onnx_export import example_inputs
-from ..engine_builder.store.manifest import Manifest
-from ..engine_builder.store.store import Plan, describe_files
-from ..pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
-from ..pipeline.models.wan.model import Wan21
-from ..pipeline.models.wan.networks import PRODUCTS
 from ..pipeline.quality.similarity import latents_similarity
-from ..runtime.clip_sizes import clip_sizes
+from .call_rows import (
+    CARDS_GIB,
+    HEIGHT,
+    NUM_FRAMES,
+    PRECISION,
+    ROWS,
+    SIZES,
+    USUAL_SIZE,
+    WIDTH,
+    RandomWan,
+    Row,
+    Setting,
+    tell,
+)
+from .figures import WAN, write_figures
 from .ladder.flops import count_tflop
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 from .ladder.measure import GIB, free_memory, gpu_state, sample_ms, step_figures
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PRECISION = "bf16"
 GOODBYE_S = 60.0
 """Seconds that a child has for its table of kernels, once all rounds are measured."""
-WIDTH, HEIGHT, NUM_FRAMES = 832, 480, 81
-CONFIGS: dict[str, dict[str, Any]] = {
-    "transformer": {
-        "patch_size": (1, 2, 2),
-        "num_attention_heads": 40,
-        "attention_head_dim": 128,
-        "in_channels": 36,
-        "out_channels": 16,
-        "text_dim": 4096,
-        "freq_dim": 256,
-        "ffn_dim": 13824,
-        "num_layers": 40,
-        "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads",
-        "eps": 1e-6,
-        "image_dim": 1280,
-        "added_kv_proj_dim": 5120,
-        "rope_max_seq_len": 1024,
-    },
-    "image_encoder": {"image_size": 224, "patch_size": 14, "hidden_size": 1280},
-}
-"""Wan 2.1 I2V 14B as published (Wan-AI/Wan2.1-I2V-14B-480P-Diffusers), as far as its denoiser depends on it."""
-
-
-class RandomWan(Wan21):
-    """Wan 2.1's denoiser at its published size, with weights drawn on a device."""
-
-    def __init__(self, device: torch.device, layers: int) -> None:
-        configs = {**CONFIGS, "transformer": {**CONFIGS["transformer"], "num_layers": layers}}
-        nowhere = Path(tempfile.gettempdir()) / "no-checkpoint"
-        parts = {name: Part(name, nowhere / name, config, {}) for name, config in configs.items()}
-        super().__init__(Checkpoint(nowhere, parts))
-        self._device = device
-
-    def networks(self) -> Mapping[str, Any]:
-        return {"core": self._denoiser("transformer")}
-
-    def part(self, name: str, precision: str) -> Any:
-        from diffusers import WanTransformer3DModel
-
-        torch.manual_seed(0)
-        with torch.device(self._device):
-            torch.set_default_dtype(torch.bfloat16)
-            try:
-                network: Any = WanTransformer3DModel.from_config(dict(self.config(name)))
-            finally:
-                torch.set_default_dtype(torch.float32)
-        for path, module in network.named_modules():
-            if any(kept in path.split(".") for kept in WanTransformer3DModel._keep_in_fp32_modules or ()):
-                module.float()
-        for path, parameter in network.named_parameters():
-            if path.endswith("scale_shift_table"):
-                parameter.data = parameter.data.float()
-        return network.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Size of the measured call: the number of layers is the published one but in tests."""
-
-    width: int = WIDTH
-    height: int = HEIGHT
-    num_frames: int = NUM_FRAMES
-    layers: int = CONFIGS["transformer"]["num_layers"]
-
-    def sizes(self, model: RandomWan) -> dict[str, int]:
-        """Every named dimension of a call without guidance."""
-        return clip_sizes(model, self.width, self.height, self.num_frames, guided=False)
-
-
-class Row(ABC):
-    """A way to call the denoiser, in a process of its own."""
-
-    title: str
-
-    def __init__(self, setting: Setting, device: torch.device) -> None:
-        self.device = device
-        self.model = RandomWan(device, setting.layers)
-        self.spec = self.model.components["core"].spec
-        self.sizes = setting.sizes(self.model)
-        limits = self.spec.limits
-        self.engine = EngineSpec(self.spec, limits.exact({n: self.sizes[n] for n in limits.ranges}), PRECISION)
-        self.inputs = {name: x.to(device) for name, x in example_inputs(self.engine, self.sizes).items()}
-
-    @abstractmethod
-    def prepare(self) -> Callable[[], torch.Tensor]:
-        """The call, compiled and run once."""
-
-
-class Eager(Row):
-    """diffusers' transformer by its own forward."""
-
-    title = "diffusers, eager"
-
-    def prepare(self) -> Callable[[], torch.Tensor]:
-        network = self.compiled(self.model.part("transformer", PRECISION))
-        given = self.inputs
-        arguments = {
-            "hidden_states": torch.cat([given["sample"], given["condition"]], dim=1),
-            "timestep": given["timestep"],
-            "encoder_hidden_states": given["text_states"],
-            "encoder_hidden_states_image": given["image_states"],
-        }
-
-        def call() -> torch.Tensor:
-            with torch.no_grad():
-                return network(**arguments, return_dict=False)[0]
-
-        call()
-        return call
-
-    def compiled(self, network: Any) -> Any:
-        """The network as it is."""
-        return network
-
-
-class Compiled(Eager):
-    """The same under torch.compile."""
-
-    title = "torch.compile"
-
-    def compiled(self, network: Any) -> Any:
-        return torch.compile(network)
-
-
-class Engine(Row):
-    """The pack's engine."""
-
-    title = "AOTInductor"
-
-    def rewrites(self) -> tuple[str, ...]:
-        """The rewrites of the engine: those that pay here."""
-        return self.model.rewrites("core", InductorBackend.name)
-
-    def prepare(self) -> Callable[[], torch.Tensor]:
-        backend = InductorBackend(self.device)
-        self.engine = replace(self.engine, rewrites=self.rewrites())
-        network = self.model.load("core", PRECISION, self.engine.rewrites)
-        folder = Path(tempfile.mkdtemp(prefix="i2v-call-"))
-        backend.build(network, self.engine, folder, lambda stage, _: _tell(f"{self.title}: {stage}"))
-        plan = Plan(folder, Manifest(self.engine, backend.target(self.device), describe_files(folder), None, 0.0, ""))
-        runner: Runner = backend.load(plan, self.engine, lambda: network, self.device)
-        self.place(runner, network)
-        runner.load()
-
-        def call() -> torch.Tensor:
-            return runner(self.inputs)["prediction"]
-
-        call()
-        return call
-
-    def place(self, runner: Runner, network: torch.nn.Module) -> None:
-        """Puts the weights where the row has them before the engine is loaded."""
-
-
-class Unfused(Engine):
-    """The same engine without rewrites."""
-
-    title = "AOTInductor, no rewrites"
-
-    def rewrites(self) -> tuple[str, ...]:
-        return ()
-
-
-class ProductsApart(Engine):
-    """The same engine without the products that do more than multiply."""
-
-    title = "AOTInductor, without fused products"
-
-    def rewrites(self) -> tuple[str, ...]:
-        return tuple(name for name in super().rewrites() if name != PRODUCTS)
-
-
-class Streamed(Engine):
-    """The engine with no block of its own on the GPU: each is brought from host memory at each call."""
-
-    title = "AOTInductor, every block streamed"
-    room_bytes = 0
-
-    def place(self, runner: Runner, network: torch.nn.Module) -> None:
-        network.to("cpu")
-        free_memory(self.device)
-        runner.room_bytes = self.room_bytes
-
-
-class HalfStreamed(Streamed):
-    """The engine with every other block on the GPU."""
-
-    title = "AOTInductor, half of the blocks streamed"
-    room_bytes = 17 << 30
-
-
-ROWS: dict[str, type[Row]] = {
-    "eager": Eager,
-    "compile": Compiled,
-    "inductor": Engine,
-    "unfused": Unfused,
-    "products-apart": ProductsApart,
-    "half-streamed": HalfStreamed,
-    "streamed": Streamed,
-}
+USUAL = ["eager", "compile", "inductor"]
+"""Rows without a choice of one's own: the reference, its best rival, and the pack."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The benchmark's options."""
     top = argparse.ArgumentParser("run.py bench call", description=__doc__)
     add = top.add_argument
-    add("--rows", type=lambda text: text.split(","), default=list(ROWS), metavar="NAME,...", help=", ".join(ROWS))
+    add("--rows", type=lambda text: text.split(","), default=USUAL, metavar="NAME,...", help=", ".join(ROWS))
     add("--samples", type=int, default=5, metavar="N", help="calls of each row in each round (%(default)s)")
     add("--rounds", type=int, default=2, metavar="N", help="times that all rows are measured, in turn (%(default)s)")
     add("--minutes", type=float, default=30.0, metavar="M", help="for preparing; rows that are not ready are left out")
@@ -257,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add("--size", default=f"{WIDTH}x{HEIGHT}", metavar="WxH", help="pixels (%(default)s)")
     add("--frames", type=int, default=NUM_FRAMES, metavar="N", help="of the clip (%(default)s)")
     add("--out", type=Path, default=RESULTS, metavar="DIR", help="call.json goes here (%(default)s)")
+    add("--figures", type=Path, metavar="FILE", help="the flat figures of a published size go into this file")
     add("--kernels", type=Path, metavar="DIR", help="each row's GPU kernels with their times go here, as NAME.txt")
     add("--commit", metavar="TEXT", help="what was measured, where this is no checkout")
     add("--child", help=argparse.SUPPRESS)
@@ -281,9 +85,9 @@ def _child(row: Row, options: argparse.Namespace) -> int:
     """Prepares, reports it, and measures at each request."""
     started = time.monotonic()
     call = row.prepare()
-    figures: dict[str, Any] = {"title": row.title, "prepare_s": time.monotonic() - started}
+    figures: dict[str, Any] = {"title": row.title, "prepare_s": time.monotonic() - started, **row.noted}
     free_memory(row.device)
-    _tell("ready")
+    tell("ready")
     for _ in sys.stdin:
         if row.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(row.device)
@@ -292,7 +96,7 @@ def _child(row: Row, options: argparse.Namespace) -> int:
             figures["gpu_peak_gib"] = torch.cuda.max_memory_allocated(row.device) / GIB
         figures |= _against(options.reference, call().float().cpu())
         free_memory(row.device)
-        _tell(json.dumps(figures))
+        tell(json.dumps(figures))
     if options.kernels is not None and row.device.type == "cuda":
         options.kernels.mkdir(parents=True, exist_ok=True)
         (options.kernels / f"{options.child}.txt").write_text(_kernels(call), "utf-8")
@@ -357,7 +161,7 @@ def _wait_ready(name: str, child: subprocess.Popen[str], deadline: float) -> boo
         for line in child.stdout:
             if line.strip() == "ready":
                 return True
-            _tell(line.rstrip())
+            tell(line.rstrip())
         return False
     finally:
         timer.cancel()
@@ -373,8 +177,26 @@ def _ask(name: str, child: subprocess.Popen[str]) -> dict[str, Any]:
         figures: dict[str, Any] = json.loads(next((line for line in lines if line.startswith("{")), "{}"))
     except BrokenPipeError:
         figures = {}
-    _tell(f"{name}: {figures}")
+    tell(f"{name}: {figures}")
     return figures
+
+
+def flat_figures(setting: Setting, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The figures of a published size by their names in `figures.WAN`: the mean of the rounds; empty for another size.
+
+    What a smaller card costs is the ratio to the engine with all weights held, in the same run.
+    """
+    size = SIZES.get((setting.width, setting.height, setting.num_frames))
+    calls = {name: sum(row["rounds_ms"]) / len(row["rounds_ms"]) for name, row in rows.items() if row.get("rounds_ms")}
+    if size is None or setting.layers != Setting.layers:
+        return {}
+    named = {"inductor": f"call_{size}_bf16_ms", "compile": f"compile_{size}_ms"}
+    found = {named[name]: ms for name, ms in calls.items() if name in named}
+    if size == USUAL_SIZE and "inductor" in calls:
+        found |= {"peak_gib": rows["inductor"]["gpu_peak_gib"], "build_s": rows["inductor"]["build_s"]}
+        small = {gib: calls[f"{gib}-gib"] for gib in CARDS_GIB if f"{gib}-gib" in calls}
+        found |= {f"ratio_{gib}_gib": ms / calls["inductor"] for gib, ms in small.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _write(options: argparse.Namespace, setting: Setting, rows: dict[str, dict[str, Any]]) -> None:
@@ -396,11 +218,8 @@ def _write(options: argparse.Namespace, setting: Setting, rows: dict[str, dict[s
         "rows": rows,
     }
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.figures is not None:
+        write_figures(options.figures, flat_figures(setting, rows), WAN)
     text = json.dumps(report, indent=1)
     (options.out / "call.json").write_text(text + "\n", "utf-8")
     sys.stdout.write(text + "\n")
-
-
-def _tell(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
