@@ -117,14 +117,15 @@ class EngineBuilds:
             FAILED.check(catalog.request(component, sizes))
             if missing.waits(component, sizes):
                 missing.put_off(component, sizes)
-            plan = self.build(component, sizes, process, report=report).plan
+            result = self.build(component, sizes, process, report=report)
         except PutOffError:
             raise
         except EngineError as error:
             self.failures[component] = anew(error)
             raise
-        self._built.append(plan.manifest)
-        return plan
+        if not result.reused:  # by another process, or for another expert
+            self._built.append(result.plan.manifest)
+        return result.plan
 
     def is_due(self, component: str, sizes: Mapping[str, int]) -> bool:
         """Whether an engine for these sizes is missing, can be built, and has not failed before."""

@@ -150,6 +150,8 @@ class EngineCatalog:
 
     def _spec(self, component: str, profile: ShapeProfile, backend: Backend, place: str) -> EngineSpec:
         network = backend.network_of(self.model.components[component].spec, place)
+        if place != INSIDE:
+            network = replace(network, component=namesake(self.model, component))
         return EngineSpec(network, profile, self.precision_of(component), self.rewrites(component, backend))
 
     def precision_of(self, component: str) -> str:
@@ -183,3 +185,15 @@ class EngineCatalog:
         unknown = [name for name in self.policy.rewrites or () if name not in known]
         if unknown:
             raise InputError(f"The rewrites are {', '.join(known) or 'none'}, found {', '.join(unknown)}.")
+
+
+def namesake(model: Networks, component: str) -> str:
+    """The component by which engines without weights are named: the first denoiser that is the same network.
+
+    So two experts, which differ in their weights alone, share an engine.
+    """
+    if component not in model.denoisers:
+        return component
+    mine = replace(model.components[component].spec, component="", weights_sha256="")
+    specs = {name: model.components[name].spec for name in model.denoisers}
+    return next(name for name, spec in specs.items() if replace(spec, component="", weights_sha256="") == mine)

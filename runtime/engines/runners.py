@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -170,7 +170,9 @@ class EngineRunners:
         if plan.manifest.verdict is None:  # built elsewhere for this GPU: it has never run
             verdict = check_plan(plan, backend, network, catalog.device, lambda: source(precision))
             plan = catalog.store.set_verdict(plan, verdict, catalog.compared_with(plan.manifest.spec, component))
-        return backend.load(plan, plan.manifest.spec, network, catalog.device)
+        spec = plan.manifest.spec  # whose name may be that of another expert
+        spec = replace(spec, network=replace(spec.network, component=component))
+        return backend.load(plan, spec, network, catalog.device)
 
     def _eager_runner(self, component: str) -> Runner:
         """The one eager runner of a component, for every size that no engine serves."""
