@@ -11,12 +11,13 @@ import torch
 from ...common.device import cuda_arch
 from ...engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
 from ...engine_builder.graph.quantize import LEAST_ARCH
+from ...pipeline.fused.kernels import flash_attention
 from ..engines.policy import EnginePolicy
 from .table import Table
 
 PACKAGES = (
     "torch", "triton", "diffusers", "transformers", "safetensors", "numpy", "onnx", "onnxscript", "onnxruntime",
-    "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "av",
+    "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "fa3-fwd", "av",
 )  # fmt: skip
 PIP = "pip install "
 GIB = 1 << 30
@@ -54,6 +55,8 @@ class Diagnosis:
     install: str
     builds: str = ""
     """Line on engines that are being built, or wait to be."""
+    optional: str = ""
+    """The line that installs a package with which engines of some models are faster here, and which models."""
 
     @property
     def line(self) -> str:
@@ -67,6 +70,7 @@ class Diagnosis:
         rows = [("device", "", self.device), ("it can", "", self.abilities)]
         rows += [(f"backend {state.name}", state.verdict, state.reason) for state in self.backends]
         rows += [("why", "", self.why), ("to install", "", self.install or "nothing: none is faster here")]
+        rows += [("faster still", "", self.optional)] if self.optional else []
         rows += [("engines", "", self.builds)] if self.builds else []
         rows.append(("packages", "", ", ".join(f"{name} {number}" for name, number in self.versions)))
         return Table(("what", "state", "found"), tuple(rows))
@@ -93,6 +97,7 @@ def diagnose(device: torch.device, builds: str = "") -> Diagnosis:
         _why(states),
         _install(states),
         builds,
+        _optional(device),
     )
 
 
@@ -146,6 +151,13 @@ def _install(states: tuple[BackendState, ...]) -> str:
         if not state.usable and state.automatic and state.install:
             return state.install
     return ""
+
+
+def _optional(device: torch.device) -> str:
+    """The line for FlashAttention-3, where it serves the GPU and is missing."""
+    if not flash_attention.is_wanted(device):
+        return ""
+    return f"Wan's engines with FlashAttention-3: {_line(flash_attention.INSTALL)}"
 
 
 def _line(install: str) -> str:

@@ -17,6 +17,7 @@ from .operators import NAMESPACE
 
 NAME = "flash_attention_3"
 PACKAGE = "fa3_fwd_interface"
+INSTALL = "pip install fa3-fwd"
 CAPABILITY = (9, 0)
 """Hopper, the GPUs that its kernels are written for."""
 HEAD_WIDTHS = (64, 128, 256)
@@ -38,6 +39,12 @@ def is_there() -> bool:
     """Whether the package is installed, and the current GPU is one that it serves."""
     on_hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == CAPABILITY
     return on_hopper and find_spec(PACKAGE) is not None
+
+
+def is_wanted(device: torch.device) -> bool:
+    """Whether the package would serve the device, and is not installed."""
+    on_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == CAPABILITY
+    return on_hopper and find_spec(PACKAGE) is None
 
 
 def _serves(query: torch.Tensor) -> bool:

@@ -14,15 +14,16 @@ import torch
 from torch.nn import Module
 
 from ....common.errors import CheckpointError
+from ...fused.kernels import flash_attention, gelu_product, residual
 from ...fused.kernels.flash_attention import attention
-from ...fused.kernels.gelu_product import gelu_product
-from ...fused.kernels.residual import add_product
 from ...fused.kernels.rope import rms_rope
 
 NORM_ROPE, FLASH, PRODUCTS = "norm_rope", "flash_attention", "fused_products"
 REWRITES = (NORM_ROPE, FLASH, PRODUCTS)
 """Rewrites of the blocks: norm and rotation of queries and keys in one kernel; FlashAttention-3 where it serves; GELU
 and the addition after cross-attention as parts of the products before them."""
+OPERATORS = {FLASH: (flash_attention,), PRODUCTS: (residual, gelu_product)}
+"""Modules of the operators that engines with a rewrite call."""
 PATCH = 2
 """Latents that one token covers, in height and in width; in time it covers one."""
 _Tables = tuple[torch.Tensor, torch.Tensor]
@@ -133,14 +134,14 @@ class Block(Module):
     def _added(self, x: torch.Tensor, found: torch.Tensor, linear: Any) -> torch.Tensor:
         """x + linear(found); x is not to be read again."""
         if PRODUCTS in self._rewrites:
-            return add_product(x, found, linear.weight) + linear.bias
+            return residual.add_product(x, found, linear.weight) + linear.bias
         return x + linear(found)
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         if PRODUCTS not in self._rewrites:
             return self.ffn(x)
         first, last = self.ffn.net[0].proj, self.ffn.net[2]
-        return last(gelu_product(x, first.weight, first.bias))
+        return last(gelu_product.gelu_product(x, first.weight, first.bias))
 
 
 def _heads(attn: Any, tensor: torch.Tensor) -> torch.Tensor:
@@ -162,6 +163,8 @@ class DenoiserNetwork(Module):
         self.rope = _Rope(config.attention_head_dim, config.rope_max_seq_len)
         self.patch_embedding = transformer.patch_embedding
         self.embedder = transformer.condition_embedder
+        for operator in (operator for name in rewrites for operator in OPERATORS.get(name, ())):
+            operator.register()  # an engine that was built elsewhere calls it
         self.blocks = torch.nn.ModuleList(Block(block, rewrites) for block in transformer.blocks)
         self.norm_out, self.proj_out = transformer.norm_out, transformer.proj_out
         self.scale_shift_table = transformer.scale_shift_table
