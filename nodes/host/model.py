@@ -208,6 +208,9 @@ class CompiledModel:
             core, compiled = self._engines(patcher)
         except InputError as error:
             return self._without_engine(executor, str(error), original)
+        failure = compiled.failure(call)
+        if failure is not None:
+            return self._without_engine(executor, failure, original)
         core.weights = patcher.patches_uuid
         self._memory_manager.scratch_bytes = int(patcher.model.memory_required(call.latents.shape))
         with sentences():
