@@ -21,6 +21,7 @@ from torch.nn import Module
 from ....common.errors import CheckpointError
 from ....common.spec import Scope, TensorSpec
 from ..diffusers_family import Network
+from ..parts import import_faults
 from .causal_vae import CACHE, KEPT, TIME_FACTOR
 from .vae_layers import (
     LEVELS,
@@ -192,7 +193,8 @@ class _Sizes:
 @cache
 def _sizes(config: str) -> _Sizes:
     """Read off a run of the first networks over one latent, without weights or memory."""
-    from diffusers import AutoencoderKLWan
+    with import_faults("vae"):
+        from diffusers import AutoencoderKLWan
 
     try:
         with torch.device("meta"), torch.no_grad():
