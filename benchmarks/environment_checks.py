@@ -22,6 +22,9 @@ ON_GPUS_ALONE = {"triton"}
 """Packages that are missing where there is no GPU; the modules that need them are imported on one alone."""
 MODELS = {"I2VGen-XL": "i2vgen_xl", "SVD": "svd", "Wan 2.1": "wan"}
 """The folder of each family's small checkpoint, by its title."""
+PROVIDERS = "ONNX Runtime's providers"
+AS_IT_IS = ("versions", PROVIDERS)
+"""Columns whose results stand in the table itself."""
 FORMATS = ("mp4-h264", "webm-vp9", "mkv-ffv1", "webp", "gif")
 SIDE, FRAMES, FPS = 64, 5, 8
 FREE_BYTES = 1 << 30
@@ -33,7 +36,7 @@ def checks(models: Path, scratch: Path) -> dict[str, Callable[[], str]]:
     found: dict[str, Callable[[], str]] = {"pack loads": _loads, "Engine Doctor": _doctor}
     found |= {f"clip of {title}": partial(_clip, models / name, scratch) for title, name in MODELS.items()}
     found |= {name: partial(_video, name, scratch) for name in FORMATS}
-    return {**found, "ONNX Runtime's providers": providers}
+    return {**found, PROVIDERS: providers}
 
 
 def run_checks(models: Path, scratch: Path) -> Iterator[tuple[str, str]]:
@@ -146,6 +149,6 @@ def table(found: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 def _cell(column: str, result: str, words: dict[str, int]) -> str:
     """A short result, or the number of a longer one among the words below the table."""
-    if result == YES or "providers" in column:
+    if result == YES or column in AS_IT_IS:
         return result
     return f"no ({words.setdefault(result, len(words) + 1)})"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..common.atomic_file import write_text
 from ..common.pack_paths import PACK
-from .environment_checks import MODELS, run_checks, table
+from .environment_checks import MODELS, PROVIDERS, run_checks, table
 
 log = logging.getLogger(__name__)
 
@@ -29,26 +29,28 @@ DESCRIPTION = "Make fresh Python environments, and say what runs in each."
 RESULTS = Path(__file__).resolve().parent / "results" / "files"
 HOST = ("torch==2.13.0", "transformers", "safetensors", "numpy", "pillow", "av", "filelock", "psutil")
 """What ComfyUI brings; PyTorch is the one that the tests are pinned to."""
-PROVIDERS = "ONNX Runtime's providers"
-VERSIONS = ("torch", "av", "transformers", "diffusers", "onnxruntime", "onnxruntime-gpu")
+VERSIONS = ("av", "transformers", "diffusers", "huggingface_hub", "onnxruntime", "onnxruntime-gpu")
 REPORT = """
 import sys
 from importlib.metadata import distributions
-print("\\n".join(sorted({f"{x.name} {x.version}" for x in distributions() if x.name.lower() in sys.argv[1:]})))
+print("\\n".join(sorted({f"{x.name} {x.version}" for x in distributions() if x.name in sys.argv[1:]})))
 """
 PRESENT = """
 import onnxruntime
 print(", ".join(x.removesuffix("ExecutionProvider") for x in onnxruntime.get_available_providers()))
 """
+NAMED = {"i2vgen_xl/text_encoder": "text_model.", "wan/image_encoder": "vision_model."}
+"""Beginnings of the names of a published encoder's tensors that the newest transformers leaves out."""
 TIMEOUT_S = 1800
 
 
 @dataclass(frozen=True)
 class Case:
-    """An environment: packages that are there before the pack comes, and those that are put in place after."""
+    """An environment: packages that are there before the pack, that pip is given with it, and that replace others."""
 
     name: str
     before: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
 
 
@@ -57,7 +59,8 @@ CASES = (
     Case("PyAV 14", after=("av>=14,<15",)),
     Case("PyAV 15", after=("av>=15,<16",)),
     Case("PyAV 16", after=("av>=16,<17",)),
-    Case("transformers 4.50", after=("transformers==4.50.3",)),
+    Case("transformers 4.50", beside=("transformers==4.50.3",)),
+    Case("transformers 4.50 put in later", after=("transformers==4.50.3",)),
     Case("transformers 5.0", after=("transformers==5.0.0",)),
     Case("transformers 5.2", after=("transformers==5.2.0",)),
     Case("diffusers 0.30", after=("diffusers==0.30.3",)),
@@ -85,17 +88,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(cases: Sequence[Case], models: Path, work: Path, out: Path) -> int:
+    path = out / "environments.json"
+    earlier = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     found: dict[str, dict[str, str]] = {}
-    versions: dict[str, list[str]] = {}
     for case in cases:
         try:
-            versions[case.name], found[case.name] = _one(case, models, work / "venv")
+            found[case.name] = _one(case, models, work / "venv")
         except (OSError, subprocess.SubprocessError) as error:
             log.warning("The environment %s could not be made: %s", case.name, error)
             continue
-        text = "\n".join([HEAD, *table(found), "", *(f"- {name}: {', '.join(versions[name])}" for name in found)])
-        write_text(out / "environments.json", json.dumps({"results": found, "versions": versions}, indent=1) + "\n")
-        write_text(out / "environments.md", text + "\n")
+        # Environments that are not made this time keep what was seen in them.
+        seen = {**earlier, **found}
+        seen = {each.name: seen[each.name] for each in CASES if each.name in seen}
+        write_text(path, json.dumps(seen, indent=1) + "\n")
+        write_text(out / "environments.md", "\n".join([HEAD, *table(seen)]) + "\n")
         sys.stdout.write("\n".join(table({case.name: found[case.name]})) + "\n")
         sys.stdout.flush()
     return int(len(found) < len(cases))
@@ -109,15 +115,15 @@ HEAD = (
 )
 
 
-def _one(case: Case, models: Path, folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Versions and findings of a case; raises SubprocessError where pip fails."""
+def _one(case: Case, models: Path, folder: Path) -> dict[str, str]:
+    """What was seen in an environment, its versions first; raises SubprocessError where pip fails."""
     venv.EnvBuilder(clear=True, symlinks=os.name != "nt", with_pip=True).create(folder)
     python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     before = ""
     if case.before:
         _install(python, *case.before)
         before = _out(python, "-c", PRESENT).strip()
-    _install(python, *HOST, "-r", str(PACK / "requirements.txt"))
+    _install(python, *HOST, *case.beside, "-r", str(PACK / "requirements.txt"))
     if case.after:
         _install(python, *case.after)
     scratch = folder / "scratch"
@@ -127,7 +133,7 @@ def _one(case: Case, models: Path, folder: Path) -> tuple[list[str], dict[str, s
     findings = dict(json.loads(line) for line in lines if line.startswith("["))
     if before:
         findings[PROVIDERS] += " as before" if findings[PROVIDERS] == before else f", before {before}"
-    return _out(python, "-c", REPORT, *VERSIONS).splitlines(), findings
+    return {"versions": ", ".join(_out(python, "-c", REPORT, *VERSIONS).splitlines()), **findings}
 
 
 def _install(python: str, *packages: str) -> None:
@@ -142,13 +148,26 @@ def _out(*command: str) -> str:
 
 
 def _write_models(folder: Path) -> None:
-    """A small checkpoint of each family; Wan's text encoder holds its embedding once, as the published ones do."""
+    """A small checkpoint of each family, with the published ones' names of tensors in CLIP's encoders.
+
+    Wan's text encoder holds its embedding once, as the published one does, and its configuration says no word of it.
+    """
     from ..pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
     from ..pipeline.dummies.svd import write_tiny_svd
     from ..pipeline.dummies.wan import write_tiny_wan
 
     for name, write in zip(MODELS.values(), (write_tiny_checkpoint, write_tiny_svd, write_tiny_wan), strict=True):
         write(folder / name)
+    for path, prefix in NAMED.items():
+        _name_as_published(folder / path / "model.safetensors", prefix)
     config = folder / MODELS["Wan 2.1"] / "text_encoder" / "config.json"
     described = {**json.loads(config.read_text("utf-8")), "tie_word_embeddings": False}
     write_text(config, json.dumps(described))
+
+
+def _name_as_published(path: Path, prefix: str) -> None:
+    """Puts before each tensor's name what transformers before 5.6 did."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = {f"{prefix}{name}": tensor.clone() for name, tensor in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
