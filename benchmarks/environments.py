@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..common.atomic_file import write_text
 from ..common.pack_paths import PACK
-from .environment_checks import MODELS, PROVIDERS, run_checks, table
+from .environment_checks import MODELS, YES, run_checks, table
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,17 @@ import sys
 from importlib.metadata import distributions
 print("\\n".join(sorted({f"{x.name} {x.version}" for x in distributions() if x.name in sys.argv[1:]})))
 """
-PRESENT = """
-import onnxruntime
-print(", ".join(x.removesuffix("ExecutionProvider") for x in onnxruntime.get_available_providers()))
+STATE = """
+from importlib.metadata import version
+found = [f"{name} {version(name)}" for name in ("protobuf", "numpy")]
+try:
+    import onnxruntime
+    found += [x.removesuffix("ExecutionProvider") for x in onnxruntime.get_available_providers()]
+except ModuleNotFoundError:
+    pass
+print(", ".join(found))
 """
+KEPT = "kept what was there"
 NAMED = {"i2vgen_xl/text_encoder": "text_model.", "wan/image_encoder": "vision_model."}
 """Beginnings of the names of a published encoder's tensors that the newest transformers leaves out."""
 TIMEOUT_S = 1800
@@ -65,6 +72,7 @@ CASES = (
     Case("transformers 5.2", after=("transformers==5.2.0",)),
     Case("diffusers 0.30", after=("diffusers==0.30.3",)),
     Case("onnxruntime-gpu before", before=("onnxruntime-gpu",)),
+    Case("protobuf 4 and numpy 1 before", before=("protobuf>=4.25.3,<5", "numpy>=1.26,<2")),
 )
 
 
@@ -122,7 +130,7 @@ def _one(case: Case, models: Path, folder: Path) -> dict[str, str]:
     before = ""
     if case.before:
         _install(python, *case.before)
-        before = _out(python, "-c", PRESENT).strip()
+        before = _state(python)
     _install(python, *HOST, *case.beside, "-r", str(PACK / "requirements.txt"))
     if case.after:
         _install(python, *case.after)
@@ -132,8 +140,14 @@ def _one(case: Case, models: Path, folder: Path) -> dict[str, str]:
     lines = _out(python, str(PACK / "run.py"), *check).splitlines()
     findings = dict(json.loads(line) for line in lines if line.startswith("["))
     if before:
-        findings[PROVIDERS] += " as before" if findings[PROVIDERS] == before else f", before {before}"
+        after = _state(python)
+        findings[KEPT] = YES if after == before else f"before {before}, then {after}"
     return {"versions": ", ".join(_out(python, "-c", REPORT, *VERSIONS).splitlines()), **findings}
+
+
+def _state(python: str) -> str:
+    """Versions and devices of what other packs share with this one."""
+    return _out(python, "-c", STATE).strip()
 
 
 def _install(python: str, *packages: str) -> None:

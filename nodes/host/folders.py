@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +14,8 @@ from typing import Any
 
 import folder_paths
 from comfy.cli_args import args
+
+import nodes as host_nodes
 
 from ...common.atomic_file import atomic_file
 from ...common.errors import CheckpointError, StorageError
@@ -32,6 +35,8 @@ from .safe_name import listed
 log = logging.getLogger(__name__)
 
 MODELS, ENGINES, DIFFUSERS = "i2v", "i2v_engines", "diffusers"
+PACK_AS_LOADED = Path(__file__).parent.parent.parent
+"""This copy of the pack, by the path that ComfyUI loaded it from."""
 SINGLE = ("checkpoints", "diffusion_models")
 """ComfyUI's folders for single files."""
 _SEARCH_DEPTH = 2
@@ -42,6 +47,15 @@ def register_folders() -> None:
     for key in (MODELS, ENGINES):
         is_moved = key in folder_paths.folder_names_and_paths
         folder_paths.add_model_folder_path(key, str(Path(folder_paths.models_dir) / key), is_default=not is_moved)
+
+
+def warn_of_another_copy(node_id: str) -> None:
+    """Logs a warning where another copy of the pack is loaded already: its nodes are replaced by this one's."""
+    other = host_nodes.NODE_CLASS_MAPPINGS.get(node_id)
+    path = getattr(sys.modules.get(getattr(other, "__module__", "")), "__file__", None)
+    if path is not None and Path(path).parent.parent != PACK_AS_LOADED:
+        places = f"{Path(path).parent.parent} and {PACK_AS_LOADED}"
+        log.warning("I2V TensorRT is installed twice, in %s: the second is used. Remove one of the two.", places)
 
 
 def provide_picture() -> None:

@@ -41,30 +41,26 @@ def test_blocks_of_one_kind_are_found_and_none_within_them() -> None:
 
 
 def test_the_last_block_may_differ() -> None:
-    network = torch.nn.Module()
-    network.blocks = ModuleList([Block(), Block(), Block(8)])
-    assert repeated_blocks(network) == {"blocks.0": (*network.blocks[:2],)}
+    blocks = ModuleList([Block(), Block(), Block(8)])
+    assert repeated_blocks(torch.nn.ModuleDict({"blocks": blocks})) == {"blocks.0": (*blocks[:2],)}
 
 
 def test_blocks_in_sequences_are_found_and_the_sequences_are_not() -> None:
     """A UNet's stages are lists of sequences, whose members the UNet calls itself."""
-    network = torch.nn.Module()
-    network.stages = ModuleList([Sequential(Linear(4, 4), ModuleList([Block()])) for _ in range(2)])
-    assert repeated_blocks(network) == {"stages.0.1.0": tuple(stage[1][0] for stage in network.stages)}
+    blocks = [Block(), Block()]
+    stages = ModuleList([Sequential(Linear(4, 4), ModuleList([block])) for block in blocks])
+    assert repeated_blocks(torch.nn.ModuleDict({"stages": stages})) == {"stages.0.1.0": tuple(blocks)}
 
 
 def test_a_block_within_a_larger_one_stays_its_part() -> None:
-    network = torch.nn.Module()
-    network.first = ModuleList([Block()])
-
     class Outer(Block):
         def __init__(self) -> None:
             super().__init__()
             self.within = ModuleList([Block()])
 
-    network.outer = ModuleList([Outer(), Outer()])
-    found = repeated_blocks(network)
-    assert list(found) == ["outer.0"]
+    outer = ModuleList([Outer(), Outer()])
+    network = torch.nn.ModuleDict({"first": ModuleList([Block()]), "outer": outer})
+    assert repeated_blocks(network) == {"outer.0": tuple(outer)}
 
 
 def test_functions_are_called_in_the_blocks_place_and_no_longer() -> None:
