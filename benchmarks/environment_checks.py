@@ -5,7 +5,9 @@ Nothing heavy is imported before its check begins, so that a broken package spoi
 
 from __future__ import annotations
 
+import ast
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -15,11 +17,6 @@ from ..common.errors import I2VError
 from ..common.pack_paths import PACK
 
 YES = "yes"
-ROOMS = ("common", "pipeline", "engine_builder", "runtime")
-SCRIPTS = ("engine_builder.build.worker", "engine_builder.backends.inductor.cpp_probe")
-"""Modules that are run and never imported."""
-ON_GPUS_ALONE = {"triton"}
-"""Packages that are missing where there is no GPU; the modules that need them are imported on one alone."""
 MODELS = {"I2VGen-XL": "i2vgen_xl", "SVD": "svd", "Wan 2.1": "wan"}
 """The folder of each family's small checkpoint, by its title."""
 PROVIDERS = "ONNX Runtime's providers"
@@ -51,23 +48,19 @@ def finding(check: Callable[[], str]) -> str:
     try:
         return check()
     except I2VError as error:
-        return str(error)[:LONGEST]
+        words = str(error)
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
+        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return words.replace(sys.prefix, "")[:LONGEST]
 
 
 def _loads() -> str:
-    """Imports every module of the pack but the nodes, which need a ComfyUI."""
-    for room in ROOMS:
-        for path in sorted((PACK / room).rglob("*.py")):
-            name = ".".join(path.relative_to(PACK).with_suffix("").parts).removesuffix(".__init__")
-            if name in SCRIPTS:
-                continue
-            try:
-                importlib.import_module(f"..{name}", __package__)
-            except ModuleNotFoundError as error:
-                if error.name not in ON_GPUS_ALONE:
-                    raise
+    """Imports what the nodes import of the pack, in the place of ComfyUI, which loads them."""
+    for path in sorted((PACK / "nodes").rglob("*.py")):
+        package = path.relative_to(PACK).parent.parts
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.module and node.level > len(package):
+                importlib.import_module(f"..{node.module}", __package__)
     return YES
 
 

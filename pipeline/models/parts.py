@@ -350,18 +350,20 @@ def own_class(name: str) -> Any:
 
 
 def _class_of(part: Part) -> Any:
-    """The library class of a part; imported here, so that only a load pays for it.
-
-    Raises CheckpointError for a library without it, which is of another version.
-    """
+    """The class of a part; imported here, so that only a load pays for it. Raises CheckpointError."""
     if part.class_name in OWN_CLASSES:
         return own_class(part.class_name)
-    library: Any = import_module("transformers" if part.name.endswith("encoder") else "diffusers")
-    found = getattr(library, part.class_name, None)
+    return library_class("transformers" if part.name.endswith("encoder") else "diffusers", part.class_name)
+
+
+def library_class(name: str, class_name: str) -> Any:
+    """A class of diffusers or transformers. Raises CheckpointError for a library of a version without it."""
+    library: Any = import_module(name)
+    found = getattr(library, class_name, None)
     if found is None:
         name = library.__name__
         raise CheckpointError(
-            f"Expected {name} to have {part.class_name}, found version {library.__version__} without it: "
+            f"Expected {name} to have {class_name}, found version {library.__version__} without it: "
             f"pip install -U {name}."
         )
     return found

@@ -20,7 +20,7 @@ from i2v_tensorrt.pipeline.dummies.wan import write_tiny_wan
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.lora_names import published
-from i2v_tensorrt.tests.helpers.lora_kinds import KINDS, Tensors, filled, magnitude
+from i2v_tensorrt.tests.helpers.lora_kinds import KINDS, OVER_WEIGHTS, Tensors, filled, magnitude
 from i2v_tensorrt.tests.helpers.loras import KOHYA, PUBLISHED, Style, layers, write_lora
 
 TOLERANCE = 1e-6
@@ -136,6 +136,17 @@ def case_every_kind_over_linear_layers(folder: Path) -> None:
 
 def case_every_kind_over_convolutions(folder: Path) -> None:
     compare_kinds(folder, open_model(write_tiny_checkpoint(folder / "i2vgen")), "unet", str)
+
+
+def case_kinds_that_change_a_weight_by_itself(folder: Path) -> None:
+    """OFT at full strength alone: ComfyUI's change goes by the square of the strength."""
+    model, part, path = open_model(write_tiny_wan(folder / "ti2v", "ti2v")), "transformer", folder / "a.safetensors"
+    weights = dict(model.part(part, "fp32").named_parameters())
+    for layer, (kind, over) in product(LAYERS[part], OVER_WEIGHTS.items()):
+        weight = weights[f"{layer}.weight"].detach()
+        written(path, published(layer), over(weight.shape, weight)[0])
+        for strength in STRENGTHS[:1] if kind.startswith("oft") else STRENGTHS:
+            assert_as_comfyui(model, part, path, strength, 1)
 
 
 def case_differences_norms_and_values(folder: Path) -> None:

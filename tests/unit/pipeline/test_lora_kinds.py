@@ -17,7 +17,7 @@ from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.checkpoints import lora_kinds
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.lora_names import published
-from i2v_tensorrt.tests.helpers.lora_kinds import KINDS, RANK, Tensors, filled, magnitude
+from i2v_tensorrt.tests.helpers.lora_kinds import KINDS, OVER_WEIGHTS, RANK, Tensors, filled, magnitude
 
 Wan = Callable[[str], Path]
 STRENGTH = 0.75
@@ -55,6 +55,18 @@ def test_each_kind_is_its_formula(target: tuple[VideoModel, str, str], lora: Pat
     written(lora, layer, tensors)
     after = weight_of(model.with_adapter(lora, STRENGTH), part, layer)
     torch.testing.assert_close(after, weight + STRENGTH * added.reshape(weight.shape), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", OVER_WEIGHTS)
+def test_a_kind_that_changes_a_weight_by_itself_is_its_formula(
+    target: tuple[VideoModel, str, str], lora: Path, kind: str
+) -> None:
+    model, part, layer = target
+    weight = weight_of(model, part, layer)
+    tensors, added = OVER_WEIGHTS[kind](weight.shape, weight)
+    written(lora, layer, tensors)
+    after = weight_of(model.with_adapter(lora, STRENGTH), part, layer)
+    torch.testing.assert_close(after, weight + STRENGTH * added.reshape(weight.shape), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr True factors"])
@@ -244,8 +256,8 @@ def test_text_encoder_tensors_are_left_out_where_there_is_none(
 @pytest.mark.parametrize(
     ("ending", "kind"),
     [
-        ("a1.weight", "GLoRA"),
-        ("oft_blocks", "OFT"),
+        ("rescale", "OFT with a rescale"),
+        ("oft_R.default.weight", "OFT of PEFT"),
         ("on_input", "IA3"),
         ("lora_magnitude_vector", "DoRA of PEFT"),
         ("lora_magnitude_vector.default.weight", "DoRA of PEFT"),
@@ -274,6 +286,11 @@ def test_other_kinds_are_refused_by_their_names(tiny_wan: Wan, lora: Path, endin
         ({"set_weight": (48, 48), "diff": (48, 48)}, "alone"),
         ({"set_weight": (48, 48), "lora_up.weight": (48, 2), "lora_down.weight": (2, 48)}, "alone"),
         ({"set_weight": (48, 47)}, r"found \[48, 47\]"),
+        ({"a1.weight": (48, 2), "a2.weight": (2, 48), "b1.weight": (48, 2)}, "alone"),
+        ({"a1.weight": (48, 2), "a2.weight": (2, 47), "b1.weight": (48, 2), "b2.weight": (2, 48)}, r"\[2, 47\]"),
+        ({"oft_blocks": (2, 23, 23)}, r"\[2, 23, 23\]"),
+        ({"oft_blocks": (2, 24, 23)}, r"\[2, 24, 23\]"),
+        ({"oft_blocks": (2, 24)}, r"\[2, 24\]"),
     ],
 )
 def test_factors_that_do_not_multiply_are_refused(

@@ -251,6 +251,16 @@ def test_a_library_that_lacks_a_class_is_named_with_its_version(
         open_model(tiny_folder).load(component, "fp32")
 
 
+def test_wan_says_so_before_its_sizes_are_read(
+    tiny_wan: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = SimpleNamespace(__name__="diffusers", __version__="0.30.3")
+    monkeypatch.setattr(parts, "import_module", lambda name: old)
+    vae._sizes.cache_clear()
+    with refused(CheckpointError, "Expected diffusers to have AutoencoderKLWan, found version 0.30.3 .+"):
+        open_model(tiny_wan("wan21")).load("vae_decoder_first", "fp32")
+
+
 SPLIT = "cannot import name 'resolve_revision' from 'huggingface_hub'"
 
 
