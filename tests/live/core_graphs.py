@@ -36,6 +36,12 @@ def hunyuan(name: str, seed: int = 1) -> Prompt:
     return _by_text(name, seed, latent, tokens=12, width=64, pooled=768)
 
 
+def sd3(name: str, seed: int = 1) -> Prompt:
+    """Stable Diffusion 3: one picture of 8x8 latents, and a text as one vector beside its tokens."""
+    latent = node("EmptySD3LatentImage", width=64, height=64, batch_size=1)
+    return _by_text(name, seed, latent, tokens=12, width=64, pooled=64)
+
+
 def by_latents(prompt: Prompt) -> Prompt:
     """The graph with its latents compared in place of its frames."""
     prompt = {name: each for name, each in prompt.items() if name != "20"}

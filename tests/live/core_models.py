@@ -66,6 +66,20 @@ HUNYUAN: dict[str, Any] = {
     "vision_in_dim": None,
     "meanflow_sum": False,
 }
+SD3: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "depth": 3,  # of blocks and of heads; the last block differs
+    "input_size": None,
+    "adm_in_channels": 64,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 192}},
+    "num_patches": 256,
+    "pos_embed_max_size": 16,
+    "pos_embed_scaling_factor": None,
+    "qk_norm": "rms",
+    "x_block_self_attn_layers": [],
+}
 VAE = {"z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
 RANK = 4
 FP8 = torch.float8_e4m3fn
@@ -128,6 +142,9 @@ def main(comfyui: str, models: str, svd_kinds: str = "") -> None:
     import comfy.ops  # pyright: ignore[reportMissingImports]
     from comfy.ldm.hunyuan_video.model import HunyuanVideo  # pyright: ignore[reportMissingImports]
     from comfy.ldm.lightricks.model import LTXVModel  # pyright: ignore[reportMissingImports]
+    from comfy.ldm.modules.diffusionmodules.mmdit import (  # pyright: ignore[reportMissingImports]
+        OpenAISignatureMMDITWrapper,
+    )
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # pyright: ignore[reportMissingImports]
     from comfy.ldm.wan.model import WanModel  # pyright: ignore[reportMissingImports]
     from comfy.ldm.wan.vae import WanVAE  # pyright: ignore[reportMissingImports]
@@ -140,6 +157,7 @@ def main(comfyui: str, models: str, svd_kinds: str = "") -> None:
     full = {**layers, "dtype": torch.float32}
     transformers = {name: filled(WanModel(**WAN, **config, **full)) for name, config in WANS.items()}
     transformers["tiny_ltxv"] = filled(LTXVModel(**LTXV, **full))
+    transformers["tiny_sd3"] = filled(OpenAISignatureMMDITWrapper(**SD3, **full))
     transformers["tiny_hunyuan"] = filled(HunyuanVideo(**HUNYUAN, **full))
     for name, weights in transformers.items():
         write(weights, Path(models), "diffusion_models", name)

@@ -12,7 +12,7 @@ import pytest
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyHost, start_server
 from i2v_tensorrt.tests.live.answers import free, run
-from i2v_tensorrt.tests.live.core_graphs import hunyuan, ltxv, ti2v
+from i2v_tensorrt.tests.live.core_graphs import hunyuan, ltxv, sd3, ti2v
 from i2v_tensorrt.tests.live.device import decibels
 from i2v_tensorrt.tests.live.graphs import Prompt, changed, node
 from i2v_tensorrt.tests.live.test_compile_model import (
@@ -52,8 +52,11 @@ GRAPHS: dict[str, Callable[[str, int], Prompt]] = {
     SVD: lambda name, seed: changed(svd(seed), {LOADER: {"unet_name": f"{name}.safetensors"}}),
     "tiny_hunyuan": hunyuan,
     "tiny_ltxv": ltxv,
+    "tiny_sd3": sd3,
 }
 """The graph of each network of the core's."""
+BLOCKS_ALONE = ("tiny_ltxv", "tiny_sd3")
+"""Networks that have no engine as a whole."""
 SVD_KINDS = ("bf16", "fp8", "fp8_scaled")
 
 
@@ -72,7 +75,7 @@ def line_of(client: ComfyClient, name: str, file: str) -> str:
 @pytest.mark.slow
 @pytest.mark.usefixtures("svd_kinds")
 @pytest.mark.parametrize("kind", ["fp16", "bf16", "fp8"])
-@pytest.mark.parametrize("name", [name for name in GRAPHS if name != "tiny_ltxv"])
+@pytest.mark.parametrize("name", [name for name in GRAPHS if name not in BLOCKS_ALONE])
 def test_weights_in_another_precision_than_the_one_computed_in(client: ComfyClient, name: str, kind: str) -> None:
     """One engine serves every kind of file."""
     file = name if (name, kind) == (SVD, "fp16") else f"{name}_{kind}"
@@ -82,11 +85,13 @@ def test_weights_in_another_precision_than_the_one_computed_in(client: ComfyClie
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["", "_bf16", "_fp8_scaled"])
-def test_a_network_that_does_not_compile_as_a_whole_runs_block_by_block(client: ComfyClient, kind: str) -> None:
-    """LTXV makes tensors of its own as it is called, which no engine here takes; its blocks do not."""
-    told(client, ltxv(f"tiny_ltxv{kind}", next(FRESH)))
-    line = told(client, ltxv(f"tiny_ltxv{kind}", next(FRESH)))
-    assert "6 of 6 calls of BasicTransformerBlock by the inductor engine" in line
+@pytest.mark.parametrize(("name", "block"), [("tiny_ltxv", "BasicTransformerBlock"), ("tiny_sd3", "JointBlock")])
+def test_a_network_that_has_no_engine_as_a_whole_runs_block_by_block(
+    client: ComfyClient, name: str, block: str, kind: str
+) -> None:
+    """LTXV makes tensors of its own as it is called; SD3, whose last block differs, is called without a wrapper."""
+    line_of(client, name, f"{name}{kind}")
+    assert f"6 of 6 calls of {block} by the inductor engine" in line_of(client, name, f"{name}{kind}")
 
 
 def by_blocks(client: ComfyClient, prompt: Prompt) -> list[str]:
@@ -98,7 +103,7 @@ def by_blocks(client: ComfyClient, prompt: Prompt) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("svd_kinds")
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", [name for name in GRAPHS if name not in BLOCKS_ALONE])
 def test_scaled_fp8_runs_block_by_block(client: ComfyClient, name: str) -> None:
     def lines() -> list[str]:
         return line_of(client, name, f"{name}_fp8_scaled").splitlines()
