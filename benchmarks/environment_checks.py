@@ -16,7 +16,7 @@ from pathlib import Path
 from ..common.errors import I2VError
 from ..common.pack_paths import PACK
 
-YES = "yes"
+YES, NONE = "yes", ""
 MODELS = {"I2VGen-XL": "i2vgen_xl", "SVD": "svd", "Wan 2.1": "wan"}
 """The folder of each family's small checkpoint, by its title."""
 PROVIDERS = "ONNX Runtime's providers"
@@ -135,13 +135,13 @@ def table(found: Mapping[str, Mapping[str, str]]) -> list[str]:
     rows = [f"| environment | {' | '.join(columns)} |", f"| --- | {' | '.join('---' for _ in columns)} |"]
     words: dict[str, int] = {}
     for name, results in found.items():
-        cells = [_cell(column, results.get(column, "not run"), words) for column in columns]
+        cells = [_cell(column, results.get(column, NONE), words) for column in columns]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return [*rows, "", *(f"{number}. {text}" for text, number in words.items())]
 
 
 def _cell(column: str, result: str, words: dict[str, int]) -> str:
     """A short result, or the number of a longer one among the words below the table."""
-    if result == YES or column in AS_IT_IS:
+    if result in (YES, NONE) or column in AS_IT_IS:
         return result
     return f"no ({words.setdefault(result, len(words) + 1)})"

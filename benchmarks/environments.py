@@ -164,7 +164,7 @@ def _out(*command: str) -> str:
 def _write_models(folder: Path) -> None:
     """A small checkpoint of each family, with the published ones' names of tensors in CLIP's encoders.
 
-    Wan's text encoder holds its embedding once, as the published one does, and its configuration says no word of it.
+    Wan's text encoder holds its embedding once, and its configuration denies that, as the published one does.
     """
     from ..pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
     from ..pipeline.dummies.svd import write_tiny_svd

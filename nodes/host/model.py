@@ -262,7 +262,9 @@ class CompiledModel:
         A model that was loaded anew has another network: engines of the earlier one are dropped.
         """
         if self._network is None or self._network[0].network is not patcher.model.diffusion_model:
-            self._forget()
+            if self._network is not None:
+                self._network[1].unload()
+                self._network = None
             core = _core_network(patcher)
             self._network = core, self._compiled(core, self._memory_manager)
         self._network[0].check()
@@ -288,12 +290,6 @@ class CompiledModel:
         for reason in self._refused:
             log.warning("%s runs as it is: %s", _name(patcher), reason)
         say(self._node_id, "\n".join(lines))
-
-    def _forget(self) -> None:
-        """Frees all memory of the earlier engines."""
-        if self._network is not None:
-            self._network[1].unload()
-            self._network = None
 
     def _told(self) -> list[str]:
         """Lines on the run's calls, by engine or network, and the reasons; empty without calls."""

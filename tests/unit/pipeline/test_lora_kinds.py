@@ -163,6 +163,28 @@ def test_factors_in_fp8_count_as_stored_and_a_scale_beside_them_is_refused(tiny_
         model.with_adapter(lora, 1.0)
 
 
+def test_the_publishers_names_of_a_video_unet(tiny_svd_folder: Path, lora: Path) -> None:
+    """As trainers over ComfyUI's and the publishers' files write them; compared with ComfyUI's own in a live one."""
+    model = open_model(tiny_svd_folder)
+    named = {
+        "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q": (
+            "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+        ),
+        "lora_unet_input_blocks_1_1_time_stack_0_ff_in_net_2": (
+            "down_blocks.0.attentions.0.temporal_transformer_blocks.0.ff_in.net.2"
+        ),
+    }
+    before = dict(model.part("unet", "fp32").named_parameters())
+    tensors = {}
+    for key, module in named.items():
+        out, into = before[f"{module}.weight"].shape
+        tensors |= {f"{key}.lora_up.weight": filled(out, RANK), f"{key}.lora_down.weight": filled(RANK, into)}
+    save_file(tensors, lora)
+    after = dict(model.with_adapter(lora, 1.0).part("unet", "fp32").named_parameters())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {f"{module}.weight" for module in named.values()}
+
+
 def test_diffusers_old_names_of_attention(tiny_svd_folder: Path, lora: Path) -> None:
     model = open_model(tiny_svd_folder)
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"
