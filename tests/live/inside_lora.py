@@ -162,9 +162,9 @@ def case_kinds_that_change_a_weight_by_itself(folder: Path) -> None:
     """OFT at full strength alone: ComfyUI's change goes by the square of the strength."""
     model, part, path = open_model(write_tiny_wan(folder / "ti2v", "ti2v")), "transformer", folder / "a.safetensors"
     weights = dict(model.part(part, "fp32").named_parameters())
-    for layer, (kind, over) in product(LAYERS[part], OVER_WEIGHTS.items()):
+    for layer, kind in product(LAYERS[part], OVER_WEIGHTS):
         weight = weights[f"{layer}.weight"].detach()
-        written(path, published(layer), over(weight.shape, weight)[0])
+        written(path, published(layer), OVER_WEIGHTS[kind](weight.shape, weight)[0])
         for strength in STRENGTHS[:1] if kind.startswith("oft") else STRENGTHS:
             assert_as_comfyui(model, part, path, strength, 1)
 
