@@ -54,8 +54,8 @@ Compile a checkpoint's networks ahead of time, for this machine or for other GPU
 what is there; and say which backends can run here and what to install (doctor)."""
 
 CONVERT = """\
-Make a folder that I2V Model Loader opens from the .safetensors files that a checkpoint of DynamiCrafter, Stable
-Video Diffusion or Wan is published in, and from folders with the parts that the files lack."""
+Make a folder that I2V Model Loader opens from the .safetensors files that a checkpoint of DynamiCrafter is published
+in, and from folders with the parts that the files lack."""
 
 TEST = """\
 Check everything: ruff, pyright, then pytest, with a summary at the end. The status is 0 only if all

@@ -25,6 +25,7 @@ class I2VExtension(ComfyExtension):
     """The pack's nodes, in the order of a graph, then the tools."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        folders.warn_of_another_copy("I2VTRT_ModelLoader")
         folders.register_folders()
         folders.keep_digests()
         folders.provide_picture()

@@ -45,8 +45,8 @@ class LoRA(io.ComfyNode):
                 io.Combo.Input(
                     "lora",
                     options=sorted(folders.loras()) or [NONE],
-                    tooltip="A .safetensors file of LoRA, LoCon, LoHa, LoKr, DoRA or differences, with the names of "
-                    "diffusers, PEFT, Kohya's trainers, LyCORIS or Wan's publishers.",
+                    tooltip="A .safetensors file of LoRA, LoCon, LoHa, LoKr, GLoRA, OFT, DoRA or differences, with "
+                    "the names of diffusers, PEFT, Kohya's trainers, LyCORIS or Wan's publishers.",
                 ),
                 io.Float.Input(
                     "strength",

@@ -43,8 +43,9 @@ class ModelLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=sorted(folders.checkpoints()) or [NONE],
-                    tooltip="A folder with a model_index.json, such as the published ali-vilab/i2vgen-xl.",
+                    options=[*sorted(folders.checkpoints()), *sorted(folders.single_files())] or [NONE],
+                    tooltip="A folder with a model_index.json, such as the published ali-vilab/i2vgen-xl. Single files "
+                    "of these models stand below them, and the node says what opens those.",
                 ),
                 io.Combo.Input(
                     "precision",

@@ -31,10 +31,12 @@ MakeNetwork = Callable[[BlockNetwork], CompiledNetwork]
 
 @dataclass
 class _Group:
-    """The blocks of one list, which share their engines."""
+    """The blocks of one kind, which share their engines."""
 
     path: str
+    """That of the first block."""
     model: Any
+    blocks: tuple[torch.nn.Module, ...]
     compiled: dict[object, CompiledNetwork] = field(default_factory=dict)
     """By the precision computed in, and the layers that multiply in fp8."""
     has_engine: bool = True
@@ -45,7 +47,7 @@ class _Group:
     @property
     def kind(self) -> str:
         """The class of the blocks."""
-        return type(self.model.diffusion_model.get_submodule(self.path)[0]).__name__
+        return type(self.blocks[0]).__name__
 
 
 class BlockEngines:
@@ -66,7 +68,7 @@ class BlockEngines:
         blocks: dict[torch.nn.Module, BlockCall] = {}
         for group in self._groups_of(patcher):
             group.has_engine = True
-            blocks |= self._calls(group, patcher)
+            blocks |= self._calls(group)
         if not blocks:
             return False, None
         self._reasons[reason] = None
@@ -98,13 +100,14 @@ class BlockEngines:
         if network is not self._network:
             self.forget()
             self._network = network
-            self._groups = {path: _Group(path, patcher.model) for path in repeated_blocks(network)}
+            kinds = repeated_blocks(network)
+            self._groups = {path: _Group(path, patcher.model, blocks) for path, blocks in kinds.items()}
         return self._groups.values()
 
-    def _calls(self, group: _Group, patcher: ModelPatcher) -> dict[torch.nn.Module, BlockCall]:
+    def _calls(self, group: _Group) -> dict[torch.nn.Module, BlockCall]:
         """What to call in place of each block that an engine can replace."""
         found: dict[torch.nn.Module, BlockCall] = {}
-        for block in patcher.model.diffusion_model.get_submodule(group.path):
+        for block in group.blocks:
             reason = next(unsupported_layers(block), None)
             if reason is None:
                 found[block] = partial(self._run, group, fp8_products(block))
@@ -148,7 +151,7 @@ class BlockEngines:
     def _compiled(self, group: _Group, dtype: torch.dtype, in_fp8: Mapping[str, bool]) -> CompiledNetwork:
         key = (dtype, tuple(in_fp8.items()))
         if key not in group.compiled:
-            group.compiled[key] = self._make(BlockNetwork(group.model, f"{group.path}.0", dtype, in_fp8))
+            group.compiled[key] = self._make(BlockNetwork(group.model, group.path, dtype, in_fp8))
         return group.compiled[key]
 
 

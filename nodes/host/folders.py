@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +15,8 @@ from typing import Any
 import folder_paths
 from comfy.cli_args import args
 
+import nodes as host_nodes
+
 from ...common.atomic_file import atomic_file
 from ...common.errors import CheckpointError, StorageError
 from ...common.pack_paths import BUNDLED, BUNDLED_NAME, PICTURE
@@ -22,6 +25,7 @@ from ...pipeline.models.checkpoints.diffusers_folder import INDEX
 from ...pipeline.models.checkpoints.file_digests import TABLE
 from ...pipeline.models.checkpoints.hub_cache import snapshots
 from ...pipeline.models.checkpoints.published import download_command
+from ...pipeline.models.checkpoints.single_file import SUFFIX, single_file
 from ...pipeline.tensor_cache import CacheLimits, ConditioningCache
 from ...runtime import result_cache as results
 from ...runtime import saved_videos as videos
@@ -31,6 +35,10 @@ from .safe_name import listed
 log = logging.getLogger(__name__)
 
 MODELS, ENGINES, DIFFUSERS = "i2v", "i2v_engines", "diffusers"
+PACK_AS_LOADED = Path(__file__).parent.parent.parent
+"""This copy of the pack, by the path that ComfyUI loaded it from."""
+SINGLE = ("checkpoints", "diffusion_models")
+"""ComfyUI's folders for single files."""
 _SEARCH_DEPTH = 2
 
 
@@ -39,6 +47,15 @@ def register_folders() -> None:
     for key in (MODELS, ENGINES):
         is_moved = key in folder_paths.folder_names_and_paths
         folder_paths.add_model_folder_path(key, str(Path(folder_paths.models_dir) / key), is_default=not is_moved)
+
+
+def warn_of_another_copy(node_id: str) -> None:
+    """Logs a warning where another copy of the pack is loaded already: its nodes are replaced by this one's."""
+    other = host_nodes.NODE_CLASS_MAPPINGS.get(node_id)
+    path = getattr(sys.modules.get(getattr(other, "__module__", "")), "__file__", None)
+    if path is not None and Path(path).parent.parent != PACK_AS_LOADED:
+        places = f"{Path(path).parent.parent} and {PACK_AS_LOADED}"
+        log.warning("I2V TensorRT is installed twice, in %s: the second is used. Remove one of the two.", places)
 
 
 def provide_picture() -> None:
@@ -77,12 +94,15 @@ def checkpoints() -> dict[str, Path]:
 def checkpoint_folder(name: object) -> Path:
     """The folder of a checkpoint by its name; no path is made from a workflow's text.
 
-    Raises CheckpointError with the folder looked in and the command that downloads the published one.
+    Raises CheckpointError for a single file, with what opens it, else with the folder looked in and the command that
+    downloads the published one.
     """
     found = checkpoints()
     if path := listed(name, found):
         return path
     root = _checkpoint_roots()[0]
+    if path := listed(name, single_files()):
+        raise CheckpointError(_about(str(name), path, root))
     known = f"found {', '.join(sorted(found))}" if found else "found none"
     command = download_command(str(name), root)
     words = (
@@ -91,6 +111,32 @@ def checkpoint_folder(name: object) -> Path:
         else "commands that download the published ones are in the pack's docs/files.md."
     )
     raise CheckpointError(f"There is no checkpoint {str(name)[:80]!r} in {root} ({known}); {words}")
+
+
+def single_files() -> dict[str, Path]:
+    """Single files of known models in models/i2v and in ComfyUI's folders for them, by their names there.
+
+    Which models they hold is read off their headers.
+    """
+    found = {path.name: path for root in _checkpoint_roots() for path in sorted(root.glob(f"*{SUFFIX}"))}
+    for key in SINGLE:
+        for name in folder_paths.get_filename_list(key):
+            path = folder_paths.get_full_path(key, name) if name.endswith(SUFFIX) else None
+            if path is not None:
+                found.setdefault(name, Path(path))
+    return {name: path for name, path in found.items() if single_file(path)}
+
+
+def _about(name: str, path: Path, root: Path) -> str:
+    """Sentence on a single file: what it holds, and who opens it."""
+    file = single_file(path)
+    if file is None:
+        return f"{path} was a single file of a known model a moment ago, found another now: refresh the lists."
+    return (
+        f"{name} is a single file of {file.title}, with {file.content}: this node opens folders in diffusers' layout. "
+        f"ComfyUI's own {file.loader} opens it, and I2V Compile Model behind that runs it by engines; "
+        f"to download the folder: {download_command(file.published, root)}"
+    )
 
 
 def loras() -> dict[str, Path]:

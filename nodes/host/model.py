@@ -150,7 +150,11 @@ class CompiledModel:
     def attached_to(self, model: ModelPatcher) -> ModelPatcher:
         """A clone of the model with the engines in it; the model stays as it is."""
         clone = model.clone()
-        for kind, wrapper in ((WrappersMP.DIFFUSION_MODEL, self), (WrappersMP.OUTER_SAMPLE, self._sample)):
+        for kind, wrapper in (
+            (WrappersMP.DIFFUSION_MODEL, self),
+            (WrappersMP.APPLY_MODEL, self._apply),
+            (WrappersMP.OUTER_SAMPLE, self._sample),
+        ):
             clone.remove_wrappers_with_key(kind, KEY)
             clone.add_wrapper_with_key(kind, KEY, wrapper)
         for kind, callback in ((CallbacksMP.ON_PRE_RUN, self._begin), (CallbacksMP.ON_CLEANUP, self._end)):
@@ -166,6 +170,13 @@ class CompiledModel:
             return self._run(executor, args, kwargs)
 
         return type(executor)(network, executor.class_obj, rest, 0).execute(*args, **kwargs)
+
+    def _apply(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """The wrapper of a model's call, for a network that ComfyUI gives no way to wrap: its blocks run by engines."""
+        network = executor.class_obj.diffusion_model
+        if hasattr(network, METHOD):
+            return executor(*args, **kwargs)
+        return self._without_engine(network, _no_way(network), lambda: executor(*args, **kwargs))
 
     def _sample(self, executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The wrapper around a sampling: over weights that are loaded whole, where that costs no speed."""
@@ -186,6 +197,8 @@ class CompiledModel:
 
     def _check(self, model: ModelPatcher, step_bytes: int) -> None:
         """Raises InputError for a network that has no engines, or that does not fit whole beside such a step."""
+        if not hasattr(model.model.diffusion_model, METHOD):
+            raise InputError(_no_way(model.model.diffusion_model))
         _core_network(model).check()
         if not _is_dynamic(model):
             return
@@ -207,16 +220,19 @@ class CompiledModel:
             patcher, call = self._call(executor, args, kwargs)
             core, compiled = self._engines(patcher)
         except InputError as error:
-            return self._without_engine(executor, str(error), original)
+            return self._without_engine(executor.class_obj, str(error), original)
+        failure = compiled.failure(call)
+        if failure is not None:
+            return self._without_engine(executor.class_obj, failure, original)
         core.weights = patcher.patches_uuid
         self._memory_manager.scratch_bytes = int(patcher.model.memory_required(call.latents.shape))
         with sentences():
             return compiled.run(call, original)
 
-    def _without_engine(self, executor: Any, reason: str, original: Callable[[], Any]) -> Any:
+    def _without_engine(self, network: torch.nn.Module, reason: str, original: Callable[[], Any]) -> Any:
         """The call by the network itself, with engines for its blocks where it has repeated ones."""
         patcher = self._patcher
-        if patcher is not None and patcher.model.diffusion_model is executor.class_obj:
+        if patcher is not None and patcher.model.diffusion_model is network:
             with sentences():
                 done, result = self._blocks.run(patcher, reason, original)
             if done:
@@ -246,7 +262,9 @@ class CompiledModel:
         A model that was loaded anew has another network: engines of the earlier one are dropped.
         """
         if self._network is None or self._network[0].network is not patcher.model.diffusion_model:
-            self._forget()
+            if self._network is not None:
+                self._network[1].unload()
+                self._network = None
             core = _core_network(patcher)
             self._network = core, self._compiled(core, self._memory_manager)
         self._network[0].check()
@@ -268,16 +286,10 @@ class CompiledModel:
         self._memory_manager.give_back()
         if self._network is not None:
             self._network[0].clean()
-        lines = self._told() or [f"The network runs as it is: ComfyUI gives no way to wrap {_name(patcher)}."]
+        lines = self._told() or [f"The network runs as it is: {_no_way(patcher.model.diffusion_model)}"]
         for reason in self._refused:
             log.warning("%s runs as it is: %s", _name(patcher), reason)
         say(self._node_id, "\n".join(lines))
-
-    def _forget(self) -> None:
-        """Frees all memory of the earlier engines."""
-        if self._network is not None:
-            self._network[1].unload()
-            self._network = None
 
     def _told(self) -> list[str]:
         """Lines on the run's calls, by engine or network, and the reasons; empty without calls."""
@@ -355,3 +367,8 @@ def _line(tally: Tally, backends: list[str]) -> str:
 
 def _name(patcher: ModelPatcher) -> str:
     return type(patcher.model.diffusion_model).__name__
+
+
+def _no_way(network: torch.nn.Module) -> str:
+    """The reason why a network as a whole is not replaced that ComfyUI calls without a wrapper."""
+    return f"ComfyUI gives no way to wrap {type(network).__name__}."

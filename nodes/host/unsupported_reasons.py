@@ -22,6 +22,7 @@ OUTSIDE = {
     "block",
     "block_index",
     "block_type",
+    "img_slice",
     "grid_sizes",
     "activations_shape",
     "easycache",

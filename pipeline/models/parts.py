@@ -109,13 +109,33 @@ def load_part(part: Part, precision: str, adapters: Sequence[Adapter] = ()) -> A
     """
     if not part.weights:
         return _hollow(part, precision)
-    with Merge(part.name, adapters) as merge:
+    with import_faults(part.name), Merge(part.name, adapters) as merge:
         if part.name.startswith(ASSEMBLED):
             return _assembled(part, precision, merge)
         network = _loaded(part, precision)
         if adapters:
             _merge(part, precision, merge, network)
     return network
+
+
+@contextmanager
+def import_faults(component: str) -> Iterator[None]:
+    """Turns an import that fails, of a library that is missing or one of two that do not go together, into a sentence.
+
+    Raises CheckpointError in its place.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CheckpointError(
+            f"Loading {component} needs the package {error.name}, which is missing: "
+            "install the pack's requirements.txt into ComfyUI's Python."
+        ) from error
+    except ImportError as error:
+        raise CheckpointError(
+            f"Loading {component} needs libraries that go together, found: {_reason(error)}. In ComfyUI's Python: "
+            "pip install -U diffusers transformers."
+        ) from error
 
 
 def _loaded(part: Part, precision: str) -> Any:
@@ -132,12 +152,7 @@ def _loaded(part: Part, precision: str) -> Any:
                 ignore_mismatched_sizes=True,  # reported, and refused below
                 **({"low_cpu_mem_usage": False} if part.name == "vae" else {}),
             )
-    except ImportError as error:
-        raise CheckpointError(
-            f"Loading {part.name} needs the package {error.name}, which is missing: "
-            "install the pack's requirements.txt into ComfyUI's Python."
-        ) from error
-    except CheckpointError:
+    except (CheckpointError, ImportError):
         raise
     except Exception as error:  # the libraries raise whatever a senseless configuration leads to
         raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {_reason(error)}.") from error
@@ -216,7 +231,7 @@ def _assembled(part: Part, precision: str, merge: Merge) -> Any:
             network = kind.from_config(part.config)
         state = {name: merge.cast(name, tensor, dtype_of(name)) for name, tensor in _stored(part, precision)}
         report = _put_in(network, state)
-    except CheckpointError:
+    except (CheckpointError, ImportError):
         raise
     except Exception as error:  # the libraries raise whatever a senseless configuration leads to
         raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {_reason(error)}.") from error
@@ -335,18 +350,20 @@ def own_class(name: str) -> Any:
 
 
 def _class_of(part: Part) -> Any:
-    """The library class of a part; imported here, so that only a load pays for it.
-
-    Raises CheckpointError for a library without it, which is of another version.
-    """
+    """The class of a part; imported here, so that only a load pays for it. Raises CheckpointError."""
     if part.class_name in OWN_CLASSES:
         return own_class(part.class_name)
-    library: Any = import_module("transformers" if part.name.endswith("encoder") else "diffusers")
-    found = getattr(library, part.class_name, None)
+    return library_class("transformers" if part.name.endswith("encoder") else "diffusers", part.class_name)
+
+
+def library_class(name: str, class_name: str) -> Any:
+    """A class of diffusers or transformers. Raises CheckpointError for a library of a version without it."""
+    library: Any = import_module(name)
+    found = getattr(library, class_name, None)
     if found is None:
         name = library.__name__
         raise CheckpointError(
-            f"Expected {name} to have {part.class_name}, found version {library.__version__} without it: "
+            f"Expected {name} to have {class_name}, found version {library.__version__} without it: "
             f"pip install -U {name}."
         )
     return found

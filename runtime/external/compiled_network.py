@@ -173,7 +173,7 @@ class CompiledNetwork:
         original = cache(original)  # it runs once a call, however often its result is used
         state = (tuple(call.tensors[name].shape for name in call.tensors), self._owner.weights)
         try:
-            kind = self._kind(call)
+            kind = self._kinds.get(self._key(call))
             if kind is None:
                 call = call.kept()  # it is compared with, and the original may write into its inputs
                 kind = self._new_kind(call, outputs_of(original()))
@@ -189,6 +189,12 @@ class CompiledNetwork:
             freed = self._memory_manager.free_memory(sys.maxsize, encoders=True)
             self._notes.update(dict.fromkeys(filter(None, [freed, OUT_OF_MEMORY])))
         return self._as_it_is(original)
+
+    def failure(self, call: Call) -> str | None:
+        """Reason why no engine could be built for calls of this kind; None where none was tried or one is there."""
+        kind = self._kinds.get(self._key(call))
+        error = None if kind is None else kind.engines.builds.failures.get(NETWORK)
+        return None if error is None or kind is None or kind.engines.policy.shapes != "exact" else str(error)
 
     def take_notes(self) -> list[str]:
         """Sentences for the user since the last call, each once; engines that lacked memory are tried again."""
@@ -253,9 +259,6 @@ class CompiledNetwork:
             self._notes[why] = None
             return why
         return None
-
-    def _kind(self, call: Call) -> _Kind | None:
-        return self._kinds.get(self._key(call))
 
     def _key(self, call: Call) -> tuple[object, ...]:
         """Key of everything that engines depend on but the sizes in which they may differ; the weights come last."""

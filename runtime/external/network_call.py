@@ -27,6 +27,8 @@ FRAMES = DimRange(2, 21, 64)
 _NAMES = {4: (None, None, "latent_height", "latent_width"), 5: (None, None, "frames", "latent_height", "latent_width")}
 """Names of the dimensions that may differ from call to call, by the number of the latents' axes."""
 _TIMES = (0.0, 1000.0)
+POSITIONAL = "positional"
+"""Name of the arguments that a function takes without names of their own."""
 PREDICTION = "prediction"
 """Name of a network's one output; several are numbered."""
 
@@ -67,9 +69,9 @@ class Call:
 
 
 def named_arguments(function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `function(*args, **kwargs)` by name, defaults too.
+    """The arguments of `function(*args, **kwargs)` by name, defaults too; those without a name are `POSITIONAL`.
 
-    Raises InputError for arguments that have no names.
+    Raises InputError for arguments without names behind others that have them.
     """
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
@@ -80,6 +82,8 @@ def named_arguments(function: Callable[..., Any], args: Iterable[Any], kwargs: M
             named.update(value)
         elif kind is not inspect.Parameter.VAR_POSITIONAL:
             named[name] = value
+        elif value and not named.keys() - {"self"}:
+            named[POSITIONAL] = value
         elif value:
             raise InputError(f"Expected arguments that have names, found {len(value)} more.")
     return named
@@ -126,9 +130,10 @@ def weight_input(parameter: str) -> str:
     return f"weights__{parameter.replace('.', '__')}"
 
 
-def _arguments(tree: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The keyword arguments of a call, made again from its tree and its tensors."""
-    return {name: _unpacked(value, tensors) for name, value in tree.items()}
+def _arguments(tree: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call without names and with them, made again from its tree and its tensors."""
+    named = {name: _unpacked(value, tensors) for name, value in tree.items()}
+    return named.pop(POSITIONAL, ()), named
 
 
 def _names(tree: Mapping[str, Any]) -> list[str]:
@@ -168,7 +173,8 @@ class WrappedNetwork(torch.nn.Module):
 
         def forward(**tensors: torch.Tensor) -> Any:
             # not `self`, which would outlive its last user
-            return getattr(network, method)(**_arguments(arguments, tensors), **extra())
+            positional, named = _arguments(arguments, tensors)
+            return getattr(network, method)(*positional, **named, **extra())
 
         self.forward = _named(forward, _names(arguments))
 
@@ -189,7 +195,8 @@ class StatelessNetwork(torch.nn.Module):
         def forward(**tensors: torch.Tensor) -> Any:
             # In this function alone, so that exporters and memory managers see a network without weights.
             state = {name: tensors[given] for given, name in weights.items()}
-            return torch.func.functional_call(network, state, (), {**_arguments(arguments, tensors), **extra()})
+            positional, named = _arguments(arguments, tensors)
+            return torch.func.functional_call(network, state, positional, {**named, **extra()})
 
         self.forward = _named(forward, [*_names(arguments), *weights])
 

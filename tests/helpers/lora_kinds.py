@@ -90,6 +90,44 @@ def kronecker(shape: torch.Size, first: bool, second: str) -> tuple[Tensors, tor
     return tensors, product.reshape(shape[0], -1) * scale
 
 
+def generalized(shape: torch.Size, weight: torch.Tensor, is_old: bool) -> tuple[Tensors, torch.Tensor]:
+    """GLoRA over a weight: what mixes its inputs, and what is beside it, in either order of the factors."""
+    a, b = (shape[1], RANK), (shape[0], RANK)
+    first, second = filled(*a) / 4, filled(RANK, shape[1], seed=1) / 4
+    third, fourth = filled(*b, seed=2), filled(RANK, flat(shape), seed=3)
+    named = (second, first, fourth, third) if is_old else (first, second, third, fourth)
+    tensors = {f"{name}.weight": each for name, each in zip(("a1", "a2", "b1", "b2"), named, strict=True)}
+    mix = first.double() @ second.double()
+    mixed = torch.einsum("oik,ij->ojk", weight.reshape(shape[0], shape[1], -1).double(), mix)
+    added = mixed.reshape(shape[0], -1) + third.double() @ fourth.double()
+    return tensors | {"alpha": torch.tensor(1.0)}, added / RANK
+
+
+def orthogonal(shape: torch.Size, weight: torch.Tensor, limit: float | None) -> tuple[Tensors, torch.Tensor]:
+    """OFT over a weight, in two groups of outputs; with a limit to how far they rotate."""
+    size = shape[0] // 2
+    blocks = filled(2, size, size) / size
+    skew = (blocks - blocks.transpose(1, 2)).double()
+    norm = float(skew.square().sum().sqrt())
+    if limit is not None:
+        assert norm > limit > 0
+        skew = skew * limit / norm
+    same = torch.eye(size, dtype=torch.float64)
+    turned = torch.stack([torch.linalg.solve((same - each).T, (same + each).T).T for each in skew])
+    groups = weight.reshape(2, size, -1).double()
+    added = torch.einsum("knm,kni->kmi", turned, groups) - groups
+    alpha = {} if limit is None else {"alpha": torch.tensor(limit)}
+    return {"oft_blocks": blocks, **alpha}, added.reshape(shape[0], -1)
+
+
+Over = Callable[[torch.Size, torch.Tensor], tuple[Tensors, torch.Tensor]]
+OVER_WEIGHTS: dict[str, Over] = {
+    "glora": lambda shape, weight: generalized(shape, weight, False),
+    "glora of older files": lambda shape, weight: generalized(shape, weight, True),
+    "oft": lambda shape, weight: orthogonal(shape, weight, None),
+    "oft with a limit": lambda shape, weight: orthogonal(shape, weight, 0.5),
+}
+"""Kinds whose change depends on the weight that they change."""
 KINDS: dict[str, Callable[[torch.Size], tuple[Tensors, torch.Tensor]]] = {
     "lora": low_rank,
     "locon": with_core,

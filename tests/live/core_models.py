@@ -4,7 +4,9 @@ Run by ComfyUI's Python as a script: the folder of ComfyUI, the folder of the mo
 """
 
 import math
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,51 @@ SVD: dict[str, Any] = {
     "video_kernel_size": [3, 1, 1],
     "legacy": False,
 }
+LTXV = {"num_layers": 2, "attention_head_dim": 4, "cross_attention_dim": 128}  # there are 32 heads in every LTXV
+HUNYUAN: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": [1, 2, 2],
+    "vec_in_dim": 768,
+    "context_in_dim": 64,
+    "hidden_size": 128,  # a head has 128 numbers in every HunyuanVideo
+    "mlp_ratio": 4.0,
+    "num_heads": 1,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [16, 56, 56],
+    "theta": 256,
+    "qkv_bias": True,
+    "guidance_embed": False,
+    "byt5": False,
+    "meanflow": False,
+    "use_cond_type_embedding": False,
+    "vision_in_dim": None,
+    "meanflow_sum": False,
+}
+SD3: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "depth": 3,  # of blocks and of heads; the last block differs
+    "input_size": None,
+    "adm_in_channels": 64,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 192}},
+    "num_patches": 256,
+    "pos_embed_max_size": 16,
+    "pos_embed_scaling_factor": None,
+    "qk_norm": "rms",
+    "x_block_self_attn_layers": [],
+}
 VAE = {"z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
 RANK = 4
 FP8 = torch.float8_e4m3fn
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-KINDS = (*HALVES, "fp8", "fp8_scaled")
+MARKS = {"fp8_scaled": 2, "fp8_product": 1}
+"""Elements of the tensor `scaled_fp8` by the kind of file: with two ComfyUI multiplies in full precision."""
+KINDS = (*HALVES, "fp8", *MARKS)
 """The kinds of files beside fp32."""
+IN_BLOCKS = re.compile(r"(^|\.)\w*(blocks|stack)\.\d+\.")
 
 
 def filled(network: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -79,9 +120,9 @@ def stored(weights: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tenso
     """The weights as files of that kind hold them: in one dtype, or with the blocks' products in fp8."""
     if kind in HALVES:
         return {name: value.to(HALVES[kind]) for name, value in weights.items()}
-    found: dict[str, torch.Tensor] = {"scaled_fp8": torch.zeros(2, dtype=FP8)} if kind == "fp8_scaled" else {}
+    found: dict[str, torch.Tensor] = {"scaled_fp8": torch.zeros(MARKS[kind], dtype=FP8)} if kind in MARKS else {}
     for name, value in weights.items():
-        if not (name.startswith("blocks.") and name.endswith(".weight") and value.ndim == 2):
+        if not (IN_BLOCKS.search(name) and name.endswith(".weight") and value.ndim == 2):
             found[name] = value.half()
         elif kind == "fp8":
             found[name] = value.to(FP8)
@@ -92,24 +133,36 @@ def stored(weights: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tenso
     return found
 
 
-def main(comfyui: str, models: str) -> None:
+def main(comfyui: str, models: str, svd_kinds: str = "") -> None:
+    """Writes them all; of SVD, whose networks are large, further kinds in place of the others where some are named."""
     sys.path.append(comfyui)
     import comfy.cli_args  # pyright: ignore[reportMissingImports]
 
     comfy.cli_args.args.cpu = True
     import comfy.ops  # pyright: ignore[reportMissingImports]
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo  # pyright: ignore[reportMissingImports]
+    from comfy.ldm.lightricks.model import LTXVModel  # pyright: ignore[reportMissingImports]
+    from comfy.ldm.modules.diffusionmodules.mmdit import (  # pyright: ignore[reportMissingImports]
+        OpenAISignatureMMDITWrapper,
+    )
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # pyright: ignore[reportMissingImports]
     from comfy.ldm.wan.model import WanModel  # pyright: ignore[reportMissingImports]
     from comfy.ldm.wan.vae import WanVAE  # pyright: ignore[reportMissingImports]
     from comfy.taesd.taesd import Decoder, Encoder  # pyright: ignore[reportMissingImports]
 
     layers = {"device": "cpu", "operations": comfy.ops.disable_weight_init}
-    wans = {name: filled(WanModel(**WAN, **config, **layers, dtype=torch.float32)) for name, config in WANS.items()}
-    for name, weights in wans.items():
+    if svd_kinds:
+        write_kinds(filled(UNetModel(**SVD, **layers)), Path(models), "tiny_svd_core", svd_kinds.split(","))
+        return
+    full = {**layers, "dtype": torch.float32}
+    transformers = {name: filled(WanModel(**WAN, **config, **full)) for name, config in WANS.items()}
+    transformers["tiny_ltxv"] = filled(LTXVModel(**LTXV, **full))
+    transformers["tiny_sd3"] = filled(OpenAISignatureMMDITWrapper(**SD3, **full))
+    transformers["tiny_hunyuan"] = filled(HunyuanVideo(**HUNYUAN, **full))
+    for name, weights in transformers.items():
         write(weights, Path(models), "diffusion_models", name)
-        for kind in KINDS:
-            write(stored(weights, kind), Path(models), "diffusion_models", f"{name}_{kind}")
-    write(lora(wans["tiny_wan22_a14b"], "self_attn"), Path(models), "loras", "tiny_wan_lora")
+        write_kinds(weights, Path(models), name, KINDS)
+    write(lora(transformers["tiny_wan22_a14b"], "self_attn"), Path(models), "loras", "tiny_wan_lora")
     svd = {name: value.half() for name, value in filled(UNetModel(**SVD, **layers)).items()}
     write(svd, Path(models), "diffusion_models", "tiny_svd_core")
     reads_size = "decoder.head.0.gamma" in (Path(comfyui) / "comfy" / "sd.py").read_text("utf-8")
@@ -117,6 +170,12 @@ def main(comfyui: str, models: str) -> None:
     write(filled(vae), Path(models), "vae", "tiny_wan_vae")
     for part, network in (("encoder", Encoder()), ("decoder", Decoder())):
         write(filled(network), Path(models), "vae_approx", f"taesd_{part}")
+
+
+def write_kinds(weights: dict[str, torch.Tensor], models: Path, name: str, kinds: Iterable[str]) -> None:
+    """A file of each of those kinds."""
+    for kind in kinds:
+        write(stored(weights, kind), models, "diffusion_models", f"{name}_{kind}")
 
 
 def write(weights: dict[str, torch.Tensor], models: Path, kind: str, name: str) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 
 import comfy.lora
 import comfy.lora_convert
+import comfy.ops
 import folder_paths
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from diffusers import UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file, save_file
 
 from i2v_tensorrt.nodes.host import folders
@@ -19,9 +22,11 @@ from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
 from i2v_tensorrt.pipeline.dummies.wan import write_tiny_wan
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.models.svd.lora_names import NAMES
 from i2v_tensorrt.pipeline.models.wan.lora_names import published
-from i2v_tensorrt.tests.helpers.lora_kinds import KINDS, Tensors, filled, magnitude
+from i2v_tensorrt.tests.helpers.lora_kinds import KINDS, OVER_WEIGHTS, Tensors, filled, magnitude
 from i2v_tensorrt.tests.helpers.loras import KOHYA, PUBLISHED, Style, layers, write_lora
+from i2v_tensorrt.tests.live.core_models import SVD
 
 TOLERANCE = 1e-6
 """Of the greatest number in a tensor."""
@@ -136,6 +141,32 @@ def case_every_kind_over_linear_layers(folder: Path) -> None:
 
 def case_every_kind_over_convolutions(folder: Path) -> None:
     compare_kinds(folder, open_model(write_tiny_checkpoint(folder / "i2vgen")), "unet", str)
+
+
+def case_names_of_a_video_unet(folder: Path) -> None:
+    """Every tensor of Stable Video Diffusion's UNet, at its published size, has the name that ComfyUI gives it."""
+    layers: Any = {"device": "meta", "operations": comfy.ops.disable_weight_init}
+    wide = {"channel_mult": [1, 2, 4, 4], "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]}
+    theirs = UNetModel(**{**SVD, **wide}, **layers).state_dict()
+    with torch.device("meta"):
+        ours = UNetSpatioTemporalConditionModel().state_dict()  # its defaults are the published size
+    found = {}
+    for name, value in ours.items():
+        module, _, leaf = name.rpartition(".")
+        (published,) = NAMES.published(module)
+        found[f"{published}.{leaf}"] = value.shape
+    assert found == {name: value.shape for name, value in theirs.items()}
+
+
+def case_kinds_that_change_a_weight_by_itself(folder: Path) -> None:
+    """OFT at full strength alone: ComfyUI's change goes by the square of the strength."""
+    model, part, path = open_model(write_tiny_wan(folder / "ti2v", "ti2v")), "transformer", folder / "a.safetensors"
+    weights = dict(model.part(part, "fp32").named_parameters())
+    for layer, kind in product(LAYERS[part], OVER_WEIGHTS):
+        weight = weights[f"{layer}.weight"].detach()
+        written(path, published(layer), OVER_WEIGHTS[kind](weight.shape, weight)[0])
+        for strength in STRENGTHS[:1] if kind.startswith("oft") else STRENGTHS:
+            assert_as_comfyui(model, part, path, strength, 1)
 
 
 def case_differences_norms_and_values(folder: Path) -> None:

@@ -99,22 +99,38 @@ class ProbeDifference(Telling):
 
 
 class ProbeConditioning(Probe):
-    """Random conditioning of `tokens` by `width`, and of a picture: tokens of CLIP's, latents beside the noise."""
+    """Random conditioning of `tokens` by `width`, the last of them padding, and one vector of the whole text.
+
+    Of a picture: tokens of CLIP's, latents beside the noise.
+    """
 
     RETURN_TYPES = ("CONDITIONING",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         number = ("INT", {"default": 0, "min": 0, "max": 1 << 20})
-        more = {"picture_tokens": number, "latent": ("LATENT",)}
+        more = {"picture_tokens": number, "latent": ("LATENT",), "pooled": number, "padding": number}
         return {"required": {"tokens": number, "width": number, "seed": number}, "optional": more}
 
-    def run(self, tokens: int, width: int, seed: int, picture_tokens: int = 0, latent: dict | None = None) -> tuple:
+    def run(
+        self,
+        tokens: int,
+        width: int,
+        seed: int,
+        picture_tokens: int = 0,
+        latent: dict | None = None,
+        pooled: int = 0,
+        padding: int = 0,
+    ) -> tuple:
         generator = torch.Generator().manual_seed(seed)
         more: dict = {}
         if picture_tokens:
             hidden = torch.randn(1, picture_tokens, 1280, generator=generator)
             more["clip_vision_output"] = SimpleNamespace(penultimate_hidden_states=hidden)
+        if pooled:
+            more["pooled_output"] = torch.randn(1, pooled, generator=generator)
+        if padding:
+            more["attention_mask"] = (torch.arange(tokens) < tokens - padding).long()[None]
         if latent is not None:
             more["concat_latent_image"] = torch.randn(latent["samples"][:1].shape, generator=generator)
         return ([[torch.randn(1, tokens, width, generator=generator), more]],)

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from i2v_tensorrt.cli.node_info import PREFIX, inputs_of, stored
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.helpers.graph import ANY, WIDGETS
 from i2v_tensorrt.tests.live.answers import failure, refused, run, sentences
-from i2v_tensorrt.tests.live.graphs import Prompt, builder, clip, node, with_engines
+from i2v_tensorrt.tests.live.graphs import Prompt, builder, clip, encoding, node, with_engines
 from i2v_tensorrt.tests.live.ids import (
     BUILDER,
     CHECKPOINT,
@@ -197,3 +199,21 @@ def test_a_link_to_an_input_that_the_node_does_not_have(client: ComfyClient, kin
     known = ", ".join(inputs_of(INFO[kind]))
     wanted = f"inputs among {known}" if known else "no inputs"
     assert refusal(client, prompt) == f"Expected {wanted}, found 'engine_of_mine'."
+
+
+def test_a_single_file_is_listed_and_its_loader_named(client: ComfyClient, picture: str, base_directory: Path) -> None:
+    """Known by what it holds; one of another model is not listed."""
+    folder = base_directory / "models" / "diffusion_models"
+    folder.mkdir(exist_ok=True)
+    tensors = {"head.modulation": torch.zeros(1, 2, 4), "patch_embedding.weight": torch.zeros(4, 36, 1, 2, 2)}
+    save_file(tensors, folder / "mine.safetensors")
+    save_file({"head.modulation": torch.zeros(1, 2, 4)}, folder / "another.safetensors")
+    options = client.object_info()["I2VTRT_ModelLoader"]["input"]["required"]["checkpoint"][1]["options"]
+    assert "mine.safetensors" in options and "another.safetensors" not in options
+    asked = encoding(picture, {LOADER: {"checkpoint": "mine.safetensors"}})
+    (told,) = sentences(refused(client, asked), LOADER, "checkpoint")
+    assert "mine.safetensors is a single file of Wan 2.2 A14B" in told
+    assert "ComfyUI's own Load Diffusion Model opens it, and I2V Compile Model behind that" in told
+    (folder / "mine.safetensors").unlink()
+    (told,) = sentences(refused(client, asked), LOADER, "checkpoint")
+    assert "There is no checkpoint 'mine.safetensors'" in told

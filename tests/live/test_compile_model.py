@@ -35,9 +35,9 @@ LOADER, COMPILED, POSITIVE, NEGATIVE, VIDEO, VAE, SAMPLER, FRAMES, PLAIN_SAMPLER
 )
 
 
-def write_core_models(host: ComfyHost, base_directory: Path) -> None:
-    """Checkpoints in the core's layouts, in a server's folders."""
-    command = [str(host.python), str(SCRIPT), str(host.directory), str(base_directory / "models")]
+def write_core_models(host: ComfyHost, base_directory: Path, *svd_kinds: str) -> None:
+    """Checkpoints in the core's layouts, in a server's folders; see the script's `main`."""
+    command = [str(host.python), str(SCRIPT), str(host.directory), str(base_directory / "models"), *svd_kinds]
     done = subprocess.run(command, capture_output=True, text=True, cwd=base_directory)
     assert done.returncode == 0, done.stderr
 
@@ -97,12 +97,18 @@ def custom(prompt: Prompt) -> Prompt:
 
 
 def told(client: ComfyClient, prompt: Prompt) -> str:
-    """What the node says after a run whose frames are those of the graph without it."""
+    """What the node says after a run whose frames, or latents, are those of the graph without it."""
+    return heard_of(client, prompt, LEAST_PSNR)[1]
+
+
+def heard_of(client: ComfyClient, prompt: Prompt, least_psnr: float) -> tuple[RunResult, str]:
+    """The run, and what the node says after it; both ways are as near as that, in dB."""
     result, heard = run_and_hear(client, prompt)
-    seen = succeeded(result).outputs[DIFFERENCE]
+    seen, line = succeeded(result).outputs[DIFFERENCE], heard[COMPILED][-1]
+    least, most = seen["range"]
     assert seen["std"][0] > 0.01, "a clip of one colour shows nothing"
-    assert decibels(seen["mse"][0]) >= LEAST_PSNR
-    return heard[COMPILED][-1]
+    assert decibels(seen["mse"][0] / max(most - least, 1.0) ** 2) >= least_psnr, (seen, line)
+    return result, line
 
 
 def svd(seed: int = 1, model: Any = None, plain: Any = None, **inputs: Any) -> Prompt:

@@ -3,25 +3,38 @@
 Where the network as a whole can have no engine, its repeated blocks have.
 """
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
+from i2v_tensorrt.remote.comfyui.server import ComfyHost, start_server
 from i2v_tensorrt.tests.live.answers import free, run
+from i2v_tensorrt.tests.live.core_graphs import hunyuan, ltxv, sd3, ti2v
+from i2v_tensorrt.tests.live.device import decibels
 from i2v_tensorrt.tests.live.graphs import Prompt, changed, node
 from i2v_tensorrt.tests.live.test_compile_model import (
     A14B,
     COMPILED,
     DIFFERENCE,
+    FRAMES,
     FRESH,
     LOADER,
     LORA,
+    PLAIN_FRAMES,
     PLAIN_SAMPLER,
+    VAE,
     core_models,
+    heard_of,
     patched,
+    sampler,
+    svd,
     told,
+    told_beside_fp32,
     wan,
+    write_core_models,
 )
 
 __all__ = ["core_models"]
@@ -29,13 +42,56 @@ WHOLE = "of 3 calls by the inductor engine"
 BLOCKS = "6 of 6 calls of WanAttentionBlock by the inductor engine"
 """Two blocks in three calls, each of both guidance branches at once."""
 QUANTIZED = "Block by block: Expected weights that are not quantized, found layers of mixed_precision_ops."
+SVD = "tiny_svd_core"
+FP8_PSNR = 35.0
+"""What two ways to multiply in fp8 are alike by at least, in dB: one number rounded the other way changes all after."""
+GRAPHS: dict[str, Callable[[str, int], Prompt]] = {
+    "tiny_wan21_i2v": wan,
+    A14B: wan,
+    "tiny_wan22_5b": ti2v,
+    SVD: lambda name, seed: changed(svd(seed), {LOADER: {"unet_name": f"{name}.safetensors"}}),
+    "tiny_hunyuan": hunyuan,
+    "tiny_ltxv": ltxv,
+    "tiny_sd3": sd3,
+}
+"""The graph of each network of the core's."""
+BLOCKS_ALONE = ("tiny_ltxv", "tiny_sd3")
+"""Networks that have no engine as a whole."""
+SVD_KINDS = ("bf16", "fp8", "fp8_scaled")
+
+
+@pytest.fixture(scope="module")
+def svd_kinds(host: ComfyHost, base_directory: Path, core_models: None) -> None:
+    """The larger network's files of other kinds, for this module alone."""
+    write_core_models(host, base_directory, ",".join(SVD_KINDS))
+
+
+def line_of(client: ComfyClient, name: str, file: str) -> str:
+    """What the node says after a run of that network's graph with that file."""
+    tell = told_beside_fp32 if name == SVD else told
+    return tell(client, GRAPHS[name](file, next(FRESH)))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("svd_kinds")
 @pytest.mark.parametrize("kind", ["fp16", "bf16", "fp8"])
-def test_weights_in_another_precision_than_the_one_computed_in(client: ComfyClient, kind: str) -> None:
+@pytest.mark.parametrize("name", [name for name in GRAPHS if name not in BLOCKS_ALONE])
+def test_weights_in_another_precision_than_the_one_computed_in(client: ComfyClient, name: str, kind: str) -> None:
+    """One engine serves every kind of file."""
+    file = name if (name, kind) == (SVD, "fp16") else f"{name}_{kind}"
     for _ in range(2):
-        assert WHOLE in told(client, wan(f"{A14B}_{kind}", seed=next(FRESH)))
+        assert WHOLE in line_of(client, name, file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["", "_bf16", "_fp8_scaled"])
+@pytest.mark.parametrize(("name", "block"), [("tiny_ltxv", "BasicTransformerBlock"), ("tiny_sd3", "JointBlock")])
+def test_a_network_that_has_no_engine_as_a_whole_runs_block_by_block(
+    client: ComfyClient, name: str, block: str, kind: str
+) -> None:
+    """LTXV makes tensors of its own as it is called; SD3, whose last block differs, is called without a wrapper."""
+    line_of(client, name, f"{name}{kind}")
+    assert f"6 of 6 calls of {block} by the inductor engine" in line_of(client, name, f"{name}{kind}")
 
 
 def by_blocks(client: ComfyClient, prompt: Prompt) -> list[str]:
@@ -46,13 +102,45 @@ def by_blocks(client: ComfyClient, prompt: Prompt) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny_wan21_i2v", A14B])
+@pytest.mark.usefixtures("svd_kinds")
+@pytest.mark.parametrize("name", [name for name in GRAPHS if name not in BLOCKS_ALONE])
 def test_scaled_fp8_runs_block_by_block(client: ComfyClient, name: str) -> None:
-    name = f"{name}_fp8_scaled"
-    for _ in range(2):
-        assert by_blocks(client, wan(name, seed=next(FRESH)))[-1] == QUANTIZED
+    def lines() -> list[str]:
+        return line_of(client, name, f"{name}_fp8_scaled").splitlines()
+
+    for found in (lines(), lines()):
+        assert found[-1] == QUANTIZED
+        by_engine = [line.split() for line in found if " calls of " in line]
+        assert by_engine and all(words[0] == words[2] and "engine" in words for words in by_engine), found
     free(client, free_memory=True)
-    by_blocks(client, wan(name, seed=next(FRESH)))
+    assert lines()[-1] == QUANTIZED
+
+
+@pytest.fixture
+def multiplying(host: ComfyHost, base_directory: Path, server_arguments: list[str]) -> Iterator[ComfyClient]:
+    """A server that multiplies in fp8, as those on newer GPUs do; a CPU does so if it is told that it can."""
+    with start_server(host, base_directory, [*server_arguments, "--supports-fp8-compute"]) as server:
+        yield ComfyClient(server.url)
+
+
+@pytest.mark.slow
+def test_products_in_fp8_are_the_engines_too(multiplying: ComfyClient) -> None:
+    """A file whose mark has one element: the frames in full precision are further away than the engine's."""
+    for _ in range(2):
+        seed = next(FRESH)
+        prompt = wan(f"{A14B}_fp8_product", seed)
+        prompt["60"] = node("UNETLoader", unet_name=f"{A14B}_fp8_scaled.safetensors", weight_dtype="default")
+        prompt["61"] = sampler(["60", 0], seed)
+        prompt["62"] = node("VAEDecode", samples=["61", 0], vae=[VAE, 0])
+        for name, frames in (("63", FRAMES), ("64", PLAIN_FRAMES)):
+            prompt[name] = node("ProbeDifference", a=[frames, 0], b=["62", 0])
+        result, line = heard_of(multiplying, prompt, FP8_PSNR)
+        assert line.splitlines()[0] == BLOCKS
+        apart, from_full, plain_from_full = (
+            decibels(result.outputs[name]["mse"][0]) for name in (DIFFERENCE, "63", "64")
+        )
+        assert max(from_full, plain_from_full) < 45, "products in fp8 are seen in the frames"
+        assert apart > from_full
 
 
 @pytest.mark.slow

@@ -238,7 +238,7 @@ def _refuse_kinds(path: Path, keys: Iterable[str]) -> None:
         if kind := unsupported_kind(key):
             raise CheckpointError(
                 f"The LoRA {path.name} is of the kind {kind}, which is not merged: expected LoRA, LoCon, LoHa, LoKr, "
-                f"DoRA by dora_scale, or differences, found {key[:200]}."
+                f"GLoRA, OFT, DoRA by dora_scale, or differences, found {key[:200]}."
             )
 
 

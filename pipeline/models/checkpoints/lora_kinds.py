@@ -15,22 +15,22 @@ import torch
 Shape = tuple[int, ...]
 Tensors = Mapping[str, torch.Tensor]
 Product = tuple[torch.Tensor, "int | None"]
-"""Product of an adapter's factors before any scale, and the rank that alpha is divided by; None takes no alpha."""
+"""What an adapter adds before any scale, and the rank that alpha is divided by; None takes no alpha."""
 BESIDE = ("alpha", "dora_scale", "difference")
 """Roles that go with the factors of a product."""
 
 
-def low_rank(tensors: Tensors) -> Product:
+def low_rank(tensors: Tensors, _: torch.Tensor) -> Product:
     """LoRA (Hu et al. 2021, arXiv:2106.09685): up [out, rank] times down [rank, in, *kernel]."""
     return tensors["up"].flatten(1) @ tensors["down"].flatten(1), len(tensors["down"])
 
 
-def low_rank_with_core(tensors: Tensors) -> Product:
+def low_rank_with_core(tensors: Tensors, _: torch.Tensor) -> Product:
     """LoCon's convolution in three (Yeh et al. 2023, arXiv:2309.14859): down, `mid` [rank, rank, *kernel], up."""
     return _tucker(tensors["mid"], tensors["up"].flatten(1).T, tensors["down"].flatten(1)), len(tensors["down"])
 
 
-def hadamard(tensors: Tensors) -> Product:
+def hadamard(tensors: Tensors, _: torch.Tensor) -> Product:
     """LoHa (Hyeon-Woo et al. 2021, arXiv:2108.06098): two products of low rank, multiplied element by element.
 
     Factors are [out, rank] and [rank, in * kernel]; with the cores t1 and t2 [rank, rank, *kernel] they are
@@ -42,7 +42,7 @@ def hadamard(tensors: Tensors) -> Product:
     return one * other, len(tensors["hada_w1_b"])
 
 
-def kronecker(tensors: Tensors) -> Product:
+def kronecker(tensors: Tensors, _: torch.Tensor) -> Product:
     """LoKr (Yeh et al. 2023, arXiv:2309.14859): the Kronecker product of w1 [a, b] and w2 [c, d, *kernel].
 
     Either may be a product of low rank itself; alpha counts only where one is, and over the second one's rank.
@@ -54,14 +54,47 @@ def kronecker(tensors: Tensors) -> Product:
     return product, None if factor is None else len(factor)
 
 
+def generalized(tensors: Tensors, weight: torch.Tensor) -> Product:
+    """GLoRA (Chavan et al. 2023, arXiv:2306.07967): the weight times a, which mixes its inputs, and b beside it.
+
+    a is a1 [in, rank] times a2 [rank, in], b is b1 [out, rank] times b2 [rank, in * kernel]; older files have the two
+    of each the other way round. Where both ways fit, ComfyUI takes the older one for a square weight.
+    """
+    a1, a2, b1, b2 = (tensors[name].flatten(1) for name in _GENERAL)
+    is_new = b2.shape[0] == b1.shape[1] == a1.shape[1] == a2.shape[0]
+    is_old = b2.shape[1] == b1.shape[0] == a1.shape[0] == a2.shape[1]
+    if is_old and (not is_new or len(a2) == len(weight) == weight.shape[1]):
+        a1, a2, b1, b2 = a2, a1, b2, b1
+    mixed = (weight.flatten(2).transpose(1, -1) @ a1 @ a2).transpose(1, -1) if weight.ndim > 2 else weight @ a1 @ a2
+    return mixed.reshape(weight.shape) + (b1 @ b2).reshape(weight.shape), len(a2)
+
+
+def orthogonal(tensors: Tensors, weight: torch.Tensor) -> Product:
+    """OFT (Qiu et al. 2023, arXiv:2306.07280): groups of outputs are rotated, by Cayley's transform of `oft_blocks`.
+
+    `oft_blocks` are [groups, size, size]; a positive alpha limits how far all of them together rotate. The change is
+    in proportion to the strength, where ComfyUI's goes by its square.
+    """
+    blocks = tensors["oft_blocks"]
+    skew = blocks - blocks.transpose(1, 2)
+    if "alpha" in tensors:
+        limit, norm = tensors["alpha"].reshape(()), torch.linalg.vector_norm(skew) + 1e-8
+        skew = torch.where((limit > 0) & (norm > limit), skew * limit / norm, skew)
+    same = torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
+    turned = (same + skew) @ torch.linalg.inv(same - skew) - same
+    grouped = weight.reshape(*blocks.shape[:2], -1)
+    return (turned.transpose(1, 2) @ grouped).reshape(weight.shape), None
+
+
 class Kind(NamedTuple):
-    """A complete set of factors, and the function that multiplies them."""
+    """A complete set of factors, and the function that makes what they add to a weight."""
 
     factors: tuple[str, ...]
-    multiply: Callable[[Tensors], Product]
+    multiply: Callable[[Tensors, torch.Tensor], Product]
 
 
 _HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+_GENERAL = ("glora_a1", "glora_a2", "glora_b1", "glora_b2")
 _FIRST = (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b"))
 _SECOND = (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"), ("lokr_w2_a", "lokr_w2_b", "lokr_t2"))
 KINDS = (
@@ -70,6 +103,8 @@ KINDS = (
     Kind(_HADAMARD, hadamard),
     Kind((*_HADAMARD, "hada_t1", "hada_t2"), hadamard),
     *(Kind(first + second, kronecker) for first in _FIRST for second in _SECOND),
+    Kind(_GENERAL, generalized),
+    Kind(("oft_blocks",), orthogonal),
 )
 
 
@@ -83,7 +118,7 @@ def merged(weight: torch.Tensor, tensors: Tensors, strength: float) -> torch.Ten
         return torch.lerp(weight, tensors["value"].reshape(weight.shape), strength)
     total = tensors["difference"].reshape(weight.shape) if "difference" in tensors else 0.0
     if kind := _kind_of(tensors):
-        product, rank = kind.multiply(tensors)
+        product, rank = kind.multiply(tensors, weight)
         scale = float(tensors["alpha"]) / rank if "alpha" in tensors and rank else 1.0
         added = scale * product.reshape(weight.shape)
         if "dora_scale" in tensors:
@@ -128,7 +163,7 @@ def _wrong_product(kind: Kind, shapes: Mapping[str, Shape], wanted: Shape) -> li
     """Shapes that do not fit: the product's, or the factors' where they do not multiply; then the magnitude's."""
     tensors = {role: torch.empty(shape, device="meta") for role, shape in shapes.items()}
     try:
-        product = kind.multiply(tensors)[0]
+        product = kind.multiply(tensors, torch.empty(wanted, device="meta"))[0]
     except (RuntimeError, ValueError, IndexError):
         return [shapes[role] for role in kind.factors]
     if not _like(tuple(product.shape), wanted):

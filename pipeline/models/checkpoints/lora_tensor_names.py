@@ -29,13 +29,14 @@ ROLES = (
     (r"\.diff|\.w_norm", "difference", WEIGHT),
     (r"\.diff_m", "difference", ".modulation"),
     (r"\.set_weight", "value", WEIGHT),
-    *((rf"\.{name}", name, WEIGHT) for name in ("alpha", "dora_scale", *_FACTORS)),
+    *((rf"\.{name}\.weight", f"glora_{name}", WEIGHT) for name in ("a1", "a2", "b1", "b2")),
+    *((rf"\.{name}", name, WEIGHT) for name in ("alpha", "dora_scale", "oft_blocks", *_FACTORS)),
 )
 """Endings of tensor names, each with the tensor's role and the ending of its module's parameter."""
 _ROLES = [(re.compile(f"(?:{pattern})$"), role, suffix) for pattern, role, suffix in ROLES]
 UNSUPPORTED = {
-    "GLoRA": re.compile(r"\.[ab][12]\.weight$"),
-    "OFT": re.compile(r"\.(?:oft_blocks|rescale|oft_R(?:\.\w+)*)$"),
+    "OFT with a rescale": re.compile(r"\.rescale$"),
+    "OFT of PEFT": re.compile(r"\.oft_R(?:\.\w+)*$"),
     "IA3": re.compile(r"\.(?:on_input|ia3_l(?:\.\w+)?)$"),
     "DoRA of PEFT": re.compile(r"\.lora_magnitude_vector(?:\.\w+)*$"),
     "LoRA that widens its layers": re.compile(r"\.reshape_weight$"),

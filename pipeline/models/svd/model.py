@@ -37,6 +37,7 @@ from .fused import (
     FusedShallow,
     FusedTemporalVaeDecoder,
 )
+from .lora_names import NAMES
 from .networks import Conditioner, DeepNetwork, DenoiserNetwork, ShallowNetwork, TemporalVaeDecoder
 
 LAYOUT: dict[str, tuple[str, ...]] = {
@@ -163,6 +164,9 @@ class StableVideoDiffusion(DiffusersFamily):
 
     def networks(self) -> Mapping[str, Network]:
         return _networks(self.checkpoint)
+
+    def lora_names(self, module: str) -> tuple[str, ...]:
+        return NAMES.published(module)
 
     def encode(self, request: ClipRequest, run: Run, stage: Stage) -> Encoded:
         """The picture through both encoders, then with the frame rate and the motion through the conditioner."""

@@ -21,6 +21,7 @@ from torch.nn import Module
 from ....common.errors import CheckpointError
 from ....common.spec import Scope, TensorSpec
 from ..diffusers_family import Network
+from ..parts import import_faults, library_class
 from .causal_vae import CACHE, KEPT, TIME_FACTOR
 from .vae_layers import (
     LEVELS,
@@ -192,11 +193,11 @@ class _Sizes:
 @cache
 def _sizes(config: str) -> _Sizes:
     """Read off a run of the first networks over one latent, without weights or memory."""
-    from diffusers import AutoencoderKLWan
-
+    with import_faults("vae"):
+        kind = library_class("diffusers", "AutoencoderKLWan")
     try:
         with torch.device("meta"), torch.no_grad():
-            vae: Any = AutoencoderKLWan.from_config(json.loads(config))
+            vae: Any = kind.from_config(json.loads(config))
             z, factor = vae.config.z_dim, 2 ** (LEVELS - 1) * (vae.config.patch_size or 1)
             _, *decoder = DecoderFirst(vae)(torch.empty(1, z, 1, 1))
             features, *encoder = EncoderFirst(vae)(torch.empty(1, 3, factor, factor))

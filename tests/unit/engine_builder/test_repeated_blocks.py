@@ -36,7 +36,31 @@ class Network(torch.nn.Module):
 def test_blocks_of_one_kind_are_found_and_none_within_them() -> None:
     network = Network()
     found = repeated_blocks(network)
-    assert list(found) == ["blocks"] and found["blocks"] is network.blocks
+    # The block that stands alone in a list and one of the mixed list are of the same kind.
+    assert found == {"blocks.0": (*network.blocks, network.one[0], network.mixed[0])}
+
+
+def test_the_last_block_may_differ() -> None:
+    blocks = ModuleList([Block(), Block(), Block(8)])
+    assert repeated_blocks(torch.nn.ModuleDict({"blocks": blocks})) == {"blocks.0": (*blocks[:2],)}
+
+
+def test_blocks_in_sequences_are_found_and_the_sequences_are_not() -> None:
+    """A UNet's stages are lists of sequences, whose members the UNet calls itself."""
+    blocks = [Block(), Block()]
+    stages = ModuleList([Sequential(Linear(4, 4), ModuleList([block])) for block in blocks])
+    assert repeated_blocks(torch.nn.ModuleDict({"stages": stages})) == {"stages.0.1.0": tuple(blocks)}
+
+
+def test_a_block_within_a_larger_one_stays_its_part() -> None:
+    class Outer(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.within = ModuleList([Block()])
+
+    outer = ModuleList([Outer(), Outer()])
+    network = torch.nn.ModuleDict({"first": ModuleList([Block()]), "outer": outer})
+    assert repeated_blocks(network) == {"outer.0": tuple(outer)}
 
 
 def test_functions_are_called_in_the_blocks_place_and_no_longer() -> None:

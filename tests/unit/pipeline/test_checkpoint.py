@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePath
@@ -228,6 +229,20 @@ def test_links_are_followed_for_that_is_how_the_hubs_cache_looks(folder: Path, t
     assert open_model(folder).encode_sha256
     os.truncate((folder / WEIGHTS["vae"]).resolve(), 1000)
     with pytest.raises(CheckpointError, match="complete"):
+        open_model(folder)
+
+
+def test_a_link_that_leads_nowhere_is_named_where_it_matters_and_stops_nothing_elsewhere(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Hugging Face's cache removes what its links lead to."""
+    (folder / "README.md").symlink_to(tmp_path / "gone")
+    (folder / "unet" / "flax_model.msgpack").symlink_to(tmp_path / "gone")
+    assert open_model(folder).encode_sha256
+    weights = folder / WEIGHTS["vae"]
+    weights.unlink()
+    weights.symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=re.escape(f"Expected the file {weights}, found nothing there.")):
         open_model(folder)
 
 

@@ -17,7 +17,7 @@ from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.checkpoints import lora_kinds
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.lora_names import published
-from i2v_tensorrt.tests.helpers.lora_kinds import KINDS, RANK, Tensors, filled, magnitude
+from i2v_tensorrt.tests.helpers.lora_kinds import KINDS, OVER_WEIGHTS, RANK, Tensors, filled, magnitude
 
 Wan = Callable[[str], Path]
 STRENGTH = 0.75
@@ -55,6 +55,18 @@ def test_each_kind_is_its_formula(target: tuple[VideoModel, str, str], lora: Pat
     written(lora, layer, tensors)
     after = weight_of(model.with_adapter(lora, STRENGTH), part, layer)
     torch.testing.assert_close(after, weight + STRENGTH * added.reshape(weight.shape), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", OVER_WEIGHTS)
+def test_a_kind_that_changes_a_weight_by_itself_is_its_formula(
+    target: tuple[VideoModel, str, str], lora: Path, kind: str
+) -> None:
+    model, part, layer = target
+    weight = weight_of(model, part, layer)
+    tensors, added = OVER_WEIGHTS[kind](weight.shape, weight)
+    written(lora, layer, tensors)
+    after = weight_of(model.with_adapter(lora, STRENGTH), part, layer)
+    torch.testing.assert_close(after, weight + STRENGTH * added.reshape(weight.shape), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr True factors"])
@@ -151,6 +163,28 @@ def test_factors_in_fp8_count_as_stored_and_a_scale_beside_them_is_refused(tiny_
         model.with_adapter(lora, 1.0)
 
 
+def test_the_publishers_names_of_a_video_unet(tiny_svd_folder: Path, lora: Path) -> None:
+    """As trainers over ComfyUI's and the publishers' files write them; compared with ComfyUI's own in a live one."""
+    model = open_model(tiny_svd_folder)
+    named = {
+        "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q": (
+            "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+        ),
+        "lora_unet_input_blocks_1_1_time_stack_0_ff_in_net_2": (
+            "down_blocks.0.attentions.0.temporal_transformer_blocks.0.ff_in.net.2"
+        ),
+    }
+    before = dict(model.part("unet", "fp32").named_parameters())
+    tensors = {}
+    for key, module in named.items():
+        out, into = before[f"{module}.weight"].shape
+        tensors |= {f"{key}.lora_up.weight": filled(out, RANK), f"{key}.lora_down.weight": filled(RANK, into)}
+    save_file(tensors, lora)
+    after = dict(model.with_adapter(lora, 1.0).part("unet", "fp32").named_parameters())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {f"{module}.weight" for module in named.values()}
+
+
 def test_diffusers_old_names_of_attention(tiny_svd_folder: Path, lora: Path) -> None:
     model = open_model(tiny_svd_folder)
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"
@@ -244,8 +278,8 @@ def test_text_encoder_tensors_are_left_out_where_there_is_none(
 @pytest.mark.parametrize(
     ("ending", "kind"),
     [
-        ("a1.weight", "GLoRA"),
-        ("oft_blocks", "OFT"),
+        ("rescale", "OFT with a rescale"),
+        ("oft_R.default.weight", "OFT of PEFT"),
         ("on_input", "IA3"),
         ("lora_magnitude_vector", "DoRA of PEFT"),
         ("lora_magnitude_vector.default.weight", "DoRA of PEFT"),
@@ -274,6 +308,11 @@ def test_other_kinds_are_refused_by_their_names(tiny_wan: Wan, lora: Path, endin
         ({"set_weight": (48, 48), "diff": (48, 48)}, "alone"),
         ({"set_weight": (48, 48), "lora_up.weight": (48, 2), "lora_down.weight": (2, 48)}, "alone"),
         ({"set_weight": (48, 47)}, r"found \[48, 47\]"),
+        ({"a1.weight": (48, 2), "a2.weight": (2, 48), "b1.weight": (48, 2)}, "alone"),
+        ({"a1.weight": (48, 2), "a2.weight": (2, 47), "b1.weight": (48, 2), "b2.weight": (2, 48)}, r"\[2, 47\]"),
+        ({"oft_blocks": (2, 23, 23)}, r"\[2, 23, 23\]"),
+        ({"oft_blocks": (2, 24, 23)}, r"\[2, 24, 23\]"),
+        ({"oft_blocks": (2, 24)}, r"\[2, 24\]"),
     ],
 )
 def test_factors_that_do_not_multiply_are_refused(

@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+import sys
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from i2v_tensorrt.common.spec import PRECISIONS
 from i2v_tensorrt.pipeline.models import parts
 from i2v_tensorrt.pipeline.models.i2vgen_xl.model import I2VGenXL
 from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.models.wan import vae
 from i2v_tensorrt.pipeline.request import ClipRequest
 
 from ...helpers.refusals import refused
@@ -247,3 +249,50 @@ def test_a_library_that_lacks_a_class_is_named_with_its_version(
     monkeypatch.setattr(parts, "import_module", lambda name: old)
     with refused(CheckpointError, f"Expected {library} to have .+, found version 0.27.2 .+: pip install -U {library}"):
         open_model(tiny_folder).load(component, "fp32")
+
+
+def test_wan_says_so_before_its_sizes_are_read(
+    tiny_wan: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = SimpleNamespace(__name__="diffusers", __version__="0.30.3")
+    monkeypatch.setattr(parts, "import_module", lambda name: old)
+    vae._sizes.cache_clear()
+    with refused(CheckpointError, "Expected diffusers to have AutoencoderKLWan, found version 0.30.3 .+"):
+        open_model(tiny_wan("wan21")).load("vae_decoder_first", "fp32")
+
+
+SPLIT = "cannot import name 'resolve_revision' from 'huggingface_hub'"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ImportError(SPLIT, name="huggingface_hub"), f"needs libraries that go together, found: {SPLIT}"),
+        (ModuleNotFoundError("No module named 'diffusers'", name="diffusers"), "needs the package diffusers, which is"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["i2vgen_xl", "svd", "wan"])
+def test_libraries_that_do_not_go_together_are_told_from_a_missing_one(
+    request: pytest.FixtureRequest, kind: str, error: ImportError, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Diffusers of this year beside the hub of transformers 4 raises an error that names a package which is there."""
+    folder = {
+        "i2vgen_xl": lambda: request.getfixturevalue("tiny_folder"),
+        "svd": lambda: request.getfixturevalue("tiny_svd_folder"),
+        "wan": lambda: request.getfixturevalue("tiny_wan")("wan21"),
+    }[kind]()
+    model = open_model(folder)
+    part = "vae" if kind == "wan" else "image_encoder"
+    component = "vae_decoder_first" if kind == "wan" else part
+
+    class Broken:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name.partition(".")[0] == "diffusers":
+                raise error
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    vae._sizes.cache_clear()
+    with pytest.raises(CheckpointError, match=re.escape(f"Loading {part} {told}")):
+        model.load(component, "fp32")

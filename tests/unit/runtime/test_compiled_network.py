@@ -23,7 +23,7 @@ from i2v_tensorrt.runtime.external.compiled_network import MAX_KINDS, CompiledNe
 from i2v_tensorrt.runtime.external.network_call import read_call
 
 from ...helpers.toy_calls import SIZE, Borrowing, Owner, Scene
-from ...helpers.toy_model import breaking, mend
+from ...helpers.toy_model import BROKE, breaking, mend
 from ...helpers.toys import Fault, ToyBackend
 
 MakeScene = Callable[..., Scene]
@@ -166,6 +166,17 @@ def test_an_engine_that_fails_later_is_not_used_again(make_scene: MakeScene) -> 
     assert scene.run(3) == 3
     assert len(failures) == 1
     assert "The toy is broken." in scene.network.take_notes()
+
+
+def test_a_failed_build_is_known_to_who_has_another_way(make_scene: MakeScene) -> None:
+    call = read_call({"sample": torch.zeros(SIZE), "strength": torch.ones(1, 4)})
+    scene = make_scene()
+    assert scene.network.failure(call) is None, "nothing was tried"
+    scene.run(1)
+    assert scene.network.failure(call) is None, "there is an engine"
+    breaking(scene.toy)
+    scene.run(1, (1, 4, 3, 8, 16))
+    assert (scene.network.failure(call) or "").startswith(BROKE)
 
 
 class Watched(LoadInPlace):

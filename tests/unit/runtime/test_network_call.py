@@ -242,3 +242,28 @@ def test_several_results_are_numbered_and_put_together_again() -> None:
     assert result_of(outputs_of(one)) is one
     assert list(outputs_of((one, two))) == ["prediction_0", "prediction_1"]
     assert result_of(outputs_of((one, two))) == (one, two)
+
+
+class Joint(torch.nn.Module):
+    """A block that hands all its arguments on, as SD3's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(6, 6)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self._mix(*args, **kwargs)
+
+    def _mix(self, context: Any, x: Any, c: Any) -> torch.Tensor:
+        return self.inner(x - context) + c
+
+
+def test_arguments_that_have_no_names_are_handed_on_in_their_order() -> None:
+    torch.manual_seed(1)
+    block, (context, x, c) = Joint(), torch.randn(3, 2, 6)
+    call = read_call(named_arguments(block.forward, (context, x), {"c": c}))
+    assert list(call.tensors) == ["positional_0", "positional_1", "c"]
+    given = call.with_weights(dict(block.named_parameters()))
+    found = StatelessNetwork(Joint(), call.tree, dict)(**given.tensors)
+    assert torch.equal(found, block(context, x, c=c))
+    assert torch.equal(WrappedNetwork(block, "forward", call.tree, dict)(**call.tensors), found)
