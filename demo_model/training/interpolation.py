@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...pipeline.filters.rife import Rife
@@ -33,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SEED = 20261130
 FALL = 0.8  # weight of a block's picture beside the next block's
 SMOOTH = 1e-7  # below its square root an error counts by its square
-FLOW_WEIGHT = 0.02  # of the flow's error in pixels, at the start; it falls to nothing with the learning rate
+FLOW_WEIGHT = 0.05  # of the flow's error, at the start; it falls to nothing with the learning rate
 DECIBEL_WEIGHT = 0.002  # of the logarithm of the squared error, which is what is judged
 FLOOR = 3e-7  # squared error, 65 dB, below which the logarithm no longer falls
 MEASURING_S = 40.0  # kept of the minutes for measuring and writing
@@ -55,7 +56,7 @@ class Loss(nn.Module):
         error = batch.between
         for estimate in network.flow.estimates(batch.first, batch.second, *known, batch.time):
             error = estimate.blend() - batch.between
-            moved = ((estimate.flow - batch.flow).abs() * batch.sure).sum() / sure
+            moved = (F.smooth_l1_loss(estimate.flow, batch.flow, reduction="none") * batch.sure).sum() / sure
             total = total + weight * (torch.sqrt(error.square() + SMOOTH).mean() + flow_weight * moved)
             weight = weight / FALL
         return total + DECIBEL_WEIGHT * torch.log(error.square().mean((1, 2, 3)) + FLOOR).mean()

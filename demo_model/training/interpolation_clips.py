@@ -103,8 +103,13 @@ class Pool:
 
 
 def moments(u: Tensor) -> tuple[Tensor, Tensor]:
-    """From uniform numbers (B, 4): the indices of both frames (B, 2), either first, and the time between (B,)."""
-    gap = torch.exp(log(SMALLEST_GAP) + u[:, 0] * (log(LARGEST_GAP) - log(SMALLEST_GAP)))
+    """From uniform numbers (B, 4): the indices of both frames (B, 2), either first, and the time between (B,).
+
+    Gaps are even on a logarithmic scale for one half of the triplets, and even for the other, which move more.
+    """
+    share = (u[:, 0] * 2) % 1
+    small = torch.exp(log(SMALLEST_GAP) + share * (log(LARGEST_GAP) - log(SMALLEST_GAP)))
+    gap = torch.where(u[:, 0] < 0.5, small, SMALLEST_GAP + share * (LARGEST_GAP - SMALLEST_GAP))
     start = u[:, 1] * (FRAMES - 1 - gap)
     ends = torch.stack([start, start + gap], dim=1)
     backward = u[:, 2:3] < 0.5

@@ -18,4 +18,7 @@ def engine_key(spec: EngineSpec, target: Target) -> str:
         del named["rewrites"]
     if not spec.calibration:
         del named["calibration"]
+    for tensor in (*named["network"]["inputs"], *named["network"]["outputs"]):
+        if tensor["scene"] is None:
+            del tensor["scene"]
     return digest({"schema": SCHEMA, "spec": named, "target": asdict(target)})

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...common.errors import InputError
+from ...common.spec import PRECISIONS
 
 SCALES = (16, 8, 4, 2, 1)
 LITE_SCALES = (32, 16, 8, 4, 1)
@@ -193,6 +194,21 @@ def open_rife(tensors: Mapping[str, Tensor]) -> Rife:
             f"Expected {FORM}; found tensors that do not fit it: {str(error).splitlines()[-1].strip()}"
         ) from None
     return network.eval()
+
+
+NETWORKS = {"features": "encode", "interpolation": "flow"}
+"""The two networks by component: each is compiled alone, so that a picture's features are found once."""
+
+
+def load_network(path: str, component: str, precision: str) -> nn.Module:
+    """One of the `NETWORKS` with the tensors of a safetensors file, on the CPU, in that precision.
+
+    Raises InputError when the file has another form.
+    """
+    from safetensors.torch import load_file
+
+    network = open_rife(load_file(path)).requires_grad_(False)
+    return network.get_submodule(NETWORKS[component]).to(getattr(torch, PRECISIONS[precision]))
 
 
 def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
