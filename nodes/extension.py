@@ -14,6 +14,7 @@ from .engine_doctor import EngineDoctor
 from .engine_loader import EngineLoader
 from .engine_manager import EngineManager
 from .host import folders
+from .interpolate_frames import InterpolateFrames
 from .lora import LoRA
 from .model_loader import ModelLoader
 from .sampler import DDIMSampler
@@ -30,4 +31,4 @@ class I2VExtension(ComfyExtension):
         folders.provide_picture()
         tools = [CompileModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]
         models = [ModelLoader, LoRA, EngineBuilder, EngineLoader, Accelerate]
-        return [*models, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo, *tools]
+        return [*models, I2VConditioning, DDIMSampler, VAEDecode, InterpolateFrames, SaveVideo, *tools]

@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SEED = 20261130
 FALL = 0.8  # weight of a block's picture beside the next block's
 SMOOTH = 1e-7  # below its square root an error counts by its square
-FLOW_WEIGHT = 0.05  # of the flow's error, at the start; it falls to nothing with the learning rate
+FLOW_WEIGHT, LEAST_FLOW_WEIGHT = 0.3, 0.005  # of the flow's error, at the start and from FLOW_SHARE of the run on
+FLOW_SHARE = 0.35
 DECIBEL_WEIGHT = 0.002  # of the logarithm of the squared error, which is what is judged
 FLOOR = 3e-7  # squared error, 65 dB, below which the logarithm no longer falls
 MEASURING_S = 40.0  # kept of the minutes for measuring and writing
@@ -73,6 +74,11 @@ def start(seed: int = SEED) -> Rife:
     return network
 
 
+def flow_weight(progress: float) -> float:
+    """Weight of the flow's error by the share of the run that is over: without it a network first learns to blend."""
+    return max(FLOW_WEIGHT * (1 - progress / FLOW_SHARE), LEAST_FLOW_WEIGHT)
+
+
 def train(network: Rife, plan: Plan, pool: Pool, device: torch.device, pixels: int) -> Run:
     """Trains the network; its averaged weights are the run's `ema`."""
     network.to(device).train()
@@ -86,8 +92,7 @@ def train(network: Rife, plan: Plan, pool: Pool, device: torch.device, pixels: i
             pool.at(step)
             generator.manual_seed(step)
             batch = pool.draw(plan.batch, pixels, generator)
-        share = run.rate() / plan.rate
-        return step_loss(batch, torch.tensor(FLOW_WEIGHT * share, device=device))
+        return step_loss(batch, torch.tensor(flow_weight(run.progress()), device=device))
 
     run.go(loss_of)
     return run
