@@ -31,7 +31,7 @@ class Timing:
 
     def length(self, num_frames: int) -> int:
         """Number of new frames of a clip of so many old ones, at least one."""
-        return self.count or max(round(num_frames / self.step), 1)
+        return self.count or max(math.ceil(num_frames / self.step), 1)
 
     def due(self, start: int, end: int, made: int) -> Iterator[Fraction]:
         """Positions from old frame `start` until before `end` of the new frames after the first `made`."""
