@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...pipeline.filters.rife import Rife
+from ...pipeline.filters.rife import Rife, open_rife
 from .interpolation_clips import Pool, Triplets
 from .interpolation_measure import measure, save_pairs
 from .loop import Plan, Run
@@ -63,8 +63,12 @@ class Loss(nn.Module):
         return total + DECIBEL_WEIGHT * torch.log(error.square().mean((1, 2, 3)) + FLOOR).mean()
 
 
-def start(seed: int = SEED) -> Rife:
-    """A network from a seed whose first guess is hardly any motion and an even blend."""
+def start(seed: int = SEED, begin: Path | None = None) -> Rife:
+    """A network from a seed whose first guess is hardly any motion and an even blend, or with the weights of a file."""
+    if begin is not None:
+        from safetensors.torch import load_file
+
+        return open_rife(load_file(begin)).float()
     torch.manual_seed(seed)
     network = Rife()
     with torch.no_grad():
@@ -74,12 +78,14 @@ def start(seed: int = SEED) -> Rife:
     return network
 
 
-def flow_weight(progress: float) -> float:
+def flow_weight(progress: float, first: float = FLOW_WEIGHT) -> float:
     """Weight of the flow's error by the share of the run that is over: without it a network first learns to blend."""
-    return max(FLOW_WEIGHT * (1 - progress / FLOW_SHARE), LEAST_FLOW_WEIGHT)
+    return max(first * (1 - progress / FLOW_SHARE), LEAST_FLOW_WEIGHT)
 
 
-def train(network: Rife, plan: Plan, pool: Pool, device: torch.device, pixels: int) -> Run:
+def train(
+    network: Rife, plan: Plan, pool: Pool, device: torch.device, pixels: int, first_weight: float = FLOW_WEIGHT
+) -> Run:
     """Trains the network; its averaged weights are the run's `ema`."""
     network.to(device).train()
     run = Run(plan, {"network": network}, {"stage": "interpolation"})
@@ -92,7 +98,7 @@ def train(network: Rife, plan: Plan, pool: Pool, device: torch.device, pixels: i
             pool.at(step)
             generator.manual_seed(step)
             batch = pool.draw(plan.batch, pixels, generator)
-        return step_loss(batch, torch.tensor(flow_weight(run.progress()), device=device))
+        return step_loss(batch, torch.tensor(flow_weight(run.progress(), first_weight), device=device))
 
     run.go(loss_of)
     return run
@@ -136,6 +142,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--every", type=int, default=96, help="steps until a chunk is replaced")
     top.add_argument("--first-clip", type=int, default=0, help="leave out this many clips that another run had")
     top.add_argument("--clips", type=int, default=192, help="held-out clips to measure on")
+    top.add_argument("--begin", type=Path, help="weights to start from, in place of the seed's")
+    top.add_argument("--flow-weight", type=float, default=FLOW_WEIGHT, help="of the flow's error, at the start")
     top.add_argument("--compile", action="store_true")
     top.add_argument("--profile", action="store_true", help="log where the time of a few steps goes")
     return top
@@ -160,7 +168,6 @@ def main(arguments: list[str]) -> int:
         folder=options.out / "state", steps=options.steps, batch=options.batch, rate=options.rate,
         schedule_seconds=max(seconds, 1.0), compile=options.compile, profile=options.profile,
     )  # fmt: skip
-    network = start()
-    run = train(network, plan, pool, device, options.pixels)
+    run = train(network := start(begin=options.begin), plan, pool, device, options.pixels, options.flow_weight)
     finish(averaged(network, run), run, options.out, options.clips, device)
     return 0
