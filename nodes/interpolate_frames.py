@@ -11,7 +11,6 @@ from comfy_api.latest import Input, InputImpl, Types, io
 
 from ..common.errors import InputError
 from ..pipeline.filters.interpolation import CUT, Report
-from ..pipeline.filters.stream import Ahead
 from ..pipeline.filters.timing import Timing, by_count, by_factor, by_rate
 from ..runtime.engines.engine_set import Engines
 from ..runtime.engines.policy import EnginePolicy
@@ -137,8 +136,7 @@ class InterpolateFrames(io.ComfyNode):
                 progress.step(done, total)
                 progress.say(f"interpolate: frame {done} of {total}")
 
-            with Ahead(source.frames) as ahead:
-                made, video = _collected(run(ahead), source, expected, rate, on_frame)
+            made, video = _collected(run(source.frames), source, expected, rate, on_frame)
         lines = [_summary(source, rate, run.report, time.monotonic() - started), *_cuts(run.report)]
         progress.say("\n".join([*lines, engines.describe(INTERPOLATION), *engines.take_notes()]))
         return io.NodeOutput(made, video, float(rate), ui=ui.text_ui(lines))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common.errors import InputError
+from ...common.errors import EngineError, InputError
 from ...common.out_of_memory import is_out_of_memory
 from ..quality.metrics import ssim
-from .stream import Frames
+from .stream import Ahead, Frames
 from .timing import Timing
+from .transfers import Download, Uploads
 
 STATIC = 1 / 255
 """Frames that differ nowhere by more are the same to a viewer: nothing is between them."""
@@ -57,22 +57,29 @@ class Report:
 
 @dataclass(eq=False)
 class _Picture:
-    """A source frame [height, width, 3], its place in the clip, and its form for the network once it has one."""
+    """A source frame [height, width, 3], its place in the clip, and its form for the network, on the device.
+
+    `change` and `likeness` compare it with the frame before: mean and greatest difference, and that of small copies.
+    """
 
     frame: Tensor
     index: int
-    image: Tensor | None = None
+    image: Tensor
+    mean_change: float = 1.0
+    greatest_change: float = 1.0
+    likeness: float = 1.0
     known: Tensor | None = None
 
 
 @dataclass
 class _Wanted:
-    """A frame to be made at a time between two pictures."""
+    """A frame to be made at a time between two pictures; `number` is its place in the download that brings it."""
 
     first: _Picture
     second: _Picture
     time: float
-    made: Tensor | None = None
+    made: Download | None = None
+    number: int = 0
 
 
 class Interpolation:
@@ -100,21 +107,23 @@ class Interpolation:
         self.report = Report(batch=max(batch, 1))
 
     def __call__(self, frames: Frames) -> Iterator[Tensor]:
-        """The new frames, each as soon as it is there; at most a batch of source frames more are held."""
+        """The new frames; at most two batches of source frames, and a few more that are uploaded ahead, are held."""
         done = 0
-        for frame in self._resolved(self._planned(self._pictures(frames))):
-            yield frame
-            done += 1
-            self._on_frame(done)
+        with Ahead(self._pictures(frames)) as pictures:
+            for frame in self._resolved(self._planned(pictures)):
+                yield frame
+                done += 1
+                self._on_frame(done)
 
     def _pictures(self, frames: Frames) -> Iterator[_Picture]:
-        """Source frames without those that repeat the one before, the last one in any case."""
+        """Source frames without those that repeat the one before, the last one in any case; in a thread of its own."""
+        uploads = Uploads(self._device)
         kept: _Picture | None = None
         held: _Picture | None = None
         for index, frame in enumerate(frames):
-            picture = _Picture(_checked(frame, index, kept), index)
+            picture = self._uploaded(frame, index, kept, uploads)
             if kept is not None and self._drop_repeats and index - kept.index < LONGEST_HOLD:
-                if float((picture.frame - kept.frame).abs().mean()) < SAME:
+                if picture.mean_change < SAME:
                     held = picture
                     self.report.repeated += 1
                     continue
@@ -122,6 +131,28 @@ class Interpolation:
             yield picture
         if held is not None:
             yield held
+
+    @torch.inference_mode()
+    def _uploaded(self, frame: Tensor, index: int, before: _Picture | None, uploads: Uploads) -> _Picture:
+        """A checked frame on the device, compared there with the one before."""
+        _check(frame, index, before)
+        frame = frame.detach()[..., :3]
+        height, width = frame.shape[:2]
+        with uploads.beside():
+            raw = frame.to(self._device, torch.float32).permute(2, 0, 1).expand(3, -1, -1)
+            image = raw.clamp(0, 1)
+            padded = uploads.shared(_padded(image[None], self._align)[0])
+            found = [torch.isfinite(raw).all().double()]
+            if before is not None:
+                earlier = before.image[:, :height, :width]
+                change = (image - earlier).abs()
+                alike = ssim(_small(image), _small(earlier)) if self._cut > 0 else 1.0
+                found += [change.mean().double(), change.max().double(), found[0] * alike]
+            finite, *compared = torch.stack(found).tolist()
+        if not finite:
+            raise InputError("Expected finite values, found NaN or infinity.")
+        shown = frame if frame.shape[2] == 3 else frame.expand(-1, -1, 3)
+        return _Picture(shown.float().cpu(), index, padded, *compared)
 
     def _planned(self, pictures: Iterable[_Picture]) -> Iterator[Tensor | _Wanted]:
         """Every new frame in order: a frame that is there, or one to be made."""
@@ -144,8 +175,10 @@ class Interpolation:
         if all(position == first.index for position in due):
             yield from (first.frame for _ in due)
             return
-        is_cut = self._is_cut(first, second)
-        moves = not is_cut and float((second.frame - first.frame).abs().max()) >= STATIC
+        is_cut = second.likeness < self._cut
+        if is_cut:
+            self.report.cuts.append(second.index)
+        moves = not is_cut and second.greatest_change >= STATIC
         for position in due:
             time = float((position - first.index) / (second.index - first.index))
             if time == 0 or not moves:
@@ -153,27 +186,24 @@ class Interpolation:
             else:
                 yield _Wanted(first, second, time)
 
-    def _is_cut(self, first: _Picture, second: _Picture) -> bool:
-        if self._cut <= 0 or ssim(_small(first.frame), _small(second.frame)) >= self._cut:
-            return False
-        self.report.cuts.append(second.index)
-        return True
-
     def _resolved(self, items: Iterable[Tensor | _Wanted]) -> Iterator[Tensor]:
-        """Frames in their order; those to be made wait until a batch of them is there."""
-        waiting: deque[Tensor | _Wanted] = deque()
+        """Frames in their order, a batch behind: what was made is taken while the device makes the next.
+
+        Twice a batch of frames are one too, so that a long rest with nothing to make does not pile up.
+        """
+        ready: list[Tensor | _Wanted] = []
+        waiting: list[Tensor | _Wanted] = []
         wanted: list[_Wanted] = []
         for item in items:
             waiting.append(item)
             if isinstance(item, _Wanted):
                 wanted.append(item)
-            if len(wanted) >= self.report.batch:
+            if len(wanted) >= self.report.batch or len(waiting) >= 2 * self.report.batch:
                 self._make(wanted)
-                wanted = []
-            if not wanted:
-                yield from _drained(waiting)
+                yield from map(_shown, ready)
+                ready, waiting, wanted = waiting, [], []
         self._make(wanted)
-        yield from _drained(waiting)
+        yield from map(_shown, [*ready, *waiting])
 
     def _make(self, wanted: Sequence[_Wanted]) -> None:
         """Makes frames, as many at once as fit."""
@@ -190,6 +220,7 @@ class Interpolation:
             done += len(part)
         self.report.made += len(wanted)
 
+    @torch.inference_mode()
     def _run(self, wanted: Sequence[_Wanted]) -> None:
         self._look_at([picture for item in wanted for picture in (item.first, item.second)])
         first, second = ([item.first for item in wanted], [item.second for item in wanted])
@@ -197,55 +228,49 @@ class Interpolation:
         times = torch.tensor([item.time for item in wanted], device=self._device)
         images = self._network(_images(first), _images(second), known, times)
         height, width, _ = wanted[0].first.frame.shape
-        shown = images[:, :, :height, :width].float().clamp(0, 1).permute(0, 2, 3, 1).cpu()
-        for item, frame in zip(wanted, shown, strict=True):
-            item.made = frame
+        shown = images[:, :, :height, :width].float().clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+        made = Download(shown)
+        for number, item in enumerate(wanted):
+            item.made, item.number = made, number
 
     def _look_at(self, pictures: Iterable[_Picture]) -> None:
-        """Brings new pictures to the device and finds their features, once for all pairs that they are in."""
+        """Finds the features of new pictures, once for all pairs that they are in."""
         new = [picture for picture in dict.fromkeys(pictures) if picture.known is None]
-        if not new:
-            return
-        images = torch.stack([picture.frame for picture in new]).to(self._device).permute(0, 3, 1, 2)
-        padded = _padded(images, self._align)
         for start in range(0, len(new), self.report.batch):
-            part = slice(start, start + self.report.batch)
-            found = self._network.features(padded[part])
-            for picture, image, known in zip(new[part], padded[part], found, strict=True):
-                picture.image, picture.known = image, known
+            part = new[start : start + self.report.batch]
+            for picture, known in zip(part, self._network.features(_images(part)), strict=True):
+                picture.known = known
 
 
-def _drained(waiting: deque[Tensor | _Wanted]) -> Iterator[Tensor]:
-    while waiting:
-        item = waiting.popleft()
-        frame = item.made if isinstance(item, _Wanted) else item
-        if frame is not None:
-            yield frame
+def _shown(item: Tensor | _Wanted) -> Tensor:
+    """The frame itself; waits for one that is on its way from the device."""
+    if isinstance(item, Tensor):
+        return item
+    if item.made is None:
+        raise EngineError("Expected a frame that was made, found one that was not.")
+    return item.made.result()[item.number]
 
 
 def _images(pictures: Sequence[_Picture]) -> Tensor:
-    return torch.stack([picture.image for picture in pictures if picture.image is not None])
+    return torch.stack([picture.image for picture in pictures])
 
 
 def _known(pictures: Sequence[_Picture]) -> Tensor:
     return torch.stack([picture.known for picture in pictures if picture.known is not None])
 
 
-def _checked(frame: Tensor, index: int, before: _Picture | None) -> Tensor:
-    """The frame as float32 RGB from 0 to 1; raises InputError for another kind of frame or another size."""
-    if frame.ndim != 3 or frame.shape[2] not in (1, 3, 4) or not frame.is_floating_point():
-        raise InputError(f"Expected frames [height, width, 3] from 0 to 1, found {list(frame.shape)} at {index}.")
+def _check(frame: Tensor, index: int, before: _Picture | None) -> None:
+    """Raises InputError for what is no frame, or one of another size."""
+    if frame.ndim != 3 or frame.shape[2] not in (1, 3, 4) or not frame.is_floating_point() or 0 in frame.shape:
+        raise InputError(f"Expected a frame [height, width, 3] from 0 to 1, found {frame.dtype} {list(frame.shape)}.")
     if before is not None and frame.shape[:2] != before.frame.shape[:2]:
         sizes = [f"{each.shape[1]}x{each.shape[0]}" for each in (before.frame, frame)]
-        raise InputError(f"Expected frames of one size, found {sizes[0]} and, at {index}, {sizes[1]}.")
-    if not bool(torch.isfinite(frame).all()):
-        raise InputError(f"Frames must hold finite values, but frame {index} holds NaN or infinity.")
-    return frame.detach().float().cpu().clamp(0, 1)[..., :3].expand(-1, -1, 3)
+        raise InputError(f"Expected frames of one size, found {sizes[0]} and then {sizes[1]}.")
 
 
-def _small(frame: Tensor) -> Tensor:
-    """A copy [SMALL, SMALL, 3] of a frame [height, width, 3], averaged."""
-    return F.interpolate(frame.permute(2, 0, 1)[None], (SMALL, SMALL), mode="area")[0].permute(1, 2, 0)
+def _small(image: Tensor) -> Tensor:
+    """A copy [SMALL, SMALL, 3] of an image [3, height, width], averaged."""
+    return F.interpolate(image[None], (SMALL, SMALL), mode="area")[0].permute(1, 2, 0)
 
 
 def _padded(images: Tensor, align: int) -> Tensor:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
 from ...common.errors import I2VError, InputError
 
+Item = TypeVar("Item")
 Frames = Iterable[Tensor]
 """Frames in their order, each float [height, width, 3] from 0 to 1 on the CPU."""
 Filter = Callable[[Frames], Iterator[Tensor]]
@@ -30,20 +31,20 @@ class FrameError(I2VError):
     """A stage failed at a frame."""
 
 
-class Ahead:
+class Ahead(Generic[Item]):
     """A stage that runs in a thread of its own, at most `depth` frames ahead of whoever takes them.
 
     Use it as a context manager: at its end the thread ends too, within a tenth of a second after its current frame. An
     error of the stage is raised where its frame is missed; one of the pack's own names the frame.
     """
 
-    def __init__(self, frames: Frames, depth: int = DEPTH) -> None:
+    def __init__(self, frames: Iterable[Item], depth: int = DEPTH) -> None:
         self._frames = frames
         self._waiting: queue.Queue[Any] = queue.Queue(depth)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="i2v frames", daemon=True)
 
-    def __enter__(self) -> Iterator[Tensor]:
+    def __enter__(self) -> Iterator[Item]:
         self._thread.start()
         return self._taken()
 
@@ -78,7 +79,7 @@ class Ahead:
                 continue
         return False
 
-    def _taken(self) -> Iterator[Tensor]:
+    def _taken(self) -> Iterator[Item]:
         while True:
             item = self._waiting.get()
             if item is _END:

@@ -19,7 +19,7 @@ from ...pipeline.models.latent_space import LatentSpace
 from ...pipeline.models.model_networks import Component
 
 FEATURES, INTERPOLATION = "features", "interpolation"
-MOST_AT_ONCE = 16
+MOST_AT_ONCE = 8
 """Pictures that an engine takes at once."""
 LARGEST = 8192
 """Pixels of a side that an engine takes."""
