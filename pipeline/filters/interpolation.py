@@ -13,9 +13,9 @@ from torch import Tensor
 from ...common.errors import EngineError, InputError
 from ...common.out_of_memory import is_out_of_memory
 from ..quality.metrics import ssim
-from .stream import Ahead, Frames
+from .stream import Ahead, Frames, check_frame
 from .timing import Timing
-from .transfers import Download, Uploads
+from .transfers import Download, Uploads, padded
 
 STATIC = 1 / 255
 """Frames that differ nowhere by more are the same to a viewer: nothing is between them."""
@@ -135,13 +135,13 @@ class Interpolation:
     @torch.inference_mode()
     def _uploaded(self, frame: Tensor, index: int, before: _Picture | None, uploads: Uploads) -> _Picture:
         """A checked frame on the device, compared there with the one before."""
-        _check(frame, index, before)
+        check_frame(frame, None if before is None else before.frame)
         frame = frame.detach()[..., :3]
         height, width = frame.shape[:2]
         with uploads.beside():
             raw = frame.to(self._device, torch.float32).permute(2, 0, 1).expand(3, -1, -1)
             image = raw.clamp(0, 1)
-            padded = uploads.shared(_padded(image[None], self._align)[0])
+            aligned = uploads.shared(padded(image[None], -height % self._align, -width % self._align)[0])
             found = [torch.isfinite(raw).all().double()]
             if before is not None:
                 earlier = before.image[:, :height, :width]
@@ -152,7 +152,7 @@ class Interpolation:
         if not finite:
             raise InputError("Expected finite values, found NaN or infinity.")
         shown = frame if frame.shape[2] == 3 else frame.expand(-1, -1, 3)
-        return _Picture(shown.float().cpu(), index, padded, *compared)
+        return _Picture(shown.float().cpu(), index, aligned, *compared)
 
     def _planned(self, pictures: Iterable[_Picture]) -> Iterator[Tensor | _Wanted]:
         """Every new frame in order: a frame that is there, or one to be made."""
@@ -259,23 +259,6 @@ def _known(pictures: Sequence[_Picture]) -> Tensor:
     return torch.stack([picture.known for picture in pictures if picture.known is not None])
 
 
-def _check(frame: Tensor, index: int, before: _Picture | None) -> None:
-    """Raises InputError for what is no frame, or one of another size."""
-    if frame.ndim != 3 or frame.shape[2] not in (1, 3, 4) or not frame.is_floating_point() or 0 in frame.shape:
-        raise InputError(f"Expected a frame [height, width, 3] from 0 to 1, found {frame.dtype} {list(frame.shape)}.")
-    if before is not None and frame.shape[:2] != before.frame.shape[:2]:
-        sizes = [f"{each.shape[1]}x{each.shape[0]}" for each in (before.frame, frame)]
-        raise InputError(f"Expected frames of one size, found {sizes[0]} and then {sizes[1]}.")
-
-
 def _small(image: Tensor) -> Tensor:
     """A copy [SMALL, SMALL, 3] of an image [3, height, width], averaged."""
     return F.interpolate(image[None], (SMALL, SMALL), mode="area")[0].permute(1, 2, 0)
-
-
-def _padded(images: Tensor, align: int) -> Tensor:
-    """Images [n, 3, height, width] up to multiples of `align`: mirrored, or the edge held where they are too small."""
-    height, width = images.shape[-2:]
-    down, across = -height % align, -width % align
-    mode = "reflect" if down < height and across < width else "replicate"
-    return F.pad(images, (0, across, 0, down), mode=mode)

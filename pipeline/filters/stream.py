@@ -87,3 +87,12 @@ class Ahead(Generic[Item]):
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+
+def check_frame(frame: Tensor, before: Tensor | None) -> None:
+    """Raises InputError for what is no frame, or is of another size than the one before."""
+    if frame.ndim != 3 or frame.shape[2] not in (1, 3, 4) or not frame.is_floating_point() or 0 in frame.shape:
+        raise InputError(f"Expected a frame [height, width, 3] from 0 to 1, found {frame.dtype} {list(frame.shape)}.")
+    if before is not None and frame.shape[:2] != before.shape[:2]:
+        sizes = [f"{each.shape[1]}x{each.shape[0]}" for each in (before, frame)]
+        raise InputError(f"Expected frames of one size, found {sizes[0]} and then {sizes[1]}.")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -52,3 +53,11 @@ class Download:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._images
+
+
+def padded(images: Tensor, down: int, across: int) -> Tensor:
+    """Images [n, 3, height, width], larger below and to the right: mirrored, or the edge held where they are small."""
+    if not down and not across:
+        return images
+    mode = "reflect" if down < images.shape[-2] and across < images.shape[-1] else "replicate"
+    return F.pad(images, (0, across, 0, down), mode=mode)
