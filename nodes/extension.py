@@ -19,6 +19,7 @@ from .lora import LoRA
 from .model_loader import ModelLoader
 from .sampler import DDIMSampler
 from .save_video import SaveVideo
+from .upscale_video import UpscaleVideo
 from .vae_decode import VAEDecode
 
 
@@ -31,4 +32,4 @@ class I2VExtension(ComfyExtension):
         folders.provide_picture()
         tools = [CompileModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]
         models = [ModelLoader, LoRA, EngineBuilder, EngineLoader, Accelerate]
-        return [*models, I2VConditioning, DDIMSampler, VAEDecode, InterpolateFrames, SaveVideo, *tools]
+        return [*models, I2VConditioning, DDIMSampler, VAEDecode, InterpolateFrames, UpscaleVideo, SaveVideo, *tools]

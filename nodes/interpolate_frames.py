@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from comfy_api.latest import Input, InputImpl, Types, io
+from comfy_api.latest import Input, io
 
 from ..common.errors import InputError
 from ..pipeline.filters.interpolation import CUT, Report
@@ -19,7 +19,7 @@ from ..runtime.filters.networks import INTERPOLATION, RifeNetworks
 from .host import folders, memory, ui
 from .host.idle import idle_builds
 from .host.interpolation_model import network_file
-from .host.video import Footage, footage, streamed_video
+from .host.video import Footage, collected, footage
 from .inputs import CATEGORY, advanced, backend_input, on_missing_input, sockets, verdict
 
 InterpolationModel = io.Custom("INTERP_MODEL")
@@ -136,7 +136,7 @@ class InterpolateFrames(io.ComfyNode):
                 progress.step(done, total)
                 progress.say(f"interpolate: frame {done} of {total}")
 
-            made, video = _collected(run(source.frames), source, expected, rate, on_frame)
+            made, video = collected(run(source.frames), source, (source.height, source.width), rate, expected, on_frame)
         lines = [_summary(source, rate, run.report, time.monotonic() - started), *_cuts(run.report)]
         progress.say("\n".join([*lines, engines.describe(INTERPOLATION), *engines.take_notes()]))
         return io.NodeOutput(made, video, float(rate), ui=ui.text_ui(lines))
@@ -164,19 +164,6 @@ def _engines(model: Any, backend: str, on_missing: str) -> Engines[RifeNetworks]
         ui.tell_build,
         idle_builds(),
     )
-
-
-def _collected(frames: Any, source: Footage, expected: int, rate: Fraction, on_frame: Any) -> tuple[Any, Input.Video]:
-    """All frames of an IMAGE and a VIDEO of them, or a VIDEO alone, which is written as the frames come."""
-    if source.is_video:
-        size = (source.height, source.width)
-        return None, streamed_video(frames, source, size, rate, expected, on_frame)
-    images = torch.empty(expected, source.height, source.width, 3)
-    for number, frame in enumerate(frames):
-        images[number] = frame
-        on_frame(number + 1, expected)
-    components = Types.VideoComponents(images=images, frame_rate=rate, audio=None)
-    return images, InputImpl.VideoFromComponents(components)
 
 
 def _summary(source: Footage, rate: Fraction, report: Report, elapsed_s: float) -> str:

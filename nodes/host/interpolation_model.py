@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import folder_paths
-import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...common.atomic_file import atomic_file
 from ...common.errors import InputError
 from ...common.pack_paths import INTERPOLATION
 from ...pipeline.filters.rife import FORM, open_rife
+from .tensor_file import tensor_file
 
 
 def network_file(model: Any) -> Path:
@@ -25,24 +22,9 @@ def network_file(model: Any) -> Path:
         return INTERPOLATION
     if not isinstance(model, ModelPatcher):
         raise InputError(f"Expected an INTERP_MODEL from Load Frame Interpolation Model, found {type(model).__name__}.")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.model.state_dict().items()}
+    tensors = model.model.state_dict()
     if not any(name.startswith("encode.") for name in tensors):
         kind = type(model.model).__name__
         raise InputError(f"Expected {FORM}; found {kind}, which Run Frame Interpolation Model runs as it is.")
     open_rife(tensors)
-    return _written(tensors)
-
-
-def _written(tensors: dict[str, torch.Tensor]) -> Path:
-    from safetensors.torch import save_file
-
-    sha = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        sha.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
-        sha.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    path = Path(folder_paths.get_temp_directory()) / "i2v_interpolation" / f"{sha.hexdigest()}.safetensors"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as temporary:
-            save_file(tensors, temporary)
-    return path
+    return tensor_file(tensors)[0]

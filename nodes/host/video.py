@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import Input, InputImpl
+from comfy_api.latest import Input, InputImpl, Types
 
 from ...common.errors import InputError
 from ...pipeline.filters.timing import exact
@@ -58,7 +58,29 @@ def footage(source: Any, fps: float) -> Footage:
     return Footage(found.images, height, width, count, rate, _audio_of(found.audio), is_video=True)
 
 
-def streamed_video(
+def collected(
+    frames: Iterable[torch.Tensor],
+    like: Footage,
+    size: tuple[int, int],
+    rate: Fraction,
+    expected: int,
+    on_frame: OnFrame,
+) -> tuple[torch.Tensor | None, Input.Video]:
+    """New frames of a footage, of height and width `size`, as IMAGE and VIDEO; as VIDEO alone where it is one.
+
+    The latter is written to ComfyUI's temporary folder as the frames come, with the footage's sound.
+    """
+    if like.is_video:
+        return None, _streamed(frames, like, size, rate, expected, on_frame)
+    images = torch.empty(expected, *size, 3)
+    for number, frame in enumerate(frames):
+        images[number] = frame
+        on_frame(number + 1, expected)
+    components = Types.VideoComponents(images=images, frame_rate=rate, audio=None)
+    return images, InputImpl.VideoFromComponents(components)
+
+
+def _streamed(
     frames: Iterable[torch.Tensor],
     like: Footage,
     size: tuple[int, int],
@@ -66,12 +88,9 @@ def streamed_video(
     expected: int,
     on_frame: OnFrame,
 ) -> Input.Video:
-    """A VIDEO of frames that are written to ComfyUI's temporary folder as they come, with the footage's sound."""
     options = VideoOptions(FORMAT, float(rate), CRF)
-    height, width = size
     with folders.save_place("i2v_frames", options.spec.suffix, 0, 0, temporary=True) as place:
-        clip = StreamedClip(frames, height, width, expected)
-        write_stream(clip, place.path, options, audio=like.audio, on_frame=on_frame)
+        write_stream(StreamedClip(frames, *size, expected), place.path, options, audio=like.audio, on_frame=on_frame)
     return InputImpl.VideoFromFile(str(folders.temporary_file(place)))
 
 
