@@ -13,8 +13,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ..remote.comfyui.messages import Event
 from ..remote.comfyui.server import ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 from .live import ARGUMENTS, Report
+from .upscale_models import MODELS
 
 RESULTS = Path(__file__).resolve().parent / "results" / "frames" / "figures.json"
 NAMES = (
@@ -37,7 +39,7 @@ NAMES = (
     "two_phase_ratio",
 )  # fmt: skip
 """The figures that this project is held to; the file may have others."""
-CLIP, FILM = "clip.mp4", "film.mp4"
+CLIP, FILM, SQUARE = "clip.mp4", "film.mp4", "square.mp4"
 RATE = 24
 LOAD, PARTS, BATCH, MODEL, CORE, OURS, SEEN = "1", "2", "3", "4", "5", "6", "7"
 Prompt = dict[str, dict[str, Any]]
@@ -76,6 +78,10 @@ def parser() -> argparse.ArgumentParser:
     add("--frames", type=int, default=48, metavar="N", help="frames of the clip that each node gets (%(default)s)")
     add("--rounds", type=int, default=3, metavar="N", help="runs of each node after the first, in turn (%(default)s)")
     add("--film", type=int, default=0, metavar="N", help="also stream a video of so many frames, and watch the memory")
+    add("--upscale", default="", metavar="NAMES", help=f"also upscale, by commas: {', '.join(MODELS)}")
+    add("--side", type=int, default=512, metavar="PIXELS", help="side of the frames that are upscaled (%(default)s)")
+    add("--upscale-frames", type=int, default=16, metavar="N", help="frames that are upscaled (%(default)s)")
+    add("--no-interpolation", action="store_true", help="leave that part out")
     add("--backend", default="auto")
     add("--work", type=Path, metavar="DIR", help="a folder for engines, kept; a temporary one otherwise")
     add("--out", type=Path, default=RESULTS, metavar="FILE", help="the JSON file of all figures (%(default)s)")
@@ -100,33 +106,57 @@ def moving(count: int, height: int, width: int) -> Iterator[torch.Tensor]:
 
 def _fill(base: Path, options: argparse.Namespace) -> None:
     """Puts the pack, its weights for the core's loader, and the videos into the server's folder."""
-    for folder in ("input", "models/frame_interpolation"):
+    from safetensors.torch import save_file
+
+    for folder in ("input", "models/frame_interpolation", "models/upscale_models"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     link_pack(PACK, base)
     shutil.copyfile(INTERPOLATION, base / "models" / "frame_interpolation" / "pack.safetensors")
-    for name, count in ((CLIP, options.frames + options.rounds + 1), (FILM, options.film)):
-        if count:
-            clip = StreamedClip(moving(count, options.height, options.width), options.height, options.width, count)
+    for name in filter(None, options.upscale.split(",")):
+        save_file(MODELS[name](), base / "models" / "upscale_models" / f"{name}.safetensors")
+    whole, square = (options.height, options.width), (options.side, options.side)
+    clips = ((CLIP, options.frames, whole), (FILM, options.film, whole), (SQUARE, options.upscale_frames, square))
+    for name, frames, size in clips:
+        if frames:
+            count = frames if name == FILM else frames + options.rounds + 1
+            clip = StreamedClip(moving(count, *size), *size, count)
             write_stream(clip, base / "input" / name, VideoOptions("mp4-h264", RATE, 12))
 
 
 def _measure(server: ComfyServer, report: Report, options: argparse.Namespace) -> None:
-    """Both nodes in turn; the first run of each, which loads and builds, is noted apart."""
+    """Every pair of nodes, then the film."""
+    if not options.no_interpolation:
+        made = {CORE: 2 * options.frames - 1, OURS: 2 * options.frames}
+        _in_turn(server, report, options, "interpolation", made, _prompt)
+    for name in filter(None, options.upscale.split(",")):
+        prefix = "upscale" if name == "compact" else f"{name}_upscale"
+        made = {each: int(options.upscale_frames) for each in (CORE, OURS)}
+        _in_turn(server, report, options, prefix, made, partial(_upscale_prompt, name))
+    if options.film:
+        _watch_film(server, report, options)
+
+
+def _in_turn(
+    server: ComfyServer,
+    report: Report,
+    options: argparse.Namespace,
+    what: str,
+    made: dict[str, int],
+    prompt: Callable[[str, int, argparse.Namespace], Prompt],
+) -> None:
+    """Both nodes in turn, which make so many frames; the first run of each, which loads and builds, is noted apart."""
     fps: dict[str, list[float]] = {CORE: [], OURS: []}
-    made = {CORE: 2 * options.frames - 1, OURS: 2 * options.frames}
     for number in range(options.rounds + 1):
         for name in (CORE, OURS):
-            elapsed_s, lines = timed(server, _prompt(name, number, options), name)
+            elapsed_s, lines = timed(server, prompt(name, number, options), name)
             if number:
                 fps[name].append(made[name] / elapsed_s)
             else:
-                report.note(**{"core_first_s" if name == CORE else "interpolation_first_s": elapsed_s})
+                report.note(**{f"core_{what}_first_s" if name == CORE else f"{what}_first_s": elapsed_s})
             if name == OURS:
-                report.note(**{f"lines_{number}": lines})
+                report.note(**{f"{what}_lines_{number}": lines})
     ours, core = statistics.median(fps[OURS]), statistics.median(fps[CORE])
-    report.note(interpolation_fps=ours, core_interpolation_fps=core, interpolation_times=ours / core)
-    if options.film:
-        _watch_film(server, report, options)
+    report.note(**{f"{what}_fps": ours, f"core_{what}_fps": core, f"{what}_times": ours / core})
 
 
 def _prompt(name: str, number: int, options: argparse.Namespace) -> Prompt:
@@ -142,6 +172,20 @@ def _prompt(name: str, number: int, options: argparse.Namespace) -> Prompt:
     else:
         node = _ours(options.backend, frames=[BATCH, 0], model=[MODEL, 0])
     return {**frames, name: node, SEEN: _node("PreviewAny", source=[name, 0])}
+
+
+def _upscale_prompt(model: str, name: str, number: int, options: argparse.Namespace) -> Prompt:
+    """As `_prompt`, for an upscale model."""
+    frames = {
+        LOAD: _node("LoadVideo", file=SQUARE),
+        PARTS: _node("GetVideoComponents", video=[LOAD, 0]),
+        BATCH: _node("ImageFromBatch", image=[PARTS, 0], batch_index=number, length=options.upscale_frames),
+        MODEL: _node("UpscaleModelLoader", model_name=f"{model}.safetensors"),
+    }
+    core = _node("ImageUpscaleWithModel", upscale_model=[MODEL, 0], image=[BATCH, 0])
+    settings = {"target": "model", "value": 2.0, "fps": float(RATE), "on_missing": "build", "backend": options.backend}
+    ours = _node("I2VTRT_UpscaleVideo", frames=[BATCH, 0], upscale_model=[MODEL, 0], **settings)
+    return {**frames, name: core if name == CORE else ours, SEEN: _node("PreviewAny", source=[name, 0])}
 
 
 def _ours(backend: str, **inputs: Any) -> dict[str, Any]:

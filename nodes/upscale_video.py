@@ -20,6 +20,8 @@ from .host.video import Footage, collected, footage
 from .inputs import CATEGORY, advanced, backend_input, on_missing_input, sockets, verdict
 
 MODEL, FACTOR, LONG_SIDE = "model", "factor", "longest side"
+SMALLEST_TILE = 64
+"""Pixels of a tile's side; tiles are multiples of it."""
 MOST_PIXELS = 16384
 """Pixels of a side of the new frames."""
 
@@ -59,11 +61,12 @@ class UpscaleVideo(io.ComfyNode):
                     io.Int.Input(
                         "tile",
                         default=TILE,
-                        min=64,
+                        min=SMALLEST_TILE,
                         max=2048,
-                        step=64,
+                        step=SMALLEST_TILE,
                         optional=True,
-                        tooltip="Pixels of a tile's side. Smaller takes less memory; each has an engine of its own.",
+                        tooltip="Pixels of a tile's side, less for smaller frames. Smaller takes less memory; each has an "
+                        "engine of its own.",
                     )
                 ),
             ],
@@ -96,7 +99,7 @@ class UpscaleVideo(io.ComfyNode):
             source = footage(frames, fps)
             policy = EnginePolicy(backend, precision_of(upscale_model), "exact", on_missing)
             engines = Engines(
-                upscaler(upscale_model, tile),
+                upscaler(upscale_model, _fitting(tile, source)),
                 folders.engine_store(),
                 policy,
                 memory.device(),
@@ -119,6 +122,11 @@ class UpscaleVideo(io.ComfyNode):
         lines = [f"{source.width}x{source.height} to {width}x{height}: {tiles}"]
         progress.say("\n".join([*lines, engines.describe(UPSCALER), *engines.take_notes()]))
         return io.NodeOutput(made, video, ui=ui.text_ui(lines))
+
+
+def _fitting(tile: int, source: Footage) -> int:
+    """The tile's side, or less where the frame is smaller: what is beyond a frame costs as much as what is in it."""
+    return min(tile, -(-max(source.height, source.width) // SMALLEST_TILE) * SMALLEST_TILE)
 
 
 def _size(source: Footage, model: UpscalerNetworks, target: str, value: float) -> tuple[int, int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import save_file
 
+from i2v_tensorrt.benchmarks.upscale_models import compact
 from i2v_tensorrt.pipeline.media.reader import read_video
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.live.answers import failure, run, text
@@ -20,28 +20,12 @@ NAME = "compact.safetensors"
 __all__ = ["video"]
 
 
-def compact(layers: int = 2, width: int = 8, scale: int = 2) -> dict[str, torch.Tensor]:
-    """Random tensors of Real-ESRGAN's compact network (SRVGGNetCompact)."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = [3, *[width] * (layers + 1)]
-    tensors: dict[str, torch.Tensor] = {}
-    for number, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
-        tensors |= {
-            f"body.{2 * number}.weight": torch.randn(outputs, inputs, 3, 3, generator=generator) / 6,
-            f"body.{2 * number}.bias": torch.zeros(outputs),
-            f"body.{2 * number + 1}.weight": torch.full((outputs,), 0.25),
-        }
-    last = f"body.{2 * len(sizes) - 2}"
-    weight = torch.randn(3 * scale**2, width, 3, 3, generator=generator) / 20
-    return tensors | {f"{last}.weight": weight, f"{last}.bias": torch.zeros(3 * scale**2)}
-
-
 @pytest.fixture(scope="module")
 def upscaler(base_directory: Path) -> Prompt:
     """The core's loader with a small network."""
     folder = base_directory / "models" / "upscale_models"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(compact(), folder / NAME)
+    save_file(compact(layers=2, width=8, scale=2), folder / NAME)
     return {"10": node("UpscaleModelLoader", model_name=NAME)}
 
 
