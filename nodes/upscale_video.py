@@ -65,8 +65,8 @@ class UpscaleVideo(io.ComfyNode):
                         max=2048,
                         step=SMALLEST_TILE,
                         optional=True,
-                        tooltip="Pixels of a tile's side, less for smaller frames. Smaller takes less memory; each has an "
-                        "engine of its own.",
+                        tooltip="Pixels of a tile's side, less for smaller frames. Smaller takes less memory; each has "
+                        "an engine of its own.",
                     )
                 ),
             ],
