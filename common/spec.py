@@ -6,7 +6,7 @@ Dimensions are named (`batch`, `frames`, `latent_height`, ...), so that one tabl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +171,15 @@ class Target:
     device: str
     arch: str
     exporter: str = ""
+
+
+def named_network(network: NetworkSpec) -> dict[str, Any]:
+    """The specification as names are made of it: tensors without a scene have the names from before there were any."""
+    named = asdict(network)
+    for tensor in (*named["inputs"], *named["outputs"]):
+        if tensor["scene"] is None:
+            del tensor["scene"]
+    return named
 
 
 def spec_from_dict(data: dict[str, Any]) -> EngineSpec:
