@@ -22,6 +22,7 @@ COMMANDS = {
     "bench": "..benchmarks.command",
     "evaluate": "..benchmarks.evaluation.command",
     "calibrate-cache": ".calibrate_cache",
+    "train-interpolation": "..demo_model.training.interpolation",
     "words": ".words_command",
 }
 """Commands that another module owns, options and all."""
@@ -99,6 +100,11 @@ COMMANDS_HELP = {
         "[MODEL] [more options]",
         "measure a checkpoint's ratios for the step cache magnitudes",
         "Sample a few clips and keep how the network's residual changes from step to step.",
+    ),
+    "train-interpolation": (
+        "[--minutes N] [--compile] [--out DIR] [more options]",
+        "train the pack's own interpolation network",
+        "Train the interpolation network on procedural clips, and measure it on held-out ones.",
     ),
     "words": (
         "[--check] [--server URL]",

@@ -6,7 +6,7 @@ Dimensions are named (`batch`, `frames`, `latent_height`, ...), so that one tabl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,8 @@ class TensorSpec:
 
     `dims` holds fixed sizes, names of dynamic dimensions, and multiples of those (`latent_height*8`).
     `span` is the half-open interval that verification draws values from; None means a standard normal
-    distribution.
+    distribution. With a `scene` it draws a smooth picture from 0 to 1 in place of independent values, shifted by so
+    many pixels (x, y): a network that looks for motion answers noise with noise.
     """
 
     name: str
@@ -61,6 +62,7 @@ class TensorSpec:
     scope: Scope = Scope.STEP
     guidance: Guidance = Guidance.SHARED
     span: tuple[float, float] | None = None
+    scene: tuple[int, int] | None = None
 
     @property
     def is_timestep(self) -> bool:
@@ -171,6 +173,15 @@ class Target:
     exporter: str = ""
 
 
+def named_network(network: NetworkSpec) -> dict[str, Any]:
+    """The specification as names are made of it: tensors without a scene have the names from before there were any."""
+    named = asdict(network)
+    for tensor in (*named["inputs"], *named["outputs"]):
+        if tensor["scene"] is None:
+            del tensor["scene"]
+    return named
+
+
 def spec_from_dict(data: dict[str, Any]) -> EngineSpec:
     """Rebuilds an EngineSpec from `dataclasses.asdict` after JSON; raises EngineError on anything else."""
     try:
@@ -186,7 +197,7 @@ def spec_from_dict(data: dict[str, Any]) -> EngineSpec:
 
 
 def _tensor_from_dict(data: dict[str, Any]) -> TensorSpec:
-    span = data["span"]
+    span, scene = data["span"], data.get("scene")
     return TensorSpec(
         name=data["name"],
         dims=tuple(data["dims"]),
@@ -194,4 +205,5 @@ def _tensor_from_dict(data: dict[str, Any]) -> TensorSpec:
         scope=Scope(data["scope"]),
         guidance=Guidance(data["guidance"]),
         span=None if span is None else (span[0], span[1]),
+        scene=None if scene is None else (scene[0], scene[1]),
     )

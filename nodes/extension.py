@@ -14,10 +14,12 @@ from .engine_doctor import EngineDoctor
 from .engine_loader import EngineLoader
 from .engine_manager import EngineManager
 from .host import folders
+from .interpolate_frames import InterpolateFrames
 from .lora import LoRA
 from .model_loader import ModelLoader
 from .sampler import DDIMSampler
 from .save_video import SaveVideo
+from .upscale_video import UpscaleVideo
 from .vae_decode import VAEDecode
 
 
@@ -31,4 +33,4 @@ class I2VExtension(ComfyExtension):
         folders.provide_picture()
         tools = [CompileModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]
         models = [ModelLoader, LoRA, EngineBuilder, EngineLoader, Accelerate]
-        return [*models, I2VConditioning, DDIMSampler, VAEDecode, SaveVideo, *tools]
+        return [*models, I2VConditioning, DDIMSampler, VAEDecode, InterpolateFrames, UpscaleVideo, SaveVideo, *tools]

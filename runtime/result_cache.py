@@ -12,6 +12,7 @@ import torch
 
 from ..common.digest import digest
 from ..common.errors import BackendUnavailableError
+from ..common.spec import named_network
 from ..pipeline.conditioning import Conditioning
 from ..pipeline.denoising.sampler import OnStep
 from ..pipeline.request import Encoded
@@ -76,7 +77,7 @@ def result_key(plan: SamplingPlan, conditioning: Conditioning) -> str | None:
     return digest(
         {
             "schema": SCHEMA,
-            "networks": [asdict(model.components[name].spec) for name in model.denoisers],
+            "networks": [named_network(model.components[name].spec) for name in model.denoisers],
             "scheduler": repr(sorted(model.scheduler_config.items())),
             "latent_scale": model.latent_scale,
             "policy": _named(replace(engines.policy, precision=engines.precision)),

@@ -130,7 +130,7 @@ def poses(clips: Clips, indices: Tensor) -> tuple[Tensor, Tensor]:
     return far, torch.where(named, shape, torch.where(track, camera * TRACK_NEAR, camera))
 
 
-def _look(canvas: Tensor, origin: Tensor) -> Tensor:
+def look(canvas: Tensor, origin: Tensor) -> Tensor:
     """Samples canvases (B, C, S, S) at (B, F, H, W, 2) half-widths -> (B, F, C, H, W)."""
     batch, frames, height, width, _ = origin.shape
     flat = (origin / REACH).view(batch, frames * height, width, 2)
@@ -166,8 +166,8 @@ def _show(
     """Both layers at their poses (B, F, 4), the near one about a centre (B, 2): (B, F, 3, pixels, pixels)."""
     far, near = canvases(clips, brush or Brush.on(clips.seeds.device))
     points = grid(pixels, 1.0, clips.seeds.device)
-    back = _look(far, content_origin(points, far_poses, torch.zeros_like(about)))
-    front = _look(near, content_origin(points, near_poses, about))
+    back = look(far, content_origin(points, far_poses, torch.zeros_like(about)))
+    front = look(near, content_origin(points, near_poses, about))
     return (back * (1 - front[:, :, 3:]) + front[:, :, :3]).clamp(0, 1)
 
 

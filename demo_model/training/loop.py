@@ -68,8 +68,11 @@ class Run:
     def rate(self) -> float:
         """Linear warm-up, a plateau, and a linear fall to zero over the last COOLDOWN of steps or of time."""
         warm = min(1.0, (self.step + 1) / self.plan.warmup)
-        done = max(self.step / self.plan.steps, self.spent() / self.plan.schedule_seconds)
-        return self.plan.rate * warm * min(1.0, max(0.0, 1 - done) / COOLDOWN)
+        return self.plan.rate * warm * min(1.0, max(0.0, 1 - self.progress()) / COOLDOWN)
+
+    def progress(self) -> float:
+        """Share of the schedule that is over, 0 to 1: of its steps or of its time."""
+        return max(self.step / self.plan.steps, self.spent() / self.plan.schedule_seconds)
 
     def spent(self) -> float:
         """Seconds trained so far, in this call and those before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -176,12 +177,35 @@ def _draw(tensor: TensorSpec, spec: EngineSpec, sizes: dict[str, int], generator
     shape, dtype = tensor.shape_at(sizes), getattr(torch, tensor.dtype_at(spec.precision))
     shared = spec.rewrites and tensor.guidance is Guidance.SHARED and tensor.dims[:1] == ("batch",)
     drawn = (1, *shape[1:]) if shared else shape
-    if tensor.span is None:
+    if tensor.scene is not None:
+        values = scene(drawn, tensor.scene, generator.initial_seed())
+    elif tensor.span is None:
         values = torch.randn(drawn, generator=generator)
     else:
         low, high = tensor.span
         values = low + (high - low) * torch.rand(drawn, generator=generator)
     return values.to(dtype).expand(shape).contiguous()
+
+
+SCENE_CELLS = (32, 8)
+"""Pixels between the lattice points of a scene's octaves."""
+SCENE_MARGIN = 16
+"""Pixels by which a scene may be shifted."""
+
+
+def scene(shape: tuple[int, ...], shift: tuple[int, int], seed: int) -> torch.Tensor:
+    """Smooth pictures [..., height, width] from 0 to 1, seen `shift` pixels (x, y) further on; one scene for a seed."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    (*many, height, width), (x, y) = shape, shift
+    wide, high = width + 2 * SCENE_MARGIN, height + 2 * SCENE_MARGIN
+    values = torch.zeros(1, math.prod(many), high, wide)
+    for cell in SCENE_CELLS:
+        lattice = torch.randn(1, math.prod(many), high // cell + 2, wide // cell + 2, generator=generator)
+        values += torch.nn.functional.interpolate(lattice, (high, wide), mode="bicubic") * cell / SCENE_CELLS[0]
+    seen = values[..., SCENE_MARGIN + y :, SCENE_MARGIN + x :][..., :height, :width]
+    return torch.sigmoid(2 * seen).reshape(shape)
 
 
 def dynamic_shapes(inputs: tuple[TensorSpec, ...], profile: ShapeProfile) -> dict[str, dict[int, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from ...common.digest import digest
-from ...common.spec import EngineSpec, Target
+from ...common.spec import EngineSpec, Target, named_network
 
 SCHEMA = 1
 """Raised when the meaning of an engine folder changes; older engines are then rebuilt."""
@@ -13,7 +13,7 @@ SCHEMA = 1
 
 def engine_key(spec: EngineSpec, target: Target) -> str:
     """The name of an engine: 64 hexadecimal digits over specification, target and schema."""
-    named = asdict(spec)
+    named = {**asdict(spec), "network": named_network(spec.network)}
     if not spec.rewrites:  # engines from before there were any keep their names
         del named["rewrites"]
     if not spec.calibration:

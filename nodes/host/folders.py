@@ -202,6 +202,11 @@ def save_place(
     return free_place(Path(root), prefix, suffix, width, height)
 
 
+def temporary_file(place: SavePlace) -> Path:
+    """The file of a temporary place by the name that outlives its block."""
+    return Path(folder_paths.get_temp_directory()).joinpath(place.subfolder, place.filename)
+
+
 def digest_of_output(subfolder: str, filename: str) -> str | None:
     """The SHA-256 of a file in ComfyUI's output folder, or None; see `output_path.digest_below`."""
     return digest_below(Path(folder_paths.get_output_directory()), subfolder, filename)

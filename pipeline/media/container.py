@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...common.errors import InputError
 from .formats import Audio, OnFrame, VideoFormat, VideoOptions, file_size
-from .frames import Clip, pad_to_even, to_rgb8, to_yuv420
+from .frames import Clip, StreamedClip, pad_to_even, to_rgb8, to_yuv420
 
 if TYPE_CHECKING:
     from av import AudioStream, Packet, VideoCodecContext, VideoFrame, VideoStream
@@ -25,7 +25,7 @@ LIMITED_RANGE, FULL_RANGE = 1, 2
 
 
 def write_container(
-    clip: Clip,
+    clip: Clip | StreamedClip,
     path: Path,
     options: VideoOptions,
     texts: Mapping[str, str],
@@ -76,16 +76,16 @@ def _closing(container: "OutputContainer") -> Iterator[None]:
     container.close()
 
 
-def _packets(clip: Clip, video: "VideoStream", on_frame: OnFrame) -> Iterator["Packet"]:
-    for position in range(len(clip)):
-        frame = _picture(clip.rgb(position), video.codec_context)
+def _packets(clip: Clip | StreamedClip, video: "VideoStream", on_frame: OnFrame) -> Iterator["Packet"]:
+    for position, picture in enumerate(clip.pictures()):
+        frame = _picture(picture, video.codec_context)
         frame.pts, frame.time_base = position, video.codec_context.time_base
         yield from video.encode(frame)
-        on_frame(position + 1, len(clip))
+        on_frame(position + 1, max(position + 1, len(clip)))
     yield from video.encode(None)
 
 
-def _add_video(container: "OutputContainer", clip: Clip, options: VideoOptions) -> "VideoStream":
+def _add_video(container: "OutputContainer", clip: Clip | StreamedClip, options: VideoOptions) -> "VideoStream":
     spec = options.spec
     encoder_options = dict(spec.encoder_options)
     if options.used_crf is not None:

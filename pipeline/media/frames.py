@@ -1,6 +1,6 @@
 """Frames on their way from floats to a file: checks, play order, 8-bit RGB and BT.709 planes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,28 @@ class Clip:
         if self.has_alpha:
             return frame[..., :3] * frame[..., 3:]
         return frame.expand(-1, -1, 3)
+
+    def pictures(self) -> Iterator[Tensor]:
+        """Every frame as it plays, see `rgb`."""
+        return map(self.rgb, range(len(self)))
+
+
+@dataclass(frozen=True)
+class StreamedClip:
+    """Frames that come one by one and are not kept, about `expected`: float32 [height, width, 3] from 0 to 1."""
+
+    source: Iterable[Tensor]
+    height: int
+    width: int
+    expected: int
+    has_alpha: bool = False
+
+    def __len__(self) -> int:
+        return self.expected
+
+    def pictures(self) -> Iterator[Tensor]:
+        """Every frame, once."""
+        return iter(self.source)
 
 
 def make_clip(frames: Tensor, *, pingpong: bool = False) -> Clip:

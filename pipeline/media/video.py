@@ -12,7 +12,7 @@ from ...common.errors import InputError
 from .animation import write_animation
 from .container import AUDIO_LAYOUTS, write_container
 from .formats import Audio, OnFrame, VideoInfo, VideoOptions, as_json, file_size, require_encoder
-from .frames import Clip, make_clip
+from .frames import Clip, StreamedClip, make_clip
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,28 @@ def write_video(
     for note in notes:
         log.info("%s: %s", path.name, note)
     return VideoInfo(path, options.format, width, height, len(clip), float(options.rate), size_bytes, notes)
+
+
+def write_stream(
+    clip: StreamedClip,
+    path: Path,
+    options: VideoOptions,
+    *,
+    audio: Audio | None = None,
+    on_frame: OnFrame | None = None,
+) -> None:
+    """Writes frames to a container at `path` as they come, whole or not at all; errors are those of `write_video`.
+
+    Raises InputError also for an animated picture, which holds all its frames.
+    """
+    if options.spec.is_image:
+        raise InputError(f"Frames are streamed into a video file, and {options.format} is a picture.")
+    require_encoder(options.format, options.spec.encoder)
+    if audio is not None:
+        check_audio(audio)
+        require_encoder(options.format, options.spec.audio_encoder or "")
+    with atomic_file(path) as temporary:
+        write_container(clip, temporary, options, {}, audio, on_frame or _ignore)
 
 
 def check_audio(audio: Audio) -> None:

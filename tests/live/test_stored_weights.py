@@ -4,6 +4,7 @@ Where the network as a whole can have no engine, its repeated blocks have.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,22 @@ GRAPHS: dict[str, Callable[[str, int], Prompt]] = {
     "tiny_sd3": sd3,
 }
 """The graph of each network of the core's."""
-BLOCKS_ALONE = ("tiny_ltxv", "tiny_sd3")
-"""Networks that have no engine as a whole."""
+BLOCKS_ALONE = {"tiny_ltxv": "BasicTransformerBlock", "tiny_sd3": "JointBlock"}
+"""Networks that have no engine as a whole, and the class of their blocks."""
 SVD_KINDS = ("bf16", "fp8", "fp8_scaled")
+KINDS = ("fp16", "bf16", "fp8")
+USUAL = {*((A14B, kind) for kind in KINDS), ("tiny_wan22_5b", "bf16"), (SVD, "fp16")}
+"""Files of whole networks that every run of the tests samples with; a full count takes them all."""
+USUAL_BY_BLOCKS = {("tiny_ltxv", "_fp8_scaled"), ("tiny_sd3", "")}
+"""The same of networks that run block by block."""
+
+
+def full_count(*values: str, usual: bool) -> Any:
+    """A test's values, left to a full count unless they are usual."""
+    return pytest.param(*values, marks=() if usual else pytest.mark.torture)
+
+
+WHOLES = [name for name in GRAPHS if name not in BLOCKS_ALONE]
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +88,7 @@ def line_of(client: ComfyClient, name: str, file: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("svd_kinds")
-@pytest.mark.parametrize("kind", ["fp16", "bf16", "fp8"])
-@pytest.mark.parametrize("name", [name for name in GRAPHS if name not in BLOCKS_ALONE])
+@pytest.mark.parametrize(("name", "kind"), [full_count(*each, usual=each in USUAL) for each in product(WHOLES, KINDS)])
 def test_weights_in_another_precision_than_the_one_computed_in(client: ComfyClient, name: str, kind: str) -> None:
     """One engine serves every kind of file."""
     file = name if (name, kind) == (SVD, "fp16") else f"{name}_{kind}"
@@ -84,13 +97,14 @@ def test_weights_in_another_precision_than_the_one_computed_in(client: ComfyClie
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["", "_bf16", "_fp8_scaled"])
-@pytest.mark.parametrize(("name", "block"), [("tiny_ltxv", "BasicTransformerBlock"), ("tiny_sd3", "JointBlock")])
-def test_a_network_that_has_no_engine_as_a_whole_runs_block_by_block(
-    client: ComfyClient, name: str, block: str, kind: str
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [full_count(*each, usual=each in USUAL_BY_BLOCKS) for each in product(BLOCKS_ALONE, ("", "_bf16", "_fp8_scaled"))],
+)
+def test_a_network_that_has_no_engine_as_a_whole_runs_block_by_block(client: ComfyClient, name: str, kind: str) -> None:
     """LTXV makes tensors of its own as it is called; SD3, whose last block differs, is called without a wrapper."""
     line_of(client, name, f"{name}{kind}")
+    block = BLOCKS_ALONE[name]
     assert f"6 of 6 calls of {block} by the inductor engine" in line_of(client, name, f"{name}{kind}")
 
 
@@ -103,7 +117,7 @@ def by_blocks(client: ComfyClient, prompt: Prompt) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("svd_kinds")
-@pytest.mark.parametrize("name", [name for name in GRAPHS if name not in BLOCKS_ALONE])
+@pytest.mark.parametrize("name", [full_count(name, usual="wan" in name) for name in WHOLES])
 def test_scaled_fp8_runs_block_by_block(client: ComfyClient, name: str) -> None:
     def lines() -> list[str]:
         return line_of(client, name, f"{name}_fp8_scaled").splitlines()

@@ -26,7 +26,7 @@ ALLOWED = {
         "common",
         "demo_model/training",
     },
-    "demo_model/training": set(),
+    "demo_model/training": {"pipeline"},
 }
 """What each room may import beside itself."""
 COMFY = {"comfy", "comfy_api", "folder_paths", "nodes", "server", "execution", "latent_preview", "comfy_execution"}

@@ -81,7 +81,7 @@ def test_control_diffusers_own_does_not() -> None:
         scheduler.set_timesteps(steps)
         step = scheduler.step(torch.ones(SHAPE), int(scheduler.timesteps[0]), torch.ones(SHAPE), eta=settings.eta)
         wrong += not step.prev_sample.isfinite().all()
-    assert wrong > 10
+    assert wrong > 0  # how many depends on the rounding of the CPU at hand
 
 
 @pytest.mark.parametrize("steps", [7, 30, 50])

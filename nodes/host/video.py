@@ -1,0 +1,109 @@
+"""Frames of an IMAGE or a VIDEO one by one, and a VIDEO made of frames as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import Input, InputImpl, Types
+
+from ...common.errors import InputError
+from ...pipeline.filters.timing import exact
+from ...pipeline.media.formats import Audio, OnFrame, VideoOptions
+from ...pipeline.media.frames import StreamedClip
+from ...pipeline.media.reader import read_sound, stream_frames, stream_info
+from ...pipeline.media.video import write_stream
+from . import folders
+
+FORMAT, CRF = "mp4-h264", 10.0
+"""What a VIDEO lies in between two nodes: small, and nearly lossless."""
+
+
+@dataclass(frozen=True)
+class Footage:
+    """Frames [height, width, 3], 0 to 1, one by one, and what is known of them; `num_frames` as far as a file knows."""
+
+    frames: Iterable[torch.Tensor]
+    height: int
+    width: int
+    num_frames: int
+    rate: Fraction
+    audio: Audio | None = None
+    is_video: bool = False
+
+
+def footage(source: Any, fps: float) -> Footage:
+    """The frames of an IMAGE at `fps`, or of a VIDEO at its own rate. Raises InputError, or StorageError for a file."""
+    if isinstance(source, torch.Tensor):
+        if source.ndim != 4 or not source.is_floating_point() or 0 in source.shape:
+            raise InputError(f"Expected frames [frames, height, width, 3] from 0 to 1, found {list(source.shape)}.")
+        return Footage(
+            source, source.shape[1], source.shape[2], len(source), exact(Fraction(fps).limit_denominator(1000))
+        )
+    path = _file_of(source)
+    if path is not None:
+        info = stream_info(path)
+        return Footage(
+            stream_frames(path), info.height, info.width, info.num_frames, info.rate, read_sound(path), is_video=True
+        )
+    found = source.get_components()
+    _, height, width, _ = found.images.shape
+    rate, count = Fraction(found.frame_rate), len(found.images)
+    return Footage(found.images, height, width, count, rate, _audio_of(found.audio), is_video=True)
+
+
+def collected(
+    frames: Iterable[torch.Tensor],
+    like: Footage,
+    size: tuple[int, int],
+    rate: Fraction,
+    expected: int,
+    on_frame: OnFrame,
+) -> tuple[torch.Tensor | None, Input.Video]:
+    """New frames of a footage, of height and width `size`, as IMAGE and VIDEO; as VIDEO alone where it is one.
+
+    The latter is written to ComfyUI's temporary folder as the frames come, with the footage's sound.
+    """
+    if like.is_video:
+        return None, _streamed(frames, like, size, rate, expected, on_frame)
+    images = torch.empty(expected, *size, 3)
+    for number, frame in enumerate(frames):
+        images[number] = frame
+        on_frame(number + 1, expected)
+    components = Types.VideoComponents(images=images, frame_rate=rate, audio=None)
+    return images, InputImpl.VideoFromComponents(components)
+
+
+def _streamed(
+    frames: Iterable[torch.Tensor],
+    like: Footage,
+    size: tuple[int, int],
+    rate: Fraction,
+    expected: int,
+    on_frame: OnFrame,
+) -> Input.Video:
+    options = VideoOptions(FORMAT, float(rate), CRF)
+    with folders.save_place("i2v_frames", options.spec.suffix, 0, 0, temporary=True) as place:
+        write_stream(StreamedClip(frames, *size, expected), place.path, options, audio=like.audio, on_frame=on_frame)
+    return InputImpl.VideoFromFile(str(folders.temporary_file(place)))
+
+
+def _file_of(source: Any) -> Path | BytesIO | None:
+    """The file of a VIDEO that is one, whole; None for one that is trimmed or lies in memory."""
+    if not isinstance(source, InputImpl.VideoFromFile):
+        return None
+    with suppress(AttributeError):  # older hosts cannot trim
+        if source.get_active_trim_window() != (0.0, 0.0):
+            return None
+    found = source.get_stream_source()
+    return found if isinstance(found, BytesIO) else Path(found)
+
+
+def _audio_of(audio: Any) -> Audio | None:
+    return None if audio is None else Audio(audio["waveform"][0], int(audio["sample_rate"]))

@@ -1,0 +1,142 @@
+"""I2V Upscale Video."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from comfy_api.latest import Input, io
+
+from ..common.errors import InputError
+from ..pipeline.filters.upscaling import TILE
+from ..runtime.engines.engine_set import Engines
+from ..runtime.engines.policy import EnginePolicy
+from ..runtime.filters.upscale import UPSCALER, UpscalerNetworks, upscaling
+from .host import folders, memory, ui
+from .host.idle import idle_builds
+from .host.upscale_model import precision_of, upscaler
+from .host.video import Footage, collected, footage
+from .inputs import CATEGORY, advanced, backend_input, on_missing_input, sockets, verdict
+
+MODEL, FACTOR, LONG_SIDE = "model", "factor", "longest side"
+SMALLEST_TILE = 64
+"""Pixels of a tile's side; tiles are multiples of it."""
+MOST_PIXELS = 16384
+"""Pixels of a side of the new frames."""
+
+
+class UpscaleVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return ui.schema(
+            node_id="I2VTRT_UpscaleVideo",
+            display_name="I2V Upscale Video",
+            category=CATEGORY,
+            description="Enlarges frames with an upscale model, in tiles without seams. Tiles of several frames go "
+            "through an engine at once, and a VIDEO is read and written frame by frame.",
+            search_aliases=["upscale", "esrgan", "super resolution", "enlarge", "4x", "hires"],
+            inputs=[
+                io.MultiType.Input("frames", types=[io.Image, io.Video], tooltip="An IMAGE, one a frame, or a VIDEO."),
+                io.UpscaleModel.Input("upscale_model", tooltip="From Load Upscale Model."),
+                io.Combo.Input(
+                    "target",
+                    options=[MODEL, FACTOR, LONG_SIDE],
+                    default=MODEL,
+                    tooltip="Size of the new frames. model: what the model gives. factor: value times the old size. "
+                    "longest side: value in pixels.",
+                ),
+                io.Float.Input("value", default=2.0, min=0.1, max=float(MOST_PIXELS), step=0.01, tooltip="See target."),
+                io.Float.Input(
+                    "fps",
+                    default=16.0,
+                    min=0.01,
+                    max=1000.0,
+                    step=0.01,
+                    tooltip="Frames per second of an IMAGE; a VIDEO has its own.",
+                ),
+                on_missing_input(),
+                backend_input(),
+                advanced(
+                    io.Int.Input(
+                        "tile",
+                        default=TILE,
+                        min=SMALLEST_TILE,
+                        max=2048,
+                        step=SMALLEST_TILE,
+                        optional=True,
+                        tooltip="Pixels of a tile's side, less for smaller frames. Smaller takes less memory; each has "
+                        "an engine of its own.",
+                    )
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="frames", tooltip="The new frames of an IMAGE; none of a VIDEO."),
+                io.Video.Output(display_name="video", tooltip="The new frames with the sound, for any VIDEO node."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, backend: Any = None) -> bool | str:
+        return True if backend is None else verdict(lambda: memory.check_backend(backend))
+
+    @classmethod
+    @sockets(frames=(torch.Tensor, Input.Video))
+    def execute(
+        cls,
+        frames: Any,
+        upscale_model: Any,
+        target: str,
+        value: float,
+        fps: float,
+        on_missing: str,
+        backend: str,
+        tile: int = TILE,
+    ) -> io.NodeOutput:
+        started = time.monotonic()
+        with ui.sentences():
+            source = footage(frames, fps)
+            policy = EnginePolicy(backend, precision_of(upscale_model), "exact", on_missing)
+            engines = Engines(
+                upscaler(upscale_model, _fitting(tile, source)),
+                folders.engine_store(),
+                policy,
+                memory.device(),
+                memory.HostMemoryManager(),
+                ui.tell_build,
+                idle_builds(),
+            )
+            size = _size(source, engines.model, target, value)
+            progress = ui.Progress(cls.hidden.unique_id, source.num_frames)
+            progress.say("upscale: loading")
+
+            def on_frame(done: int, total: int) -> None:
+                progress.step(done, total)
+                progress.say(f"upscale: frame {done} of {total}")
+
+            run = upscaling(engines, size=size)
+            made, video = collected(run(source.frames), source, size, source.rate, source.num_frames, on_frame)
+        height, width = size
+        tiles = f"{run.report.tiles} tiles, {run.report.batch} at once, {time.monotonic() - started:.2f} s"
+        lines = [f"{source.width}x{source.height} to {width}x{height}: {tiles}"]
+        progress.say("\n".join([*lines, engines.describe(UPSCALER), *engines.take_notes()]))
+        return io.NodeOutput(made, video, ui=ui.text_ui(lines))
+
+
+def _fitting(tile: int, source: Footage) -> int:
+    """The tile's side, or less where the frame is smaller: what is beyond a frame costs as much as what is in it."""
+    return min(tile, -(-max(source.height, source.width) // SMALLEST_TILE) * SMALLEST_TILE)
+
+
+def _size(source: Footage, model: UpscalerNetworks, target: str, value: float) -> tuple[int, int]:
+    """Height and width of the new frames; raises InputError for a target that makes no sense."""
+    longest = max(source.height, source.width)
+    factors = {MODEL: float(model.scale), FACTOR: value, LONG_SIDE: value / longest}
+    if target not in factors:
+        raise InputError(f"Expected a target of {', '.join(factors)}, found {target!r:.40}.")
+    factor = factors[target]
+    if not 1 <= factor * longest <= MOST_PIXELS:
+        raise InputError(f"Expected new frames of 1 to {MOST_PIXELS} pixels a side, found {factor * longest:.0f}.")
+    height, width = (max(round(side * factor), 1) for side in (source.height, source.width))
+    return height, width

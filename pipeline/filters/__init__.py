@@ -1,0 +1,1 @@
+"""Frames in, frames out: smoother, larger, or seen by any picture network; plain PyTorch on bounded streams."""

@@ -1,0 +1,63 @@
+"""Frames to a device and back beside its work: uploads on a stream of their own, downloads into page-locked memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Uploads:
+    """Copies to a device; what is computed from them in its block runs on their stream too, beside other work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._main = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Runs the block's work on the uploads' stream and waits for it at the end; its tensors are then anyone's."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()
+
+    def shared(self, tensor: Tensor) -> Tensor:
+        """The tensor, whose memory stays until the main stream's work with it is done."""
+        if self._main is not None:
+            tensor.record_stream(self._main)
+        return tensor
+
+
+class Download:
+    """Pictures on their way to the CPU: the copy runs while the device goes on, and `result` waits for it."""
+
+    def __init__(self, images: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        self._images = images
+        if images.is_cuda:
+            self._images = torch.empty(images.shape, dtype=images.dtype, pin_memory=True).copy_(
+                images, non_blocking=True
+            )
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(images.device))
+
+    def result(self) -> Tensor:
+        """The pictures in host memory."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._images
+
+
+def padded(images: Tensor, down: int, across: int) -> Tensor:
+    """Images [n, 3, height, width], larger below and to the right: mirrored, or the edge held where they are small."""
+    if not down and not across:
+        return images
+    mode = "reflect" if down < images.shape[-2] and across < images.shape[-1] else "replicate"
+    return F.pad(images, (0, across, 0, down), mode=mode)

@@ -1,0 +1,104 @@
+"""Picture networks as `Engines` asks for networks: specifications with picture-like examples, and their sources."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from ...common.network_source import NetworkSource
+from ...common.shapes import DimRange, ShapeProfile
+from ...common.spec import NetworkSpec, Scope, TensorSpec
+from ...pipeline.filters import rife
+from ...pipeline.models.checkpoints.diffusers_folder import BlockList
+from ...pipeline.models.latent_space import LatentSpace
+from ...pipeline.models.model_networks import Component
+
+FEATURES, INTERPOLATION = "features", "interpolation"
+MOST_AT_ONCE = 8
+"""Pictures that an engine takes at once."""
+LARGEST = 8192
+"""Pixels of a side that an engine takes."""
+SHIFT = (6, -4)
+"""Pixels by which the second picture of an example lies elsewhere than the first."""
+BYTES_PER_PIXEL = {FEATURES: 64, INTERPOLATION: 300}
+"""Scratch memory of a call for each pixel and byte of the precision: ComfyUI's own measure of RIFE."""
+
+
+@dataclass(frozen=True)
+class RifeNetworks:
+    """The two networks of a file of RIFE's form. Holds no weights: its components load them."""
+
+    denoisers: ClassVar[tuple[str, ...]] = ()
+    engine_components: ClassVar[tuple[str, ...]] = (FEATURES, INTERPOLATION)
+    build_order: ClassVar[tuple[str, ...]] = (INTERPOLATION, FEATURES)
+    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    without_fp16: ClassVar[frozenset[str]] = frozenset()
+    block_lists: ClassVar[Mapping[str, BlockList]] = {}
+    latent: ClassVar[LatentSpace] = LatentSpace()
+
+    path: Path
+
+    @cached_property
+    def network(self) -> rife.Rife:
+        """The file's network on the CPU; raises InputError for a file of another form."""
+        from safetensors.torch import load_file
+
+        return rife.open_rife(load_file(self.path))
+
+    @property
+    def align(self) -> int:
+        """What height and width are multiples of."""
+        return self.network.flow.align
+
+    @cached_property
+    def components(self) -> Mapping[str, Component]:
+        sha = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        code = hashlib.sha256(Path(rife.__file__).read_bytes()).hexdigest()[:16]
+        path, align = str(self.path), self.align
+        channels = self.network.encode.cnn3.out_channels
+        side = DimRange(align, max(512 // align, 1) * align, LARGEST // align * align, align)
+        limits = ShapeProfile({"chunk": DimRange(1, 4, MOST_AT_ONCE), "height": side, "width": side})
+
+        def component(name: str, inputs: tuple[TensorSpec, ...], output: TensorSpec) -> Component:
+            def load(precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
+                return rife.load_network(path, name, precision)
+
+            config = f"{list(self.network.flow.scales)}"
+            return Component(NetworkSpec("rife", name, config, sha, inputs, (output,), limits, code=code), load)
+
+        return {
+            FEATURES: component(FEATURES, (_picture("image", 3),), _picture("features", channels)),
+            INTERPOLATION: component(
+                INTERPOLATION,
+                (
+                    _picture("first", 3),
+                    _picture("second", 3, SHIFT),
+                    _picture("first_features", channels),
+                    _picture("second_features", channels, SHIFT),
+                    TensorSpec("time", ("chunk", 1, 1, 1), "float32", Scope.CLIP, span=(0.0, 1.0)),
+                ),
+                _picture("image", 3),
+            ),
+        }
+
+    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
+        return ()
+
+    def source(self, component: str, precision: str, rewrites: tuple[str, ...] = (), blocks: int = 0) -> NetworkSource:
+        """Source from which another process loads a component's network."""
+        arguments = {"path": str(self.path), "component": component, "precision": precision}
+        return NetworkSource("pipeline.filters.rife", "load_network", arguments, self.path.stat().st_size)
+
+    def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
+        pixels = sizes.get("chunk", 1) * sizes["height"] * sizes["width"]
+        return BYTES_PER_PIXEL[component] * pixels * (4 if precision == "fp32" else 2)
+
+
+def _picture(name: str, channels: int, scene: tuple[int, int] = (0, 0)) -> TensorSpec:
+    return TensorSpec(name, ("chunk", channels, "height", "width"), scope=Scope.CLIP, scene=scene)
