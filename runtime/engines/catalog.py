@@ -151,7 +151,7 @@ class EngineCatalog:
     def _spec(self, component: str, profile: ShapeProfile, backend: Backend, place: str) -> EngineSpec:
         network = backend.network_of(self.model.components[component].spec, place)
         if place != INSIDE:
-            network = replace(network, component=namesake(self.model, component))
+            network = replace(network, component=self.model.components[namesake(self.model, component)].spec.component)
         return EngineSpec(network, profile, self.precision_of(component), self.rewrites(component, backend))
 
     def precision_of(self, component: str) -> str:

@@ -171,7 +171,8 @@ class EngineRunners:
             verdict = check_plan(plan, backend, network, catalog.device, lambda: source(precision))
             plan = catalog.store.set_verdict(plan, verdict, catalog.compared_with(plan.manifest.spec, component))
         spec = plan.manifest.spec  # whose name may be that of another expert
-        spec = replace(spec, network=replace(spec.network, component=component))
+        own = catalog.model.components[component].spec.component
+        spec = replace(spec, network=replace(spec.network, component=own))
         return backend.load(plan, spec, network, catalog.device)
 
     def _eager_runner(self, component: str) -> Runner:
