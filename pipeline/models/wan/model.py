@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -21,6 +21,7 @@ from ....common.spec import Scope, TensorSpec
 from ...decode import DecodeChunk
 from ...denoising.guidance import GuidanceScale, guide, rescale_of
 from ...denoising.schedulers import FLOW_SCHEDULERS
+from ...fused import kernels
 from ...media.image import crop_to_aspect, middle_square, to_unit_tensor
 from ...request import ClipRequest, Encoded
 from .. import parts
@@ -33,15 +34,12 @@ from .checkpoint import LAYOUT, SETTINGS, WanCheckpoint
 from .networks import VisionEncoder
 from .text_encoder import TOKENS, clean, encode_texts
 
-if TYPE_CHECKING:
-    pass
-
 ENCODER = ("vae_encoder_first", "vae_encoder_next", "vae_encoder_last")
 DECODER = ("vae_decoder_first", "vae_decoder_next")
 """The VAE, in the order in which a clip needs its parts."""
 NO_MOTION = "Wan is told to move by its prompt: motion bucket and noise augmentation are not used."
 HINT = "Wan makes a frame and then 4 at a time, 81 as published, by the schedulers unipc, euler and dpmpp_2m."
-CODE = (sys.modules[__name__], checkpoint, networks, text_encoder, vae, vae_layers, parts)
+CODE = (sys.modules[__name__], checkpoint, networks, kernels, text_encoder, vae, vae_layers, parts)
 VISION_SETTINGS: dict[str, dict[str, type]] = {
     "image_encoder": {"image_size": int, "patch_size": int, "hidden_size": int},
     "image_processor": {"image_mean": list, "image_std": list},
