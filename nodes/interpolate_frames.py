@@ -12,12 +12,10 @@ from comfy_api.latest import Input, io
 from ..common.errors import InputError
 from ..pipeline.filters.interpolation import CUT, Report
 from ..pipeline.filters.timing import Timing, by_count, by_factor, by_rate
-from ..runtime.engines.engine_set import Engines
-from ..runtime.engines.policy import EnginePolicy
 from ..runtime.filters.interpolate import interpolation
 from ..runtime.filters.networks import INTERPOLATION, RifeNetworks
-from .host import folders, memory, ui
-from .host.idle import idle_builds
+from .frames import engines_of, fps_input, frames_input
+from .host import memory, ui
 from .host.interpolation_model import network_file
 from .host.video import Footage, collected, footage
 from .inputs import CATEGORY, advanced, backend_input, on_missing_input, sockets, verdict
@@ -41,7 +39,7 @@ class InterpolateFrames(io.ComfyNode):
             "stays, and a VIDEO is read and written frame by frame.",
             search_aliases=["rife", "film", "frame interpolation", "slow motion", "smooth", "vfi", "fps"],
             inputs=[
-                io.MultiType.Input("frames", types=[io.Image, io.Video], tooltip="An IMAGE, one a frame, or a VIDEO."),
+                frames_input(),
                 io.Combo.Input(
                     "target",
                     options=[FACTOR, RATE, COUNT],
@@ -57,14 +55,7 @@ class InterpolateFrames(io.ComfyNode):
                     step=0.01,
                     tooltip="The factor, frames per second or number of frames; 2.5 and 23.976 work too.",
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=16.0,
-                    min=0.01,
-                    max=1000.0,
-                    step=0.01,
-                    tooltip="Frames per second of an IMAGE; a VIDEO has its own.",
-                ),
+                fps_input(),
                 on_missing_input(),
                 backend_input(),
                 InterpolationModel.Input(
@@ -123,7 +114,8 @@ class InterpolateFrames(io.ComfyNode):
         with ui.sentences():
             source = footage(frames, fps)
             timing = _timing(source, target, value)
-            engines = _engines(model, backend, on_missing)
+            networks = RifeNetworks(network_file(model))
+            engines = engines_of(networks, memory.fitting_precision("auto"), backend, on_missing)
             expected = timing.length(source.num_frames)
             progress = ui.Progress(cls.hidden.unique_id, expected)
             progress.say("interpolate: loading")
@@ -150,20 +142,6 @@ def _timing(source: Footage, target: str, value: float) -> Timing:
     if target != FACTOR:
         raise InputError(f"Expected a target of {FACTOR}, {RATE} or {COUNT}, found {target!r:.40}.")
     return by_factor(value)
-
-
-def _engines(model: Any, backend: str, on_missing: str) -> Engines[RifeNetworks]:
-    """Engines of one picture size each, for a clip's frames are all of one size."""
-    policy = EnginePolicy(backend, memory.fitting_precision("auto"), "exact", on_missing)
-    return Engines(
-        RifeNetworks(network_file(model)),
-        folders.engine_store(),
-        policy,
-        memory.device(),
-        memory.HostMemoryManager(),
-        ui.tell_build,
-        idle_builds(),
-    )
 
 
 def _summary(source: Footage, rate: Fraction, report: Report, elapsed_s: float) -> str:

@@ -10,11 +10,9 @@ from comfy_api.latest import Input, io
 
 from ..common.errors import InputError
 from ..pipeline.filters.upscaling import TILE
-from ..runtime.engines.engine_set import Engines
-from ..runtime.engines.policy import EnginePolicy
 from ..runtime.filters.upscale import UPSCALER, UpscalerNetworks, upscaling
-from .host import folders, memory, ui
-from .host.idle import idle_builds
+from .frames import engines_of, fps_input, frames_input
+from .host import memory, ui
 from .host.upscale_model import precision_of, upscaler
 from .host.video import Footage, collected, footage
 from .inputs import CATEGORY, advanced, backend_input, on_missing_input, sockets, verdict
@@ -37,7 +35,7 @@ class UpscaleVideo(io.ComfyNode):
             "through an engine at once, and a VIDEO is read and written frame by frame.",
             search_aliases=["upscale", "esrgan", "super resolution", "enlarge", "4x", "hires"],
             inputs=[
-                io.MultiType.Input("frames", types=[io.Image, io.Video], tooltip="An IMAGE, one a frame, or a VIDEO."),
+                frames_input(),
                 io.UpscaleModel.Input("upscale_model", tooltip="From Load Upscale Model."),
                 io.Combo.Input(
                     "target",
@@ -47,14 +45,7 @@ class UpscaleVideo(io.ComfyNode):
                     "longest side: value in pixels.",
                 ),
                 io.Float.Input("value", default=2.0, min=0.1, max=float(MOST_PIXELS), step=0.01, tooltip="See target."),
-                io.Float.Input(
-                    "fps",
-                    default=16.0,
-                    min=0.01,
-                    max=1000.0,
-                    step=0.01,
-                    tooltip="Frames per second of an IMAGE; a VIDEO has its own.",
-                ),
+                fps_input(),
                 on_missing_input(),
                 backend_input(),
                 advanced(
@@ -97,16 +88,8 @@ class UpscaleVideo(io.ComfyNode):
         started = time.monotonic()
         with ui.sentences():
             source = footage(frames, fps)
-            policy = EnginePolicy(backend, precision_of(upscale_model), "exact", on_missing)
-            engines = Engines(
-                upscaler(upscale_model, _fitting(tile, source)),
-                folders.engine_store(),
-                policy,
-                memory.device(),
-                memory.HostMemoryManager(),
-                ui.tell_build,
-                idle_builds(),
-            )
+            networks = upscaler(upscale_model, _fitting(tile, source))
+            engines = engines_of(networks, precision_of(upscale_model), backend, on_missing)
             size = _size(source, engines.model, target, value)
             progress = ui.Progress(cls.hidden.unique_id, source.num_frames)
             progress.say("upscale: loading")

@@ -7,7 +7,7 @@ from torch import Tensor
 from ...pipeline.filters.interpolation import CUT, Interpolation, OnFrame
 from ...pipeline.filters.timing import Timing
 from ..engines.engine_set import Engines
-from .networks import FEATURES, INTERPOLATION, MOST_AT_ONCE, RifeNetworks
+from .networks import FEATURES, INTERPOLATION, RifeNetworks, fitting_batch
 
 
 class EngineBetween:
@@ -30,15 +30,6 @@ class EngineBetween:
         return self._engines.run(INTERPOLATION, inputs)["image"]
 
 
-def fitting_batch(engines: Engines[RifeNetworks], height: int, width: int) -> int:
-    """Pictures of height x width (pixels) that are made at once in the memory that is free, at least one."""
-    spare = engines.memory_manager.spare_bytes()
-    if spare is None:
-        return MOST_AT_ONCE
-    one = engines.model.scratch_bytes(INTERPOLATION, {"height": height, "width": width}, engines.precision)
-    return max(1, min(MOST_AT_ONCE, spare // max(one, 1)))
-
-
 def interpolation(
     engines: Engines[RifeNetworks],
     timing: Timing,
@@ -52,7 +43,7 @@ def interpolation(
     """The filter for frames of height x width (pixels); builds missing engines first, where the policy is to."""
     align = engines.model.align
     sizes = {"height": height + -height % align, "width": width + -width % align}
-    batch = fitting_batch(engines, **sizes)
+    batch = fitting_batch(engines, INTERPOLATION, sizes)
     engines.prepare({"chunk": batch, **sizes})
     return Interpolation(
         EngineBetween(engines),

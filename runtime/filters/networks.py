@@ -18,6 +18,8 @@ from ...pipeline.filters import rife
 from ...pipeline.models.checkpoints.diffusers_folder import BlockList
 from ...pipeline.models.latent_space import LatentSpace
 from ...pipeline.models.model_networks import Component
+from ..engines.engine_set import Engines
+from ..engines.networks import AnyNetworks
 
 FEATURES, INTERPOLATION = "features", "interpolation"
 MOST_AT_ONCE = 8
@@ -102,3 +104,12 @@ class RifeNetworks:
 
 def _picture(name: str, channels: int, scene: tuple[int, int] = (0, 0)) -> TensorSpec:
     return TensorSpec(name, ("chunk", channels, "height", "width"), scope=Scope.CLIP, scene=scene)
+
+
+def fitting_batch(engines: Engines[AnyNetworks], component: str, sizes: Mapping[str, int]) -> int:
+    """Number of a component's items of these sizes that the memory takes at once now, at least one."""
+    spare = engines.memory_manager.spare_bytes()
+    if spare is None:
+        return MOST_AT_ONCE
+    one = engines.model.scratch_bytes(component, sizes, engines.precision)
+    return max(1, min(MOST_AT_ONCE, spare // max(one, 1)))

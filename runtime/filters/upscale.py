@@ -20,7 +20,7 @@ from ...pipeline.models.checkpoints.diffusers_folder import BlockList
 from ...pipeline.models.latent_space import LatentSpace
 from ...pipeline.models.model_networks import Component
 from ..engines.engine_set import Engines
-from .networks import MOST_AT_ONCE
+from .networks import MOST_AT_ONCE, fitting_batch
 
 UPSCALER = "upscaler"
 BYTES_PER_PIXEL = 3 * 384
@@ -93,9 +93,7 @@ def upscaling(
     on_frame: Callable[[int], None] = lambda done: None,
 ) -> Upscaling:
     """The filter; builds a missing engine first, where the policy is to. `size` is height and width, in pixels."""
-    model, spare = engines.model, engines.memory_manager.spare_bytes()
-    one = model.scratch_bytes(UPSCALER, {}, engines.precision)
-    batch = MOST_AT_ONCE if spare is None else max(1, min(MOST_AT_ONCE, spare // one))
+    model, batch = engines.model, fitting_batch(engines, UPSCALER, {})
     engines.prepare({"chunk": batch})
     overlap = min(OVERLAP, model.tile // 4)
     return Upscaling(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .operators import NAMESPACE
+from .operators import library_operator
 
 NAME = "flash_attention_3"
 PACKAGE = "fa3_fwd_interface"
@@ -53,13 +53,8 @@ def _serves(query: torch.Tensor) -> bool:
 
 def register() -> Any:
     """The operator; registered once a process, whatever the pack is called."""
-    registered = getattr(getattr(torch.ops, NAMESPACE), NAME, None)
-    if registered is not None:
-        return registered
     schema = "(Tensor query, Tensor key, Tensor value) -> Tensor"
-    made = torch.library.custom_op(f"{NAMESPACE}::{NAME}", _attend, mutates_args=(), schema=schema)
-    made.register_fake(lambda query, key, value: query.new_empty(query.shape))
-    return made
+    return library_operator(NAME, schema, _attend, lambda query, key, value: query.new_empty(query.shape))
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .operators import NAMESPACE
+from .operators import library_operator
 
 NAME = "gelu_product"
 
@@ -25,13 +25,8 @@ def gelu_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> t
 
 def register() -> Any:
     """The operator; registered once a process, whatever the pack is called."""
-    registered = getattr(getattr(torch.ops, NAMESPACE), NAME, None)
-    if registered is not None:
-        return registered
     schema = "(Tensor x, Tensor weight, Tensor bias) -> Tensor"
-    made = torch.library.custom_op(f"{NAMESPACE}::{NAME}", _multiply, mutates_args=(), schema=schema)
-    made.register_fake(lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]))
-    return made
+    return library_operator(NAME, schema, _multiply, lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]))
 
 
 def _multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -28,6 +29,21 @@ def operator(name: str) -> Any:
     from . import triton_kernels
 
     return torch.library.triton_op(f"{NAMESPACE}::{name}", getattr(triton_kernels, name), mutates_args=())
+
+
+def library_operator(
+    name: str, schema: str, compute: Callable[..., Any], fake: Callable[..., Any], mutates: Iterable[str] = ()
+) -> Any:
+    """An operator that compiled code calls and takes apart no further; registered once a process, as `operator`.
+
+    `fake` gives a result's shape and dtype, `mutates` names the arguments that `compute` overwrites.
+    """
+    registered = getattr(getattr(torch.ops, NAMESPACE), name, None)
+    if registered is not None:
+        return registered
+    made = torch.library.custom_op(f"{NAMESPACE}::{name}", compute, mutates_args=tuple(mutates), schema=schema)
+    made.register_fake(fake)
+    return made
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .operators import NAMESPACE
+from .operators import library_operator
 
 NAME = "add_product"
 
@@ -29,13 +29,8 @@ def add_product(stream: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> 
 
 def register() -> Any:
     """The operator; registered once a process, whatever the pack is called."""
-    registered = getattr(getattr(torch.ops, NAMESPACE), NAME, None)
-    if registered is not None:
-        return registered
     schema = "(Tensor(a!) stream, Tensor x, Tensor weight) -> ()"
-    made = torch.library.custom_op(f"{NAMESPACE}::{NAME}", _overwrite, mutates_args=("stream",), schema=schema)
-    made.register_fake(lambda stream, x, weight: None)
-    return made
+    return library_operator(NAME, schema, _overwrite, lambda stream, x, weight: None, ("stream",))
 
 
 def _overwrite(stream: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
