@@ -21,7 +21,7 @@ from ..engine_builder.store.manifest import Manifest
 from ..engine_builder.store.store import Plan, describe_files
 from ..pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
 from ..pipeline.models.wan.model import Wan21
-from ..pipeline.models.wan.networks import PRODUCTS
+from ..pipeline.models.wan.networks import FP8_PRODUCTS, PRODUCTS
 from ..runtime.clip_sizes import clip_sizes
 from .ladder.measure import GIB, free_memory
 
@@ -208,6 +208,24 @@ class ProductsApart(Engine):
         return tuple(name for name in super().rewrites() if name != PRODUCTS)
 
 
+class Fp8(Engine):
+    """The engine whose blocks multiply in fp8."""
+
+    title = "AOTInductor, fp8"
+
+    def rewrites(self) -> tuple[str, ...]:
+        return (*super().rewrites(), *self.model.roundings("core", "fp8", InductorBackend.name))
+
+
+class Fp8Products(Engine):
+    """The engine whose linear layers alone multiply in fp8."""
+
+    title = "AOTInductor, fp8 products"
+
+    def rewrites(self) -> tuple[str, ...]:
+        return (*super().rewrites(), FP8_PRODUCTS)
+
+
 class Small(Engine):
     """The engine where PyTorch may take so much memory and no more: blocks without room come from host memory."""
 
@@ -236,6 +254,8 @@ ROWS: dict[str, type[Row]] = {
     "inductor": Engine,
     "unfused": Unfused,
     "products-apart": ProductsApart,
+    "fp8": Fp8,
+    "fp8-products": Fp8Products,
     **{f"{gib}-gib": small(gib) for gib in CARDS_GIB},
 }
 

@@ -190,7 +190,7 @@ def flat_figures(setting: Setting, rows: Mapping[str, Mapping[str, Any]]) -> dic
     calls = {name: sum(row["rounds_ms"]) / len(row["rounds_ms"]) for name, row in rows.items() if row.get("rounds_ms")}
     if size is None or setting.layers != Setting.layers:
         return {}
-    named = {"inductor": f"call_{size}_bf16_ms", "compile": f"compile_{size}_ms"}
+    named = {"inductor": f"call_{size}_bf16_ms", "compile": f"compile_{size}_ms", "fp8": f"call_{size}_fp8_ms"}
     found = {named[name]: ms for name, ms in calls.items() if name in named}
     if size == USUAL_SIZE and "inductor" in calls:
         found |= {"peak_gib": rows["inductor"]["gpu_peak_gib"], "build_s": rows["inductor"]["build_s"]}

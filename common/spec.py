@@ -5,7 +5,7 @@ Dimensions are named (`batch`, `frames`, `latent_height`, ...), so that one tabl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -26,9 +26,18 @@ QUANTIZED = ("int8", "fp8")
 """Precisions of an engine's products and convolutions: the rest computes in fp16, inputs and outputs are fp32."""
 
 
+ROUNDING = "fp8_"
+"""What the names of rewrites that round a network's products begin with."""
+
+
 def network_precision(precision: str) -> str:
     """The precision of the network that an engine of that precision is made from and compared with."""
     return "fp32" if precision in QUANTIZED else precision
+
+
+def rounds(rewrites: Iterable[str]) -> bool:
+    """Whether one of the rewrites rounds a network's products: all others change nothing but the time."""
+    return any(name.startswith(ROUNDING) for name in rewrites)
 
 
 class Scope(str, Enum):
@@ -140,7 +149,7 @@ class NetworkSpec:
 class EngineSpec:
     """Specification of an engine: a network, a shape profile and a precision.
 
-    `rewrites` holds the sorted names of the lossless rewrites that the network was built with.
+    `rewrites` holds the sorted names of the rewrites that the network was built with.
     """
 
     network: NetworkSpec
@@ -154,6 +163,11 @@ class EngineSpec:
     def holds_weights(self) -> bool:
         """Whether the engine holds its network's weights; one that does not serves any weights of the network."""
         return bool(self.network.weights_sha256)
+
+    @property
+    def products(self) -> str:
+        """The precision of the engine's products: fp8 where a rewrite rounds them."""
+        return "fp8" if rounds(self.rewrites) else self.precision
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rewrites", tuple(sorted(set(self.rewrites))))

@@ -166,7 +166,8 @@ def _on_device(
     """A component's weights and the scratch memory of its call."""
     model, precision, backend = engines.model, engines.precision, _backend(engines, component)
     streams = backend in BACKENDS and BACKENDS[backend].builds_blocks
-    weights_bytes = (streamed_bytes if streams else type(model).size_bytes)(model, component, precision)
+    rounding = engines.catalog.roundings(component) if streams else ()
+    weights_bytes = (streamed_bytes if streams else type(model).size_bytes)(model, component, precision, rounding)
 
     def cost(size: ClipSize) -> int:
         sizes = clip_sizes(model, size.width, size.height, size.num_frames, guided=guided)

@@ -88,6 +88,7 @@ def _calibrations(
     quantized, denoisers = engines.policy.quantized, set(job.components) & set(engines.model.denoisers)
     if quantized is None and job.calibration_data is not None:
         raise InputError(f"Pictures to take scales from are for int8 and fp8, found {engines.precision}.")
+    denoisers -= {denoiser for denoiser in denoisers if engines.catalog.roundings(denoiser)}
     if quantized is None or not denoisers:
         return {}
     if job.calibration_data is None:

@@ -199,7 +199,7 @@ def check_plan(
         reference = EagerBackend().load(None, spec, _reference_network(plain or network, plan.manifest), device)
         verdict = check_parity(reference, candidate, spec, timesteps_of(spec, device))
     try:
-        passes(verdict, spec.precision)
+        passes(verdict, spec.products)
     except EngineError as error:
         raise EngineError(f"{spec.network.component}: {error}") from error
     return verdict

@@ -29,11 +29,16 @@ REARRANGED = ("Transpose", "Reshape", "Cast", "Identity", "Squeeze", "Unsqueeze"
 """Operators that an exporter puts between a weight and the product that uses it."""
 
 
-def check_quantizable(precision: str, arch: str) -> None:
-    """Raises EngineError for a GPU without such products, BackendUnavailableError with the command to install."""
+def check_arch(precision: str, arch: str) -> None:
+    """Raises EngineError for a GPU without products of that precision."""
     least = LEAST_ARCH[precision]
     if int(arch.removeprefix("sm_")) < least:
         raise EngineError(f"{precision} needs a GPU of sm_{least} or newer, found {arch}: choose fp16.")
+
+
+def check_quantizable(precision: str, arch: str) -> None:
+    """Raises EngineError for a GPU without such products, BackendUnavailableError with the command to install."""
+    check_arch(precision, arch)
     try:
         import modelopt.onnx.quantization  # type: ignore[import-not-found]  # noqa: F401
     except ImportError as error:

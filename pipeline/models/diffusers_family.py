@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from ...common.shapes import DimRange, ShapeProfile
-from ...common.spec import NetworkSpec, TensorSpec
+from ...common.spec import NetworkSpec, TensorSpec, rounds
 from ..decode import BYTES_PER_PIXEL
 from ..fused import blocks
 from ..fused.kernels.attention import limit_attention
@@ -154,7 +154,7 @@ class DiffusersFamily(VideoModel):
     def part_of(self, component: str) -> str:
         return self.networks()[component].part
 
-    def size_bytes(self, component: str, precision: str) -> int:
+    def size_bytes(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> int:
         return self.checkpoint.parts[self.part_of(component)].elements * (4 if precision == "fp32" else 2)
 
     def load(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
@@ -164,8 +164,9 @@ class DiffusersFamily(VideoModel):
         made = network.rewritten(whole, rewrites) if network.rewritten and rewrites else network.module(whole)
         module = made.eval().requires_grad_(False)
         limit_attention(module)
-        # Keeps the whole part alive, so that its other components share it instead of reading it again.
-        object.__setattr__(module, "whole", whole)
+        if not rounds(rewrites):  # else the network has weights of its own
+            # Keeps the whole part alive, so that its other components share it instead of reading it again.
+            object.__setattr__(module, "whole", whole)
         return module
 
     def config(self, part: str) -> Mapping[str, Any]:

@@ -46,11 +46,11 @@ def first_blocks(model: _Model, component: str, count: int) -> _Model:
     return type(model)(replace(checkpoint, parts={**checkpoint.parts, part.name: part}))
 
 
-def streamed_bytes(model: ModelNetworks, component: str, precision: str) -> int:
+def streamed_bytes(model: ModelNetworks, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> int:
     """As `size_bytes`, where no more than `BUILT_BLOCKS` of the component's equal blocks are there at a time."""
     if component in model.block_lists:
         model = first_blocks(model, component, BUILT_BLOCKS)
-    return model.size_bytes(component, precision)
+    return model.size_bytes(component, precision, rewrites)
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ class ModelNetworks(ABC):
     """Components that fp16 is too small for, whatever the weights: bf16 or fp32 takes its place."""
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Lossless rewrites that a component can be made with, in the order in which to switch them on."""
+    known_roundings: ClassVar[tuple[str, ...]] = ()
+    """Rewrites of the denoisers that round their products."""
     block_lists: ClassVar[Mapping[str, BlockList]] = {}
     """The equal blocks of components that have such."""
 
@@ -86,9 +88,13 @@ class ModelNetworks(ABC):
         """The rewrites that pay for a component on a backend, by its name: a part of the known ones."""
         return ()
 
+    def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:
+        """The rewrites that round a component's products to that precision on a backend; none where it cannot."""
+        return ()
+
     def check_rewrites(self, component: str, rewrites: tuple[str, ...]) -> None:
         """Raises InputError when the component does not know one of them."""
-        known = self.known_rewrites.get(component, ())
+        known = (*self.known_rewrites.get(component, ()), *self.known_roundings)
         unknown = [name for name in rewrites if name not in known]
         if unknown:
             raise InputError(
@@ -110,13 +116,13 @@ class ModelNetworks(ABC):
             "rewrites": ",".join(rewrites),
             "adapters": json.dumps([[str(each.path), each.strength, each.denoisers] for each in self.adapters]),
         }
-        size_bytes = self.size_bytes(component, precision)
+        size_bytes = self.size_bytes(component, precision, rewrites)
         has_weights = self.checkpoint.has_weights
         return NetworkSource("pipeline.models.registry", "load_network", arguments, size_bytes, has_weights)
 
     @abstractmethod
-    def size_bytes(self, component: str, precision: str) -> int:
-        """Memory in bytes that the weights of a component's part take in that precision."""
+    def size_bytes(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> int:
+        """Memory in bytes that the weights of a component's part take in that precision, with these rewrites."""
 
     @abstractmethod
     def load(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:

@@ -7,16 +7,17 @@ from dataclasses import replace
 
 import torch
 
-from ...common.device import has_bf16
+from ...common.device import cuda_arch, has_bf16
 from ...common.errors import BackendUnavailableError, InputError, MissingEngineError
 from ...common.network_source import NetworkSource
 from ...common.shapes import ShapeProfile
-from ...common.spec import QUANTIZED, EngineSpec, network_precision
+from ...common.spec import QUANTIZED, EngineSpec, network_precision, rounds
 from ...engine_builder.backends.base import INSIDE, Backend
 from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.backends.registry import BACKENDS, choose_backend
 from ...engine_builder.backends.tensorrt.backend import TensorRTBackend
 from ...engine_builder.build.compile import BuildRequest
+from ...engine_builder.graph.quantize import check_arch
 from ...engine_builder.graph.recorded_calls import Calibration
 from ...engine_builder.store.store import EngineStore, Plan
 from ...pipeline.models.model_networks import BUILT_BLOCKS
@@ -51,6 +52,9 @@ class EngineCatalog:
         backend = self.backend() if arch is None else BACKENDS[TensorRTBackend.name]
         rewrites, precision = self.rewrites(component, backend), network_precision(self.precision_of(component))
         blocks = BUILT_BLOCKS if backend.builds_blocks and component in self.model.block_lists else 0
+        arch_here = cuda_arch(self.device)
+        if rounds(rewrites) and arch_here is not None:
+            check_arch("fp8", arch_here)
         source = self.model.source(component, precision, rewrites, blocks)
         place = self._places(component, backend, source)[0]
         spec = self._spec(component, self.profile(component, sizes), backend, place)
@@ -158,27 +162,47 @@ class EngineCatalog:
         """The precision of a component's engines.
 
         int8 or fp8 for the denoisers alone, which take most time: in encoders and decoders the loss would be visible.
+        Where rewrites round the products it is that of everything else.
         """
         quantized = self.policy.quantized
-        if quantized is not None and component in self.model.denoisers:
+        if quantized is not None and component in self.model.denoisers and not self.roundings(component):
             return quantized
         return self.run_precision(component)
 
     def run_precision(self, component: str) -> str:
         """The precision that a component runs in without an engine.
 
-        Where fp16 is too small for it, bf16 takes its place, and fp32 on GPUs without bf16.
+        Where fp16 is too small for it, bf16 takes its place, and fp32 on GPUs without bf16. Beside products that
+        rewrites round it is bf16.
         """
+        if self.roundings(component):
+            return "bf16"
         if self.precision != "fp16" or component not in self.model.without_fp16:
             return self.precision
         return "bf16" if has_bf16(self.device) else "fp32"
 
     def rewrites(self, component: str, backend: Backend) -> tuple[str, ...]:
-        """The rewrites of a component's engines: those that the policy names, else those that pay on the backend."""
+        """The rewrites of a component's engines: those that the policy names, else those that pay on the backend; and
+        those that round, where its precision asks for that."""
+        rounding = self.roundings(component)
         if self.policy.rewrites is None:
-            return self.model.rewrites(component, backend.name)
+            return (*self.model.rewrites(component, backend.name), *rounding)
         known = self.model.known_rewrites.get(component, ())
-        return tuple(name for name in known if name in self.policy.rewrites)
+        return (*(name for name in known if name in self.policy.rewrites), *rounding)
+
+    def roundings(self, component: str) -> tuple[str, ...]:
+        """The rewrites that round a denoiser's products as it multiplies, by scales that no picture gives.
+
+        None where the policy asks for no rounding, or its backend takes scales from pictures.
+        """
+        quantized = self.policy.quantized
+        if quantized is None or component not in self.model.denoisers:
+            return ()
+        try:
+            backend = choose_backend(self.policy.backend, self.device)
+        except BackendUnavailableError:
+            return ()
+        return self.model.roundings(component, quantized, backend.name)
 
     def _check_rewrites(self) -> None:
         known = {name: None for names in self.model.known_rewrites.values() for name in names}

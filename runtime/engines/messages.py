@@ -26,10 +26,11 @@ def built(manifests: Sequence[Manifest], elapsed_s: float) -> str:
 
 
 def precision(manifest: Manifest) -> str:
-    """An engine's precision, and its modules that compute in fp32."""
-    names = manifest.islands
+    """An engine's precision, that of its products where they are rounded, and its modules that compute in fp32."""
+    names, spec = manifest.islands, manifest.spec
     inside = ", ".join(names) if len(names) <= NAMED_FALLBACKS else f"{len(names)} modules"
-    return f"{manifest.spec.precision} (fp32 in {inside})" if names else manifest.spec.precision
+    rounded = f" with products in {spec.products}" if spec.products != spec.precision else ""
+    return f"{spec.precision}{rounded}" + (f" (fp32 in {inside})" if names else "")
 
 
 def missing(component: str, sizes: Mapping[str, int], stored: Sequence[Plan], store: Path) -> str:

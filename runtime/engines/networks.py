@@ -31,6 +31,8 @@ class Networks(Protocol):
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]: ...
 
+    def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]: ...
+
     def source(
         self, component: str, precision: str, rewrites: tuple[str, ...] = (), blocks: int = 0
     ) -> NetworkSource: ...
@@ -38,6 +40,22 @@ class Networks(Protocol):
     def scratch_bytes(
         self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager"
     ) -> int: ...
+
+
+class OtherNetworks:
+    """Base of networks that are no part of a video model: none runs at the steps of a clip, none is rewritten."""
+
+    denoisers: ClassVar[tuple[str, ...]] = ()
+    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    without_fp16: ClassVar[frozenset[str]] = frozenset()
+    block_lists: ClassVar[Mapping[str, BlockList]] = {}
+    latent: ClassVar[LatentSpace] = LatentSpace()
+
+    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
+        return ()
+
+    def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:
+        return ()
 
 
 AnyNetworks = TypeVar("AnyNetworks", bound=Networks)

@@ -25,12 +25,11 @@ from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.backends.registry import choose_backend
 from ...engine_builder.build.parity import measure, passes
 from ...engine_builder.store.store import EngineStore
-from ...pipeline.models.checkpoints.diffusers_folder import BlockList
-from ...pipeline.models.latent_space import LatentSpace
 from ...pipeline.models.model_networks import Component
 from ..engines.engine_set import Engines
 from ..engines.memory_manager import MemoryManager
 from ..engines.missing import BuildsLater
+from ..engines.networks import OtherNetworks
 from ..engines.policy import EnginePolicy
 from .network_call import Call, input_specs, limits_of, output_specs, outputs_of, result_of
 
@@ -87,16 +86,11 @@ class NetworkOwner(Protocol):
         ...
 
 
-class _OneNetwork:
+class _OneNetwork(OtherNetworks):
     """The network, called in one way, as `Engines` asks for networks."""
 
-    denoisers: ClassVar[tuple[str, ...]] = ()
     engine_components: ClassVar[tuple[str, ...]] = (NETWORK,)
     build_order: ClassVar[tuple[str, ...]] = (NETWORK,)
-    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    without_fp16: ClassVar[frozenset[str]] = frozenset()
-    block_lists: ClassVar[Mapping[str, BlockList]] = {}
-    latent: ClassVar[LatentSpace] = LatentSpace()
 
     def __init__(self, owner: NetworkOwner, spec: NetworkSpec, tree: str, device: torch.device) -> None:
         self.spec, self.device = spec, device
@@ -110,9 +104,6 @@ class _OneNetwork:
             return owner.called(tree)
 
         return {NETWORK: Component(self.spec, load)}
-
-    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
-        return ()
 
     def source(self, component: str, precision: str, rewrites: tuple[str, ...] = (), blocks: int = 0) -> NetworkSource:
         return self._owner.source(self._tree, self.device, weights=bool(self.spec.weights_sha256))

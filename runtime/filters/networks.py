@@ -15,11 +15,9 @@ from ...common.network_source import NetworkSource
 from ...common.shapes import DimRange, ShapeProfile
 from ...common.spec import NetworkSpec, Scope, TensorSpec
 from ...pipeline.filters import rife
-from ...pipeline.models.checkpoints.diffusers_folder import BlockList
-from ...pipeline.models.latent_space import LatentSpace
 from ...pipeline.models.model_networks import Component
 from ..engines.engine_set import Engines
-from ..engines.networks import AnyNetworks
+from ..engines.networks import AnyNetworks, OtherNetworks
 
 FEATURES, INTERPOLATION = "features", "interpolation"
 MOST_AT_ONCE = 8
@@ -33,16 +31,11 @@ BYTES_PER_PIXEL = {FEATURES: 64, INTERPOLATION: 300}
 
 
 @dataclass(frozen=True)
-class RifeNetworks:
+class RifeNetworks(OtherNetworks):
     """The two networks of a file of RIFE's form. Holds no weights: its components load them."""
 
-    denoisers: ClassVar[tuple[str, ...]] = ()
     engine_components: ClassVar[tuple[str, ...]] = (FEATURES, INTERPOLATION)
     build_order: ClassVar[tuple[str, ...]] = (INTERPOLATION, FEATURES)
-    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    without_fp16: ClassVar[frozenset[str]] = frozenset()
-    block_lists: ClassVar[Mapping[str, BlockList]] = {}
-    latent: ClassVar[LatentSpace] = LatentSpace()
 
     path: Path
 
@@ -88,9 +81,6 @@ class RifeNetworks:
                 _picture("image", 3),
             ),
         }
-
-    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
-        return ()
 
     def source(self, component: str, precision: str, rewrites: tuple[str, ...] = (), blocks: int = 0) -> NetworkSource:
         """Source from which another process loads a component's network."""

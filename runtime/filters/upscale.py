@@ -16,10 +16,9 @@ from ...common.shapes import DimRange, ShapeProfile
 from ...common.spec import NetworkSpec, Scope, TensorSpec
 from ...pipeline.filters.spandrel_network import code, load_network
 from ...pipeline.filters.upscaling import OVERLAP, TILE, Enlarge, Upscaling
-from ...pipeline.models.checkpoints.diffusers_folder import BlockList
-from ...pipeline.models.latent_space import LatentSpace
 from ...pipeline.models.model_networks import Component
 from ..engines.engine_set import Engines
+from ..engines.networks import OtherNetworks
 from .networks import MOST_AT_ONCE, fitting_batch
 
 UPSCALER = "upscaler"
@@ -28,16 +27,11 @@ BYTES_PER_PIXEL = 3 * 384
 
 
 @dataclass(frozen=True)
-class UpscalerNetworks:
+class UpscalerNetworks(OtherNetworks):
     """The network of a file of tensors that spandrel knows, named by their digest, on tiles of `tile` pixels."""
 
-    denoisers: ClassVar[tuple[str, ...]] = ()
     engine_components: ClassVar[tuple[str, ...]] = (UPSCALER,)
     build_order: ClassVar[tuple[str, ...]] = (UPSCALER,)
-    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    without_fp16: ClassVar[frozenset[str]] = frozenset()
-    block_lists: ClassVar[Mapping[str, BlockList]] = {}
-    latent: ClassVar[LatentSpace] = LatentSpace()
 
     path: Path
     sha256: str
@@ -63,9 +57,6 @@ class UpscalerNetworks:
             code=code(),
         )
         return {UPSCALER: Component(spec, load)}
-
-    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
-        return ()
 
     def source(self, component: str, precision: str, rewrites: tuple[str, ...] = (), blocks: int = 0) -> NetworkSource:
         """Source from which another process loads the network."""

@@ -77,6 +77,9 @@ class ToyModel:
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         return ("doubled",) if (component, backend) == ("core", "rewriting toy") else ()
 
+    def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:
+        return ()
+
     def source(self, component: str, precision: str, rewrites: tuple[str, ...] = (), blocks: int = 0) -> ToySource:
         self.sources.append((component, rewrites))
         return ToySource()

@@ -13,9 +13,10 @@ from ...fused.kernels import flash_attention
 from ..checkpoints.diffusers_folder import BlockList
 from ..diffusers_family import DiffusersFamily, Network
 from ..latent_space import LatentSpace
+from ..model_networks import first_blocks
 from .causal_vae import TIME_FACTOR
 from .lora_names import picture_part, published
-from .networks import PATCH, REWRITES, DenoiserNetwork
+from .networks import FP8_PRODUCTS, PATCH, REWRITES, ROUNDINGS, DenoiserNetwork
 from .text_encoder import TOKENS, text_network
 from .vae import PLANE, vae_networks
 
@@ -62,6 +63,7 @@ class WanCheckpoint(DiffusersFamily):
     layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT
     settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(PARTS, REWRITES)
+    known_roundings: ClassVar[tuple[str, ...]] = ROUNDINGS
     block_lists: ClassVar[Mapping[str, BlockList]] = dict.fromkeys(
         PARTS, BlockList(DenoiserNetwork.repeated, "num_layers")
     )
@@ -135,6 +137,19 @@ class WanCheckpoint(DiffusersFamily):
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         found = super().rewrites(component, backend)
         return tuple(name for name in found if name != "flash_attention" or flash_attention.is_there())
+
+    def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:
+        if precision != "fp8" or component not in PARTS or backend not in self.rewriting_backends:
+            return ()
+        return ROUNDINGS if flash_attention.is_there() else (FP8_PRODUCTS,)
+
+    def size_bytes(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> int:
+        whole_bytes = super().size_bytes(component, precision)
+        if FP8_PRODUCTS not in rewrites:
+            return whole_bytes
+        around_bytes = first_blocks(self, component, 0).size_bytes(component, precision)
+        width = 4 if precision == "fp32" else 2
+        return around_bytes + (whole_bytes - around_bytes) // width
 
     def picture_inputs(self) -> tuple[TensorSpec, ...]:
         """Inputs of the denoiser that come from the picture, beside the sample."""

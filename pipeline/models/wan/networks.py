@@ -14,16 +14,24 @@ import torch
 from torch.nn import Module
 
 from ....common.errors import CheckpointError
+from ...fused.fp8_product import Fp8Linear, RoundedRows, rounded_rows, with_fp8_products
 from ...fused.kernels import flash_attention, gelu_product, residual
-from ...fused.kernels.flash_attention import attention
+from ...fused.kernels.flash_attention import attention, fp8_attention
 from ...fused.kernels.rope import rms_rope
 
 NORM_ROPE, FLASH, PRODUCTS = "norm_rope", "flash_attention", "fused_products"
 REWRITES = (NORM_ROPE, FLASH, PRODUCTS)
 """Rewrites of the blocks: norm and rotation of queries and keys in one kernel; FlashAttention-3 where it serves; GELU
 and the addition after cross-attention as parts of the products before them."""
-OPERATORS = {FLASH: (flash_attention,), PRODUCTS: (residual, gelu_product)}
-"""Modules of the operators that engines with a rewrite call."""
+FP8_PRODUCTS, FP8_ATTENTION = "fp8_products", "fp8_attention"
+ROUNDINGS = (FP8_PRODUCTS, FP8_ATTENTION)
+"""Rewrites that round: the blocks' linear layers multiply in fp8, and so does their self-attention."""
+OPERATORS = {
+    FLASH: (flash_attention.register,),
+    FP8_ATTENTION: (flash_attention.register_fp8,),
+    PRODUCTS: (residual.register, gelu_product.register),
+}
+"""Registration of the operators that engines with a rewrite call."""
 PATCH = 2
 """Latents that one token covers, in height and in width; in time it covers one."""
 _Tables = tuple[torch.Tensor, torch.Tensor]
@@ -75,12 +83,13 @@ def _angles(width: int, length: int) -> torch.Tensor:
 
 
 class Block(Module):
-    """A WanTransformerBlock with some of `REWRITES`, whose layers keep their names."""
+    """A WanTransformerBlock with some of `REWRITES` and `ROUNDINGS`, whose layers keep their names."""
 
     def __init__(self, block: Any, rewrites: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.norm1, self.attn1, self.norm2, self.attn2 = block.norm1, block.attn1, block.norm2, block.attn2
-        self.norm3, self.ffn, self.scale_shift_table = block.norm3, block.ffn, block.scale_shift_table
+        rounded: Any = with_fp8_products(block) if FP8_PRODUCTS in rewrites else block
+        self.norm1, self.attn1, self.norm2, self.attn2 = block.norm1, rounded.attn1, block.norm2, rounded.attn2
+        self.norm3, self.ffn, self.scale_shift_table = block.norm3, rounded.ffn, block.scale_shift_table
         self._rewrites = rewrites
 
     def forward(
@@ -113,35 +122,54 @@ class Block(Module):
 
     def _self_attention(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         attn, rope = self.attn1, (cos.flatten(0, 1), sin.flatten(0, 1))
-        tokens = x.flatten(1, 2)
+        tokens = _read_often(x.flatten(1, 2), attn.to_q)
         query, key = (
             rms_rope(projected, norm.weight, norm.eps, *rope, fused=NORM_ROPE in self._rewrites)
             for projected, norm in ((attn.to_q(tokens), attn.norm_q), (attn.to_k(tokens), attn.norm_k))
         )
-        found = attention(query, key, _heads(attn, attn.to_v(tokens)), flash=FLASH in self._rewrites)
+        value = _heads(attn, attn.to_v(tokens))
+        if FP8_ATTENTION in self._rewrites:
+            found = fp8_attention(query, key, value, _limit(attn, attn.norm_q), _limit(attn, attn.norm_k))
+        else:
+            found = attention(query, key, value, flash=FLASH in self._rewrites)
         return attn.to_out[0](found).reshape(x.shape)
 
     def _cross_attention(self, x: torch.Tensor, text: torch.Tensor, picture: torch.Tensor | None) -> torch.Tensor:
         attn = self.attn2
-        query = _heads(attn, attn.norm_q(attn.to_q(x.flatten(1, 2))))
-        key, value = attn.norm_k(attn.to_k(text)), attn.to_v(text)
+        query, words = _heads(attn, attn.norm_q(attn.to_q(x.flatten(1, 2)))), _read_often(text, attn.to_k)
+        key, value = attn.norm_k(attn.to_k(words)), attn.to_v(words)
         found = attention(query, _heads(attn, key), _heads(attn, value), flash=FLASH in self._rewrites)
         if picture is not None:
-            key, value = attn.norm_added_k(attn.add_k_proj(picture)), attn.add_v_proj(picture)
+            patches = _read_often(picture, attn.add_k_proj)
+            key, value = attn.norm_added_k(attn.add_k_proj(patches)), attn.add_v_proj(patches)
             found = found + attention(query, _heads(attn, key), _heads(attn, value), flash=FLASH in self._rewrites)
         return found.reshape(x.shape)
 
+    @property
+    def _fuses_products(self) -> bool:
+        return PRODUCTS in self._rewrites and FP8_PRODUCTS not in self._rewrites
+
     def _added(self, x: torch.Tensor, found: torch.Tensor, linear: Any) -> torch.Tensor:
         """x + linear(found); x is not to be read again."""
-        if PRODUCTS in self._rewrites:
+        if self._fuses_products:
             return residual.add_product(x, found, linear.weight) + linear.bias
         return x + linear(found)
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        if PRODUCTS not in self._rewrites:
+        if not self._fuses_products:
             return self.ffn(x)
         first, last = self.ffn.net[0].proj, self.ffn.net[2]
         return last(gelu_product.gelu_product(x, first.weight, first.bias))
+
+
+def _read_often(x: torch.Tensor, reader: Module) -> torch.Tensor | RoundedRows:
+    """What several layers like the reader read, rounded once for all."""
+    return rounded_rows(x) if isinstance(reader, Fp8Linear) else x
+
+
+def _limit(attn: Any, norm: Any) -> torch.Tensor:
+    """The largest value that each head can have after a norm over all heads and a rotation, fp32 [heads]."""
+    return norm.weight.float().abs().unflatten(0, (attn.heads, -1)).amax(1) * norm.weight.shape[0] ** 0.5
 
 
 def _heads(attn: Any, tensor: torch.Tensor) -> torch.Tensor:
@@ -163,8 +191,8 @@ class DenoiserNetwork(Module):
         self.rope = _Rope(config.attention_head_dim, config.rope_max_seq_len)
         self.patch_embedding = transformer.patch_embedding
         self.embedder = transformer.condition_embedder
-        for operator in (operator for name in rewrites for operator in OPERATORS.get(name, ())):
-            operator.register()  # an engine that was built elsewhere calls it
+        for register in (register for name in rewrites for register in OPERATORS.get(name, ())):
+            register()  # an engine that was built elsewhere calls it
         self.blocks = torch.nn.ModuleList(Block(block, rewrites) for block in transformer.blocks)
         self.norm_out, self.proj_out = transformer.norm_out, transformer.proj_out
         self.scale_shift_table = transformer.scale_shift_table
