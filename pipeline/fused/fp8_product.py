@@ -14,6 +14,7 @@ import torch
 from torch.nn import Linear, Module
 
 from ...common.device import default_device
+from .kernels.operators import operator, serves
 
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
@@ -36,6 +37,15 @@ class RoundedRows:
 def rounded_rows(x: torch.Tensor) -> RoundedRows:
     """The rows of x [..., in], each by its largest value."""
     return RoundedRows(*_rounded(x.reshape(-1, x.shape[-1])), x.shape, x.dtype)
+
+
+def rounded_gelu(x: torch.Tensor) -> RoundedRows:
+    """The rows of gelu(x), in its tanh form, for x [..., in]; in one pass where the kernel serves."""
+    rows = x.reshape(-1, x.shape[-1])
+    if serves(rows, 1):
+        values, scale = operator("rounded_gelu")(rows)
+        return RoundedRows(values, scale, x.shape, x.dtype)
+    return rounded_rows(torch.nn.functional.gelu(x, approximate="tanh"))
 
 
 class Fp8Linear(Module):

@@ -14,7 +14,7 @@ from ...common.shapes import ShapeProfile
 from ...common.spec import QUANTIZED, EngineSpec, network_precision, rounds
 from ...engine_builder.backends.base import INSIDE, Backend
 from ...engine_builder.backends.eager import EagerBackend
-from ...engine_builder.backends.registry import BACKENDS, choose_backend
+from ...engine_builder.backends.registry import AUTO, BACKENDS, choose_backend
 from ...engine_builder.backends.tensorrt.backend import TensorRTBackend
 from ...engine_builder.build.compile import BuildRequest
 from ...engine_builder.graph.quantize import check_arch
@@ -172,10 +172,11 @@ class EngineCatalog:
     def run_precision(self, component: str) -> str:
         """The precision that a component runs in without an engine.
 
-        Where fp16 is too small for it, bf16 takes its place, and fp32 on GPUs without bf16. Beside products that
-        rewrites round it is bf16.
+        Where fp16 is too small for it, bf16 takes its place, and fp32 on GPUs without bf16. It is bf16 too where that
+        is faster and the user has no wish, and beside products that rewrites round.
         """
-        if self.roundings(component):
+        automatic = self.policy.precision == AUTO and self.precision == "fp16"
+        if self.roundings(component) or (automatic and self.model.prefers_bf16(component)):
             return "bf16"
         if self.precision != "fp16" or component not in self.model.without_fp16:
             return self.precision

@@ -31,6 +31,8 @@ class Networks(Protocol):
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]: ...
 
+    def prefers_bf16(self, component: str) -> bool: ...
+
     def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]: ...
 
     def source(
@@ -53,6 +55,9 @@ class OtherNetworks:
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         return ()
+
+    def prefers_bf16(self, component: str) -> bool:
+        return False
 
     def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:
         return ()

@@ -77,6 +77,9 @@ class ToyModel:
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         return ("doubled",) if (component, backend) == ("core", "rewriting toy") else ()
 
+    def prefers_bf16(self, component: str) -> bool:
+        return False
+
     def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:
         return ()
 

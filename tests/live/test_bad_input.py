@@ -133,6 +133,7 @@ def test_a_name_over_a_link_is_checked_when_it_is_known(client: ComfyClient, pic
 def test_a_place_outside_or_that_cannot_be_made_is_told(
     client: ComfyClient, picture: str, output: Path, tmp_path: Path
 ) -> None:
+    output.mkdir(exist_ok=True)
     (output / "leads-out").symlink_to(tmp_path, target_is_directory=True)
     (output / "a-file").write_bytes(b"")
     for prefix, told in (("leads-out/", "which leads out of it."), ("a-file/", "could not be")):

@@ -46,13 +46,13 @@ def test_freed_memory_holds_no_runner(client: ComfyClient, picture: str, outputs
     first = clip(picture, {CONDITIONING: {"prompt": f"free {outputs}"}})
     run(client, first)
     held = probed(client, first)
-    assert set(held["models"]) == STAYING
+    assert OURS & set(held["models"]) == STAYING  # other tests may have left models of the core
     assert bool(STAYING) == (held["bytes"][0] > 1_000_000)  # the tiny UNet has 1.4 million weights
     assert freed(client, None if outputs else first, unload_models=True, free_memory=outputs)["bytes"] == [0]
 
     again = changed(first, {SAMPLER: {"seed": 2}})
     run(client, again)
-    assert set(probed(client, again)["models"]) == STAYING
+    assert OURS & set(probed(client, again)["models"]) == STAYING
 
 
 def test_what_no_node_holds_any_more_leaves_the_memory(

@@ -307,3 +307,27 @@ def rms_rope(x: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tenso
         EPS=eps, CHANNELS=channels, HALF=half, BLOCK=block, num_warps=max(1, min(8, block // 512)),
     )  # fmt: skip
     return out
+
+
+@triton.jit
+def _rounded_gelu(x_ptr, values_ptr, scale_ptr, WIDTH: tl.constexpr, LARGEST: tl.constexpr, BLOCK: tl.constexpr):
+    """One row, held while its largest value is found."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * WIDTH + at, mask=at < WIDTH, other=0.0).to(tl.float32)
+    y = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    scale = tl.maximum(tl.max(tl.abs(y), 0) / LARGEST, 1e-12)
+    tl.store(values_ptr + row * WIDTH + at, (y / scale).to(values_ptr.dtype.element_ty), mask=at < WIDTH)
+    tl.store(scale_ptr + row, scale)
+
+
+def rounded_gelu(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `fp8_product.rounded_gelu`, for x [rows, width]."""
+    rows, width = x.shape
+    values = torch.empty((rows, width), dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(width)
+    torch.library.wrap_triton(_rounded_gelu)[(rows,)](
+        x.contiguous(), values, scale, WIDTH=width, LARGEST=448.0, BLOCK=block, num_warps=max(1, min(16, block // 512))
+    )
+    return values, scale

@@ -21,7 +21,7 @@ from ....common.spec import Scope, TensorSpec
 from ...decode import DecodeChunk
 from ...denoising.guidance import GuidanceScale, guide, rescale_of
 from ...denoising.schedulers import FLOW_SCHEDULERS
-from ...fused import kernels
+from ...fused import fp8_product, kernels
 from ...media.image import crop_to_aspect, middle_square, to_unit_tensor
 from ...request import ClipRequest, Encoded
 from .. import parts
@@ -39,7 +39,7 @@ DECODER = ("vae_decoder_first", "vae_decoder_next")
 """The VAE, in the order in which a clip needs its parts."""
 NO_MOTION = "Wan is told to move by its prompt: motion bucket and noise augmentation are not used."
 HINT = "Wan makes a frame and then 4 at a time, 81 as published, by the schedulers unipc, euler and dpmpp_2m."
-CODE = (sys.modules[__name__], checkpoint, networks, kernels, text_encoder, vae, vae_layers, parts)
+CODE = (sys.modules[__name__], checkpoint, networks, kernels, fp8_product, text_encoder, vae, vae_layers, parts)
 VISION_SETTINGS: dict[str, dict[str, type]] = {
     "image_encoder": {"image_size": int, "patch_size": int, "hidden_size": int},
     "image_processor": {"image_mean": list, "image_std": list},

@@ -14,7 +14,7 @@ import torch
 from torch.nn import Module
 
 from ....common.errors import CheckpointError
-from ...fused.fp8_product import Fp8Linear, RoundedRows, rounded_rows, with_fp8_products
+from ...fused.fp8_product import Fp8Linear, RoundedRows, rounded_gelu, rounded_rows, with_fp8_products
 from ...fused.kernels import flash_attention, gelu_product, residual
 from ...fused.kernels.flash_attention import attention, fp8_attention
 from ...fused.kernels.rope import rms_rope
@@ -156,9 +156,11 @@ class Block(Module):
         return x + linear(found)
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, last = self.ffn.net[0].proj, self.ffn.net[2]
+        if isinstance(last, Fp8Linear):
+            return last(rounded_gelu(first(x)))
         if not self._fuses_products:
             return self.ffn(x)
-        first, last = self.ffn.net[0].proj, self.ffn.net[2]
         return last(gelu_product.gelu_product(x, first.weight, first.bias))
 
 

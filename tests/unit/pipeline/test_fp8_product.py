@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.fused.fp8_product import FP8, Fp8Linear, rounded_rows, with_fp8_products
+from i2v_tensorrt.pipeline.fused.fp8_product import FP8, Fp8Linear, rounded_gelu, rounded_rows, with_fp8_products
 from i2v_tensorrt.pipeline.fused.kernels.flash_attention import attention, fp8_attention
 
 TWO_ROUNDINGS = 2**-4 * 2**0.5
@@ -43,6 +43,13 @@ def test_rows_of_any_size_lose_the_same_share(linear: torch.nn.Linear) -> None:
     for row in range(7):
         assert error(found[row], wanted[row]) < TWO_ROUNDINGS
     assert error(found[:, :16], wanted[:, :16]) < TWO_ROUNDINGS, "small rows of the weight too"
+
+
+def test_gelu_is_rounded_as_its_rows_are() -> None:
+    x = drawn(3, 5, 64)
+    found, wanted = rounded_gelu(x), rounded_rows(torch.nn.functional.gelu(x, approximate="tanh"))
+    assert found.shape == x.shape
+    assert torch.equal(found.values.float() * found.scale, wanted.values.float() * wanted.scale)
 
 
 def test_zeros_stay_zeros(linear: torch.nn.Linear) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -121,8 +122,8 @@ def test_an_encoder_that_the_memory_cannot_hold_is_refused_unless_nobody_needs_i
     cache, size_bytes = ConditioningCache(None), type(engines.model).size_bytes
     kept = encoded(engines, cache=cache)
 
-    def huge(model: VideoModel, name: str, precision: str) -> int:
-        return 2 << 40 if name == "text_encoder" else size_bytes(model, name, precision)
+    def huge(model: VideoModel, name: str, *others: Any) -> int:
+        return 2 << 40 if name == "text_encoder" else size_bytes(model, name, *others)
 
     monkeypatch.setattr(type(engines.model), "size_bytes", huge)
     with pytest.raises(BudgetError) as caught:

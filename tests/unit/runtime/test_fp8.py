@@ -11,6 +11,7 @@ from i2v_tensorrt.engine_builder.build.parity import measure
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.dummies.wan import TinyWanSizes, write_tiny_wan
+from i2v_tensorrt.pipeline.fused.kernels import flash_attention
 from i2v_tensorrt.pipeline.models.model_networks import streamed_bytes
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.networks import FP8_ATTENTION, FP8_PRODUCTS
@@ -74,6 +75,15 @@ def test_a_gpu_without_such_products_is_told(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(catalog, "cuda_arch", lambda _: "sm_86")
     with pytest.raises(EngineError, match="fp8 needs a GPU of sm_89 or newer, found sm_86"):
         engines(folder).catalog.request("core", SIZES)
+
+
+def test_without_a_wish_it_is_bf16_where_that_is_faster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EnginePolicy, "precision_on", lambda self, _: "fp16")  # as on a GPU
+    for there in (True, False):
+        monkeypatch.setattr(flash_attention, "is_there", lambda there=there: there)
+        wished, automatic = (engines(folder, precision=name).catalog for name in ("fp16", "auto"))
+        assert automatic.precision_of("core") == ("bf16" if there else "fp16")
+        assert wished.precision_of("core") == automatic.precision_of("text_encoder") == "fp16"
 
 
 def test_weights_take_half_the_room(folder: Path) -> None:
