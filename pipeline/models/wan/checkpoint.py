@@ -17,7 +17,7 @@ from ..model_networks import first_blocks
 from .causal_vae import TIME_FACTOR
 from .lora_names import picture_part, published
 from .networks import FP8_PRODUCTS, PATCH, REWRITES, ROUNDINGS, DenoiserNetwork
-from .text_encoder import TOKENS, text_network
+from .text_encoder import BLOCKS, TOKENS, text_network
 from .vae import PLANE, vae_networks
 
 if TYPE_CHECKING:
@@ -64,9 +64,10 @@ class WanCheckpoint(DiffusersFamily):
     settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(PARTS, REWRITES)
     known_roundings: ClassVar[tuple[str, ...]] = ROUNDINGS
-    block_lists: ClassVar[Mapping[str, BlockList]] = dict.fromkeys(
-        PARTS, BlockList(DenoiserNetwork.repeated, "num_layers")
-    )
+    block_lists: ClassVar[Mapping[str, BlockList]] = {
+        "text_encoder": BLOCKS,
+        **dict.fromkeys(PARTS, BlockList(DenoiserNetwork.repeated, "num_layers")),
+    }
     rewriting_backends: ClassVar[frozenset[str]] = frozenset({"inductor"})
 
     @classmethod

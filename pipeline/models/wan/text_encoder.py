@@ -15,17 +15,20 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch.nn import Module, functional
 
 from ....common.spec import Scope, TensorSpec
+from ..checkpoints.diffusers_folder import BlockList
 from ..diffusers_family import Network
 
 if TYPE_CHECKING:
     from ..base import Run
 
+BLOCKS = BlockList("encoder.block", "num_layers")
+"""The encoder's equal blocks, as its checkpoint names them."""
 TOKENS = 512
 """Places for a prompt's tokens in the transformer's input; zeros after the last."""
 _QUOTES = str.maketrans({**dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'"), **dict.fromkeys("“”„‟", '"')})
@@ -59,19 +62,43 @@ def encode_texts(run: Run, ids: torch.Tensor, counts: Sequence[int]) -> torch.Te
     return torch.cat(found)
 
 
+class Block(Module):
+    """A UMT5Block over one text without padding; its layers keep their names."""
+
+    def __init__(self, block: Any, heads: int) -> None:
+        super().__init__()
+        self.layer, self._heads = block.layer, heads
+        dense = block.layer[-1].DenseReluDense
+        dense.wo.to(dense.wi_0.weight.dtype)  # which transformers keeps in full precision against overflow
+
+    def forward(self, x: torch.Tensor, buckets: torch.Tensor) -> torch.Tensor:
+        """From x float32 [1, tokens, width] to the same; buckets int64 [tokens, tokens] number each pair's bias."""
+        attention, feed_forward = self.layer[0], self.layer[-1]
+        x = x + self._attend(_normed(x, attention.layer_norm), attention.SelfAttention, buckets).float()
+        return x + _gated(_normed(x, feed_forward.layer_norm), feed_forward.DenseReluDense)
+
+    def _attend(self, x: torch.Tensor, attention: Any, buckets: torch.Tensor) -> torch.Tensor:
+        """Self-attention, unscaled, with each head's bias for the distance of two tokens."""
+        bias = attention.relative_attention_bias(buckets).permute(2, 0, 1)[None]
+        queries, keys, values = (
+            proj(x).unflatten(2, (self._heads, -1)).transpose(1, 2) for proj in (attention.q, attention.k, attention.v)
+        )
+        attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
+        return attention.o(attended.transpose(1, 2).flatten(2))
+
+
 class TextEncoder(Module):
     """UMT5EncoderModel over one text without padding."""
 
+    repeated: ClassVar[str] = "blocks"
+    """Path of the list of equal modules that an engine can be made of one of."""
     buckets: torch.Tensor
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         stack, config = model.encoder, model.config
-        self.embedding, self.blocks, self.norm = stack.embed_tokens, stack.block, stack.final_layer_norm
-        self.heads: int = config.num_heads
-        for block in self.blocks:
-            dense = block.layer[-1].DenseReluDense
-            dense.wo.to(dense.wi_0.weight.dtype)  # which transformers keeps in full precision against overflow
+        self.embedding, self.norm = stack.embed_tokens, stack.final_layer_norm
+        self.blocks = torch.nn.ModuleList(Block(block, config.num_heads) for block in stack.block)
         buckets = _buckets(config.relative_attention_num_buckets, config.relative_attention_max_distance)
         self.register_buffer("buckets", buckets, persistent=False)
 
@@ -81,19 +108,8 @@ class TextEncoder(Module):
         buckets = self.buckets[places[None] - places[:, None] + TOKENS - 1]
         x = self.embedding(input_ids).float()
         for block in self.blocks:
-            attention, feed_forward = block.layer[0], block.layer[-1]
-            x = x + self._attend(_normed(x, attention.layer_norm), attention.SelfAttention, buckets).float()
-            x = x + _gated(_normed(x, feed_forward.layer_norm), feed_forward.DenseReluDense)
+            x = block(x, buckets)
         return _normed(x, self.norm)
-
-    def _attend(self, x: torch.Tensor, attention: Any, buckets: torch.Tensor) -> torch.Tensor:
-        """Self-attention, unscaled, with each head's bias for the distance of two tokens."""
-        bias = attention.relative_attention_bias(buckets).permute(2, 0, 1)[None]
-        queries, keys, values = (
-            proj(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for proj in (attention.q, attention.k, attention.v)
-        )
-        attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
-        return attention.o(attended.transpose(1, 2).flatten(2))
 
 
 def _normed(x: torch.Tensor, norm: Any) -> torch.Tensor:

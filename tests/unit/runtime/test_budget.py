@@ -398,4 +398,4 @@ def test_a_denoiser_whose_blocks_can_be_brought_needs_room_for_two_of_them(tmp_p
     blocks = model.load("core", "fp32").blocks
     block_bytes = sum(x.nbytes for x in next(iter(blocks)).parameters())  # pyright: ignore[reportCallIssue,reportArgumentType]
     assert nine - two == 7 * block_bytes
-    assert streamed_bytes(model, "text_encoder", "fp32") == model.size_bytes("text_encoder", "fp32")
+    assert streamed_bytes(model, "image_encoder", "fp32") == model.size_bytes("image_encoder", "fp32")
