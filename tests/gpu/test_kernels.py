@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from i2v_tensorrt.pipeline.fused.fp8_product import FP8, rounded_gelu
 from i2v_tensorrt.pipeline.fused.kernels import gelu, norm, operators, residual, short_attention
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -90,3 +91,16 @@ def test_a_product_is_added_where_the_stream_lies(dtype: torch.dtype) -> None:
     found = residual.add_product(stream, x, weight)
     assert found.data_ptr() == stream.data_ptr()
     assert distance(found, expected) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("shape", [(2, 33, 13824), (5, 48)], ids=str)
+def test_gelu_is_rounded_by_rows(shape: tuple[int, ...]) -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no fp8")
+    x = drawn(*shape, dtype=torch.bfloat16) * 3
+    found = rounded_gelu(x)
+    assert found.values.dtype == FP8 and found.shape == x.shape
+    expected = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    assert distance((found.values.float() * found.scale).reshape(shape), expected) < 2**-4
+    largest = expected.flatten(0, -2).abs().amax(1, keepdim=True)
+    assert distance(found.scale, largest / torch.finfo(FP8).max) < 1e-4
