@@ -88,8 +88,8 @@ class ModelNetworks(ABC):
         """The rewrites that pay for a component on a backend, by its name: a part of the known ones."""
         return ()
 
-    def prefers_bf16(self, component: str) -> bool:
-        """Whether a component is faster in bf16 than in fp16 here."""
+    def prefers_bf16(self, component: str, backend: str) -> bool:
+        """Whether a component is faster in bf16 than in fp16 here by that backend."""
         return False
 
     def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:

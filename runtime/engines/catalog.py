@@ -176,7 +176,7 @@ class EngineCatalog:
         is faster and the user has no wish, and beside products that rewrites round.
         """
         automatic = self.policy.precision == AUTO and self.precision == "fp16"
-        if self.roundings(component) or (automatic and self.model.prefers_bf16(component)):
+        if self.roundings(component) or (automatic and self.model.prefers_bf16(component, self._backend_name())):
             return "bf16"
         if self.precision != "fp16" or component not in self.model.without_fp16:
             return self.precision
@@ -199,11 +199,14 @@ class EngineCatalog:
         quantized = self.policy.quantized
         if quantized is None or component not in self.model.denoisers:
             return ()
+        return self.model.roundings(component, quantized, self._backend_name())
+
+    def _backend_name(self) -> str:
+        """The backend of the policy, eager PyTorch where that does not serve the device."""
         try:
-            backend = choose_backend(self.policy.backend, self.device)
+            return choose_backend(self.policy.backend, self.device).name
         except BackendUnavailableError:
-            return ()
-        return self.model.roundings(component, quantized, backend.name)
+            return EagerBackend.name
 
     def _check_rewrites(self) -> None:
         known = {name: None for names in self.model.known_rewrites.values() for name in names}

@@ -31,7 +31,7 @@ class Networks(Protocol):
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]: ...
 
-    def prefers_bf16(self, component: str) -> bool: ...
+    def prefers_bf16(self, component: str, backend: str) -> bool: ...
 
     def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]: ...
 
@@ -56,7 +56,7 @@ class OtherNetworks:
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         return ()
 
-    def prefers_bf16(self, component: str) -> bool:
+    def prefers_bf16(self, component: str, backend: str) -> bool:
         return False
 
     def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:

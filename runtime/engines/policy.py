@@ -96,11 +96,9 @@ class EnginePolicy:
     def precision_on(self, device: torch.device) -> str:
         """The precision to run in: `auto` is fp16 on a CUDA GPU, where it is faster, and fp32 elsewhere.
 
-        fp16 beside denoisers in int8 or fp8, see `quantized`.
+        The same beside denoisers in int8 or fp8, see `quantized`.
         """
-        if self.quantized is not None:
-            return "fp16"
-        if self.precision != AUTO:
+        if self.precision != AUTO and self.quantized is None:
             return self.precision
         return "fp16" if device.type == "cuda" else "fp32"
 

@@ -77,7 +77,7 @@ class ToyModel:
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         return ("doubled",) if (component, backend) == ("core", "rewriting toy") else ()
 
-    def prefers_bf16(self, component: str) -> bool:
+    def prefers_bf16(self, component: str, backend: str) -> bool:
         return False
 
     def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:

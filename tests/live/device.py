@@ -60,7 +60,12 @@ class Device:
     @property
     def here(self) -> str:
         """How nodes say where a network runs by `auto`."""
-        return f"{self.precision} on {self.kind}" + ("" if self.index is None else f":{self.index}")
+        return f"{self.precision} on {self.place}"
+
+    @property
+    def place(self) -> str:
+        """The device's name in PyTorch."""
+        return self.kind if self.index is None else f"{self.kind}:{self.index}"
 
 
 def device_of(url: str) -> Device:

@@ -7,9 +7,20 @@ import torch
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.live.answers import failure, frames, lines, movie, run, text
-from i2v_tensorrt.tests.live.device import Device, assert_alike
-from i2v_tensorrt.tests.live.graphs import LOSSLESS, Changes, Prompt, changed, gradient, node, png, published
-from i2v_tensorrt.tests.live.ids import CHECKPOINT, CONDITIONING, DECODE, ENGINES, LOADER, PICTURE, SAMPLER, SVD, WANS
+from i2v_tensorrt.tests.live.device import Device, assert_alike, decibels
+from i2v_tensorrt.tests.live.graphs import LOSSLESS, Changes, Prompt, builder, changed, gradient, node, png, published
+from i2v_tensorrt.tests.live.ids import (
+    BUILDER,
+    CHECKPOINT,
+    CONDITIONING,
+    DECODE,
+    ENGINES,
+    LOADER,
+    PICTURE,
+    SAMPLER,
+    SVD,
+    WANS,
+)
 
 WORKFLOWS = {
     "svd": "svd_image_to_video",
@@ -64,6 +75,22 @@ def test_engines_make_the_clip_that_eager_pytorch_makes(
     assert "built in" in text(built, CONDITIONING)
     assert not any("eager" in text(built, name) for name in (CONDITIONING, SAMPLER, DECODE))
     assert_alike(frames(client, built), movie(client, small(kind, fresh)), device, 1)
+
+
+@pytest.mark.slow
+def test_wan_multiplies_in_fp8_without_pictures(client: ComfyClient, device: Device) -> None:
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no fp8")
+    fresh = client.upload_image(png(gradient(blue=77)), "fp8.png")
+    engines = {"backend": "inductor", "precision": "fp8", "on_missing": "eager"}
+    prompt = small("wan21", fresh, {ENGINES: engines})
+    building = builder(component="core", backend="inductor", precision="fp8", num_frames=5)
+    report = text(run(client, {LOADER: prompt[LOADER], BUILDER: building}), BUILDER)
+    assert "bf16 with products in fp8" in report
+    result = run(client, prompt)
+    assert lines(result, SAMPLER)[1] == f"inductor, bf16 on {device.place}"
+    apart = frames(client, result).double() - movie(client, small("wan21", fresh)).double()
+    assert 25 < decibels(float((apart / 255).square().mean())) < 60
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,9 @@ class WanCheckpoint(DiffusersFamily):
         found = super().rewrites(component, backend)
         return tuple(name for name in found if name != "flash_attention" or flash_attention.is_there())
 
-    def prefers_bf16(self, component: str) -> bool:
-        return component in PARTS and flash_attention.is_there()  # which serves no other precision
+    def prefers_bf16(self, component: str, backend: str) -> bool:
+        # FlashAttention-3 serves no other precision.
+        return component in PARTS and backend in self.rewriting_backends and flash_attention.is_there()
 
     def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:
         if precision != "fp8" or component not in PARTS or backend not in self.rewriting_backends:
