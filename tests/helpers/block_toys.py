@@ -63,9 +63,9 @@ class Repeated(torch.nn.Module):
         return self.end(x).transpose(1, 2).reshape(shape)
 
 
-def block_plan(folder: Path, spec: EngineSpec | None = None) -> Plan:
+def block_plan(folder: Path, spec: EngineSpec | None = None, device: torch.device = CPU) -> Plan:
     """The engine of a network of two blocks."""
-    return build(folder, CPU, spec, partial(Repeated, count=2))
+    return build(folder, device, spec, partial(Repeated, count=2))
 
 
 def block_runner(plan: Plan, network: torch.nn.Module, device: torch.device = CPU) -> BlockRunner:
