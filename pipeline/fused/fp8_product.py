@@ -1,51 +1,20 @@
 """Linear layers that multiply in fp8, with a scale for each row of the weight and for each row of the input.
 
-Rows are rounded to e4m3, which keeps three bits of each number's mantissa whatever its size (Micikevicius et al. 2022,
-arXiv:2209.05433): a product is off by 4 % of its size in the root mean square, takes half the time on GPUs from SM89
-on, and its weight half the memory.
+A product takes half the time on GPUs from SM89 on, and its weight half the memory.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from torch.nn import Linear, Module
 
 from ...common.device import default_device
-from .kernels.operators import operator, serves
+from .kernels.rounding import RoundedRows, rounded, rounded_rows
 
-FP8 = torch.float8_e4m3fn
-LARGEST = torch.finfo(FP8).max
-LEAST_SCALE = 1e-12
-"""Scale of a row of zeros."""
 MULTIPLE = 16
 """What the products' kernels ask of a layer's sizes."""
-
-
-@dataclass(frozen=True)
-class RoundedRows:
-    """A tensor whose rows are rounded: values e4m3 [rows, in], scale fp32 [rows, 1]."""
-
-    values: torch.Tensor
-    scale: torch.Tensor
-    shape: torch.Size
-    dtype: torch.dtype
-
-
-def rounded_rows(x: torch.Tensor) -> RoundedRows:
-    """The rows of x [..., in], each by its largest value."""
-    return RoundedRows(*_rounded(x.reshape(-1, x.shape[-1])), x.shape, x.dtype)
-
-
-def rounded_gelu(x: torch.Tensor) -> RoundedRows:
-    """The rows of gelu(x), in its tanh form, for x [..., in]; in one pass where the kernel serves."""
-    rows = x.reshape(-1, x.shape[-1])
-    if serves(rows, 1):
-        values, scale = operator("rounded_gelu")(rows)
-        return RoundedRows(values, scale, x.shape, x.dtype)
-    return rounded_rows(torch.nn.functional.gelu(x, approximate="tanh"))
 
 
 class Fp8Linear(Module):
@@ -56,7 +25,7 @@ class Fp8Linear(Module):
         super().__init__()
         weight = linear.weight.detach()
         worker = default_device() if weight.device.type == "cpu" else weight.device
-        values, scale = _rounded(weight.to(worker))
+        values, scale = rounded(weight.to(worker))
         self.weight = _parameter(values.to(weight.device))
         self.weight_scale = _parameter(scale.t().contiguous().to(weight.device))
         self.bias = None if linear.bias is None else _parameter(linear.bias.detach())
@@ -82,12 +51,6 @@ def with_fp8_products(module: Module) -> Module:
         name: None if child is None else with_fp8_products(child) for name, child in module._modules.items()
     }
     return twin
-
-
-def _rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows [rows, in] in e4m3, and their scales fp32 [rows, 1]."""
-    scale = (rows.abs().amax(1, keepdim=True).float() / LARGEST).clamp(min=LEAST_SCALE)
-    return (rows.float() / scale).to(FP8), scale
 
 
 def _parameter(tensor: torch.Tensor) -> torch.nn.Parameter:

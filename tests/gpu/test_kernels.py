@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.fused.fp8_product import FP8, rounded_gelu
-from i2v_tensorrt.pipeline.fused.kernels import gelu, norm, operators, residual, short_attention
+from i2v_tensorrt.pipeline.fused.kernels import gelu, layer_norm, norm, operators, residual, short_attention
+from i2v_tensorrt.pipeline.fused.kernels.rounding import FP8, RoundedRows, rounded_gelu
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 LIMIT = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-5}
@@ -104,3 +104,29 @@ def test_gelu_is_rounded_by_rows(shape: tuple[int, ...]) -> None:
     assert distance((found.values.float() * found.scale).reshape(shape), expected) < 2**-4
     largest = expected.flatten(0, -2).abs().amax(1, keepdim=True)
     assert distance(found.scale, largest / torch.finfo(FP8).max) < 1e-4
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 40, 5120), (1, 1, 7, 48)], ids=str)
+def test_layer_norm_with_what_stands_around_it(shape: tuple[int, ...], adds: bool, rounds: bool) -> None:
+    if rounds and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no fp8")
+    x, update = (drawn(*shape, dtype=torch.bfloat16, mean=3.0) for _ in range(2))
+    gate, factor, shift = (drawn(*shape[:2], shape[3]) for _ in range(3))
+    offset = drawn(shape[3], dtype=torch.bfloat16)
+    found, wanted = {}, {}
+    for each in ((factor, shift), (factor[0, 0], shift[0, 0])):
+        modulation = layer_norm.Modulation(*each, 1e-6)
+        for results, fused in ((found, True), (wanted, False)):
+            if adds:
+                results["sum"], rows = layer_norm.add_and_norm(
+                    x, update, gate, offset, modulation, rounds=rounds, fused=fused
+                )
+            else:
+                rows = layer_norm.norm_rows(x, modulation, rounds=rounds, fused=fused)
+            whole = rows.values.float() * rows.scale if isinstance(rows, RoundedRows) else rows
+            assert rows.shape == (shape[0], shape[1] * shape[2], shape[3])
+            results["normed"] = whole.reshape(rows.shape)
+        for name, tensor in found.items():
+            assert distance(tensor, wanted[name]) < (2**-5 if rounds else 2**-8)

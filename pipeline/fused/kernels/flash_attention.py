@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .operators import library_operator
+from .rounding import FP8, LARGEST, LEAST_SCALE
 
 NAME, FP8_NAME = "flash_attention_3", "flash_attention_3_fp8"
 PACKAGE = "fa3_fwd_interface"
@@ -21,10 +22,6 @@ INSTALL = "pip install fa3-fwd"
 CAPABILITY = (9, 0)
 """Hopper, the GPUs that its kernels are written for."""
 HEAD_WIDTHS = (64, 128, 256)
-FP8 = torch.float8_e4m3fn
-LARGEST = torch.finfo(FP8).max
-LEAST_SCALE = 1e-12
-"""Scale of a head of zeros."""
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, flash: bool) -> torch.Tensor:

@@ -331,3 +331,70 @@ def rounded_gelu(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x.contiguous(), values, scale, WIDTH=width, LARGEST=448.0, BLOCK=block, num_warps=max(1, min(16, block // 512))
     )
     return values, scale
+
+
+@triton.jit
+def _norm_rows(
+    x_ptr, update_ptr, gate_ptr, offset_ptr, factor_ptr, shift_ptr, total_ptr, out_ptr, scale_ptr, tokens,
+    EPS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, LARGEST: tl.constexpr,
+    ADDS: tl.constexpr, OFFSETS: tl.constexpr, BY_GROUP: tl.constexpr, ROUNDS: tl.constexpr,
+):  # fmt: skip
+    """One row, which stays in registers from its sum with the update to its last rounding."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < CHANNELS
+    group = row // tokens * CHANNELS + at
+    x = tl.load(x_ptr + row * CHANNELS + at, mask=inside, other=0.0)
+    value = x.to(tl.float32)
+    if ADDS:
+        update = tl.load(update_ptr + row * CHANNELS + at, mask=inside, other=0.0).to(tl.float32)
+        value += update * tl.load(gate_ptr + group, mask=inside, other=0.0)
+        total = value.to(x.dtype)
+        value = total.to(tl.float32)
+        if OFFSETS:
+            total = (value + tl.load(offset_ptr + at, mask=inside, other=0.0).to(tl.float32)).to(x.dtype)
+        tl.store(total_ptr + row * CHANNELS + at, total, mask=inside)
+    centred = tl.where(inside, value - tl.sum(value, 0) / CHANNELS, 0.0)
+    normed = centred * tl.rsqrt(tl.sum(centred * centred, 0) / CHANNELS + EPS)
+    place = group if BY_GROUP else at
+    factor = tl.load(factor_ptr + place, mask=inside, other=0.0)
+    found = normed * factor + tl.load(shift_ptr + place, mask=inside, other=0.0)
+    if ROUNDS:
+        scale = tl.maximum(tl.max(tl.abs(found), 0) / LARGEST, 1e-12)
+        tl.store(scale_ptr + row, scale)
+        found = found / scale
+    tl.store(out_ptr + row * CHANNELS + at, found.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def norm_rows(
+    x: torch.Tensor,
+    update: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    factor: torch.Tensor,
+    shift: torch.Tensor,
+    tokens: int,
+    by_group: bool,
+    eps: float,
+    rounds: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `layer_norm`, for x and update [rows, channels]; gate, factor and shift fp32 [groups or 1, channels].
+
+    Returns the sum (empty without an update), the result, and the scales of its rows (empty if it is not rounded).
+    """
+    rows, channels = x.shape
+    total = torch.empty((rows if update is not None else 0, channels), dtype=x.dtype, device=x.device)
+    out = torch.empty((rows, channels), dtype=torch.float8_e4m3fn if rounds else x.dtype, device=x.device)
+    scale = torch.empty((rows if rounds else 0, 1), dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(channels)
+    torch.library.wrap_triton(_norm_rows)[(rows,)](
+        x.contiguous(),
+        x if update is None else update.contiguous(),
+        factor if gate is None else gate.contiguous(),
+        factor if offset is None else offset.contiguous(),
+        factor.contiguous(), shift.contiguous(), total, out, scale, tokens,
+        EPS=eps, CHANNELS=channels, BLOCK=block, LARGEST=448.0,
+        ADDS=update is not None, OFFSETS=offset is not None, BY_GROUP=by_group, ROUNDS=rounds,
+        num_warps=max(1, min(8, block // 512)),
+    )  # fmt: skip
+    return total, out, scale

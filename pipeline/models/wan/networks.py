@@ -14,15 +14,18 @@ import torch
 from torch.nn import Module
 
 from ....common.errors import CheckpointError
-from ...fused.fp8_product import Fp8Linear, RoundedRows, rounded_gelu, rounded_rows, with_fp8_products
+from ...fused.fp8_product import Fp8Linear, with_fp8_products
 from ...fused.kernels import flash_attention, gelu_product, residual
 from ...fused.kernels.flash_attention import attention, fp8_attention
+from ...fused.kernels.layer_norm import Modulation, Rows, add_and_norm, norm_rows
 from ...fused.kernels.rope import rms_rope
+from ...fused.kernels.rounding import rounded_gelu, rounded_rows
 
-NORM_ROPE, FLASH, PRODUCTS = "norm_rope", "flash_attention", "fused_products"
-REWRITES = (NORM_ROPE, FLASH, PRODUCTS)
-"""Rewrites of the blocks: norm and rotation of queries and keys in one kernel; FlashAttention-3 where it serves; GELU
-and the addition after cross-attention as parts of the products before them."""
+NORM_ROPE, NORMS, FLASH, PRODUCTS = "norm_rope", "fused_norms", "flash_attention", "fused_products"
+REWRITES = (NORM_ROPE, NORMS, FLASH, PRODUCTS)
+"""Rewrites of the blocks: norm and rotation of queries and keys in one kernel; each layer norm with what stands around
+it in one; FlashAttention-3 where it serves; GELU and the addition after cross-attention as parts of the products before
+them."""
 FP8_PRODUCTS, FP8_ATTENTION = "fp8_products", "fp8_attention"
 ROUNDINGS = (FP8_PRODUCTS, FP8_ATTENTION)
 """Rewrites that round: the blocks' linear layers multiply in fp8, and so does their self-attention."""
@@ -106,23 +109,35 @@ class Block(Module):
         emb [batch, groups, 6, channels], text [batch, 512, channels], picture [batch, patches, channels],
         cos and sin float32 [groups, tokens, head_dim / 2].
         """
-        modulation = (self.scale_shift_table + emb.float()).chunk(6, dim=2)
-        shift, scale, gate, ff_shift, ff_scale, ff_gate = modulation
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = (self.scale_shift_table + emb.float()).unbind(2)
+        before = Modulation(1 + scale, shift, self.norm1.eps)
+        found = self._self_attention(self._normed(x, before, self.attn1.to_q), cos, sin)
+        x, tokens = self._between(x, found, gate)
+        x = self._added(x, self._cross_attention(tokens, text, picture))
+        after = Modulation(1 + ff_scale, ff_shift, self.norm3.eps)
+        found = self._feed_forward(self._normed(x, after, self.ffn.net[0].proj))
+        return (x.float() + found.reshape(x.shape) * ff_gate[:, :, None]).to(x.dtype)
 
-        def modulated(norm: Any, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-            return (norm(x.float()) * (1 + scale) + shift).to(x.dtype)
+    def _normed(self, x: torch.Tensor, modulation: Modulation, reader: Module) -> Rows:
+        """The tokens [batch, groups * tokens, channels] that a layer reads."""
+        return norm_rows(x, modulation, rounds=isinstance(reader, Fp8Linear), fused=NORMS in self._rewrites)
 
-        def gated(update: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-            return (x.float() + update * gate).to(x.dtype)
+    def _between(self, x: torch.Tensor, found: torch.Tensor, gate: torch.Tensor) -> tuple[torch.Tensor, Rows]:
+        """x after self-attention, and what cross-attention reads of it.
 
-        x = gated(self._self_attention(modulated(self.norm1, shift, scale), cos, sin), gate)
-        found = self._cross_attention(self.norm2(x.float()).to(x.dtype), text, picture)
-        x = self._added(x, found, self.attn2.to_out[0])
-        return gated(self._feed_forward(modulated(self.norm3, ff_shift, ff_scale)), ff_gate)
+        Where its product is added in place, x has that layer's bias already.
+        """
+        attn, norm = self.attn2, self.norm2
+        offset = attn.to_out[0].bias if self._fuses_products else None
+        if not isinstance(norm, torch.nn.LayerNorm):  # a Wan without that norm
+            x = (x.float() + found.reshape(x.shape) * gate[:, :, None]).to(x.dtype)
+            return x if offset is None else x + offset, x.flatten(1, 2)
+        modulation = Modulation(norm.weight.float(), norm.bias.float(), norm.eps)
+        rounds, fused = isinstance(attn.to_q, Fp8Linear), NORMS in self._rewrites
+        return add_and_norm(x, found, gate, offset, modulation, rounds=rounds, fused=fused)
 
-    def _self_attention(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def _self_attention(self, tokens: Rows, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         attn, rope = self.attn1, (cos.flatten(0, 1), sin.flatten(0, 1))
-        tokens = _read_often(x.flatten(1, 2), attn.to_q)
         query, key = (
             rms_rope(projected, norm.weight, norm.eps, *rope, fused=NORM_ROPE in self._rewrites)
             for projected, norm in ((attn.to_q(tokens), attn.norm_q), (attn.to_k(tokens), attn.norm_k))
@@ -132,30 +147,30 @@ class Block(Module):
             found = fp8_attention(query, key, value, _limit(attn, attn.norm_q), _limit(attn, attn.norm_k))
         else:
             found = attention(query, key, value, flash=FLASH in self._rewrites)
-        return attn.to_out[0](found).reshape(x.shape)
+        return attn.to_out[0](found)
 
-    def _cross_attention(self, x: torch.Tensor, text: torch.Tensor, picture: torch.Tensor | None) -> torch.Tensor:
+    def _cross_attention(self, tokens: Rows, text: torch.Tensor, picture: torch.Tensor | None) -> torch.Tensor:
+        """What the layer after it reads, [batch, groups * tokens, channels]."""
         attn = self.attn2
-        query, words = _heads(attn, attn.norm_q(attn.to_q(x.flatten(1, 2)))), _read_often(text, attn.to_k)
+        query, words = _heads(attn, attn.norm_q(attn.to_q(tokens))), _read_often(text, attn.to_k)
         key, value = attn.norm_k(attn.to_k(words)), attn.to_v(words)
         found = attention(query, _heads(attn, key), _heads(attn, value), flash=FLASH in self._rewrites)
         if picture is not None:
             patches = _read_often(picture, attn.add_k_proj)
             key, value = attn.norm_added_k(attn.add_k_proj(patches)), attn.add_v_proj(patches)
             found = found + attention(query, _heads(attn, key), _heads(attn, value), flash=FLASH in self._rewrites)
-        return found.reshape(x.shape)
+        return found
 
     @property
     def _fuses_products(self) -> bool:
         return PRODUCTS in self._rewrites and FP8_PRODUCTS not in self._rewrites
 
-    def _added(self, x: torch.Tensor, found: torch.Tensor, linear: Any) -> torch.Tensor:
-        """x + linear(found); x is not to be read again."""
-        if self._fuses_products:
-            return residual.add_product(x, found, linear.weight) + linear.bias
-        return x + linear(found)
+    def _added(self, x: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        """x and the last product of cross-attention; x is not to be read again."""
+        linear, found = self.attn2.to_out[0], found.reshape(x.shape)
+        return residual.add_product(x, found, linear.weight) if self._fuses_products else x + linear(found)
 
-    def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+    def _feed_forward(self, x: Any) -> torch.Tensor:
         first, last = self.ffn.net[0].proj, self.ffn.net[2]
         if isinstance(last, Fp8Linear):
             return last(rounded_gelu(first(x)))
@@ -164,7 +179,7 @@ class Block(Module):
         return last(gelu_product.gelu_product(x, first.weight, first.bias))
 
 
-def _read_often(x: torch.Tensor, reader: Module) -> torch.Tensor | RoundedRows:
+def _read_often(x: torch.Tensor, reader: Module) -> Rows:
     """What several layers like the reader read, rounded once for all."""
     return rounded_rows(x) if isinstance(reader, Fp8Linear) else x
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.fused.fp8_product import FP8, Fp8Linear, rounded_gelu, rounded_rows, with_fp8_products
+from i2v_tensorrt.pipeline.fused.fp8_product import Fp8Linear, with_fp8_products
 from i2v_tensorrt.pipeline.fused.kernels.flash_attention import attention, fp8_attention
+from i2v_tensorrt.pipeline.fused.kernels.rounding import FP8, rounded_gelu, rounded_rows
 
 TWO_ROUNDINGS = 2**-4 * 2**0.5
 """What two numbers of three bits' mantissa leave of their product's relative error at the most, were it one number."""
