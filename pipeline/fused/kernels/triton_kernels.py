@@ -317,7 +317,7 @@ def _rounded_gelu(x_ptr, values_ptr, scale_ptr, WIDTH: tl.constexpr, LARGEST: tl
     x = tl.load(x_ptr + row * WIDTH + at, mask=at < WIDTH, other=0.0).to(tl.float32)
     y = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
     scale = tl.maximum(tl.max(tl.abs(y), 0) / LARGEST, 1e-12)
-    tl.store(values_ptr + row * WIDTH + at, (y / scale).to(values_ptr.dtype.element_ty), mask=at < WIDTH)
+    tl.store(values_ptr + row * WIDTH + at, (y * (1.0 / scale)).to(values_ptr.dtype.element_ty), mask=at < WIDTH)
     tl.store(scale_ptr + row, scale)
 
 
@@ -362,7 +362,7 @@ def _norm_rows(
     if ROUNDS:
         scale = tl.maximum(tl.max(tl.abs(found), 0) / LARGEST, 1e-12)
         tl.store(scale_ptr + row, scale)
-        found = found / scale
+        found = found * (1.0 / scale)
     tl.store(out_ptr + row * CHANNELS + at, found.to(out_ptr.dtype.element_ty), mask=inside)
 
 
