@@ -164,7 +164,7 @@ def _on_device(
     stage: str, engines: EngineSet, component: str, *, guided: bool = False, chunk: int | None = None
 ) -> Budget:
     """A component's weights and the scratch memory of its call."""
-    model, precision, backend = engines.model, engines.precision, _backend(engines, component)
+    model, backend, precision = engines.model, _backend(engines, component), engines.catalog.run_precision(component)
     streams = backend in BACKENDS and BACKENDS[backend].builds_blocks
     rounding = engines.catalog.roundings(component) if streams else ()
     weights_bytes = (streamed_bytes if streams else type(model).size_bytes)(model, component, precision, rounding)

@@ -70,8 +70,8 @@ class ModelNetworks(ABC):
     """The component that runs at every step, or at the first ones."""
     denoisers: ClassVar[tuple[str, ...]] = ("core",)
     """The components of which one runs at every step, in the order in which a clip needs them."""
-    without_fp16: ClassVar[frozenset[str]] = frozenset()
-    """Components that fp16 is too small for, whatever the weights: bf16 or fp32 takes its place."""
+    instead_of_fp16: ClassVar[Mapping[str, str]] = {}
+    """Components that fp16 is too small for, whatever the weights, and the precision that takes its place."""
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Lossless rewrites that a component can be made with, in the order in which to switch them on."""
     known_roundings: ClassVar[tuple[str, ...]] = ()

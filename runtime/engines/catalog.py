@@ -172,15 +172,16 @@ class EngineCatalog:
     def run_precision(self, component: str) -> str:
         """The precision that a component runs in without an engine.
 
-        Where fp16 is too small for it, bf16 takes its place, and fp32 on GPUs without bf16. It is bf16 too where that
-        is faster and the user has no wish, and beside products that rewrites round.
+        Where fp16 is too small for it, the model's choice takes its place, and fp32 that of bf16 on GPUs without it. It
+        is bf16 too where that is faster and the user has no wish, and beside products that rewrites round.
         """
         automatic = self.policy.precision == AUTO and self.precision == "fp16"
         if self.roundings(component) or (automatic and self.model.prefers_bf16(component, self._backend_name())):
             return "bf16"
-        if self.precision != "fp16" or component not in self.model.without_fp16:
+        if self.precision != "fp16":
             return self.precision
-        return "bf16" if has_bf16(self.device) else "fp32"
+        wanted = self.model.instead_of_fp16.get(component, self.precision)
+        return "fp32" if wanted == "bf16" and not has_bf16(self.device) else wanted
 
     def rewrites(self, component: str, backend: Backend) -> tuple[str, ...]:
         """The rewrites of a component's engines: those that the policy names, else those that pay on the backend; and

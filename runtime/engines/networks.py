@@ -22,7 +22,7 @@ class Networks(Protocol):
     engine_components: ClassVar[tuple[str, ...]]
     build_order: ClassVar[tuple[str, ...]]
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]]
-    without_fp16: ClassVar[frozenset[str]]
+    instead_of_fp16: ClassVar[Mapping[str, str]]
     block_lists: ClassVar[Mapping[str, BlockList]]
     latent: ClassVar[LatentSpace]
 
@@ -49,7 +49,7 @@ class OtherNetworks:
 
     denoisers: ClassVar[tuple[str, ...]] = ()
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    without_fp16: ClassVar[frozenset[str]] = frozenset()
+    instead_of_fp16: ClassVar[Mapping[str, str]] = {}
     block_lists: ClassVar[Mapping[str, BlockList]] = {}
     latent: ClassVar[LatentSpace] = LatentSpace()
 

@@ -50,7 +50,7 @@ class ToyModel:
     build_order = ("core", "vae_decoder")
     title = "A toy"
     latent = LatentSpace()
-    without_fp16: ClassVar[frozenset[str]] = frozenset()
+    instead_of_fp16: ClassVar[Mapping[str, str]] = {}
     block_lists: ClassVar[Mapping[str, Any]] = {}
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "core": ("doubled", "halved"),

@@ -75,7 +75,7 @@ class DynamiCrafter(DiffusersFamily):
         "vae_decoder",
     )
     build_order: ClassVar[tuple[str, ...]] = ("core", "text_encoder", "vae_decoder", "image_encoder", "vae_encoder")
-    without_fp16: ClassVar[frozenset[str]] = frozenset({"vae_encoder", "vae_decoder"})
+    instead_of_fp16: ClassVar[Mapping[str, str]] = {"vae_encoder": "bf16", "vae_decoder": "bf16"}
     """As published: in fp16 its pictures may be black."""
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "core": fused_unet3d.REWRITES,

@@ -108,7 +108,7 @@ def test_a_core_without_such_an_engine_runs_eager_and_says_what_to_do_or_stops(e
         return EngineSet(engines.model, engines.store, replace(QUANTIZED, **changes), CPU)
 
     assert engines.catalog.precision_of("core") == "int8"
-    assert engines.catalog.precision_of("vae_decoder") == engines.precision == "fp16", "the cores alone are quantized"
+    assert engines.catalog.precision_of("vae_decoder") == engines.precision == "fp32", "the cores alone are quantized"
     assert others(precision="bf16").catalog.precision_of("core") == "bf16"
     sizes = clip_sizes(engines.model, *SIZE)
     assert engines.runner("core", sizes).backend == "eager"
