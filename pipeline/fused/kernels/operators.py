@@ -22,13 +22,14 @@ def serves(x: torch.Tensor, *fixed: int) -> bool:
 
 @cache
 def operator(name: str) -> Any:
-    """The kernel of that name in `triton_kernels`; registered once a process, whatever the pack is called."""
+    """The kernel of that name; registered once a process, whatever the pack is called."""
     registered = getattr(getattr(torch.ops, NAMESPACE), name, None)
     if registered is not None:
         return registered
-    from . import triton_kernels
+    from . import triton_kernels, triton_row_kernels
 
-    return torch.library.triton_op(f"{NAMESPACE}::{name}", getattr(triton_kernels, name), mutates_args=())
+    home = triton_row_kernels if hasattr(triton_row_kernels, name) else triton_kernels
+    return torch.library.triton_op(f"{NAMESPACE}::{name}", getattr(home, name), mutates_args=())
 
 
 def library_operator(
