@@ -80,7 +80,7 @@ def result_key(plan: SamplingPlan, conditioning: Conditioning) -> str | None:
             "networks": [named_network(model.components[name].spec) for name in model.denoisers],
             "scheduler": repr(sorted(model.scheduler_config.items())),
             "latent_scale": model.latent_scale,
-            "policy": _named(replace(engines.policy, precision=engines.precision)),
+            "policy": _named(replace(engines.policy, precision=engines.catalog.run_precision(model.denoiser))),
             "targets": targets,
             "size": [*conditioning.size, conditioning.fps],
             "conditioning": content(conditioning.tensors),
