@@ -16,7 +16,7 @@ from ..pipeline.acceleration.magnitudes import Magnitudes, magnitudes_file, read
 from ..pipeline.acceleration.schedule import Calls, plan_calls
 from ..pipeline.acceleration.settings import Acceleration, ChangeCache, MagnitudeCache
 from ..pipeline.denoising.guidance import BOTH
-from ..pipeline.denoising.schedulers import SamplerSettings, make_scheduler
+from ..pipeline.denoising.schedulers import SamplerSettings, begin, make_scheduler
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.latent_space import dims_of
 from ..pipeline.models.model_networks import DEEP
@@ -49,7 +49,7 @@ def plan_model_calls(
     acceleration: Acceleration, model: VideoModel, sampler: SamplerSettings, guided: Sequence[str], store: EngineStore
 ) -> Calls:
     """The calls of a clip of these settings; `guided` names the denoisers whose guidance takes both branches."""
-    timesteps = [float(t) for t in make_scheduler(sampler, model.scheduler_config).timesteps]
+    timesteps = [float(t) for t in begin(make_scheduler(sampler, model.scheduler_config), sampler)]
     experts = [model.select_denoiser(t) for t in timesteps]
     wanted = isinstance(acceleration.step_cache, MagnitudeCache)
     magnitudes = find_magnitudes(model, store) if wanted else None

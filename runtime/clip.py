@@ -50,12 +50,17 @@ def encode_clip(plan: ClipPlan, request: ClipRequest, cache: ConditioningCache, 
 
 
 def sample_clip(
-    plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep, wrap: Callable[[Denoise], Denoise] | None = None
+    plan: SamplingPlan,
+    conditioning: Conditioning,
+    on_step: OnStep,
+    wrap: Callable[[Denoise], Denoise] | None = None,
+    start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Unscaled latents, float32 on the CPU, as ComfyUI's LATENT holds the family's.
 
-    `wrap` puts a function around every call that the sampler asks for, to watch it.
-    Raises InputError when the conditioning is of another family or size, or the result is not finite.
+    `wrap` puts a function around every call that the sampler asks for, to watch it. The clip begins from the LATENT
+    `start`, where there is one, in place of noise alone. Raises InputError when the conditioning or `start` is of
+    another family or size, for a strength below 1 without `start`, or when the result is not finite.
     """
     model, size, scheduler = plan.clip.engines.model, plan.clip.size, plan.denoising.sampler.scheduler
     if conditioning.family != model.family:
@@ -66,13 +71,34 @@ def sample_clip(
         known = " or ".join(model.schedulers)
         raise InputError(f"{model.title} is sampled by the scheduler {known}, found {scheduler}.")
     check_size(model, size)
+    begun = _begun(plan, start)
     plan.step.check(size)
     with explained(plan.step, size):
-        return _sample(plan, conditioning, on_step, wrap or (lambda denoise: denoise))
+        return _sample(plan, conditioning, on_step, wrap or (lambda denoise: denoise), begun)
+
+
+def _begun(plan: SamplingPlan, start: torch.Tensor | None) -> torch.Tensor | None:
+    """A LATENT to begin from as the sampler takes it, on the device."""
+    model, size, strength = plan.clip.engines.model, plan.clip.size, plan.denoising.sampler.strength
+    if start is None:
+        if strength < 1:
+            raise InputError(f"A strength below 1 is for latents to begin from, found {strength:g} and none.")
+        return None
+    found = latents_size(model, start)
+    if found != size:
+        raise InputError(
+            f"Expected latents of {size.words}, as the conditioning is, found {found.words}: Upscale Latent makes them "
+            "as large."
+        )
+    return (model.from_latent(start.float().cpu()) * model.latent_scale).to(plan.clip.engines.device)
 
 
 def _sample(
-    plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep, wrap: Callable[[Denoise], Denoise]
+    plan: SamplingPlan,
+    conditioning: Conditioning,
+    on_step: OnStep,
+    wrap: Callable[[Denoise], Denoise],
+    start: torch.Tensor | None,
 ) -> torch.Tensor:
     engines, denoising = plan.clip.engines, plan.denoising
     model = engines.model
@@ -81,7 +107,7 @@ def _sample(
     generator = torch.Generator().manual_seed(denoising.seed)
     noise = model.noise(*plan.clip.size, generator)
     steps, made = _denoise(plan, denoise)
-    latents = sample(wrap(steps), scheduler, noise.to(engines.device), denoising.sampler, generator, on_step)
+    latents = sample(wrap(steps), scheduler, noise.to(engines.device), denoising.sampler, generator, on_step, start)
     if plan.calls is not None:
         engines.note(made_line(made, plan.calls, plan.asked, plan.is_guided))
     if not bool(torch.isfinite(latents).all()):

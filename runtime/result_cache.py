@@ -40,27 +40,31 @@ class Sampled:
 
 
 def sample_or_recall(
-    plan: SamplingPlan, conditioning: Conditioning, on_step: OnStep, results: ConditioningCache | None
+    plan: SamplingPlan,
+    conditioning: Conditioning,
+    on_step: OnStep,
+    results: ConditioningCache | None,
+    start: torch.Tensor | None = None,
 ) -> Sampled:
     """The clip's latents, from `results` if they are there, else sampled now and kept; None keeps none.
 
     A result of another backend than planned, such as eager in place of an engine that failed, is not kept.
     """
-    name = None if results is None else result_key(plan, conditioning)
+    name = None if results is None else result_key(plan, conditioning, start)
     if results is not None and name is not None:
         hit = results.get(name)
         if hit is not None and (found := _fitting(hit.encoded, plan)) is not None:
             return Sampled(found, hit.place, hit.encode_s)
     started = time.monotonic()
-    latents = sample_clip(plan, conditioning, on_step)
+    latents = sample_clip(plan, conditioning, on_step, start=start)
     elapsed_s = time.monotonic() - started
     if results is not None and name is not None and _ran_as_planned(plan):
         results.put(name, Encoded({_LATENTS: latents.clone()}), elapsed_s)
     return Sampled(latents, "sampled", elapsed_s)
 
 
-def result_key(plan: SamplingPlan, conditioning: Conditioning) -> str | None:
-    """The name of a clip's result: a digest of model, conditioning, settings, policy and backend.
+def result_key(plan: SamplingPlan, conditioning: Conditioning, start: torch.Tensor | None = None) -> str | None:
+    """The name of a clip's result: a digest of model, conditioning, settings, policy, backend, and of `start`.
 
     None where the policy's backend does not serve the device, for then another backend runs.
     """
@@ -85,15 +89,18 @@ def result_key(plan: SamplingPlan, conditioning: Conditioning) -> str | None:
             "size": [*conditioning.size, conditioning.fps],
             "conditioning": content(conditioning.tensors),
             "denoising": _denoising(plan),
+            **({} if start is None else {"start": content({"latents": start})}),
         }
     )
 
 
 def _denoising(plan: SamplingPlan) -> dict[str, Any]:
-    """The sampler's settings in a result's name; results from before there were presets keep their names."""
+    """The sampler's settings in a result's name; results from before there were the later ones keep their names."""
     named, acceleration = asdict(plan.denoising), plan.clip.engines.preset.acceleration
     if named["sampler"]["spacing"] is None:
         del named["sampler"]["spacing"]
+    if plan.denoising.sampler.strength == 1:
+        del named["sampler"]["strength"]
     if plan.calls is not None:
         named["acceleration"] = {"kind": type(acceleration.step_cache).__name__, **asdict(acceleration)}
         named["called"] = list(plan.calls.called)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .schedulers import SamplerSettings, set_timesteps
+from .schedulers import SamplerSettings, begin, with_noise
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From latents [frames, channels, height, width] and a scalar timestep on the CPU to the prediction of that shape."""
@@ -24,20 +24,25 @@ def sample(
     settings: SamplerSettings,
     generator: torch.Generator,
     on_step: OnStep,
+    start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Latents from noise, both float32 [frames, channels, height, width].
 
-    `noise` has unit variance; `generator` draws the noise that a stochastic scheduler adds at its steps, on its own
-    device. DDIM: Song et al. 2020, arXiv:2010.02502; the others as diffusers documents them.
+    `noise` has unit variance. It is added to the latents `start`, where there are any, as the first step that is taken
+    expects it: with a strength below 1 what is seen in them stays. `generator` draws the noise that a stochastic
+    scheduler adds at its steps, on its own device. DDIM: Song et al. 2020, arXiv:2010.02502; the others as diffusers
+    documents them.
     """
-    set_timesteps(scheduler, settings.steps)
+    timesteps, pace = begin(scheduler, settings), _Pace(noise.device)
     known = inspect.signature(scheduler.step).parameters
     options: dict[str, Any] = {"eta": settings.eta} if "eta" in known else {}
     if "generator" in known:
         options["generator"] = generator
     scaled = getattr(scheduler, "scale_model_input", lambda x, _: x)  # flow matching needs no scaling
-    x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-    timesteps, pace = scheduler.timesteps, _Pace(noise.device)
+    if start is None:
+        x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    else:
+        x = with_noise(scheduler, start, noise, timesteps[0])
     for step, t in enumerate(timesteps, start=1):
         prediction = denoise(scaled(x, t), t)
         result = scheduler.step(prediction, t, x, **options)

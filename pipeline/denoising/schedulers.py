@@ -44,6 +44,7 @@ SPACINGS = ("leading", "linspace", "trailing")
 
 MAX_STEPS = 500
 """Beyond half of the 1000 trained timesteps, diffusers' leading spacing stops before the noise is gone."""
+LEAST_STRENGTH = 0.01
 SHIFTS = (0.01, 100.0)
 """The least and the greatest shift."""
 
@@ -54,6 +55,8 @@ class SamplerSettings:
 
     `shift` moves the steps of flow matching towards the noise, 1 leaving them even (Esser et al. 2024,
     arXiv:2403.03206); None takes the checkpoint's own. `spacing` is one of `SPACINGS`, None the scheduler's own.
+    `strength` is the part of the steps, the last ones, that latents go through which are there already (Meng et al.
+    2021, arXiv:2108.01073).
     """
 
     steps: int
@@ -61,6 +64,12 @@ class SamplerSettings:
     eta: float = 0.0
     shift: float | None = None
     spacing: str | None = None
+    strength: float = 1.0
+
+    @property
+    def taken(self) -> int:
+        """Number of the steps that are taken."""
+        return max(round(self.steps * self.strength), 1)
 
     def __post_init__(self) -> None:
         if type(self.steps) is not int or not 1 <= self.steps <= MAX_STEPS:
@@ -70,6 +79,7 @@ class SamplerSettings:
         check_number("Eta is", self.eta, 0, 1)
         if self.shift is not None:
             check_number("Shift is", self.shift, *SHIFTS)
+        check_number("Strength is", self.strength, LEAST_STRENGTH, 1)
         if self.spacing not in (None, *SPACINGS):
             raise InputError(f"The spacing is one of {', '.join(SPACINGS)}, found {self.spacing!r:.80}.")
 
@@ -138,3 +148,19 @@ def set_timesteps(scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(steps)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # found by its timestep it may be the second of two that are rounded to the same
+
+
+def begin(scheduler: Any, settings: SamplerSettings) -> torch.Tensor:
+    """The timesteps that are taken, once the way is divided: all, or the last ones that the strength leaves."""
+    set_timesteps(scheduler, settings.steps)
+    first = len(scheduler.timesteps) - settings.taken
+    if first and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return scheduler.timesteps[first:]
+
+
+def with_noise(scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Latents as noisy as the scheduler's path is at the scalar timestep `t`, after `begin`."""
+    if hasattr(scheduler, "add_noise"):
+        return scheduler.add_noise(latents, noise, t[None])
+    return scheduler.scale_noise(latents, t[None], noise)

@@ -88,6 +88,27 @@ def test_a_known_clip_is_found(name: str, steps: int) -> None:
     assert (found - clean).abs().max() <= LEFT_AT_THE_END.get(name, 1e-3 if steps == 1 else 1e-5)
 
 
+@pytest.mark.parametrize(("strength", "taken"), [(0.01, 1), (0.4, 8), (1.0, 20)])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_latents_that_are_there_go_through_the_last_steps(name: str, strength: float, taken: int) -> None:
+    settings, clean = SamplerSettings(20, name, strength=strength), torch.randn(SHAPE, generator=generator(3))
+    known, answer, seen = alphas(), towards(clean), list[tuple[torch.Tensor, torch.Tensor]]()
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append((x, t))
+        return answer(x, t)
+
+    noise, scheduler = torch.randn(SHAPE, generator=generator(7)), make_scheduler(settings, SCHEDULER)
+    found = sample(denoise, scheduler, noise, settings, generator(0), lambda *_: None, clean)
+    every = scheduler.timesteps
+    assert [float(t) for _, t in seen] == [float(t) for t in every[len(every) - taken :]]
+    x, t = seen[0]
+    alpha = known[t.long()].float()
+    wanted = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    assert (x - wanted).abs().max() <= 0.02 * wanted.abs().max(), "as noisy as that step expects it"
+    assert (found - clean).abs().max() <= LEFT_AT_THE_END.get(name, 1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "steps", "tolerance"),
     [
@@ -174,6 +195,7 @@ def test_interruption_takes_effect_within_its_step(stop_at: int) -> None:
     [
         *(({"steps": steps}, "Steps are a whole number") for steps in (0, -1, MAX_STEPS + 1, 2.5, True, float("nan"))),
         *(({"steps": 4, "eta": eta}, "Eta is a number from 0 to 1") for eta in (-0.1, 1.1, float("nan"), float("inf"))),
+        *(({"steps": 4, "strength": value}, "Strength is a number from 0.01 to 1") for value in (0, 1.1, float("nan"))),
         *(({"steps": 4, "scheduler": name}, "one of ddim, ") for name in ("", "DDIM", "DDIMScheduler", "lcm")),
     ],
 )

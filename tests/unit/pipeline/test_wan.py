@@ -283,6 +283,23 @@ def test_a_perfect_model_of_the_flow_leads_to_the_clean_latents(name: str, steps
     assert (found - clean).abs().max() <= (missed + 1e-5) * (noise - clean).abs().max()
 
 
+@pytest.mark.parametrize("name", ["unipc", "euler", "dpmpp_2m"])
+def test_latents_of_the_flow_go_through_its_last_steps(name: str) -> None:
+    clean, noise = (torch.randn(3, 16, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    settings, seen = SamplerSettings(20, name, strength=0.25), list[torch.Tensor]()
+    scheduler = make_scheduler(settings, FLOW)
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return noise - clean
+
+    found = sample(denoise, scheduler, noise, settings, torch.Generator(), lambda *_: None, clean)
+    sigma = float(scheduler.sigmas[15])
+    assert len(seen) == 5 and 0.2 < sigma < 0.8
+    torch.testing.assert_close(seen[0], (1 - sigma) * clean + sigma * noise)
+    assert (found - clean).abs().max() <= 1e-4
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
 def test_the_shift_moves_the_steps_towards_the_noise(shift: float) -> None:
     even = [1.0, 0.75025, 0.5005, 0.25075]

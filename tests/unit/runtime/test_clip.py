@@ -159,6 +159,22 @@ def test_what_another_plan_gave_is_refused(engines: EngineSet, conditioning: Con
         decode_clip(other, torch.zeros(1, 4, 8, 8), 1, quiet)
 
 
+def test_a_clip_begins_from_latents_that_are_there(engines: EngineSet, conditioning: Conditioning) -> None:
+    def made(strength: float, start: torch.Tensor | None) -> torch.Tensor:
+        denoising = replace(GUIDED, sampler=replace(GUIDED.sampler, strength=strength))
+        return sample_clip(planned(engines, conditioning, denoising), conditioning, quiet, start=start)
+
+    first = sampled(engines, conditioning)
+    near, far = (float((made(strength, first) - first).norm() / first.norm()) for strength in (0.3, 1.0))
+    assert 0 < near < far
+    with pytest.raises(InputError, match="below 1 is for latents to begin from, found 0.5 and none"):
+        made(0.5, None)
+    with pytest.raises(
+        InputError, match=r"Expected latents of 64x72 with 3 frames.*found 32x72 with 3 frames: Upscale"
+    ):
+        made(0.5, first[..., :4])
+
+
 def test_a_plan_says_how_each_core_is_called(engines: EngineSet) -> None:
     for scale, branches in ((9.0, 2), (1.0, 1)):
         plan = plan_sampling(plan_clip(engines, REQUEST.size), replace(GUIDED, guidance_scale=scale))

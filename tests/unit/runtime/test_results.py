@@ -97,6 +97,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "steps": {"sampler": SamplerSettings(4)},
     "scheduler": {"sampler": SamplerSettings(3, "euler")},
     "eta": {"sampler": SamplerSettings(3, eta=0.1)},
+    "strength": {"sampler": SamplerSettings(3, strength=0.4)},
 }
 
 
@@ -111,6 +112,8 @@ def test_another_setting_or_other_conditioning_is_another_request(
     else:
         other = key(engines, replace(conditioning, **{name: getattr(conditioning, name) + 8}))
     assert other != key(engines, conditioning)
+    begun = [result_key(planned(engines, conditioning), conditioning, torch.full((1,), value)) for value in (0.0, 1.0)]
+    assert len({key(engines, conditioning), *begun}) == 3, "latents to begin from count"
     told = replace(conditioning, notes=("Other words.",), place="disk", encode_s=7.0)
     assert key(engines, told) == key(engines, conditioning)
 
