@@ -4,19 +4,17 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ...common.atomic_file import atomic_file
 from ...common.errors import InputError
 from .animation import write_animation
-from .container import AUDIO_LAYOUTS, write_container
+from .container import write_container
 from .formats import Audio, OnFrame, VideoInfo, VideoOptions, as_json, file_size, require_encoder
 from .frames import Clip, StreamedClip, make_clip
+from .sound import check_audio
 
 log = logging.getLogger(__name__)
-
-MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 655_350
 
 
 def write_video(
@@ -82,23 +80,6 @@ def write_stream(
         require_encoder(options.format, options.spec.audio_encoder or "")
     with atomic_file(path) as temporary:
         write_container(clip, temporary, options, {}, audio, on_frame or _ignore)
-
-
-def check_audio(audio: Audio) -> None:
-    """Raises InputError unless `audio` is finite [channels, samples] with a layout that players know."""
-    waveform, rate = audio.waveform, audio.sample_rate
-    if waveform.ndim != 2 or not waveform.is_floating_point() or waveform.shape[1] == 0:
-        raise InputError(
-            "Audio must be floating point [channels, samples] with at least one sample, "
-            f"but it is {waveform.dtype} {list(waveform.shape)}."
-        )
-    if waveform.shape[0] not in AUDIO_LAYOUTS:
-        known = ", ".join(map(str, AUDIO_LAYOUTS))
-        raise InputError(f"Audio must have one of {known} channels, but it has {waveform.shape[0]}.")
-    if not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
-        raise InputError(f"The sample rate must be from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz, but it is {rate}.")
-    if not torch.isfinite(waveform).all():
-        raise InputError("Audio must hold finite values, but it holds NaN or infinity.")
 
 
 def _check_target(path: Path, clip: Clip, options: VideoOptions) -> None:
