@@ -38,7 +38,7 @@ def write_video(
         BackendUnavailableError: the installed PyAV or Pillow lacks the encoder.
         StorageError: the file could not be written.
     """
-    clip = make_clip(frames, pingpong=options.pingpong)
+    clip = make_clip(frames, pingpong=options.pingpong, keep_alpha=options.spec.alpha_pix_fmt is not None)
     texts = as_json(metadata)
     _check_target(path, clip, options)
     require_encoder(options.format, options.spec.encoder)
@@ -54,7 +54,7 @@ def write_video(
             write_container(clip, temporary, options, texts, audio, report)
         size_bytes = temporary.stat().st_size
     height, width = file_size(clip.height, clip.width, options.spec)
-    notes = tuple(_notes(clip, options, audio))
+    notes = tuple(_notes(clip, options, audio, texts))
     for note in notes:
         log.info("%s: %s", path.name, note)
     return VideoInfo(path, options.format, width, height, len(clip), float(options.rate), size_bytes, notes)
@@ -96,7 +96,7 @@ def _check_target(path: Path, clip: Clip, options: VideoOptions) -> None:
         )
 
 
-def _notes(clip: Clip, options: VideoOptions, audio: Audio | None) -> list[str]:
+def _notes(clip: Clip, options: VideoOptions, audio: Audio | None, texts: Mapping[str, str]) -> list[str]:
     key, spec, notes = options.format, options.spec, []
     height, width = file_size(clip.height, clip.width, spec)
     if (height, width) != (clip.height, clip.width):
@@ -104,14 +104,18 @@ def _notes(clip: Clip, options: VideoOptions, audio: Audio | None) -> list[str]:
             f"Padded from {clip.width}x{clip.height} to {width}x{height} by repeating the edge, "
             f"because {key} needs even sizes."
         )
-    if clip.has_alpha:
+    if clip.has_alpha and not clip.keeps_alpha:
         notes.append(f"Transparency was laid over black, because {key} is written without it.")
+    if clip.keeps_alpha and key == "gif":
+        notes.append("What is less than half opaque is transparent, and the rest opaque: a gif knows nothing between.")
     if options.fps > spec.max_fps:
         notes.append(f"Plays at {spec.max_fps:g} fps instead of {options.fps:g}, the most that {key} shows.")
     if audio is not None and spec.audio_encoder is None:
         notes.append(f"The audio was left out, because {key} has no sound.")
     if options.crf is not None and spec.crf_range is None:
         notes.append(f"crf {options.crf:g} was not used, because {key} has no such scale.")
+    if "workflow" in texts and not spec.has_workflow:
+        notes.append(f"The workflow is inside, but ComfyUI's page opens none from {key}: mp4, webm and webp it does.")
     if spec.encoder == "libx264" and (options.used_crf or 0) < 1:
         notes.append("A crf below 1 makes h264 lossless, in a profile that browsers do not play.")
     return notes

@@ -166,13 +166,16 @@ def test_other_precisions(tmp_path: Path, dtype: torch.dtype) -> None:
     assert np.abs(decoded.astype(int) - levels(exact)).max() <= 1
 
 
-def test_grey_is_repeated_and_alpha_laid_over_black(tmp_path: Path) -> None:
+def test_grey_is_repeated(tmp_path: Path) -> None:
     grey = torch.tensor([0.2, 0.6]).reshape(1, 1, 2, 1)
     assert read(write(tmp_path, "mkv-ffv1", grey))[0, 0].tolist() == [[51] * 3, [153] * 3]
-    rgba = torch.tensor([[1, 0.2, 0, 1], [1, 0.2, 0, 0.5], [1, 0.2, 0, 0]]).reshape(1, 1, 3, 4)
-    info = write(tmp_path, "mkv-ffv1", rgba)
-    assert read(info)[0, 0].tolist() == [[255, 51, 0], [128, 26, 0], [0, 0, 0]]
-    assert len(info.notes) == 1 and "over black" in info.notes[0]
+
+
+def test_a_format_whose_workflow_the_page_does_not_open_says_so(tmp_path: Path) -> None:
+    for key, spec in FORMATS.items():
+        notes = write(tmp_path, key, smooth_clip(), metadata={"workflow": {"nodes": []}}).notes
+        assert bool([note for note in notes if "page opens none from" in note]) == (not spec.has_workflow)
+    assert not write(tmp_path, "gif", smooth_clip(), metadata={"prompt": {}}).notes, "there is none"
 
 
 @pytest.mark.parametrize(
