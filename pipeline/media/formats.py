@@ -265,14 +265,29 @@ def require_encoder(key: str, encoder: str) -> None:
 
 
 def as_json(metadata: Mapping[str, object] | None) -> dict[str, str]:
-    """Each value as JSON text, the way ComfyUI stores a workflow and a prompt in a file."""
+    """Each value as JSON text, the way ComfyUI stores a workflow and a prompt in a file.
+
+    NaN and infinity, with which nodes say that they always run anew, become null: JSON has no words for them, and a
+    page that meets one opens nothing.
+    """
     texts: dict[str, str] = {}
     for key, value in (metadata or {}).items():
         try:
-            texts[key] = json.dumps(value)
+            texts[key] = json.dumps(_finite(value), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InputError(f"The metadata {key!r} cannot be stored as JSON: {error}.") from error
     return texts
+
+
+def _finite(value: object) -> object:
+    """The value with null in place of numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
 
 
 def _is_finite(value: object) -> bool:
