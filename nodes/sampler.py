@@ -12,6 +12,7 @@ from ..runtime.engines.engine_set import EngineSet
 from ..runtime.result_cache import Sampled, sample_or_recall
 from .host import folders, ui
 from .host.peak_memory import PeakMemory
+from .host.preview import previewer, workflow_of
 from .inputs import CATEGORY, Conditioning, Model, advanced, sockets
 from .limits import MostFloat
 
@@ -111,7 +112,7 @@ class DDIMSampler(io.ComfyNode):
             outputs=[
                 io.Latent.Output(display_name="latents", tooltip="For I2V VAE Decode, or the core's with the same VAE.")
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -131,7 +132,8 @@ class DDIMSampler(io.ComfyNode):
         late_guidance_scale: float = MODEL_DEFAULT,
     ) -> io.NodeOutput:
         progress, peak = ui.Progress(cls.hidden.unique_id, steps), PeakMemory(model.device)
-        preview = ui.previewer(model.model, conditioning.num_frames, conditioning.fps)
+        workflow = workflow_of(cls.hidden.extra_pnginfo)
+        preview = previewer(model.model, conditioning.num_frames, conditioning.fps, workflow)
 
         def on_step(done: int, total: int, latents: torch.Tensor) -> None:
             progress.step(done, total, preview(latents))
