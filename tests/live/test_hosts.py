@@ -14,7 +14,7 @@ from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyHost, link_pack, start_server
 from i2v_tensorrt.tests.live.answers import failure, movie, run, text
 from i2v_tensorrt.tests.live.conftest import ARGUMENTS, PACK, filled_base
-from i2v_tensorrt.tests.live.graphs import LOSSLESS, builder, changed, clip, gradient, only, png
+from i2v_tensorrt.tests.live.graphs import LOSSLESS, Prompt, builder, changed, clip, gradient, only, png
 from i2v_tensorrt.tests.live.ids import BUILDER, CHECKPOINT, CONDITIONING, LOADER, SAMPLER, SAVE
 
 CPU = () if torch.cuda.is_available() else ("--cpu",)
@@ -63,11 +63,18 @@ def make_the_same_clip_twice(client: ComfyClient) -> None:
     assert torch.equal(first, movie(client, kept)) and torch.equal(first, movie(client, kept))
 
 
+def build(backend: str) -> Prompt:
+    """An engine of the picture's encoder."""
+    return only({LOADER: clip("")[LOADER], BUILDER: builder(backend=backend)}, LOADER, BUILDER)
+
+
 def test_two_copies_make_a_clip_and_are_told_once(start: Start, base: Path) -> None:
     """As by the registry and by hand, and with a host that keeps nothing between two prompts."""
     link_pack(PACK, base, "i2v-tensorrt")
     with start(["--cache-none"]) as client:
         make_the_same_clip_twice(client)
+        built = client.run(build("onnxruntime"))
+        assert built.status == "success" or "BackendUnavailableError" in str(built.error), built.error
     log = (base / "comfyui.log").read_text("utf-8")
     warnings = [line for line in log.splitlines() if "I2V TensorRT is installed twice" in line]
     assert len(warnings) == 1, log
@@ -81,8 +88,7 @@ def test_where_nothing_may_be_written_clips_are_made_and_builds_say_why(start: S
         path.write_bytes(b"the user's own")
     with start(["--cache-lru", "1"]) as client:
         make_the_same_clip_twice(client)
-        prompt = only({LOADER: clip("")[LOADER], BUILDER: builder(backend="onnxruntime")}, LOADER, BUILDER)
-        told = failure(client, prompt)
+        told = failure(client, build("onnxruntime"))
         assert "StorageError" in told or "BackendUnavailableError" in told, told
     assert (base / "input" / EXAMPLE.name).read_bytes() == b"the user's own"
 
@@ -94,6 +100,12 @@ def test_any_flags_make_the_same_clip(start: Start, flags: tuple[str, ...]) -> N
         pytest.skip("ComfyUI takes this flag in place of --cpu, and there is no GPU")
     with start(flags) as client:
         make_the_same_clip_twice(client)
+
+
+@pytest.mark.torture
+def test_an_engine_is_compiled_in_another_language_and_an_odd_folder(start: Start) -> None:
+    with start([]) as client:
+        assert "built in" in text(run(client, build("inductor")), BUILDER)
 
 
 @pytest.mark.torture
