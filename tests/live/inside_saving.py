@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,14 @@ import comfy.model_management
 import folder_paths
 import latent_preview
 import torch
+from comfy_api.latest import Types
 from comfy_execution.utils import CurrentNodeContext
 from server import PromptServer
 
 from i2v_tensorrt.common.errors import InputError, StorageError
 from i2v_tensorrt.nodes.host import folders, preview, ui
 from i2v_tensorrt.nodes.host.kept_frames import keeping
+from i2v_tensorrt.nodes.host.video import PlayedVideo
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
 from i2v_tensorrt.pipeline.media.reader import stream_frames
 from i2v_tensorrt.pipeline.models.registry import open_model
@@ -100,6 +103,19 @@ def case_comfyui_decides_on_a_link_out_of_its_output_folder(folder: Path) -> Non
         except InputError as error:
             assert not follows and "leads out of it" in str(error)
     assert (folder / "drive" / "new" / "clip_00001_.mp4").is_file() == follows
+
+
+def case_a_video_that_nobody_asks_for_copies_no_frames(folder: Path) -> None:
+    """And one that is asked for plays grey and transparent frames as ComfyUI's nodes take them."""
+    frames = torch.rand(4, 8, 8, 4)
+    video = PlayedVideo(frames, Fraction(8), None, pingpong=True)
+    held = [each for each in vars(video).values() if isinstance(each, Types.VideoComponents)]
+    assert held and all(each.images is frames for each in held)
+    assert video.get_components().images.shape == (6, 8, 8, 3)
+    grey = PlayedVideo(frames[..., :1], Fraction(8), None, pingpong=False).get_components().images
+    assert torch.equal(grey, frames[..., :1].expand(-1, -1, -1, 3))
+    plain = torch.rand(4, 8, 8, 3)
+    assert PlayedVideo(plain, Fraction(8), None, pingpong=False).get_components().images is plain
 
 
 class Lines(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ import av
 import pytest
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
-from i2v_tensorrt.tests.live.answers import failure, pictures, run, text
-from i2v_tensorrt.tests.live.graphs import Prompt, node, save
+from i2v_tensorrt.tests.live.answers import failure, file_names, pictures, run, text
+from i2v_tensorrt.tests.live.graphs import Prompt, gradient, node, png, save
 from i2v_tensorrt.tests.live.ids import PICTURE, SAVE
 
 FRAMES, SOUND, CLEAR, OPENED, PARTS, PROBE = "10", "11", "12", "13", "14", "15"
@@ -132,6 +133,45 @@ def test_a_prefix_over_a_link_that_leads_out_loses_no_frames(client: ComfyClient
     error = failure(client, prompt)
     assert "A file name has no control characters and none of" in error
     assert "Load Video opens them as i2v_kept/frames_" in error
+
+
+def odd_names(count: int) -> list[str]:
+    """Names of pictures as people and other systems have them, the same in every run."""
+    dice = random.Random(22)  # noqa: S311 - no secret
+    pieces = [
+        " ",
+        "ü",
+        "图",
+        "🎬",
+        "'",
+        "&",
+        "%year%",
+        "%",
+        "#",
+        "+",
+        "..",
+        "~",
+        "$HOME",
+        "-rf",
+        "[output]",
+        "\u202e",
+        "e\u0301",
+    ]
+    return [f"{number}{''.join(dice.choices(pieces, k=dice.randint(1, 6)))}.png" for number in range(count)]
+
+
+def test_a_hundred_pictures_of_odd_names_become_clips(client: ComfyClient, base_directory: Path) -> None:
+    """In one prompt; what lies beside the server's folder stays as it is."""
+    outside = file_names(base_directory.parent) - {path for path in file_names(base_directory.parent) if "/" in path}
+    prompt: Prompt = {}
+    for number, name in enumerate(odd_names(100)):
+        stored = client.upload_image(png(gradient(blue=number)), name)
+        prompt[f"p{number}"] = node("LoadImage", image=stored)
+        prefix = f"names/{stored.removesuffix('.png').replace('%', '_')}"
+        prompt[f"s{number}"] = save("", frames=[f"p{number}", 0], filename_prefix=prefix, format="webp")[SAVE]
+    result = run(client, prompt)
+    assert len({text(result, f"s{number}").splitlines()[0] for number in range(100)}) == 100
+    assert {path for path in file_names(base_directory.parent) if "/" not in path} == outside
 
 
 def test_a_quality_beyond_the_formats_scale_is_its_last(client: ComfyClient, picture: str) -> None:

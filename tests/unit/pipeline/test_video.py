@@ -258,6 +258,21 @@ def test_what_has_not_its_usual_effect_is_told(tmp_path: Path, key: str, word: s
     assert "fps" not in options or word.startswith(f"{info.fps:g} fps ")
 
 
+@pytest.mark.parametrize("key", ["mp4-h264", "webp"])
+def test_numbers_that_json_has_not_become_null(tmp_path: Path, key: str) -> None:
+    """Nodes that run at every prompt write NaN into it, and a page that meets one opens no workflow."""
+    endless = {"3": {"is_changed": [math.nan, (math.inf, 1.5)], "class_type": "Load Image Batch"}}
+    info = write(tmp_path, key, smooth_clip(), metadata={"prompt": endless})
+    if key == "webp":
+        with Image.open(info.path) as image:
+            text = str(image.getexif()[0x0110]).removeprefix("prompt:")
+    else:
+        with av.open(str(info.path)) as container:
+            text = container.metadata["prompt"]
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found == {"3": {"is_changed": [None, [None, 1.5]], "class_type": "Load Image Batch"}}
+
+
 def test_gif_has_one_palette(tmp_path: Path) -> None:
     decoded = read(write(tmp_path, "gif", smooth_clip()))
     assert 64 < len(np.unique(decoded.reshape(-1, 3), axis=0)) <= 256
