@@ -17,7 +17,7 @@ from i2v_tensorrt.pipeline.media.formats import FORMATS, VideoOptions
 from i2v_tensorrt.pipeline.media.video import write_video
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyServer
-from i2v_tensorrt.tests.browser.screen import Screen
+from i2v_tensorrt.tests.browser.screen import NAMES_US, Screen, set_settings
 
 QUICK_START = "image_to_video"
 # What the pack's scripts and lines leave on nodes, by node id.
@@ -111,6 +111,36 @@ def test_a_run_leaves_the_nodes_of_another_workflow_alone(two: tuple[Screen, Scr
     assert one.page.evaluate(STRANGER, sampler) == [sampler, "PreviewImage"]
     assert one.wait_until_run()["kind"] == "execution_success"
     assert one.page.evaluate(STRANGERS_OWN, sampler) == [False, [], False, False]
+
+
+def test_a_page_that_is_loaded_anew_in_the_middle_goes_on(two: tuple[Screen, Screen], server: ComfyServer) -> None:
+    one, _ = two
+    seed(one, 25)
+    one.press_run()
+    one.page.reload(wait_until="domcontentloaded")
+    one.page.wait_for_function("() => window.app?.graph && window.app.extensionManager")
+    client = ComfyClient(server.url)
+    while any(client.queued()):
+        one.settle(200)
+    one.settle()
+    for marks in one.page.evaluate(MARKS).values():
+        assert set(marks) <= {"i2v-loop", "sheet", "$$node-text-preview"}
+    assert not one.console.faults()
+
+
+def test_nodes_drawn_as_html_show_the_pages_own_preview(server: ComfyServer, open_screen: Any) -> None:
+    """The switch for that is a setting of the page, which is put back."""
+    try:
+        with open_screen(server.url, Locale="en", **{"VueNodes.Enabled": True}) as screen:
+            screen.open_template(QUICK_START)
+            assert screen.page.evaluate("() => LiteGraph.vueNodesMode")
+            seed(screen, 26)
+            screen.press_run()
+            assert screen.wait_until_run()["kind"] == "execution_success"
+            assert not [marks for marks in screen.page.evaluate(MARKS).values() if "i2v-loop" in marks]
+            assert not [line for line in screen.console.faults() if NAMES_US.search(line)]
+    finally:
+        set_settings(server.url, {"Comfy.VueNodes.Enabled": False})
 
 
 @pytest.fixture
