@@ -30,8 +30,7 @@ from ..runtime.tools.engine_list import KEY_CHARS, Checked, check, chosen, descr
 def parser() -> argparse.ArgumentParser:
     """The options of every subcommand."""
     top = argparse.ArgumentParser("run.py engine", description="Build, list, check and remove compiled engines.")
-    top.add_argument("--store", type=Path, default=default_store(), metavar="DIR", help="the engines (%(default)s)")
-    top.add_argument("--json", action="store_true", help="answer in JSON, for programs")
+    _add_general(top, default_store(), False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_build(commands.add_parser("build", help="compile a checkpoint's networks"))
     commands.add_parser("list", help="what is in the store")
@@ -41,7 +40,15 @@ def parser() -> argparse.ArgumentParser:
     prune.add_argument("keys", nargs="*", metavar="KEY", help="the first digits of a key")
     prune.add_argument("--all", action="store_true", help="remove every engine")
     commands.add_parser("doctor", help="which backends can run here, and what to install")
+    for command in commands.choices.values():  # behind a command too, where they leave what stands before it
+        _add_general(command, argparse.SUPPRESS, argparse.SUPPRESS)
     return top
+
+
+def _add_general(command: argparse.ArgumentParser, store: object, as_json: object) -> None:
+    """The options that all commands have, with those defaults."""
+    command.add_argument("--store", type=Path, default=store, metavar="DIR", help=f"the engines ({default_store()})")
+    command.add_argument("--json", action="store_true", default=as_json, help="answer in JSON, for programs")
 
 
 def default_store() -> Path:

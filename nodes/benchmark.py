@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
 
-from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
+from ..pipeline.conditioning import MAX_FRAMES, check_fields
 from ..pipeline.denoising.schedulers import MAX_STEPS
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.tools.benchmark import CHOICES, MAX_MINUTES, MIN_MINUTES, QUICK, BenchmarkOrder, run_benchmark
 from .host import folders, memory, ui
-from .inputs import CATEGORY, Model, sockets, verdict
+from .inputs import CATEGORY, Model, sockets
+from .limits import side_input
 
 
 class Benchmark(io.ComfyNode):
@@ -34,8 +33,8 @@ class Benchmark(io.ComfyNode):
                     "run. everything: torch.compile too, which takes minutes. presets: those of I2V Accelerate "
                     "against exact clips of 25 steps or more.",
                 ),
-                io.Int.Input("width", default=128, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels."),
-                io.Int.Input("height", default=128, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels."),
+                side_input("width", 128),
+                side_input("height", 128),
                 io.Int.Input("num_frames", default=8, min=1, max=MAX_FRAMES, tooltip="Frames in a clip."),
                 io.Int.Input("steps", default=4, min=1, max=MAX_STEPS, tooltip="Steps of the sampler."),
                 io.Int.Input(
@@ -53,11 +52,6 @@ class Benchmark(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
-
-    @classmethod
-    def validate_inputs(cls, width: Any = None, height: Any = None) -> bool | str:
-        sides = {"width": width, "height": height}
-        return verdict(lambda: check_fields({name: value for name, value in sides.items() if value is not None}))
 
     @classmethod
     @sockets(model=EngineSet)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from comfy_api.latest import io
 
@@ -14,9 +12,6 @@ from ..pipeline.conditioning import (
     MAX_MOTION,
     MAX_NOISE_AUG,
     MAX_SEED,
-    MAX_SIDE,
-    MIN_SIDE,
-    check_fields,
     check_request,
 )
 from ..pipeline.conditioning import Conditioning as Encoded
@@ -27,7 +22,8 @@ from ..runtime.clip_plan import plan_clip
 from ..runtime.engines.engine_set import EngineSet
 from .host import folders, ui
 from .host.peak_memory import PeakMemory
-from .inputs import CATEGORY, Conditioning, Model, advanced, sockets, verdict
+from .inputs import CATEGORY, Conditioning, Model, advanced, sockets
+from .limits import MostFloat, side_input
 
 STOP, SHRINK = "stop", "shrink"
 
@@ -54,12 +50,8 @@ class I2VConditioning(io.ComfyNode):
                     default="distorted, discontinuous, ugly, blurry, low resolution, motionless, static",
                     tooltip="What should not. It counts only while guidance is above 1.",
                 ),
-                io.Int.Input(
-                    "width", default=512, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels, a multiple of 8."
-                ),
-                io.Int.Input(
-                    "height", default=512, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels, a multiple of 8."
-                ),
+                side_input("width", 512, "Pixels, a multiple of 8."),
+                side_input("height", 512, "Pixels, a multiple of 8."),
                 io.Int.Input(
                     "num_frames",
                     default=16,
@@ -91,7 +83,7 @@ class I2VConditioning(io.ComfyNode):
                         "noise_aug_strength",
                         default=ClipRequest.noise_aug_strength,
                         min=0.0,
-                        max=MAX_NOISE_AUG,
+                        max=MostFloat(MAX_NOISE_AUG),
                         step=0.01,
                         optional=True,
                         tooltip="Stable Video Diffusion: noise laid over the picture. More frees the clip from it.",
@@ -130,13 +122,6 @@ class I2VConditioning(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
-
-    @classmethod
-    def validate_inputs(cls, width: Any = None, height: Any = None, noise_aug_strength: Any = None) -> bool | str:
-        # ComfyUI itself checks the limits of inputs that are not named here; what comes over a link is not
-        # known yet, and `execute` checks it.
-        given = {"width": width, "height": height, "noise_aug_strength": noise_aug_strength}
-        return verdict(lambda: check_fields({name: value for name, value in given.items() if value is not None}))
 
     @classmethod
     @sockets(model=EngineSet, image=torch.Tensor, last_picture=(torch.Tensor, type(None)))

@@ -8,11 +8,9 @@ import torch
 from comfy_api.latest import io
 
 from ..common.errors import InputError
-from ..engine_builder.backends.base import BuildTarget
 from ..engine_builder.backends.registry import AUTO
-from ..engine_builder.backends.tensorrt.backend import TensorRTBackend
 from ..engine_builder.backends.tensorrt.library import RTX_ARCHS
-from ..pipeline.conditioning import MAX_FRAMES, MAX_SIDE, MIN_SIDE, check_fields
+from ..pipeline.conditioning import MAX_FRAMES, check_fields
 from ..pipeline.media.image import picture_from_tensor
 from ..runtime.calibration import MOST_CLIPS, CalibrationData
 from ..runtime.engines.engine_set import EngineSet
@@ -32,6 +30,7 @@ from .inputs import (
     verdict,
     weights_input,
 )
+from .limits import side_input
 
 HERE = "this machine"
 
@@ -52,8 +51,8 @@ class EngineBuilder(io.ComfyNode):
                     "component", options=[ALL, *component_names()], default=ALL, tooltip="Which network to compile."
                 ),
                 shape_policy_input(),
-                io.Int.Input("width", default=512, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels."),
-                io.Int.Input("height", default=512, min=MIN_SIDE, max=MAX_SIDE, step=8, tooltip="Pixels."),
+                side_input("width", 512),
+                side_input("height", 512),
                 io.Int.Input("num_frames", default=16, min=1, max=MAX_FRAMES, tooltip="Frames in a clip."),
                 precision_input(),
                 backend_input(),
@@ -90,26 +89,8 @@ class EngineBuilder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        width: Any = None,
-        height: Any = None,
-        backend: Any = None,
-        target: Any = None,
-        presets: Any = None,
-    ) -> bool | str:
-        sides = {"width": width, "height": height}
-
-        def check() -> None:
-            check_fields({name: value for name, value in sides.items() if value is not None})
-            if presets:
-                parse_presets(str(presets))
-            if target not in (None, HERE):
-                TensorRTBackend().aimed_at(BuildTarget(memory.device(), target)).require_library()
-            elif backend is not None:
-                memory.check_backend(backend)
-
-        return verdict(check)
+    def validate_inputs(cls, presets: Any = None) -> bool | str:
+        return verdict(lambda: parse_presets(str(presets))) if presets else True
 
     @classmethod
     @sockets(model=EngineSet)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from comfy_api.latest import io
 
@@ -14,7 +12,9 @@ from ..runtime.engines.engine_set import EngineSet
 from ..runtime.result_cache import Sampled, sample_or_recall
 from .host import folders, ui
 from .host.peak_memory import PeakMemory
-from .inputs import CATEGORY, Conditioning, Model, advanced, sockets, verdict
+from .host.preview import previewer, workflow_of
+from .inputs import CATEGORY, Conditioning, Model, advanced, sockets
+from .limits import MostFloat
 
 MODEL_DEFAULT = -1.0
 MODEL_SHIFT = 0.0
@@ -45,7 +45,7 @@ class DDIMSampler(io.ComfyNode):
                     "guidance_scale",
                     default=9.0,
                     min=0.0,
-                    max=MAX_GUIDANCE,
+                    max=MostFloat(MAX_GUIDANCE),
                     step=0.1,
                     tooltip="How closely to follow the prompt. At 1 or less only the prompt counts, at half the work.",
                 ),
@@ -54,7 +54,7 @@ class DDIMSampler(io.ComfyNode):
                         "eta",
                         default=0.0,
                         min=0.0,
-                        max=1.0,
+                        max=MostFloat(1.0),
                         step=0.01,
                         tooltip="DDIM's noise: 0 none, 1 as much as DDPM.",
                     )
@@ -72,7 +72,7 @@ class DDIMSampler(io.ComfyNode):
                         "min_guidance_scale",
                         default=MODEL_DEFAULT,
                         min=MODEL_DEFAULT,
-                        max=MAX_GUIDANCE,
+                        max=MostFloat(MAX_GUIDANCE),
                         step=0.1,
                         optional=True,
                         tooltip="The first frame's guidance, which rises to guidance_scale in the last. "
@@ -91,7 +91,7 @@ class DDIMSampler(io.ComfyNode):
                         "shift",
                         default=MODEL_SHIFT,
                         min=MODEL_SHIFT,
-                        max=SHIFTS[1],
+                        max=MostFloat(SHIFTS[1]),
                         step=0.1,
                         optional=True,
                         tooltip="Wan: more spends more of the steps on the noise. 0 takes the model's own.",
@@ -102,7 +102,7 @@ class DDIMSampler(io.ComfyNode):
                         "late_guidance_scale",
                         default=MODEL_DEFAULT,
                         min=MODEL_DEFAULT,
-                        max=MAX_GUIDANCE,
+                        max=MostFloat(MAX_GUIDANCE),
                         step=0.1,
                         optional=True,
                         tooltip="Wan 2.2 A14B: the guidance of the second expert. -1 takes guidance_scale.",
@@ -112,25 +112,8 @@ class DDIMSampler(io.ComfyNode):
             outputs=[
                 io.Latent.Output(display_name="latents", tooltip="For I2V VAE Decode, or the core's with the same VAE.")
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls,
-        guidance_scale: Any = None,
-        eta: Any = None,
-        min_guidance_scale: Any = None,
-        shift: Any = None,
-        late_guidance_scale: Any = None,
-    ) -> bool | str:
-        # ComfyUI checks the limits of inputs that are not named here, but lets NaN through.
-        def check() -> Denoising:
-            settings = SamplerSettings(1, eta=0.0 if eta is None else eta, shift=_shift(shift))
-            scale = 1.0 if guidance_scale is None else guidance_scale
-            return Denoising(0, scale, settings, _scale(min_guidance_scale), _scale(late_guidance_scale))
-
-        return verdict(check)
 
     @classmethod
     @sockets(model=EngineSet, conditioning=Encoded)
@@ -149,7 +132,8 @@ class DDIMSampler(io.ComfyNode):
         late_guidance_scale: float = MODEL_DEFAULT,
     ) -> io.NodeOutput:
         progress, peak = ui.Progress(cls.hidden.unique_id, steps), PeakMemory(model.device)
-        preview = ui.previewer(model.model, conditioning.num_frames, conditioning.fps)
+        workflow = workflow_of(cls.hidden.extra_pnginfo)
+        preview = previewer(model.model, conditioning.num_frames, conditioning.fps, workflow)
 
         def on_step(done: int, total: int, latents: torch.Tensor) -> None:
             progress.step(done, total, preview(latents))

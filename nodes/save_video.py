@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
-from comfy_api.latest import InputImpl, Types, io
+from comfy_api.latest import io
 
-from ..common.errors import InputError
+from ..common.errors import I2VError
 from ..engine_builder.store.manifest import file_digest
-from ..pipeline.media.formats import FORMATS, Audio, VideoInfo, VideoOptions
-from ..pipeline.media.frames import play_order
+from ..pipeline.conditioning import MAX_SIDE
+from ..pipeline.media.formats import FORMATS, MAX_FPS, MIN_FPS, Audio, VideoInfo, VideoOptions
+from ..pipeline.media.sound import usable_sound
 from ..pipeline.media.video import write_video
 from ..runtime.saved_videos import SavedVideo, note, noted, video_key
 from .host import folders, ui
+from .host.kept_frames import keeping
 from .host.output_path import SavePlace, expanded
-from .host.safe_name import check_name
+from .host.video import PlayedVideo
 from .inputs import CATEGORY, sockets, verdict
+from .limits import MostFloat
 
 AUTO_CRF = -1.0
 PAGE_FORMAT = "mp4-h264"
@@ -39,7 +41,9 @@ class SaveVideo(io.ComfyNode):
             search_aliases=["video combine", "save mp4", "save webm", "gif", "export video"],
             inputs=[
                 io.Image.Input("frames", tooltip="One image a frame."),
-                io.Float.Input("fps", default=16.0, min=0.01, max=1000.0, step=0.01, tooltip="Frames per second."),
+                io.Float.Input(
+                    "fps", default=16.0, min=MIN_FPS, max=MostFloat(MAX_FPS), step=0.01, tooltip="Frames per second."
+                ),
                 io.String.Input(
                     "filename_prefix", default="video/i2v", tooltip="Name in the output folder; / makes folders."
                 ),
@@ -53,7 +57,7 @@ class SaveVideo(io.ComfyNode):
                     "crf",
                     default=AUTO_CRF,
                     min=AUTO_CRF,
-                    max=100.0,
+                    max=MostFloat(100.0),
                     step=1.0,
                     tooltip="Quality: lower is better and larger; -1 is the format's default.",
                 ),
@@ -72,16 +76,8 @@ class SaveVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, fps: Any = None, filename_prefix: Any = None, format: Any = None, crf: Any = None
-    ) -> bool | str:
-        def check() -> None:
-            if filename_prefix is not None:
-                check_name(filename_prefix)
-            if format is not None:
-                VideoOptions(str(format), 1.0 if fps is None else fps, _crf(crf))
-
-        return verdict(check)
+    def validate_inputs(cls, filename_prefix: Any = None) -> bool | str:
+        return True if filename_prefix is None else verdict(lambda: expanded(filename_prefix, MAX_SIDE, MAX_SIDE))
 
     @classmethod
     @sockets(frames=torch.Tensor, audio=(Mapping, type(None)))
@@ -96,35 +92,31 @@ class SaveVideo(io.ComfyNode):
         audio: Any = None,
         reuse_result: bool = False,
     ) -> io.NodeOutput:
-        with ui.sentences():
-            options = VideoOptions(format, fps, _crf(crf), pingpong)
+        sound, notes = usable_sound(audio)
+        with ui.sentences(), keeping(frames, fps, sound):
+            used_crf, more = _crf(crf, format)
+            options = VideoOptions(format, fps, used_crf, pingpong)
             progress = ui.Progress(cls.hidden.unique_id, len(frames))
-            sound = None if audio is None else _sound(audio)
             size = (frames.shape[2], frames.shape[1]) if frames.ndim == 4 else (0, 0)
             wish = _Wish(frames, options, sound, folders.metadata(cls.hidden), expanded(filename_prefix, *size))
             saved, lines = _saved(wish, progress, reuse=reuse_result)
-            shown = _shown(frames, options, saved, sound, progress)
+        shown, unshown = _shown(frames, options, saved, sound, progress)
+        lines += [*notes, *more, *unshown]
         progress.say("\n".join(lines))
-        played = frames[list(play_order(len(frames), pingpong=True))] if pingpong else frames
-        components = Types.VideoComponents(images=played, frame_rate=Fraction(options.rate), audio=audio)
         # `images` is for the page; programs fetch the file itself, which the page may replace by a playable one.
         files = [{**saved, "type": "output"}]
         result = ui.text_ui(lines, {**shown, "files": files})
-        return io.NodeOutput(InputImpl.VideoFromComponents(components), ui=result)
+        return io.NodeOutput(PlayedVideo(frames, options.rate, sound, pingpong=pingpong), ui=result)
 
 
-def _crf(value: Any) -> float | None:
-    return None if value is None or value == AUTO_CRF else value
-
-
-def _sound(audio: Mapping[str, Any]) -> Audio:
-    waveform = audio.get("waveform")
-    if not isinstance(waveform, torch.Tensor) or waveform.ndim != 3 or len(waveform) == 0:
-        raise InputError("Expected audio with a waveform as [batch, channels, samples], found another kind.")
-    try:
-        return Audio(waveform[0], int(audio["sample_rate"]))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError("Expected audio with a sample rate in hertz, found another kind.") from error
+def _crf(value: float, key: str) -> tuple[float | None, list[str]]:
+    """The quality of a widget for a format, which may end below the widget's scale, and a sentence where it does."""
+    if value == AUTO_CRF:
+        return None, []
+    limits = FORMATS[key].crf_range if key in FORMATS else None
+    if limits is None or not value > limits[1]:
+        return value, []
+    return limits[1], [f"crf {value:g} was taken as {limits[1]:g}, the greatest of {key}."]
 
 
 class _Wish(NamedTuple):
@@ -166,16 +158,29 @@ def _describe(info: VideoInfo, place: SavePlace) -> list[str]:
 
 def _shown(
     frames: torch.Tensor, options: VideoOptions, saved: dict[str, str], sound: Audio | None, progress: ui.Progress
-) -> dict[str, Any]:
-    """Entry of the file that the page plays: the saved one, or a temporary one that browsers can play."""
+) -> tuple[dict[str, Any], list[str]]:
+    """Entry of the file that the page plays, and a sentence where there is none to play.
+
+    It is the saved file, or a temporary one that browsers can play.
+    """
     result = {**saved, "type": "output"}
     if options.format in UNPLAYABLE:
-        playable = VideoOptions(PAGE_FORMAT, options.fps, None, options.pingpong)
-        with folders.save_place("i2v_preview", playable.spec.suffix, 0, 0, temporary=True) as place:
-            # The bar has reached its end with the file itself: this only lets an interruption through.
-            write_video(
-                frames, place.path, playable, audio=sound, on_frame=lambda *_: progress.say("save: what the page plays")
-            )
-        result = {"filename": place.filename, "subfolder": place.subfolder, "type": "temp"}
+        try:
+            result = _playable(frames, options, sound, progress)
+        except I2VError as error:  # the clip itself is saved
+            return {}, [f"The page has nothing to play: {error}"]
     # An animated gif or webp is an <img> to the page; `animated` would make it a <video>, which plays neither.
-    return {"images": [result], "animated": (not options.spec.is_image or options.format == "webp",)}
+    return {"images": [result], "animated": (not options.spec.is_image or options.format == "webp",)}, []
+
+
+def _playable(
+    frames: torch.Tensor, options: VideoOptions, sound: Audio | None, progress: ui.Progress
+) -> dict[str, str]:
+    """The entry of a temporary copy that browsers can play."""
+    playable = VideoOptions(PAGE_FORMAT, options.fps, None, options.pingpong)
+    with folders.save_place("i2v_preview", playable.spec.suffix, 0, 0, temporary=True) as place:
+        # The bar has reached its end with the file itself: this only lets an interruption through.
+        write_video(
+            frames, place.path, playable, audio=sound, on_frame=lambda *_: progress.say("save: what the page plays")
+        )
+    return {"filename": place.filename, "subfolder": place.subfolder, "type": "temp"}

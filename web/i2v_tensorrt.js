@@ -5,6 +5,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
+const NAME = "I2VTensorRT.Face";
 const BLUE = "#263759";
 const BROWN = "#54371f";
 const PURPLE = "#48305c";
@@ -135,8 +136,30 @@ function unfoldWhatIsSet(node) {
   if (node.widgets?.some(isSet)) node.showAdvanced = true;
 }
 
-app.registerExtension({
-  name: "I2VTensorRT.Face",
+// As in the core's Save nodes, which alone the page does it for: the server knows no titles of nodes. It understands
+// dates too, but by its own clock; hours and minutes stand in names without a colon.
+const PLACEHOLDER = /%(?:date:[^%]*|[^%.]+\.[^%.]+)%/g;
+
+function filled(text) {
+  const replace = window.comfyAPI?.utils?.applyTextReplacements;
+  if (!replace) return text;
+  return String(text).replace(PLACEHOLDER, (placeholder) => {
+    try {
+      const words = replace(app.rootGraph ?? app.graph, placeholder);
+      return placeholder.startsWith("%date:") ? words.replaceAll(":", "-") : words;
+    } catch {
+      return placeholder; // an older page calls it otherwise
+    }
+  });
+}
+
+function fillPrefix(node) {
+  const widget = node.widgets?.find(({ name }) => name === "filename_prefix");
+  if (widget) widget.serializeValue = () => filled(widget.value);
+}
+
+const extension = {
+  name: NAME,
 
   settings: [
     {
@@ -161,6 +184,7 @@ app.registerExtension({
     if (!face) return;
     node.color = face.title; // the title alone: a whole node in colour outshouts its pictures
     foldAdvanced(node);
+    fillPrefix(node);
     node.setSize([Math.max(node.size[0], face.width), Math.max(node.size[1], face.height ?? 0)]);
     const { onExecuted } = node;
     node.onExecuted = function (output, ...rest) {
@@ -177,4 +201,7 @@ app.registerExtension({
   loadedGraphNode(node) {
     if (faceOf(node)) unfoldWhatIsSet(node);
   },
-});
+};
+
+// A second copy of the pack brings the same script.
+if (!app.extensions?.some(({ name }) => name === NAME)) app.registerExtension(extension);

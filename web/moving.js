@@ -2,9 +2,12 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
+const NAME = "I2VTensorRT.Moving";
+const SAMPLER = "I2VTRT_DDIMSampler";
 const STILL = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-const sheets = new WeakMap(); // by node: how the sampler divides its preview, as it says before the first one
+// By node id: how a sampler of the prompt that runs divides its preview, as it says before the first one.
+const sheets = new Map();
 
 // By an id as the server gives it: that of a node inside a subgraph names the outer nodes first.
 function find(id) {
@@ -21,9 +24,21 @@ function steps({ columns, rows, frames }) {
   }));
 }
 
+// Ids count anew in every workflow, and what the server says names the one that it runs.
+function sheetOf({ displayNodeId, jobId, promptId }) {
+  const sheet = sheets.get(String(displayNodeId));
+  const open = (app.rootGraph ?? app.graph)?.id;
+  const prompt = jobId ?? promptId; // pages call it the one or the other
+  if (!sheet || (prompt && sheet.prompt_id !== prompt)) return undefined;
+  return sheet.workflow && sheet.workflow !== open ? undefined : sheet;
+}
+
 // The page itself would show the whole sheet as one picture on its canvas.
 function hideSheet(node) {
-  node.onDrawBackground = () => {};
+  const { onDrawBackground } = node;
+  node.onDrawBackground = function (...given) {
+    if (!this.i2vSheet) onDrawBackground?.apply(this, given);
+  };
 }
 
 function addLoop(node) {
@@ -40,6 +55,8 @@ function addLoop(node) {
 }
 
 async function show(node, sheet, blob) {
+  const isNew = node.i2vSheet !== sheet;
+  node.i2vSheet = sheet;
   const picture = new Image();
   picture.src = URL.createObjectURL(blob);
   await picture.decode();
@@ -49,8 +66,7 @@ async function show(node, sheet, blob) {
     + `background: url(${picture.src}) 0 0 / ${100 * sheet.columns}% ${100 * sheet.rows}%`;
   URL.revokeObjectURL(node.i2vPicture?.src);
   node.i2vPicture = picture;
-  if (node.i2vSheet === sheet || STILL) return;
-  node.i2vSheet = sheet;
+  if (!isNew || STILL) return;
   frame.getAnimations().forEach((animation) => animation.cancel());
   const last = steps(sheet);
   frame.animate([...last, { ...last.at(-1), offset: 1 }], { duration: 1000 * sheet.seconds, iterations: Infinity });
@@ -67,24 +83,25 @@ function play(node, patience = 50) {
   } else if (patience) setTimeout(play, 200, node, patience - 1);
 }
 
-app.registerExtension({
-  name: "I2VTensorRT.Moving",
+const extension = {
+  name: NAME,
 
   init() {
     api.addEventListener("i2v_tensorrt.sheet", ({ detail }) => {
-      const node = find(detail.node);
-      // Where nodes are drawn as HTML the page shows the sheet and cannot be kept from it.
-      if (!node?.addDOMWidget || window.LiteGraph?.vueNodesMode) return;
-      hideSheet(node);
-      sheets.set(node, detail);
+      for (const [id, { prompt_id }] of sheets) if (prompt_id !== detail.prompt_id) sheets.delete(id);
+      sheets.set(String(detail.node), detail);
     });
     api.addEventListener("b_preview_with_metadata", ({ detail }) => {
-      const node = find(detail.displayNodeId);
-      if (sheets.has(node)) show(node, sheets.get(node), detail.blob).catch(() => {}); // the next one may be whole
+      const sheet = sheetOf(detail);
+      const node = sheet && find(detail.displayNodeId);
+      // Where nodes are drawn as HTML the page shows the sheet and cannot be kept from it.
+      if (node?.comfyClass !== SAMPLER || !node.addDOMWidget || window.LiteGraph?.vueNodesMode) return;
+      show(node, sheet, detail.blob).catch(() => {}); // the next one may be whole
     });
   },
 
   nodeCreated(node) {
+    if (node.comfyClass === SAMPLER) hideSheet(node);
     if (STILL || node.comfyClass !== "I2VTRT_SaveVideo") return;
     const { onExecuted } = node;
     node.onExecuted = function (...given) {
@@ -92,4 +109,7 @@ app.registerExtension({
       play(this);
     };
   },
-});
+};
+
+// A second copy of the pack brings the same script.
+if (!app.extensions?.some(({ name }) => name === NAME)) app.registerExtension(extension);

@@ -198,8 +198,22 @@ def save_place(
     prefix: object, suffix: str, width: int, height: int, *, temporary: bool = False
 ) -> AbstractContextManager[SavePlace]:
     """A free name in ComfyUI's output (or temp) folder from a prefix; see `output_path.free_place`."""
-    root = folder_paths.get_temp_directory() if temporary else folder_paths.get_output_directory()
-    return free_place(Path(root), prefix, suffix, width, height)
+    if temporary:
+        return free_place(Path(folder_paths.get_temp_directory()), prefix, suffix, width, height)
+    root = Path(folder_paths.get_output_directory())
+    return free_place(root, prefix, suffix, width, height, comfyui_saves_in)
+
+
+def comfyui_saves_in(subfolder: str) -> bool:
+    """Whether ComfyUI's own nodes save in a folder below its output folder: it alone decides on links that lead out.
+
+    It makes the folder. 0.28 follows such links, 0.33 does not.
+    """
+    try:
+        folder_paths.get_save_image_path(f"{subfolder}/clip", folder_paths.get_output_directory())
+    except Exception:  # it raises no narrower one
+        return False
+    return True
 
 
 def temporary_file(place: SavePlace) -> Path:
@@ -209,7 +223,7 @@ def temporary_file(place: SavePlace) -> Path:
 
 def digest_of_output(subfolder: str, filename: str) -> str | None:
     """The SHA-256 of a file in ComfyUI's output folder, or None; see `output_path.digest_below`."""
-    return digest_below(Path(folder_paths.get_output_directory()), subfolder, filename)
+    return digest_below(Path(folder_paths.get_output_directory()), subfolder, filename, comfyui_saves_in)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ from .memory import HostMemoryManager, device
 from .network import METHOD, OPTIONS, CoreNetwork
 from .patcher import RunnerPatcher
 from .ui import say, sentences, tell_build
-from .unsupported_reasons import Layers, layers_of, unsupported_reasons, unsupported_weights
+from .unsupported_reasons import Layers, compiled_elsewhere, layers_of, unsupported_reasons, unsupported_weights
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +138,9 @@ class CompiledModel:
     def forecast(self, model: ModelPatcher) -> str:
         """Line on the expected use of engines for the model, before any run."""
         network = f"{type(model.model).__name__}, {_name(model)}"
+        other = compiled_elsewhere(model)
+        if other is not None:
+            return f"{network} runs as it is: {other}"
         try:
             self._check(model, 0)
         except InputError as error:
@@ -163,7 +166,12 @@ class CompiledModel:
         return clone
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        """The wrapper of a call: runs the later wrappers, with an engine in the network's place."""
+        """The wrapper of a call: runs the later wrappers, with an engine in the network's place.
+
+        Where `torch.compile` reads the call it is no wrapper at all: there is nothing in it to compile.
+        """
+        if torch.compiler.is_compiling():
+            return executor(*args, **kwargs)
         rest = executor.wrappers[executor.idx + 1 :]
 
         def network(*args: Any, **kwargs: Any) -> Any:
@@ -174,6 +182,10 @@ class CompiledModel:
     def _apply(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """The wrapper of a model's call, for a network that ComfyUI gives no way to wrap: its blocks run by engines."""
         network = executor.class_obj.diffusion_model
+        other = None if self._patcher is None else compiled_elsewhere(self._patcher)
+        if other is not None:
+            self._refused[other] = self._refused.get(other, 0) + 1
+            return executor(*args, **kwargs)
         if hasattr(network, METHOD):
             return executor(*args, **kwargs)
         return self._without_engine(network, _no_way(network), lambda: executor(*args, **kwargs))

@@ -6,19 +6,30 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...common.errors import InputError, StorageError
 from ...engine_builder.store.manifest import file_digest
-from .safe_name import check_name, inside
+from .safe_name import check_name, inside, relative_name
 
 _HAS_HANDLES = sys.platform == "linux"
 """Whether an open folder has a path of its own, which stays with it when its name goes to a link."""
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 """Flags to open a folder itself: one that has become a link since the check is refused."""
+
+_PLACEHOLDER = re.compile(r"%(date:[^%]*|\w+)%")
+_DATE = "date:"
+_TIME_WORDS = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S"}
+_DATE_PARTS: Mapping[str, Callable[[time.struct_time], int]] = {
+    "d": lambda now: now.tm_mday,
+    "M": lambda now: now.tm_mon,
+    "h": lambda now: now.tm_hour,
+    "m": lambda now: now.tm_min,
+    "s": lambda now: now.tm_sec,
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +41,19 @@ class SavePlace:
     subfolder: str
 
 
+MayLeave = Callable[[str], bool]
+"""Whether files may go into a subfolder of the root that a link leads out of it."""
+
+
+def _never(subfolder: str) -> bool:
+    """Lets no link lead out."""
+    return False
+
+
 @contextmanager
-def free_place(root: Path, prefix: object, suffix: str, width: int, height: int) -> Iterator[SavePlace]:
+def free_place(
+    root: Path, prefix: object, suffix: str, width: int, height: int, may_leave: MayLeave = _never
+) -> Iterator[SavePlace]:
     """A free name below `root` from a prefix such as `video/%year%/clip`; good for the block.
 
     Raises InputError for a prefix that leads out, StorageError when its folder cannot be made or written to.
@@ -39,7 +61,7 @@ def free_place(root: Path, prefix: object, suffix: str, width: int, height: int)
     *folders, stem = expanded(prefix, width, height).split("/")
     with ExitStack() as stack:
         try:
-            held = stack.enter_context(held_folder(root, folders))
+            held = stack.enter_context(held_folder(root, folders, may_leave))
             number = _next_number(held, stem)
         except OSError as error:
             reason = error.strerror or error
@@ -51,11 +73,11 @@ def free_place(root: Path, prefix: object, suffix: str, width: int, height: int)
             raise StorageError(str(error).replace(str(held), str(root.joinpath(*folders)))) from error
 
 
-def digest_below(root: Path, subfolder: str, filename: str) -> str | None:
+def digest_below(root: Path, subfolder: str, filename: str, may_leave: MayLeave = _never) -> str | None:
     """The SHA-256 of a plain file below `root`; None without such a file, or for a name that leads out."""
     try:
         check_name(filename)
-        with held_folder(root, check_name(subfolder).split("/") if subfolder else []) as folder:
+        with held_folder(root, check_name(subfolder).split("/") if subfolder else [], may_leave) as folder:
             path = folder / filename
             return file_digest(path).sha256 if path.is_file() and not path.is_symlink() else None
     except (OSError, InputError):
@@ -63,18 +85,21 @@ def digest_below(root: Path, subfolder: str, filename: str) -> str | None:
 
 
 @contextmanager
-def held_folder(root: Path, folders: Sequence[str]) -> Iterator[Path]:
+def held_folder(root: Path, folders: Sequence[str], may_leave: MayLeave = _never) -> Iterator[Path]:
     """The folder of those names below `root`, made if it is missing, as a path that cannot be redirected.
 
-    Links are followed where they stay inside. On Linux the path is that of an open handle, which no renaming
-    can turn elsewhere; other systems check once more. Raises InputError for a folder outside `root`, OSError.
+    Links are followed where they stay inside, or where `may_leave` lets them lead out. On Linux the path is that of
+    an open handle, which no renaming can turn elsewhere; other systems check once more. Raises InputError for a
+    folder outside `root`, OSError.
     """
-    folder = inside(root.joinpath(*folders), root)
+    folder, root = root.joinpath(*folders), root.resolve()
+    if not folder.resolve().is_relative_to(root) and may_leave("/".join(folders)):
+        root = folder.resolve()
+    folder = inside(folder, root)
     if not _HAS_HANDLES:
         folder.mkdir(parents=True, exist_ok=True)
         yield inside(folder, root)
         return
-    root = root.resolve()
     root.mkdir(parents=True, exist_ok=True)
     handle = os.open(root, _FOLDER)
     try:
@@ -96,10 +121,33 @@ def _next_number(folder: Path, stem: str) -> int:
 
 
 def expanded(prefix: object, width: int, height: int) -> str:
-    """The prefix with ComfyUI's own words for the time and the size filled in; raises InputError if it leads out."""
-    name = check_name(prefix)
-    words = {"width": str(width), "height": str(height)}
-    formats = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S"}
+    """The name that a prefix stands for, with ComfyUI's placeholders filled in: for the size, the time and the date.
+
+    `%date:yyyy-MM-dd%` is what ComfyUI's page replaces before it queues, done here for programs. A colon between
+    hours and minutes becomes a hyphen. Raises InputError for a name that leads out, see `relative_name`.
+    """
+    if not isinstance(prefix, str):
+        return check_name(prefix)
     now = time.localtime()
-    words |= {word: time.strftime(form, now) for word, form in formats.items()}
-    return check_name(re.sub(r"%(\w+)%", lambda match: words.get(match[1], match[0]), name))
+    words = {"width": str(width), "height": str(height)}
+    words |= {word: time.strftime(form, now) for word, form in _TIME_WORDS.items()}
+
+    def filled(match: re.Match[str]) -> str:
+        text = match[1]
+        if text.startswith(_DATE):
+            return _date(text.removeprefix(_DATE), now).replace(":", "-")
+        return words.get(text, match[0])
+
+    return relative_name(_PLACEHOLDER.sub(filled, prefix))
+
+
+def _date(form: str, now: time.struct_time) -> str:
+    """A time in the page's notation: d, M, h, m, s, twice for two digits, yy and yyyy."""
+
+    def filled(match: re.Match[str]) -> str:
+        token = match[0]
+        if token[0] == "y":
+            return {2: f"{now.tm_year % 100:02}", 4: f"{now.tm_year}"}.get(len(token), token)
+        return f"{_DATE_PARTS[token[0]](now):0{len(token)}}"
+
+    return re.sub("dd?|MM?|hh?|mm?|ss?|yyy?y?", filled, form)

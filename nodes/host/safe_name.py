@@ -38,6 +38,20 @@ def check_name(name: object) -> str:
     return name
 
 
+def relative_name(name: object) -> str:
+    """A prefix as ComfyUI's own nodes take it, as the name that it stands for; raises InputError as `check_name` does.
+
+    Either slash divides folders; doubled and trailing ones, `./`, and dots and spaces that end a part mean nothing.
+    """
+    if not isinstance(name, str):
+        return check_name(name)
+    text = name.replace("\\", "/")
+    if text.startswith("/"):
+        return check_name(text)
+    parts = (part.rstrip(". ") or part for part in text.split("/"))
+    return check_name("/".join(part for part in parts if part not in ("", ".")))
+
+
 def listed(name: object, paths: Mapping[str, Path]) -> Path | None:
     """The path of a name among those that were found; None for a name that is not among them.
 

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import comfy.latent_formats
 import comfy.model_management as memory
 import comfy.utils
-import latent_preview
-import torch
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ...common.errors import I2VError
-from ...pipeline.models.base import VideoModel
-from ...pipeline.models.latent_rgb import latent_rgb
 from ...runtime.tools.table import Table
-from .memory import device
-from .preview_grid import Sheet
 
 log = logging.getLogger(__name__)
 
@@ -53,42 +46,10 @@ def tell_build(stage: str, done: float) -> None:
 
 
 def say(node_id: str | None, text: str) -> None:
-    """Shows a text on a node, where the page can."""
-    if node_id is not None and hasattr(PromptServer.instance, "send_progress_text"):
-        PromptServer.instance.send_progress_text(text, node_id)
-
-
-def previewer(model: VideoModel, num_frames: int, fps: float) -> Callable[[torch.Tensor], Any]:
-    """Makes a preview of latents [frames, channels, h, w] by the user's preview method: some frames on one sheet.
-
-    The page receives the sheet's layout and the clip's duration once, so that it can play the frames;
-    a page that does not understand them shows the sheet as it is.
-    """
-    space = model.latent
-    known = getattr(comfy.latent_formats, space.format, None)  # an older host may not know the space
-    made = None if known is None else latent_preview.get_previewer(device(), _coloured(known(), model))
-    sheet = Sheet.of_clip(space.frames(num_frames), num_frames / fps)
-    context, server = get_executing_context(), PromptServer.instance
-    if made is not None and context is not None:
-        told = {"prompt_id": context.prompt_id, "node": context.node_id, **dataclasses.asdict(sheet)}
-        server.send_sync("i2v_tensorrt.sheet", told, server.client_id)
-
-    def preview(latents: torch.Tensor) -> Any:
-        if made is None:
-            return None
-        laid = sheet.lay(latents)
-        return made.decode_latent_to_preview_image("JPEG", laid[:, :, None] if space.video else laid)
-
-    return preview
-
-
-def _coloured(form: Any, model: VideoModel) -> Any:
-    """ComfyUI's latent format, with the colours that the checkpoint gives for its latents."""
-    rows = latent_rgb(model.checkpoint.folder, model.latent.channels)
-    if rows is not None:
-        form.latent_rgb_factors, form.latent_rgb_factors_bias = rows[:-1], rows[-1]
-        form.taesd_decoder_name = None  # it decodes the latents of the published VAE
-    return form
+    """Shows a text on a node, where the page can: on that of the one who queued it, for without a name all hear it."""
+    server = None if node_id is None else PromptServer.instance
+    if server is not None and server.client_id is not None and hasattr(server, "send_progress_text"):
+        server.send_progress_text(text, node_id, server.client_id)
 
 
 @contextmanager

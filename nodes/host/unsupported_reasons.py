@@ -34,6 +34,8 @@ READ_BEFORE_BLOCKS = {"rope_options", "patches", "patches_replace"}
 """Options that a transformer reads before it calls its blocks, or whose kinds tell where it reads them."""
 AROUND_BLOCKS = {"double_block", "single_block", "post_input"}
 """The kinds of patches that ComfyUI's transformers call between their blocks."""
+COMPILED_OPTION = "torch_compile_kwargs"
+"""What ComfyUI notes in the options of a model that `torch.compile` is to compile."""
 Layers = list[tuple[str, torch.nn.Module]]
 """A network's layers, with their names."""
 
@@ -110,3 +112,10 @@ def unsupported_weights(layers: Layers, device: torch.device) -> Iterator[str]:
         elsewhere |= any(weight is not None and weight.device != device for weight in layer._parameters.values())
     if elsewhere:
         yield f"Expected all weights on {device}, found some elsewhere: the model is too large to be loaded whole."
+
+
+def compiled_elsewhere(patcher: ModelPatcher) -> str | None:
+    """The reason to leave a model alone that another node compiles; None for one that nobody does."""
+    if COMPILED_OPTION not in patcher.model_options:
+        return None
+    return "torch.compile is on this model too, and compiles it: take that node or this one away."

@@ -16,8 +16,9 @@ from comfy_api.latest import Input, InputImpl, Types
 from ...common.errors import InputError
 from ...pipeline.filters.timing import exact
 from ...pipeline.media.formats import Audio, OnFrame, VideoOptions
-from ...pipeline.media.frames import StreamedClip
+from ...pipeline.media.frames import StreamedClip, over_black, play_order
 from ...pipeline.media.reader import read_sound, stream_frames, stream_info
+from ...pipeline.media.sound import usable_sound
 from ...pipeline.media.video import write_stream
 from . import folders
 
@@ -55,7 +56,35 @@ def footage(source: Any, fps: float) -> Footage:
     found = source.get_components()
     _, height, width, _ = found.images.shape
     rate, count = Fraction(found.frame_rate), len(found.images)
-    return Footage(found.images, height, width, count, rate, _audio_of(found.audio), is_video=True)
+    sound, _ = usable_sound(found.audio)
+    return Footage(found.images, height, width, count, rate, sound, is_video=True)
+
+
+class PlayedVideo(InputImpl.VideoFromComponents):
+    """A VIDEO of frames as they play, made when it is asked for: mostly nobody does, and it would be a second copy.
+
+    `frames` is [frames, height, width, 1 | 3 | 4] in 0..1. ComfyUI's nodes take RGB alone: grey is repeated, and
+    transparency laid over black.
+    """
+
+    def __init__(self, frames: torch.Tensor, rate: Fraction, sound: Audio | None, *, pingpong: bool) -> None:
+        audio: Any = None
+        if sound is not None:
+            audio = {"waveform": sound.waveform[None], "sample_rate": sound.sample_rate}
+        self._given = Types.VideoComponents(images=frames, frame_rate=rate, audio=audio)
+        self._pingpong = pingpong
+        super().__init__(self._given)
+
+    def get_components(self) -> Types.VideoComponents:
+        images = self._given.images
+        if self._pingpong:
+            images = images[list(play_order(len(images), pingpong=True))]
+        if images.shape[-1] != 3:
+            images = over_black(images) if images.shape[-1] == 4 else images.expand(-1, -1, -1, 3)
+        return Types.VideoComponents(images=images, frame_rate=self._given.frame_rate, audio=self._given.audio)
+
+    def save_to(self, *place: Any, **options: Any) -> None:
+        InputImpl.VideoFromComponents(self.get_components()).save_to(*place, **options)
 
 
 def collected(
@@ -103,7 +132,3 @@ def _file_of(source: Any) -> Path | BytesIO | None:
             return None
     found = source.get_stream_source()
     return found if isinstance(found, BytesIO) else Path(found)
-
-
-def _audio_of(audio: Any) -> Audio | None:
-    return None if audio is None else Audio(audio["waveform"][0], int(audio["sample_rate"]))

@@ -17,6 +17,8 @@ from .frames import Clip, evenly_chosen, to_rgb8
 # tags that must be numbers, so further keys go to the range that TIFF leaves to private use.
 EXIF_PROMPT = 0x0110
 EXIF_OTHERS = (*range(0x010F, 0x010A, -1), *range(65000, 65536))
+TRANSPARENT = 255
+"""Index of the transparent pixels of a gif with transparency: the one that the palette leaves free."""
 # A gif's palette is made from at most so many frames, each thinned to about so many pixels a side; one of the
 # 256 colours is left free, with which Pillow marks the pixels that did not change.
 PALETTE_FRAMES, PALETTE_SIDE, PALETTE_COLOURS = 16, 128, 255
@@ -38,7 +40,7 @@ def write_animation(
     is_gif = options.spec.container == "GIF"
     # A gif counts time in hundredths of a second, a webp in thousandths.
     durations = frame_durations(len(clip), options.rate, unit_ms=10 if is_gif else 1)
-    settings = _gif_settings(texts) if is_gif else _webp_settings(texts, options.used_crf or 0)
+    settings = _gif_settings(texts, clip) if is_gif else _webp_settings(texts, options.used_crf or 0)
     rest = _LazyImages(clip, make_palette(clip) if is_gif else None, on_frame)
     try:
         with path.open("wb") as file:
@@ -71,9 +73,11 @@ def _webp_settings(texts: Mapping[str, str], crf: float) -> dict[str, object]:
     return {"exif": exif, "quality": 100 - crf, "lossless": crf == 0, "method": 4}
 
 
-def _gif_settings(texts: Mapping[str, str]) -> dict[str, object]:
+def _gif_settings(texts: Mapping[str, str], clip: Clip) -> dict[str, object]:
     comment = json.dumps({key: json.loads(text) for key, text in texts.items()}) if texts else ""
-    return {"comment": comment.encode()}
+    # Each frame is taken away before the next one, or what is transparent would show the frame before.
+    holes = {"transparency": TRANSPARENT, "disposal": 2} if clip.keeps_alpha else {}
+    return {"comment": comment.encode(), **holes}
 
 
 def make_palette(clip: Clip) -> Image.Image:
@@ -109,8 +113,17 @@ class _LazyImages:
         return getattr(self._image, name)
 
     def _convert(self, position: int) -> Image.Image:
-        image = Image.fromarray(to_rgb8(self._clip.rgb(position)))
+        image = Image.fromarray(to_rgb8(self._clip.picture(position)))
         if self._palette is not None:
-            image = image.quantize(palette=self._palette, dither=Image.Dither.FLOYDSTEINBERG)
+            image = _indexed(image, self._palette)
         self._on_frame(position + 1, len(self._clip))
         return image
+
+
+def _indexed(image: Image.Image, palette: Image.Image) -> Image.Image:
+    """The picture in a palette's colours; pixels less than half opaque become `TRANSPARENT`."""
+    indexed = image.convert("RGB").quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    if image.mode == "RGBA":
+        indexed.paste(TRANSPARENT, mask=image.getchannel("A").point([255] * 128 + [0] * 128))
+        indexed.info["transparency"] = TRANSPARENT
+    return indexed

@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 from torch import Tensor
 
 from ...common.errors import InputError
@@ -94,7 +95,9 @@ def _add_video(container: "OutputContainer", clip: Clip | StreamedClip, options:
         encoder_options["x265-params"] = _x265_params(len(clip), clip.width)
     stream = cast("VideoStream", container.add_stream(spec.encoder, options.rate, encoder_options))
     stream.height, stream.width = file_size(clip.height, clip.width, spec)
-    stream.pix_fmt = spec.pix_fmt
+    stream.pix_fmt = (spec.alpha_pix_fmt if clip.keeps_alpha else None) or spec.pix_fmt
+    if clip.keeps_alpha:
+        stream.metadata["alpha_mode"] = "1"  # or players of webm do not look for it
     stream.bit_rate = 0  # vp9 takes crf as a quality only then
     stream.codec_context.time_base = 1 / options.rate
     if spec.codec_tag is not None:
@@ -136,12 +139,31 @@ def _tag_colours(target: "VideoCodecContext | VideoFrame", *, is_rgb: bool) -> N
 def _picture(frame: Tensor, context: "VideoCodecContext") -> "VideoFrame":
     import av
 
-    is_rgb = context.pix_fmt != "yuv420p"
+    is_rgb = not (context.pix_fmt or "").startswith("yuv")
     if is_rgb:
-        picture = av.VideoFrame.from_ndarray(to_rgb8(frame), format="rgb24").reformat(format=context.pix_fmt)
+        kind = "rgba" if frame.shape[-1] == 4 else "rgb24"
+        picture = av.VideoFrame.from_ndarray(to_rgb8(frame), format=kind).reformat(format=context.pix_fmt)
+    elif frame.shape[-1] == 4:
+        picture = _planes(to_yuv420(pad_to_even(frame)))
     else:
         picture = av.VideoFrame.from_ndarray(to_yuv420(pad_to_even(frame)), format="yuv420p")
     _tag_colours(picture, is_rgb=is_rgb)
+    return picture
+
+
+def _planes(planes: np.ndarray) -> "VideoFrame":
+    """uint8 [height * 5 / 2, width] as a picture of yuva420p, which PyAV does not make of an array."""
+    import av
+
+    height, width = planes.shape[0] * 2 // 5, planes.shape[1]
+    picture = av.VideoFrame(width, height, "yuva420p")
+    start = 0
+    for plane in picture.planes:
+        count = plane.width * plane.height
+        rows = np.zeros((plane.height, plane.line_size), np.uint8)
+        rows[:, : plane.width] = planes.reshape(-1)[start : start + count].reshape(plane.height, plane.width)
+        plane.update(rows.tobytes())
+        start += count
     return picture
 
 

@@ -23,7 +23,8 @@ class VideoFormat:
     """One row of `FORMATS`: how a kind of file is written.
 
     `container` and `encoder` are the names that FFmpeg, or Pillow for an image, gives them. `crf` is the
-    quality scale, lower is better; a format without `crf_range` has none.
+    quality scale, lower is better; a format without `crf_range` has none. `alpha_pix_fmt` is the pixels' format with
+    transparency, where the kind of file holds it. `has_workflow` says whether ComfyUI's page reads one out of it.
     """
 
     container: str
@@ -31,6 +32,8 @@ class VideoFormat:
     suffix: str
     mime: str
     pix_fmt: str = "yuv420p"
+    alpha_pix_fmt: str | None = None
+    has_workflow: bool = True
     lossless: bool = False
     default_crf: float | None = None
     crf_range: tuple[float, float] | None = None
@@ -98,6 +101,7 @@ FORMATS: Mapping[str, VideoFormat] = {
         "libvpx-vp9",
         ".webm",
         "video/webm",
+        alpha_pix_fmt="yuva420p",
         default_crf=30,
         crf_range=(0, 63),
         audio_encoder="libopus",
@@ -124,6 +128,8 @@ FORMATS: Mapping[str, VideoFormat] = {
         ".mkv",
         "video/x-matroska",
         pix_fmt="bgr0",
+        alpha_pix_fmt="bgra",
+        has_workflow=False,
         lossless=True,
         audio_encoder="pcm_f32le",
         encoder_options={"level": "3", "slicecrc": "1"},
@@ -136,6 +142,7 @@ FORMATS: Mapping[str, VideoFormat] = {
         ".webp",
         "image/webp",
         pix_fmt="rgb24",
+        alpha_pix_fmt="rgba",
         default_crf=20,
         crf_range=(0, 100),
         max_fps=90.0,
@@ -147,6 +154,8 @@ FORMATS: Mapping[str, VideoFormat] = {
         ".gif",
         "image/gif",
         pix_fmt="pal8",
+        alpha_pix_fmt="pal8",
+        has_workflow=False,
         max_fps=50.0,
         max_side=65535,
     ),
@@ -256,14 +265,29 @@ def require_encoder(key: str, encoder: str) -> None:
 
 
 def as_json(metadata: Mapping[str, object] | None) -> dict[str, str]:
-    """Each value as JSON text, the way ComfyUI stores a workflow and a prompt in a file."""
+    """Each value as JSON text, the way ComfyUI stores a workflow and a prompt in a file.
+
+    NaN and infinity, with which nodes say that they always run anew, become null: JSON has no words for them, and a
+    page that meets one opens nothing.
+    """
     texts: dict[str, str] = {}
     for key, value in (metadata or {}).items():
         try:
-            texts[key] = json.dumps(value)
+            texts[key] = json.dumps(_finite(value), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InputError(f"The metadata {key!r} cannot be stored as JSON: {error}.") from error
     return texts
+
+
+def _finite(value: object) -> object:
+    """The value with null in place of numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
 
 
 def _is_finite(value: object) -> bool:

@@ -26,11 +26,12 @@ class Clip:
     """Frames in the order in which they play, converted one at a time so that a long clip is never copied.
 
     `frames` is floating point [frames, height, width, channels] from 0 to 1 with 1 (grey), 3 (RGB) or 4
-    (RGBA) channels; `order` holds indices into it.
+    (RGBA) channels; `order` holds indices into it. With `keeps_alpha` the transparency goes into the file.
     """
 
     frames: Tensor
     order: Sequence[int]
+    keeps_alpha: bool = False
 
     def __len__(self) -> int:
         return len(self.order)
@@ -58,18 +59,23 @@ class Clip:
         Raises:
             InputError: the frame holds NaN or infinity.
         """
+        frame = self._frame(position)
+        return over_black(frame) if self.has_alpha else frame.expand(-1, -1, 3)
+
+    def picture(self, position: int) -> Tensor:
+        """The frame as it goes into the file: as `rgb`, or [height, width, 4] with `keeps_alpha`."""
+        return self._frame(position) if self.keeps_alpha else self.rgb(position)
+
+    def pictures(self) -> Iterator[Tensor]:
+        """Every frame as it plays, see `picture`."""
+        return map(self.picture, range(len(self)))
+
+    def _frame(self, position: int) -> Tensor:
         index = self.order[position]
         frame = self.frames[index].detach().float()
         if not all(torch.isfinite(extreme) for extreme in frame.aminmax()):  # a NaN is both
             raise InputError(f"Frames must hold finite values, but frame {index} holds NaN or infinity.")
-        frame = frame.clamp(0, 1)
-        if self.has_alpha:
-            return frame[..., :3] * frame[..., 3:]
-        return frame.expand(-1, -1, 3)
-
-    def pictures(self) -> Iterator[Tensor]:
-        """Every frame as it plays, see `rgb`."""
-        return map(self.rgb, range(len(self)))
+        return frame.clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class StreamedClip:
     height: int
     width: int
     expected: int
-    has_alpha: bool = False
+    keeps_alpha: bool = False
 
     def __len__(self) -> int:
         return self.expected
@@ -90,8 +96,10 @@ class StreamedClip:
         return iter(self.source)
 
 
-def make_clip(frames: Tensor, *, pingpong: bool = False) -> Clip:
+def make_clip(frames: Tensor, *, pingpong: bool = False, keep_alpha: bool = False) -> Clip:
     """Checks `frames` (see `Clip`) and puts them in order; with `pingpong`, forward and then backward.
+
+    With `keep_alpha` frames that have transparency keep it.
 
     Raises:
         InputError: not a floating-point tensor, a wrong rank or number of channels, no frames, no pixels.
@@ -107,7 +115,12 @@ def make_clip(frames: Tensor, *, pingpong: bool = False) -> Clip:
         raise InputError(f"A video needs at least one frame of at least one pixel, but the shape is {shape}.")
     if shape[3] not in (1, 3, 4):
         raise InputError(f"Frames must have 1, 3 or 4 channels, but they have {shape[3]}.")
-    return Clip(frames, play_order(shape[0], pingpong=pingpong))
+    return Clip(frames, play_order(shape[0], pingpong=pingpong), keep_alpha and shape[3] == 4)
+
+
+def over_black(frames: Tensor) -> Tensor:
+    """[..., 4] with straight alpha -> [..., 3] as it looks over black."""
+    return frames[..., :3] * frames[..., 3:]
 
 
 def play_order(num_frames: int, *, pingpong: bool) -> Sequence[int]:
@@ -126,7 +139,7 @@ def evenly_chosen(num_frames: int, count: int) -> list[int]:
 
 
 def to_rgb8(frame: Tensor) -> np.ndarray:
-    """float [height, width, 3] from 0 to 1 -> uint8 of the same shape on the CPU, rounded to nearest."""
+    """float [height, width, 3 | 4] from 0 to 1 -> uint8 of the same shape on the CPU, rounded to nearest."""
     return (frame * 255).round().to(torch.uint8).cpu().contiguous().numpy()
 
 
@@ -143,15 +156,17 @@ def pad_to_even(frame: Tensor) -> Tensor:
 def to_yuv420(frame: Tensor) -> np.ndarray:
     """RGB in BT.709 colours -> limited-range 4:2:0 planes, as ITU-R BT.709-6 and H.273 define them.
 
-    `frame` is float [height, width, 3] from 0 to 1 with even sizes; the result is uint8
-    [height * 3 / 2, width] on the CPU, the planes one after the other as PyAV's "yuv420p" wants them.
+    `frame` is float [height, width, 3 | 4] from 0 to 1 with even sizes; the result is uint8 [height * 3 / 2, width] on
+    the CPU, the planes one after the other as PyAV's "yuv420p" wants them, with transparency [height * 5 / 2, width]:
+    the opacity, of full range, comes last.
     Done here and not by swscale, which goes through 8-bit RGB and whose matrix depends on the version.
     """
     height, width, _ = frame.shape
     # Plane by plane, and sums in place of pooling: on a CPU a tenth of the time.
-    y, *chroma = _RGB_TO_YCBCR.to(frame) @ frame.movedim(-1, 0).flatten(1)
+    colours, opacity = frame[..., :3], frame[..., 3:]
+    y, *chroma = _RGB_TO_YCBCR.to(frame) @ colours.movedim(-1, 0).flatten(1)
     pairs = torch.stack(chroma).reshape(2, height // 2, 2, width // 2, 2)
     rows = pairs[:, :, 0] + pairs[:, :, 1]
     halved = (rows[..., 0] + rows[..., 1]) / 4
-    planes = torch.cat([16 + 219 * y, 128 + 224 * halved.flatten()])
-    return planes.round().to(torch.uint8).cpu().reshape(height * 3 // 2, width).numpy()
+    planes = torch.cat([16 + 219 * y, 128 + 224 * halved.flatten(), 255 * opacity.flatten()])
+    return planes.round().to(torch.uint8).cpu().reshape(-1, width).numpy()

@@ -4,19 +4,17 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ...common.atomic_file import atomic_file
 from ...common.errors import InputError
 from .animation import write_animation
-from .container import AUDIO_LAYOUTS, write_container
+from .container import write_container
 from .formats import Audio, OnFrame, VideoInfo, VideoOptions, as_json, file_size, require_encoder
 from .frames import Clip, StreamedClip, make_clip
+from .sound import check_audio
 
 log = logging.getLogger(__name__)
-
-MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 655_350
 
 
 def write_video(
@@ -40,7 +38,7 @@ def write_video(
         BackendUnavailableError: the installed PyAV or Pillow lacks the encoder.
         StorageError: the file could not be written.
     """
-    clip = make_clip(frames, pingpong=options.pingpong)
+    clip = make_clip(frames, pingpong=options.pingpong, keep_alpha=options.spec.alpha_pix_fmt is not None)
     texts = as_json(metadata)
     _check_target(path, clip, options)
     require_encoder(options.format, options.spec.encoder)
@@ -56,7 +54,7 @@ def write_video(
             write_container(clip, temporary, options, texts, audio, report)
         size_bytes = temporary.stat().st_size
     height, width = file_size(clip.height, clip.width, options.spec)
-    notes = tuple(_notes(clip, options, audio))
+    notes = tuple(_notes(clip, options, audio, texts))
     for note in notes:
         log.info("%s: %s", path.name, note)
     return VideoInfo(path, options.format, width, height, len(clip), float(options.rate), size_bytes, notes)
@@ -84,23 +82,6 @@ def write_stream(
         write_container(clip, temporary, options, {}, audio, on_frame or _ignore)
 
 
-def check_audio(audio: Audio) -> None:
-    """Raises InputError unless `audio` is finite [channels, samples] with a layout that players know."""
-    waveform, rate = audio.waveform, audio.sample_rate
-    if waveform.ndim != 2 or not waveform.is_floating_point() or waveform.shape[1] == 0:
-        raise InputError(
-            "Audio must be floating point [channels, samples] with at least one sample, "
-            f"but it is {waveform.dtype} {list(waveform.shape)}."
-        )
-    if waveform.shape[0] not in AUDIO_LAYOUTS:
-        known = ", ".join(map(str, AUDIO_LAYOUTS))
-        raise InputError(f"Audio must have one of {known} channels, but it has {waveform.shape[0]}.")
-    if not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
-        raise InputError(f"The sample rate must be from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz, but it is {rate}.")
-    if not torch.isfinite(waveform).all():
-        raise InputError("Audio must hold finite values, but it holds NaN or infinity.")
-
-
 def _check_target(path: Path, clip: Clip, options: VideoOptions) -> None:
     key, spec = options.format, options.spec
     if path.suffix.lower() != spec.suffix:
@@ -115,7 +96,7 @@ def _check_target(path: Path, clip: Clip, options: VideoOptions) -> None:
         )
 
 
-def _notes(clip: Clip, options: VideoOptions, audio: Audio | None) -> list[str]:
+def _notes(clip: Clip, options: VideoOptions, audio: Audio | None, texts: Mapping[str, str]) -> list[str]:
     key, spec, notes = options.format, options.spec, []
     height, width = file_size(clip.height, clip.width, spec)
     if (height, width) != (clip.height, clip.width):
@@ -123,14 +104,18 @@ def _notes(clip: Clip, options: VideoOptions, audio: Audio | None) -> list[str]:
             f"Padded from {clip.width}x{clip.height} to {width}x{height} by repeating the edge, "
             f"because {key} needs even sizes."
         )
-    if clip.has_alpha:
+    if clip.has_alpha and not clip.keeps_alpha:
         notes.append(f"Transparency was laid over black, because {key} is written without it.")
+    if clip.keeps_alpha and key == "gif":
+        notes.append("What is less than half opaque is transparent, and the rest opaque: a gif knows nothing between.")
     if options.fps > spec.max_fps:
         notes.append(f"Plays at {spec.max_fps:g} fps instead of {options.fps:g}, the most that {key} shows.")
     if audio is not None and spec.audio_encoder is None:
         notes.append(f"The audio was left out, because {key} has no sound.")
     if options.crf is not None and spec.crf_range is None:
         notes.append(f"crf {options.crf:g} was not used, because {key} has no such scale.")
+    if "workflow" in texts and not spec.has_workflow:
+        notes.append(f"The workflow is inside, but ComfyUI's page opens none from {key}: mp4, webm and webp it does.")
     if spec.encoder == "libx264" and (options.used_crf or 0) < 1:
         notes.append("A crf below 1 makes h264 lossless, in a profile that browsers do not play.")
     return notes

@@ -19,7 +19,7 @@ from ...common.atomic_file import atomic_file
 from .errors import PromptRefusedError, RunTimeoutError, ServerError, refusal
 from .event_socket import open_socket
 from .http import Http
-from .messages import Event, Preview, RunResult, ServerFile, outcome, read_message
+from .messages import Event, Preview, RunResult, ServerFile, StatusText, outcome, read_message
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
@@ -34,12 +34,18 @@ class _Record:
     prompt_id: str
     events: list[Event] = field(default_factory=list)
     previews: list[Preview] = field(default_factory=list)
+    texts: list[StatusText] = field(default_factory=list)
+    on_text: Callable[[StatusText], None] | None = None
 
     def take(self, message: str | bytes) -> Event | None:
         """Keeps a message that concerns the prompt, and returns it if it is an event."""
         heard = read_message(message)
         if isinstance(heard, Preview) and heard.prompt_id in (None, self.prompt_id):
             self.previews.append(heard)
+        if isinstance(heard, StatusText):
+            self.texts.append(heard)
+            if self.on_text is not None:
+                self.on_text(heard)
         if not isinstance(heard, Event) or heard.prompt_id != self.prompt_id:
             return None
         self.events.append(heard)
@@ -103,11 +109,13 @@ class ComfyClient:
         prompt: Mapping[str, Any],
         on_event: Callable[[Event], None] | None = None,
         timeout_s: float = 600.0,
+        on_text: Callable[[StatusText], None] | None = None,
     ) -> RunResult:
         """Queues a prompt and waits for its end, with each event shown to `on_event` as it comes.
 
+        `on_text` is shown the lines that nodes write on themselves.
         The result's status reports a node that failed or was interrupted. If waiting itself ends
-        early (time, an exception from `on_event`, Ctrl-C), the prompt is cancelled.
+        early (time, an exception from a callback, Ctrl-C), the prompt is cancelled.
 
         Raises:
             PromptRefusedError: the prompt is invalid.
@@ -117,7 +125,7 @@ class ComfyClient:
         deadline = time.monotonic() + timeout_s
         client_id = uuid.uuid4().hex
         with open_socket(self.url, client_id) as connection:
-            record = _Record(self.queue(prompt, client_id))
+            record = _Record(self.queue(prompt, client_id), on_text=on_text)
             try:
                 _follow(connection, record, on_event, deadline)
             except BaseException:
@@ -245,4 +253,5 @@ def _refusal(error: ServerError) -> PromptRefusedError:
 
 def _result(record: _Record, history: Mapping[str, Any]) -> RunResult:
     status, error = outcome(history)
-    return RunResult(record.prompt_id, status, error, history["outputs"], tuple(record.events), tuple(record.previews))
+    heard = (tuple(record.events), tuple(record.previews), tuple(record.texts))
+    return RunResult(record.prompt_id, status, error, history["outputs"], *heard)

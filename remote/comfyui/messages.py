@@ -68,6 +68,7 @@ class RunResult:
     outputs: Mapping[str, Mapping[str, Any]]
     events: tuple[Event, ...]
     previews: tuple[Preview, ...]
+    texts: tuple[StatusText, ...] = ()
 
     @property
     def progress(self) -> dict[str, list[tuple[float, float]]]:

@@ -19,6 +19,7 @@ import torch
 from comfy.ldm.wan.model import WanModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from safetensors.torch import load_file
 
 from i2v_tensorrt.engine_builder.backends.base import OUTSIDE
@@ -242,6 +243,26 @@ def case_the_whole_weights_go_with_the_model(folder: Path) -> None:
         assert whole() is not None, "the next node would read them again"
         del model
         assert whole() is None and memory.current_loaded_models == []
+
+
+def case_a_compiler_of_the_cores_runs_alone_in_either_order(folder: Path) -> None:
+    """Ours was read by `torch.compile` as part of the network, which ended the run."""
+    model = comfy.sd.load_diffusion_model(checkpoint(folder))
+    expected, told = sampled(model), []
+    for is_first in (True, False):
+        source = model.clone()
+        node = CompiledModel(None, EnginePolicy(backend="eager", on_missing="eager"))
+        if is_first:
+            set_torch_compile_wrapper(source, backend="eager")
+            assert "runs as it is: torch.compile is on this model too" in node.forecast(source)
+        both = node.attached_to(source)
+        if not is_first:
+            set_torch_compile_wrapper(both, backend="eager")
+        with patch.object(host_model, "say", lambda _, text: told.append(text)):
+            found = sampled(both)
+        assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert len(told) == 2
+    assert all("by the network as it is\nThe network runs as it is: torch.compile is on" in text for text in told)
 
 
 def case_an_engine_with_weights_outside_computes_with_comfyuis_own(folder: Path) -> None:

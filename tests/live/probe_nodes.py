@@ -53,6 +53,21 @@ class ProbeSteps(Telling):
         return {"ui": {"steps": [steps]}}
 
 
+class ProbeSound(Probe):
+    """Sound of any shape and kind; with `broken`, one whose file fails as it is read."""
+
+    RETURN_TYPES = ("AUDIO",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        number = ("INT", {"default": 1, "min": 0, "max": 1 << 20})
+        return {"required": {"channels": number, "samples": number, "dtype": ("STRING", {}), "broken": ("BOOLEAN", {})}}
+
+    def run(self, channels: int, samples: int, dtype: str, broken: bool) -> tuple:
+        waveform = torch.ones(1, channels, samples, dtype=getattr(torch, dtype))
+        return ({} if broken else {"waveform": waveform, "sample_rate": 8000},)
+
+
 class ProbeModels(Telling):
     """Tells what ComfyUI's memory manager holds: the models' class names, and their bytes together."""
 
@@ -213,6 +228,7 @@ class ProbeControl(Probe):
 
 NODES = (
     ProbeSteps,
+    ProbeSound,
     ProbeModels,
     ProbeDifference,
     ProbeLatents,

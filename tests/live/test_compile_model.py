@@ -309,6 +309,17 @@ class TestFallback:
         assert lines[-1] == f"{BY_BLOCKS}: Expected no patches in the network, found {found}."
         assert any("calls of WanAttentionBlock by the inductor engine" in line for line in lines)
 
+    @pytest.mark.torture
+    @pytest.mark.parametrize("behind", [False, True])
+    def test_a_compiler_of_the_cores(self, client: ComfyClient, behind: bool) -> None:
+        """Its graph is the one that runs, whichever of the two nodes comes first."""
+        prompt = wan(A14B, next(FRESH))
+        prompt["30"] = node("TorchCompileModel", model=[COMPILED if behind else LOADER, 0], backend="inductor")
+        changes = {SAMPLER: {"model": ["30", 0]}} if behind else {COMPILED: {"model": ["30", 0]}}
+        calls, reason = told(client, changed(prompt, changes)).splitlines()
+        assert calls.endswith(" calls by the network as it is")
+        assert reason.startswith(f"{AS_IT_IS}: torch.compile is on this model too, and compiles it")
+
     @pytest.mark.slow  # the other branch is called alone, by an engine of its own
     def test_a_control(self, client: ComfyClient) -> None:
         prompt = wan(A14B, 16)

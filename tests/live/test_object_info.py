@@ -8,9 +8,9 @@ import pytest
 
 from i2v_tensorrt.cli import words_command
 from i2v_tensorrt.cli.node_info import PREFIX, stored
-from i2v_tensorrt.common.pack_paths import PACK, PICTURE
+from i2v_tensorrt.common.pack_paths import PICTURE
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
-from i2v_tensorrt.remote.comfyui.server import ComfyHost, ComfyServer, link_pack, start_server
+from i2v_tensorrt.remote.comfyui.server import ComfyServer
 from i2v_tensorrt.tests.live.ids import CHECKPOINT
 
 CORES_OWN = re.compile(r"IMPORT FAILED: nodes_\w+\.py$", re.MULTILINE)
@@ -28,18 +28,6 @@ def test_no_import_failed(server: ComfyServer, client: ComfyClient) -> None:
 def test_the_picture_of_the_workflows_is_among_the_inputs(client: ComfyClient, base_directory: Path) -> None:
     assert (base_directory / "input" / PICTURE.name).read_bytes() == PICTURE.read_bytes()
     assert PICTURE.name in client.object_info()["LoadImage"]["input"]["required"]["image"][0]
-
-
-def test_a_picture_of_the_user_s_own_by_that_name_stays(
-    host: ComfyHost, server_arguments: list[str], tmp_path: Path
-) -> None:
-    link_pack(PACK, tmp_path)
-    place = tmp_path / "input" / PICTURE.name
-    place.parent.mkdir()
-    place.write_bytes(b"the user's own")
-    with start_server(host, tmp_path, server_arguments) as server:
-        assert any(name.startswith("I2VTRT_") for name in ComfyClient(server.url).object_info())
-    assert place.read_bytes() == b"the user's own"
 
 
 NODES = {name for name in stored() if name.startswith(PREFIX)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.cli.engine_command import main
+from i2v_tensorrt.cli.engine_command import main, parser
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.tests.helpers.loras import KOHYA, layers, write_lora
@@ -134,3 +134,12 @@ def test_the_doctor_names_what_auto_takes(engine: Engine) -> None:
     assert status == 0
     assert {row["backend"] for row in rows if "backend" in row} == {"tensorrt", "inductor", "onnxruntime", "eager"}
     assert sum("auto takes this" in row["text"] for row in rows) == 1
+
+
+@pytest.mark.parametrize("command", ["list", "doctor", "verify", "prune"])
+def test_what_all_commands_have_is_taken_before_and_behind_them(command: str, tmp_path: Path) -> None:
+    given = ["--json", "--store", str(tmp_path)]
+    for arguments in ([*given, command], [command, *given], [*given[:1], command, *given[1:]]):
+        options = parser().parse_args(arguments)
+        assert (options.json, options.store) == (True, tmp_path)
+    assert parser().parse_args([command]).json is False

@@ -185,3 +185,28 @@ def test_the_thread_that_waits_for_the_proof_imports_nothing_of_pytorch(tmp_path
 def test_this_machine_has_a_compiler_that_proves_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where nothing has been proved yet
     assert cpp_compiler.working_compiler("cpu") in cpp_compiler.compilers()
+
+
+LACKING = {
+    "omp.h": 'case "$*" in *-fopenmp*) echo "致命错误：omp.h：没有那个文件或目录" >&2; exit 1;; esac\nexec g++ "$@"\n',
+    "No working C++ compiler": 'echo "fatal error: Python.h: No such file or directory" >&2; exit 1\n',
+    "No such file or directory": 'exec g++ "$@"\n',
+}
+"""Compilers without OpenMP, in another language, without Python's headers, and whole behind a name with a space."""
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("words", LACKING)
+def test_a_compiler_that_lacks_something_is_named_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "caches ü"))
+    monkeypatch.setenv("LANG", "zh_CN.UTF-8")
+    folder = tmp_path / ("my compilers" if LACKING[words].startswith("exec") else "compilers")
+    folder.mkdir()
+    path = script(folder, "g++", f"#!/bin/sh\n{LACKING[words]}")
+    monkeypatch.setattr(cpp_compiler, "compilers", lambda: [path])
+    cpp_compiler._flaw.cache_clear()
+    with pytest.raises(EngineError) as caught:
+        cpp_compiler.working_compiler("cpu")
+    assert path in str(caught.value) and words in str(caught.value)

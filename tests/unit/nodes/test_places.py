@@ -1,15 +1,18 @@
 """A free name below a root, in a folder that stays the one that was checked."""
 
 import hashlib
+import re
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from i2v_tensorrt.common.atomic_file import atomic_file
 from i2v_tensorrt.common.errors import InputError, StorageError
-from i2v_tensorrt.nodes.host.output_path import digest_below, free_place
+from i2v_tensorrt.nodes.host.output_path import digest_below, expanded, free_place
 
 
 def saved(root: Path, prefix: str, suffix: str = ".mp4") -> str:
@@ -50,6 +53,83 @@ def test_words_for_time_and_size_are_filled_in(root: Path) -> None:
     assert saved(root, "%year%/%width%x%height%%other%") == f"{year}/64x48%other%_00001_.mp4"
 
 
+@pytest.mark.parametrize(
+    ("form", "strftime"),
+    [
+        ("yyyy-MM-dd", "%Y-%m-%d"),
+        ("yy.M.d", None),
+        ("yyyyMMddhhmmss", "%Y%m%d%H%M%S"),
+        ("hh:mm", "%H-%M"),
+        ("yyyy/MM", "%Y/%m"),
+        ("", ""),
+    ],
+)
+def test_the_pages_notation_of_dates_is_understood(
+    monkeypatch: pytest.MonkeyPatch, form: str, strftime: str | None
+) -> None:
+    now = time.strptime("2026-03-04 05:06:07", "%Y-%m-%d %H:%M:%S")
+    monkeypatch.setattr(time, "localtime", lambda *_: now)
+    expected = "26.3.4" if strftime is None else time.strftime(strftime, now)
+    assert expanded(f"a%date:{form}%", 1, 1) == f"a{expected}"
+
+
+@pytest.mark.parametrize(
+    "prefix", ["video\\wan\\clip", "video/wan/clip/", "video//wan//clip", "./video/./wan/clip", "video /wan./clip. "]
+)
+def test_prefixes_mean_what_they_mean_to_comfyui(prefix: str) -> None:
+    assert expanded(prefix, 1, 1) == "video/wan/clip"
+
+
+@pytest.mark.parametrize(
+    "prefix", ["..\\x", "\\x", "\\\\host\\x", "C:\\x", "%date:../..%", "%date:/%", "./", "//", ".. /x", "... "]
+)
+def test_no_notation_leads_out(prefix: str) -> None:
+    with pytest.raises(InputError, match="^A file name "):
+        expanded(prefix, 1, 1)
+
+
+PIECES = st.sampled_from(
+    [
+        "%date:yyyy-MM-dd%",
+        "%date:",
+        "%year%",
+        "%width%",
+        "%",
+        "/",
+        "\\",
+        "..",
+        ".",
+        " ",
+        "C:",
+        "nul",
+        "é",
+        "雪",
+        "\0",
+        "\n",
+    ]
+)
+PREFIXES = st.lists(PIECES | st.text(max_size=4), max_size=9).map("".join)
+
+
+@settings(max_examples=500, deadline=None)
+@given(PREFIXES)
+def test_any_prefix_gives_a_place_below_the_root_or_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, prefix: str
+) -> None:
+    base = tmp_path_factory.getbasetemp() / "prefixes"
+    root = base / "output"
+    try:
+        with free_place(root, prefix, ".mp4", 64, 48) as place:
+            place.path.write_bytes(b"x")
+    except InputError as refused:
+        assert re.match(r"A (part of a )?file name ", str(refused)) and str(refused).isprintable()
+    else:
+        path = root / place.subfolder / place.filename
+        path.unlink()
+        assert ".." not in path.parts and path.suffix == ".mp4"
+    assert {path.name for path in base.glob("*")} <= {"output"}
+
+
 @pytest.mark.parametrize("prefix", ["../x", "/x", "a/../../x", "nul", "%\0%", "", "x" * 300])
 def test_what_leads_out_is_refused_before_anything_is_made(root: Path, prefix: str) -> None:
     with pytest.raises(InputError), free_place(root, prefix, ".mp4", 1, 1):
@@ -85,6 +165,27 @@ def test_links_that_stay_inside_are_followed(root: Path) -> None:
     (root / "in").symlink_to(root / "below", target_is_directory=True)
     assert saved(root, "in/clip") == "in/clip_00001_.mp4"
     assert (root / "below" / "clip_00001_.mp4").is_file()
+
+
+def test_a_link_that_leads_out_is_followed_where_comfyui_follows_it(root: Path, tmp_path: Path) -> None:
+    """ComfyUI 0.28 does, and is asked for the folder's name below its output."""
+    (tmp_path / "drive").mkdir()
+    root.mkdir()
+    (root / "video").symlink_to(tmp_path / "drive", target_is_directory=True)
+    asked: list[str] = []
+
+    def may_leave(subfolder: str) -> bool:
+        asked.append(subfolder)
+        return subfolder == "video/new"
+
+    with free_place(root, "video/new/clip", ".mp4", 1, 1, may_leave) as place:
+        place.path.write_bytes(b"x")
+    assert (tmp_path / "drive" / "new" / "clip_00001_.mp4").read_bytes() == b"x"
+    assert (place.subfolder, asked) == ("video/new", ["video/new"])
+    assert digest_below(root, "video/new", place.filename, may_leave) is not None
+    assert digest_below(root, "video/new", place.filename) is None
+    with pytest.raises(InputError, match="leads out of it"), free_place(root, "video/clip", ".mp4", 1, 1, may_leave):
+        pass
 
 
 def test_a_file_below_the_root_has_a_digest(root: Path) -> None:

@@ -166,13 +166,16 @@ def test_other_precisions(tmp_path: Path, dtype: torch.dtype) -> None:
     assert np.abs(decoded.astype(int) - levels(exact)).max() <= 1
 
 
-def test_grey_is_repeated_and_alpha_laid_over_black(tmp_path: Path) -> None:
+def test_grey_is_repeated(tmp_path: Path) -> None:
     grey = torch.tensor([0.2, 0.6]).reshape(1, 1, 2, 1)
     assert read(write(tmp_path, "mkv-ffv1", grey))[0, 0].tolist() == [[51] * 3, [153] * 3]
-    rgba = torch.tensor([[1, 0.2, 0, 1], [1, 0.2, 0, 0.5], [1, 0.2, 0, 0]]).reshape(1, 1, 3, 4)
-    info = write(tmp_path, "mkv-ffv1", rgba)
-    assert read(info)[0, 0].tolist() == [[255, 51, 0], [128, 26, 0], [0, 0, 0]]
-    assert len(info.notes) == 1 and "over black" in info.notes[0]
+
+
+def test_a_format_whose_workflow_the_page_does_not_open_says_so(tmp_path: Path) -> None:
+    for key, spec in FORMATS.items():
+        notes = write(tmp_path, key, smooth_clip(), metadata={"workflow": {"nodes": []}}).notes
+        assert bool([note for note in notes if "page opens none from" in note]) == (not spec.has_workflow)
+    assert not write(tmp_path, "gif", smooth_clip(), metadata={"prompt": {}}).notes, "there is none"
 
 
 @pytest.mark.parametrize(
@@ -253,6 +256,21 @@ def test_what_has_not_its_usual_effect_is_told(tmp_path: Path, key: str, word: s
     info = write(tmp_path, key, smooth_clip(2), **options)
     assert len(info.notes) == 1 and word in info.notes[0]
     assert "fps" not in options or word.startswith(f"{info.fps:g} fps ")
+
+
+@pytest.mark.parametrize("key", ["mp4-h264", "webp"])
+def test_numbers_that_json_has_not_become_null(tmp_path: Path, key: str) -> None:
+    """Nodes that run at every prompt write NaN into it, and a page that meets one opens no workflow."""
+    endless = {"3": {"is_changed": [math.nan, (math.inf, 1.5)], "class_type": "Load Image Batch"}}
+    info = write(tmp_path, key, smooth_clip(), metadata={"prompt": endless})
+    if key == "webp":
+        with Image.open(info.path) as image:
+            text = str(image.getexif()[0x0110]).removeprefix("prompt:")
+    else:
+        with av.open(str(info.path)) as container:
+            text = container.metadata["prompt"]
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found == {"3": {"is_changed": [None, [None, 1.5]], "class_type": "Load Image Batch"}}
 
 
 def test_gif_has_one_palette(tmp_path: Path) -> None:
