@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from inspect import signature
 from typing import Any, TypeVar
 
+import torch
 from comfy_api.latest import io
 
 from ..common.errors import I2VError, InputError
@@ -140,6 +141,14 @@ def sockets(**kinds: type | tuple[type, ...]) -> Callable[[Execute], Execute]:
         return checked
 
     return decorate
+
+
+def samples_of(latents: Mapping[str, Any]) -> torch.Tensor:
+    """The tensor of a LATENT; raises InputError for one without."""
+    samples = latents.get("samples")
+    if not isinstance(samples, torch.Tensor):
+        raise InputError(f"Expected latents as a tensor, found {type(samples).__name__}.")
+    return samples
 
 
 def verdict(check: Callable[[], object]) -> bool | str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from comfy_api.latest import io
 
 from ..pipeline.conditioning import Conditioning as Encoded
-from ..pipeline.denoising.schedulers import MAX_STEPS, SCHEDULERS, SHIFTS, SamplerSettings
+from ..pipeline.denoising.schedulers import LEAST_STRENGTH, MAX_STEPS, SCHEDULERS, SHIFTS, SamplerSettings
 from ..runtime.clip_plan import MAX_GUIDANCE, Denoising, SamplingPlan, plan_clip, plan_sampling
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.result_cache import Sampled, sample_or_recall
 from .host import folders, ui
 from .host.peak_memory import PeakMemory
 from .host.preview import previewer, workflow_of
-from .inputs import CATEGORY, Conditioning, Model, advanced, sockets
+from .inputs import CATEGORY, Conditioning, Model, advanced, samples_of, sockets
 from .limits import MostFloat
 
 MODEL_DEFAULT = -1.0
@@ -108,6 +110,22 @@ class DDIMSampler(io.ComfyNode):
                         tooltip="Wan 2.2 A14B: the guidance of the second expert. -1 takes guidance_scale.",
                     )
                 ),
+                io.Latent.Input(
+                    "latents",
+                    optional=True,
+                    tooltip="Latents to begin from, of the conditioning's size: those of a smaller clip through "
+                    "Upscale Latent, for example.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=LEAST_STRENGTH,
+                    max=MostFloat(1.0),
+                    step=0.01,
+                    optional=True,
+                    tooltip="With latents: the part of the steps that they go through, the last ones. Less keeps more "
+                    "of them.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latents", tooltip="For I2V VAE Decode, or the core's with the same VAE.")
@@ -116,7 +134,7 @@ class DDIMSampler(io.ComfyNode):
         )
 
     @classmethod
-    @sockets(model=EngineSet, conditioning=Encoded)
+    @sockets(model=EngineSet, conditioning=Encoded, latents=(dict, type(None)))
     def execute(
         cls,
         model: EngineSet,
@@ -130,6 +148,8 @@ class DDIMSampler(io.ComfyNode):
         reuse_result: bool = False,
         shift: float = MODEL_SHIFT,
         late_guidance_scale: float = MODEL_DEFAULT,
+        latents: dict[str, Any] | None = None,
+        strength: float = 1.0,
     ) -> io.NodeOutput:
         progress, peak = ui.Progress(cls.hidden.unique_id, steps), PeakMemory(model.device)
         workflow = workflow_of(cls.hidden.extra_pnginfo)
@@ -141,14 +161,15 @@ class DDIMSampler(io.ComfyNode):
 
         with ui.sentences():
             progress.say("denoise: loading")
-            settings = SamplerSettings(steps, scheduler, eta, _shift(shift))
+            settings = SamplerSettings(steps, scheduler, eta, _shift(shift), strength=strength)
             scales = (guidance_scale, settings, _scale(min_guidance_scale), _scale(late_guidance_scale))
             denoising = Denoising(seed, *scales)
             results = folders.result_cache() if reuse_result else None
             plan = plan_sampling(plan_clip(model, conditioning.size), denoising)
             if plan.calls_line is not None:
                 progress.say(f"{model.preset.name}: {plan.calls_line}")
-            found = sample_or_recall(plan, conditioning, on_step, results)
+            start = None if latents is None else samples_of(latents)
+            found = sample_or_recall(plan, conditioning, on_step, results, start)
             if found.place != "sampled":
                 progress.step(steps, steps)
         lines = [*_lines(found, model, peak), *_preset(plan)]

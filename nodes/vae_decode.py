@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
-from ..common.errors import InputError
 from ..runtime.clip import decode_clip, fitting_chunk, latents_size
 from ..runtime.clip_plan import plan_clip
 from ..runtime.engines.engine_set import EngineSet
 from .host import ui
 from .host.peak_memory import PeakMemory
-from .inputs import CATEGORY, Model, sockets
+from .inputs import CATEGORY, Model, samples_of, sockets
 
 MAX_CHUNK = 64
 
@@ -48,9 +46,7 @@ class VAEDecode(io.ComfyNode):
     @sockets(model=EngineSet, latents=dict)
     def execute(cls, model: EngineSet, latents: Any, chunk: int = 0) -> io.NodeOutput:
         with ui.sentences():
-            samples, space = latents.get("samples"), model.model.latent
-            if not isinstance(samples, torch.Tensor):
-                raise InputError(f"Expected latents as a tensor, found {type(samples).__name__}.")
+            samples, space = samples_of(latents), model.model.latent
             plan = plan_clip(model, latents_size(model.model, samples))
             count = plan.size.num_frames
             progress, started = ui.Progress(cls.hidden.unique_id, count), time.monotonic()

@@ -49,6 +49,8 @@ VALUES = [
     (SAMPLER, "late_guidance_scale", 101.0, "Value 101.0 bigger than max of 100.0"),
     (SAMPLER, "shift", -1.0, "Value -1.0 smaller than min of 0.0"),
     (SAMPLER, "shift", NAN, "Value nan bigger than max of 100.0"),
+    (SAMPLER, "strength", 0, "Value 0.0 smaller than min of 0.01"),
+    (SAMPLER, "strength", NAN, "Value nan bigger than max of 1.0"),
     (SAMPLER, "eta", 2, "Value 2.0 bigger than max of 1.0"),
     (SAMPLER, "eta", NAN, "Value nan bigger than max of 1.0"),
     (SAMPLER, "steps", 0, "Value 0 smaller than min of 1"),
