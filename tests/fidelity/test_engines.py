@@ -45,6 +45,11 @@ def is_denoiser(component: str) -> bool:
     return component.startswith("core")
 
 
+def how_often(name: str, component: str) -> list[pytest.MarkDecorator]:
+    """The second expert is the network of the first."""
+    return [pytest.mark.slow, *([pytest.mark.torture] if component == "core_late" else [])]
+
+
 def each_engine(denoisers: bool = True, others: bool = True) -> list[tuple[str, str]]:
     return [row for row in each(lambda family: family.engines) if (denoisers if is_denoiser(row[1]) else others)]
 
@@ -76,7 +81,7 @@ def process() -> Iterator[BuildProcess]:
     ("name", "component"),
     [
         *each_engine(denoisers=False),
-        *(pytest.param(*row, marks=pytest.mark.slow) for row in each_engine(others=False)),
+        *(pytest.param(*row, marks=how_often(*row)) for row in each_engine(others=False)),
     ],
 )
 def test_onnxruntime_gives_eager_pytorchs_result_at_sizes_that_were_not_traced(
@@ -113,8 +118,14 @@ def spec_of(model: VideoModel, component: str, precision: str, shapes: str, plac
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [OUTSIDE, INSIDE])
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "place"),
+    [
+        ("fp16", OUTSIDE),
+        ("bf16", INSIDE),
+        *(pytest.param(*row, marks=pytest.mark.torture) for row in (("fp16", INSIDE), ("bf16", OUTSIDE))),
+    ],
+)
 @pytest.mark.parametrize(("name", "component"), each_target())
 def test_tensorrt_rtx_builds_for_gpus_that_are_not_here(
     wide: Open, tmp_path: Path, name: str, component: str, precision: str, place: str
