@@ -11,11 +11,11 @@ from pathlib import Path
 from ...common.atomic_file import atomic_file, write_text
 from ...common.errors import CheckpointError, StorageError
 from ..models.checkpoints.diffusers_folder import CONFIG_NAMES, INDEX, stem_of
+from ..models.checkpoints.part_plan import PartPlan, Plan
+from ..models.checkpoints.tensor_files import read_tensors
 from ..models.dynamicrafter.published_settings import KINDS as DYNAMICRAFTER_KINDS
 from ..models.registry import open_model
 from . import dynamicrafter
-from .plan import PartPlan, Plan
-from .sources import read_sources
 from .writer import write_tensors
 
 Say = Callable[[str], None]
@@ -53,7 +53,7 @@ def convert(
 
 def plan_of(files: Sequence[Path], folders: Sequence[Path], kind: str | None) -> Plan:
     """The plan of a checkpoint that is known by its tensors."""
-    tensors = read_sources(files)
+    tensors = read_tensors(files)
     if dynamicrafter.recognises(tensors):
         return dynamicrafter.plan(tensors, folders, kind)
     raise CheckpointError(
