@@ -149,7 +149,9 @@ class ModelNetworks(ABC):
         `report` is called meanwhile with the fraction done, and may raise to stop. Raises CheckpointError for a file
         that cannot be read.
         """
-        take_digests([*self.checkpoint.parts.values(), *self.adapters], report)
+        items = [part.digested for part in self.checkpoint.parts.values()]
+        once = [item for place, item in enumerate(items) if item not in items[:place]]
+        take_digests([*once, *self.adapters], report)
 
     def with_adapter(self, path: Path, strength: float, denoisers: tuple[str, ...] = ()) -> Self:
         """The same model with a LoRA merged into its weights at every load, after the model's earlier LoRAs.
