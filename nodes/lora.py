@@ -92,7 +92,8 @@ class LoRA(io.ComfyNode):
             engines = EngineSet(
                 adapted, model.store, model.policy, model.device, memory.HostMemoryManager(), model.report, model.later
             ).with_preset(model.preset)
-            line = f"{adapted.adapters[-1].summary}\n{engines.summary()}"
+            note = adapted.reading_note
+            line = "\n".join([adapted.adapters[-1].summary, *([note] if note else []), engines.summary()])
         ui.say(cls.hidden.unique_id, line)
         return io.NodeOutput(engines, ui=ui.text_ui([line]))
 

@@ -29,8 +29,8 @@ class ModelLoader(io.ComfyNode):
             node_id="I2VTRT_ModelLoader",
             display_name="I2V Model Loader",
             category=CATEGORY,
-            description="Opens a picture-to-video model: a folder in diffusers' layout from models/i2v, or a single file "
-            "of Wan or SVD. Without an Engine Loader behind it, the model runs in eager PyTorch.",
+            description="Opens a picture-to-video model: a folder in diffusers' layout from models/i2v, or a single "
+            "file of Wan or SVD. Without an Engine Loader behind it, the model runs in eager PyTorch.",
             search_aliases=[
                 "i2vgen-xl",
                 "stable video diffusion",

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from ...common.spec import PRECISIONS
 from .checkpoints.diffusers_folder import Part
 from .checkpoints.lora import Adapter, Merge
 from .checkpoints.lora_tensor_names import plain_name
+from .checkpoints.originals import Originals
 from .hollow import made_hollow
 from .single_files import read_part
 
@@ -100,10 +101,11 @@ OWN_CLASSES = {
 """Classes of the pack that no library has, and their modules beside this one."""
 
 
-def load_part(part: Part, precision: str, adapters: Sequence[Adapter] = ()) -> Any:
+def load_part(part: Part, precision: str, adapters: Sequence[Adapter] = (), originals: Originals | None = None) -> Any:
     """A checked part's network by diffusers or transformers, on the CPU, in the precision, with LoRAs merged into it.
 
-    That of a part without weights is hollow: its parameters are on the device `meta`.
+    Stored tensors that a LoRA changes are taken from `originals`, and kept there. The network of a part without weights
+    is hollow: its parameters are on the device `meta`.
 
     Raises CheckpointError when the weights do not fit the configuration, or a LoRA cannot be merged.
     """
@@ -111,10 +113,10 @@ def load_part(part: Part, precision: str, adapters: Sequence[Adapter] = ()) -> A
         return _hollow(part, precision)
     with import_faults(part.name), Merge(part.name, adapters) as merge:
         if part.linked is not None or part.name.startswith(ASSEMBLED):
-            return _assembled(part, precision, merge)
+            return _assembled(part, precision, merge, originals or Originals())
         network = _loaded(part, precision)
         if adapters:
-            _merge(part, precision, merge, network)
+            _merge(part, precision, merge, network, originals or Originals())
     return network
 
 
@@ -204,30 +206,44 @@ def _dtypes(kind: Any, precision: str) -> Callable[[str], torch.dtype]:
     return lambda name: torch.float32 if kept & set(name.split(".")) else dtype
 
 
-def _merge(part: Part, precision: str, merge: Merge, network: torch.nn.Module) -> None:
+def _merge(part: Part, precision: str, merge: Merge, network: torch.nn.Module, originals: Originals) -> None:
     """Replaces parameters that are rounded already by the sums of the stored tensors and the LoRAs' additions."""
     parameters = {plain_name(name): parameter for name, parameter in network.named_parameters()}
-    for name, tensor in _stored(part, precision, merge.changes):
+    for name, tensor in _stored(part, precision, merge, originals, merge.changes):
         parameter = parameters[plain_name(name)]
         parameter.data = merge.cast(name, tensor, parameter.dtype)
 
 
-def _stored(part: Part, precision: str, chosen: Callable[[str], bool] = lambda _: True) -> Iterator[tuple[str, Any]]:
-    """The chosen tensors of the files for a precision one by one, by name, as stored."""
+def _stored(
+    part: Part, precision: str, merge: Merge, originals: Originals, chosen: Callable[[str], bool] = lambda _: True
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The chosen tensors of the files for a precision one by one, as stored; those that a LoRA changes are kept."""
+    variant = part.variant_for(precision) or ""
+    for name, read in _readers(part, part.weights[variant]):
+        if part.keeps(name) and chosen(name):
+            key = (part.name, variant, name)
+            kept = originals.find(key)
+            tensor = read() if kept is None else kept
+            if merge.changes(name):
+                originals.keep(key, tensor)
+            yield name, tensor
+
+
+def _readers(part: Part, paths: Sequence[Path]) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """The name of each tensor in some files, and the function that reads it."""
     from safetensors import safe_open
 
-    paths = part.weights[part.variant_for(precision) or ""]
     if part.linked is not None:
-        read = read_part(part.name, part.class_name, paths[0]).tensors
-        yield from ((name, x.contiguous()) for name, x in read.items() if part.keeps(name) and chosen(name))
+        for name, tensor in read_part(part.name, part.class_name, paths[0]).tensors.items():
+            yield name, tensor.contiguous
         return
     for path in paths:
         with safe_open(path, framework="pt") as stream:
-            for name in filter(chosen, filter(part.keeps, stream.keys())):
-                yield name, stream.get_tensor(name)
+            for name in stream.keys():  # noqa: SIM118
+                yield name, partial(stream.get_tensor, name)
 
 
-def _assembled(part: Part, precision: str, merge: Merge) -> Any:
+def _assembled(part: Part, precision: str, merge: Merge, originals: Originals) -> Any:
     """The network of a part with its tensors put in one by one, so that it is never there twice.
 
     Tensors in the precision of the files stay in them until they are read. Diffusers' own loading copies each, and of
@@ -237,7 +253,8 @@ def _assembled(part: Part, precision: str, merge: Merge) -> Any:
         kind = _class_of(part)
         dtype_of = _dtypes(kind, precision)
         network = _empty(part, kind)
-        state = {name: merge.cast(name, tensor, dtype_of(name)) for name, tensor in _stored(part, precision)}
+        stored = _stored(part, precision, merge, originals)
+        state = {name: merge.cast(name, tensor, dtype_of(name)) for name, tensor in stored}
         report = _put_in(network, state)
     except (CheckpointError, ImportError):
         raise
