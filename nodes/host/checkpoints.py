@@ -64,8 +64,8 @@ def checkpoint(name: object) -> Path | Sources:
         return find_sources(path, _files(PARTS).values())
     if str(name).lower().endswith(".gguf"):
         raise CheckpointError(
-            f"{str(name)[:80]} is quantized as GGUF: the loader of the pack ComfyUI-GGUF opens it, and I2V Compile Model "
-            "behind that runs it by engines."
+            f"{str(name)[:80]} is quantized as GGUF: the loader of the pack ComfyUI-GGUF opens it, and I2V Compile "
+            "Model behind that runs it by engines."
         )
     root = _roots()[0]
     known = f"found {', '.join(sorted(found))}" if found else "found none"
