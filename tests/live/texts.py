@@ -33,7 +33,7 @@ def run_and_hear(
     heard: dict[str, list[str]] = {}
     ended = threading.Event()
     # A name of its own: the server forgets a name when the socket before it closes, however late.
-    with open_socket(client.url, uuid.uuid4().hex) as socket, ThreadPoolExecutor(1) as pool:
+    with open_socket(client.address, uuid.uuid4().hex) as socket, ThreadPoolExecutor(1) as pool:
 
         def hear() -> None:
             while True:
