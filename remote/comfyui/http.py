@@ -98,7 +98,11 @@ class Http:
     @cached_property
     def _session(self) -> Session:
         from requests import Session
+        from urllib3 import disable_warnings
+        from urllib3.exceptions import InsecureRequestWarning
 
+        if self._address.trust is False:
+            disable_warnings(InsecureRequestWarning)  # at every request, of what the user has chosen
         session = Session()
         session.trust_env = not self._address.is_local
         session.headers.update({**self._address.headers, "Accept-Encoding": "identity"})

@@ -11,6 +11,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
+from i2v_tensorrt.remote.comfyui.address import parse_address
 from i2v_tensorrt.tests.live.texts import SILENCE_S, TEXT_MESSAGE, run_and_hear
 
 
@@ -36,7 +37,7 @@ class Speaker:
 
     def client(self, run: Any) -> Any:
         """One of the server that runs prompts so."""
-        return SimpleNamespace(url=self.url, run=run)
+        return SimpleNamespace(address=parse_address(self.url), run=run)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def engine(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
     def run(*arguments: str, store: Path = tmp_path) -> tuple[int, str, str]:
         given = [str(tiny_folder) if argument == "MODEL" else argument for argument in arguments]
-        status = main(["--json"] * ("--json" in given) + ["--store", str(store), *(x for x in given if x != "--json")])
+        status = main(["--store", str(store), *given])
         said = capsys.readouterr()
         return status, said.out, said.err
 
@@ -54,6 +54,16 @@ def test_what_was_built_is_listed_and_found_again(built: Path, engine: Engine) -
 def test_an_empty_store_is_told_as_one(engine: Engine, tmp_path: Path, command: str) -> None:
     assert engine(command)[:2] == (0, f"There are no engines in {tmp_path}.\n")
     assert json.loads(engine("--json", command)[1]) == []
+
+
+def test_what_holds_for_all_subcommands_is_taken_before_and_behind_them(
+    built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ["--store", str(built)]
+    for arguments in ([*store, "--json", "list"], ["list", "--json", *store], [*store, "list", "--json"]):
+        assert main(arguments) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert row["key"]
 
 
 def test_presets_are_one_engine_that_lists_each(engine: Engine, tmp_path: Path) -> None:
