@@ -55,6 +55,23 @@ def streamed_bytes(model: ModelNetworks, component: str, precision: str) -> int:
     return model.size_bytes(component, precision)
 
 
+def reading_note(model: ModelNetworks) -> str | None:
+    """Sentence on the weights under the LoRAs that are read from disk again without them; None where all are kept.
+
+    They are kept in host memory as far as there is room.
+    """
+    size_bytes = 0.0
+    for name, part in model.checkpoint.parts.items():
+        changed = {change.parameter for each in model.adapters_of(name) for change in each.changes[name]}
+        stored_bytes = sum(path.stat().st_size for path in next(iter(part.weights.values()), ()))
+        elements = sum(math.prod(part.shapes[parameter]) for parameter in changed)
+        size_bytes += stored_bytes * elements / max(part.elements, 1)
+    missing_bytes = int(size_bytes) - model.originals.size_bytes
+    if missing_bytes <= 0 or model.originals.has_room_for(missing_bytes):
+        return None
+    return f"Taking LoRAs off reads {size_bytes / 2**30:.1f} GiB of weights again: memory has no room to keep them."
+
+
 @dataclass(frozen=True)
 class Component:
     """One network of a model: its specification, and the function that loads it."""
@@ -82,7 +99,7 @@ class ModelNetworks(ABC):
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.adapters: tuple[Adapter, ...] = ()
-        self._originals = Originals()
+        self.originals = Originals()
         self._parts: WeakValueDictionary[tuple[str, str, tuple[Adapter, ...]], Any] = WeakValueDictionary()
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
@@ -133,30 +150,13 @@ class ModelNetworks(ABC):
         adapters = self.adapters_of(name)
         found = self._parts.get((name, precision, adapters))
         if found is None:
-            found = load_part(self.checkpoint.parts[name], precision, adapters, self._originals)
+            found = load_part(self.checkpoint.parts[name], precision, adapters, self.originals)
             self._parts[(name, precision, adapters)] = found
         return found
 
     def adapters_of(self, part: str) -> tuple[Adapter, ...]:
         """The LoRAs that change a part, in the order in which they are merged."""
         return tuple(adapter for adapter in self.adapters if part in adapter.changes)
-
-    @property
-    def reading_note(self) -> str | None:
-        """Sentence on the weights under the LoRAs that are read from disk again without them; None where all are kept.
-
-        They are kept in host memory as far as there is room.
-        """
-        size_bytes = 0.0
-        for name, part in self.checkpoint.parts.items():
-            changed = {change.parameter for each in self.adapters_of(name) for change in each.changes[name]}
-            stored_bytes = sum(path.stat().st_size for path in next(iter(part.weights.values()), ()))
-            elements = sum(math.prod(part.shapes[parameter]) for parameter in changed)
-            size_bytes += stored_bytes * elements / max(part.elements, 1)
-        missing_bytes = int(size_bytes) - self._originals.size_bytes
-        if missing_bytes <= 0 or self._originals.has_room_for(missing_bytes):
-            return None
-        return f"Taking LoRAs off reads {size_bytes / 2**30:.1f} GiB of weights again: memory has no room to keep them."
 
     def part_sha256(self, name: str) -> str:
         """Digest of a part's configuration and weights, and of the LoRAs merged into them."""
@@ -189,7 +189,7 @@ class ModelNetworks(ABC):
         }
         text = self.checkpoint.parts.get("text_encoder")
         made = type(self)(self.checkpoint)
-        made._parts, made._originals = self._parts, self._originals
+        made._parts, made.originals = self._parts, self.originals
         made.adapters = (*self.adapters, open_adapter(path, strength, parts, text, self.lora_names, self.lora_lacking))
         return made
 

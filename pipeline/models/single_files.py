@@ -116,7 +116,7 @@ def find_sources(path: Path, candidates: Iterable[Path]) -> Sources:
             f"{path.name} is a single file of {file.title}, {reason}: ComfyUI's own {file.loader} opens it, and I2V "
             "Compile Model behind that runs it by engines."
         )
-    held = [found for each in dict.fromkeys([path, *candidates]) if (found := single_file(each))]
+    held = [holder for each in dict.fromkeys([path, *candidates]) if (holder := single_file(each))]
     denoisers = _experts(file, held) if file.model == A14B else {next(iter(CLASSES[file.model])): path}
     found: dict[str, list[SingleFile]] = {
         part: _fitting(held, ROLES[part], denoiser.needs[ROLES[part]], file)

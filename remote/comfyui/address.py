@@ -59,14 +59,16 @@ class Address:
         """Context for the socket of an https server; None for http."""
         if not self.url.startswith("https"):
             return None
-        if self.trust is False:
-            context = ssl.create_default_context()
+        if isinstance(self.trust, Path):
+            is_folder = self.trust.is_dir()
+            trusted = str(self.trust)
+            return ssl.create_default_context(
+                cafile=None if is_folder else trusted, capath=trusted if is_folder else None
+            )
+        context = ssl.create_default_context()
+        if not self.trust:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            return context
-        if self.trust is True:
-            return ssl.create_default_context()
-        kind = "capath" if self.trust.is_dir() else "cafile"
-        return ssl.create_default_context(**{kind: str(self.trust)})
+        return context
 
     def hide(self, text: str) -> str:
         """The text with stars for what is secret."""

@@ -4,6 +4,8 @@ A prompt is a graph in ComfyUI's API format: node id -> {"class_type": ..., "inp
 Needs the packages `requests` and `websockets` (15 or newer).
 """
 
+from __future__ import annotations
+
 import json
 import time
 import uuid
@@ -20,7 +22,8 @@ from .address import Address, parse_address
 from .errors import PromptRefusedError, RunTimeoutError, ServerError, refusal
 from .event_socket import Backoff, EventSocket
 from .http import Http
-from .messages import Event, Message, Preview, RunResult, ServerFile, outcome, printable
+from .messages import Event, Message, Preview, RunResult, ServerFile, outcome
+from .upload import upload
 
 __all__ = ["ComfyClient", "Event", "Preview", "PromptRefusedError", "RunResult", "RunTimeoutError", "ServerError"]
 
@@ -29,8 +32,6 @@ LOOK_S = 5.0
 """Between two looks at the server's queue while a prompt is followed."""
 GONE_S = 60.0
 """How long a server may stay away while a prompt is followed."""
-LARGE_BYTES = 1 << 20
-"""An upload from which on a connection that breaks may be a limit's doing."""
 
 
 @dataclass
@@ -63,46 +64,11 @@ class ComfyClient:
         """Sends an image file, or an encoded image, and returns its name for LoadImage.
 
         No file on the server is overwritten: where a different image has the name, the new one gets another. Raises
-        ServerError with the status 413, and sends nothing where the server says so beforehand, for an image that is
-        larger than it takes.
+        ServerError, with the status 413 for an image that is larger than the server takes.
         """
         content = image if isinstance(image, bytes) else image.read_bytes()
         name = name or (f"{sha256(content).hexdigest()[:16]}.png" if isinstance(image, bytes) else image.name)
-        shown = printable(name)
-        limit = self._upload_limit() if len(content) > LARGE_BYTES else None
-        if limit is not None and len(content) > limit:
-            raise self._too_large(shown, len(content), limit)
-        try:
-            answer = self._http.json("/upload/image", files={"image": (shown, content, "application/octet-stream")})
-        except ServerError as error:
-            if error.status == 413 or (error.status is None and len(content) > LARGE_BYTES and self._is_there()):
-                raise self._too_large(shown, len(content), limit) from error
-            raise
-        return f"{answer['subfolder']}/{answer['name']}" if answer.get("subfolder") else answer["name"]
-
-    def _upload_limit(self) -> int | None:
-        """The server's limit in bytes, as far as it says."""
-        try:
-            limit = self._http.json("/features").get("max_upload_size")
-        except (ServerError, AttributeError):
-            return None
-        return limit if type(limit) is int else None
-
-    def _is_there(self) -> bool:
-        """Whether the server answers, and so has broken off by intent."""
-        try:
-            self.queued()
-        except (ServerError, KeyError, TypeError):
-            return False
-        return True
-
-    def _too_large(self, name: str, size_bytes: int, limit: int | None) -> ServerError:
-        takes = "" if limit is None else f" ({limit / 1e6:.1f} MB)"
-        return ServerError(
-            f"{name} with {size_bytes / 1e6:.1f} MB is larger than {self.url} takes{takes}: start ComfyUI with a "
-            "larger --max-upload-size, and raise the limit of a proxy before it.",
-            413,
-        )
+        return upload(self._http, content, name)
 
     def queue(
         self,
@@ -162,44 +128,12 @@ class ComfyClient:
             events.open()
             record = _Record(self.queue(prompt, client_id, extra_data=extra_data))
             try:
-                history = self._follow(events, record, on_event, deadline)
+                history = _follow(self, events, record, on_event, deadline)
             except BaseException:
                 with suppress(ServerError):
                     self.cancel(record.prompt_id)
                 raise
         return _result(record, history)
-
-    def _follow(
-        self, events: EventSocket, record: _Record, on_event: Callable[[Event], None] | None, deadline: float
-    ) -> dict[str, Any]:
-        """Reads messages until the prompt has ended; its history."""
-        look, heard = time.monotonic() + LOOK_S, time.monotonic()
-        while time.monotonic() < deadline:
-            opened = events.opened
-            event = record.take(events.receive(max(0.0, min(look, deadline) - time.monotonic())))
-            if event and on_event:
-                on_event(event)
-            is_end = event is not None and event.is_end
-            if not is_end and events.opened == opened and time.monotonic() < look:
-                continue
-            look = time.monotonic() + LOOK_S
-            try:
-                history = self._ended(record.prompt_id)
-                heard = time.monotonic()
-            except ServerError as error:
-                if time.monotonic() - heard > GONE_S:
-                    raise ServerError(
-                        f"ComfyUI went away before prompt {record.prompt_id} had ended: {error}"
-                    ) from error
-                continue
-            if history is not None:
-                return history
-        raise RunTimeoutError(f"prompt {record.prompt_id} did not end in time and was cancelled")
-
-    def _ended(self, prompt_id: str) -> dict[str, Any] | None:
-        """The history of a prompt, None while it runs or waits; raises ServerError for one that the server lost."""
-        running, waiting = self.queued()  # the queue first: a prompt that ends after it was read is in the history
-        return None if prompt_id in running | waiting else self.history(prompt_id)
 
     def queued(self) -> tuple[set[str], set[str]]:
         """The ids of the prompts that run, and of those that wait."""
@@ -279,6 +213,43 @@ class ComfyClient:
             if expected is not None and size != int(expected):
                 raise ServerError(f"{file.filename} should have {expected} bytes, but {size} came from {self.url}")
         return size
+
+
+def _follow(
+    client: ComfyClient,
+    events: EventSocket,
+    record: _Record,
+    on_event: Callable[[Event], None] | None,
+    deadline: float,
+) -> dict[str, Any]:
+    """Reads messages until the prompt has ended; its history."""
+    look, answered = time.monotonic() + LOOK_S, time.monotonic()
+    while time.monotonic() < deadline:
+        opened = events.opened
+        event = record.take(events.receive(max(0.0, min(look, deadline) - time.monotonic())))
+        if event and on_event:
+            on_event(event)
+        is_due = time.monotonic() >= look or events.opened != opened or (event is not None and event.is_end)
+        if not is_due:
+            continue
+        look = time.monotonic() + LOOK_S
+        try:
+            history = _ended(client, record.prompt_id)
+            answered = time.monotonic()
+        except ServerError as error:
+            if time.monotonic() - answered > GONE_S:
+                lost = f"ComfyUI went away before prompt {record.prompt_id} had ended: {error}"
+                raise ServerError(lost) from error
+            continue
+        if history is not None:
+            return history
+    raise RunTimeoutError(f"prompt {record.prompt_id} did not end in time and was cancelled")
+
+
+def _ended(client: ComfyClient, prompt_id: str) -> dict[str, Any] | None:
+    """The history of a prompt, None while it runs or waits; raises ServerError for one that the server lost."""
+    running, waiting = client.queued()  # the queue first: a prompt that ends after it was read is in the history
+    return None if prompt_id in running | waiting else client.history(prompt_id)
 
 
 def _refusal(error: ServerError) -> PromptRefusedError:

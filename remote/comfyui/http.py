@@ -25,6 +25,7 @@ class Http:
     """
 
     def __init__(self, address: Address, timeout_s: float) -> None:
+        self.url = address.url
         self._address, self._timeout_s = address, timeout_s
 
     def json(self, path: str, payload: object = None, **more: Any) -> Any:
@@ -35,7 +36,7 @@ class Http:
                 return json.loads(content)
             except ValueError as error:
                 body = self._address.hide(repr(content[:80]))
-                raise ServerError(f"{self._address.url}{path} should answer in JSON, but answered {body}") from error
+                raise ServerError(f"{self.url}{path} should answer in JSON, but answered {body}") from error
 
     def post(self, path: str, payload: object) -> None:
         """A POST of JSON whose answer does not count."""
@@ -56,7 +57,7 @@ class Http:
             # Nothing is sent twice: a POST that is led on would arrive as another kind of request.
             response = self._session.request(
                 method,
-                self._address.url + path,
+                self.url + path,
                 params=[*self._address.query, *(params or {}).items()],
                 timeout=self._timeout_s,
                 verify=trust if isinstance(trust, bool) else str(trust),
@@ -68,7 +69,7 @@ class Http:
             raise self._unreachable(error) from error
         with response:
             if not response.ok or response.status_code in REDIRECTS:
-                message = f"{self._address.url}{path} answered {response.status_code} {response.reason}"
+                message = f"{self.url}{path} answered {response.status_code} {response.reason}"
                 raise ServerError(message, response.status_code, self.content(response))
             yield response
 
@@ -115,7 +116,7 @@ class Http:
         return request
 
     def _unreachable(self, error: Exception) -> ServerError:
-        return ServerError(f"ComfyUI at {self._address.url} cannot be reached: {self._address.hide(reason_of(error))}")
+        return ServerError(f"ComfyUI at {self.url} cannot be reached: {self._address.hide(reason_of(error))}")
 
 
 def reason_of(error: BaseException) -> str:

@@ -158,7 +158,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault.isdigit():
             self.answer(int(fault), b"trouble")
             return
-        status, content = getattr(self, f"{method}_{name[1:]}".lower())(body, parts)
+        handler = f"{method}_{name[1:]}".lower()
+        status, content = getattr(self if hasattr(self, handler) else fake, handler)(body, parts)
         if fault == "lose the answer" or not self.life.alive:
             return
         self.answer(status, content, short=fault == "cut")
@@ -187,14 +188,6 @@ class Handler(BaseHTTPRequestHandler):
             self.life.waiting.append((prompt_id, request["prompt"], request["client_id"]))
             self.life.lock.notify_all()
         return 200, json.dumps({"prompt_id": prompt_id, "node_errors": {}}).encode()
-
-    def post_free(self, body: bytes, _: Any) -> tuple[int, bytes]:
-        if json.loads(body)["free_memory"] and self.life.fake.forgets:
-            self.life.fake.cached.clear()
-        return 200, b""
-
-    def get_features(self, *_: Any) -> tuple[int, bytes]:
-        return 200, json.dumps({"max_upload_size": self.life.fake.max_upload_size}).encode()
 
     def get_queue(self, *_: Any) -> tuple[int, bytes]:
         with self.life.lock:
@@ -265,7 +258,7 @@ class FakeComfy:
         self.posted: list[str] = []
         self.extra_data: list[Any] = []
         self.cached: dict[str, str] = {}
-        self.keeps_outputs = self.forgets = True
+        self.keeps_outputs, self.forgets = False, True
         self.max_upload_size = 100 << 20
         self.uploads: list[str] = []
         self.opened = 0
@@ -308,6 +301,14 @@ class FakeComfy:
         for _, connection in self.life.sockets.values():
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def post_free(self, body: bytes, _: Any) -> tuple[int, bytes]:
+        if json.loads(body)["free_memory"] and self.forgets:
+            self.cached.clear()
+        return 200, b""
+
+    def get_features(self, *_: Any) -> tuple[int, bytes]:
+        return 200, json.dumps({"max_upload_size": self.max_upload_size}).encode()
 
     def moment(self, name: str) -> None:
         self.moments[name] += 1

@@ -39,7 +39,7 @@ def test_the_tests_of_a_report_exist(number: str) -> None:
 
 
 def test_settled_reports_are_counted() -> None:
-    """One is settled where tests hold what happens now; the figure counts those on installing, LoRAs and checkpoints."""
+    """One is settled where tests hold what happens now; the figure counts those on files."""
     of_files = {name: row for name, row in reports().items() if name.isdecimal() and int(name) <= LAST_OF_FILES}
     settled = sum(bool(report["tests"]) for report in of_files.values())
     figures = json.loads((RESULTS / "figures.json").read_text("utf-8"))

@@ -269,8 +269,8 @@ def test_a_file_name_of_any_bytes(fake: FakeComfy, queue: Any, name: bytes) -> N
 
 def test_outputs_that_went_away_are_made_again(fake: FakeComfy, queue: Any) -> None:
     """A server answers from its cache with names of files that are gone, until it is asked to forget."""
-    assert queue("--server", fake.url)[0] == 0
     fake.keeps_outputs = True
+    assert queue("--server", fake.url)[0] == 0
     fake.files.clear()
     for path in Path("out").glob("*.mp4"):
         path.unlink()
