@@ -80,7 +80,7 @@ def checkpoint(name: object) -> Path | Sources:
 
 def checkpoint_folder(found: Path | Sources) -> Path:
     """The folder that opens as a checkpoint; for single files one that leads to them, in the user's folder."""
-    return linked_folder(found, own_folder() / "single_files") if isinstance(found, Sources) else found
+    return linked_folder(found, own_folder().parent) if isinstance(found, Sources) else found
 
 
 def checkpoint_files(found: Path | Sources) -> list[Path]:

@@ -30,6 +30,8 @@ TOKENIZERS = ("tokenizer.json", "spiece.model")
 """Files of which each is a whole tokenizer."""
 LINK = "weights.json"
 """In a part's folder: the file in another layout that its weights lie in."""
+LINKED = ("__i2v_tensorrt", "single_files")
+"""Where links count: a checkpoint from anywhere else leads to no file outside itself."""
 _VOCABULARY = ("vocab.json", "merges.txt")
 _KINDS = {int: "a whole number above 0", float: "a number above 0", list: "a list of numbers", str: "a list of texts"}
 CONFIG_NAMES = {
@@ -198,7 +200,7 @@ def _open_part(folder: Path) -> Part:
     if not folder.is_dir():
         raise CheckpointError(f"Expected the folder {folder}, found nothing there.")
     link = folder / LINK
-    linked = read_link(link) if link.is_file() else None
+    linked = read_link(link) if folder.parent.parent.parts[-2:] == LINKED and link.is_file() else None
     weights = {} if folder.name in CONFIG_NAMES else {"": (linked.file,)} if linked else _find_weights(folder)
     for paths in weights.values():
         tensor_shapes(paths)

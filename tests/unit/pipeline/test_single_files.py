@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, copytree
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from i2v_tensorrt.common.errors import CheckpointError
 from i2v_tensorrt.pipeline.convert.link import linked_folder
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
 from i2v_tensorrt.pipeline.models.checkpoints import file_digests
-from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import LINK
+from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import LINK, LINKED
 from i2v_tensorrt.pipeline.models.registry import load_network, open_configuration, open_model
 from i2v_tensorrt.pipeline.models.single_files import find_sources
 from i2v_tensorrt.pipeline.models.tokenizers import tokenize_padded
@@ -278,7 +278,7 @@ def test_tensors_that_do_not_fit_are_named(
     with pytest.raises(CheckpointError) as caught:
         linked_folder(find_sources(file, []), tmp_path / "links")
     assert words in str(caught.value) and str(file) in str(caught.value)
-    assert not (tmp_path / "links").exists()
+    assert not list(tmp_path.rglob(LINK))
 
 
 def test_a_text_encoder_without_its_tokenizer_is_refused(twins: Callable[[str], Twin], tmp_path: Path) -> None:
@@ -293,12 +293,17 @@ def test_a_text_encoder_without_its_tokenizer_is_refused(twins: Callable[[str], 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"file": 1, "shapes": {}}', '{"file": "a", "shapes": {"b": [-1]}}'])
 def test_a_damaged_link_is_refused(linked: Callable[[str], Path], tmp_path: Path, content: str) -> None:
-    for path in linked("svd").rglob("*.json"):
-        (tmp_path / path.relative_to(linked("svd"))).parent.mkdir(exist_ok=True)
-        copyfile(path, tmp_path / path.relative_to(linked("svd")))
-    (tmp_path / "unet" / LINK).write_text(content, "utf-8")
+    folder = Path(copytree(linked("svd"), tmp_path.joinpath(*LINKED, "svd")))
+    (folder / "unet" / LINK).write_text(content, "utf-8")
     with pytest.raises(CheckpointError, match=LINK):
-        open_model(tmp_path)
+        open_model(folder)
+
+
+def test_a_checkpoint_from_elsewhere_leads_to_no_file_outside(linked: Callable[[str], Path], tmp_path: Path) -> None:
+    """Whoever made it could name files that are none of the model's."""
+    folder = Path(copytree(linked("svd"), tmp_path / "models" / "i2v" / "svd"))
+    with pytest.raises(CheckpointError, match="Expected the file .*safetensors, found nothing there"):
+        open_model(folder)
 
 
 def test_a_file_that_went_away_is_named(twins: Callable[[str], Twin], tmp_path: Path) -> None:
