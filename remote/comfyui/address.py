@@ -16,7 +16,7 @@ from ...common.errors import InputError
 
 USER_AGENT = "i2v-tensorrt"
 """Some proxies refuse the names of Python's own libraries."""
-HIDDEN = "***"
+HIDDEN, LEAST_SECRET = "***", 4
 SCHEMES = {"http": "ws", "https": "wss"}
 
 
@@ -118,7 +118,7 @@ def _basic(username: str, password: str | None) -> str:
 
 
 def _secrets(*values: str | None) -> tuple[str, ...]:
-    """Every form in which one of the values may come up in a sentence."""
+    """Every form in which one of the values may come up in a sentence; what is shorter is in any sentence."""
     given = [value for value in values if value]
     forms = {form for value in given for form in (value, unquote(value), quote(value), value.removeprefix("Basic "))}
-    return tuple(sorted(forms, key=len, reverse=True))
+    return tuple(sorted((form for form in forms if len(form) >= LEAST_SECRET), key=len, reverse=True))
