@@ -103,8 +103,9 @@ def find_sources(path: Path, candidates: Iterable[Path]) -> Sources:
     """The files of a model by the file of its denoiser, or of one of its two denoisers.
 
     The others are found among `candidates` by what they hold; the two experts of A14B, which hold the same tensors,
-    by the words "high" and "low" in their names. Of several that fit, one of the most precise is taken, and one whose
-    name has the family's. Raises CheckpointError in a sentence for what is missing, quantized or not served.
+    by the words "high" and "low" in their names. Of several that fit, one whose name has the family's is taken, and of
+    those one of the most precise: VAEs of kindred families have the same tensors. Raises CheckpointError in a sentence
+    for what is missing, quantized or not served.
     """
     file = single_file(path)
     denoiser = file.network(DENOISER) if file else None
@@ -131,13 +132,13 @@ def find_sources(path: Path, candidates: Iterable[Path]) -> Sources:
 
 
 def _fitting(held: Sequence[SingleFile], role: str, kind: str, file: SingleFile) -> list[SingleFile]:
-    """The files with a network of that kind, the best first: a file that has both, the most precise, the namesake."""
+    """The files with a network of that kind, the best first: a file that has both, a namesake, the most precise."""
     family = file.title.split()[0].lower()
 
-    def rank(each: SingleFile) -> tuple[bool, int, bool, str]:
+    def rank(each: SingleFile) -> tuple[bool, bool, int, str]:
         network = each.network(role)
         size = network.element_bytes if network else 0
-        return each.path != file.path, -size, family not in each.path.name.lower(), each.path.name
+        return each.path != file.path, family not in each.path.name.lower(), -size, each.path.name
 
     return sorted((each for each in held if _has(each, role, kind, quantized=False)), key=rank)
 

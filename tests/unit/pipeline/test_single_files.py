@@ -199,6 +199,16 @@ def test_the_most_precise_of_several_is_taken_and_named(twins: Callable[[str], T
     assert f"text_encoder from {TEXT_FILE}, the first of 3 that fit" in found.lines
 
 
+def test_a_kindred_familys_vae_is_taken_where_there_is_no_other(twins: Callable[[str], Twin], tmp_path: Path) -> None:
+    twin = twins("wan21")
+    vae = next(path for path in twin.files if path.name.startswith("wan_"))
+    kindred = tmp_path / "qwen_image_vae.safetensors"
+    save_file({name: tensor.double() for name, tensor in load_file(vae).items()}, kindred)
+    assert find_sources(twin.file, [kindred, *twin.files]).files["vae"] == vae
+    others = [path for path in twin.files if path != vae]
+    assert find_sources(twin.file, [kindred, *others]).files["vae"] == kindred
+
+
 @pytest.mark.parametrize(
     ("kind", "gone", "words"),
     [
