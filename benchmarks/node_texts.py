@@ -7,6 +7,7 @@ import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from ..remote.comfyui.address import parse_address
 from ..remote.comfyui.event_socket import open_socket
 from ..remote.comfyui.messages import StatusText, read_message
 
@@ -29,7 +30,7 @@ class NodeTexts:
         return tuple(self._lines)
 
     def __enter__(self) -> NodeTexts:
-        socket = self._open.enter_context(open_socket(self._url, uuid.uuid4().hex))
+        socket = self._open.enter_context(open_socket(parse_address(self._url), uuid.uuid4().hex))
         thread = threading.Thread(target=self._hear, args=(socket,), daemon=True)
         self._open.callback(thread.join)  # before the socket closes
         thread.start()

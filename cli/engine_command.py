@@ -30,25 +30,29 @@ from ..runtime.tools.engine_list import KEY_CHARS, Checked, check, chosen, descr
 def parser() -> argparse.ArgumentParser:
     """The options of every subcommand."""
     top = argparse.ArgumentParser("run.py engine", description="Build, list, check and remove compiled engines.")
-    _add_general(top, default_store(), False)
+    _add_common(top, default_store(), in_json=False)
+    behind = argparse.ArgumentParser(add_help=False)  # without defaults, which would undo what stands before a command
+    _add_common(behind, argparse.SUPPRESS, in_json=argparse.SUPPRESS)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_build(commands.add_parser("build", help="compile a checkpoint's networks"))
-    commands.add_parser("list", help="what is in the store")
-    verify = commands.add_parser("verify", help="check the files of engines against their digests")
+
+    def add(name: str, words: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=words, parents=[behind])
+
+    _add_build(add("build", "compile a checkpoint's networks"))
+    add("list", "what is in the store")
+    verify = add("verify", "check the files of engines against their digests")
     verify.add_argument("keys", nargs="*", metavar="KEY", help="the first digits of a key; all engines if none")
-    prune = commands.add_parser("prune", help="remove engines, and what dead builds left")
+    prune = add("prune", "remove engines, and what dead builds left")
     prune.add_argument("keys", nargs="*", metavar="KEY", help="the first digits of a key")
     prune.add_argument("--all", action="store_true", help="remove every engine")
-    commands.add_parser("doctor", help="which backends can run here, and what to install")
-    for command in commands.choices.values():  # behind a command too, where they leave what stands before it
-        _add_general(command, argparse.SUPPRESS, argparse.SUPPRESS)
+    add("doctor", "which backends can run here, and what to install")
     return top
 
 
-def _add_general(command: argparse.ArgumentParser, store: object, as_json: object) -> None:
-    """The options that all commands have, with those defaults."""
-    command.add_argument("--store", type=Path, default=store, metavar="DIR", help=f"the engines ({default_store()})")
-    command.add_argument("--json", action="store_true", default=as_json, help="answer in JSON, for programs")
+def _add_common(parser: argparse.ArgumentParser, store: Path | str, in_json: bool | str) -> None:
+    """Options that hold for all subcommands, taken before and behind them."""
+    parser.add_argument("--store", type=Path, default=store, metavar="DIR", help=f"the engines ({default_store()})")
+    parser.add_argument("--json", action="store_true", default=in_json, help="answer in JSON, for programs")
 
 
 def default_store() -> Path:

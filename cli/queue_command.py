@@ -8,17 +8,18 @@ import sys
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from ..common.errors import I2VError
+from ..common.errors import I2VError, InputError
 from ..remote.batch.in_flight import RetryPolicy
 from ..remote.batch.ledger import Job, Ledger, exclusive_lock
 from ..remote.batch.progress import JobResult, Report
 from ..remote.batch.run import QueueRun
 from ..remote.batch.workflow import UsageError, Workflow, find_input, find_picture, read_workflow, set_inputs
+from ..remote.comfyui.address import Address, parse_address
 from ..remote.comfyui.client import ComfyClient
 
 DEFAULT_SERVER = "http://127.0.0.1:8188"
+TOKEN = "I2VTRT_SERVER_TOKEN"  # noqa: S105 - the name of a variable
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -54,7 +55,16 @@ def parser() -> argparse.ArgumentParser:
         help="a picture, or a folder of them: one job each (repeatable)",
     )
     top.add_argument("--into", metavar="NODE.INPUT", help="where the picture goes, if not into the only LoadImage")
-    top.add_argument("--server", default=DEFAULT_SERVER, metavar="URL", help="(%(default)s)")
+    top.add_argument(
+        "--server",
+        default=DEFAULT_SERVER,
+        metavar="URL",
+        help="with a path, a name and password or a query where the server asks for them (%(default)s)",
+    )
+    top.add_argument("--token", metavar="TEXT", help=f"a bearer token; better in the variable {TOKEN}")
+    trust = top.add_mutually_exclusive_group()
+    trust.add_argument("--ca", type=Path, metavar="FILE", help="certificates to trust in place of the system's")
+    trust.add_argument("--insecure", action="store_true", help="take any certificate")
     top.add_argument("--json", action="store_true", help="one line of JSON for each result")
     top.add_argument("--previews", type=Path, metavar="DIR", help="keep the previews of the samplers there")
     top.add_argument(
@@ -87,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
 def run(options: argparse.Namespace) -> list[JobResult]:
     """Runs the queue of the options; raises UsageError, ServerError or StorageError."""
     paths = find_pictures(options.image, options.out)
-    client = ComfyClient(server_url(options.server))
+    client = ComfyClient(address_of(options))
     workflow = make_workflow(client, options)
     jobs = make_jobs(workflow, paths, options.workflow.stem)
     client.queued()  # a server that is not there from the start is reported at once
@@ -106,14 +116,14 @@ def run(options: argparse.Namespace) -> list[JobResult]:
 
 def make_workflow(client: ComfyClient, options: argparse.Namespace) -> Workflow:
     """The workflow with the options' changes; raises UsageError for a node or an input that it does not have."""
-    prompt = set_inputs(read_workflow(options.workflow), options.set, client.node_info)
+    graph, extra_data = read_workflow(options.workflow)
+    prompt = set_inputs(graph, options.set, client.node_info)
     if options.into is not None and not options.image:
         raise UsageError("--into says where the picture of --image goes, and there is none.")
     if not options.image:
-        return Workflow(prompt)
-    return Workflow(
-        prompt, find_input(prompt, options.into, client.node_info) if options.into else find_picture(prompt)
-    )
+        return Workflow(prompt, extra_data=extra_data)
+    place = find_input(prompt, options.into, client.node_info) if options.into else find_picture(prompt)
+    return Workflow(prompt, place, extra_data)
 
 
 def find_pictures(given: Sequence[Path], out: Path) -> list[Path]:
@@ -145,13 +155,13 @@ def make_jobs(workflow: Workflow, paths: Sequence[Path], name: str) -> list[Job]
     return [Job(tuple(same), picture, digest, same[0].stem) for picture, same in by_digest.items()]
 
 
-def server_url(text: str) -> str:
-    """The server's address, to which http:// is added where it has no scheme; raises UsageError."""
-    url = text if "://" in text else f"http://{text}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UsageError(f"--server takes an address such as {DEFAULT_SERVER}, found {text}.")
-    return url
+def address_of(options: argparse.Namespace) -> Address:
+    """The server's address with what it asks for; raises UsageError, which shows no secret."""
+    try:
+        token = options.token or os.environ.get(TOKEN)
+        return parse_address(options.server, token, False if options.insecure else options.ca or True)
+    except InputError as error:
+        raise UsageError(f"--server: {error}") from error
 
 
 def _is_picture(path: Path) -> bool:

@@ -15,8 +15,14 @@ from typing import Any
 
 from ..common.atomic_file import write_text
 from ..common.errors import I2VError
-from ..remote.comfyui.client import ComfyClient
-from ..remote.comfyui.server import ServerStartError, find_comfyui, link_pack, not_found_reason, start_server
+from ..remote.comfyui.server import (
+    ServerStartError,
+    find_comfyui,
+    link_pack,
+    not_found_reason,
+    read_object_info,
+    start_server,
+)
 from .environment import ROOT, say
 from .node_info import PREFIX, STORED, contract, english
 from .node_pages import help_page, with_rows
@@ -53,7 +59,7 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
         stale = outdated(root, _object_info(options.server))
         if not options.check:
             write(stale)
-    except (I2VError, OSError, ServerStartError) as error:
+    except (I2VError, OSError, ValueError, ServerStartError) as error:
         sys.stderr.write(f"run.py words: {error}\n")
         return 1
     for path in stale:
@@ -112,7 +118,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _object_info(url: str | None) -> Infos | None:
     """Description of all nodes by the server at the address, or else by a ComfyUI of this machine; None without any."""
     if url is not None:
-        return ComfyClient(url).object_info()
+        return read_object_info(url)
     host = find_comfyui()
     if host is None:
         say(f"The schemas are taken as they are stored: {not_found_reason()}.")
@@ -120,4 +126,4 @@ def _object_info(url: str | None) -> Infos | None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         link_pack(ROOT, Path(folder))
         with start_server(host, Path(folder), ARGUMENTS) as server:
-            return ComfyClient(server.url).object_info()
+            return read_object_info(server.url)

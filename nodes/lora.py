@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..common.errors import I2VError, InputError
 from ..pipeline.models.base import VideoModel
+from ..pipeline.models.model_networks import reading_note
 from ..runtime.engines.engine_set import EngineSet
 from .host import folders, memory, ui
 from .inputs import CATEGORY, Model, sockets, verdict
@@ -92,7 +93,8 @@ class LoRA(io.ComfyNode):
             engines = EngineSet(
                 adapted, model.store, model.policy, model.device, memory.HostMemoryManager(), model.report, model.later
             ).with_preset(model.preset)
-            line = f"{adapted.adapters[-1].summary}\n{engines.summary()}"
+            note = reading_note(adapted)
+            line = "\n".join([adapted.adapters[-1].summary, *([note] if note else []), engines.summary()])
         ui.say(cls.hidden.unique_id, line)
         return io.NodeOutput(engines, ui=ui.text_ui([line]))
 

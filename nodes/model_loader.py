@@ -13,9 +13,10 @@ from comfy_api.latest import io
 from ..common.errors import I2VError
 from ..engine_builder.backends.eager import EagerBackend
 from ..pipeline.models.registry import open_model
+from ..pipeline.models.single_files import Sources
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
-from .host import folders, memory, ui
+from .host import checkpoints, folders, memory, ui
 from .inputs import CATEGORY, PRECISION_NAMES, Model, sockets, verdict
 
 NONE = "put a checkpoint into models/i2v"
@@ -28,9 +29,8 @@ class ModelLoader(io.ComfyNode):
             node_id="I2VTRT_ModelLoader",
             display_name="I2V Model Loader",
             category=CATEGORY,
-            description="Opens a picture-to-video checkpoint (diffusers layout, safetensors) from models/i2v or "
-            "models/diffusers, or the bundled i2v-demo. Without an Engine Loader behind it, the model runs in eager "
-            "PyTorch.",
+            description="Opens a picture-to-video model: a folder in diffusers' layout from models/i2v, or a single "
+            "file of Wan or SVD. Without an Engine Loader behind it, the model runs in eager PyTorch.",
             search_aliases=[
                 "i2vgen-xl",
                 "stable video diffusion",
@@ -43,9 +43,10 @@ class ModelLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=[*sorted(folders.checkpoints()), *sorted(folders.single_files())] or [NONE],
-                    tooltip="A folder with a model_index.json, such as the published ali-vilab/i2vgen-xl. Single files "
-                    "of these models stand below them, and the node says what opens those.",
+                    options=[*sorted(checkpoints.checkpoints()), *sorted(checkpoints.single_files())] or [NONE],
+                    tooltip="A folder with a model_index.json, such as the published ali-vilab/i2vgen-xl. Below them "
+                    "stand single files: the text encoder, the VAE and CLIP vision are found in ComfyUI's folders by "
+                    "what they hold.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -61,14 +62,14 @@ class ModelLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint: Any = None) -> bool | str:
-        return True if checkpoint is None else verdict(lambda: folders.checkpoint_folder(checkpoint))
+        return True if checkpoint is None else verdict(lambda: checkpoints.checkpoint(checkpoint))
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, precision: str = "auto") -> Any:
         """Changes with any file of the checkpoint; a digest, since ComfyUI embeds it in saved files."""
         try:
-            folder = folders.checkpoint_folder(checkpoint)
-            stats = [(str(path), stat_of(path)) for path in sorted(folder.rglob("*.*"))]
+            files = checkpoints.checkpoint_files(checkpoints.checkpoint(checkpoint))
+            stats = [(str(path), stat_of(path)) for path in files]
         except (OSError, I2VError):
             return float("nan")
         content = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
@@ -78,11 +79,13 @@ class ModelLoader(io.ComfyNode):
     @sockets()
     def execute(cls, checkpoint: str, precision: str = "auto") -> io.NodeOutput:
         with ui.sentences():
-            model = open_model(folders.checkpoint_folder(checkpoint))
+            found = checkpoints.checkpoint(checkpoint)
+            model = open_model(checkpoints.checkpoint_folder(found))
             model.take_digests(reading(cls.hidden.unique_id))
             policy = EnginePolicy(EagerBackend.name, memory.fitting_precision(precision), on_missing="eager")
             engines = EngineSet(model, folders.engine_store(), policy, memory.device(), memory.HostMemoryManager())
-        lines = [f"{model.family}, {engines.precision} on {engines.device}", *model.hints]
+        taken = found.lines if isinstance(found, Sources) else []
+        lines = [f"{model.family}, {engines.precision} on {engines.device}", *taken, *model.hints]
         ui.say(cls.hidden.unique_id, "\n".join(lines))
         return io.NodeOutput(engines, ui=ui.text_ui(lines))
 

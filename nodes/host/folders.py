@@ -1,4 +1,4 @@
-"""ComfyUI's folders: checkpoints, LoRAs, engines, caches, inputs and outputs."""
+"""ComfyUI's folders: LoRAs, engines, caches, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,9 @@ import nodes as host_nodes
 
 from ...common.atomic_file import atomic_file
 from ...common.errors import CheckpointError, StorageError
-from ...common.pack_paths import BUNDLED, BUNDLED_NAME, PICTURE
+from ...common.pack_paths import PICTURE
 from ...engine_builder.store.store import EngineStore
-from ...pipeline.models.checkpoints.diffusers_folder import INDEX
 from ...pipeline.models.checkpoints.file_digests import TABLE
-from ...pipeline.models.checkpoints.hub_cache import snapshots
-from ...pipeline.models.checkpoints.published import download_command
-from ...pipeline.models.checkpoints.single_file import SUFFIX, single_file
 from ...pipeline.tensor_cache import CacheLimits, ConditioningCache
 from ...runtime import result_cache as results
 from ...runtime import saved_videos as videos
@@ -37,9 +33,6 @@ log = logging.getLogger(__name__)
 MODELS, ENGINES, DIFFUSERS = "i2v", "i2v_engines", "diffusers"
 PACK_AS_LOADED = Path(__file__).parent.parent.parent
 """This copy of the pack, by the path that ComfyUI loaded it from."""
-SINGLE = ("checkpoints", "diffusion_models")
-"""ComfyUI's folders for single files."""
-_SEARCH_DEPTH = 2
 
 
 def register_folders() -> None:
@@ -73,72 +66,6 @@ def provide_picture() -> None:
         log.warning("The workflows' picture is not among the inputs: %s", error)
 
 
-def checkpoints() -> dict[str, Path]:
-    """Every folder with a model_index.json below models/i2v and models/diffusers, by its relative name.
-
-    One in the layout of Hugging Face's cache has its repository's name. Last the model that the pack brings along,
-    unless one of that name is there.
-    """
-    found: dict[str, Path] = {}
-    for root in _checkpoint_roots():
-        for depth in range(1, _SEARCH_DEPTH + 1):
-            for index in sorted(root.glob("/".join(["*"] * depth + [INDEX]))):
-                found.setdefault(index.parent.relative_to(root).as_posix(), index.parent)
-        for name, folder in snapshots(root):
-            found.setdefault(name, folder)
-    if (BUNDLED / INDEX).is_file():
-        found.setdefault(BUNDLED_NAME, BUNDLED)
-    return found
-
-
-def checkpoint_folder(name: object) -> Path:
-    """The folder of a checkpoint by its name; no path is made from a workflow's text.
-
-    Raises CheckpointError for a single file, with what opens it, else with the folder looked in and the command that
-    downloads the published one.
-    """
-    found = checkpoints()
-    if path := listed(name, found):
-        return path
-    root = _checkpoint_roots()[0]
-    if path := listed(name, single_files()):
-        raise CheckpointError(_about(str(name), path, root))
-    known = f"found {', '.join(sorted(found))}" if found else "found none"
-    command = download_command(str(name), root)
-    words = (
-        f"to download the published one: {command}"
-        if command
-        else "commands that download the published ones are in the pack's docs/files.md."
-    )
-    raise CheckpointError(f"There is no checkpoint {str(name)[:80]!r} in {root} ({known}); {words}")
-
-
-def single_files() -> dict[str, Path]:
-    """Single files of known models in models/i2v and in ComfyUI's folders for them, by their names there.
-
-    Which models they hold is read off their headers.
-    """
-    found = {path.name: path for root in _checkpoint_roots() for path in sorted(root.glob(f"*{SUFFIX}"))}
-    for key in SINGLE:
-        for name in folder_paths.get_filename_list(key):
-            path = folder_paths.get_full_path(key, name) if name.endswith(SUFFIX) else None
-            if path is not None:
-                found.setdefault(name, Path(path))
-    return {name: path for name, path in found.items() if single_file(path)}
-
-
-def _about(name: str, path: Path, root: Path) -> str:
-    """Sentence on a single file: what it holds, and who opens it."""
-    file = single_file(path)
-    if file is None:
-        return f"{path} was a single file of a known model a moment ago, found another now: refresh the lists."
-    return (
-        f"{name} is a single file of {file.title}, with {file.content}: this node opens folders in diffusers' layout. "
-        f"ComfyUI's own {file.loader} opens it, and I2V Compile Model behind that runs it by engines; "
-        f"to download the folder: {download_command(file.published, root)}"
-    )
-
-
 def loras() -> dict[str, Path]:
     """Every .safetensors file in models/loras by its relative name."""
     names = (name for name in folder_paths.get_filename_list("loras") if name.endswith(".safetensors"))
@@ -157,18 +84,19 @@ def lora_file(name: object) -> Path:
     )
 
 
-def _checkpoint_roots() -> list[Path]:
-    return [Path(root) for key in (MODELS, DIFFUSERS) for root in folder_paths.get_folder_paths(key)]
-
-
 def engine_store() -> EngineStore:
     """The store in models/i2v_engines."""
     return EngineStore(Path(folder_paths.get_folder_paths(ENGINES)[0]))
 
 
+def own_folder() -> Path:
+    """The server's folder for what the pack keeps, which HTTP does not reach."""
+    return Path(folder_paths.get_user_directory()) / "__i2v_tensorrt"
+
+
 def _cache(name: str, limits: CacheLimits | None = None, what: str = "conditioning") -> ConditioningCache:
-    """A cache of the server, kept in a folder that HTTP does not reach."""
-    return ConditioningCache(Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / name, limits, what)
+    """A cache of the server."""
+    return ConditioningCache(own_folder() / name, limits, what)
 
 
 @lru_cache(maxsize=1)
@@ -191,7 +119,7 @@ def saved_videos() -> ConditioningCache:
 
 def keep_digests() -> None:
     """Keeps the digests of checkpoints' files beside the caches, so that the next server reads none of the files."""
-    TABLE.keep_in(Path(folder_paths.get_user_directory()) / "__i2v_tensorrt" / "digests.json")
+    TABLE.keep_in(own_folder() / "digests.json")
 
 
 def save_place(

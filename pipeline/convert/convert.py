@@ -8,15 +8,16 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ...common.atomic_file import atomic_file, write_text
+from ...common.atomic_file import write_text
 from ...common.errors import CheckpointError, StorageError
-from ..models.checkpoints.diffusers_folder import CONFIG_NAMES, INDEX, stem_of
+from ..models import single_files
+from ..models.checkpoints.part_plan import Plan
+from ..models.checkpoints.single_file import single_file
+from ..models.checkpoints.tensor_files import read_tensors
 from ..models.dynamicrafter.published_settings import KINDS as DYNAMICRAFTER_KINDS
 from ..models.registry import open_model
 from . import dynamicrafter
-from .plan import PartPlan, Plan
-from .sources import read_sources
-from .writer import write_tensors
+from .folder import write_index, write_part
 
 Say = Callable[[str], None]
 KINDS = DYNAMICRAFTER_KINDS
@@ -41,8 +42,8 @@ def convert(
         _begin(unfinished, _identity(files, folders, kind))
         for name, part in plan.parts.items():
             say(f"{name}: {'copied' if part.folder else f'{len(part.tensors)} tensors'}")
-            _write_part(unfinished / name, name, part)
-        write_text(unfinished / INDEX, json.dumps(_index(plan), indent=2) + "\n")
+            write_part(unfinished / name, name, part)
+        write_index(unfinished, plan)
         open_model(unfinished)
         (unfinished / DONE).unlink()
         unfinished.rename(out)
@@ -53,12 +54,15 @@ def convert(
 
 def plan_of(files: Sequence[Path], folders: Sequence[Path], kind: str | None) -> Plan:
     """The plan of a checkpoint that is known by its tensors."""
-    tensors = read_sources(files)
+    denoiser = next((path for path in files if (found := single_file(path)) and found.model), None)
+    if denoiser is not None:
+        return single_files.plan_of(single_files.find_sources(denoiser, files))
+    tensors = read_tensors(files)
     if dynamicrafter.recognises(tensors):
         return dynamicrafter.plan(tensors, folders, kind)
     raise CheckpointError(
-        f"Expected the tensors of DynamiCrafter in {files[0]}, found {len(tensors)} of another model, such as "
-        f"{min(tensors)}."
+        f"Expected the tensors of DynamiCrafter, Stable Video Diffusion or Wan in {files[0]}, found {len(tensors)} of "
+        f"another model, such as {min(tensors)}."
     )
 
 
@@ -74,30 +78,3 @@ def _begin(folder: Path, identity: str) -> None:
     if folder.exists() and (not mark.is_file() or mark.read_text("utf-8") != identity):
         shutil.rmtree(folder)
     write_text(mark, identity)
-
-
-def _write_part(folder: Path, name: str, part: PartPlan) -> None:
-    """Writes a part's files, weights first: a part with a configuration is whole."""
-    config = folder / CONFIG_NAMES.get(name, "config.json")
-    if config.is_file():
-        return
-    folder.mkdir(exist_ok=True)
-    if part.folder is not None:
-        for path in sorted(part.folder.iterdir(), key=lambda path: path.name == config.name):
-            if path.is_file():
-                _copy(path, folder / path.name)
-        return
-    if part.tensors:
-        write_tensors(folder / f"{stem_of(folder)}.safetensors", part.tensors)
-    write_text(config, json.dumps(part.config, indent=2) + "\n")
-
-
-def _copy(path: Path, target: Path) -> None:
-    if target.is_file():
-        return
-    with atomic_file(target) as temporary:
-        shutil.copyfile(path, temporary)
-
-
-def _index(plan: Plan) -> dict[str, object]:
-    return {**plan.index, **{name: [part.library, part.class_name] for name, part in plan.parts.items()}}

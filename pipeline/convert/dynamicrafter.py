@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from ...common.errors import CheckpointError
+from ..models.checkpoints.part_plan import PartPlan, Plan, fitted, shapes_of
+from ..models.checkpoints.tensor_files import Tensors, below, prefix_of
 from ..models.dynamicrafter.published_settings import KIND_SCHEDULER, KINDS, SCHEDULER, index_of
 from ..models.dynamicrafter.stored_names import published
 from ..models.parts import own_class
 from .ldm_vae import VAE, vae_of
-from .plan import PartPlan, Plan, Wanted, find_parts, fitted, shapes_of
-from .sources import Tensors, below, prefix_of
+from .other_parts import Wanted, find_parts
 
 TITLE = "DynamiCrafter"
 MARK = "init_attn.0.proj_in.weight"

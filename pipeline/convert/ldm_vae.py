@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from .plan import PartPlan, Wanted, fitted, shapes_of
-from .sources import Tensors
+from ..models.checkpoints.part_plan import PartPlan, fitted, shapes_of
+from ..models.checkpoints.tensor_files import Tensors
+from .other_parts import Wanted
 
 VAE = Wanted(("AutoencoderKL",), "stabilityai/stable-diffusion-2-1 or stabilityai/sd-vae-ft-mse")
 SCALING_FACTOR = 0.18215

@@ -10,7 +10,7 @@ import torch
 
 from ...common.atomic_file import atomic_file
 from ...common.errors import CheckpointError
-from .sources import Tensors
+from ..models.checkpoints.tensor_files import Tensors
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64"}
 ALIGNMENT = 8

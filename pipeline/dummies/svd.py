@@ -43,6 +43,8 @@ class TinySvdSizes:
     width: int = 32
     num_frames: int = 4
     vae_channels: tuple[int, ...] = (32, 32, 32, 32)
+    layers: int = 1
+    """Residual blocks of a level of the UNet."""
 
 
 def write_tiny_svd(folder: Path, sizes: TinySvdSizes | None = None, seed: int = 0) -> Path:
@@ -67,7 +69,7 @@ def _write_diffusion(folder: Path, sizes: TinySvdSizes) -> None:
     unet = UNetSpatioTemporalConditionModel(
         sample_size=8,
         block_out_channels=sizes.channels,
-        layers_per_block=1,
+        layers_per_block=sizes.layers,
         down_block_types=(*["CrossAttnDownBlockSpatioTemporal"] * attention, "DownBlockSpatioTemporal"),
         up_block_types=("UpBlockSpatioTemporal", *["CrossAttnUpBlockSpatioTemporal"] * attention),
         cross_attention_dim=sizes.width,

@@ -60,6 +60,10 @@ class TinyWanSizes:
     width: int = 32
     """Of both encoders."""
     vae_channels: int = 8
+    vae_levels: tuple[int, ...] = (1, 2, 2, 2)
+    """Widths of the VAE's levels, in `vae_channels`."""
+    vae_layers: int = 1
+    """Residual blocks of a level of the VAE."""
     picture: int = 32
     patch: int = 8
 
@@ -116,7 +120,7 @@ def vae_settings(kind: str, sizes: TinyWanSizes) -> dict[str, Any]:
     """Both published forms in small; the second's latents are 16 pixels a side."""
     import torch
 
-    small = {"base_dim": sizes.vae_channels, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
+    small = {"base_dim": sizes.vae_channels, "dim_mult": list(sizes.vae_levels), "num_res_blocks": sizes.vae_layers}
     if kind != "ti2v":
         return {**small, "z_dim": 16}
     return {

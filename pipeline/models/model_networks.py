@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from ...common.spec import NetworkSpec
 from .checkpoints.diffusers_folder import BlockList, Checkpoint
 from .checkpoints.file_digests import take_digests
 from .checkpoints.lora import Adapter, open_adapter
+from .checkpoints.originals import Originals
 from .parts import load_part
 
 if TYPE_CHECKING:
@@ -53,6 +55,23 @@ def streamed_bytes(model: ModelNetworks, component: str, precision: str, rewrite
     return model.size_bytes(component, precision, rewrites)
 
 
+def reading_note(model: ModelNetworks) -> str | None:
+    """Sentence on the weights under the LoRAs that are read from disk again without them; None where all are kept.
+
+    They are kept in host memory as far as there is room.
+    """
+    size_bytes = 0.0
+    for name, part in model.checkpoint.parts.items():
+        changed = {change.parameter for each in model.adapters_of(name) for change in each.changes[name]}
+        stored_bytes = sum(path.stat().st_size for path in next(iter(part.weights.values()), ()))
+        elements = sum(math.prod(part.shapes[parameter]) for parameter in changed)
+        size_bytes += stored_bytes * elements / max(part.elements, 1)
+    missing_bytes = int(size_bytes) - model.originals.size_bytes
+    if missing_bytes <= 0 or model.originals.has_room_for(missing_bytes):
+        return None
+    return f"Taking LoRAs off reads {size_bytes / 2**30:.1f} GiB of weights again: memory has no room to keep them."
+
+
 @dataclass(frozen=True)
 class Component:
     """One network of a model: its specification, and the function that loads it."""
@@ -82,6 +101,7 @@ class ModelNetworks(ABC):
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.adapters: tuple[Adapter, ...] = ()
+        self.originals = Originals()
         self._parts: WeakValueDictionary[tuple[str, str, tuple[Adapter, ...]], Any] = WeakValueDictionary()
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
@@ -140,7 +160,7 @@ class ModelNetworks(ABC):
         adapters = self.adapters_of(name)
         found = self._parts.get((name, precision, adapters))
         if found is None:
-            found = load_part(self.checkpoint.parts[name], precision, adapters)
+            found = load_part(self.checkpoint.parts[name], precision, adapters, self.originals)
             self._parts[(name, precision, adapters)] = found
         return found
 
@@ -159,7 +179,9 @@ class ModelNetworks(ABC):
         `report` is called meanwhile with the fraction done, and may raise to stop. Raises CheckpointError for a file
         that cannot be read.
         """
-        take_digests([*self.checkpoint.parts.values(), *self.adapters], report)
+        items = [part.digested for part in self.checkpoint.parts.values()]
+        once = [item for place, item in enumerate(items) if item not in items[:place]]
+        take_digests([*once, *self.adapters], report)
 
     def with_adapter(self, path: Path, strength: float, denoisers: tuple[str, ...] = ()) -> Self:
         """The same model with a LoRA merged into its weights at every load, after the model's earlier LoRAs.
@@ -177,7 +199,7 @@ class ModelNetworks(ABC):
         }
         text = self.checkpoint.parts.get("text_encoder")
         made = type(self)(self.checkpoint)
-        made._parts = self._parts
+        made._parts, made.originals = self._parts, self.originals
         made.adapters = (*self.adapters, open_adapter(path, strength, parts, text, self.lora_names, self.lora_lacking))
         return made
 

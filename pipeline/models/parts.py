@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +17,12 @@ import torch
 
 from ...common.errors import CheckpointError
 from ...common.spec import PRECISIONS
-from ..request import ClipRequest
 from .checkpoints.diffusers_folder import Part
 from .checkpoints.lora import Adapter, Merge
 from .checkpoints.lora_tensor_names import plain_name
+from .checkpoints.originals import Originals
 from .hollow import made_hollow
+from .single_files import read_part
 
 ASSEMBLED = ("unet", "transformer", "image_projection")
 """Beginnings of the names of parts whose tensors are put in one by one."""
@@ -100,21 +101,22 @@ OWN_CLASSES = {
 """Classes of the pack that no library has, and their modules beside this one."""
 
 
-def load_part(part: Part, precision: str, adapters: Sequence[Adapter] = ()) -> Any:
+def load_part(part: Part, precision: str, adapters: Sequence[Adapter] = (), originals: Originals | None = None) -> Any:
     """A checked part's network by diffusers or transformers, on the CPU, in the precision, with LoRAs merged into it.
 
-    That of a part without weights is hollow: its parameters are on the device `meta`.
+    Stored tensors that a LoRA changes are taken from `originals`, and kept there. The network of a part without weights
+    is hollow: its parameters are on the device `meta`.
 
     Raises CheckpointError when the weights do not fit the configuration, or a LoRA cannot be merged.
     """
     if not part.weights:
         return _hollow(part, precision)
     with import_faults(part.name), Merge(part.name, adapters) as merge:
-        if part.name.startswith(ASSEMBLED):
-            return _assembled(part, precision, merge)
+        if part.linked is not None or part.name.startswith(ASSEMBLED):
+            return _assembled(part, precision, merge, originals or Originals())
         network = _loaded(part, precision)
         if adapters:
-            _merge(part, precision, merge, network)
+            _merge(part, precision, merge, network, originals or Originals())
     return network
 
 
@@ -133,7 +135,7 @@ def import_faults(component: str) -> Iterator[None]:
         ) from error
     except ImportError as error:
         raise CheckpointError(
-            f"Loading {component} needs libraries that go together, found: {_reason(error)}. In ComfyUI's Python: "
+            f"Loading {component} needs libraries that go together, found: {reason_of(error)}. In ComfyUI's Python: "
             "pip install -U diffusers transformers."
         ) from error
 
@@ -155,7 +157,7 @@ def _loaded(part: Part, precision: str) -> Any:
     except (CheckpointError, ImportError):
         raise
     except Exception as error:  # the libraries raise whatever a senseless configuration leads to
-        raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {_reason(error)}.") from error
+        raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {reason_of(error)}.") from error
     _check_fit(part, share_embedding(network, report))
     return network
 
@@ -186,7 +188,9 @@ def _hollow(part: Part, precision: str) -> Any:
         with no_progress_bars():
             network = made_hollow(lambda: from_config(kind, part.config))
     except Exception as error:  # the libraries raise whatever a senseless configuration leads to
-        raise CheckpointError(f"Expected {part.config_path} to describe a network, found: {_reason(error)}.") from error
+        raise CheckpointError(
+            f"Expected {part.config_path} to describe a network, found: {reason_of(error)}."
+        ) from error
     dtype_of = _dtypes(kind, precision)
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if tensor.is_floating_point():
@@ -197,28 +201,49 @@ def _hollow(part: Part, precision: str) -> Any:
 def _dtypes(kind: Any, precision: str) -> Callable[[str], torch.dtype]:
     """Function from a tensor's name to the dtype that it has in a network of the class, some of which keep fp32."""
     dtype, kept = getattr(torch, PRECISIONS[precision]), set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    if precision == "bf16" and not hasattr(kind, "from_config"):
+        kept = set()  # transformers keeps them against the range of fp16 alone
     return lambda name: torch.float32 if kept & set(name.split(".")) else dtype
 
 
-def _merge(part: Part, precision: str, merge: Merge, network: torch.nn.Module) -> None:
+def _merge(part: Part, precision: str, merge: Merge, network: torch.nn.Module, originals: Originals) -> None:
     """Replaces parameters that are rounded already by the sums of the stored tensors and the LoRAs' additions."""
     parameters = {plain_name(name): parameter for name, parameter in network.named_parameters()}
-    for name, tensor in _stored(part, precision, merge.changes):
+    for name, tensor in _stored(part, precision, merge, originals, merge.changes):
         parameter = parameters[plain_name(name)]
         parameter.data = merge.cast(name, tensor, parameter.dtype)
 
 
-def _stored(part: Part, precision: str, chosen: Callable[[str], bool] = lambda _: True) -> Iterator[tuple[str, Any]]:
-    """The chosen tensors of the files for a precision one by one, by name, as stored."""
+def _stored(
+    part: Part, precision: str, merge: Merge, originals: Originals, chosen: Callable[[str], bool] = lambda _: True
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The chosen tensors of the files for a precision one by one, as stored; those that a LoRA changes are kept."""
+    variant = part.variant_for(precision) or ""
+    for name, read in _readers(part, part.weights[variant]):
+        if part.keeps(name) and chosen(name):
+            key = (part.name, variant, name)
+            kept = originals.find(key)
+            tensor = read() if kept is None else kept
+            if merge.changes(name):
+                originals.keep(key, tensor)
+            yield name, tensor
+
+
+def _readers(part: Part, paths: Sequence[Path]) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """The name of each tensor in some files, and the function that reads it."""
     from safetensors import safe_open
 
-    for path in part.weights[part.variant_for(precision) or ""]:
+    if part.linked is not None:
+        for name, tensor in read_part(part.name, part.class_name, paths[0]).tensors.items():
+            yield name, tensor.contiguous
+        return
+    for path in paths:
         with safe_open(path, framework="pt") as stream:
-            for name in filter(chosen, filter(part.keeps, stream.keys())):
-                yield name, stream.get_tensor(name)
+            for name in stream.keys():  # noqa: SIM118
+                yield name, partial(stream.get_tensor, name)
 
 
-def _assembled(part: Part, precision: str, merge: Merge) -> Any:
+def _assembled(part: Part, precision: str, merge: Merge, originals: Originals) -> Any:
     """The network of a part with its tensors put in one by one, so that it is never there twice.
 
     Tensors in the precision of the files stay in them until they are read. Diffusers' own loading copies each, and of
@@ -227,16 +252,24 @@ def _assembled(part: Part, precision: str, merge: Merge) -> Any:
     try:
         kind = _class_of(part)
         dtype_of = _dtypes(kind, precision)
-        with torch.device("meta"):
-            network = kind.from_config(part.config)
-        state = {name: merge.cast(name, tensor, dtype_of(name)) for name, tensor in _stored(part, precision)}
+        network = _empty(part, kind)
+        stored = _stored(part, precision, merge, originals)
+        state = {name: merge.cast(name, tensor, dtype_of(name)) for name, tensor in stored}
         report = _put_in(network, state)
     except (CheckpointError, ImportError):
         raise
     except Exception as error:  # the libraries raise whatever a senseless configuration leads to
-        raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {_reason(error)}.") from error
-    _check_fit(part, report)
+        raise CheckpointError(f"Expected {part.config_path} to fit the weights, found: {reason_of(error)}.") from error
+    _check_fit(part, share_embedding(network, report))
     return network
+
+
+def _empty(part: Part, kind: Any) -> Any:
+    """The network without memory for its weights; that of an encoder has the tensors that no file holds."""
+    if part.name.endswith("encoder"):
+        return made_hollow(lambda: from_config(kind, part.config))
+    with torch.device("meta"):
+        return kind.from_config(part.config)
 
 
 def _put_in(network: torch.nn.Module, state: dict[str, torch.Tensor]) -> dict[str, Iterable[str]]:
@@ -264,65 +297,7 @@ def _check_fit(part: Part, report: Mapping[str, Any]) -> None:
             raise CheckpointError(f"Expected {part.config_path} to fit the weights, found {found}.")
 
 
-def tokenize_prompts(
-    part: Part, config: Mapping[str, Any], request: ClipRequest, pad: int | None = None
-) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """CLIP's token ids int64 [2, limit] of the negative and the positive prompt, and notes on prompts that were cut.
-
-    `config` is the text encoder's. Raises CheckpointError for a tokenizer that cannot be read, or of another encoder.
-    """
-    limit = config["max_position_embeddings"]
-    ids, counts = tokenize(part, (request.negative_prompt, request.prompt), limit, pad)
-    if int(ids.max()) >= config["vocab_size"]:
-        raise CheckpointError(
-            f"{part.folder}: expected token numbers below the text encoder's {config['vocab_size']}, "
-            f"found {int(ids.max())}."
-        )
-    named = zip(("negative prompt", "prompt"), counts, strict=True)
-    notes = (f"The {name} has {n} tokens: only the first {limit} count." for name, n in named if n > limit)
-    return ids, tuple(notes)
-
-
-def tokenize(
-    part: Part, texts: Sequence[str], limit: int, pad: int | None = None
-) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """CLIP's token ids int64 [texts, limit], padded or cut, and how many tokens each text has uncut.
-
-    Padded with the token `pad`, or as the tokenizer's own files say. Raises CheckpointError when those cannot be read.
-    """
-    from transformers import CLIPTokenizer
-
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(part.folder, local_files_only=True)
-        whole = tokenizer(list(texts), truncation=False, verbose=False).input_ids
-        cut = tokenizer(list(texts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-    except Exception as error:  # the library raises bare ones
-        raise CheckpointError(f"Expected a CLIP tokenizer in {part.folder}, found: {_reason(error)}.") from error
-    ids = cut.input_ids.long()
-    return ids if pad is None else ids.masked_fill(cut.attention_mask == 0, pad), tuple(map(len, whole))
-
-
-def tokenize_padded(part: Part, texts: Sequence[str], limit: int) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """T5's token ids int64 [texts, limit], each text's end kept, padded with 0 or cut; and each text's count uncut.
-
-    Raises CheckpointError when the tokenizer's file cannot be read.
-    """
-    from tokenizers import Tokenizer
-
-    path = part.folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        counts = tuple(len(found.ids) for found in tokenizer.encode_batch(list(texts)))
-        tokenizer.enable_truncation(limit)
-        rows = [found.ids for found in tokenizer.encode_batch(list(texts))]
-    except Exception as error:  # the library raises bare ones
-        raise CheckpointError(f"Expected a tokenizer in {path}, found: {_reason(error)}.") from error
-    return torch.tensor([row + [0] * (limit - len(row)) for row in rows]), counts
-
-
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The first line of content in an error, after the heading that libraries begin with."""
     lines = (line.strip().rstrip(".") for line in str(error).splitlines())
     return next((line for line in lines if line and not line.endswith(":")), type(error).__name__)

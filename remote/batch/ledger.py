@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ...common.atomic_file import atomic_file
 from ...common.errors import StorageError
+from ..comfyui.messages import printable
 
 LEDGER = "queue.json"
 LOCK = ".queue.lock"
@@ -44,7 +45,7 @@ class Job:
     @property
     def label(self) -> str:
         """Name of the job in reports."""
-        return self.pictures[0].name if self.pictures else self.stem
+        return printable(self.pictures[0].name if self.pictures else self.stem)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from ...common.atomic_file import atomic_file
+from ..comfyui.messages import printable
 from .ledger import Job
 
 BAR_CHARS = 24
@@ -51,7 +52,7 @@ class JobResult:
         """For people."""
         took = "" if self.elapsed_s is None else f" in {self.elapsed_s:.1f} s"
         told = self.error if self.error else ", ".join(map(str, self.files)) or "no files"
-        return f"{self.job.label}: {self.verdict}{took}: {told}"
+        return printable(f"{self.job.label}: {self.verdict}{took}: {told}")
 
 
 class Report:
@@ -118,7 +119,7 @@ class Report:
 
     def _line(self, text: str) -> None:
         self._wipe()
-        self._screen.write(text + "\n")
+        self._screen.write(printable(text) + "\n")
         self._screen.flush()
 
     def _draw(self, job: Job, done: float, total: float) -> None:

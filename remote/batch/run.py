@@ -41,7 +41,7 @@ class QueueRun:
         self._retry = retry or RetryPolicy()
         self._contact = Contact(self._retry, report)
         backoff = Backoff(self._retry.retry_s, self._retry.longest_retry_s)
-        self._socket = EventSocket(client.url, ledger.client_id, backoff)
+        self._socket = EventSocket(client.address, ledger.client_id, backoff)
         self._waiting: list[InFlightJob] = []
         self._in_flight: list[InFlightJob] = []
         self._watcher = Watcher(report, workflow)
@@ -97,7 +97,8 @@ class QueueRun:
         self._in_flight.append(flight)
         try:
             prompt = self._workflow.with_picture(upload(self._client, flight.job))
-            prompt_id = self._client.queue(prompt, self._ledger.client_id, flight.prompt_id)
+            extra_data = self._workflow.extra_data
+            prompt_id = self._client.queue(prompt, self._ledger.client_id, flight.prompt_id, extra_data)
         except (InputError, OSError) as error:
             self._end(flight, "error", str(error))
         except ServerError as error:
@@ -108,10 +109,19 @@ class QueueRun:
                 self._ledger.queued(flight.job, prompt_id)
             flight.posted_on = self._socket.opened if self._socket.is_open else None
 
-    def _trouble(self, flight: InFlightJob, error: ServerError) -> None:
-        """A request for the job has failed: it is looked for later, and asked for again if it is not there."""
+    def _trouble(self, flight: InFlightJob, error: ServerError, *, is_gone: bool = False) -> None:
+        """A request for the job has failed: it is looked for later, and asked for again if it is not there.
+
+        Files that are gone on the server are made again, for which it has to forget what it keeps.
+        """
         flight.failures += 1
-        if not error.may_pass or flight.failures >= self._retry.failures:
+        if is_gone and flight.failures < self._retry.failures:
+            self._report.note(f"{flight.job.label}: what it made is gone on the server, and is made again ...")
+            with suppress(ServerError):
+                self._client.free(unload_models=False)
+            flight.was_running = False  # it has ended
+            self._again(flight)
+        elif not error.may_pass or flight.failures >= self._retry.failures:
             with suppress(ServerError):
                 self._client.cancel(flight.prompt_id)
             self._end(flight, "error", str(error))
@@ -192,7 +202,7 @@ class QueueRun:
             try:
                 files = fetch(self._client, flight.job, history, self._folder)
             except ServerError as trouble:
-                self._trouble(flight, trouble)
+                self._trouble(flight, trouble, is_gone=trouble.status == 404)
                 return
             self._ledger.done(flight.job, files)
             self._leave(flight)

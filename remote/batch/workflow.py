@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class Workflow:
 
     prompt: Prompt
     picture: Place | None = None
+    extra_data: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What goes beside the graph: the page's workflow, keys of partner nodes. No part of the digest, stored nowhere."""
 
     @property
     def digest(self) -> str:
@@ -61,8 +63,11 @@ class Workflow:
         return {place.name: None} if place is not None and place.node_id == node_id else {}
 
 
-def read_workflow(path: Path) -> Prompt:
-    """The graph in the file; raises UsageError for a file without a graph in API format."""
+def read_workflow(path: Path) -> tuple[Prompt, Mapping[str, Any]]:
+    """The graph in the file, and what goes beside it where the file is the body of a request.
+
+    Raises UsageError for a file without a graph in API format.
+    """
     try:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -74,11 +79,14 @@ def read_workflow(path: Path) -> Prompt:
             f"{path} is a workflow as the page saves it: open it there, choose Export (API) in the menu, "
             "and give that file."
         )
+    extra_data: object = {}
     if isinstance(content, dict) and isinstance(content.get("prompt"), dict):
-        content = content["prompt"]  # the body of a request
+        content, extra_data = content["prompt"], content.get("extra_data") or {}  # the body of a request
     if not isinstance(content, dict) or not content or not all(_is_node(node) for node in content.values()):
         raise UsageError(f"{path} should map node ids to nodes with class_type and inputs, and holds something else.")
-    return content
+    if not isinstance(extra_data, dict):
+        raise UsageError(f"{path} should have an object as extra_data, found {type(extra_data).__name__}.")
+    return content, extra_data
 
 
 def set_inputs(prompt: Prompt, settings: Collection[str], info: NodeInfo) -> Prompt:

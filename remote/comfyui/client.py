@@ -1,30 +1,37 @@
 """A client of ComfyUI's HTTP and WebSocket API: queue a prompt, follow it, fetch its files.
 
 A prompt is a graph in ComfyUI's API format: node id -> {"class_type": ..., "inputs": {...}}.
-Following one needs the `websockets` package (15 or newer); all else is the standard library.
+Needs the packages `requests` and `websockets` (15 or newer).
 """
+
+from __future__ import annotations
 
 import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from typing import Any
+from urllib.parse import quote
 
 from ...common.atomic_file import atomic_file
+from .address import Address, parse_address
 from .errors import PromptRefusedError, RunTimeoutError, ServerError, refusal
-from .event_socket import open_socket
+from .event_socket import Backoff, EventSocket
 from .http import Http
-from .messages import Event, Preview, RunResult, ServerFile, StatusText, outcome, read_message
-
-if TYPE_CHECKING:
-    from websockets.sync.client import ClientConnection
+from .messages import Event, Message, Preview, RunResult, ServerFile, StatusText, outcome
+from .upload import upload
 
 __all__ = ["ComfyClient", "Event", "Preview", "PromptRefusedError", "RunResult", "RunTimeoutError", "ServerError"]
+
+
+LOOK_S = 5.0
+"""Between two looks at the server's queue while a prompt is followed."""
+GONE_S = 60.0
+"""How long a server may stay away while a prompt is followed."""
 
 
 @dataclass
@@ -37,9 +44,8 @@ class _Record:
     texts: list[StatusText] = field(default_factory=list)
     on_text: Callable[[StatusText], None] | None = None
 
-    def take(self, message: str | bytes) -> Event | None:
+    def take(self, heard: Message | None) -> Event | None:
         """Keeps a message that concerns the prompt, and returns it if it is an event."""
-        heard = read_message(message)
         if isinstance(heard, Preview) and heard.prompt_id in (None, self.prompt_id):
             self.previews.append(heard)
         if isinstance(heard, StatusText):
@@ -53,30 +59,30 @@ class _Record:
 
 
 class ComfyClient:
-    """Talks to the server at `url`; each request may take `timeout_s`."""
+    """Talks to the server at an address, see `parse_address`; each request may take `timeout_s`."""
 
-    def __init__(self, url: str, timeout_s: float = 60.0) -> None:
-        self.url = url.rstrip("/")
-        self._http = Http(self.url, timeout_s)
+    def __init__(self, address: str | Address, timeout_s: float = 60.0) -> None:
+        self.address = parse_address(address) if isinstance(address, str) else address
+        self.url = self.address.url
+        self._http = Http(self.address, timeout_s)
 
     def upload_image(self, image: Path | bytes, name: str | None = None) -> str:
         """Sends an image file, or an encoded image, and returns its name for LoadImage.
 
-        No file on the server is overwritten: where a different image has the name, the new one gets another.
+        No file on the server is overwritten: where a different image has the name, the new one gets another. Raises
+        ServerError, with the status 413 for an image that is larger than the server takes.
         """
         content = image if isinstance(image, bytes) else image.read_bytes()
         name = name or (f"{sha256(content).hexdigest()[:16]}.png" if isinstance(image, bytes) else image.name)
-        boundary = uuid.uuid4().hex
-        head = (
-            f"--{boundary}\r\n"
-            f'Content-Disposition: form-data; name="image"; filename="{_header_text(name)}"\r\n'
-            "Content-Type: application/octet-stream\r\n\r\n"
-        )
-        body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
-        answer = self._http.json("/upload/image", body, f"multipart/form-data; boundary={boundary}")
-        return f"{answer['subfolder']}/{answer['name']}" if answer.get("subfolder") else answer["name"]
+        return upload(self._http, content, name)
 
-    def queue(self, prompt: Mapping[str, Any], client_id: str | None = None, prompt_id: str | None = None) -> str:
+    def queue(
+        self,
+        prompt: Mapping[str, Any],
+        client_id: str | None = None,
+        prompt_id: str | None = None,
+        extra_data: Mapping[str, Any] | None = None,
+    ) -> str:
         """Queues a prompt and returns its id; events go to the socket that bears `client_id`.
 
         Args:
@@ -84,17 +90,18 @@ class ComfyClient:
             client_id: the client whose socket gets the events.
             prompt_id: the id to give it, a UUID as `str(uuid.uuid4())`, so that it can be looked for
                 even where the answer is lost; the server's choice by default.
+            extra_data: what goes beside the graph, such as the page's workflow for files, or keys of partner nodes.
 
         Raises:
             PromptRefusedError: the prompt is invalid. ComfyUI itself runs the valid outputs of a
                 partly invalid prompt; here such a prompt is cancelled and refused as a whole.
             ServerError: the server cannot be reached or fails.
         """
-        request = {"prompt": prompt, "client_id": client_id or uuid.uuid4().hex}
-        if prompt_id:
-            request["prompt_id"] = prompt_id
+        request: dict[str, Any] = {"prompt": prompt, "client_id": client_id or uuid.uuid4().hex}
+        request |= {"prompt_id": prompt_id} if prompt_id else {}
+        request |= {"extra_data": extra_data} if extra_data else {}
         try:
-            answer = self._http.json("/prompt", json.dumps(request).encode())
+            answer = self._http.json("/prompt", request)
         except ServerError as error:
             if error.status != 400:
                 raise
@@ -110,29 +117,31 @@ class ComfyClient:
         on_event: Callable[[Event], None] | None = None,
         timeout_s: float = 600.0,
         on_text: Callable[[StatusText], None] | None = None,
+        extra_data: Mapping[str, Any] | None = None,
     ) -> RunResult:
         """Queues a prompt and waits for its end, with each event shown to `on_event` as it comes.
 
-        `on_text` is shown the lines that nodes write on themselves.
-        The result's status reports a node that failed or was interrupted. If waiting itself ends
-        early (time, an exception from a callback, Ctrl-C), the prompt is cancelled.
+        `on_text` is shown the lines that nodes write on themselves. A socket that is lost opens again, and the prompt
+        goes on. The result's status reports a node that failed or was interrupted. If waiting itself ends early (time,
+        an exception from a callback, Ctrl-C), the prompt is cancelled.
 
         Raises:
             PromptRefusedError: the prompt is invalid.
             RunTimeoutError: it did not end within `timeout_s`.
-            ServerError: the server cannot be reached, fails or goes away.
+            ServerError: the server cannot be reached, fails, or goes away for good.
         """
         deadline = time.monotonic() + timeout_s
         client_id = uuid.uuid4().hex
-        with open_socket(self.url, client_id) as connection:
-            record = _Record(self.queue(prompt, client_id), on_text=on_text)
+        with closing(EventSocket(self.address, client_id, Backoff(0.5, LOOK_S))) as events:
+            events.open()
+            record = _Record(self.queue(prompt, client_id, extra_data=extra_data), on_text=on_text)
             try:
-                _follow(connection, record, on_event, deadline)
+                history = _follow(self, events, record, on_event, deadline)
             except BaseException:
                 with suppress(ServerError):
                     self.cancel(record.prompt_id)
                 raise
-        return _result(record, self.history(record.prompt_id))
+        return _result(record, history)
 
     def queued(self) -> tuple[set[str], set[str]]:
         """The ids of the prompts that run, and of those that wait."""
@@ -143,7 +152,7 @@ class ComfyClient:
     def cancel_all(self, prompt_ids: Iterable[str]) -> bool:
         """Takes prompts out of the queue, all at once, and interrupts the one that runs; as `cancel` else."""
         mine = list(prompt_ids)
-        self._http.request("/queue", json.dumps({"delete": mine}).encode())
+        self._http.post("/queue", {"delete": mine})
         running = self.queued()[0]
         return all([self.cancel(prompt_id) for prompt_id in mine if prompt_id in running])
 
@@ -153,7 +162,7 @@ class ComfyClient:
         Returns whether it has left within `timeout_s`: a node that does not look for interrupts
         ends its work first.
         """
-        self._http.request("/queue", json.dumps({"delete": [prompt_id]}).encode())
+        self._http.post("/queue", {"delete": [prompt_id]})
         deadline = time.monotonic() + timeout_s
         while prompt_id in self.queued()[0]:
             if time.monotonic() > deadline:
@@ -165,12 +174,11 @@ class ComfyClient:
 
     def interrupt(self, prompt_id: str | None = None) -> None:
         """Asks the running prompt to stop; with an id, only if it is that one."""
-        self._http.request("/interrupt", json.dumps({"prompt_id": prompt_id} if prompt_id else {}).encode())
+        self._http.post("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
 
     def free(self, unload_models: bool = True, free_memory: bool = True) -> None:
         """Asks the server to unload its models and drop its cached outputs, which it does once idle."""
-        wishes = {"unload_models": unload_models, "free_memory": free_memory}
-        self._http.request("/free", json.dumps(wishes).encode())
+        self._http.post("/free", {"unload_models": unload_models, "free_memory": free_memory})
 
     def history(self, prompt_id: str) -> dict[str, Any]:
         """The server's record of a prompt that has ended: `prompt`, `outputs`, `status`, `meta`."""
@@ -194,7 +202,8 @@ class ComfyClient:
     def view(self, filename: str, subfolder: str = "", type: str = "output") -> bytes:
         """A file in the server's `output`, `input` or `temp` folder, named as in a run's outputs."""
         place = {"filename": filename, "subfolder": subfolder, "type": type}
-        return self._http.request(f"/view?{urlencode(place)}")
+        with self._http.open("/view", params=place) as response:
+            return self._http.content(response)
 
     def download(self, file: ServerFile, path: Path) -> int:
         """Fetches a file of a run; `path` then has the whole file or none. Returns the number of its bytes.
@@ -203,8 +212,8 @@ class ComfyClient:
             ServerError: the server does not have it, fails, or breaks off in the middle.
             StorageError: it could not be written.
         """
-        query = urlencode({"filename": file.filename, "subfolder": file.subfolder, "type": file.type})
-        with self._http.open(f"/view?{query}") as response, atomic_file(path) as temporary:
+        place = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
+        with self._http.open("/view", params=place) as response, atomic_file(path) as temporary:
             with temporary.open("wb") as target:
                 self._http.copy(response, target)
             size = temporary.stat().st_size
@@ -215,32 +224,40 @@ class ComfyClient:
 
 
 def _follow(
-    connection: "ClientConnection",
+    client: ComfyClient,
+    events: EventSocket,
     record: _Record,
     on_event: Callable[[Event], None] | None,
     deadline: float,
-) -> None:
-    """Reads messages until the prompt has ended and its history is written."""
-    from websockets.exceptions import ConnectionClosed
-
-    while True:
-        try:
-            message = connection.recv(timeout=max(0.0, deadline - time.monotonic()))
-        except TimeoutError as error:
-            late = f"prompt {record.prompt_id} did not end in time and was cancelled"
-            raise RunTimeoutError(late) from error
-        except ConnectionClosed as error:
-            raise ServerError(f"ComfyUI went away before prompt {record.prompt_id} had ended") from error
-        event = record.take(message)
+) -> dict[str, Any]:
+    """Reads messages until the prompt has ended; its history."""
+    look, answered = time.monotonic() + LOOK_S, time.monotonic()
+    while time.monotonic() < deadline:
+        opened = events.opened
+        event = record.take(events.receive(max(0.0, min(look, deadline) - time.monotonic())))
         if event and on_event:
             on_event(event)
-        if event and event.is_end:
-            return
+        is_due = time.monotonic() >= look or events.opened != opened or (event is not None and event.is_end)
+        if not is_due:
+            continue
+        look = time.monotonic() + LOOK_S
+        try:
+            history = _ended(client, record.prompt_id)
+            answered = time.monotonic()
+        except ServerError as error:
+            if time.monotonic() - answered > GONE_S:
+                lost = f"ComfyUI went away before prompt {record.prompt_id} had ended: {error}"
+                raise ServerError(lost) from error
+            continue
+        if history is not None:
+            return history
+    raise RunTimeoutError(f"prompt {record.prompt_id} did not end in time and was cancelled")
 
 
-def _header_text(name: str) -> str:
-    """A file name inside a quoted header value, escaped as browsers do."""
-    return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+def _ended(client: ComfyClient, prompt_id: str) -> dict[str, Any] | None:
+    """The history of a prompt, None while it runs or waits; raises ServerError for one that the server lost."""
+    running, waiting = client.queued()  # the queue first: a prompt that ends after it was read is in the history
+    return None if prompt_id in running | waiting else client.history(prompt_id)
 
 
 def _refusal(error: ServerError) -> PromptRefusedError:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from .address import USER_AGENT, Address
 from .errors import ServerError
+from .http import reason_of
 from .messages import Message, read_message
 
 if TYPE_CHECKING:
@@ -23,21 +25,31 @@ CLOSE_S = 1.0
 
 
 @contextmanager
-def open_socket(url: str, client_id: str) -> Iterator[ClientConnection]:
+def open_socket(address: Address, client_id: str) -> Iterator[ClientConnection]:
     """A socket that the server knows by `client_id`, to read until the block ends; raises ServerError."""
     from websockets.exceptions import WebSocketException
     from websockets.sync.client import connect
 
-    address = f"ws{url.removeprefix('http')}/ws?clientId={client_id}"
+    headers = {"Authorization": address.authorization} if address.authorization else {}
     with ExitStack() as stack:
         try:
             # No pings: a node that holds the interpreter's lock for long would pass for a dead server.
             connection = stack.enter_context(
-                connect(address, max_size=None, compression=None, ping_interval=None, proxy=None, close_timeout=CLOSE_S)
+                connect(
+                    address.socket_url(client_id),
+                    ssl=address.ssl_context(),
+                    additional_headers=headers,
+                    user_agent_header=USER_AGENT,
+                    proxy=None if address.is_local else True,
+                    max_size=None,
+                    compression=None,
+                    ping_interval=None,
+                    close_timeout=CLOSE_S,
+                )
             )
             connection.send(FLAGS)
         except (OSError, WebSocketException) as error:
-            raise ServerError(f"ComfyUI at {url} opened no socket: {error}") from error
+            raise ServerError(f"ComfyUI at {address.url} opened no socket: {address.hide(reason_of(error))}") from error
         yield connection
 
 
@@ -68,10 +80,10 @@ class EventSocket:
     `opened` counts how often it has been: messages may have been missed where the number has changed.
     """
 
-    def __init__(self, url: str, client_id: str, backoff: Backoff) -> None:
+    def __init__(self, address: Address, client_id: str, backoff: Backoff) -> None:
         self.client_id = client_id
         self.opened = 0
-        self._url = url
+        self._address = address
         self._backoff = backoff
         self._connection: ClientConnection | None = None
         self._close = ExitStack()
@@ -81,11 +93,18 @@ class EventSocket:
         """Whether there is a connection, as far as is known: one that is cut may go unnoticed."""
         return self._connection is not None
 
+    def open(self) -> None:
+        """Opens the connection if there is none; raises ServerError."""
+        if self._connection is None:
+            self._connection = self._close.enter_context(open_socket(self._address, self.client_id))
+            self._backoff.reset()
+            self.opened += 1
+
     def receive(self, timeout_s: float) -> Message | None:
         """The next message of interest, or None after `timeout_s` or after something that is none."""
         from websockets.exceptions import ConnectionClosed
 
-        connection = self._connection or self._open()
+        connection = self._connection or self._try()
         if connection is None:
             time.sleep(min(timeout_s, self._backoff.remaining_s()))
             return None
@@ -114,14 +133,11 @@ class EventSocket:
         self._connection = None
         self._close.close()
 
-    def _open(self) -> ClientConnection | None:
+    def _try(self) -> ClientConnection | None:
         if self._backoff.remaining_s():
             return None
         try:
-            self._connection = self._close.enter_context(open_socket(self._url, self.client_id))
+            self.open()
         except ServerError:
             self._backoff.fail()
-            return None
-        self._backoff.reset()
-        self.opened += 1
         return self._connection

@@ -1,71 +1,132 @@
-"""Requests to a ComfyUI server, with their failures as ServerError."""
+"""Requests to a ComfyUI server, with their failures as ServerError. Needs the package `requests`."""
+
+from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from http.client import HTTPException
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from .address import Address
 from .errors import ServerError
 
 if TYPE_CHECKING:
-    from http.client import HTTPResponse
+    from requests import PreparedRequest, Response, Session
 
-# No proxy: the socket goes past it too.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 BLOCK_BYTES = 1 << 20
+REDIRECTS = (301, 302, 303, 307, 308)
 
 
-@dataclass(frozen=True)
 class Http:
-    """Requests to the server at `url`, each of which may take `timeout_s`. Raises ServerError for all that fails."""
+    """Requests to a server, which may be silent for `timeout_s`. Raises ServerError for all that fails.
 
-    url: str
-    timeout_s: float
+    Proxies of the environment lead to every server but one on this machine; NO_PROXY counts.
+    """
 
-    def json(self, path: str, body: bytes | None = None, content_type: str = "application/json") -> Any:
-        """The answer to a request, parsed; a request with a body is a POST."""
-        answer = self.request(path, body, content_type)
-        try:
-            return json.loads(answer)
-        except ValueError as error:
-            raise ServerError(f"{self.url}{path} should answer in JSON, but answered {answer[:80]!r}") from error
+    def __init__(self, address: Address, timeout_s: float) -> None:
+        self.url = address.url
+        self._address, self._timeout_s = address, timeout_s
 
-    def request(self, path: str, body: bytes | None = None, content_type: str = "application/json") -> bytes:
-        """The answer to a request."""
-        with self.open(path, body, content_type) as response:
-            return self._read(response.read)
+    def json(self, path: str, payload: object = None, **more: Any) -> Any:
+        """The answer to a request, parsed; one with a payload is a POST of JSON."""
+        with self.open(path, payload, **more) as response:
+            content = self.content(response)
+            try:
+                return json.loads(content)
+            except ValueError as error:
+                body = self._address.hide(repr(content[:80]))
+                raise ServerError(f"{self.url}{path} should answer in JSON, but answered {body}") from error
+
+    def post(self, path: str, payload: object) -> None:
+        """A POST of JSON whose answer does not count."""
+        with self.open(path, payload) as response:
+            self.content(response)
 
     @contextmanager
     def open(
-        self, path: str, body: bytes | None = None, content_type: str = "application/json"
-    ) -> "Iterator[HTTPResponse]":
-        """The response to a request, to be read piece by piece."""
-        request = urllib.request.Request(self.url + path, body, {"Content-Type": content_type})  # noqa: S310
+        self, path: str, payload: object = None, params: Mapping[str, str] | None = None, **more: Any
+    ) -> Iterator[Response]:
+        """The response to a request, to be read piece by piece; further options are those of `requests`."""
+        from requests import RequestException
+
+        method = "GET" if payload is None and "files" not in more else "POST"
+        options = {"json": payload, **more} if payload is not None else more
+        trust = self._address.trust
         try:
-            response = _OPENER.open(request, timeout=self.timeout_s)
-        except urllib.error.HTTPError as error:
-            with error:
-                message = f"{self.url}{path} answered {error.code} {error.reason}"
-                raise ServerError(message, error.code, self._read(error.read)) from error
-        except (OSError, HTTPException) as error:
+            # Nothing is sent twice: a POST that is led on would arrive as another kind of request.
+            response = self._session.request(
+                method,
+                self.url + path,
+                params=[*self._address.query, *(params or {}).items()],
+                timeout=self._timeout_s,
+                verify=trust if isinstance(trust, bool) else str(trust),
+                stream=True,
+                allow_redirects=method == "GET",
+                **options,
+            )
+        except (RequestException, OSError, ValueError) as error:
             raise self._unreachable(error) from error
         with response:
+            if not response.ok or response.status_code in REDIRECTS:
+                message = f"{self.url}{path} answered {response.status_code} {response.reason}"
+                raise ServerError(message, response.status_code, self.content(response))
             yield response
 
-    def copy(self, response: "HTTPResponse", target: BinaryIO) -> None:
+    def copy(self, response: Response, target: BinaryIO) -> None:
         """Writes the rest of a response to a file."""
-        while block := self._read(lambda: response.read(BLOCK_BYTES)):
+        from requests import RequestException
+
+        blocks = response.iter_content(BLOCK_BYTES)
+        while True:
+            try:
+                block = next(blocks, b"")
+            except (RequestException, OSError) as error:
+                raise self._unreachable(error) from error
+            if not block:
+                return
             target.write(block)
 
-    def _read(self, read: Callable[[], bytes]) -> bytes:
+    def content(self, response: Response) -> bytes:
+        """The whole of a response."""
+        from requests import RequestException
+
         try:
-            return read()
-        except (OSError, HTTPException) as error:
+            return response.content
+        except (RequestException, OSError) as error:
             raise self._unreachable(error) from error
 
+    @cached_property
+    def _session(self) -> Session:
+        from requests import Session
+        from urllib3 import disable_warnings
+        from urllib3.exceptions import InsecureRequestWarning
+
+        if self._address.trust is False:
+            disable_warnings(InsecureRequestWarning)  # at every request, of what the user has chosen
+        session = Session()
+        session.trust_env = not self._address.is_local
+        session.headers.update({**self._address.headers, "Accept-Encoding": "identity"})
+        session.auth = self._authorize  # which keeps a .netrc from taking its place
+        return session
+
+    def _authorize(self, request: PreparedRequest) -> PreparedRequest:
+        if self._address.authorization:
+            request.headers["Authorization"] = self._address.authorization
+        return request
+
     def _unreachable(self, error: Exception) -> ServerError:
-        return ServerError(f"ComfyUI at {self.url} cannot be reached: {error or type(error).__name__}")
+        return ServerError(f"ComfyUI at {self.url} cannot be reached: {self._address.hide(reason_of(error))}")
+
+
+def reason_of(error: BaseException) -> str:
+    """The innermost reason of a library's error, without the address that the outer ones repeat."""
+    inner = getattr(error, "reason", None) or next(iter(error.args), None)
+    if isinstance(inner, BaseException):
+        return reason_of(inner)
+    text = str(error) or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return (
+            "its certificate is not trusted: name the file of the one that signed it (--ca), or take any (--insecure)"
+        )
+    return text

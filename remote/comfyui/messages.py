@@ -125,6 +125,11 @@ def _read_binary(message: bytes) -> Preview | StatusText | None:
     return None
 
 
+def printable(name: str) -> str:
+    """A file name for other systems and for sentences: bytes that are no text become question marks."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def outcome(history: Mapping[str, Any]) -> tuple[Status, str | None]:
     """Status of a prompt by its history, with one sentence where it did not succeed."""
     status = history.get("status") or {}

@@ -4,6 +4,7 @@ Only the standard library, and no import from the pack: `run.py` loads this file
 anything is installed. That is why its error is outside the pack's hierarchy.
 """
 
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # No proxy: the server is on this machine, and a proxy would answer in its place.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -167,6 +169,12 @@ def start_server(
         yield server
     finally:
         _stop(process)
+
+
+def read_object_info(url: str) -> Any:
+    """Inputs and outputs of each node of a server on this machine; raises OSError and ValueError."""
+    with _OPENER.open(f"{url}/object_info", timeout=60) as response:
+        return json.load(response)
 
 
 def free_port() -> int:

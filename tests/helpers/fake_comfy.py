@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 import time
+import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -157,7 +158,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault.isdigit():
             self.answer(int(fault), b"trouble")
             return
-        status, content = getattr(self, f"{method}_{name[1:]}".lower())(body, parts)
+        handler = f"{method}_{name[1:]}".lower()
+        status, content = getattr(self if hasattr(self, handler) else fake, handler)(body, parts)
         if fault == "lose the answer" or not self.life.alive:
             return
         self.answer(status, content, short=fault == "cut")
@@ -180,10 +182,12 @@ class Handler(BaseHTTPRequestHandler):
         if refused:
             return 400, json.dumps({"error": refused, "node_errors": {}}).encode()
         with self.life.lock:
-            self.life.fake.posted.append(request["prompt_id"])
-            self.life.waiting.append((request["prompt_id"], request["prompt"], request["client_id"]))
+            prompt_id = request.get("prompt_id") or uuid.uuid4().hex
+            self.life.fake.posted.append(prompt_id)
+            self.life.fake.extra_data.append(request.get("extra_data"))
+            self.life.waiting.append((prompt_id, request["prompt"], request["client_id"]))
             self.life.lock.notify_all()
-        return 200, json.dumps({"prompt_id": request["prompt_id"], "node_errors": {}}).encode()
+        return 200, json.dumps({"prompt_id": prompt_id, "node_errors": {}}).encode()
 
     def get_queue(self, *_: Any) -> tuple[int, bytes]:
         with self.life.lock:
@@ -252,6 +256,10 @@ class FakeComfy:
         self.files: dict[str, bytes] = {}
         self.saved: list[str] = []
         self.posted: list[str] = []
+        self.extra_data: list[Any] = []
+        self.cached: dict[str, str] = {}
+        self.keeps_outputs, self.forgets = False, True
+        self.max_upload_size = 100 << 20
         self.uploads: list[str] = []
         self.opened = 0
         self.picture = ""
@@ -294,6 +302,14 @@ class FakeComfy:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
+    def post_free(self, body: bytes, _: Any) -> tuple[int, bytes]:
+        if json.loads(body)["free_memory"] and self.forgets:
+            self.cached.clear()
+        return 200, b""
+
+    def get_features(self, *_: Any) -> tuple[int, bytes]:
+        return 200, json.dumps({"max_upload_size": self.max_upload_size}).encode()
+
     def moment(self, name: str) -> None:
         self.moments[name] += 1
         if (name, self.moments[name]) in self.kills:
@@ -301,10 +317,13 @@ class FakeComfy:
         self.on_moment(name, self.moments[name])
 
     def save(self, picture: str) -> dict[str, Any]:
-        """Makes a file out of a picture's name, under a name of its own."""
-        name = f"clip_{len(self.files) + 1:05d}_.mp4"
-        self.files[name] = f"a video of {picture}".encode() * 100
-        self.saved.append(picture)
+        """Makes a file out of a picture's name, under a name of its own; one that it keeps is not made again."""
+        name = self.cached.get(picture)
+        if name is None:
+            name = f"clip_{len(self.saved) + 1:05d}_.mp4"
+            self.files[name] = f"a video of {picture}".encode() * 100
+            self.saved.append(picture)
+            self.cached |= {picture: name} if self.keeps_outputs else {}
         kept = {"filename": name, "subfolder": "video", "type": "output"}
         shown = {"filename": "shown.png", "subfolder": "", "type": "temp"}
         return {"2": {"images": [kept], "animated": [True], "text": [name]}, "3": {"images": [shown], "gifs": [kept]}}

@@ -17,7 +17,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from diffusers import UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file, save_file
 
-from i2v_tensorrt.nodes.host import folders
+from i2v_tensorrt.nodes.host import checkpoints, folders
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
 from i2v_tensorrt.pipeline.dummies.wan import write_tiny_wan
 from i2v_tensorrt.pipeline.models.base import VideoModel
@@ -218,9 +218,9 @@ def case_names_with_backslashes_are_found(folder: Path) -> None:
     for name in ("wan/style.safetensors", "wan\\style.safetensors"):
         assert folders.lora_file(name) == place / "wan" / "style.safetensors"
     for name in ("wan/tiny", "wan\\tiny"):
-        assert folders.checkpoint_folder(name) == folder / "i2v" / "wan" / "tiny"
+        assert checkpoints.checkpoint(name) == folder / "i2v" / "wan" / "tiny"
     for name in ("..\\secret.safetensors", "wan\\..\\wan\\style.safetensors", "..\\i2v\\wan\\tiny"):
-        for find in (folders.lora_file, folders.checkpoint_folder):
+        for find in (folders.lora_file, checkpoints.checkpoint):
             try:
                 found = find(name)
             except Exception as error:

@@ -204,18 +204,28 @@ def test_a_link_to_an_input_that_the_node_does_not_have(client: ComfyClient, kin
     assert refusal(client, prompt) == f"Expected {wanted}, found 'engine_of_mine'."
 
 
-def test_a_single_file_is_listed_and_its_loader_named(client: ComfyClient, picture: str, base_directory: Path) -> None:
+def test_a_single_file_is_listed_and_what_is_missing_is_named(
+    client: ComfyClient, picture: str, base_directory: Path
+) -> None:
     """Known by what it holds; one of another model is not listed."""
     folder = base_directory / "models" / "diffusion_models"
     folder.mkdir(exist_ok=True)
-    tensors = {"head.modulation": torch.zeros(1, 2, 4), "patch_embedding.weight": torch.zeros(4, 36, 1, 2, 2)}
+    tensors = {
+        "head.modulation": torch.zeros(1, 2, 4),
+        "patch_embedding.weight": torch.zeros(4, 48, 1, 2, 2),
+        "text_embedding.0.weight": torch.zeros(4, 7),
+    }
     save_file(tensors, folder / "mine.safetensors")
     save_file({"head.modulation": torch.zeros(1, 2, 4)}, folder / "another.safetensors")
     options = client.object_info()["I2VTRT_ModelLoader"]["input"]["required"]["checkpoint"][1]["options"]
     assert "mine.safetensors" in options and "another.safetensors" not in options
     asked = encoding(picture, {LOADER: {"checkpoint": "mine.safetensors"}})
     (told,) = sentences(refused(client, asked), LOADER, "checkpoint")
-    assert "mine.safetensors is a single file of Wan 2.2 A14B" in told
+    assert "mine.safetensors is a single file of Wan 2.2 TI2V, with the denoiser alone" in told
+    assert "umt5_xxl_fp16.safetensors into models/text_encoders" in told
+    tensors["head.modulation"] = tensors["head.modulation"].to(torch.float8_e4m3fn)
+    save_file(tensors, folder / "mine.safetensors")
+    (told,) = sentences(refused(client, asked), LOADER, "checkpoint")
     assert "ComfyUI's own Load Diffusion Model opens it, and I2V Compile Model behind that" in told
     (folder / "mine.safetensors").unlink()
     (told,) = sentences(refused(client, asked), LOADER, "checkpoint")

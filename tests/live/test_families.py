@@ -1,11 +1,19 @@
 """Stable Video Diffusion and Wan through the same nodes: the shipped workflows, small, and what the nodes say."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
+from i2v_tensorrt.tests.helpers.single_files import (
+    TEXT_FILE,
+    write_svd_file,
+    write_svd_folder,
+    write_wan_files,
+    write_wan_folder,
+)
 from i2v_tensorrt.tests.live.answers import failure, frames, lines, movie, run, text
 from i2v_tensorrt.tests.live.device import Device, assert_alike, decibels
 from i2v_tensorrt.tests.live.graphs import LOSSLESS, Changes, Prompt, builder, changed, gradient, node, png, published
@@ -61,6 +69,21 @@ def test_the_shipped_workflow_makes_a_video(client: ComfyClient, picture: str, d
     if kind == "svd":
         family, *hints = text(result, LOADER).splitlines()
         assert family == f"svd, {device.here}" and NO_TEXT in hints
+
+
+@pytest.mark.parametrize("kind", ["svd", "wan21"])
+def test_single_files_make_a_video(
+    client: ComfyClient, picture: str, base_directory: Path, tmp_path: Path, kind: str
+) -> None:
+    models = base_directory / "models"
+    if kind == "svd":
+        file = write_svd_file(write_svd_folder(tmp_path / kind), models)
+    else:
+        file = write_wan_files(write_wan_folder(tmp_path / kind, kind), models, kind)
+    result = run(client, small(kind, picture, {LOADER: {"checkpoint": file.name}}))
+    assert tuple(frames(client, result).shape) == (NUM_FRAMES[kind], 64, 64, 3)
+    taken = [line for line in lines(result, LOADER) if f" from {TEXT_FILE}" in line]
+    assert len(taken) == (kind == "wan21")
 
 
 @pytest.mark.slow

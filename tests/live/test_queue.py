@@ -77,6 +77,10 @@ def test_one_workflow_with_a_picture_and_settings(
     previews = list((here / "previews").rglob("*.jpg"))
     assert len(previews) >= 3
     assert all(Image.open(path).width > 0 for path in previews)
+    for path in (here / row["files"][0], *(server.base_directory / "output" / "queue").glob("*")):
+        path.unlink()
+    assert main(["clip.json", *arguments]) == 0, "what is gone there is made again, whatever the server keeps"
+    assert embedded(here / row["files"][0]) == prompt
 
 
 @pytest.mark.usefixtures("here")

@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "files"
 YES = "yes"
+LAST_OF_FILES = 25
+"""The last report on the files that people have; later ones are on saving, clients and hosts."""
 
 
 def reports() -> dict[str, dict[str, Any]]:
@@ -37,8 +39,9 @@ def test_the_tests_of_a_report_exist(number: str) -> None:
 
 
 def test_settled_reports_are_counted() -> None:
-    """One is settled where tests hold what happens now."""
-    settled = sum(bool(report["tests"]) for report in reports().values())
+    """One is settled where tests hold what happens now; the figure counts those on files."""
+    of_files = {name: row for name, row in reports().items() if name.isdecimal() and int(name) <= LAST_OF_FILES}
+    settled = sum(bool(report["tests"]) for report in of_files.values())
     figures = json.loads((RESULTS / "figures.json").read_text("utf-8"))
     assert figures["reports_settled"] == settled
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ....common.errors import CheckpointError
-from .file_digests import Digested, Piece
+from .file_digests import Digested, Piece, WholeFile
 
 INDEX = "model_index.json"
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
@@ -26,6 +26,12 @@ _VARIANTS = {"": "", "fp16": ".fp16", "bf16": ".bf16"}
 """By the suffix of its files."""
 _PREFERRED = {"fp32": ("", "fp16", "bf16"), "fp16": ("fp16", "", "bf16"), "bf16": ("bf16", "fp16", "")}
 """Variants to read for a precision, the best first: its own, then those that lose least and are least to read."""
+TOKENIZERS = ("tokenizer.json", "spiece.model")
+"""Files of which each is a whole tokenizer."""
+LINK = "weights.json"
+"""In a part's folder: the file in another layout that its weights lie in."""
+LINKED = ("__i2v_tensorrt", "single_files")
+"""Where links count: a checkpoint from anywhere else leads to no file outside itself."""
 _VOCABULARY = ("vocab.json", "merges.txt")
 _KINDS = {int: "a whole number above 0", float: "a number above 0", list: "a list of numbers", str: "a list of texts"}
 CONFIG_NAMES = {
@@ -55,6 +61,8 @@ class Part(Digested):
     weights: Mapping[str, tuple[Path, ...]]
     class_name: str = ""
     """The library class that model_index.json names."""
+    linked: Mapping[str, tuple[int, ...]] | None = None
+    """Shapes of the tensors where the one file of the weights is in another layout, by their names in diffusers."""
     first_blocks: tuple[str, int] | None = None
     """Path of a list of blocks, and how many of them count; the others' weights are left out."""
 
@@ -85,15 +93,32 @@ class Part(Digested):
         return next((name for name in _PREFERRED[precision] if name in self.weights), "") or None
 
     @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each tensor of the weights by its name; none for a part without weights."""
+        found = tensor_shapes(next(iter(self.weights.values()), ())) if self.linked is None else self.linked
+        return {name: shape for name, shape in found.items() if self.keeps(name)}
+
+    @property
     def elements(self) -> int:
         """Number of elements of the weights; 0 for a part without weights."""
-        paths = next(iter(self.weights.values()), ())
-        return sum(math.prod(shape) for name, shape in tensor_shapes(paths).items() if self.keeps(name))
+        return sum(map(math.prod, self.shapes.values()))
 
     @property
     def config_sha256(self) -> str:
         """Digest of the configuration."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def digested(self) -> Digested:
+        """What is read for the digest: the part, or a file that several parts lie in, once for all."""
+        is_linked = self.linked is not None and self.weights
+        return WholeFile(self.weights[""][0]) if is_linked else self
+
+    @cached_property
+    def sha256(self) -> str:
+        if self.digested is self:
+            return super().sha256
+        return hashlib.sha256(f"{self.name} {self.config_sha256} {self.digested.sha256}".encode()).hexdigest()
 
     @property
     def pieces(self) -> list[Piece]:
@@ -167,17 +192,19 @@ def open_checkpoint(
     if without and any(part.weights for part in parts.values()):
         raise _missing_weights(without[0])
     for name, kinds in settings.items():
-        _check_settings(parts[name], kinds)
+        check_settings(parts[name], kinds)
     return Checkpoint(folder, parts, index)
 
 
 def _open_part(folder: Path) -> Part:
     if not folder.is_dir():
         raise CheckpointError(f"Expected the folder {folder}, found nothing there.")
-    weights = {} if folder.name in CONFIG_NAMES else _find_weights(folder)
+    link = folder / LINK
+    linked = read_link(link) if folder.parent.parent.parts[-2:] == LINKED and link.is_file() else None
+    weights = {} if folder.name in CONFIG_NAMES else {"": (linked.file,)} if linked else _find_weights(folder)
     for paths in weights.values():
         tensor_shapes(paths)
-    part = Part(folder.name, folder, {}, weights)
+    part = Part(folder.name, folder, {}, weights, linked=linked.shapes if linked else None)
     if folder.name == "tokenizer":
         _check_vocabulary(folder)
         if not part.config_path.is_file():
@@ -187,12 +214,13 @@ def _open_part(folder: Path) -> Part:
 
 def _check_vocabulary(folder: Path) -> None:
     """Raises CheckpointError for missing vocabulary files: transformers silently makes a tokenizer without a word."""
-    if not (folder / "tokenizer.json").is_file():
+    if not any((folder / name).is_file() for name in TOKENIZERS):
         for name in _VOCABULARY:
             _check_is_file(folder / name)
 
 
-def _check_settings(part: Part, kinds: Mapping[str, type]) -> None:
+def check_settings(part: Part, kinds: Mapping[str, type]) -> None:
+    """Raises CheckpointError where a part's configuration lacks one of these settings or has another type."""
     for name, kind in kinds.items():
         found: Any = part.config.get(name)
         if kind in (list, str):
@@ -209,6 +237,31 @@ def _check_settings(part: Part, kinds: Mapping[str, type]) -> None:
 def _check_is_file(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"Expected the file {path}, found nothing there.")
+
+
+@dataclass(frozen=True)
+class Link:
+    """Content of a `LINK`: a file in another layout, and the shapes of the part's tensors by their names here."""
+
+    file: Path
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content as JSON."""
+        return {"file": str(self.file), "shapes": {name: list(shape) for name, shape in self.shapes.items()}}
+
+
+def read_link(path: Path) -> Link:
+    """Content of a `LINK`; raises CheckpointError for anything else."""
+    found = read_json(path)
+    file, shapes = found.get("file"), found.get("shapes")
+    if not isinstance(file, str) or not isinstance(shapes, dict) or not all(map(_is_shape, shapes.values())):
+        raise CheckpointError(f"{path}: expected a file and the shapes of its tensors, found {str(found)[:80]}.")
+    return Link(Path(file), {name: tuple(shape) for name, shape in shapes.items()})
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -120,6 +121,17 @@ class Digested(ABC):
     def sha256(self) -> str:
         """The digest, from the process's table or read now; raises CheckpointError for a file that cannot be read."""
         return TABLE.find(self.pieces) or TABLE.take(self.pieces)
+
+
+@dataclass(frozen=True)
+class WholeFile(Digested):
+    """One file, whatever is in it."""
+
+    path: Path
+
+    @property
+    def pieces(self) -> list[Piece]:
+        return [self.path]
 
 
 def take_digests(items: Iterable[Digested], report: Callable[[float], None]) -> None:

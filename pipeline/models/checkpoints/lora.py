@@ -140,7 +140,7 @@ class _Places:
     """Parameters of a part by the modules' names in files."""
 
     def __init__(self, part: Part, names: Names) -> None:
-        self.shapes = tensor_shapes(next(iter(part.weights.values())))
+        self.shapes = part.shapes
         modules = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", name) for name in self.shapes)
         self.modules = {module_key(name): module for module in modules for name in (module, *names(module))}
         # Diffusers once wrote a LoRA of the layer `to_out.0` as one of `to_out`.

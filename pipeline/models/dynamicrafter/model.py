@@ -24,7 +24,7 @@ from .. import deep_features, fused_unet3d, fused_vae, parts, unet3d
 from ..base import Run, Stage
 from ..diffusers_family import DiffusersFamily, Network
 from ..latent_space import LatentSpace
-from ..parts import tokenize_prompts
+from ..tokenizers import tokenize_prompts
 from . import fused, networks, specs, stored_names
 from .specs import LAYOUT, SETTINGS
 from .stored_names import published

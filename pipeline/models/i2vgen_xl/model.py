@@ -29,7 +29,8 @@ from ..deep_features import deep_channels
 from ..diffusers_family import DiffusersFamily, Network
 from ..fused_vae import FusedVaeDecoder
 from ..model_networks import DEEP, SHALLOW
-from ..parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder, tokenize_prompts
+from ..parts import ImageEncoder, TextEncoder, VaeDecoder, VaeEncoder
+from ..tokenizers import tokenize_prompts
 from . import fused, networks
 from .fused import DENOISER_REWRITES, FusedDeep, FusedDenoiser, FusedShallow
 from .networks import Conditioner, DeepNetwork, DenoiserNetwork, ShallowNetwork

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -23,7 +24,7 @@ from ...media.image import antialiased, crop_to_aspect, to_unit_tensor
 from ...request import ClipRequest, Encoded
 from .. import deep_features, fused_vae, parts
 from ..base import Run, Stage
-from ..checkpoints.diffusers_folder import Checkpoint
+from ..checkpoints.diffusers_folder import Checkpoint, check_settings
 from ..deep_features import deep_channels
 from ..diffusers_family import DiffusersFamily, Network
 from ..model_networks import DEEP, SHALLOW
@@ -40,6 +41,9 @@ from .fused import (
 from .lora_names import NAMES
 from .networks import Conditioner, DeepNetwork, DenoiserNetwork, ShallowNetwork, TemporalVaeDecoder
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 LAYOUT: dict[str, tuple[str, ...]] = {
     "unet": ("UNetSpatioTemporalConditionModel",),
     "vae": ("AutoencoderKLTemporalDecoder",),
@@ -51,7 +55,6 @@ CODE = (sys.modules[__name__], networks, fused, blocks, deep_features, fused_vae
 SETTINGS: dict[str, dict[str, type]] = {
     "unet": {
         "in_channels": int,
-        "num_frames": int,
         "block_out_channels": list,
         "down_block_types": str,
         "up_block_types": str,
@@ -60,6 +63,8 @@ SETTINGS: dict[str, dict[str, type]] = {
     "image_encoder": {"image_size": int, "projection_dim": int},
     "feature_extractor": {"image_mean": list, "image_std": list},
 }
+TRAINED_FRAMES = (14, 25)
+"""Of the two published models, which nothing in a single file tells apart."""
 LOG_SIGMAS = (0.25 * math.log(0.002), 0.25 * math.log(700.0))
 """The network's timesteps: a quarter of the noise's logarithm, over the published range."""
 NO_TEXT = "Stable Video Diffusion has no text encoder: the prompts are not used."
@@ -164,6 +169,13 @@ class StableVideoDiffusion(DiffusersFamily):
     denoiser_scratch_bytes: ClassVar[Mapping[str, int]] = {"eager": 18_000}
     """7.7 GiB at 1024x576, 25 frames, guided: measured on an H200."""
 
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        model = super().open(folder)
+        if "num_frames" in model.config("unet"):
+            check_settings(model.checkpoint.parts["unet"], {"num_frames": int})
+        return model
+
     def networks(self) -> Mapping[str, Network]:
         return _networks(self.checkpoint)
 
@@ -206,11 +218,13 @@ class StableVideoDiffusion(DiffusersFamily):
         return (square - mean) / std
 
     def _notes(self, request: ClipRequest) -> tuple[str, ...]:
-        trained = self.config("unet")["num_frames"]
-        if request.num_frames == trained:
+        found = self.config("unet").get("num_frames")
+        trained = TRAINED_FRAMES if found is None else (found,)
+        if request.num_frames in trained:
             return ()
+        frames = " or ".join(map(str, trained))
         return (
-            f"This checkpoint was trained for {trained} frames, asked for {request.num_frames}: they may look worse.",
+            f"This checkpoint was trained for {frames} frames, asked for {request.num_frames}: they may look worse.",
         )
 
 

@@ -27,7 +27,7 @@ from ...request import ClipRequest, Encoded
 from .. import parts
 from ..base import Run, Stage
 from ..diffusers_family import Network
-from ..parts import tokenize_padded
+from ..tokenizers import tokenize_padded
 from . import checkpoint, networks, text_encoder, vae, vae_layers
 from .causal_vae import decode_causal, encode_picture
 from .checkpoint import LAYOUT, SETTINGS, WanCheckpoint

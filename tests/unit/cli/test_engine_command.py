@@ -33,7 +33,7 @@ def engine(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
     def run(*arguments: str, store: Path = tmp_path) -> tuple[int, str, str]:
         given = [str(tiny_folder) if argument == "MODEL" else argument for argument in arguments]
-        status = main(["--json"] * ("--json" in given) + ["--store", str(store), *(x for x in given if x != "--json")])
+        status = main(["--store", str(store), *given])
         said = capsys.readouterr()
         return status, said.out, said.err
 

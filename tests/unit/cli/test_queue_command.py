@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.cli.queue_command import find_pictures, main, make_jobs, server_url
+from i2v_tensorrt.cli.queue_command import find_pictures, main, make_jobs
 from i2v_tensorrt.remote.batch.ledger import Job
 from i2v_tensorrt.remote.batch.progress import JobResult, Report
 from i2v_tensorrt.remote.batch.workflow import UsageError, Workflow
@@ -80,7 +80,7 @@ def test_a_failed_job_is_told_and_gives_status_1(queue: Queue, fake: FakeComfy) 
         (["--image", "in", "--out", "in"], "two folders"),
         (["--into", "1.image"], "there is none"),
         (["--image", "in", "--into", "2.image"], "has no input image; it has frames"),
-        (["--server", "ftp://x"], "--server takes an address"),
+        (["--server", "ftp://x"], "A server's address is such as"),
         (None, "Expected a workflow at missing.json"),
     ],
 )
@@ -99,14 +99,6 @@ def test_a_command_line_that_is_incomplete_or_unknown_gives_status_2(arguments: 
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "url"),
-    [("gpu:8188", "http://gpu:8188"), ("https://x.org/comfy", "https://x.org/comfy")],
-)
-def test_a_server_needs_no_scheme(text: str, url: str) -> None:
-    assert server_url(text) == url
 
 
 def test_only_pictures_of_a_folder_are_taken_by_name_and_the_same_picture_is_one_job(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from i2v_tensorrt.cli.convert_command import main
 from i2v_tensorrt.common.errors import CheckpointError, StorageError
-from i2v_tensorrt.pipeline.convert import convert as module
+from i2v_tensorrt.pipeline.convert import folder as module
 from i2v_tensorrt.pipeline.convert.convert import convert, plan_of
 from i2v_tensorrt.pipeline.dummies.dynamicrafter import TinyDynamiCrafterSizes, write_tiny_dynamicrafter
 from i2v_tensorrt.pipeline.models.dynamicrafter.stored_names import published

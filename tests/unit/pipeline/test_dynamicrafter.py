@@ -18,8 +18,9 @@ from i2v_tensorrt.pipeline.conditioning import condition, conditioning_key
 from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
 from i2v_tensorrt.pipeline.models.dynamicrafter.model import LOOP, NO_LAST, DynamiCrafter, DynamiCrafterInterpolation
 from i2v_tensorrt.pipeline.models.dynamicrafter.networks import TRIMMED_LAYERS, text_encoder
-from i2v_tensorrt.pipeline.models.parts import own_class, tokenize
+from i2v_tensorrt.pipeline.models.parts import own_class
 from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.pipeline.models.tokenizers import tokenize
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
 from i2v_tensorrt.runtime.clip_sizes import check_size

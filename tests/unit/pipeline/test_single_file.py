@@ -23,12 +23,13 @@ MODELS: dict[str, tuple[Names, str, str, str]] = {
     "svd_all": (
         {
             **{f"model.diffusion_model.{name}": shape for name, shape in SVD.items()},
-            "first_stage_model.decoder.conv_in.weight": (4, 4, 3, 3),
-            "conditioner.embedders.0.open_clip.model.visual.proj": (4, 4),
+            "first_stage_model.decoder.conv_out.time_mix_conv.weight": (3, 3, 3, 1, 1),
+            "conditioner.embedders.0.open_clip.model.visual.conv1.weight": (4, 3, 2, 2),
+            "conditioner.embedders.0.open_clip.model.visual.transformer.resblocks.0.attn.in_proj_weight": (12, 4),
         },
         "Stable Video Diffusion",
         WITH_ALL,
-        "the denoiser and an image encoder and a VAE",
+        "the denoiser and a VAE and an image encoder",
     ),
     "wan21": ({**WAN, **PICTURE}, "Wan 2.1", ALONE, "the denoiser alone"),
     "flf2v": (

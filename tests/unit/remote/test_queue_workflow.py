@@ -135,11 +135,11 @@ def test_a_node_is_called_as_people_call_it(node_id: str, title: str) -> None:
 @pytest.mark.parametrize("name", ["image_to_video", "with_core_nodes"])
 def test_our_own_workflows_can_be_queued_and_those_of_the_page_are_told_apart(name: str, tmp_path: Path) -> None:
     path = ROOT / "workflows" / "api" / f"{name}.json"
-    prompt = read_workflow(path)
-    assert prompt == json.loads(path.read_text("utf-8"))
+    prompt, extra_data = read_workflow(path)
+    assert not extra_data and prompt == json.loads(path.read_text("utf-8"))
     find_picture(prompt)
-    (tmp_path / "body.json").write_text(json.dumps({"prompt": prompt, "client_id": "x"}))
-    assert read_workflow(tmp_path / "body.json") == prompt, "the body of a request is one too"
+    (tmp_path / "body.json").write_text(json.dumps({"prompt": prompt, "client_id": "x", "extra_data": {"a": 1}}))
+    assert read_workflow(tmp_path / "body.json") == (prompt, {"a": 1}), "the body of a request is one too"
     with pytest.raises(UsageError, match=r"Export \(API\)"):
         read_workflow(ROOT / "workflows" / f"{name}.json")
 
@@ -147,7 +147,8 @@ def test_our_own_workflows_can_be_queued_and_those_of_the_page_are_told_apart(na
 @pytest.mark.parametrize(
     ("content", "told"),
     [(None, "found none"), ("{", "in JSON"), ("{}", "something else"), ("[1]", "something else")]
-    + [('{"1": {"class_type": "A"}}', "something else"), ('{"1": 2}', "something else")],
+    + [('{"1": {"class_type": "A"}}', "something else"), ('{"1": 2}', "something else")]
+    + [('{"prompt": {"1": {"class_type": "A", "inputs": {}}}, "extra_data": [1]}', "object as extra_data, found list")],
 )
 def test_a_file_that_is_no_workflow_is_one_sentence(tmp_path: Path, content: str | None, told: str) -> None:
     path = tmp_path / "graph.json"

@@ -1,4 +1,4 @@
-"""The files that a checkpoint is converted from: safetensors alone, whose tensors stay on disk until written."""
+"""Tensors of files in other layouts than diffusers': safetensors alone, whose tensors stay on disk until used."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...common.errors import CheckpointError
-from ..models.checkpoints.diffusers_folder import PICKLES, tensor_shapes
+from ....common.errors import CheckpointError
+from .diffusers_folder import PICKLES, tensor_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ Tensors = Mapping[str, "torch.Tensor"]
 INSTEAD = "for DynamiCrafter dynamicrafter_512_fp16_pruned.safetensors and its like in Kijai/DynamiCrafter_pruned"
 
 
-def read_sources(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
+def read_tensors(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
     """The tensors of all files by name, each still in its file.
 
     Raises CheckpointError for a pickle, for a file that is missing or not whole, and for a tensor in two files.
