@@ -16,7 +16,7 @@ from ..pipeline.request import Encoded
 from ..pipeline.tensor_cache import CacheLimits, ConditioningCache
 from .result_cache import content
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when the same request is to give another file."""
 LIMITS = CacheLimits(memory_bytes=1 << 20, disk_bytes=8 << 20)
 """Limits of the record; the videos are the user's own, and the pack neither counts nor removes them."""
