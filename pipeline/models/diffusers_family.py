@@ -20,7 +20,7 @@ from ..fused import blocks
 from ..fused.kernels.attention import limit_attention
 from .base import VideoModel
 from .checkpoints.diffusers_folder import open_checkpoint
-from .model_networks import DEEP, SHALLOW, Component
+from .model_networks import DEEP, SHALLOW, Component, check_rewrites
 from .parts import code_of
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class DiffusersFamily(VideoModel):
         return self.checkpoint.parts[self.part_of(component)].elements * (4 if precision == "fp32" else 2)
 
     def load(self, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
-        self.check_rewrites(component, rewrites)
+        check_rewrites(self, component, rewrites)
         network = self.networks()[component]
         whole = self.part(network.part, precision)
         made = network.rewritten(whole, rewrites) if network.rewritten and rewrites else network.module(whole)

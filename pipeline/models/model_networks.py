@@ -72,6 +72,14 @@ def reading_note(model: ModelNetworks) -> str | None:
     return f"Taking LoRAs off reads {size_bytes / 2**30:.1f} GiB of weights again: memory has no room to keep them."
 
 
+def check_rewrites(model: ModelNetworks, component: str, rewrites: tuple[str, ...]) -> None:
+    """Raises InputError when the component does not know one of them."""
+    known = (*model.known_rewrites.get(component, ()), *model.known_roundings)
+    unknown = [name for name in rewrites if name not in known]
+    if unknown:
+        raise InputError(f"The rewrites of {component} are {', '.join(known) or 'none'}, found {', '.join(unknown)}.")
+
+
 @dataclass(frozen=True)
 class Component:
     """One network of a model: its specification, and the function that loads it."""
@@ -93,6 +101,8 @@ class ModelNetworks(ABC):
     """Components that fp16 is too small for, whatever the weights, and the precision that takes its place."""
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Lossless rewrites that a component can be made with, in the order in which to switch them on."""
+    bf16_rewrites: ClassVar[frozenset[str]] = frozenset()
+    """Rewrites that serve bf16 alone, in which the component is faster for them."""
     known_roundings: ClassVar[tuple[str, ...]] = ()
     """Rewrites of the denoisers that round their products."""
     block_lists: ClassVar[Mapping[str, BlockList]] = {}
@@ -108,22 +118,9 @@ class ModelNetworks(ABC):
         """The rewrites that pay for a component on a backend, by its name: a part of the known ones."""
         return ()
 
-    def prefers_bf16(self, component: str, backend: str) -> bool:
-        """Whether a component is faster in bf16 than in fp16 here by that backend."""
-        return False
-
     def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:
         """The rewrites that round a component's products to that precision on a backend; none where it cannot."""
         return ()
-
-    def check_rewrites(self, component: str, rewrites: tuple[str, ...]) -> None:
-        """Raises InputError when the component does not know one of them."""
-        known = (*self.known_rewrites.get(component, ()), *self.known_roundings)
-        unknown = [name for name in rewrites if name not in known]
-        if unknown:
-            raise InputError(
-                f"The rewrites of {component} are {', '.join(known) or 'none'}, found {', '.join(unknown)}."
-            )
 
     def source(self, component: str, precision: str, rewrites: tuple[str, ...] = (), blocks: int = 0) -> NetworkSource:
         """Source from which another process loads a component's network.

@@ -35,7 +35,7 @@ class EngineCatalog:
         self.policy = policy
         self.device = device
         self.precision = policy.precision_on(device)
-        self._check_rewrites()
+        _check_rewrites(model, policy)
 
     def request(
         self,
@@ -175,8 +175,9 @@ class EngineCatalog:
         Where fp16 is too small for it, the model's choice takes its place, and fp32 that of bf16 on GPUs without it. It
         is bf16 too where that is faster and the user has no wish, and beside products that rewrites round.
         """
-        automatic = self.policy.precision == AUTO and self.precision == "fp16"
-        if self.roundings(component) or (automatic and self.model.prefers_bf16(component, self._backend_name())):
+        automatic, backend = self.policy.precision == AUTO and self.precision == "fp16", _name(self.policy, self.device)
+        faster = automatic and not self.model.bf16_rewrites.isdisjoint(self.model.rewrites(component, backend))
+        if faster or self.roundings(component):
             return "bf16"
         if self.precision != "fp16":
             return self.precision
@@ -200,20 +201,7 @@ class EngineCatalog:
         quantized = self.policy.quantized
         if quantized is None or component not in self.model.denoisers:
             return ()
-        return self.model.roundings(component, quantized, self._backend_name())
-
-    def _backend_name(self) -> str:
-        """The backend of the policy, eager PyTorch where that does not serve the device."""
-        try:
-            return choose_backend(self.policy.backend, self.device).name
-        except BackendUnavailableError:
-            return EagerBackend.name
-
-    def _check_rewrites(self) -> None:
-        known = {name: None for names in self.model.known_rewrites.values() for name in names}
-        unknown = [name for name in self.policy.rewrites or () if name not in known]
-        if unknown:
-            raise InputError(f"The rewrites are {', '.join(known) or 'none'}, found {', '.join(unknown)}.")
+        return self.model.roundings(component, quantized, _name(self.policy, self.device))
 
 
 def namesake(model: Networks, component: str) -> str:
@@ -226,3 +214,18 @@ def namesake(model: Networks, component: str) -> str:
     mine = replace(model.components[component].spec, component="", weights_sha256="")
     specs = {name: model.components[name].spec for name in model.denoisers}
     return next(name for name, spec in specs.items() if replace(spec, component="", weights_sha256="") == mine)
+
+
+def _check_rewrites(model: Networks, policy: EnginePolicy) -> None:
+    known = {name: None for names in model.known_rewrites.values() for name in names}
+    unknown = [name for name in policy.rewrites or () if name not in known]
+    if unknown:
+        raise InputError(f"The rewrites are {', '.join(known) or 'none'}, found {', '.join(unknown)}.")
+
+
+def _name(policy: EnginePolicy, device: torch.device) -> str:
+    """The name of the policy's backend; eager PyTorch where that does not serve the device."""
+    try:
+        return choose_backend(policy.backend, device).name
+    except BackendUnavailableError:
+        return EagerBackend.name

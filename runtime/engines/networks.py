@@ -22,6 +22,7 @@ class Networks(Protocol):
     engine_components: ClassVar[tuple[str, ...]]
     build_order: ClassVar[tuple[str, ...]]
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]]
+    bf16_rewrites: ClassVar[frozenset[str]]
     instead_of_fp16: ClassVar[Mapping[str, str]]
     block_lists: ClassVar[Mapping[str, BlockList]]
     latent: ClassVar[LatentSpace]
@@ -30,8 +31,6 @@ class Networks(Protocol):
     def components(self) -> Mapping[str, Component]: ...
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]: ...
-
-    def prefers_bf16(self, component: str, backend: str) -> bool: ...
 
     def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]: ...
 
@@ -49,15 +48,13 @@ class OtherNetworks:
 
     denoisers: ClassVar[tuple[str, ...]] = ()
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    bf16_rewrites: ClassVar[frozenset[str]] = frozenset()
     instead_of_fp16: ClassVar[Mapping[str, str]] = {}
     block_lists: ClassVar[Mapping[str, BlockList]] = {}
     latent: ClassVar[LatentSpace] = LatentSpace()
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         return ()
-
-    def prefers_bf16(self, component: str, backend: str) -> bool:
-        return False
 
     def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:
         return ()

@@ -50,6 +50,7 @@ class ToyModel:
     build_order = ("core", "vae_decoder")
     title = "A toy"
     latent = LatentSpace()
+    bf16_rewrites: ClassVar[frozenset[str]] = frozenset()
     instead_of_fp16: ClassVar[Mapping[str, str]] = {}
     block_lists: ClassVar[Mapping[str, Any]] = {}
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -76,9 +77,6 @@ class ToyModel:
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         return ("doubled",) if (component, backend) == ("core", "rewriting toy") else ()
-
-    def prefers_bf16(self, component: str, backend: str) -> bool:
-        return False
 
     def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:
         return ()

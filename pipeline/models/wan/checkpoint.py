@@ -16,7 +16,7 @@ from ..latent_space import LatentSpace
 from ..model_networks import first_blocks
 from .causal_vae import TIME_FACTOR
 from .lora_names import picture_part, published
-from .networks import FP8_PRODUCTS, PATCH, REWRITES, ROUNDINGS, DenoiserNetwork
+from .networks import FLASH, FP8_PRODUCTS, PATCH, REWRITES, ROUNDINGS, DenoiserNetwork
 from .text_encoder import BLOCKS, TOKENS, text_network
 from .vae import PLANE, vae_networks
 
@@ -63,6 +63,7 @@ class WanCheckpoint(DiffusersFamily):
     layout: ClassVar[Mapping[str, tuple[str, ...]]] = LAYOUT
     settings: ClassVar[Mapping[str, Mapping[str, type]]] = SETTINGS
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(PARTS, REWRITES)
+    bf16_rewrites: ClassVar[frozenset[str]] = frozenset({FLASH})
     known_roundings: ClassVar[tuple[str, ...]] = ROUNDINGS
     block_lists: ClassVar[Mapping[str, BlockList]] = {
         "text_encoder": BLOCKS,
@@ -137,11 +138,7 @@ class WanCheckpoint(DiffusersFamily):
 
     def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
         found = super().rewrites(component, backend)
-        return tuple(name for name in found if name != "flash_attention" or flash_attention.is_there())
-
-    def prefers_bf16(self, component: str, backend: str) -> bool:
-        # FlashAttention-3 serves no other precision.
-        return component in PARTS and backend in self.rewriting_backends and flash_attention.is_there()
+        return tuple(name for name in found if name != FLASH or flash_attention.is_there())
 
     def roundings(self, component: str, precision: str, backend: str) -> tuple[str, ...]:
         if precision != "fp8" or component not in PARTS or backend not in self.rewriting_backends:
