@@ -51,7 +51,7 @@ class Http:
         from requests import RequestException
 
         method = "GET" if payload is None and "files" not in more else "POST"
-        options = {"json": payload, **more} if payload is not None else more
+        options = {**_as_json(payload), **more} if payload is not None else more
         trust = self._address.trust
         try:
             # Nothing is sent twice: a POST that is led on would arrive as another kind of request.
@@ -130,3 +130,8 @@ def reason_of(error: BaseException) -> str:
             "its certificate is not trusted: name the file of the one that signed it (--ca), or take any (--insecure)"
         )
     return text
+
+
+def _as_json(payload: object) -> dict[str, Any]:
+    """A body of JSON for `requests`, whose own refuses NaN; ComfyUI reads it and says what it makes of it."""
+    return {"data": json.dumps(payload).encode(), "headers": {"Content-Type": "application/json"}}

@@ -154,8 +154,6 @@ class StableVideoDiffusion(DiffusersFamily):
     engine_gain: ClassVar[float] = 0.39
     """From 17.8 s a clip to 10.8, on an H200."""
     engine_components: ClassVar[tuple[str, ...]] = ("image_encoder", "vae_encoder", "core", "vae_decoder")
-    instead_of_fp16: ClassVar[Mapping[str, str]] = {"vae_encoder": "fp32"}
-    """As published: its configuration asks for that, by `force_upcast`."""
     build_order: ClassVar[tuple[str, ...]] = ("core", "vae_decoder", "vae_encoder", "image_encoder")
 
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {

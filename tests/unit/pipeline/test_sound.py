@@ -89,6 +89,9 @@ class Unreadable(Mapping[str, object]):
     def __len__(self) -> int:
         return 2
 
+    def __repr__(self) -> str:  # the name of a test is the same in every process
+        return "Unreadable()"
+
 
 @pytest.mark.parametrize(
     ("found", "word"),

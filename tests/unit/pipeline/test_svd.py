@@ -13,7 +13,6 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from PIL import Image
 
 from i2v_tensorrt.common.errors import CheckpointError, InputError
-from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.conditioning import MAX_MOTION, MAX_NOISE_AUG, condition, conditioning_key
 from i2v_tensorrt.pipeline.media.image import antialiased, crop_to_aspect
 from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
@@ -21,8 +20,6 @@ from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.svd.model import StableVideoDiffusion
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.pipeline.tensor_cache import ConditioningCache
-from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
 from .conftest import Networks, assert_taken_by_the_core, edit_json
 
@@ -325,9 +322,3 @@ def test_a_configuration_that_lacks_something_is_refused(
 
 def test_the_family_is_found_by_the_folder(tiny_svd_folder: Path, tiny_folder: Path) -> None:
     assert (open_model(tiny_svd_folder).family, open_model(tiny_folder).family) == ("svd", "i2vgen_xl")
-
-
-def test_a_picture_is_encoded_in_fp32_beside_fp16(model: StableVideoDiffusion, tmp_path: Path) -> None:
-    engines = EngineSet(model, EngineStore(tmp_path), EnginePolicy("eager", "fp16"), torch.device("cpu"))
-    found = {name: engines.catalog.precision_of(name) for name in model.engine_components}
-    assert found == {**dict.fromkeys(model.engine_components, "fp16"), "vae_encoder": "fp32"}

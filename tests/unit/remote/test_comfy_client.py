@@ -55,6 +55,11 @@ def test_a_failing_server_gives_its_status_and_what_is_no_json_is_shown() -> Non
         ComfyClient(url).object_info()
 
 
+def test_numbers_that_json_has_not_reach_the_server_which_judges_them() -> None:
+    with server_that_answers(400, b"{}") as url, pytest.raises(PromptRefusedError):
+        ComfyClient(url).queue({"1": {"inputs": {"strength": float("nan")}}})
+
+
 NOT_IN_LIST = {"message": "Value not in list", "details": "sampler: 'x' not in []"}
 
 
