@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import subprocess
 import sys
@@ -153,10 +154,16 @@ def gpu_before(device: torch.device) -> dict[str, float]:
 
 
 def query_gpu(fields: str, index: int) -> list[str]:
-    """Values of an nvidia-smi query for one GPU; empty where nvidia-smi cannot run."""
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={index}"]
+    """Values of an nvidia-smi query for one GPU, by its number here; empty where nvidia-smi cannot run."""
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={_gpu_name(index)}"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return []
     return [value.strip() for value in answer.stdout.strip().split(",")]
+
+
+def _gpu_name(index: int) -> str:
+    """What nvidia-smi calls the GPU of that number among those that this process sees."""
+    seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return seen[index] if index < len(seen) and seen[index] else str(index)

@@ -87,3 +87,21 @@ def test_figures_keep_their_digits_and_say_what_they_mean() -> None:
     row = Row("a", "A", figures={"gpu_resident_encode_gib": 2.0, "gpu_resident_decode_gib": 6.5})
     assert (row.peak_gib("resident"), row.peak_gib("offloaded")) == (6.5, None), "the worst stage"
     assert all(len(meaning) > 6 for meaning in FIGURES.values())
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "asked"), [("", 1, "1"), ("3", 0, "3"), ("2, GPU-5a", 1, "GPU-5a"), ("2", 4, "4")]
+)
+def test_the_gpu_that_a_process_sees_is_the_one_that_is_asked(
+    monkeypatch: pytest.MonkeyPatch, visible: str, index: int, asked: str
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> None:
+        commands.append(command)
+        raise OSError
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(measure.subprocess, "run", run)
+    assert measure.query_gpu("memory.used", index) == []
+    assert commands[0][-1] == f"--id={asked}"
