@@ -6,6 +6,7 @@ I2VGen-XL's are tested backend by backend in `tests/unit/engine_builder`, Wan's 
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,10 @@ def is_denoiser(component: str) -> bool:
     return component.startswith("core")
 
 
+WIDEST = ("dynamicrafter", "core")
+"""A network whose plans take minutes; its layers are those of the others."""
+
+
 def how_often(name: str, component: str) -> list[pytest.MarkDecorator]:
     """The second expert is the network of the first."""
     return [pytest.mark.slow, *([pytest.mark.torture] if component == "core_late" else [])]
@@ -54,10 +59,11 @@ def each_engine(denoisers: bool = True, others: bool = True) -> list[tuple[str, 
     return [row for row in each(lambda family: family.engines) if (denoisers if is_denoiser(row[1]) else others)]
 
 
-def each_target() -> list[tuple[str, str]]:
+def each_target() -> list[Any]:
     """The networks that are built for other GPUs: each of every family, once where families share it."""
     vaes = [(name, each) for name, kind in WAN_VAES.items() for each in kind.engine_components if "vae" in each]
-    return [*each(lambda family: family.targets), ("wan21", "text_encoder"), ("a14b", "core"), *vaes]
+    found = [*each(lambda family: family.targets), ("wan21", "text_encoder"), ("a14b", "core"), *vaes]
+    return [pytest.param(*row, marks=[pytest.mark.torture] if row == WIDEST else []) for row in found]
 
 
 @pytest.fixture(scope="module")

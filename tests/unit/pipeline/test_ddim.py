@@ -33,6 +33,7 @@ CONFIGS: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
 DDIM = [name for name, (_, schedulers) in CONFIGS.items() if "ddim" in schedulers]
 SHAPE = (1, 1, 2, 2)
 EVERY = range(1, MAX_STEPS + 1)
+SOME = [*range(1, 61), *range(61, MAX_STEPS + 1, 73)]
 
 
 def sampled(config: Mapping[str, Any], steps: int, scheduler: str = "ddim", eta: float = 0.0) -> torch.Tensor:
@@ -53,7 +54,10 @@ def diffusers_ddim(config: Mapping[str, Any]) -> Any:
     return DDIMScheduler(**config)
 
 
-@pytest.mark.parametrize("counts", [pytest.param(range(1, 61), id="few"), pytest.param(EVERY, marks=pytest.mark.slow)])
+each_count = pytest.mark.parametrize("counts", [SOME, pytest.param(EVERY, marks=pytest.mark.torture)], ids=len)
+
+
+@each_count
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("name", DDIM)
@@ -65,9 +69,9 @@ def test_every_number_of_steps_gives_finite_latents(name: str, eta: float, spaci
     ("name", "scheduler"),
     [(name, scheduler) for name in ("svd", "wan") for scheduler in CONFIGS[name][1]],
 )
-@pytest.mark.slow
-def test_other_families_schedulers_do_too(name: str, scheduler: str) -> None:
-    assert not_finite(CONFIGS[name][0], EVERY, scheduler) == []
+@each_count
+def test_other_families_schedulers_do_too(name: str, scheduler: str, counts: Iterable[int]) -> None:
+    assert not_finite(CONFIGS[name][0], counts, scheduler) == []
 
 
 def test_control_diffusers_own_does_not() -> None:
