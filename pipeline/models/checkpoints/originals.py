@@ -34,8 +34,11 @@ class Originals:
 
     def keep(self, key: Key, tensor: torch.Tensor) -> None:
         """Keeps a copy, where there is room."""
+        import torch
+
         if key not in self._tensors and self.has_room_for(tensor.nbytes):
-            self._tensors[key] = tensor.clone()
+            with torch.inference_mode(False):  # a tensor of that mode is no weight outside it
+                self._tensors[key] = tensor.clone()
             self.size_bytes += tensor.nbytes
 
     def has_room_for(self, size_bytes: int) -> bool:

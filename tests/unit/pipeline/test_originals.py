@@ -82,3 +82,12 @@ def test_what_is_kept_is_a_copy() -> None:
     tensor.zero_()
     kept = originals.find(("unet", "", "a"))
     assert kept is not None and kept.tolist() == [1, 1, 1]
+
+
+def test_what_is_kept_in_inference_mode_is_a_weight_outside_it() -> None:
+    originals, key = Originals(lambda: 1 << 20), ("unet", "", "weight")
+    with torch.inference_mode():  # as ComfyUI runs its nodes
+        originals.keep(key, torch.ones(3))
+    found = originals.find(key)
+    assert found is not None
+    torch.nn.Linear(3, 1).weight = torch.nn.Parameter(found[None])
