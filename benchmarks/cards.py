@@ -37,7 +37,7 @@ from ..runtime.tools.table import Table
 from .card_prompts import NO_ENGINES, Case, base_folder, cases, write_models
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 from .live import ARGUMENTS, lines_of
-from .node_texts import NodeTexts
+from .node_texts import Heard
 
 DESCRIPTION = "Clips in a ComfyUI with its default flags, on a GPU of which only so much memory is free."
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu" / "cards.json"
@@ -181,10 +181,9 @@ def measure(server: ComfyServer, case: Case, size: float, before: int, timeout_s
 
 def attempt(url: str, case: Case, timeout_s: float) -> tuple[tuple[str, ...], str | None]:
     """Lines of the nodes, each once, and the error, if there was one."""
-    said, error, texts = tuple[str, ...](), None, NodeTexts(url)
+    said, error, texts = tuple[str, ...](), None, Heard()
     try:
-        with texts:
-            result = ComfyClient(url).run(case.prompt, timeout_s=timeout_s)
+        result = ComfyClient(url).run(case.prompt, timeout_s=timeout_s, on_text=texts)
         said, error = lines_of(result), result.error
     except (PromptRefusedError, RunTimeoutError, ServerError) as failure:
         error = f"{type(failure).__name__}: {failure}"

@@ -25,7 +25,7 @@ from ..remote.comfyui.server import ComfyHost, ComfyServer, find_comfyui, not_fo
 from .card_prompts import CORE_MODELS, base_folder, core_sampler, core_wan, node, write_by_comfyui
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 from .live import ARGUMENTS, Prompt, Report
-from .node_texts import NodeTexts
+from .node_texts import Heard
 
 DESCRIPTION = "Wan 2.2's expert of 14 billion parameters in fp8 with scales, by ComfyUI's own loader and sampler."
 RESULTS = Path(__file__).resolve().parent / "results" / "files" / "figures.json"
@@ -94,16 +94,16 @@ def _side_by_side(server: ComfyServer, clip: Clip, report: Report) -> None:
     for turn in ("", "_again"):
         report.note(**{f"comfyui_fp8_call_ms{turn}": _call_ms(server, clip, "none")})
         if not turn:
-            with NodeTexts(server.url) as texts:
-                first_s = _run(server, prompt_of(clip, FEW, "build"))
-            report.note(wan_fp8_first_s=first_s, wan_fp8_first_lines=texts.lines)
+            heard = Heard()
+            first_s = _run(server, prompt_of(clip, FEW, "build"), heard)
+            report.note(wan_fp8_first_s=first_s, wan_fp8_first_lines=heard.lines)
         report.note(**{f"wan_fp8_call_ms{turn}": _call_ms(server, clip, "build")})
-    with NodeTexts(server.url) as texts:
-        result = _result(server, both_of(clip))
+    heard = Heard()
+    result = _result(server, both_of(clip), heard)
     apart, weights = result.outputs["difference"], result.outputs["models"]
     distance_db = 10 * math.log10(apart["std"][0] ** 2 / max(apart["mse"][0], 1e-20))
     report.note(wan_fp8_distance_db=distance_db, wan_fp8_weights_gib=weights["bytes"][0] / GIB)
-    report.note(wan_fp8_lines=texts.lines, models=weights["models"])
+    report.note(wan_fp8_lines=heard.lines, models=weights["models"])
 
 
 def _call_ms(server: ComfyServer, clip: Clip, way: str) -> float:
@@ -112,16 +112,16 @@ def _call_ms(server: ComfyServer, clip: Clip, way: str) -> float:
     return 1000 * (seconds[-1] - seconds[-2]) / (MANY - FEW)
 
 
-def _run(server: ComfyServer, prompt: Prompt) -> float:
+def _run(server: ComfyServer, prompt: Prompt, heard: Heard | None = None) -> float:
     """Seconds from Run to the prompt's end."""
     started = time.monotonic()
-    _result(server, prompt)
+    _result(server, prompt, heard)
     return time.monotonic() - started
 
 
-def _result(server: ComfyServer, prompt: Prompt) -> RunResult:
+def _result(server: ComfyServer, prompt: Prompt, heard: Heard | None = None) -> RunResult:
     """Raises RuntimeError for a prompt that fails."""
-    result = ComfyClient(server.url).run(prompt, timeout_s=900)
+    result = ComfyClient(server.url).run(prompt, timeout_s=900, on_text=heard)
     if result.status != "success":
         raise RuntimeError(f"Expected latents, found {result.status}: {result.error}; {server.log()[-2000:]}")
     return result

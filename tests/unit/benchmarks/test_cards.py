@@ -24,8 +24,9 @@ from i2v_tensorrt.benchmarks.card_prompts import (
     write_models,
 )
 from i2v_tensorrt.benchmarks.cards import GIB, Peak, Report, Row, balloon, measure_card, noted, sizes_of
-from i2v_tensorrt.benchmarks.node_texts import NodeTexts
+from i2v_tensorrt.benchmarks.node_texts import Heard
 from i2v_tensorrt.common.errors import I2VError
+from i2v_tensorrt.remote.comfyui.messages import StatusText
 from i2v_tensorrt.remote.comfyui.server import ComfyHost
 
 HOLDER = "import sys; print('ready', flush=True); sys.stdin.read()"
@@ -92,15 +93,12 @@ def test_a_small_card_in_a_live_comfyui(host: ComfyHost, tmp_path: Path, monkeyp
     write_models(host, models, torch.device("cpu"), full=False)
     wan = next(case for case in cases(NO_ENGINES) if case.name == "tiny Wan 2.1")
     missing = Case("missing", "no checkpoint", shipped("image_to_video", {"2": {"checkpoint": "none"}}))
-    measure, totals, heard = cards.measure, list[int](), list[str]()
+    measure, totals = cards.measure, list[int]()
 
     def noting(server: Any, *arguments: Any) -> Row:
         with urllib.request.urlopen(f"{server.url}/system_stats") as response:  # noqa: S310 - our own server
             totals.append(json.load(response)["devices"][0]["vram_total"])
-        with NodeTexts(server.url) as texts:
-            row = measure(server, *arguments)
-        heard.extend(texts.lines)
-        return row
+        return measure(server, *arguments)
 
     monkeypatch.setattr(cards, "measure", noting)
     base = base_folder(tmp_path / "card", models)
@@ -108,5 +106,12 @@ def test_a_small_card_in_a_live_comfyui(host: ComfyHost, tmp_path: Path, monkeyp
     assert totals == [8 * GIB, 8 * GIB]
     assert (made.error, made.traceback) == (None, False)
     assert any("eager" in line for line in made.gave_way)
-    assert any(line.startswith("denoised in") for line in heard)
+    assert any(line.startswith("denoised in") for line in made.lines)
     assert refused.error is not None and "none" in refused.error
+
+
+def test_lines_that_nodes_show_meanwhile_are_kept_once() -> None:
+    heard = Heard()
+    for text in ("step 1 of 2\nbuilt in 3 s", "step 2 of 2\nbuilt in 3 s"):
+        heard(StatusText("5", text))
+    assert heard.lines == ("step 1 of 2", "built in 3 s", "step 2 of 2")
