@@ -15,6 +15,7 @@ from typing import Any
 
 from ...common.errors import StorageError
 from ..models.checkpoints.diffusers_folder import INDEX
+from ..models.clip_vision_file import image_processor
 from ..models.parts import no_progress_bars
 
 SCHEDULER = {
@@ -40,8 +41,6 @@ MODEL_INDEX = {
     "unet": ["diffusers", "I2VGenXLUNet"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -203,22 +202,8 @@ def write_byte_tokenizer(folder: Path) -> None:
 
 def write_feature_extractor(folder: Path, side: int, part: str = "feature_extractor") -> None:
     """Writes the configuration of CLIP's image processor, for pictures of `side` pixels."""
-    settings = {
-        "image_processor_type": "CLIPImageProcessor",
-        "crop_size": {"height": side, "width": side},
-        "size": {"shortest_edge": side},
-        "image_mean": list(CLIP_MEAN),
-        "image_std": list(CLIP_STD),
-        "do_normalize": True,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_resize": True,
-        "do_center_crop": True,
-        "do_convert_rgb": True,
-        "resample": 3,
-    }
     (folder / part).mkdir(exist_ok=True)
-    write_json(folder / part / "preprocessor_config.json", settings)
+    write_json(folder / part / "preprocessor_config.json", image_processor(side).config)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -6,22 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..models.svd import single_file
 from .i2vgen_xl import write_checkpoint, write_feature_extractor, write_vision
 
-SCHEDULER = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",
-    "interpolation_type": "linear",
-    "use_karras_sigmas": True,
-    "sigma_min": 0.002,
-    "sigma_max": 700.0,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "timestep_type": "continuous",
-}
+SCHEDULER = {name: value for name, value in single_file.SCHEDULER.items() if name != "_class_name"}
 INDEX = {
     "_class_name": "StableVideoDiffusionPipeline",
     "feature_extractor": ["transformers", "CLIPImageProcessor"],

@@ -52,9 +52,8 @@ class EngineCatalog:
         backend = self.backend() if arch is None else BACKENDS[TensorRTBackend.name]
         rewrites, precision = self.rewrites(component, backend), network_precision(self.precision_of(component))
         blocks = BUILT_BLOCKS if backend.builds_blocks and component in self.model.block_lists else 0
-        arch_here = cuda_arch(self.device)
-        if rounds(rewrites) and arch_here is not None:
-            check_arch("fp8", arch_here)
+        if rounds(rewrites) and (here := cuda_arch(self.device)) is not None:
+            check_arch("fp8", here)
         source = self.model.source(component, precision, rewrites, blocks)
         place = self._places(component, backend, source)[0]
         spec = self._spec(component, self.profile(component, sizes), backend, place)
@@ -175,9 +174,9 @@ class EngineCatalog:
         Where fp16 is too small for it, the model's choice takes its place, and fp32 that of bf16 on GPUs without it. It
         is bf16 too where that is faster and the user has no wish, and beside products that rewrites round.
         """
-        automatic, backend = self.policy.precision == AUTO and self.precision == "fp16", _name(self.policy, self.device)
-        faster = automatic and not self.model.bf16_rewrites.isdisjoint(self.model.rewrites(component, backend))
-        if faster or self.roundings(component):
+        may_choose = self.policy.precision == AUTO and self.precision == "fp16" and self.model.bf16_rewrites
+        names = self.model.rewrites(component, _backend_name(self.policy, self.device)) if may_choose else ()
+        if not self.model.bf16_rewrites.isdisjoint(names) or self.roundings(component):
             return "bf16"
         if self.precision != "fp16":
             return self.precision
@@ -201,7 +200,7 @@ class EngineCatalog:
         quantized = self.policy.quantized
         if quantized is None or component not in self.model.denoisers:
             return ()
-        return self.model.roundings(component, quantized, _name(self.policy, self.device))
+        return self.model.roundings(component, quantized, _backend_name(self.policy, self.device))
 
 
 def namesake(model: Networks, component: str) -> str:
@@ -223,7 +222,7 @@ def _check_rewrites(model: Networks, policy: EnginePolicy) -> None:
         raise InputError(f"The rewrites are {', '.join(known) or 'none'}, found {', '.join(unknown)}.")
 
 
-def _name(policy: EnginePolicy, device: torch.device) -> str:
+def _backend_name(policy: EnginePolicy, device: torch.device) -> str:
     """The name of the policy's backend; eager PyTorch where that does not serve the device."""
     try:
         return choose_backend(policy.backend, device).name

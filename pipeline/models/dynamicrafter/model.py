@@ -22,6 +22,7 @@ from ...media.image import antialiased, crop_to_aspect, to_unit_tensor
 from ...request import ClipRequest, Encoded
 from .. import deep_features, fused_unet3d, fused_vae, parts, unet3d
 from ..base import Run, Stage
+from ..clip_vision_file import MEAN, STD
 from ..diffusers_family import DiffusersFamily, Network
 from ..latent_space import LatentSpace
 from ..tokenizers import tokenize_prompts
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 FRAMES = 16
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of OpenCLIP's pictures."""
 CODE = (
     *(sys.modules[__name__], networks, fused, specs, stored_names, unet3d, fused_unet3d, deep_features),
     *(blocks, cross_attention, fused_vae, parts, kernels),
@@ -160,7 +159,7 @@ class DynamiCrafter(DiffusersFamily):
         """Grey, which the unconditional branch sees, and the whole picture for CLIP, float32 [2, 3, side, side]."""
         side = self.config("image_encoder")["image_size"]
         square = antialiased(image, side) / 2 + 0.5
-        mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
         return (torch.cat([torch.full_like(square, 0.5), square]) - mean) / std
 
     def image_latents(self, first: torch.Tensor, request: ClipRequest, run: Run) -> torch.Tensor:
