@@ -15,6 +15,8 @@ from i2v_tensorrt.tests.live.texts import run_and_hear
 
 ACCELERATE = "40"
 STEPS = 24
+ENDLESS = 1000
+"""Steps of a clip that is still being sampled when a request of a busy machine arrives."""
 FRESH = itertools.count(5000)
 """Seeds that no prompt has had: ComfyUI answers one that it knows from its cache."""
 ALL_AT_ONCE = {"preset": "fast", "step_cache": "change", "threshold": 0.2, "deep_interval": 2}
@@ -74,7 +76,8 @@ def test_interrupts_and_other_sizes_leave_nothing_behind(
     for number in range(count):
         size = {"width": 64 + 32 * (number % 2), "height": 64, "num_frames": 2 + number % 2}
         run(client, changed(accelerated(picture, next(FRESH), **ALL_AT_ONCE), {CONDITIONING: size}))
-        stopped = client.run(accelerated(picture, next(FRESH), **ALL_AT_ONCE), interrupt_at(client, SAMPLER, 2))
+        endless = changed(accelerated(picture, next(FRESH), **ALL_AT_ONCE), {SAMPLER: {"steps": ENDLESS}})
+        stopped = client.run(endless, interrupt_at(client, SAMPLER, 2))
         assert stopped.status == "interrupted"
         free(client, unload_models=number % 2 == 0)  # ComfyUI would answer the first clip from its cache of outputs
         result = client.run(first)
