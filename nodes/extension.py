@@ -17,6 +17,7 @@ from .host import folders
 from .interpolate_frames import InterpolateFrames
 from .lora import LoRA
 from .model_loader import ModelLoader
+from .onnx_picture import OnnxPicture
 from .sampler import DDIMSampler
 from .save_video import SaveVideo
 from .upscale_video import UpscaleVideo
@@ -33,4 +34,5 @@ class I2VExtension(ComfyExtension):
         folders.provide_picture()
         tools = [CompileModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]
         models = [ModelLoader, LoRA, EngineBuilder, EngineLoader, Accelerate]
-        return [*models, I2VConditioning, DDIMSampler, VAEDecode, InterpolateFrames, UpscaleVideo, SaveVideo, *tools]
+        frames = [InterpolateFrames, UpscaleVideo, OnnxPicture]
+        return [*models, I2VConditioning, DDIMSampler, VAEDecode, *frames, SaveVideo, *tools]

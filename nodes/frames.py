@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..engine_builder.backends.registry import AUTO
 from ..runtime.engines.engine_set import Engines
 from ..runtime.engines.networks import AnyNetworks
 from ..runtime.engines.policy import EnginePolicy
@@ -28,12 +29,14 @@ def fps_input() -> io.Float.Input:
     )
 
 
-def engines_of(model: AnyNetworks, precision: str, backend: str, on_missing: str) -> Engines[AnyNetworks]:
+def engines_of(
+    model: AnyNetworks, precision: str, backend: str, on_missing: str, weights: str = AUTO
+) -> Engines[AnyNetworks]:
     """Engines of one picture size each, for a clip's frames are all of one size."""
     return Engines(
         model,
         folders.engine_store(),
-        EnginePolicy(backend, precision, "exact", on_missing),
+        EnginePolicy(backend, precision, "exact", on_missing, weights=weights),
         memory.device(),
         memory.HostMemoryManager(),
         ui.tell_build,

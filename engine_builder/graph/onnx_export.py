@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,13 @@ from ...common.errors import EngineError
 from ...common.shapes import DimRange, ShapeProfile
 from ...common.spec import EngineSpec, Guidance, TensorSpec, split_dim
 from .hollow import weight_names, without_memory
+from .onnx_graph import write_graph
 from .outside_weights import OutsideWeights, write_table
 from .weight_inputs import declare_weights, fold, linear, take_out
 
 if TYPE_CHECKING:
     import torch
+    from onnx import ModelProto
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +44,15 @@ def export_onnx(network: torch.nn.Module, spec: EngineSpec, folder: Path, opset:
     The graph's inputs and outputs bear the names of the specification; a dimension is dynamic where the
     profile gives it more than one size. Where the engine holds no weights they are inputs too, with a table of them
     beside the graph, and the network may be one whose parameters have no memory (on the device `meta`).
-    Raises EngineError when the network cannot be exported.
+    A network that is an ONNX graph already gives it by `onnx_model`. Raises EngineError when the network cannot be
+    exported.
     """
     import torch
 
     path = folder / FILE_NAME
+    ready: Callable[[], ModelProto] | None = getattr(network, "onnx_model", None)
+    if ready is not None:
+        return write_graph(ready(), spec, path)
     try:
         with torch.inference_mode(False), torch.no_grad(), _quiet():
             if spec.holds_weights:

@@ -30,14 +30,17 @@ from .safe_name import listed
 
 log = logging.getLogger(__name__)
 
-MODELS, ENGINES, DIFFUSERS = "i2v", "i2v_engines", "diffusers"
+MODELS, ENGINES, DIFFUSERS, ONNX = "i2v", "i2v_engines", "diffusers", "onnx"
 PACK_AS_LOADED = Path(__file__).parent.parent.parent
 """This copy of the pack, by the path that ComfyUI loaded it from."""
 
 
 def register_folders() -> None:
-    """Registers models/i2v and models/i2v_engines with ComfyUI; extra_model_paths.yaml may move them."""
-    for key in (MODELS, ENGINES):
+    """Registers the pack's folders of models with ComfyUI, beside other packs' for ONNX files.
+
+    extra_model_paths.yaml may move them.
+    """
+    for key in (MODELS, ENGINES, ONNX):
         is_moved = key in folder_paths.folder_names_and_paths
         folder_paths.add_model_folder_path(key, str(Path(folder_paths.models_dir) / key), is_default=not is_moved)
 

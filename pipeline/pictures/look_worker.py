@@ -1,0 +1,64 @@
+"""The process in which a stranger's ONNX file is looked at: one request as JSON in, its contract as JSON out.
+
+Whatever the file does to the libraries that read it, a crash or memory without end, stays in here. Run as a script by
+`look`, never imported by the pack.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+ALIAS = "i2v_tensorrt"
+
+
+def main() -> None:
+    """Answers the one request on its input."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries' prints are no answers
+    request = json.loads(sys.stdin.readline())
+    _limit_memory(request["most_bytes"])
+    _alias_pack()
+    find = importlib.import_module(f"{ALIAS}.pipeline.pictures.find_contract")
+    contracts = importlib.import_module(f"{ALIAS}.pipeline.pictures.contract")
+    errors = importlib.import_module(f"{ALIAS}.common.errors")
+    try:
+        found = find.find_contract(Path(request["path"]), request["layout"], request["output"])
+    except errors.InputError as error:
+        answer = {"error": str(error)}
+    except MemoryError:
+        answer = {
+            "error": f"Expected a network that runs within {request['most_bytes'] >> 30} GiB, found a larger one."
+        }
+    else:
+        answer = {"contract": contracts.contract_to_dict(found)}
+    answers.write(json.dumps(answer) + "\n")
+    answers.close()
+    os._exit(0)  # at once: a library that the file has upset need not tidy up
+
+
+def _limit_memory(most_bytes: int) -> None:
+    """Bounds the memory that the process may ask for, where the system can."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
+
+
+def _alias_pack() -> None:
+    """Makes the pack importable by a fixed name, whatever its folder's name."""
+    root, here = Path(__file__).resolve().parent.parent.parent, Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
+    spec = importlib.util.spec_from_file_location(ALIAS, root / "__init__.py", submodule_search_locations=[str(root)])
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{root} holds no package")
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[ALIAS] = package
+    spec.loader.exec_module(package)
+
+
+if __name__ == "__main__":
+    main()
