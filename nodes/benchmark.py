@@ -20,8 +20,8 @@ class Benchmark(io.ComfyNode):
             node_id="I2VTRT_Benchmark",
             display_name="I2V Benchmark",
             category=CATEGORY,
-            description="Makes one small clip in each way that this machine has, from diffusers in fp32 to the "
-            "fastest engine, and says how long each takes and how like the first its result is.",
+            description="Makes one small clip in each way that this machine has, and says how long each takes. The "
+            "first is diffusers in fp32; how like it the others' results are is told too.",
             search_aliases=["speed test", "measure", "fps", "compare backends", "ladder", "how fast"],
             inputs=[
                 Model.Input("model", tooltip="From the I2V Model Loader."),

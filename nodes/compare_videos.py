@@ -17,7 +17,7 @@ class CompareVideos(io.ComfyNode):
             node_id="I2VTRT_CompareVideos",
             display_name="I2V Compare Videos",
             category=CATEGORY,
-            description="Lays two clips side by side, shows where they differ, and measures by how much: PSNR, SSIM, "
+            description="Lays two clips side by side, shows where they differ, and measures by how much. PSNR, SSIM, "
             "the greatest difference, and the flicker of each.",
             search_aliases=["psnr", "ssim", "difference", "side by side", "heat map", "flicker", "quality"],
             inputs=[

@@ -20,8 +20,8 @@ class EngineDoctor(io.ComfyNode):
             node_id="I2VTRT_EngineDoctor",
             display_name="I2V Engine Doctor",
             category=CATEGORY,
-            description="Says what this machine can run: its GPU, the installed libraries, each backend, which one "
-            "auto takes and why, and the line that installs a faster one.",
+            description="Says what this machine can run, which backend auto takes and why, and the line that installs "
+            "a faster one.",
             search_aliases=["tensorrt", "diagnose", "which backend", "system info", "what to install"],
             inputs=[],
             outputs=[

@@ -20,8 +20,7 @@ class EngineManager(io.ComfyNode):
             node_id="I2VTRT_EngineManager",
             display_name="I2V Engine Manager",
             category=CATEGORY,
-            description="Lists the engines in models/i2v_engines, checks their files, or removes one of them or "
-            "those that nothing here can use any more.",
+            description="Lists the engines in models/i2v_engines, checks them, or removes one or those of no use here.",
             search_aliases=["list engines", "delete engine", "verify engine", "tensorrt", "free disk space"],
             inputs=[
                 io.Combo.Input(

@@ -8,6 +8,7 @@ from .accelerate import Accelerate
 from .benchmark import Benchmark
 from .compare_videos import CompareVideos
 from .compile_model import CompileModel
+from .compile_upscale_model import CompileUpscaleModel
 from .conditioning import I2VConditioning
 from .engine_builder import EngineBuilder
 from .engine_doctor import EngineDoctor
@@ -32,7 +33,7 @@ class I2VExtension(ComfyExtension):
         folders.register_folders()
         folders.keep_digests()
         folders.provide_picture()
-        tools = [CompileModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]
+        tools = [CompileModel, CompileUpscaleModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]
         models = [ModelLoader, LoRA, EngineBuilder, EngineLoader, Accelerate]
         frames = [InterpolateFrames, UpscaleVideo, OnnxPicture]
         return [*models, I2VConditioning, DDIMSampler, VAEDecode, *frames, SaveVideo, *tools]

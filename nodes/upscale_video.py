@@ -24,6 +24,20 @@ MOST_PIXELS = 16384
 """Pixels of a side of the new frames."""
 
 
+def tile_input() -> io.Int.Input:
+    """The side of the tiles that an engine takes."""
+    return io.Int.Input(
+        "tile",
+        default=TILE,
+        min=SMALLEST_TILE,
+        max=2048,
+        step=SMALLEST_TILE,
+        optional=True,
+        tooltip="Pixels of a tile's side, less for smaller frames. Smaller takes less memory; each has an engine of "
+        "its own.",
+    )
+
+
 class UpscaleVideo(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -48,18 +62,7 @@ class UpscaleVideo(io.ComfyNode):
                 fps_input(),
                 on_missing_input(),
                 backend_input(),
-                advanced(
-                    io.Int.Input(
-                        "tile",
-                        default=TILE,
-                        min=SMALLEST_TILE,
-                        max=2048,
-                        step=SMALLEST_TILE,
-                        optional=True,
-                        tooltip="Pixels of a tile's side, less for smaller frames. Smaller takes less memory; each has "
-                        "an engine of its own.",
-                    )
-                ),
+                advanced(tile_input()),
             ],
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="The new frames of an IMAGE; none of a VIDEO."),

@@ -14,6 +14,7 @@ from i2v_tensorrt.tests.live.answers import failure, run, text
 from i2v_tensorrt.tests.live.graphs import Prompt, node, save
 from i2v_tensorrt.tests.live.ids import SAVE
 from i2v_tensorrt.tests.live.test_interpolate_frames import frames_of, saved_frames, video
+from i2v_tensorrt.tests.live.texts import run_and_hear
 
 NODE = "20"
 NAME = "compact.safetensors"
@@ -56,6 +57,36 @@ def test_an_engine_gives_the_same(client: ComfyClient, video: str, upscaler: Pro
         ours = upscale(frames=["2", 0], backend=backend, on_missing=on_missing)
         found[backend] = saved_frames({**frames_of(video), **upscaler, **ours, **saving()}, client, output)
     assert (found["eager"] - found["onnxruntime"]).abs().max() <= 1.01 / 255
+
+
+@pytest.mark.usefixtures("onnxruntime")
+@pytest.mark.parametrize("backend", ["eager", "onnxruntime"])
+def test_the_cores_own_node_takes_a_compiled_model(
+    client: ComfyClient, video: str, upscaler: Prompt, output: Path, backend: str
+) -> None:
+    """A tile as high as the frame, and one that it does not fill: beyond its edges the frame is mirrored there.
+
+    So nothing differs but where the network, of four convolutions, sees those edges.
+    """
+    core = {NODE: node("ImageUpscaleWithModel", upscale_model=["10", 0], image=["2", 0])}
+    plain = saved_frames({**frames_of(video), **upscaler, **core, **saving()}, client, output)
+    for tile in (128, 64):
+        settings = {"upscale_model": ["10", 0], "on_missing": "build", "backend": backend, "tile": tile}
+        compiled = {"11": node("I2VTRT_CompileUpscaleModel", **settings)}
+        core = {NODE: node("ImageUpscaleWithModel", upscale_model=["11", 0], image=["2", 0])}
+        result, heard = run_and_hear(client, {**frames_of(video), **upscaler, **compiled, **core, **saving()})
+        ours = read_video(output / text(result, SAVE).splitlines()[0])
+        seen = 0 if tile == 64 else 4 * 2
+        apart = (ours - plain).abs()
+        assert apart[:, : 128 - seen, : 160 - seen].max() <= 1.01 / 255
+        assert apart.mean() < 1 / 255
+        assert any(line.startswith(f"{backend}, ") for line in heard["11"])
+
+
+def test_what_is_no_upscale_model_is_refused(client: ComfyClient) -> None:
+    compiled = {"11": node("I2VTRT_CompileUpscaleModel", upscale_model="10", on_missing="eager", backend="auto")}
+    told = failure(client, {**compiled, "30": node("PreviewAny", source=["11", 0])})
+    assert "Expected an UPSCALE_MODEL from Load Upscale Model, found a str." in told
 
 
 def test_a_video_is_enlarged_to_a_longest_side_and_keeps_its_sound(
