@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..common.atomic_file import write_text
 
@@ -44,6 +46,12 @@ WAN = (
 
 def write_figures(path: Path, found: Mapping[str, float], names: tuple[str, ...] = FEWER) -> None:
     """Puts figures of those names into the file, and leaves the others as they are."""
-    kept = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    figures = {name: round(found[name], 3) if name in found else kept.get(name) for name in names}
-    write_text(path, json.dumps(figures, indent=1) + "\n")
+    add_values(path, {name: round(found[name], 3) for name in names if name in found}, names)
+
+
+def add_values(path: Path, values: Mapping[str, Any], names: Iterable[str] = ()) -> None:
+    """Adds values to a JSON file, which is written whole or not at all; `names` that it lacks are null there."""
+    found = dict.fromkeys(names)
+    with suppress(OSError, ValueError):
+        found |= json.loads(path.read_text("utf-8"))
+    write_text(path, json.dumps(found | dict(values), indent=1) + "\n")

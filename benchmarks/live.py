@@ -14,20 +14,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..common.atomic_file import write_text
 from ..common.pack_paths import PACK
 from ..engine_builder.store.store import EngineStore
 from ..pipeline.dummies.full_size import write_full_checkpoint
 from ..pipeline.models.checkpoints.file_digests import FRESH_S
 from ..remote.comfyui.client import ComfyClient, RunResult
 from ..remote.comfyui.server import ComfyServer, find_comfyui, link_pack, not_found_reason, start_server
+from .figures import add_values
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 
 log = logging.getLogger(__name__)
@@ -137,20 +136,13 @@ class Report:
         """Adds results to the files, and prints them: numbers to the figures, all else to the words."""
         rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
         figures = {name: value for name, value in rounded.items() if value is None or isinstance(value, int | float)}
-        _add(self._path, figures, dict.fromkeys(self._names))
-        _add(self._words, {name: value for name, value in rounded.items() if name not in figures}, {})
+        words = {name: value for name, value in rounded.items() if name not in figures}
+        if figures:
+            add_values(self._path, figures, self._names)
+        if words:
+            add_values(self._words, words)
         sys.stdout.write(json.dumps(rounded) + "\n")
         sys.stdout.flush()
-
-
-def _add(path: Path, values: Figures, expected: Figures) -> None:
-    """Adds values to a JSON file, which is written whole or not at all."""
-    if not values:
-        return
-    found = dict(expected)
-    with suppress(OSError, ValueError):
-        found |= json.loads(path.read_text("utf-8"))
-    write_text(path, json.dumps(found | values, indent=1) + "\n")
 
 
 def prompt_of(*changes: dict[str, dict[str, Any]], seed: int = 1) -> Prompt:

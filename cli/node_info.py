@@ -31,6 +31,8 @@ OFFERED = {
     ("I2VTRT_LoRA", "lora"): ["style.safetensors"],
     ("ImageOnlyCheckpointLoader", "ckpt_name"): ["svd_xt.safetensors"],
     ("LoadImage", "image"): ["lake.png"],
+    ("UpscaleModelLoader", "model_name"): ["RealESRGAN_x4plus.pth"],
+    ("I2VTRT_OnnxPicture", "file"): ["u2net.onnx"],
 }
 """Choices that depend on the files at hand, with what a user of the shipped workflows has."""
 

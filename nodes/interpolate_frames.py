@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -128,7 +129,8 @@ class InterpolateFrames(io.ComfyNode):
                 progress.step(done, total)
                 progress.say(f"interpolate: frame {done} of {total}")
 
-            made, video = collected(run(source.frames), source, (source.height, source.width), rate, expected, on_frame)
+            smooth = replace(source, frames=run(source.frames), rate=rate, num_frames=expected)
+            made, video = collected(smooth, on_frame)
         lines = [_summary(source, rate, run.report, time.monotonic() - started), *_cuts(run.report)]
         progress.say("\n".join([*lines, engines.describe(INTERPOLATION), *engines.take_notes()]))
         return io.NodeOutput(made, video, float(rate), ui=ui.text_ui(lines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -134,8 +135,8 @@ class OnnxPicture(io.ComfyNode):
             run = picture_filter(engines, source.height, source.width, wishes)
             masks: list[torch.Tensor] = []
             made = _pictures(run(source.frames), masks, keep=not source.is_video)
-            size = run.size(source.height, source.width)
-            images, video = collected(made, source, size, source.rate, source.num_frames, on_frame)
+            height, width = run.size(source.height, source.width)
+            images, video = collected(replace(source, frames=made, height=height, width=width), on_frame)
         took = f"{run.report.made} frames, {run.report.batch} at once, {time.monotonic() - started:.2f} s"
         lines = [networks.contract.describe(), took]
         progress.say("\n".join([*lines, served_by(engines), *engines.take_notes()]))

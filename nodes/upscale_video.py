@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -102,8 +103,9 @@ class UpscaleVideo(io.ComfyNode):
                 progress.say(f"upscale: frame {done} of {total}")
 
             run = upscaling(engines, size=size)
-            made, video = collected(run(source.frames), source, size, source.rate, source.num_frames, on_frame)
-        height, width = size
+            height, width = size
+            large = replace(source, frames=run(source.frames), height=height, width=width)
+            made, video = collected(large, on_frame)
         tiles = f"{run.report.tiles} tiles, {run.report.batch} at once, {time.monotonic() - started:.2f} s"
         lines = [f"{source.width}x{source.height} to {width}x{height}: {tiles}"]
         progress.say("\n".join([*lines, engines.describe(UPSCALER), *engines.take_notes()]))

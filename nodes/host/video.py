@@ -87,39 +87,26 @@ class PlayedVideo(InputImpl.VideoFromComponents):
         InputImpl.VideoFromComponents(self.get_components()).save_to(*place, **options)
 
 
-def collected(
-    frames: Iterable[torch.Tensor],
-    like: Footage,
-    size: tuple[int, int],
-    rate: Fraction,
-    expected: int,
-    on_frame: OnFrame,
-) -> tuple[torch.Tensor | None, Input.Video]:
-    """New frames of a footage, of height and width `size`, as IMAGE and VIDEO; as VIDEO alone where it is one.
+def collected(made: Footage, on_frame: OnFrame) -> tuple[torch.Tensor | None, Input.Video]:
+    """New footage as IMAGE and VIDEO; as VIDEO alone where it is one.
 
     The latter is written to ComfyUI's temporary folder as the frames come, with the footage's sound.
     """
-    if like.is_video:
-        return None, _streamed(frames, like, size, rate, expected, on_frame)
-    images = torch.empty(expected, *size, 3)
-    for number, frame in enumerate(frames):
+    if made.is_video:
+        return None, _streamed(made, on_frame)
+    images = torch.empty(made.num_frames, made.height, made.width, 3)
+    for number, frame in enumerate(made.frames):
         images[number] = frame
-        on_frame(number + 1, expected)
-    components = Types.VideoComponents(images=images, frame_rate=rate, audio=None)
+        on_frame(number + 1, made.num_frames)
+    components = Types.VideoComponents(images=images, frame_rate=made.rate, audio=None)
     return images, InputImpl.VideoFromComponents(components)
 
 
-def _streamed(
-    frames: Iterable[torch.Tensor],
-    like: Footage,
-    size: tuple[int, int],
-    rate: Fraction,
-    expected: int,
-    on_frame: OnFrame,
-) -> Input.Video:
-    options = VideoOptions(FORMAT, float(rate), CRF)
+def _streamed(made: Footage, on_frame: OnFrame) -> Input.Video:
+    options = VideoOptions(FORMAT, float(made.rate), CRF)
     with folders.save_place("i2v_frames", options.spec.suffix, 0, 0, temporary=True) as place:
-        write_stream(StreamedClip(frames, *size, expected), place.path, options, audio=like.audio, on_frame=on_frame)
+        clip = StreamedClip(made.frames, made.height, made.width, made.num_frames)
+        write_stream(clip, place.path, options, audio=made.audio, on_frame=on_frame)
     return InputImpl.VideoFromFile(str(folders.temporary_file(place)))
 
 

@@ -17,7 +17,7 @@ MULTIPLE = 16
 """What the products' kernels ask of a layer's sizes."""
 
 
-class Fp8Linear(Module):
+class RowScaledLinear(Module):
     """A linear layer over `weight` in e4m3 [out, in] with `weight_scale` fp32 [1, out] and `bias` [out] or None."""
 
     def __init__(self, linear: Linear) -> None:
@@ -45,7 +45,7 @@ def with_fp8_products(module: Module) -> Module:
     """The module with its linear layers rounded, where the kernels take their sizes; the module itself stays."""
     if isinstance(module, Linear):
         fits = module.in_features % MULTIPLE == 0 and module.out_features % MULTIPLE == 0
-        return Fp8Linear(module) if fits else module
+        return RowScaledLinear(module) if fits else module
     twin = copy.copy(module)
     twin._modules = {
         name: None if child is None else with_fp8_products(child) for name, child in module._modules.items()

@@ -21,6 +21,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 # No outside host is asked for anything by the browser itself.
 QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-gpu")
 
+UNREAD = ("checkpoints/svd_xt.safetensors", "upscale_models/RealESRGAN_x4plus.pth", "onnx/u2net.onnx")
+"""Files that workflows name, of networks that are not here."""
+
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
@@ -67,9 +70,10 @@ def server(chromium: Any, start_clean: StartClean, tmp_path_factory: pytest.Temp
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OMP_NUM_THREADS", "1")
         base_directory = tmp_path_factory.mktemp("comfyui")
-        # The page marks a loader whose file is not there; this one is never read.
-        (base_directory / "models" / "checkpoints").mkdir(parents=True)
-        (base_directory / "models" / "checkpoints" / "svd_xt.safetensors").touch()
+        # The page marks a loader whose file is not there; these are never read.
+        for name in UNREAD:
+            (base_directory / "models" / name).parent.mkdir(parents=True, exist_ok=True)
+            (base_directory / "models" / name).touch()
         with start_clean(base_directory) as running:
             set_settings(running.url, {"Comfy.TutorialCompleted": True})
             yield running

@@ -34,11 +34,15 @@ def offered(server: ComfyServer) -> list[str]:
     return kind if isinstance(kind, list) else more["options"]
 
 
+FILES = ("checkpoint", "ckpt_name", "model_name", "file")
+"""Inputs that name a file of a network."""
+
+
 def checkpoints(name: str) -> set[str]:
-    """Those that a workflow names."""
+    """Those that a workflow names, and other networks."""
     prompt = json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
     named = [node["inputs"] for node in prompt.values()]
-    return {inputs[key] for inputs in named for key in ("checkpoint", "ckpt_name") if key in inputs}
+    return {inputs[key] for inputs in named for key in FILES if key in inputs}
 
 
 def look_at(screen: Screen, picture: Path) -> list[str]:

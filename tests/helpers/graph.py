@@ -52,7 +52,8 @@ def faults(prompt: Prompt, object_info: ObjectInfo) -> list[str]:
 
 
 def _takes(kind: str, found: set[str]) -> bool:
-    return kind in found or (kind == ANY and bool(found))
+    """Whether an input of that kind, or of several by commas, takes one of the found kinds."""
+    return not found.isdisjoint(kind.split(",")) or (kind == ANY and bool(found))
 
 
 def _kinds(value: Any, settings: Mapping[str, Any], prompt: Prompt, object_info: ObjectInfo) -> set[str]:

@@ -14,7 +14,7 @@ import torch
 from torch.nn import Module
 
 from ....common.errors import CheckpointError
-from ...fused.fp8_product import Fp8Linear, with_fp8_products
+from ...fused.fp8_product import RowScaledLinear, with_fp8_products
 from ...fused.kernels import flash_attention, gelu_product, residual
 from ...fused.kernels.flash_attention import attention, fp8_attention
 from ...fused.kernels.layer_norm import Modulation, Rows, add_and_norm, norm_rows
@@ -120,7 +120,7 @@ class Block(Module):
 
     def _normed(self, x: torch.Tensor, modulation: Modulation, reader: Module) -> Rows:
         """The tokens [batch, groups * tokens, channels] that a layer reads."""
-        return norm_rows(x, modulation, rounds=isinstance(reader, Fp8Linear), fused=NORMS in self._rewrites)
+        return norm_rows(x, modulation, rounds=isinstance(reader, RowScaledLinear), fused=NORMS in self._rewrites)
 
     def _between(self, x: torch.Tensor, found: torch.Tensor, gate: torch.Tensor) -> tuple[torch.Tensor, Rows]:
         """x after self-attention, and what cross-attention reads of it.
@@ -133,7 +133,7 @@ class Block(Module):
             x = (x.float() + found.reshape(x.shape) * gate[:, :, None]).to(x.dtype)
             return x if offset is None else x + offset, x.flatten(1, 2)
         modulation = Modulation(norm.weight.float(), norm.bias.float(), norm.eps)
-        rounds, fused = isinstance(attn.to_q, Fp8Linear), NORMS in self._rewrites
+        rounds, fused = isinstance(attn.to_q, RowScaledLinear), NORMS in self._rewrites
         return add_and_norm(x, found, gate, offset, modulation, rounds=rounds, fused=fused)
 
     def _self_attention(self, tokens: Rows, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -172,7 +172,7 @@ class Block(Module):
 
     def _feed_forward(self, x: Any) -> torch.Tensor:
         first, last = self.ffn.net[0].proj, self.ffn.net[2]
-        if isinstance(last, Fp8Linear):
+        if isinstance(last, RowScaledLinear):
             return last(rounded_gelu(first(x)))
         if not self._fuses_products:
             return self.ffn(x)
@@ -181,7 +181,7 @@ class Block(Module):
 
 def _read_often(x: torch.Tensor, reader: Module) -> Rows:
     """What several layers like the reader read, rounded once for all."""
-    return rounded_rows(x) if isinstance(reader, Fp8Linear) else x
+    return rounded_rows(x) if isinstance(reader, RowScaledLinear) else x
 
 
 def _limit(attn: Any, norm: Any) -> torch.Tensor:

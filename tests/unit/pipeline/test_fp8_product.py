@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from i2v_tensorrt.pipeline.fused.fp8_product import Fp8Linear, with_fp8_products
+from i2v_tensorrt.pipeline.fused.fp8_product import RowScaledLinear, with_fp8_products
 from i2v_tensorrt.pipeline.fused.kernels.flash_attention import attention, fp8_attention
 from i2v_tensorrt.pipeline.fused.kernels.rounding import FP8, rounded_gelu, rounded_rows
 
@@ -29,7 +29,7 @@ def linear() -> torch.nn.Linear:
 
 
 def test_a_product_is_that_of_its_rounded_rows(linear: torch.nn.Linear) -> None:
-    x, rounded = drawn(2, 5, 64), Fp8Linear(linear)
+    x, rounded = drawn(2, 5, 64), RowScaledLinear(linear)
     rows = rounded_rows(x)
     assert rounded.weight.dtype == rows.values.dtype == FP8
     weight = rounded.weight.float() * rounded.weight_scale.t()
@@ -40,7 +40,7 @@ def test_a_product_is_that_of_its_rounded_rows(linear: torch.nn.Linear) -> None:
 
 def test_rows_of_any_size_lose_the_same_share(linear: torch.nn.Linear) -> None:
     x = drawn(7, 64) * torch.logspace(-4, 4, 7)[:, None].bfloat16()
-    found, wanted = Fp8Linear(linear)(x), linear(x)
+    found, wanted = RowScaledLinear(linear)(x), linear(x)
     for row in range(7):
         assert error(found[row], wanted[row]) < TWO_ROUNDINGS
     assert error(found[:, :16], wanted[:, :16]) < TWO_ROUNDINGS, "small rows of the weight too"
@@ -56,14 +56,14 @@ def test_gelu_is_rounded_as_its_rows_are() -> None:
 def test_zeros_stay_zeros(linear: torch.nn.Linear) -> None:
     with torch.no_grad():
         linear.weight[3].zero_()
-    found = Fp8Linear(linear)(torch.zeros(4, 64, dtype=torch.bfloat16))
+    found = RowScaledLinear(linear)(torch.zeros(4, 64, dtype=torch.bfloat16))
     assert torch.equal(found, linear.bias.expand(4, -1))
 
 
 def test_a_modules_layers_are_rounded_and_it_stays_itself() -> None:
     made = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Sequential(torch.nn.Linear(32, 20)), torch.nn.GELU())
     twin = with_fp8_products(made)
-    assert isinstance(twin.get_submodule("0"), Fp8Linear)
+    assert isinstance(twin.get_submodule("0"), RowScaledLinear)
     assert type(made.get_submodule("0")) is torch.nn.Linear
     assert twin.get_submodule("1.0") is made.get_submodule("1.0"), "20 is no size for the kernels"
 
