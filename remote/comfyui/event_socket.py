@@ -30,7 +30,7 @@ def open_socket(address: Address, client_id: str) -> Iterator[ClientConnection]:
     from websockets.exceptions import WebSocketException
     from websockets.sync.client import connect
 
-    headers = {"Authorization": address.authorization} if address.authorization else {}
+    headers = {name: value for name, value in address.headers.items() if name.lower() != "user-agent"}
     with ExitStack() as stack:
         try:
             # No pings: a node that holds the interpreter's lock for long would pass for a dead server.

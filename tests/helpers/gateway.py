@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 HEAD_BYTES = 1 << 16
-ANSWER = "HTTP/1.1 {} Refused\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+ANSWER = "HTTP/1.1 {} Refused\r\nContent-Length: 0\r\nConnection: close\r\n{}\r\n"
 
 
 @dataclass
@@ -44,6 +44,8 @@ class Gateway:
     prefix: str = ""
     refuses: Callable[[Request], int | None] = lambda request: None
     """Function to a status for a request that does not pass."""
+    leads_to: str = ""
+    """The place that goes with such a status."""
     resets: Callable[[Request], bool] = lambda request: False
     """Whether to break off while a request is sent."""
     idle_s: float = 60.0
@@ -72,7 +74,8 @@ class Gateway:
             parts = urlsplit(request.target)
             status = self.refuses(request) or (None if parts.path.startswith(f"{self.prefix}/") else 404)
             if status:
-                client.sendall(ANSWER.format(status).encode())
+                place = f"Location: {self.leads_to}\r\n" if self.leads_to else ""
+                client.sendall(ANSWER.format(status, place).encode())
                 self._drain(client, int(request.headers.get("content-length", 0)) - len(body))
                 return
             target = parts.path.removeprefix(self.prefix) + (f"?{parts.query}" if parts.query else "")
