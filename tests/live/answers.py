@@ -101,6 +101,13 @@ def pictures(client: ComfyClient, result: RunResult, name: str) -> list[Image.Im
     return [Image.open(io.BytesIO(client.view(**each))).convert("RGB") for each in result.outputs[name]["images"]]
 
 
+def core_saves_in(client: ComfyClient, picture: str, subfolder: str) -> bool:
+    """Whether ComfyUI's own node saves in a folder below the output folder; it leaves a picture there if so."""
+    prompt = {"1": node("LoadImage", image=picture)}
+    prompt["2"] = node("SaveImage", images=["1", 0], filename_prefix=f"{subfolder}/image")
+    return client.run(prompt).status == "success"
+
+
 def file_names(folder: Path) -> set[str]:
     """Every file and folder below, by its relative name."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")} if folder.is_dir() else set()

@@ -95,7 +95,9 @@ def test_where_nothing_may_be_written_clips_are_made_and_builds_say_why(start: S
 
 @pytest.mark.torture
 @pytest.mark.parametrize("flags", [*FLAGS, *ON_A_GPU], ids=" ".join)
-def test_any_flags_make_the_same_clip(start: Start, flags: tuple[str, ...]) -> None:
+def test_any_flags_make_the_same_clip(host: ComfyHost, start: Start, flags: tuple[str, ...]) -> None:
+    if f'"{flags[0]}"' not in (host.directory / "comfy" / "cli_args.py").read_text("utf-8"):
+        pytest.skip(f"this ComfyUI has no {flags[0]}")
     if CPU and flags in ON_A_GPU:
         pytest.skip("ComfyUI takes this flag in place of --cpu, and there is no GPU")
     with start(flags) as client:
@@ -119,6 +121,7 @@ def test_thirty_prompts_without_a_cache_grow_nothing(start: Start, base: Path) -
         held = []
         for number in range(30):
             result = run(client, clip(picture, {CONDITIONING: {"prompt": f"{number}"}, SAMPLER: {"seed": number}}))
-            assert "denoised in" in text(result, SAMPLER)
+            # An older ComfyUI drops what the sampler answered once nobody needs it.
+            assert any("denoised in" in line.text for line in result.texts if line.node_id == SAMPLER)
             held.append(process.memory_info().rss)
         assert max(held[-10:]) < 1.1 * max(held[:10])
