@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, Event, PromptRefusedError, RunResult
+from i2v_tensorrt.remote.comfyui.messages import made_files
 from i2v_tensorrt.tests.live.graphs import Prompt, node
 from i2v_tensorrt.tests.live.ids import SAVE
 
@@ -90,8 +91,8 @@ def movie(client: ComfyClient, prompt: Prompt) -> torch.Tensor:
 
 def frames(client: ComfyClient, result: RunResult) -> torch.Tensor:
     """The saved clip [frames, height, width, 3], integers."""
-    (described,) = succeeded(result).outputs[SAVE]["files"]
-    data = client.view(described["filename"], described["subfolder"], described["type"])
+    (file,) = made_files({SAVE: succeeded(result).outputs[SAVE]})
+    data = client.view(file.filename, file.subfolder, file.type)
     with av.open(io.BytesIO(data)) as container:
         return torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)])
 
