@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from ...common.errors import InputError, StorageError
@@ -32,9 +34,12 @@ _DATE_PARTS: Mapping[str, Callable[[time.struct_time], int]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class SavePlace:
-    """Place of a file: its path, and its name and subfolder as the page asks for them."""
+    """Place of a file: where to write it, and its name and subfolder as the page asks for them.
+
+    The file has its name when the block of the place has ended: until then another server may take the next number.
+    """
 
     path: Path
     filename: str
@@ -54,23 +59,57 @@ def _never(subfolder: str) -> bool:
 def free_place(
     root: Path, prefix: object, suffix: str, width: int, height: int, may_leave: MayLeave = _never
 ) -> Iterator[SavePlace]:
-    """A free name below `root` from a prefix such as `video/%year%/clip`; good for the block.
+    """A file below `root` that a prefix such as `video/%year%/clip` names; good for the block.
 
-    Raises InputError for a prefix that leads out, StorageError when its folder cannot be made or written to.
+    What is written to the path gets a name at the end of the block, and takes none that there is already. Raises
+    InputError for a prefix that leads out, StorageError when its folder cannot be made or written to.
     """
     *folders, stem = expanded(prefix, width, height).split("/")
     with ExitStack() as stack:
         try:
             held = stack.enter_context(held_folder(root, folders, may_leave))
-            number = _next_number(held, stem)
+            filename = _name(stem, _next_number(held, stem), suffix)
         except OSError as error:
             reason = error.strerror or error
             raise StorageError(f"The folder of {str(prefix)[:80]!r} could not be made: {reason}.") from error
-        filename = check_name(f"{stem}_{number:05}_{suffix}")
+        place = SavePlace(held / f".{secrets.token_hex(8)}.part{suffix}", filename, "/".join(folders))
+        named = root.joinpath(*folders)
         try:
-            yield SavePlace(held / filename, filename, "/".join(folders))
+            yield place
+            place.filename = _named(place.path, stem, suffix)
         except StorageError as error:  # in the user's words, and not by a handle
-            raise StorageError(str(error).replace(str(held), str(root.joinpath(*folders)))) from error
+            told = str(error).replace(str(place.path), str(named / filename)).replace(str(held), str(named))
+            raise StorageError(told) from error
+        except OSError as error:
+            raise StorageError(f"{named / filename} could not be written: {error.strerror or error}.") from error
+        finally:
+            with suppress(OSError):
+                place.path.unlink(missing_ok=True)
+
+
+def _name(stem: str, number: int, suffix: str) -> str:
+    return check_name(f"{stem}_{number:05}_{suffix}")
+
+
+def _named(written: Path, stem: str, suffix: str) -> str:
+    """Gives a written file the next free name in its folder, and returns it; raises OSError."""
+    for number in count(_next_number(written.parent, stem)):
+        name = _name(stem, number, suffix)
+        with suppress(FileExistsError):  # another server was faster
+            _take(written, written.parent / name)
+            return name
+    raise AssertionError("numbers do not end")
+
+
+def _take(written: Path, path: Path) -> None:
+    """Moves a file to a name that nothing has; raises FileExistsError where something has it."""
+    try:
+        os.link(written, path)
+    except FileExistsError:
+        raise
+    except OSError:  # exFAT and some network drives have no links
+        path.open("xb").close()
+        os.replace(written, path)
 
 
 def digest_below(root: Path, subfolder: str, filename: str, may_leave: MayLeave = _never) -> str | None:

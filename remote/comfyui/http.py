@@ -120,7 +120,7 @@ class Http:
 
 def _session_without(names: tuple[str, ...]) -> Session:
     """A session that takes those headers off a request that is led to another host, as `requests` does with its own."""
-    from requests import PreparedRequest, Response, Session
+    from requests import Session
 
     class OneHost(Session):
         def rebuild_auth(self, prepared_request: PreparedRequest, response: Response) -> None:

@@ -1,6 +1,7 @@
 """A free name below a root, in a folder that stays the one that was checked."""
 
 import hashlib
+import os
 import re
 import sys
 import time
@@ -37,6 +38,48 @@ def test_files_are_counted_by_their_stem_and_folder(root: Path) -> None:
         "clip.x_00001_.mp4",
         "Clip_00003_.mp4",
     ]
+
+
+@pytest.mark.parametrize("has_links", [True, False], ids=["links", "no links"])
+def test_two_that_save_at_once_write_over_nothing(root: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool) -> None:
+    """Two servers over one output folder, while a node of ComfyUI's saves in it too."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not has_links:  # as exFAT and some network drives
+        monkeypatch.setattr(os, "link", refuse)
+    with free_place(root, "clip", ".mp4", 1, 1) as one, free_place(root, "clip", ".mp4", 1, 1) as other:
+        for place, content in ((one, b"one"), (other, b"other")):
+            with atomic_file(place.path) as temporary:
+                temporary.write_bytes(content)
+        (root / "clip_00001_.mp4").write_bytes(b"a third")
+    found = {path.name: path.read_bytes() for path in root.iterdir()}
+    assert found == {"clip_00001_.mp4": b"a third", one.filename: b"one", other.filename: b"other"}
+
+
+@pytest.mark.parametrize("taken", range(3))
+def test_a_name_that_is_taken_in_the_last_moment_stays(root: Path, monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+    """Between the look at the folder and the naming of the file."""
+    names = [f"clip_{number:05}_.mp4" for number in range(1, taken + 1)]
+    listed = os.listdir
+
+    def listing(folder: Path) -> list[str]:
+        found = listed(folder)
+        for name in names:
+            (Path(folder) / name).write_bytes(b"another's")
+        return found
+
+    monkeypatch.setattr(os, "listdir", listing)
+    assert saved(root, "clip") == f"clip_{taken + 1:05}_.mp4"
+    assert all((root / name).read_bytes() == b"another's" for name in names)
+
+
+def test_what_was_not_written_leaves_nothing(root: Path) -> None:
+    with pytest.raises(KeyError), free_place(root, "clip", ".mp4", 1, 1) as place:
+        place.path.write_bytes(b"half")
+        raise KeyError
+    assert list(root.iterdir()) == []
 
 
 @pytest.mark.parametrize(
