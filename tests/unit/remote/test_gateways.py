@@ -18,7 +18,7 @@ from i2v_tensorrt.remote.comfyui.address import parse_address
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, ServerError
 
 from ...helpers.fake_comfy import GRAPH, FakeComfy, running, write_pictures
-from ...helpers.gateway import Gateway, Request, self_signed, standing
+from ...helpers.gateway import NAME, Gateway, Request, self_signed, standing
 
 SECRET = "s3cret/ü"  # noqa: S105
 QUOTED = "s3cret%2F%C3%BC"
@@ -218,14 +218,36 @@ def test_a_proxy_is_the_only_way_out(
 ) -> None:
     """The host is known to the proxy alone."""
     monkeypatch.setenv(name, f"http://{gateway.host}")
-    result = ComfyClient("http://pod.invalid:8188").run(GRAPH)
+    result = ComfyClient(f"http://{NAME}:8188").run(GRAPH)
     assert result.status == "success" and {event.kind for event in result.events} >= {"progress"}
     assert any(request.method == "CONNECT" for request in gateway.seen), "for the socket"
     gateway.seen.clear()
-    monkeypatch.setenv("NO_PROXY", "pod.invalid")
-    with pytest.raises(ServerError, match="http://pod.invalid:8188"):
-        ComfyClient("http://pod.invalid:8188").run(GRAPH)
+    monkeypatch.setenv("NO_PROXY", NAME)
+    with pytest.raises(ServerError, match=f"http://{NAME}:8188"):
+        ComfyClient(f"http://{NAME}:8188").run(GRAPH)
     assert not gateway.seen
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_a_proxy_is_the_only_way_to_an_https_server(
+    fake: FakeComfy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """It hands bytes on that it cannot read, for requests and the socket alike."""
+    context, certificate = self_signed(tmp_path)
+    with standing(Gateway(port_of(fake)), context) as secure, standing(Gateway(secure.port)) as proxy:
+        monkeypatch.setenv(name, f"http://{proxy.host}")
+        address = parse_address(f"https://{NAME}:8443", "a token", certificate)
+        result = ComfyClient(address).run(GRAPH)
+        assert result.status == "success" and {event.kind for event in result.events} >= {"progress"}
+        assert {(request.method, request.target) for request in proxy.seen} == {("CONNECT", f"{NAME}:8443")}
+        assert all(request.headers["authorization"] == "Bearer a token" for request in secure.seen)
+        assert not any("authorization" in request.headers for request in proxy.seen), "the token is the server's"
+        proxy.seen.clear()
+        for pattern in (NAME, ".invalid", "*"):
+            monkeypatch.setenv("NO_PROXY", pattern)
+            with pytest.raises(ServerError, match=f"https://{NAME}:8443"):
+                ComfyClient(address).run(GRAPH)
+        assert not proxy.seen
 
 
 def test_no_proxy_leads_to_this_machine(fake: FakeComfy, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
