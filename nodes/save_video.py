@@ -17,7 +17,7 @@ from ..pipeline.media.sound import usable_sound
 from ..pipeline.media.video import write_video
 from ..runtime.saved_videos import SavedVideo, note, noted, video_key
 from .host import folders, ui
-from .host.kept_frames import keeping
+from .host.kept_frames import keeping, what_is_kept
 from .host.output_path import SavePlace, expanded
 from .host.video import PlayedVideo
 from .inputs import CATEGORY, sockets, verdict
@@ -101,7 +101,7 @@ class SaveVideo(io.ComfyNode):
             wish = _Wish(frames, options, sound, folders.metadata(cls.hidden), expanded(filename_prefix, *size))
             saved, lines = _saved(wish, progress, reuse=reuse_result)
         shown, unshown = _shown(frames, options, saved, sound, progress)
-        lines += [*notes, *more, *unshown]
+        lines += [*notes, *more, *unshown, *what_is_kept()]
         progress.say("\n".join(lines))
         result = ui.text_ui(lines, shown)
         return io.NodeOutput(PlayedVideo(frames, options.rate, sound, pingpong=pingpong), ui=result)

@@ -154,6 +154,15 @@ def digest_of_output(subfolder: str, filename: str) -> str | None:
     return digest_below(Path(folder_paths.get_output_directory()), subfolder, filename, comfyui_saves_in)
 
 
+def output_sizes(subfolder: str) -> list[int]:
+    """The bytes of each file in a folder below ComfyUI's output folder; none without the folder."""
+    found = Path(folder_paths.get_output_directory()).joinpath(subfolder)
+    try:
+        return [path.stat().st_size for path in found.iterdir() if path.is_file() and not path.name.startswith(".")]
+    except OSError:
+        return []
+
+
 @contextmanager
 def scratch_folder(name: str) -> Iterator[Path]:
     """A fresh folder below ComfyUI's temp folder, removed at the end."""

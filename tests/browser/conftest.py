@@ -36,7 +36,7 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-StartClean = Callable[[Path], Any]
+StartClean = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +49,9 @@ def start_clean(host: ComfyHost) -> StartClean:
     page = ["--front-end-root", frontend] if frontend else []
 
     @contextmanager
-    def start(base_directory: Path) -> Iterator[ComfyServer]:
+    def start(base_directory: Path, *more: str) -> Iterator[ComfyServer]:
         link_pack(PACK, base_directory)
-        arguments = [*ARGUMENTS, "--preview-method", "latent2rgb", *device_arguments(), *page]
+        arguments = [*ARGUMENTS, "--preview-method", "latent2rgb", *device_arguments(), *page, *more]
         with start_server(host, base_directory, arguments) as running:
             yield running
 
@@ -80,15 +80,20 @@ OpenScreen = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def open_screen(chromium: Any) -> OpenScreen:
-    """Opens a page in a profile of its own."""
+    """Opens a page in a profile of its own; `user` is the id of one whom a server with several users knows."""
 
     @contextmanager
-    def opened(url: str, hosts_own: frozenset[str] = frozenset(), **settings: Any) -> Iterator[Screen]:
+    def opened(url: str, hosts_own: frozenset[str] = frozenset(), user: str = "", **settings: Any) -> Iterator[Screen]:
         if settings:  # the panel of a page before would cover the graph
             chosen = {"RightSidePanel.IsOpen": False, **settings}
-            set_settings(url, {f"Comfy.{name}": value for name, value in chosen.items()})
+            set_settings(url, {f"Comfy.{name}": value for name, value in chosen.items()}, user)
         width, height = VIEWPORTS[0]
         context = chromium.new_context(viewport={"width": width, "height": height})
+        if user:  # as the page itself does once somebody has been chosen
+            keys = {"Comfy.userId": user, "Comfy.userName": user}
+            context.add_init_script(
+                f"Object.entries({json.dumps(keys)}).forEach((each) => localStorage.setItem(...each))"
+            )
         screen = Screen(context.new_page(), url, Console(hosts_own))
         screen.console.watch(screen.page)
         try:

@@ -1,0 +1,79 @@
+"""Two users of one server (--multi-user), each before a page of their own: what runs shows itself to its owner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from i2v_tensorrt.remote.comfyui.server import ComfyServer
+from i2v_tensorrt.tests.browser.screen import Screen, post
+from i2v_tensorrt.tests.browser.test_pages import MARKS, QUICK_START, seed
+
+USERS = ("Änne", "李雷")
+# What the server tells a page of work, as the page's own parts and the pack's scripts hear it.
+LISTEN = """() => {
+  window.i2vHeard = {prompts: [], sheets: [], previews: [], texts: 0};
+  const {prompts, sheets, previews} = i2vHeard;
+  app.api.addEventListener("execution_start", ({detail}) => prompts.push(detail.prompt_id));
+  app.api.addEventListener("i2v_tensorrt.sheet", ({detail}) => sheets.push(detail.prompt_id));
+  app.api.addEventListener("b_preview_with_metadata", ({detail}) => previews.push(detail.jobId ?? detail.promptId));
+  app.api.addEventListener("progress_text", () => { i2vHeard.texts += 1; });
+}"""
+HEARD = "() => window.i2vHeard"
+
+
+@pytest.fixture(scope="module")
+def server(chromium: Any, start_clean: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """One that asks who is there."""
+    with start_clean(tmp_path_factory.mktemp("users"), "--multi-user") as running:
+        yield running
+
+
+@pytest.fixture
+def screens(server: ComfyServer, open_screen: Any) -> Iterator[list[Screen]]:
+    """Both with the quick start open, and their ears too."""
+    with ExitStack() as stack:
+        opened = []
+        for name in USERS:
+            user = post(f"{server.url}/users", {"username": name})
+            chosen = {"TutorialCompleted": True, "Locale": "en", "VueNodes.Enabled": False}
+            screen = stack.enter_context(open_screen(server.url, user=user, **chosen))
+            screen.open_template(QUICK_START)
+            screen.page.evaluate(LISTEN)
+            opened.append(screen)
+        yield opened
+
+
+def test_two_users_see_their_own_runs_alone(screens: list[Screen], server: ComfyServer, pictures: Path) -> None:
+    for number, screen in enumerate(screens):
+        seed(screen, 30 + number)
+        screen.press_run()
+    assert [screen.wait_until_run()["kind"] for screen in screens] == ["execution_success"] * 2
+    heard = []
+    for screen, name in zip(screens, ("one", "other"), strict=True):
+        screen.settle()
+        screen.page.screenshot(path=pictures / f"user_{name}.png")
+        marks = screen.page.evaluate(MARKS)
+        assert [found for found in marks.values() if "i2v-loop" in found and "sheet" in found]
+        heard.append(screen.page.evaluate(HEARD))
+        assert not screen.console.faults()
+    for each in heard:
+        (prompt,) = each["prompts"]
+        assert each["sheets"] == [prompt]
+        assert each["previews"] and set(each["previews"]) == {prompt}
+        assert each["texts"] > 0
+    assert heard[0]["prompts"] != heard[1]["prompts"]
+
+
+def test_who_runs_nothing_hears_nothing(screens: list[Screen]) -> None:
+    one, other = screens
+    seed(one, 40)
+    one.press_run()
+    assert one.wait_until_run()["kind"] == "execution_success"
+    other.settle()
+    assert other.page.evaluate(HEARD) == {"prompts": [], "sheets": [], "previews": [], "texts": 0}
+    assert other.page.evaluate(MARKS) == {}
