@@ -179,7 +179,7 @@ def test_the_same_video_is_given_again_and_never_written_over(client: ComfyClien
     free(client)
     again = run(client, prompt)
     *lines, told = text(again, SAVE).splitlines()
-    assert lines == text(first, SAVE).splitlines()
+    assert lines == text(first, SAVE).splitlines()[:2], "without what else it had to say"
     assert told.startswith("result cache hit: the file was there, ") and told.endswith(" s saved")
     assert made_files(again.outputs) == made_files(first.outputs)
     (path,) = (output / "again").iterdir()

@@ -114,7 +114,8 @@ def test_frames_that_cannot_be_saved_are_kept_and_come_back(client: ComfyClient,
     assert "webm-av1 needs frames at least 32 pixels wide" in error
     name = error.partition("Load Video opens them as ")[2].rstrip(".")
     assert re.fullmatch(r"i2v_kept/frames_\d{5}_\.mkv \[output\]", name)
-    told = [line for line in text(run(client, save(picture)), SAVE).splitlines() if line.startswith("i2v_kept")]
+    after = text(run(client, save(picture, filename_prefix="after/kept")), SAVE).splitlines()
+    told = [line for line in after if line.startswith("i2v_kept")]
     assert len(told) == 1 and "remove what you no longer need" in told[0]
     prompt[OPENED] = node("LoadVideo", file=name)
     prompt[PARTS] = node("GetVideoComponents", video=[OPENED, 0])
