@@ -126,10 +126,11 @@ def save_place(
     prefix: object, suffix: str, width: int, height: int, *, temporary: bool = False
 ) -> AbstractContextManager[SavePlace]:
     """A free name in ComfyUI's output (or temp) folder from a prefix; see `output_path.free_place`."""
+    scratch = Path(folder_paths.get_temp_directory())
     if temporary:
-        return free_place(Path(folder_paths.get_temp_directory()), prefix, suffix, width, height)
+        return free_place(scratch, prefix, suffix, width, height)
     root = Path(folder_paths.get_output_directory())
-    return free_place(root, prefix, suffix, width, height, comfyui_saves_in)
+    return free_place(root, prefix, suffix, width, height, comfyui_saves_in, scratch)
 
 
 def comfyui_saves_in(subfolder: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ...common.errors import InputError, StorageError
 from ...engine_builder.store.manifest import file_digest
@@ -21,6 +23,8 @@ _HAS_HANDLES = sys.platform == "linux"
 """Whether an open folder has a path of its own, which stays with it when its name goes to a link."""
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 """Flags to open a folder itself: one that has become a link since the check is refused."""
+
+COPY_BYTES = 1 << 20
 
 _PLACEHOLDER = re.compile(r"%(date:[^%]*|\w+)%")
 _DATE = "date:"
@@ -57,26 +61,37 @@ def _never(subfolder: str) -> bool:
 
 @contextmanager
 def free_place(
-    root: Path, prefix: object, suffix: str, width: int, height: int, may_leave: MayLeave = _never
+    root: Path,
+    prefix: object,
+    suffix: str,
+    width: int,
+    height: int,
+    may_leave: MayLeave = _never,
+    scratch: Path | None = None,
 ) -> Iterator[SavePlace]:
     """A file below `root` that a prefix such as `video/%year%/clip` names; good for the block.
 
-    What is written to the path gets a name at the end of the block, and takes none that there is already. Raises
-    InputError for a prefix that leads out, StorageError when its folder cannot be made or written to.
+    What is written to the path gets a name at the end of the block, and takes none that there is already. Where the
+    drive takes files from start to end alone, as one over a bucket does, the path is in a folder below `scratch`.
+    Raises InputError for a prefix that leads out, StorageError when its folder cannot be made or written to.
     """
     *folders, stem = expanded(prefix, width, height).split("/")
     with ExitStack() as stack:
         try:
             held = stack.enter_context(held_folder(root, folders, may_leave))
             filename = _name(stem, _next_number(held, stem), suffix)
+            work = held
+            if scratch is not None and not _takes_any_order(held):
+                scratch.mkdir(parents=True, exist_ok=True)
+                work = Path(stack.enter_context(TemporaryDirectory(prefix="i2v_save_", dir=scratch)))
         except OSError as error:
             reason = error.strerror or error
             raise StorageError(f"The folder of {str(prefix)[:80]!r} could not be made: {reason}.") from error
-        place = SavePlace(held / f".{secrets.token_hex(8)}.part{suffix}", filename, "/".join(folders))
+        place = SavePlace(work / f".{secrets.token_hex(8)}.part{suffix}", filename, "/".join(folders))
         named = root.joinpath(*folders)
         try:
             yield place
-            place.filename = _named(place.path, stem, suffix)
+            place.filename = _named(place.path, held, stem, suffix)
         except StorageError as error:  # in the user's words, and not by a handle
             told = str(error).replace(str(place.path), str(named / filename)).replace(str(held), str(named))
             raise StorageError(told) from error
@@ -91,18 +106,21 @@ def _name(stem: str, number: int, suffix: str) -> str:
     return check_name(f"{stem}_{number:05}_{suffix}")
 
 
-def _named(written: Path, stem: str, suffix: str) -> str:
-    """Gives a written file the next free name in its folder, and returns it; raises OSError."""
-    for number in count(_next_number(written.parent, stem)):
+def _named(written: Path, folder: Path, stem: str, suffix: str) -> str:
+    """Gives a written file the next free name in a folder, and returns it; raises OSError."""
+    for number in count(_next_number(folder, stem)):
         name = _name(stem, number, suffix)
         with suppress(FileExistsError):  # another server was faster
-            _take(written, written.parent / name)
+            _take(written, folder / name)
             return name
     raise AssertionError("numbers do not end")
 
 
 def _take(written: Path, path: Path) -> None:
     """Moves a file to a name that nothing has; raises FileExistsError where something has it."""
+    if written.parent != path.parent:
+        _copy(written, path)
+        return
     try:
         os.link(written, path)
     except FileExistsError:
@@ -110,6 +128,54 @@ def _take(written: Path, path: Path) -> None:
     except OSError:  # exFAT and some network drives have no links
         path.open("xb").close()
         os.replace(written, path)
+
+
+def _copy(written: Path, path: Path) -> None:
+    """Copies a file from start to end to a name that nothing has; of a failure nothing is left."""
+    with written.open("rb") as source, path.open("xb") as target:
+        try:
+            shutil.copyfileobj(source, target, COPY_BYTES)
+            target.flush()
+        except OSError:
+            with suppress(OSError):
+                path.unlink()
+            raise
+
+
+_DRIVES: dict[int, bool] = {}
+"""By the number of a drive, whether it takes files in any order."""
+
+
+def _takes_any_order(folder: Path) -> bool:
+    """Whether the drive of a folder, tried once, lets a file be written in any order and then be renamed.
+
+    Encoders of mp4 go back to the head of the file; drives over a bucket refuse that.
+    """
+    number = folder.stat().st_dev
+    if number not in _DRIVES:
+        _DRIVES[number] = _tried(folder)
+    return _DRIVES[number]
+
+
+def _tried(folder: Path) -> bool:
+    """The same by a file that is written, changed, renamed and removed; where none can be made, whoever writes tells."""
+    probe, renamed = (folder / f".{secrets.token_hex(8)}.part" for _ in range(2))
+    try:
+        with probe.open("xb", buffering=0) as file:
+            file.write(b"0")
+    except OSError:
+        return True
+    try:
+        with probe.open("rb+", buffering=0) as file:
+            file.write(b"1")
+        os.replace(probe, renamed)
+    except OSError:
+        return False
+    finally:
+        for path in (probe, renamed):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+    return True
 
 
 def digest_below(root: Path, subfolder: str, filename: str, may_leave: MayLeave = _never) -> str | None:

@@ -116,7 +116,11 @@ def hosts_own(server: ComfyServer, open_screen: OpenScreen) -> frozenset[str]:
 
 @pytest.fixture(scope="session")
 def pictures(server: ComfyServer) -> Path:
-    """Where the pictures of this run go, by ComfyUI's version."""
+    return pictures_of(server)
+
+
+def pictures_of(server: ComfyServer) -> Path:
+    """Where the pictures of a run go, by ComfyUI's version."""
     with urllib.request.urlopen(f"{server.url}/system_stats") as response:  # noqa: S310 - our own server
         version = json.load(response)["system"]["comfyui_version"]
     folder = PACK / "out" / "browser" / version

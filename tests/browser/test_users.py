@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from i2v_tensorrt.remote.comfyui.server import ComfyServer
+from i2v_tensorrt.tests.browser.conftest import pictures_of
 from i2v_tensorrt.tests.browser.screen import Screen, post
 from i2v_tensorrt.tests.browser.test_pages import MARKS, QUICK_START, seed
 
@@ -48,7 +48,7 @@ def screens(server: ComfyServer, open_screen: Any) -> Iterator[list[Screen]]:
         yield opened
 
 
-def test_two_users_see_their_own_runs_alone(screens: list[Screen], server: ComfyServer, pictures: Path) -> None:
+def test_two_users_see_their_own_runs_alone(screens: list[Screen], server: ComfyServer) -> None:
     for number, screen in enumerate(screens):
         seed(screen, 30 + number)
         screen.press_run()
@@ -56,7 +56,7 @@ def test_two_users_see_their_own_runs_alone(screens: list[Screen], server: Comfy
     heard = []
     for screen, name in zip(screens, ("one", "other"), strict=True):
         screen.settle()
-        screen.page.screenshot(path=pictures / f"user_{name}.png")
+        screen.page.screenshot(path=pictures_of(server) / f"user_{name}.png")
         marks = screen.page.evaluate(MARKS)
         assert [found for found in marks.values() if "i2v-loop" in found and "sheet" in found]
         heard.append(screen.page.evaluate(HEARD))

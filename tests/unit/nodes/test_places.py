@@ -3,9 +3,11 @@
 import hashlib
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from i2v_tensorrt.common.atomic_file import atomic_file
 from i2v_tensorrt.common.errors import InputError, StorageError
+from i2v_tensorrt.nodes.host import output_path
 from i2v_tensorrt.nodes.host.output_path import digest_below, expanded, free_place
 
 
@@ -73,6 +76,52 @@ def test_a_name_that_is_taken_in_the_last_moment_stays(root: Path, monkeypatch: 
     monkeypatch.setattr(os, "listdir", listing)
     assert saved(root, "clip") == f"clip_{taken + 1:05}_.mp4"
     assert all((root / name).read_bytes() == b"another's" for name in names)
+
+
+@pytest.fixture
+def bucket(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root on a drive on which a file is written from start to end, and nothing is renamed or linked."""
+    replace = os.replace
+
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    def replaced(source: Path, target: Path) -> None:
+        if Path(target).resolve().is_relative_to(root.resolve()):
+            refuse()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(output_path, "_DRIVES", {})  # it is none such otherwise
+    return root
+
+
+def test_a_drive_over_a_bucket_takes_a_copy(bucket: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "temp"
+    for content in (b"one", b"two"):
+        with (
+            free_place(bucket, "s3/clip", ".mp4", 1, 1, scratch=scratch) as place,
+            atomic_file(place.path) as temporary,
+        ):
+            temporary.write_bytes(content)
+        assert (bucket / "s3" / place.filename).read_bytes() == content
+    assert sorted(path.name for path in (bucket / "s3").iterdir()) == ["clip_00001_.mp4", "clip_00002_.mp4"]
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_copy_that_fails_leaves_nothing(bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Any, target: Any, length: int) -> None:
+        target.write(source.read(2))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with (
+        pytest.raises(StorageError, match=r"output/clip_00001_\.mp4 could not be written: No space left"),
+        free_place(bucket, "clip", ".mp4", 1, 1, scratch=tmp_path / "temp") as place,
+    ):
+        place.path.write_bytes(b"whole")
+    assert list(bucket.iterdir()) == [] and list((tmp_path / "temp").iterdir()) == []
 
 
 def test_what_was_not_written_leaves_nothing(root: Path) -> None:
