@@ -158,7 +158,7 @@ def _takes_any_order(folder: Path) -> bool:
 
 
 def _tried(folder: Path) -> bool:
-    """The same by a file that is written, changed, renamed and removed; where none can be made, whoever writes tells."""
+    """The same by a file that is written, changed and renamed; where none can be made, whoever writes tells of it."""
     probe, renamed = (folder / f".{secrets.token_hex(8)}.part" for _ in range(2))
     try:
         with probe.open("xb", buffering=0) as file:
