@@ -20,6 +20,7 @@ from ..remote.comfyui.client import ComfyClient
 
 DEFAULT_SERVER = "http://127.0.0.1:8188"
 TOKEN = "I2VTRT_SERVER_TOKEN"  # noqa: S105 - the name of a variable
+HEADERS = "I2VTRT_SERVER_HEADERS"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -62,6 +63,13 @@ def parser() -> argparse.ArgumentParser:
         help="with a path, a name and password or a query where the server asks for them (%(default)s)",
     )
     top.add_argument("--token", metavar="TEXT", help=f"a bearer token; better in the variable {TOKEN}")
+    top.add_argument(
+        "--header",
+        action="append",
+        metavar="NAME:TEXT",
+        help=f"a header that a gateway before the server asks for (repeatable); better in the variable {HEADERS}, a "
+        "line each",
+    )
     trust = top.add_mutually_exclusive_group()
     trust.add_argument("--ca", type=Path, metavar="FILE", help="certificates to trust in place of the system's")
     trust.add_argument("--insecure", action="store_true", help="take any certificate")
@@ -159,7 +167,9 @@ def address_of(options: argparse.Namespace) -> Address:
     """The server's address with what it asks for; raises UsageError, which shows no secret."""
     try:
         token = options.token or os.environ.get(TOKEN)
-        return parse_address(options.server, token, False if options.insecure else options.ca or True)
+        trust = False if options.insecure else options.ca or True
+        headers = options.header or filter(None, os.environ.get(HEADERS, "").splitlines())
+        return parse_address(options.server, token, trust, headers)
     except InputError as error:
         raise UsageError(f"--server: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import queue
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 
 ALLOCATORS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 """Variables of PyTorch's allocator settings, under their names over time."""
+USER = "USER"
+"""Variable of the user's name, which Python asks before it looks for the user's account."""
 
 
 def hear(process: subprocess.Popen[str]) -> queue.Queue[str | None]:
@@ -51,11 +54,25 @@ def child_environment(changes: Mapping[str, str] | None = None) -> dict[str, str
 
     ComfyUI writes its choice of PyTorch's allocator into its own environment; with cudaMallocAsync a child could
     capture no CUDA graph. Other settings in those variables are the user's and stay.
+
+    PyTorch's compiler names its cache after the user, and up to PyTorch 2.12 it fails for one without an account, as in
+    a container that is run under somebody's number: the child has that for a name.
     """
     found = {**os.environ, **(changes or {})}
+    if not found.get(USER) and (number := _nameless()) is not None:
+        found[USER] = f"uid_{number}"
     for name in ALLOCATORS:
         settings = [each for each in found.pop(name, "").split(",") if each.strip()]
         kept = [each for each in settings if not each.strip().startswith("backend:")]
         if kept:
             found[name] = ",".join(kept)
     return found
+
+
+def _nameless() -> int | None:
+    """The number of a user who has no name on this system; None for one who has."""
+    try:
+        getpass.getuser()
+    except (KeyError, ImportError, OSError):
+        return os.getuid() if hasattr(os, "getuid") else 0
+    return None

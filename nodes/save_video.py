@@ -17,7 +17,7 @@ from ..pipeline.media.sound import usable_sound
 from ..pipeline.media.video import write_video
 from ..runtime.saved_videos import SavedVideo, note, noted, video_key
 from .host import folders, ui
-from .host.kept_frames import keeping
+from .host.kept_frames import keeping, what_is_kept
 from .host.output_path import SavePlace, expanded
 from .host.video import PlayedVideo
 from .inputs import CATEGORY, sockets, verdict
@@ -101,11 +101,9 @@ class SaveVideo(io.ComfyNode):
             wish = _Wish(frames, options, sound, folders.metadata(cls.hidden), expanded(filename_prefix, *size))
             saved, lines = _saved(wish, progress, reuse=reuse_result)
         shown, unshown = _shown(frames, options, saved, sound, progress)
-        lines += [*notes, *more, *unshown]
+        lines += [*notes, *more, *unshown, *what_is_kept()]
         progress.say("\n".join(lines))
-        # `images` is for the page; programs fetch the file itself, which the page may replace by a playable one.
-        files = [{**saved, "type": "output"}]
-        result = ui.text_ui(lines, {**shown, "files": files})
+        result = ui.text_ui(lines, shown)
         return io.NodeOutput(PlayedVideo(frames, options.rate, sound, pingpong=pingpong), ui=result)
 
 
@@ -159,16 +157,17 @@ def _describe(info: VideoInfo, place: SavePlace) -> list[str]:
 def _shown(
     frames: torch.Tensor, options: VideoOptions, saved: dict[str, str], sound: Audio | None, progress: ui.Progress
 ) -> tuple[dict[str, Any], list[str]]:
-    """Entry of the file that the page plays, and a sentence where there is none to play.
+    """Entries of the saved file and of what the page plays, and a sentence where there is nothing to play.
 
-    It is the saved file, or a temporary one that browsers can play.
+    The page plays what `images` names: the saved file, or else a temporary one that browsers can play, with `files`
+    for the saved one. No file is named twice, for the page counts all of them.
     """
     result = {**saved, "type": "output"}
     if options.format in UNPLAYABLE:
         try:
-            result = _playable(frames, options, sound, progress)
+            return {"images": [_playable(frames, options, sound, progress)], "animated": (True,), "files": [result]}, []
         except I2VError as error:  # the clip itself is saved
-            return {}, [f"The page has nothing to play: {error}"]
+            return {"files": [result]}, [f"The page has nothing to play: {error}"]
     # An animated gif or webp is an <img> to the page; `animated` would make it a <video>, which plays neither.
     return {"images": [result], "animated": (not options.spec.is_image or options.format == "webp",)}, []
 

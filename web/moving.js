@@ -80,6 +80,7 @@ function play(node, patience = 50) {
     video.i2vPlayed = video.currentSrc;
     video.muted = true; // or the browser may refuse
     video.play().catch(() => {}); // the controls are there
+    node.setDirtyCanvas?.(true, true); // the page has made room for it, and draws the node in its old size
   } else if (patience) setTimeout(play, 200, node, patience - 1);
 }
 

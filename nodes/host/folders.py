@@ -129,10 +129,11 @@ def save_place(
     prefix: object, suffix: str, width: int, height: int, *, temporary: bool = False
 ) -> AbstractContextManager[SavePlace]:
     """A free name in ComfyUI's output (or temp) folder from a prefix; see `output_path.free_place`."""
+    scratch = Path(folder_paths.get_temp_directory())
     if temporary:
-        return free_place(Path(folder_paths.get_temp_directory()), prefix, suffix, width, height)
+        return free_place(scratch, prefix, suffix, width, height)
     root = Path(folder_paths.get_output_directory())
-    return free_place(root, prefix, suffix, width, height, comfyui_saves_in)
+    return free_place(root, prefix, suffix, width, height, comfyui_saves_in, scratch)
 
 
 def comfyui_saves_in(subfolder: str) -> bool:
@@ -155,6 +156,15 @@ def temporary_file(place: SavePlace) -> Path:
 def digest_of_output(subfolder: str, filename: str) -> str | None:
     """The SHA-256 of a file in ComfyUI's output folder, or None; see `output_path.digest_below`."""
     return digest_below(Path(folder_paths.get_output_directory()), subfolder, filename, comfyui_saves_in)
+
+
+def output_sizes(subfolder: str) -> list[int]:
+    """The bytes of each file in a folder below ComfyUI's output folder; none without the folder."""
+    found = Path(folder_paths.get_output_directory()).joinpath(subfolder)
+    try:
+        return [path.stat().st_size for path in found.iterdir() if path.is_file() and not path.name.startswith(".")]
+    except OSError:
+        return []
 
 
 @contextmanager

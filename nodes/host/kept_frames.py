@@ -54,5 +54,26 @@ def _keep(frames: torch.Tensor, fps: float, sound: Audio | None) -> str:
             folder = "temp" if temporary else "output"
             name = f"{place.subfolder}/{place.filename} [{folder}]"
             until = " until ComfyUI starts again" if temporary else ""
+            if not temporary:
+                _UNTOLD.add(place.subfolder)
             return f"The frames are kept without loss{until}: {opener} opens them as {name}."
     return ""
+
+
+_UNTOLD: set[str] = set()
+"""Folders in which something was kept since a save has told what lies there."""
+
+
+def what_is_kept() -> list[str]:
+    """A line on all frames that lie kept in the output folder, for the first save that succeeds after one that failed.
+
+    Nothing is removed: a user alone knows whether the frames have been saved since.
+    """
+    lines = []
+    while _UNTOLD:
+        sizes = folders.output_sizes(subfolder := _UNTOLD.pop())
+        if sizes:
+            clips = "1 clip" if len(sizes) == 1 else f"{len(sizes)} clips"
+            held = f"{subfolder} in the output folder holds {clips} that could not be saved, {sum(sizes) / 1e6:.2f} MB"
+            lines.append(f"{held}: remove what you no longer need.")
+    return lines

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ...common.errors import InputError, StorageError
 from ...engine_builder.store.manifest import file_digest
@@ -19,6 +23,8 @@ _HAS_HANDLES = sys.platform == "linux"
 """Whether an open folder has a path of its own, which stays with it when its name goes to a link."""
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 """Flags to open a folder itself: one that has become a link since the check is refused."""
+
+COPY_BYTES = 1 << 20
 
 _PLACEHOLDER = re.compile(r"%(date:[^%]*|\w+)%")
 _DATE = "date:"
@@ -32,9 +38,12 @@ _DATE_PARTS: Mapping[str, Callable[[time.struct_time], int]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class SavePlace:
-    """Place of a file: its path, and its name and subfolder as the page asks for them."""
+    """Place of a file: where to write it, and its name and subfolder as the page asks for them.
+
+    The file has its name when the block of the place has ended: until then another server may take the next number.
+    """
 
     path: Path
     filename: str
@@ -52,25 +61,121 @@ def _never(subfolder: str) -> bool:
 
 @contextmanager
 def free_place(
-    root: Path, prefix: object, suffix: str, width: int, height: int, may_leave: MayLeave = _never
+    root: Path,
+    prefix: object,
+    suffix: str,
+    width: int,
+    height: int,
+    may_leave: MayLeave = _never,
+    scratch: Path | None = None,
 ) -> Iterator[SavePlace]:
-    """A free name below `root` from a prefix such as `video/%year%/clip`; good for the block.
+    """A file below `root` that a prefix such as `video/%year%/clip` names; good for the block.
 
+    What is written to the path gets a name at the end of the block, and takes none that there is already. Where the
+    drive takes files from start to end alone, as one over a bucket does, the path is in a folder below `scratch`.
     Raises InputError for a prefix that leads out, StorageError when its folder cannot be made or written to.
     """
     *folders, stem = expanded(prefix, width, height).split("/")
     with ExitStack() as stack:
         try:
             held = stack.enter_context(held_folder(root, folders, may_leave))
-            number = _next_number(held, stem)
+            filename = _name(stem, _next_number(held, stem), suffix)
+            work = held
+            if scratch is not None and not _takes_any_order(held):
+                scratch.mkdir(parents=True, exist_ok=True)
+                work = Path(stack.enter_context(TemporaryDirectory(prefix="i2v_save_", dir=scratch)))
         except OSError as error:
             reason = error.strerror or error
             raise StorageError(f"The folder of {str(prefix)[:80]!r} could not be made: {reason}.") from error
-        filename = check_name(f"{stem}_{number:05}_{suffix}")
+        place = SavePlace(work / f".{secrets.token_hex(8)}.part{suffix}", filename, "/".join(folders))
+        named = root.joinpath(*folders)
         try:
-            yield SavePlace(held / filename, filename, "/".join(folders))
+            yield place
+            place.filename = _named(place.path, held, stem, suffix)
         except StorageError as error:  # in the user's words, and not by a handle
-            raise StorageError(str(error).replace(str(held), str(root.joinpath(*folders)))) from error
+            told = str(error).replace(str(place.path), str(named / filename)).replace(str(held), str(named))
+            raise StorageError(told) from error
+        except OSError as error:
+            raise StorageError(f"{named / filename} could not be written: {error.strerror or error}.") from error
+        finally:
+            with suppress(OSError):
+                place.path.unlink(missing_ok=True)
+
+
+def _name(stem: str, number: int, suffix: str) -> str:
+    return check_name(f"{stem}_{number:05}_{suffix}")
+
+
+def _named(written: Path, folder: Path, stem: str, suffix: str) -> str:
+    """Gives a written file the next free name in a folder, and returns it; raises OSError."""
+    for number in count(_next_number(folder, stem)):
+        name = _name(stem, number, suffix)
+        with suppress(FileExistsError):  # another server was faster
+            _take(written, folder / name)
+            return name
+    raise AssertionError("numbers do not end")
+
+
+def _take(written: Path, path: Path) -> None:
+    """Moves a file to a name that nothing has; raises FileExistsError where something has it."""
+    if written.parent != path.parent:
+        _copy(written, path)
+        return
+    try:
+        os.link(written, path)
+    except FileExistsError:
+        raise
+    except OSError:  # exFAT and some network drives have no links
+        path.open("xb").close()
+        os.replace(written, path)
+
+
+def _copy(written: Path, path: Path) -> None:
+    """Copies a file from start to end to a name that nothing has; of a failure nothing is left."""
+    with written.open("rb") as source, path.open("xb") as target:
+        try:
+            shutil.copyfileobj(source, target, COPY_BYTES)
+            target.flush()
+        except OSError:
+            with suppress(OSError):
+                path.unlink()
+            raise
+
+
+_DRIVES: dict[int, bool] = {}
+"""By the number of a drive, whether it takes files in any order."""
+
+
+def _takes_any_order(folder: Path) -> bool:
+    """Whether the drive of a folder, tried once, lets a file be written in any order and then be renamed.
+
+    Encoders of mp4 go back to the head of the file; drives over a bucket refuse that.
+    """
+    number = folder.stat().st_dev
+    if number not in _DRIVES:
+        _DRIVES[number] = _tried(folder)
+    return _DRIVES[number]
+
+
+def _tried(folder: Path) -> bool:
+    """The same by a file that is written, changed and renamed; where none can be made, whoever writes tells of it."""
+    probe, renamed = (folder / f".{secrets.token_hex(8)}.part" for _ in range(2))
+    try:
+        with probe.open("xb", buffering=0) as file:
+            file.write(b"0")
+    except OSError:
+        return True
+    try:
+        with probe.open("rb+", buffering=0) as file:
+            file.write(b"1")
+        os.replace(probe, renamed)
+    except OSError:
+        return False
+    finally:
+        for path in (probe, renamed):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+    return True
 
 
 def digest_below(root: Path, subfolder: str, filename: str, may_leave: MayLeave = _never) -> str | None:

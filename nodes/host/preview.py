@@ -19,6 +19,7 @@ from ...pipeline.models.base import VideoModel
 from ...pipeline.models.latent_rgb import latent_rgb
 from .memory import device
 from .preview_grid import Sheet
+from .ui import shown_node
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def _announce(sheet: Sheet, workflow: object) -> None:
     context, server = get_executing_context(), PromptServer.instance
     if context is None or server.client_id is None:  # without a name all pages would hear it
         return
-    told = {"prompt_id": context.prompt_id, "node": context.node_id, **dataclasses.asdict(sheet)}
+    told = {"prompt_id": context.prompt_id, "node": shown_node(context.node_id), **dataclasses.asdict(sheet)}
     told["workflow"] = workflow.get("id") if isinstance(workflow, Mapping) else None
     server.send_sync("i2v_tensorrt.sheet", told, server.client_id)
 

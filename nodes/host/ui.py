@@ -11,6 +11,7 @@ from typing import Any
 import comfy.model_management as memory
 import comfy.utils
 from comfy_api.latest import io
+from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
@@ -49,7 +50,12 @@ def say(node_id: str | None, text: str) -> None:
     """Shows a text on a node, where the page can: on that of the one who queued it, for without a name all hear it."""
     server = None if node_id is None else PromptServer.instance
     if server is not None and server.client_id is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node_id, server.client_id)
+        server.send_progress_text(text, shown_node(node_id), server.client_id)
+
+
+def shown_node(node_id: str | None) -> str | None:
+    """The node that the page shows in a node's place: another one for a copy that a loop has made of it."""
+    return None if node_id is None else get_progress_state().dynprompt.get_display_node_id(node_id)
 
 
 @contextmanager

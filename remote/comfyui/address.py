@@ -6,8 +6,10 @@ Whatever is secret in it, a name and password or a token, stays out of `url`, ou
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
 from base64 import b64encode
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
@@ -18,6 +20,13 @@ USER_AGENT = "i2v-tensorrt"
 """Some proxies refuse the names of Python's own libraries."""
 HIDDEN, LEAST_SECRET = "***", 4
 SCHEMES = {"http": "ws", "https": "wss"}
+HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)[ \t]*")
+"""A line of a header: its name, and a value that every server reads alike (RFC 9110, 5.5)."""
+OURS = {
+    *("accept-encoding", "authorization", "connection", "content-length", "content-type", "host"),
+    *("transfer-encoding", "upgrade", "user-agent"),
+}
+"""Names, in small letters, of headers that the client itself sends."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,8 @@ class Address:
     """Fields that go with every request, such as a token."""
     authorization: str | None = field(default=None, repr=False)
     """The header of that name."""
+    asked_headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Further headers that something before the server asks for; another host never gets them."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """Texts to keep out of sentences, the longest first."""
     trust: Path | bool = True
@@ -46,7 +57,7 @@ class Address:
     @property
     def headers(self) -> dict[str, str]:
         """Headers of every request."""
-        found = {"User-Agent": USER_AGENT}
+        found = {"User-Agent": USER_AGENT, **dict(self.asked_headers)}
         return {**found, "Authorization": self.authorization} if self.authorization else found
 
     def socket_url(self, client_id: str) -> str:
@@ -77,12 +88,14 @@ class Address:
         return text
 
 
-def parse_address(text: str, token: str | None = None, trust: Path | bool = True) -> Address:
+def parse_address(
+    text: str, token: str | None = None, trust: Path | bool = True, headers: Iterable[str] = ()
+) -> Address:
     """The server's address; http:// is added where it has no scheme.
 
-    A name and a password before the host and a query go with every request, as does the bearer `token`. Raises
-    InputError, which shows no secret, for what is no address, for two ways to say who asks, and for certificates that
-    cannot be read.
+    A name and a password before the host and a query go with every request, as do the bearer `token` and the lines of
+    `headers`. Raises InputError, which shows no secret, for what is no address, for two ways to say who asks, for what
+    is no header, and for certificates that cannot be read.
     """
     parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
@@ -97,11 +110,14 @@ def parse_address(text: str, token: str | None = None, trust: Path | bool = True
         raise InputError(f"The address of {url} has a name and a password: expected those or a token, found both.")
     query = tuple(parse_qsl(parts.query, keep_blank_values=True))
     basic = _basic(parts.username, parts.password) if parts.username is not None else None
+    asked = tuple(_header(line) for line in headers)
+    hidden = [value for _, value in (*query, *asked)]
     address = Address(
         url,
         query,
         f"Bearer {token}" if token else basic,
-        _secrets(token, basic, parts.username, parts.password, *(value for _, value in query)),
+        asked,
+        _secrets(token, basic, parts.username, parts.password, *hidden),
         trust,
     )
     try:
@@ -109,6 +125,17 @@ def parse_address(text: str, token: str | None = None, trust: Path | bool = True
     except OSError as error:
         raise InputError(f"Expected certificates in {trust}, found: {error.strerror or error}.") from error
     return address
+
+
+def _header(line: str) -> tuple[str, str]:
+    """The name and the value of a header's line; raises InputError, which shows neither."""
+    match = HEADER.fullmatch(line)
+    if match is None or match[1].lower() in OURS:
+        raise InputError(
+            "Expected a header such as CF-Access-Client-Id: TEXT, in one line of ASCII, and none that the client "
+            "itself sends; a name and password or a token go by the address or --token. Found another line."
+        )
+    return match[1], match[2]
 
 
 def _basic(username: str, password: str | None) -> str:

@@ -30,7 +30,7 @@ def open_socket(address: Address, client_id: str) -> Iterator[ClientConnection]:
     from websockets.exceptions import WebSocketException
     from websockets.sync.client import connect
 
-    headers = {"Authorization": address.authorization} if address.authorization else {}
+    headers = {name: value for name, value in address.headers.items() if name.lower() != "user-agent"}
     with ExitStack() as stack:
         try:
             # No pings: a node that holds the interpreter's lock for long would pass for a dead server.
@@ -40,7 +40,7 @@ def open_socket(address: Address, client_id: str) -> Iterator[ClientConnection]:
                     ssl=address.ssl_context(),
                     additional_headers=headers,
                     user_agent_header=USER_AGENT,
-                    proxy=None if address.is_local else True,
+                    proxy=_proxy(address),
                     max_size=None,
                     compression=None,
                     ping_interval=None,
@@ -48,9 +48,16 @@ def open_socket(address: Address, client_id: str) -> Iterator[ClientConnection]:
                 )
             )
             connection.send(FLAGS)
-        except (OSError, WebSocketException) as error:
+        except (OSError, WebSocketException, ImportError) as error:  # a SOCKS proxy needs a package of its own
             raise ServerError(f"ComfyUI at {address.url} opened no socket: {address.hide(reason_of(error))}") from error
         yield connection
+
+
+def _proxy(address: Address) -> str | None:
+    """The proxy of the environment that leads to a server, the one that its requests take too; None without one."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    return None if address.is_local else select_proxy(address.url, get_environ_proxies(address.url))
 
 
 class Backoff:

@@ -98,13 +98,12 @@ class Http:
 
     @cached_property
     def _session(self) -> Session:
-        from requests import Session
         from urllib3 import disable_warnings
         from urllib3.exceptions import InsecureRequestWarning
 
         if self._address.trust is False:
             disable_warnings(InsecureRequestWarning)  # at every request, of what the user has chosen
-        session = Session()
+        session = _session_without(tuple(name for name, _ in self._address.asked_headers))
         session.trust_env = not self._address.is_local
         session.headers.update({**self._address.headers, "Accept-Encoding": "identity"})
         session.auth = self._authorize  # which keeps a .netrc from taking its place
@@ -117,6 +116,20 @@ class Http:
 
     def _unreachable(self, error: Exception) -> ServerError:
         return ServerError(f"ComfyUI at {self.url} cannot be reached: {self._address.hide(reason_of(error))}")
+
+
+def _session_without(names: tuple[str, ...]) -> Session:
+    """A session that takes those headers off a request that is led to another host, as `requests` does with its own."""
+    from requests import Session
+
+    class OneHost(Session):
+        def rebuild_auth(self, prepared_request: PreparedRequest, response: Response) -> None:
+            super().rebuild_auth(prepared_request, response)
+            if self.should_strip_auth(str(response.request.url), str(prepared_request.url)):
+                for name in names:
+                    prepared_request.headers.pop(name, None)
+
+    return OneHost()
 
 
 def reason_of(error: BaseException) -> str:

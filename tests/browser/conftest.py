@@ -39,7 +39,7 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-StartClean = Callable[[Path], Any]
+StartClean = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +52,9 @@ def start_clean(host: ComfyHost) -> StartClean:
     page = ["--front-end-root", frontend] if frontend else []
 
     @contextmanager
-    def start(base_directory: Path) -> Iterator[ComfyServer]:
+    def start(base_directory: Path, *more: str) -> Iterator[ComfyServer]:
         link_pack(PACK, base_directory)
-        arguments = [*ARGUMENTS, "--preview-method", "latent2rgb", *device_arguments(), *page]
+        arguments = [*ARGUMENTS, "--preview-method", "latent2rgb", *device_arguments(), *page, *more]
         with start_server(host, base_directory, arguments) as running:
             yield running
 
@@ -84,15 +84,20 @@ OpenScreen = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def open_screen(chromium: Any) -> OpenScreen:
-    """Opens a page in a profile of its own."""
+    """Opens a page in a profile of its own; `user` is the id of one whom a server with several users knows."""
 
     @contextmanager
-    def opened(url: str, hosts_own: frozenset[str] = frozenset(), **settings: Any) -> Iterator[Screen]:
+    def opened(url: str, hosts_own: frozenset[str] = frozenset(), user: str = "", **settings: Any) -> Iterator[Screen]:
         if settings:  # the panel of a page before would cover the graph
             chosen = {"RightSidePanel.IsOpen": False, **settings}
-            set_settings(url, {f"Comfy.{name}": value for name, value in chosen.items()})
+            set_settings(url, {f"Comfy.{name}": value for name, value in chosen.items()}, user)
         width, height = VIEWPORTS[0]
         context = chromium.new_context(viewport={"width": width, "height": height})
+        if user:  # as the page itself does once somebody has been chosen
+            keys = {"Comfy.userId": user, "Comfy.userName": user}
+            context.add_init_script(
+                f"Object.entries({json.dumps(keys)}).forEach((each) => localStorage.setItem(...each))"
+            )
         screen = Screen(context.new_page(), url, Console(hosts_own))
         screen.console.watch(screen.page)
         try:
@@ -115,7 +120,11 @@ def hosts_own(server: ComfyServer, open_screen: OpenScreen) -> frozenset[str]:
 
 @pytest.fixture(scope="session")
 def pictures(server: ComfyServer) -> Path:
-    """Where the pictures of this run go, by ComfyUI's version."""
+    return pictures_of(server)
+
+
+def pictures_of(server: ComfyServer) -> Path:
+    """Where the pictures of a run go, by ComfyUI's version."""
     with urllib.request.urlopen(f"{server.url}/system_stats") as response:  # noqa: S310 - our own server
         version = json.load(response)["system"]["comfyui_version"]
     folder = PACK / "out" / "browser" / version

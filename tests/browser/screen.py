@@ -167,9 +167,14 @@ def or_none(route: Any) -> None:
         route.fulfill(json=[])
 
 
-def set_settings(url: str, settings: dict[str, Any]) -> None:
-    """Settings of the page, which the server keeps."""
-    request = urllib.request.Request(  # noqa: S310 - our own server
-        f"{url}/settings", json.dumps(settings).encode(), {"Content-Type": "application/json"}
-    )
-    urllib.request.urlopen(request).close()  # noqa: S310 - our own server
+def set_settings(url: str, settings: dict[str, Any], user: str = "") -> None:
+    """Settings of the page, which the server keeps, for each user where it has several."""
+    post(f"{url}/settings", settings, user)
+
+
+def post(url: str, content: object, user: str = "") -> Any:
+    """What our own server answers to JSON of a user's, parsed; None for an empty answer."""
+    headers = {"Content-Type": "application/json", **({"comfy-user": user} if user else {})}
+    request = urllib.request.Request(url, json.dumps(content).encode(), headers)  # noqa: S310 - our own server
+    with urllib.request.urlopen(request) as answer:  # noqa: S310 - our own server
+        return json.loads(answer.read() or "null")

@@ -18,8 +18,10 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
+NAME = "pod.invalid"
+"""A name that nobody can look up: a proxy alone leads there."""
 HEAD_BYTES = 1 << 16
-ANSWER = "HTTP/1.1 {} Refused\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+ANSWER = "HTTP/1.1 {} Refused\r\nContent-Length: 0\r\nConnection: close\r\n{}\r\n"
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Gateway:
     prefix: str = ""
     refuses: Callable[[Request], int | None] = lambda request: None
     """Function to a status for a request that does not pass."""
+    leads_to: str = ""
+    """The place that goes with such a status."""
     resets: Callable[[Request], bool] = lambda request: False
     """Whether to break off while a request is sent."""
     idle_s: float = 60.0
@@ -72,7 +76,8 @@ class Gateway:
             parts = urlsplit(request.target)
             status = self.refuses(request) or (None if parts.path.startswith(f"{self.prefix}/") else 404)
             if status:
-                client.sendall(ANSWER.format(status).encode())
+                place = f"Location: {self.leads_to}\r\n" if self.leads_to else ""
+                client.sendall(ANSWER.format(status, place).encode())
                 self._drain(client, int(request.headers.get("content-length", 0)) - len(body))
                 return
             target = parts.path.removeprefix(self.prefix) + (f"?{parts.query}" if parts.query else "")
@@ -140,13 +145,16 @@ def standing(gateway: Gateway, context: ssl.SSLContext | None = None) -> Iterato
 
 
 def self_signed(folder: Path) -> tuple[ssl.SSLContext, Path]:
-    """Context of a server with a certificate of its own for 127.0.0.1, and the certificate's file."""
+    """Context of a server with a certificate of its own for 127.0.0.1 and NAME, and the certificate's file.
+
+    The key lies beside it, as key.pem.
+    """
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl is not installed")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    command += ["-addext", f"subjectAltName=IP:127.0.0.1,DNS:{NAME}", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(command, check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)

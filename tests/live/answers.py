@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, Event, PromptRefusedError, RunResult
+from i2v_tensorrt.remote.comfyui.messages import made_files
 from i2v_tensorrt.tests.live.graphs import Prompt, node
 from i2v_tensorrt.tests.live.ids import SAVE
 
@@ -90,8 +91,8 @@ def movie(client: ComfyClient, prompt: Prompt) -> torch.Tensor:
 
 def frames(client: ComfyClient, result: RunResult) -> torch.Tensor:
     """The saved clip [frames, height, width, 3], integers."""
-    (described,) = succeeded(result).outputs[SAVE]["files"]
-    data = client.view(described["filename"], described["subfolder"], described["type"])
+    (file,) = made_files({SAVE: succeeded(result).outputs[SAVE]})
+    data = client.view(file.filename, file.subfolder, file.type)
     with av.open(io.BytesIO(data)) as container:
         return torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)])
 
@@ -99,6 +100,13 @@ def frames(client: ComfyClient, result: RunResult) -> torch.Tensor:
 def pictures(client: ComfyClient, result: RunResult, name: str) -> list[Image.Image]:
     """What a node shows."""
     return [Image.open(io.BytesIO(client.view(**each))).convert("RGB") for each in result.outputs[name]["images"]]
+
+
+def core_saves_in(client: ComfyClient, picture: str, subfolder: str) -> bool:
+    """Whether ComfyUI's own node saves in a folder below the output folder; it leaves a picture there if so."""
+    prompt = {"1": node("LoadImage", image=picture)}
+    prompt["2"] = node("SaveImage", images=["1", 0], filename_prefix=f"{subfolder}/image")
+    return client.run(prompt).status == "success"
 
 
 def file_names(folder: Path) -> set[str]:

@@ -5,6 +5,7 @@ with a folder; what it raised is written, as JSON by its name, to `outcomes.json
 """
 
 import gc
+import importlib
 import importlib.util
 import json
 import sys
@@ -57,6 +58,7 @@ def need(package: str) -> None:
 
 def main(comfyui: str, folder: str, *files: str) -> None:
     sys.path.append(comfyui)
+    importlib.import_module("utils.extra_config")  # as main.py does, before nodes.py puts another `utils` in its way
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True

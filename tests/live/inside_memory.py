@@ -190,3 +190,23 @@ class Constant(Card):
     @property
     def free_bytes(self) -> int:
         return self.total_bytes
+
+
+def case_every_flag_on_memory_holds_runners_whole_and_lets_models_go(folder: Path) -> None:
+    """--lowvram, --novram, and --highvram with --gpu-only: ComfyUI takes none of them beside --cpu."""
+    states = memory.VRAMState.LOW_VRAM, memory.VRAMState.NO_VRAM, memory.VRAMState.HIGH_VRAM
+    for state in states:
+        with pretended(Card(8 * GIB)) as card, patch.object(memory, "vram_state", state):
+            manager, model = HostMemoryManager(), CardModel(card, 4 * GIB)
+            encoder, core = CardRunner(card, GIB, "image_encoder"), CardRunner(card, 5 * GIB)
+            memory.load_models_gpu([model])
+            assert model.is_loaded
+            for runner in (encoder, core):
+                manager.hold(runner, 0)
+                assert runner.is_loaded and card.held[runner] == runner.size_bytes, state
+            assert not model.is_loaded, state
+            assert card.free_bytes >= 0
+            memory.load_models_gpu([model])
+            assert model.is_loaded and not core.is_loaded, state
+            manager.hold(core, 0)
+            assert core.is_loaded, state

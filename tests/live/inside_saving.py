@@ -20,7 +20,7 @@ from server import PromptServer
 
 from i2v_tensorrt.common.errors import InputError, StorageError
 from i2v_tensorrt.nodes.host import folders, preview, ui
-from i2v_tensorrt.nodes.host.kept_frames import keeping
+from i2v_tensorrt.nodes.host.kept_frames import keeping, what_is_kept
 from i2v_tensorrt.nodes.host.video import PlayedVideo
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
 from i2v_tensorrt.pipeline.media.reader import stream_frames
@@ -58,6 +58,26 @@ def case_frames_are_kept_in_the_output_folder_without_loss(folder: Path) -> None
     )
     kept = list(stream_frames(folder / "output" / "i2v_kept" / "frames_00001_.mkv"))
     assert torch.equal((torch.stack(kept) * 255).round(), (FRAMES * 255).round())
+
+
+def case_the_first_save_that_succeeds_tells_what_lies_kept(folder: Path) -> None:
+    with output_at(folder / "output"):
+        what_is_kept()
+        assert what_is_kept() == [], "nothing has failed since"
+        for _ in range(2):
+            told_by(InputError("The format is another."))
+        size = sum(path.stat().st_size for path in (folder / "output" / "i2v_kept").iterdir())
+        (line,) = what_is_kept()
+        assert line == (
+            f"i2v_kept in the output folder holds 2 clips that could not be saved, {size / 1e6:.2f} MB: "
+            "remove what you no longer need."
+        )
+        assert what_is_kept() == [], "it is told once"
+        assert len(list((folder / "output" / "i2v_kept").iterdir())) == 2
+        told_by(InputError("The format is another."))
+        for path in (folder / "output" / "i2v_kept").iterdir():
+            path.unlink()
+        assert what_is_kept() == [], "somebody has tidied up"
 
 
 def case_frames_go_to_the_temporary_folder_where_the_output_is_full_or_no_folder(folder: Path) -> None:

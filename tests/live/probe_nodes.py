@@ -12,6 +12,7 @@ import comfy.controlnet  # pyright: ignore[reportMissingImports]
 import comfy.model_management  # pyright: ignore[reportMissingImports]
 import comfy.utils  # pyright: ignore[reportMissingImports]
 import torch
+from comfy_execution.graph_utils import GraphBuilder  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 STEP_S = 0.01
@@ -226,8 +227,29 @@ class ProbeControl(Probe):
         return ([[tokens, {**more, "control": self.Control()}] for tokens, more in conditioning],)
 
 
+class ProbeAgain(Probe):
+    """Runs the node behind its input once more with another seed, as nodes for loops do.
+
+    ComfyUI gives the copy an id that no workflow has, and shows it as the node that it is a copy of.
+    """
+
+    RETURN_TYPES = ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"of": ("LATENT", {"rawLink": True})}, "hidden": {"graph": "DYNPROMPT"}}
+
+    def run(self, of: list, graph: Any) -> dict:
+        name, output = of
+        original, made = graph.get_node(name), GraphBuilder()
+        copy = made.node(original["class_type"], "again", **{**original["inputs"], "seed": 1000})
+        copy.set_override_display_id(name)
+        return {"result": (copy.out(output),), "expand": made.finalize()}
+
+
 NODES = (
     ProbeSteps,
+    ProbeAgain,
     ProbeSound,
     ProbeModels,
     ProbeDifference,

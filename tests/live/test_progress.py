@@ -60,6 +60,18 @@ def test_each_stage_says_its_name_on_its_node(client: ComfyClient, picture: str)
     assert set(heard[DECODE]) >= {"decode: frame 2 of 4", "decode: frame 4 of 4"}
 
 
+def test_in_a_loop_the_node_that_the_page_shows_is_told(client: ComfyClient, picture: str) -> None:
+    """The id of a copy stands in no workflow: lines and sheets for it would be lost."""
+    again = "20"
+    prompt = clip(picture, {CONDITIONING: {"prompt": "in a loop"}, DECODE: {"latents": [again, 0]}})
+    prompt[again] = node("ProbeAgain", of=[SAMPLER, 0])
+    result, heard = run_and_hear(client, prompt)
+    assert (result.status, result.error) == ("success", None)
+    assert set(heard) <= set(prompt)
+    assert [line.partition(" in ")[0] for line in heard[SAMPLER]].count("denoised") == 2, "itself, and its copy"
+    assert [event.data["node"] for event in result.of_kind("i2v_tensorrt.sheet")] == [SAMPLER] * 2
+
+
 TRIES = range(3)
 """On a busy machine the request itself may come late, but not three times."""
 

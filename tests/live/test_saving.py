@@ -13,7 +13,7 @@ import av
 import pytest
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
-from i2v_tensorrt.tests.live.answers import failure, file_names, pictures, run, text
+from i2v_tensorrt.tests.live.answers import core_saves_in, failure, file_names, pictures, run, text
 from i2v_tensorrt.tests.live.graphs import Prompt, gradient, node, png, save
 from i2v_tensorrt.tests.live.ids import PICTURE, SAVE
 
@@ -51,9 +51,7 @@ def drive(output: Path, tmp_path: Path) -> Iterator[Path]:
 def test_a_link_out_of_the_output_folder_is_followed_where_comfyui_follows_it(
     client: ComfyClient, picture: str, drive: Path
 ) -> None:
-    theirs = {PICTURE: node("LoadImage", image=picture)}
-    theirs["2"] = node("SaveImage", images=[PICTURE, 0], filename_prefix="drive/a/image")
-    follows = client.run(theirs).status == "success"
+    follows = core_saves_in(client, picture, "drive/a")
     ours = client.run(save(picture, filename_prefix="drive/b/clip"))
     assert (ours.status == "success") == follows
     assert (drive / "b" / "clip_00001_.mp4").is_file() == follows
@@ -89,8 +87,8 @@ def transparent(picture: str, **inputs: Any) -> Prompt:
     """`scaled`, of which nothing can be seen."""
     prompt = scaled(picture, **inputs)
     prompt["16"] = node("SolidMask", value=1.0, width=64, height=64)
-    prompt[CLEAR] = node("JoinImageWithAlpha", image=[FRAMES, 0], alpha=["16", 0])
-    prompt[SAVE]["inputs"]["frames"] = [CLEAR, 0]
+    prompt[CLEAR] = node("JoinImageWithAlpha", image=["8", 0], alpha=["16", 0])
+    prompt[FRAMES]["inputs"]["image"] = [CLEAR, 0]  # older nodes join as many frames as there are masks
     return prompt
 
 
@@ -116,6 +114,9 @@ def test_frames_that_cannot_be_saved_are_kept_and_come_back(client: ComfyClient,
     assert "webm-av1 needs frames at least 32 pixels wide" in error
     name = error.partition("Load Video opens them as ")[2].rstrip(".")
     assert re.fullmatch(r"i2v_kept/frames_\d{5}_\.mkv \[output\]", name)
+    after = text(run(client, save(picture, filename_prefix="after/kept")), SAVE).splitlines()
+    told = [line for line in after if line.startswith("i2v_kept")]
+    assert len(told) == 1 and "remove what you no longer need" in told[0]
     prompt[OPENED] = node("LoadVideo", file=name)
     prompt[PARTS] = node("GetVideoComponents", video=[OPENED, 0])
     prompt[PROBE] = node("ProbeDifference", a=[PARTS, 0], b=[FRAMES, 0])

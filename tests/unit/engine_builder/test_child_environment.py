@@ -1,11 +1,12 @@
 """What a child process inherits of the host's environment."""
 
+import getpass
 import json
 from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.common.child_process import ALLOCATORS, child_environment
+from i2v_tensorrt.common.child_process import ALLOCATORS, USER, child_environment
 from i2v_tensorrt.engine_builder.build.build_process import _Child
 
 
@@ -37,3 +38,18 @@ def test_a_build_process_has_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
         assert b"cudaMallocAsync" not in variables.read_bytes(), json.dumps(child_environment())
     finally:
         child.end()
+
+
+def test_a_user_without_an_account_has_a_number_for_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.8 to 2.12 ask for the user's name as they are imported to compile, and fail."""
+
+    def unknown() -> str:
+        raise KeyError("getpwuid(): uid not found: 4242")
+
+    monkeypatch.delenv(USER, raising=False)
+    monkeypatch.setattr(getpass, "getuser", lambda: "somebody")
+    assert USER not in child_environment()
+    monkeypatch.setattr(getpass, "getuser", unknown)
+    assert child_environment()[USER].startswith("uid_")
+    monkeypatch.setenv(USER, "a name of its own")
+    assert child_environment()[USER] == "a name of its own"

@@ -1,10 +1,13 @@
 """A free name below a root, in a folder that stays the one that was checked."""
 
 import hashlib
+import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from i2v_tensorrt.common.atomic_file import atomic_file
 from i2v_tensorrt.common.errors import InputError, StorageError
+from i2v_tensorrt.nodes.host import output_path
 from i2v_tensorrt.nodes.host.output_path import digest_below, expanded, free_place
 
 
@@ -37,6 +41,94 @@ def test_files_are_counted_by_their_stem_and_folder(root: Path) -> None:
         "clip.x_00001_.mp4",
         "Clip_00003_.mp4",
     ]
+
+
+@pytest.mark.parametrize("has_links", [True, False], ids=["links", "no links"])
+def test_two_that_save_at_once_write_over_nothing(root: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool) -> None:
+    """Two servers over one output folder, while a node of ComfyUI's saves in it too."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not has_links:  # as exFAT and some network drives
+        monkeypatch.setattr(os, "link", refuse)
+    with free_place(root, "clip", ".mp4", 1, 1) as one, free_place(root, "clip", ".mp4", 1, 1) as other:
+        for place, content in ((one, b"one"), (other, b"other")):
+            with atomic_file(place.path) as temporary:
+                temporary.write_bytes(content)
+        (root / "clip_00001_.mp4").write_bytes(b"a third")
+    found = {path.name: path.read_bytes() for path in root.iterdir()}
+    assert found == {"clip_00001_.mp4": b"a third", one.filename: b"one", other.filename: b"other"}
+
+
+@pytest.mark.parametrize("taken", range(3))
+def test_a_name_that_is_taken_in_the_last_moment_stays(root: Path, monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+    """Between the look at the folder and the naming of the file."""
+    names = [f"clip_{number:05}_.mp4" for number in range(1, taken + 1)]
+    listed = os.listdir
+
+    def listing(folder: Path) -> list[str]:
+        found = listed(folder)
+        for name in names:
+            (Path(folder) / name).write_bytes(b"another's")
+        return found
+
+    monkeypatch.setattr(os, "listdir", listing)
+    assert saved(root, "clip") == f"clip_{taken + 1:05}_.mp4"
+    assert all((root / name).read_bytes() == b"another's" for name in names)
+
+
+@pytest.fixture
+def bucket(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root on a drive on which a file is written from start to end, and nothing is renamed or linked."""
+    replace = os.replace
+
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    def replaced(source: Path, target: Path) -> None:
+        if Path(target).resolve().is_relative_to(root.resolve()):
+            refuse()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(output_path, "_DRIVES", {})  # it is none such otherwise
+    return root
+
+
+def test_a_drive_over_a_bucket_takes_a_copy(bucket: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "temp"
+    for content in (b"one", b"two"):
+        with (
+            free_place(bucket, "s3/clip", ".mp4", 1, 1, scratch=scratch) as place,
+            atomic_file(place.path) as temporary,
+        ):
+            temporary.write_bytes(content)
+        assert (bucket / "s3" / place.filename).read_bytes() == content
+    assert sorted(path.name for path in (bucket / "s3").iterdir()) == ["clip_00001_.mp4", "clip_00002_.mp4"]
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_copy_that_fails_leaves_nothing(bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Any, target: Any, length: int) -> None:
+        target.write(source.read(2))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with (
+        pytest.raises(StorageError, match=r"output/clip_00001_\.mp4 could not be written: No space left"),
+        free_place(bucket, "clip", ".mp4", 1, 1, scratch=tmp_path / "temp") as place,
+    ):
+        place.path.write_bytes(b"whole")
+    assert list(bucket.iterdir()) == [] and list((tmp_path / "temp").iterdir()) == []
+
+
+def test_what_was_not_written_leaves_nothing(root: Path) -> None:
+    with pytest.raises(KeyError), free_place(root, "clip", ".mp4", 1, 1) as place:
+        place.path.write_bytes(b"half")
+        raise KeyError
+    assert list(root.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from i2v_tensorrt.cli.queue_command import TOKEN, main
+from i2v_tensorrt.cli.queue_command import HEADERS, TOKEN, main
 from i2v_tensorrt.common.errors import InputError
 from i2v_tensorrt.remote.comfyui import client as client_module
 from i2v_tensorrt.remote.comfyui.address import parse_address
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, ServerError
 
 from ...helpers.fake_comfy import GRAPH, FakeComfy, running, write_pictures
-from ...helpers.gateway import Gateway, Request, self_signed, standing
+from ...helpers.gateway import NAME, Gateway, Request, self_signed, standing
 
 SECRET = "s3cret/ü"  # noqa: S105
 QUOTED = "s3cret%2F%C3%BC"
@@ -29,7 +29,7 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the machine has."""
-    for name in (*PROXIES, *map(str.lower, PROXIES), TOKEN):
+    for name in (*PROXIES, *map(str.lower, PROXIES), TOKEN, HEADERS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -108,6 +108,52 @@ def test_a_token_may_stand_in_the_environment(
     assert queue("--server", gateway.host)[0] == 0
 
 
+PAIR = {"cf-access-client-id": "abc.access", "cf-access-client-secret": SECRET.replace("ü", "u")}
+"""What Cloudflare Access asks of programs: two headers, neither of which is Authorization."""
+
+
+@pytest.mark.parametrize("way", ["options", "variable"])
+def test_headers_of_the_gateways_own_go_with_every_request(
+    fake: FakeComfy, gateway: Gateway, queue: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.refuses = lambda request: None if PAIR.items() <= request.headers.items() else 403
+    lines = [f"{name}: {value}" for name, value in PAIR.items()]
+    given = ["--server", gateway.host]
+    if way == "variable":
+        monkeypatch.setenv(HEADERS, "\n".join(lines))
+    else:
+        given += [word for line in lines for word in ("--header", line)]
+    status, told = queue(*given)
+    assert (status, len(fake.saved)) == (0, 1), told
+    assert fake.opened == 1, "the socket was let in too"
+    gateway.refuses = lambda request: 403
+    Path("out/queue.json").unlink()
+    status, refused = queue(*given)
+    assert status == 1 and "answered 403" in refused
+    for value in PAIR.values():
+        assert value not in told + refused + repr(parse_address(gateway.host, headers=lines))
+
+
+@pytest.mark.parametrize("line", ["no colon", ": x", "Na me: x", "X-A: a\r\nX-B: b", "X-Ü: a", "X-A: ü中", "Host: a"])
+def test_what_is_no_header_is_refused_without_a_word_of_it(queue: Any, line: str) -> None:
+    status, told = queue("--header", line)
+    assert status == 2 and "Expected a header such as" in told and line not in told
+
+
+def test_headers_of_the_gateways_own_go_to_no_other_host(fake: FakeComfy, gateway: Gateway) -> None:
+    """Who is not let in is sent to a page of another host, where people would log in."""
+    with standing(Gateway(port_of(fake))) as other:
+        gateway.refuses = lambda request: 302
+        gateway.leads_to = f"http://localhost:{other.port}/queue"
+        ComfyClient(parse_address(gateway.host, headers=["X-Secret: abcdef"])).queued()
+        assert "x-secret" in gateway.seen[0].headers
+        assert other.seen and "x-secret" not in other.seen[0].headers
+        gateway.leads_to = "/queue?again"
+        gateway.refuses = lambda request: None if "again" in request.query or "again" in request.target else 302
+        ComfyClient(parse_address(gateway.host, headers=["X-Secret: abcdef"])).queued()
+        assert "x-secret" in gateway.seen[-1].headers, "the same host"
+
+
 def test_a_netrc_takes_no_tokens_place(
     fake: FakeComfy, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,14 +218,36 @@ def test_a_proxy_is_the_only_way_out(
 ) -> None:
     """The host is known to the proxy alone."""
     monkeypatch.setenv(name, f"http://{gateway.host}")
-    result = ComfyClient("http://pod.invalid:8188").run(GRAPH)
+    result = ComfyClient(f"http://{NAME}:8188").run(GRAPH)
     assert result.status == "success" and {event.kind for event in result.events} >= {"progress"}
     assert any(request.method == "CONNECT" for request in gateway.seen), "for the socket"
     gateway.seen.clear()
-    monkeypatch.setenv("NO_PROXY", "pod.invalid")
-    with pytest.raises(ServerError, match="http://pod.invalid:8188"):
-        ComfyClient("http://pod.invalid:8188").run(GRAPH)
+    monkeypatch.setenv("NO_PROXY", NAME)
+    with pytest.raises(ServerError, match=f"http://{NAME}:8188"):
+        ComfyClient(f"http://{NAME}:8188").run(GRAPH)
     assert not gateway.seen
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_a_proxy_is_the_only_way_to_an_https_server(
+    fake: FakeComfy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """It hands bytes on that it cannot read, for requests and the socket alike."""
+    context, certificate = self_signed(tmp_path)
+    with standing(Gateway(port_of(fake)), context) as secure, standing(Gateway(secure.port)) as proxy:
+        monkeypatch.setenv(name, f"http://{proxy.host}")
+        address = parse_address(f"https://{NAME}:8443", "a token", certificate)
+        result = ComfyClient(address).run(GRAPH)
+        assert result.status == "success" and {event.kind for event in result.events} >= {"progress"}
+        assert {(request.method, request.target) for request in proxy.seen} == {("CONNECT", f"{NAME}:8443")}
+        assert all(request.headers["authorization"] == "Bearer a token" for request in secure.seen)
+        assert not any("authorization" in request.headers for request in proxy.seen), "the token is the server's"
+        proxy.seen.clear()
+        for pattern in (NAME, ".invalid", "*"):
+            monkeypatch.setenv("NO_PROXY", pattern)
+            with pytest.raises(ServerError, match=f"https://{NAME}:8443"):
+                ComfyClient(address).run(GRAPH)
+        assert not proxy.seen
 
 
 def test_no_proxy_leads_to_this_machine(fake: FakeComfy, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
