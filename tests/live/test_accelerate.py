@@ -15,7 +15,7 @@ from i2v_tensorrt.tests.live.texts import run_and_hear
 
 ACCELERATE = "40"
 STEPS = 24
-ENDLESS = 1000
+ENDLESS = 500
 """Steps of a clip that is still being sampled when a request of a busy machine arrives."""
 FRESH = itertools.count(5000)
 """Seeds that no prompt has had: ComfyUI answers one that it knows from its cache."""
