@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..common.errors import I2VError, InputError
 from ..remote.batch.in_flight import RetryPolicy
-from ..remote.batch.ledger import Job, Ledger, exclusive_lock
+from ..remote.batch.job import Job
+from ..remote.batch.ledger import Ledger, exclusive_lock
 from ..remote.batch.progress import JobResult, Report
 from ..remote.batch.run import QueueRun
 from ..remote.batch.workflow import UsageError, Workflow, find_input, find_picture, read_workflow, set_inputs
@@ -27,7 +28,7 @@ DESCRIPTION = f"""\
 Run a workflow in API format on a ComfyUI server and fetch what it makes: once, or once for each picture.
 
 The same command goes on where an earlier one ended, however it ended: what is done is skipped, and
-what the server still has is waited for. The file queue.json in the folder of --out keeps count.
+what the server still has is waited for. The folder .jobs in that of --out keeps count.
 
 Ctrl-C takes what is queued from the server. The status is 0 if all is done, {FAILED} if something
 failed, {USAGE} for a wrong command line and {INTERRUPTED} after an interruption."""
