@@ -15,7 +15,7 @@ from ..remote.batch.job import Job
 from ..remote.batch.ledger import Ledger, exclusive_lock
 from ..remote.batch.progress import JobResult, Report
 from ..remote.batch.run import QueueRun
-from ..remote.batch.workflow import UsageError, Workflow, find_input, find_picture, read_workflow, set_inputs
+from ..remote.batch.workflow import NodeInfo, UsageError, Workflow, find_input, find_picture, read_workflow, set_inputs
 from ..remote.comfyui.address import Address, parse_address
 from ..remote.comfyui.client import ComfyClient
 
@@ -38,24 +38,7 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("run.py queue", description=DESCRIPTION, formatter_class=raw, allow_abbrev=False)
-    top.add_argument("workflow", type=Path, metavar="WORKFLOW", help="a workflow in API format, JSON")
-    top.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the videos and pictures go")
-    top.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NODE.INPUT=VALUE",
-        help="an input's value; the node by its id, or by its title or class where only one has it (repeatable)",
-    )
-    top.add_argument(
-        "--image",
-        action="append",
-        type=Path,
-        default=[],
-        metavar="FILE|FOLDER",
-        help="a picture, or a folder of them: one job each (repeatable)",
-    )
-    top.add_argument("--into", metavar="NODE.INPUT", help="where the picture goes, if not into the only LoadImage")
+    add_job_options(top)
     top.add_argument(
         "--server",
         default=DEFAULT_SERVER,
@@ -76,6 +59,28 @@ def parser() -> argparse.ArgumentParser:
         help="how long the server may be away in the middle (%(default)g)",
     )
     return top
+
+
+def add_job_options(top: argparse.ArgumentParser) -> None:
+    """The options that say which clips to make."""
+    top.add_argument("workflow", type=Path, metavar="WORKFLOW", help="a workflow in API format, JSON")
+    top.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the videos and pictures go")
+    top.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="an input's value; the node by its id, or by its title or class where only one has it (repeatable)",
+    )
+    top.add_argument(
+        "--image",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE|FOLDER",
+        help="a picture, or a folder of them: one job each (repeatable)",
+    )
+    top.add_argument("--into", metavar="NODE.INPUT", help="where the picture goes, if not into the only LoadImage")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -99,7 +104,7 @@ def run(options: argparse.Namespace) -> list[JobResult]:
     """Runs the queue of the options; raises UsageError, ServerError or StorageError."""
     paths = find_pictures(options.image, options.out)
     client = ComfyClient(address_of(options))
-    workflow = make_workflow(client, options)
+    workflow = make_workflow(client.node_info, options)
     jobs = make_jobs(workflow, paths, options.workflow.stem)
     client.queued()  # a server that is not there from the start is reported at once
     with exclusive_lock(options.out):
@@ -115,15 +120,15 @@ def run(options: argparse.Namespace) -> list[JobResult]:
             report.close()
 
 
-def make_workflow(client: ComfyClient, options: argparse.Namespace) -> Workflow:
+def make_workflow(info: NodeInfo, options: argparse.Namespace) -> Workflow:
     """The workflow with the options' changes; raises UsageError for a node or an input that it does not have."""
     graph, extra_data = read_workflow(options.workflow)
-    prompt = set_inputs(graph, options.set, client.node_info)
+    prompt = set_inputs(graph, options.set, info)
     if options.into is not None and not options.image:
         raise UsageError("--into says where the picture of --image goes, and there is none.")
     if not options.image:
         return Workflow(prompt, extra_data=extra_data)
-    place = find_input(prompt, options.into, client.node_info) if options.into else find_picture(prompt)
+    place = find_input(prompt, options.into, info) if options.into else find_picture(prompt)
     return Workflow(prompt, place, extra_data)
 
 

@@ -49,12 +49,20 @@ def publish_first(path: Path, write: Callable[[Path], object]) -> bool:
     try:
         temporary.open("xb").close()
         write(temporary)
-        _flush_to_disk(temporary)
-        return _link(temporary, path)
+        return link_first(temporary, path)
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link_first(source: Path, path: Path) -> bool:
+    """Gives a whole file the name `path` unless that is taken; returns whether it did. See `publish_first`."""
+    try:
+        _flush_to_disk(source)
+        return _link(source, path)
+    except OSError as error:
+        raise StorageError(f"{path} could not be written: {error.strerror or error}.") from error
 
 
 def write_text(path: Path, text: str) -> None:
