@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": ".demo_command",
     "queue": ".queue_command",
     "fleet": ".fleet_command",
+    "serve": ".serve_command",
     "engine": ".engine_command",
     "convert": ".convert_command",
     "bench": "..benchmarks.command",
@@ -87,6 +88,11 @@ COMMANDS_HELP = {
         "[prebuild | status] WORKFLOW --image FOLDER --out DIR [--address auto] [more options]",
         "run a workflow for a folder of pictures on the GPUs of many machines",
         FLEET,
+    ),
+    "serve": (
+        "--out DIR [--port N] [--queue N] [--address auto] [more options]",
+        "make clips for programs that ask over HTTP",
+        "Make clips for programs that ask over HTTP: a bounded queue that outlasts a restart, status, file, cancel.",
     ),
     "engine": (
         "{build,list,verify,prune,doctor} ...",

@@ -72,14 +72,13 @@ class Dispatcher:
             return True
         return False
 
+    def try_all_places(self) -> None:
+        """Gives places that were given up another chance."""
+        self._given_up.clear()
+
     def running(self) -> set[str]:
         """The keys of the jobs that workers have."""
         return {place.job.key for place in self._places.values() if place.job is not None}
-
-    @property
-    def num_waiting(self) -> int:
-        """How many jobs no worker has."""
-        return len(self._waiting)
 
     @property
     def is_idle(self) -> bool:
@@ -118,18 +117,10 @@ class Dispatcher:
         now = time.monotonic()
         for place in list(self._places.values()):
             if place.job is None and place.ready_at <= now:
-                job = self._next_job(place.slot.kind)
+                job = _take_first(self._waiting, place.slot.kind)
                 if job is not None:
                     place.job = job
                     self._crew.submit(place.slot, job)
-
-    def _next_job(self, kind: str) -> ClipJob | None:
-        """The first job in line that this kind of GPU may make."""
-        for number, job in enumerate(self._waiting):
-            if job.kind in (None, kind):
-                del self._waiting[number]
-                return job
-        return None
 
     def _take(self, answer: Answer) -> None:
         place = self._places.get(answer.slot)
@@ -199,6 +190,15 @@ class Dispatcher:
             record = Record("failed", "", job.picture_digest, job.workflow_digest, pictures, (), reason, outcome.worker)
             self._records.note(job.key, record)
         self._tell(job, outcome)
+
+
+def _take_first(waiting: deque[ClipJob], kind: str) -> ClipJob | None:
+    """Takes the first job out of the line that this kind of GPU may make."""
+    for number, job in enumerate(waiting):
+        if job.kind in (None, kind):
+            del waiting[number]
+            return job
+    return None
 
 
 def _takes_one(wanted: Counter[str | None], kind: str) -> bool:

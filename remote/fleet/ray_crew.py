@@ -55,7 +55,7 @@ class RayCrew:
     def __init__(self, spec: WorkerSpec, root: Path, options: RayOptions) -> None:
         self._ray = _connected(options)
         self._spec, self._root, self._options = spec.as_text(), str(root), options
-        self._actor_class = self._ray.remote(_actor_class())
+        self._actor_class = self._ray.remote(actor_class())
         self._actors: dict[Slot, Any] = {}
         self._jobs: dict[Any, Slot] = {}
 
@@ -150,7 +150,7 @@ def _connected(options: RayOptions) -> Any:
     return ray
 
 
-def _actor_class() -> type:
+def actor_class() -> Any:
     """A class that travels by value, for a node's Python finds the pack only once `run.py` has shown it where."""
 
     class Actor:

@@ -30,7 +30,7 @@ class PretendedCluster:
     @property
     def address(self) -> str:
         """For `--address`."""
-        return self._cluster.address
+        return str(self._cluster.address)
 
     def add(self, kind: str = KIND) -> Any:
         """A node with one GPU of a kind."""
