@@ -9,7 +9,7 @@ from pathlib import Path
 from .environment import ROOT, Installer, only_one, say
 
 FLEET = ROOT / "remote" / "fleet" / "requirements.txt"
-FLEET_MODULES = ("ray", "aiohttp", "jsonschema")
+FLEET_MODULES = ("ray", "aiohttp")
 EXTRA_LOCK = "i2v-extra-lock"
 
 
