@@ -10,6 +10,7 @@ from contextlib import closing, redirect_stdout
 from pathlib import Path
 
 from ..common.errors import I2VError
+from ..remote.batch.records import RECORDS
 from ..remote.batch.workflow import UsageError, Workflow
 from ..remote.comfyui.messages import printable
 from ..remote.fleet.clip_job import ClipJob
@@ -20,7 +21,7 @@ from ..remote.fleet.prebuild import prebuild_folder, prebuild_jobs
 from ..remote.fleet.ray_crew import RayCrew, RayOptions
 from ..remote.fleet.report import FleetReport
 from ..remote.fleet.run import run_fleet
-from ..remote.fleet.shared_folder import save_workflow
+from ..remote.fleet.shared_folder import save_list, save_workflow
 from ..remote.fleet.status import FleetStatus, fleet_status
 from .environment import ROOT
 from .extras import complete_fleet
@@ -111,6 +112,8 @@ def run(options: argparse.Namespace, is_prebuild: bool) -> int:
     jobs = [ClipJob.of(job) for job in make_jobs(workflow, paths, options.workflow.stem)]
     out.mkdir(parents=True, exist_ok=True)
     save_workflow(out, workflow)
+    if not is_prebuild:
+        save_list(out, jobs)  # before the cluster is there, so that `status` knows of them
     folder, results = prebuild_folder(out) if is_prebuild else out, sys.stdout
     with redirect_stdout(sys.stderr), closing(open_crew(options, folder, workflow)) as crew:  # Ray prints its own lines
         if is_prebuild:
@@ -146,6 +149,8 @@ def status_parser() -> argparse.ArgumentParser:
 
 def show_status(options: argparse.Namespace) -> int:
     """Writes the counts, and a line for each job that failed or is lost."""
+    if not (options.out / RECORDS).is_dir():
+        raise UsageError(f"Expected a folder that a fleet has worked in at {options.out}, found no {RECORDS} there.")
     status = fleet_status(options.out)
     if options.json:
         shown = {**status.counts(), "reasons": status.failed, "workers": status.running, "lost_by": status.lost}

@@ -48,6 +48,7 @@ class ComfyMaker:
             ComfyClient(server.url).free(unload_models=False)
             return self._run(server, job, folder)
         except RunTimeoutError as error:
+            self.close()  # it may hang: the next clip has a new one
             raise InputError(f"The clip should take at most {self._spec.clip_s:g} s, and took longer.") from error
         except ServerError as error:
             if server.process.poll() is None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,13 +143,36 @@ def _connected(options: RayOptions) -> Any:
     more: dict[str, Any] = {"address": options.address} if options.address else {"address": "local"}
     if not options.address:
         more |= {"object_store_memory": STORE_BYTES, "include_dashboard": False}
+    where = options.address or "this machine"
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **more)
+        with _undisturbed() as signals:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **more)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise InputError(
-            f"Expected a Ray cluster at {options.address or 'this machine'}, found none: {error}"
-        ) from error
+        raise InputError(f"Expected a Ray cluster at {where}, found none: {error}") from error
+    if signals:
+        ray.shutdown()
+        raise KeyboardInterrupt
     return ray
+
+
+@contextmanager
+def _undisturbed() -> Iterator[list[int]]:
+    """Yields a list of the signals that come meanwhile, and keeps Ray's own handlers out afterwards.
+
+    Ctrl-C in the middle of Ray's start ends the process with a segmentation fault; Ray answers SIGTERM with a trace.
+    """
+    signals: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, _: signals.append(number))
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def actor_class() -> Any:

@@ -12,7 +12,6 @@ from .crew import Crew
 from .dispatch import Dispatcher
 from .limits import Limits
 from .report import FleetReport
-from .shared_folder import save_list
 
 
 def remaining(out: Path, jobs: Sequence[ClipJob]) -> list[ClipJob]:
@@ -35,7 +34,6 @@ def run_fleet(
 
     Raises FleetError where no worker can make clips, and StorageError where the folder cannot be written to.
     """
-    save_list(out, jobs)
     sweep(out)
     todo = remaining(out, jobs)
     report.skip(len(jobs) - len(todo))
