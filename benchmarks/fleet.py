@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -69,7 +70,12 @@ def main(argv: Sequence[str]) -> int:
                 "service": lambda: ask_service(folder / "service"),
             }
             for part in options.only or parts:
-                found[part] = {**parts[part](), "at": now(), "commit": describe_commit(None)}
+                found[part] = {
+                    **parts[part](),
+                    "at": now(),
+                    "commit": describe_commit(None),
+                    "load": os.getloadavg()[0],
+                }
                 sys.stdout.write(f"{part}: {json.dumps(found[part])}\n")
     write_text(path, json.dumps(found, indent=1) + "\n")
     figures = {"fleet_overhead_ms": found.get("overhead", {}).get("overhead_ms")}

@@ -36,11 +36,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def publish_first(path: Path, write: Callable[[Path], object]) -> bool:
+def publish_first(path: Path, write: Callable[[Path], object], is_flushed: bool = True) -> bool:
     """Writes a file unless `path` is there: of several writers, on several machines too, the first one's stays.
 
     `write` fills a temporary path beside it, which becomes `path` whole or not at all. Returns whether it did. Where
-    the file system has no hard links, only writers of one process are kept apart.
+    the file system has no hard links, only writers of one process are kept apart. A file that is not flushed outlasts
+    the process but not a loss of power: that is for content whose digest is compared whenever it is read.
 
     Raises:
         StorageError: the file could not be created, written or linked.
@@ -49,17 +50,18 @@ def publish_first(path: Path, write: Callable[[Path], object]) -> bool:
     try:
         temporary.open("xb").close()
         write(temporary)
-        return link_first(temporary, path)
+        return link_first(temporary, path, is_flushed)
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def link_first(source: Path, path: Path) -> bool:
+def link_first(source: Path, path: Path, is_flushed: bool = True) -> bool:
     """Gives a whole file the name `path` unless that is taken; returns whether it did. See `publish_first`."""
     try:
-        _flush_to_disk(source)
+        if is_flushed:
+            _flush_to_disk(source)
         return _link(source, path)
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error.strerror or error}.") from error

@@ -11,8 +11,9 @@ import asyncio
 import hmac
 import json
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...common.errors import I2VError, InputError
 from ..batch.workflow import Workflow, find_input, find_picture, graph_of, set_inputs
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 MOST_BYTES = 64 << 20
+THREADS = 64
+"""Requests that may be at the disk at once: what is refused does not wait for what is written."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 KEY = "{key:[0-9a-f]{64}}"
 STATUSES = {"waiting": 202, "running": 202, "done": 200, "failed": 200}
+
+
+Result = TypeVar("Result")
 
 
 def make_app(service: ClipService, token: str | None = None) -> web.Application:
@@ -50,11 +56,12 @@ class Door:
 
     def __init__(self, service: ClipService) -> None:
         self._service = service
+        self._threads = ThreadPoolExecutor(THREADS, "door")
 
     async def submit(self, request: web.Request) -> web.Response:
         """`POST /clips`, a form: `workflow`, and perhaps `image`, `into` and several `set`."""
         workflow, picture, suffix = await _read_form(request)
-        state = await asyncio.to_thread(self._service.submit, workflow, picture, suffix)
+        state = await self._in_thread(self._service.submit, workflow, picture, suffix)
         return _answer(state, STATUSES[state.state], {"Location": f"/clips/{state.key}"})
 
     async def show(self, request: web.Request) -> web.Response:
@@ -85,9 +92,12 @@ class Door:
         """`GET /health`."""
         return _json(self._service.counts())
 
+    async def _in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
     async def _find(self, request: web.Request) -> ClipState:
         key = request.match_info["key"]
-        state = await asyncio.to_thread(self._service.find, key)
+        state = await self._in_thread(self._service.find, key)
         if state is None:
             raise _refusal(404, f"There is no clip {key}.")
         return state

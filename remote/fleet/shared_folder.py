@@ -84,4 +84,4 @@ def _publish(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{path.parent} should be a folder to write to: {error.strerror or error}.") from error
-    publish_first(path, lambda temporary: temporary.write_bytes(content))
+    publish_first(path, lambda temporary: temporary.write_bytes(content), is_flushed=False)

@@ -1,7 +1,8 @@
 """A maker without ComfyUI, for benchmarks and tests of the fleet itself: its pictures say what comes of them.
 
-A picture is a JSON object: `takes_s`, how long the clip takes; `fails`, the reason why it cannot be made; `crashes` and
-`dies`, whether its maker or the worker's process ends over it. Any other content is a clip of no length.
+A picture is a JSON object: `takes_s`, how long the clip takes; `waits_for`, a file without which it does not end;
+`fails`, the reason why it cannot be made; `crashes` and `dies`, whether its maker or the worker's process ends over it.
+Any other content is a clip of no length.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from .clip_job import ClipJob
 from .maker import CrashedError
 from .shared_folder import read_picture
 
+LOOK_S = 0.05
+
 
 class StandInMaker:
     """Waits, and writes the picture and the digests into a file."""
@@ -29,7 +32,10 @@ class StandInMaker:
         content = read_picture(job) or b"{}"
         wish = _wish(content)
         self._stopped.clear()
-        if self._stopped.wait(wish.get("takes_s", 0.0)):
+        is_stopped = self._stopped.wait(wish.get("takes_s", 0.0))
+        while "waits_for" in wish and not is_stopped and not Path(wish["waits_for"]).exists():
+            is_stopped = self._stopped.wait(LOOK_S)
+        if is_stopped:
             raise InputError("The clip was interrupted.")
         if wish.get("dies"):
             os._exit(1)
