@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.atomic_file import write_text
+from ..common.errors import BackendUnavailableError
 from ..remote.batch.job import Job
 from ..remote.batch.records import RECORDS
 from ..remote.batch.workflow import Place, Workflow, find_picture, read_workflow, set_inputs
@@ -135,6 +136,8 @@ def measure_real(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         out = folder / f"by {workers}"
         crew = ray_crew(out, workers, options)
         with closing(crew):
+            if len(crew.slots()) < workers:
+                raise BackendUnavailableError(f"Expected {workers} GPUs, found {len(crew.slots())}.")
             jobs = []
             for seed in range(options.real + workers):
                 workflow = Workflow(set_inputs(graph, [f"5.seed={seed}"], lambda _: None), find_picture(graph))
