@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +23,8 @@ from .shared_folder import load_workflow, read_picture
 
 SCRATCH = "i2v-fleet-"
 ARGUMENTS = ("--disable-api-nodes", "--database-url", "sqlite:///:memory:")
+END_S = 10.0
+"""How long a ComfyUI that breaks its connections may take to end."""
 OWN = ("output", "temp")
 """Folders that a worker's ComfyUI has for itself."""
 
@@ -32,7 +36,7 @@ class ComfyMaker:
         self._spec = spec
         self._stack = ExitStack()
         self._server: ComfyServer | None = None
-        self._scratch = Path()
+        self._own: list[Path] = []
         self._workflow = lru_cache(8)(lambda digest: load_workflow(Path(spec.out), digest))
 
     def make(self, job: ClipJob, folder: Path) -> list[Path]:
@@ -51,12 +55,12 @@ class ComfyMaker:
             self.close()  # it may hang: the next clip has a new one
             raise InputError(f"The clip should take at most {self._spec.clip_s:g} s, and took longer.") from error
         except ServerError as error:
-            if server.process.poll() is None:
+            if error.status is not None and server.process.poll() is None:
                 raise
-            raise CrashedError(f"ComfyUI ended with status {server.process.returncode} while it made this.") from error
+            raise CrashedError(f"{self._end_of(server)} while it made this.") from error
         finally:
-            for name in OWN:
-                _empty(self._scratch / name)
+            for own in self._own:
+                _empty(own)
 
     def interrupt(self) -> None:
         """See `Maker`."""
@@ -66,8 +70,17 @@ class ComfyMaker:
 
     def close(self) -> None:
         """See `Maker`."""
-        self._server = None
+        self._server, self._own = None, []
         self._stack.close()
+
+    def _end_of(self, server: ComfyServer) -> str:
+        """What became of a ComfyUI that no longer answers: its connections break before it has ended."""
+        try:
+            return f"ComfyUI ended with status {server.process.wait(END_S)}"
+        except subprocess.TimeoutExpired:
+            return "ComfyUI stopped answering"
+        finally:
+            self.close()
 
     def _run(self, server: ComfyServer, job: ClipJob, folder: Path) -> list[Path]:
         workflow, content, client = self._workflow(job.workflow_digest), read_picture(job), ComfyClient(server.url)
@@ -104,8 +117,9 @@ class ComfyMaker:
             if host is None:
                 raise BrokenWorkerError(f"Expected a ComfyUI on {platform.node()}, but {not_found_reason()}.")
             base = Path(self._spec.base) if self._spec.base else host.directory
-            self._scratch = scratch = Path(self._stack.enter_context(_scratch_folder()))
-            arguments = [*ARGUMENTS, *_own_folders(scratch), *self._spec.arguments]
+            scratch = Path(self._stack.enter_context(_scratch_folder()))
+            self._own = [scratch / name for name in OWN]
+            arguments = [*ARGUMENTS, *_own_folders(self._own), *self._spec.arguments]
             log, start_s = scratch / "comfyui.log", self._spec.start_s
             server = start_server(host, base, arguments, log, start_s, ends_with_us=True)
             self._server = self._stack.enter_context(server)
@@ -130,12 +144,12 @@ def _is_running(pid: int) -> bool:
     return psutil.pid_exists(pid)
 
 
-def _own_folders(scratch: Path) -> list[str]:
-    """The arguments by which ComfyUI takes them."""
+def _own_folders(folders: Sequence[Path]) -> list[str]:
+    """Makes them; the arguments by which ComfyUI takes them."""
     arguments = []
-    for name in OWN:
-        (scratch / name).mkdir()
-        arguments += [f"--{name}-directory", str(scratch / name)]
+    for folder in folders:
+        folder.mkdir()
+        arguments += [f"--{folder.name}-directory", str(folder)]
     return arguments
 
 
