@@ -12,6 +12,7 @@ import hmac
 import json
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -103,33 +104,67 @@ class Door:
         return state
 
 
+@dataclass(frozen=True)
+class Field:
+    """A field of a form; a text has no file's name."""
+
+    content: bytes
+    filename: str
+
+    @property
+    def text(self) -> str:
+        """The content as a text."""
+        return self.content.decode("utf-8", "replace")
+
+
 async def _read_form(request: web.Request) -> tuple[Workflow, bytes | None, str]:
     """Workflow, picture and the ending of its name; raises InputError."""
+    from aiohttp import web
+
     if not request.content_type.startswith("multipart/"):
         raise InputError("Expected a form with the field workflow, and image where there is a picture.")
-    form = await request.post()
-    graph, extra_data = graph_of(_json_of(_content(form.get("workflow"))), "workflow")
+    try:
+        fields = await _read_fields(request)
+    except (I2VError, web.HTTPException):
+        raise
+    except Exception as error:  # aiohttp raises whatever its parsers do
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"Expected a form that can be read, found one that cannot: {reason}") from error
+    if "workflow" not in fields:
+        raise InputError("Expected the field workflow, found none.")
+    graph, extra_data = graph_of(_json_of(fields["workflow"][-1].content), "workflow")
     if extra_data:
-        raise InputError(
-            "Expected a workflow without extra_data, which is stored nowhere and would not outlast a restart."
-        )
-    prompt = set_inputs(graph, [str(value) for value in form.getall("set", [])], lambda _: None)
-    if "image" not in form:
+        raise InputError("Expected a workflow without extra_data, which is stored nowhere and is lost at a restart.")
+    prompt = set_inputs(graph, [each.text for each in fields.get("set", ())], lambda _: None)
+    if "image" not in fields:
         return Workflow(prompt), None, ""
-    image = form["image"]
-    suffix = Path(getattr(image, "filename", "") or "").suffix.lower()
+    image = fields["image"][-1]
+    suffix = Path(image.filename).suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"Expected a picture's name with {', '.join(sorted(SUFFIXES))}, found {suffix or 'none'}.")
-    into = form.get("into")
-    place = find_input(prompt, str(into), lambda _: None) if into else find_picture(prompt)
-    return Workflow(prompt, place), _content(image), suffix
+    into = fields["into"][-1].text if "into" in fields else None
+    place = find_input(prompt, into, lambda _: None) if into else find_picture(prompt)
+    return Workflow(prompt, place), image.content, suffix
 
 
-def _content(field: Any) -> bytes:
-    """The bytes of a field of a form, a file or a text."""
-    if field is None:
-        raise InputError("Expected the field workflow, found none.")
-    return field.file.read() if hasattr(field, "file") else str(field).encode()
+async def _read_fields(request: web.Request) -> dict[str, list[Field]]:
+    """The fields of a form by name, in memory and not through files."""
+    from aiohttp import BodyPartReader, web
+
+    fields: dict[str, list[Field]] = {}
+    num_bytes = 0
+    reader = await request.multipart()
+    while (part := await reader.next()) is not None:
+        if not isinstance(part, BodyPartReader):
+            raise InputError("Expected a form of plain fields, found a form in a form.")
+        content = bytearray()
+        while chunk := await part.read_chunk():
+            content += chunk
+            num_bytes += len(chunk)
+            if num_bytes > MOST_BYTES:
+                raise web.HTTPRequestEntityTooLarge(MOST_BYTES, num_bytes)
+        fields.setdefault(part.name or "", []).append(Field(bytes(content), part.filename or ""))
+    return fields
 
 
 def _json_of(content: bytes) -> Any:

@@ -19,6 +19,7 @@ import pytest
 import requests
 
 from i2v_tensorrt.cli.serve_command import TOKEN
+from i2v_tensorrt.remote.fleet.door import MOST_BYTES
 from i2v_tensorrt.tests.helpers.fake_comfy import GRAPH
 from i2v_tensorrt.tests.helpers.interrupts import wait_for
 
@@ -157,6 +158,16 @@ def test_a_wrong_request_is_refused_in_a_sentence(standing: Service, files: Any,
     answer = standing.session.post(f"{standing.url}/clips", files=files, timeout=60)
     assert answer.status_code == 400
     assert re.search(told, answer.json()["error"])
+
+
+def test_a_form_that_cannot_be_read_or_is_too_large_is_refused(standing: Service) -> None:
+    cut = {"Content-Type": "multipart/form-data; boundary=x"}
+    for headers, body in ((cut, b"--x\r\nnothing"), ({"Content-Type": "multipart/form-data"}, b"--x--")):
+        answer = standing.session.post(f"{standing.url}/clips", data=body, headers=headers, timeout=60)
+        assert answer.status_code == 400 and "Expected" in answer.json()["error"]
+    large = {"workflow": FILE, "image": ("p.png", bytes(MOST_BYTES))}
+    answer = standing.session.post(f"{standing.url}/clips", files=large, timeout=60)
+    assert (answer.status_code, answer.json()) == (413, {"error": "Expected at most 64 MiB."})
 
 
 def test_who_has_no_token_is_refused_and_what_is_unknown_is_not_found(standing: Service) -> None:
