@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from contextlib import closing, redirect_stdout
+from contextlib import closing, redirect_stdout, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -23,6 +24,8 @@ from .queue_command import FAILED
 
 TOKEN = "I2VTRT_SERVE_TOKEN"  # noqa: S105 - the name of a variable
 HOST, PORT, QUEUE = "127.0.0.1", 8190, 20
+END_S = 5.0
+"""How long answers under way may take once the service is to end."""
 
 DESCRIPTION = f"""\
 Make clips for programs that ask over HTTP:
@@ -68,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def serve(options: argparse.Namespace, results: TextIO) -> None:
-    """Opens the workers, the queue and the door; raises KeyboardInterrupt in the end."""
+    """Opens the workers, the queue and the door, until it is interrupted."""
     out = options.out.absolute()
     with closing(open_crew(options, out, Workflow({}))) as crew:
         service = ClipService(crew, out, options.queue, _note, Limits(workers=options.workers))
@@ -82,7 +85,13 @@ def serve(options: argparse.Namespace, results: TextIO) -> None:
 async def _listen(service: ClipService, options: argparse.Namespace, results: TextIO) -> None:
     from aiohttp import web
 
-    runner = web.AppRunner(make_app(service, os.environ.get(TOKEN)), access_log=None)
+    over = asyncio.Event()
+    with suppress(NotImplementedError):  # on Windows an interruption is an exception, as elsewhere
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # An exception in the midst of an answer would leave that answer waited for.
+            asyncio.get_running_loop().add_signal_handler(number, over.set)
+    app = make_app(service, os.environ.get(TOKEN))
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=END_S)
     await runner.setup()
     try:
         site = web.TCPSite(runner, options.listen, options.port)
@@ -90,7 +99,7 @@ async def _listen(service: ClipService, options: argparse.Namespace, results: Te
         host, port = runner.addresses[0][:2]
         results.write(f"http://{host}:{port}\n")
         results.flush()
-        await asyncio.Event().wait()
+        await over.wait()
     finally:
         await runner.cleanup()
 

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,22 @@ def test_a_killed_service_loses_nothing_that_it_took(tmp_path: Path) -> None:
         assert {service.ended(key)["status"] for key in keys} == {"done"}
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.mp4")}
     assert len(after) == 8 and {name: after[name] for name in made} == made
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_service_ends_at_once_in_the_midst_of_requests(tmp_path: Path, number: signal.Signals) -> None:
+    def keep_asking(first: int) -> None:
+        with suppress(requests.RequestException):
+            for each in range(first, first + 1000):
+                service.post(each)
+
+    with serving(tmp_path / "out") as service, ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(keep_asking, 1000 * each) for each in range(4)]
+        wait_for(lambda: len(list((tmp_path / "out").glob("*.mp4"))) >= 3)
+        service.process.send_signal(number)
+        assert service.process.wait(45) == 0
+        assert all(future.result() is None for future in futures)
 
 
 @pytest.fixture(scope="module")
