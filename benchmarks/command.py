@@ -12,6 +12,7 @@ BENCHMARKS = {
     "cards": "the same clips on a GPU of which only 8, 12, 16 or 24 GiB are free",
     "environments": "what runs beside other versions of PyAV, transformers, diffusers and ONNX Runtime",
     "files": "Wan 2.2's expert in fp8 with scales in ComfyUI, by engines of its blocks and as it is",
+    "fleet": "what a fleet adds to a clip, what 10,000 jobs cost, how soon the service answers; two GPUs against one",
     "frames": "frames a second between frames, beside ComfyUI's own node in the same server",
     "fewer": "the presets of I2V Accelerate at published sizes, picture to file, each beside the exact clip",
     "live": "a new ComfyUI on this GPU: the first video, engines that come by themselves, a new server, /free",

@@ -43,6 +43,17 @@ WAN = (
 )
 """Figures of Wan 14B's call, of its build, and of cards that its weights do not fit; and of SVD-XT's clip."""
 
+SCALE = (
+    "svd_ratio",
+    "i2vgen_xl_ratio",
+    "wan_guided_ratio",
+    "wan_ratio",
+    "four_steps_ratio",
+    "fleet_ratio",
+    "fleet_overhead_ms",
+)
+"""Figures of more than one GPU against one, as ratios, and of what a fleet adds to a clip."""
+
 
 def write_figures(path: Path, found: Mapping[str, float], names: tuple[str, ...] = FEWER) -> None:
     """Puts figures of those names into the file, and leaves the others as they are."""

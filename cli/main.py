@@ -17,6 +17,8 @@ IN_ENV = "--inside"
 COMMANDS = {
     "demo": ".demo_command",
     "queue": ".queue_command",
+    "fleet": ".fleet_command",
+    "serve": ".serve_command",
     "engine": ".engine_command",
     "convert": ".convert_command",
     "bench": "..benchmarks.command",
@@ -50,6 +52,12 @@ QUEUE = """\
 Run a workflow in API format on any ComfyUI server, once or for each picture of a folder, and fetch what it
 makes. The same command goes on where an earlier one ended, even if client or server were killed."""
 
+FLEET = """\
+Run a workflow for a folder of pictures on every GPU of a Ray cluster, each with a ComfyUI of its own. Clips are
+published once whatever is lost, and the same command goes on from any machine; Ray is installed when it is first asked
+for. `fleet prebuild` builds the engines for each kind of GPU, `fleet status` counts what waits, runs, is done, failed
+or lost."""
+
 ENGINE = """\
 Compile a checkpoint's networks ahead of time, for this machine or for other GPUs; list, check and remove
 what is there; and say which backends can run here and what to install (doctor)."""
@@ -75,6 +83,16 @@ COMMANDS_HELP = {
         "WORKFLOW --out DIR [--image FILE|FOLDER] [--set NODE.INPUT=VALUE] [more options]",
         "run a workflow on a ComfyUI server, for a folder of pictures too",
         QUEUE,
+    ),
+    "fleet": (
+        "[prebuild | status] WORKFLOW --image FOLDER --out DIR [--address auto] [more options]",
+        "run a workflow for a folder of pictures on the GPUs of many machines",
+        FLEET,
+    ),
+    "serve": (
+        "--out DIR [--port N] [--queue N] [--address auto] [more options]",
+        "make clips for programs that ask over HTTP",
+        "Make clips for programs that ask over HTTP: a bounded queue that outlasts a restart, status, file, cancel.",
     ),
     "engine": (
         "{build,list,verify,prune,doctor} ...",

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from ..common.errors import I2VError, InputError
 from ..remote.batch.in_flight import RetryPolicy
-from ..remote.batch.ledger import Job, Ledger, exclusive_lock
+from ..remote.batch.job import Job
+from ..remote.batch.ledger import Ledger, exclusive_lock
 from ..remote.batch.progress import JobResult, Report
 from ..remote.batch.run import QueueRun
-from ..remote.batch.workflow import UsageError, Workflow, find_input, find_picture, read_workflow, set_inputs
+from ..remote.batch.workflow import NodeInfo, UsageError, Workflow, find_input, find_picture, read_workflow, set_inputs
 from ..remote.comfyui.address import Address, parse_address
 from ..remote.comfyui.client import ComfyClient
 
@@ -28,7 +29,7 @@ DESCRIPTION = f"""\
 Run a workflow in API format on a ComfyUI server and fetch what it makes: once, or once for each picture.
 
 The same command goes on where an earlier one ended, however it ended: what is done is skipped, and
-what the server still has is waited for. The file queue.json in the folder of --out keeps count.
+what the server still has is waited for. The folder .jobs in that of --out keeps count.
 
 Ctrl-C takes what is queued from the server. The status is 0 if all is done, {FAILED} if something
 failed, {USAGE} for a wrong command line and {INTERRUPTED} after an interruption."""
@@ -38,24 +39,7 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("run.py queue", description=DESCRIPTION, formatter_class=raw, allow_abbrev=False)
-    top.add_argument("workflow", type=Path, metavar="WORKFLOW", help="a workflow in API format, JSON")
-    top.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the videos and pictures go")
-    top.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NODE.INPUT=VALUE",
-        help="an input's value; the node by its id, or by its title or class where only one has it (repeatable)",
-    )
-    top.add_argument(
-        "--image",
-        action="append",
-        type=Path,
-        default=[],
-        metavar="FILE|FOLDER",
-        help="a picture, or a folder of them: one job each (repeatable)",
-    )
-    top.add_argument("--into", metavar="NODE.INPUT", help="where the picture goes, if not into the only LoadImage")
+    add_job_options(top)
     top.add_argument(
         "--server",
         default=DEFAULT_SERVER,
@@ -85,6 +69,28 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_job_options(top: argparse.ArgumentParser) -> None:
+    """The options that say which clips to make."""
+    top.add_argument("workflow", type=Path, metavar="WORKFLOW", help="a workflow in API format, JSON")
+    top.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the videos and pictures go")
+    top.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="an input's value; the node by its id, or by its title or class where only one has it (repeatable)",
+    )
+    top.add_argument(
+        "--image",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE|FOLDER",
+        help="a picture, or a folder of them: one job each (repeatable)",
+    )
+    top.add_argument("--into", metavar="NODE.INPUT", help="where the picture goes, if not into the only LoadImage")
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the queue; the description lists the exit statuses."""
     options = parser().parse_args(argv)
@@ -106,7 +112,7 @@ def run(options: argparse.Namespace) -> list[JobResult]:
     """Runs the queue of the options; raises UsageError, ServerError or StorageError."""
     paths = find_pictures(options.image, options.out)
     client = ComfyClient(address_of(options))
-    workflow = make_workflow(client, options)
+    workflow = make_workflow(client.node_info, options)
     jobs = make_jobs(workflow, paths, options.workflow.stem)
     client.queued()  # a server that is not there from the start is reported at once
     with exclusive_lock(options.out):
@@ -122,15 +128,15 @@ def run(options: argparse.Namespace) -> list[JobResult]:
             report.close()
 
 
-def make_workflow(client: ComfyClient, options: argparse.Namespace) -> Workflow:
+def make_workflow(info: NodeInfo, options: argparse.Namespace) -> Workflow:
     """The workflow with the options' changes; raises UsageError for a node or an input that it does not have."""
     graph, extra_data = read_workflow(options.workflow)
-    prompt = set_inputs(graph, options.set, client.node_info)
+    prompt = set_inputs(graph, options.set, info)
     if options.into is not None and not options.image:
         raise UsageError("--into says where the picture of --image goes, and there is none.")
     if not options.image:
         return Workflow(prompt, extra_data=extra_data)
-    place = find_input(prompt, options.into, client.node_info) if options.into else find_picture(prompt)
+    place = find_input(prompt, options.into, info) if options.into else find_picture(prompt)
     return Workflow(prompt, place, extra_data)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from .child import run_child
 from .environment import ROOT, EnvironmentSetupError, Installer, say
+from .extras import complete_fleet
 
 NOT_REACHED = "not reached"
 MOST_WORKERS = 4
@@ -80,6 +81,8 @@ def run_tests(pytest_arguments: list[str], fast: bool) -> int:
     os.chdir(ROOT)
     os.environ.setdefault("PYRIGHT_PYTHON_IGNORE_WARNINGS", "1")  # or it asks the network for a newer one
     live = LiveTests()
+    with suppress(EnvironmentSetupError):  # the tests then name what they lack
+        complete_fleet()
     selection = ["-m", "not comfy and not gpu and not slow"] if fast else []
     workers = [] if one_process(pytest_arguments) else ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS))]
     workers += ["--dist", "loadfile"] if workers else []

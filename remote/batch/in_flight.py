@@ -14,7 +14,7 @@ from ..comfyui.client import ComfyClient
 from ..comfyui.errors import ServerError
 from ..comfyui.event_socket import Backoff
 from ..comfyui.messages import Event, Message, Preview, StatusText, made_files
-from .ledger import Job, MadeFile
+from .job import Job, MadeFile
 from .progress import Report
 from .workflow import Workflow
 

@@ -1,4 +1,4 @@
-"""State of each job of a queue, in the file that a later run goes on from."""
+"""State of each job of `run.py queue`, in the records that a later run goes on from."""
 
 from __future__ import annotations
 
@@ -6,112 +6,70 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ...common.atomic_file import atomic_file
 from ...common.errors import StorageError
-from ..comfyui.messages import printable
+from .job import Job, MadeFile
+from .records import RECORDS, Record, Records, record_of
 
-LEDGER = "queue.json"
+OLD_LEDGER = "queue.json"
+"""The one file for all jobs that earlier versions kept; it is read, and no longer written."""
+CLIENT = "client.json"
 LOCK = ".queue.lock"
-NAME_DIGITS = 8
-"""Number of digits of a job's key in the names of its files."""
-
-State = Literal["queued", "done", "failed"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture, or none, through one workflow; `pictures` has several paths where the same picture has."""
-
-    pictures: tuple[Path, ...]
-    picture_digest: str | None
-    workflow_digest: str
-    stem: str
-
-    @property
-    def key(self) -> str:
-        """Digest of the picture and the workflow, the same for every path of the picture."""
-        return sha256(f"{self.picture_digest} {self.workflow_digest}".encode()).hexdigest()
-
-    @property
-    def file_stem(self) -> str:
-        """The name of its files, their suffix aside: two jobs never share one."""
-        return f"{self.stem}-{self.key[:NAME_DIGITS]}"
-
-    @property
-    def label(self) -> str:
-        """Name of the job in reports."""
-        return printable(self.pictures[0].name if self.pictures else self.stem)
-
-
-@dataclass(frozen=True)
-class MadeFile:
-    """A file in the folder, with its size when complete."""
-
-    name: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Entry:
-    """State of one job; `prompt_id` is the server's name for its latest run."""
-
-    state: State
-    prompt_id: str
-    picture_digest: str | None
-    workflow_digest: str
-    pictures: tuple[str, ...]
-    files: tuple[MadeFile, ...] = ()
-    error: str | None = None
 
 
 class Ledger:
-    """The entries by job key, in a file of `folder` that is rewritten as a whole at each change.
+    """The records of the jobs of `folder`.
 
     `client_id` names the runs' socket, so that a later run gets messages on prompts that an earlier one queued.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._path = folder / LEDGER
-        content = _read(self._path)
-        self.client_id: str = content.get("client_id") or uuid.uuid4().hex
-        self._entries = {key: _entry(self._path, value) for key, value in content.get("jobs", {}).items()}
+        self._records = Records(folder)
+        path = folder / OLD_LEDGER
+        old = _read(path)
+        self._old = {key: _entry(path, value) for key, value in old.get("jobs", {}).items()}
+        self.client_id: str = old.get("client_id") or _client_id(folder / RECORDS / CLIENT)
 
-    def find(self, job: Job) -> Entry | None:
-        """Entry of a job, None without one."""
-        return self._entries.get(job.key)
+    def find(self, job: Job) -> Record | None:
+        """Record of a job, None without one."""
+        return self._records.find(job.key) or self._old.get(job.key)
 
-    def finished(self, job: Job) -> Entry | None:
-        """Entry of a job that is done and whose files are still there with their sizes; else None."""
-        entry = self.find(job)
-        if entry is None or entry.state != "done":
-            return None
-        return entry if all(_is_whole(self._folder / file.name, file.size_bytes) for file in entry.files) else None
+    def finished(self, job: Job) -> Record | None:
+        """Record of a job that is done and whose files are still there with their sizes; else None."""
+        return self._records.finished(job.key) or self._finished_before(job)
 
     def queued(self, job: Job, prompt_id: str) -> None:
         """Notes a run of the job, before the request to the server: a crash in between loses no job."""
         pictures = tuple(str(path) for path in job.pictures)
-        self._write(job, Entry("queued", prompt_id, job.picture_digest, job.workflow_digest, pictures))
+        self._records.note(job.key, Record("queued", prompt_id, job.picture_digest, job.workflow_digest, pictures))
 
     def done(self, job: Job, files: tuple[MadeFile, ...]) -> None:
         """Notes that the job is done, with its files in place."""
-        self._write(job, replace(self._entries[job.key], state="done", files=files))
+        record = replace(self._known(job), state="done", files=files, error=None)
+        self._records.replace_commit(job.key, record)
 
     def failed(self, job: Job, error: str) -> None:
         """Notes that the job's run failed; a later run tries again."""
-        self._write(job, replace(self._entries[job.key], state="failed", error=error))
+        self._records.note(job.key, replace(self._known(job), state="failed", error=error))
 
-    def _write(self, job: Job, entry: Entry) -> None:
-        self._entries[job.key] = entry
-        jobs = {key: asdict(value) for key, value in self._entries.items()}
-        content = {"version": 1, "client_id": self.client_id, "jobs": jobs}
-        with atomic_file(self._path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1), "utf-8")
+    def _known(self, job: Job) -> Record:
+        record = self.find(job)
+        if record is None:
+            raise StorageError(f"{self._folder / RECORDS} should have a record of {job.label}, but has lost it.")
+        return record
+
+    def _finished_before(self, job: Job) -> Record | None:
+        """An earlier version's record that the job is done, while nothing newer is known."""
+        record = self._old.get(job.key)
+        if record is None or record.state != "done" or self._records.find(job.key) is not None:
+            return None
+        sizes = {self._folder / file.name: file.size_bytes for file in record.files}
+        return record if all(path.is_file() and path.stat().st_size == size for path, size in sizes.items()) else None
 
 
 @contextmanager
@@ -133,6 +91,23 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def _client_id(path: Path) -> str:
+    """The name in the file, which is made where it is missing."""
+    try:
+        return str(json.loads(path.read_text("utf-8"))["client_id"])
+    except FileNotFoundError:
+        name = uuid.uuid4().hex
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path) from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path.parent} should be a folder to write to: {error.strerror or error}.") from error
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps({"client_id": name}), "utf-8")
+    return name
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -145,17 +120,12 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _entry(path: Path, value: Any) -> Entry:
+def _entry(path: Path, value: Any) -> Record:
     try:
-        files = tuple(MadeFile(str(file["name"]), int(file["size_bytes"])) for file in value["files"])
-        return Entry(**{**value, "files": files, "pictures": tuple(value["pictures"])})
+        return record_of(value)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path) from error
 
 
 def _damaged(path: Path) -> StorageError:
     return StorageError(f"{path} should tell what an earlier queue has done, but it cannot be read: move it away.")
-
-
-def _is_whole(path: Path, size_bytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == size_bytes

@@ -11,7 +11,7 @@ from typing import Any, Literal, TextIO
 
 from ...common.atomic_file import atomic_file
 from ..comfyui.messages import printable
-from .ledger import Job
+from .job import Job
 
 BAR_CHARS = 24
 REDRAW_S = 0.1

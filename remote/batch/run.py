@@ -19,7 +19,8 @@ from ..comfyui.errors import ServerError
 from ..comfyui.event_socket import Backoff, EventSocket
 from ..comfyui.messages import Message, elapsed_s, outcome
 from .in_flight import Contact, InFlightJob, RetryPolicy, Watcher, fetch, upload
-from .ledger import Job, Ledger
+from .job import Job
+from .ledger import Ledger
 from .progress import JobResult, Report, Verdict
 from .workflow import Workflow
 

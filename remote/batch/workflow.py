@@ -74,18 +74,23 @@ def read_workflow(path: Path) -> tuple[Prompt, Mapping[str, Any]]:
         raise UsageError(f"Expected a workflow at {path}, found none: {error.strerror or error}.") from error
     except ValueError as error:
         raise UsageError(f"{path} should hold a workflow in JSON, but does not: {error}.") from error
+    return graph_of(content, str(path))
+
+
+def graph_of(content: Any, name: str) -> tuple[Prompt, Mapping[str, Any]]:
+    """The graph in JSON that was read, and what goes beside it; raises UsageError, which calls it by the name."""
     if isinstance(content, dict) and isinstance(content.get("nodes"), list):
         raise UsageError(
-            f"{path} is a workflow as the page saves it: open it there, choose Export (API) in the menu, "
+            f"{name} is a workflow as the page saves it: open it there, choose Export (API) in the menu, "
             "and give that file."
         )
     extra_data: object = {}
     if isinstance(content, dict) and isinstance(content.get("prompt"), dict):
         content, extra_data = content["prompt"], content.get("extra_data") or {}  # the body of a request
     if not isinstance(content, dict) or not content or not all(_is_node(node) for node in content.values()):
-        raise UsageError(f"{path} should map node ids to nodes with class_type and inputs, and holds something else.")
+        raise UsageError(f"{name} should map node ids to nodes with class_type and inputs, and holds something else.")
     if not isinstance(extra_data, dict):
-        raise UsageError(f"{path} should have an object as extra_data, found {type(extra_data).__name__}.")
+        raise UsageError(f"{name} should have an object as extra_data, found {type(extra_data).__name__}.")
     return content, extra_data
 
 

@@ -118,12 +118,14 @@ class ComfyClient:
         timeout_s: float = 600.0,
         on_text: Callable[[StatusText], None] | None = None,
         extra_data: Mapping[str, Any] | None = None,
+        is_alive: Callable[[], bool] = lambda: True,
     ) -> RunResult:
         """Queues a prompt and waits for its end, with each event shown to `on_event` as it comes.
 
         `on_text` is shown the lines that nodes write on themselves. A socket that is lost opens again, and the prompt
-        goes on. The result's status reports a node that failed or was interrupted. If waiting itself ends early (time,
-        an exception from a callback, Ctrl-C), the prompt is cancelled.
+        goes on, until `is_alive` says that the server will not come back. The result's status reports a node that
+        failed or was interrupted. If waiting itself ends early (time, an exception from a callback, Ctrl-C), the prompt
+        is cancelled.
 
         Raises:
             PromptRefusedError: the prompt is invalid.
@@ -136,7 +138,7 @@ class ComfyClient:
             events.open()
             record = _Record(self.queue(prompt, client_id, extra_data=extra_data), on_text=on_text)
             try:
-                history = _follow(self, events, record, on_event, deadline)
+                history = _follow(self, events, record, on_event, deadline, is_alive)
             except BaseException:
                 with suppress(ServerError):
                     self.cancel(record.prompt_id)
@@ -229,6 +231,7 @@ def _follow(
     record: _Record,
     on_event: Callable[[Event], None] | None,
     deadline: float,
+    is_alive: Callable[[], bool],
 ) -> dict[str, Any]:
     """Reads messages until the prompt has ended; its history."""
     look, answered = time.monotonic() + LOOK_S, time.monotonic()
@@ -245,7 +248,7 @@ def _follow(
             history = _ended(client, record.prompt_id)
             answered = time.monotonic()
         except ServerError as error:
-            if time.monotonic() - answered > GONE_S:
+            if time.monotonic() - answered > GONE_S or not is_alive():
                 lost = f"ComfyUI went away before prompt {record.prompt_id} had ended: {error}"
                 raise ServerError(lost) from error
             continue

@@ -4,6 +4,7 @@ Only the standard library, and no import from the pack: `run.py` loads this file
 anything is installed. That is why its error is outside the pack's hierarchy.
 """
 
+import ctypes
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NOT_PACK = shutil.ignore_patterns(".*", "__pycache__", "node_modules", "out")
 _STOP_S = 10.0
+_PR_SET_PDEATHSIG = 1
 
 
 class ServerStartError(RuntimeError):
@@ -133,6 +135,7 @@ def start_server(
     log_path: Path | None = None,
     timeout_s: float = 180.0,
     port: int | None = None,
+    ends_with_us: bool = False,
 ) -> Iterator[ComfyServer]:
     """A server on a port of 127.0.0.1, ready to answer; it and its children end with the block.
 
@@ -143,6 +146,7 @@ def start_server(
         log_path: takes stdout and stderr; `comfyui.log` in the base directory by default.
         timeout_s: how long a start may take.
         port: a free one by default.
+        ends_with_us: on Linux the server ends even where the thread that starts it is killed with its process.
 
     Raises:
         ServerStartError: it ended or stayed silent; the message ends with the log's tail.
@@ -162,6 +166,7 @@ def start_server(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=os.name == "posix",
+            preexec_fn=_prepared_to_end() if ends_with_us else None,
         )
     server = ComfyServer(f"http://127.0.0.1:{port}", process, base_directory, log_path)
     try:
@@ -182,6 +187,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _prepared_to_end() -> Callable[[], object] | None:
+    """Runs in a child before its program: the kernel kills it once its parent is gone. None on other systems."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork
+    return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def _wait_until_ready(server: ComfyServer, host: ComfyHost, timeout_s: float) -> None:

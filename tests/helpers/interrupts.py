@@ -24,9 +24,9 @@ def is_alive(pid: int) -> bool:
     return not stat.is_file() or stat.read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
 
 
-def wait_for(found: Callable[[], object]) -> None:
+def wait_for(found: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
     """Waits until something is so; the patience is for a machine with other work."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not found():
         assert time.monotonic() < deadline, "it never came to be"
         time.sleep(0.01)

@@ -15,10 +15,21 @@ ALLOWED = {
     "nodes": {"runtime", "pipeline", "engine_builder", "common"},
     "remote/comfyui": {"common"},
     "remote/batch": {"remote/comfyui", "common"},
-    "benchmarks": {"remote/comfyui", "runtime", "pipeline", "engine_builder", "common", "demo_model/training"},
+    "remote/fleet": {"remote/batch", "remote/comfyui", "common"},
+    "benchmarks": {
+        "remote/fleet",
+        "remote/batch",
+        "remote/comfyui",
+        "runtime",
+        "pipeline",
+        "engine_builder",
+        "common",
+        "demo_model/training",
+    },
     "cli": {
         "benchmarks",
         "remote/batch",
+        "remote/fleet",
         "remote/comfyui",
         "runtime",
         "pipeline",
@@ -114,3 +125,8 @@ def test_only_the_host_knows_comfyui() -> None:
         known = COMFY if name.startswith("nodes.host.") else known
         wrong += [f"{name} imports {package}" for package in sorted(absolute(path) & COMFY - known)]
     assert wrong == []
+
+
+def test_only_one_file_knows_ray() -> None:
+    users = [name for name, path in modules().items() if "ray" in absolute(path)]
+    assert users == ["remote.fleet.ray_crew"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from i2v_tensorrt.cli.queue_command import find_pictures, main, make_jobs
-from i2v_tensorrt.remote.batch.ledger import Job
+from i2v_tensorrt.remote.batch.job import Job
 from i2v_tensorrt.remote.batch.progress import JobResult, Report
 from i2v_tensorrt.remote.batch.workflow import UsageError, Workflow
 from i2v_tensorrt.tests.helpers.fake_comfy import GRAPH, FakeComfy, running, write_pictures

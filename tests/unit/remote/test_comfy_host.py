@@ -1,7 +1,11 @@
 """The finder and the server's life, against a stand-in that is a few lines of main.py."""
 
+import os
+import signal
 import socket
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from i2v_tensorrt.remote.comfyui.server import (
     not_found_reason,
     start_server,
 )
-from i2v_tensorrt.tests.helpers.interrupts import wait_for
+from i2v_tensorrt.tests.helpers.interrupts import is_alive, wait_for
 
 ANSWERS = """
 import http.server, pathlib, subprocess, sys
@@ -165,6 +169,31 @@ def test_a_start_that_fails_shows_the_log(tmp_path: Path, main: str, timeout_s: 
     ):
         pytest.fail("the block ran without a server")
     assert all(part in str(caught.value) for part in [*told, str(log_path)])
+
+
+STARTS = """
+import runpy, sys, time
+runpy.run_path({run!r})
+from pathlib import Path
+from i2v_tensorrt.remote.comfyui.server import ComfyHost, start_server
+with start_server(ComfyHost(Path({comfyui!r}), Path(sys.executable)), Path({base!r}), ends_with_us=True) as server:
+    print(server.process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent is gone")
+def test_a_server_that_is_to_end_with_us_ends_though_we_are_killed(comfyui: ComfyHost, tmp_path: Path) -> None:
+    run = str(Path(__file__).resolve().parents[3] / "run.py")
+    script = STARTS.format(run=run, comfyui=str(comfyui.directory), base=str(tmp_path / "base"))
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pid = int(owner.stdout.readline())
+        assert is_alive(pid)
+        owner.kill()
+    wait_for(lambda: not is_alive(pid))
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)  # the stand-in's own child
 
 
 def is_open(port: int) -> bool:

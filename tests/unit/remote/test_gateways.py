@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 from base64 import b64encode
@@ -13,6 +14,7 @@ import pytest
 
 from i2v_tensorrt.cli.queue_command import HEADERS, TOKEN, main
 from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.remote.batch.records import RECORDS
 from i2v_tensorrt.remote.comfyui import client as client_module
 from i2v_tensorrt.remote.comfyui.address import parse_address
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, ServerError
@@ -93,7 +95,7 @@ def test_a_server_that_asks_who_is_there(
     assert (status, len(fake.saved)) == (0, 1), told
     assert fake.opened == 1, "the socket was let in too"
     gateway.refuses = lambda request: 401
-    Path("out/queue.json").unlink()
+    shutil.rmtree(Path("out") / RECORDS)
     status, refused = queue(*server)
     assert status == 1 and "answered 401" in refused
     for secret in (SECRET, QUOTED, BASIC.removeprefix("Basic "), json.dumps(SECRET)):
@@ -195,7 +197,7 @@ def test_a_certificate_of_its_own(fake: FakeComfy, queue: Any, tmp_path: Path) -
         status, told = queue(*server)
         assert status == 1 and "certificate is not trusted" in told and "--insecure" in told
         assert queue(*server, "--ca", str(certificate))[0] == 0
-        Path("out/queue.json").unlink()
+        shutil.rmtree(Path("out") / RECORDS)
         assert queue(*server, "--insecure")[0] == 0
         assert fake.opened == 2, "the sockets trust it too"
     status, told = queue(*server, "--ca", "missing.pem")
@@ -357,6 +359,7 @@ def test_what_goes_beside_the_graph_is_passed_on_and_kept_nowhere(fake: FakeComf
     Path("graph.json").write_text(json.dumps({"prompt": GRAPH, "extra_data": extra}))
     status, _ = queue("--server", fake.url)
     assert status == 0 and fake.extra_data == [extra]
-    assert "key-of-mine" not in "".join(path.read_text("utf-8", "replace") for path in Path("out").rglob("*"))
+    kept = [path for path in Path("out").rglob("*") if path.is_file()]
+    assert "key-of-mine" not in "".join(path.read_text("utf-8", "replace") for path in kept)
     ComfyClient(fake.url).run(GRAPH, extra_data=extra)
     assert fake.extra_data[-1] == extra

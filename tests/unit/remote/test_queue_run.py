@@ -17,8 +17,9 @@ import pytest
 
 from i2v_tensorrt.cli.queue_command import make_jobs
 from i2v_tensorrt.remote.batch.in_flight import RetryPolicy
-from i2v_tensorrt.remote.batch.ledger import LEDGER, Ledger
+from i2v_tensorrt.remote.batch.ledger import Ledger
 from i2v_tensorrt.remote.batch.progress import JobResult, Report
+from i2v_tensorrt.remote.batch.records import RECORDS
 from i2v_tensorrt.remote.batch.run import QueueRun
 from i2v_tensorrt.remote.batch.workflow import Place, Workflow
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, ServerError
@@ -69,7 +70,7 @@ class Batch:
         found = {path.name.rsplit("-", 1)[0]: path.read_bytes() for path in self.out.glob("*.mp4")}
         assert sorted(found) == [path.stem for path in self.paths]
         assert self.made() == len(self.paths)
-        assert {path.name for path in self.out.iterdir() if path.suffix != ".mp4"} == {LEDGER}
+        assert {path.name for path in self.out.iterdir() if path.suffix != ".mp4"} == {RECORDS}
         assert all(content.startswith(f"a video of {stem}-".encode()) for stem, content in found.items())
         assert all(content in self.fake.files.values() for content in found.values())
 
