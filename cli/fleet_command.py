@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing, redirect_stdout
@@ -23,11 +24,12 @@ from ..remote.fleet.report import FleetReport
 from ..remote.fleet.run import run_fleet
 from ..remote.fleet.shared_folder import save_list, save_workflow
 from ..remote.fleet.status import FleetStatus, fleet_status
+from .child import run_child
 from .environment import ROOT
 from .extras import complete_fleet
 from .queue_command import FAILED, INTERRUPTED, USAGE, add_job_options, find_pictures, make_jobs, make_workflow
 
-PREBUILD, STATUS = "prebuild", "status"
+PREBUILD, STATUS, RAY = "prebuild", "status", "ray"
 LOCAL = "local"
 
 DESCRIPTION = f"""\
@@ -38,6 +40,7 @@ CPU cores.
   run.py fleet WORKFLOW --image FOLDER --out DIR            make the clips
   run.py fleet {PREBUILD} WORKFLOW --image FOLDER --out DIR   build the engines once for each kind of GPU
   run.py fleet {STATUS} --out DIR                            how many wait, run, are done, failed, lost
+  run.py fleet {RAY} start --head --port 6379                Ray's own command, such as to start a cluster or join it
 
 The same command goes on where an earlier one ended, however it ended, from any machine that has the folder of --out:
 what has a record there is not made again. Pictures, --out, --base and the pack lie in the same place on every machine.
@@ -50,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         if list(argv[:1]) == [STATUS]:
             return show_status(status_parser().parse_args(argv[1:]))
+        if list(argv[:1]) == [RAY]:
+            return run_ray(argv[1:])
         is_prebuild = list(argv[:1]) == [PREBUILD]
         options = parser().parse_args(argv[1:] if is_prebuild else argv)
         return run(options, is_prebuild)
@@ -62,6 +67,13 @@ def main(argv: Sequence[str]) -> int:
     except (I2VError, OSError) as error:
         sys.stderr.write(f"run.py fleet: {error}\n")
         return FAILED
+
+
+def run_ray(words: Sequence[str]) -> int:
+    """Runs Ray's own command, installed if need be; its status."""
+    complete_fleet()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    return run_child([sys.executable, "-m", "ray.scripts.scripts", *words])
 
 
 def parser() -> argparse.ArgumentParser:

@@ -85,7 +85,7 @@ COMMANDS_HELP = {
         QUEUE,
     ),
     "fleet": (
-        "[prebuild | status] WORKFLOW --image FOLDER --out DIR [--address auto] [more options]",
+        "[prebuild | status | ray] WORKFLOW --image FOLDER --out DIR [--address auto] [more options]",
         "run a workflow for a folder of pictures on the GPUs of many machines",
         FLEET,
     ),

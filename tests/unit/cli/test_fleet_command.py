@@ -72,6 +72,13 @@ def test_prebuild_leaves_the_batch_alone(fleet: Fleet) -> None:
     assert list(Path("out").iterdir()) == [Path("out", RECORDS)]
 
 
+def test_ray_s_own_command_is_at_hand(capfd: pytest.CaptureFixture[str]) -> None:
+    ray = pytest.importorskip("ray", reason="python -m pip install -r remote/fleet/requirements.txt")
+    assert main(["ray", "--version"]) == 0
+    assert ray.__version__ in capfd.readouterr().out
+    assert main(["ray", "no-such-word"]) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
