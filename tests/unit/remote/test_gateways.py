@@ -129,7 +129,7 @@ def test_headers_of_the_gateways_own_go_with_every_request(
     assert (status, len(fake.saved)) == (0, 1), told
     assert fake.opened == 1, "the socket was let in too"
     gateway.refuses = lambda request: 403
-    Path("out/queue.json").unlink()
+    shutil.rmtree("out/.jobs")
     status, refused = queue(*given)
     assert status == 1 and "answered 403" in refused
     for value in PAIR.values():
