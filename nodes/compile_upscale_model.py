@@ -41,7 +41,7 @@ class CompileUpscaleModel(io.ComfyNode):
         return True if backend is None else verdict(lambda: memory.check_backend(backend))
 
     @classmethod
-    @sockets()
+    @sockets(upscale_model=object)
     def execute(cls, upscale_model: Any, on_missing: str, backend: str, tile: int = TILE) -> io.NodeOutput:
         with ui.sentences():
             engines = engines_of(upscaler(upscale_model, tile), precision_of(upscale_model), backend, on_missing)

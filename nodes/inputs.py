@@ -116,10 +116,19 @@ def weights_input() -> io.Combo.Input:
 Execute = Callable[..., io.NodeOutput]
 
 
+JSON_TYPES = (str, int, float, list, dict, type(None))
+"""What a request can put in the place of a link."""
+
+
+def _came_over_a_link(value: object, kind: type | tuple[type, ...]) -> bool:
+    return not isinstance(value, JSON_TYPES) if kind is object else isinstance(value, kind)
+
+
 def sockets(**kinds: type | tuple[type, ...]) -> Callable[[Execute], Execute]:
     """Decorator of `execute` that checks the inputs of those names, since ComfyUI takes any JSON in place of a link.
 
-    ComfyUI also passes links to inputs that a node does not have, which are refused.
+    The kind `object` is for what other packs give, of any class. ComfyUI also passes links to inputs that a node does
+    not have, which are refused.
     """
 
     def decorate(execute: Execute) -> Execute:
@@ -133,7 +142,7 @@ def sockets(**kinds: type | tuple[type, ...]) -> Callable[[Execute], Execute]:
                     raise InputError(f"Expected {wanted}, found {name!r:.60}.")
             for name, kind in kinds.items():
                 value = inputs.get(name)
-                if not isinstance(value, kind):
+                if not _came_over_a_link(value, kind):
                     found = repr(value)[:60] if isinstance(value, str | int | float) else f"a {type(value).__name__}"
                     raise InputError(f"Expected {name} over a link from a node that gives it, found {found}.")
             return execute(cls, **inputs)

@@ -77,7 +77,7 @@ class UpscaleVideo(io.ComfyNode):
         return True if backend is None else verdict(lambda: memory.check_backend(backend))
 
     @classmethod
-    @sockets(frames=(torch.Tensor, Input.Video))
+    @sockets(frames=(torch.Tensor, Input.Video), upscale_model=object)
     def execute(
         cls,
         frames: Any,

@@ -140,19 +140,22 @@ def test_a_good_prompt_still_runs(client: ComfyClient, picture: str) -> None:
     run(client, clip(picture))
 
 
-LORA = "style.safetensors"
+FILES = ("loras/style.safetensors", "onnx/u2net.onnx")
+"""What the lists of I2V LoRA and I2V ONNX Picture have."""
 INFO = {name: info for name, info in stored().items() if name.startswith(PREFIX)}
 NODE, SHOWN = "1", "2"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def lora(base_directory: Path) -> Iterator[None]:
-    """The file that the list of the node I2V LoRA has."""
-    path = base_directory / "models" / "loras" / LORA
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"never read")
+def files(base_directory: Path) -> Iterator[None]:
+    """The files of the nodes' lists."""
+    paths = [base_directory / "models" / name for name in FILES]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"never read")
     yield
-    path.unlink()
+    for path in paths:
+        path.unlink()
 
 
 def sockets(kind: str) -> list[str]:

@@ -86,7 +86,7 @@ def test_the_cores_own_node_takes_a_compiled_model(
 def test_what_is_no_upscale_model_is_refused(client: ComfyClient) -> None:
     compiled = {"11": node("I2VTRT_CompileUpscaleModel", upscale_model="10", on_missing="eager", backend="auto")}
     told = failure(client, {**compiled, "30": node("PreviewAny", source=["11", 0])})
-    assert "Expected an UPSCALE_MODEL from Load Upscale Model, found a str." in told
+    assert "Expected upscale_model over a link from a node that gives it, found '10'." in told
 
 
 def test_a_video_is_enlarged_to_a_longest_side_and_keeps_its_sound(
