@@ -18,6 +18,8 @@ from ...common.errors import InputError
 from .contract import AUTO, Contract, contract_from_dict
 
 CHILD = Path(__file__).resolve().with_name("look_worker.py")
+FEW_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "4"}
+"""Each thread reserves address space: on a hundred cores idle ones would take what there is."""
 BASE_BYTES = 8 << 30
 """Address space of a look, beside several times the file: libraries ask for more of it than they ever touch."""
 LIMIT_S = 600.0
@@ -42,7 +44,7 @@ def look(
         stderr=subprocess.DEVNULL,
         text=True,
         encoding="utf-8",
-        env=child_environment(),
+        env=child_environment(FEW_THREADS),
         start_new_session=os.name == "posix",
     )
     lines = hear(process)

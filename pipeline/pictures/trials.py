@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 FLOATS = ("float32", "float16", "float64")
 NUMBER = 0.5
 """Value of a further number in a trial."""
+THREADS = 4
+"""Threads of a trial, each of which reserves address space."""
 SILENT = 4
 """ONNX Runtime's level of messages that says nothing: the errors are raised as well."""
 
@@ -81,6 +83,7 @@ class Trials:
         if key not in self._sessions:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = SILENT
+            options.intra_op_num_threads = THREADS
             content = with_dims(self.model, dims, self.outputs).SerializeToString()
             try:
                 self._sessions[key] = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
