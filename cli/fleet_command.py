@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import closing, redirect_stdout
 from pathlib import Path
 
-from ..common.errors import I2VError
 from ..remote.batch.records import RECORDS
 from ..remote.batch.workflow import UsageError, Workflow
 from ..remote.comfyui.messages import printable
@@ -27,7 +26,7 @@ from ..remote.fleet.status import FleetStatus, fleet_status
 from .child import run_child
 from .environment import ROOT
 from .extras import complete_fleet
-from .queue_command import FAILED, INTERRUPTED, USAGE, add_job_options, find_pictures, make_jobs, make_workflow
+from .queue_command import FAILED, add_job_options, find_pictures, make_jobs, make_workflow, status_of
 
 PREBUILD, STATUS, RAY = "prebuild", "status", "ray"
 LOCAL = "local"
@@ -50,23 +49,16 @@ Without --address a Ray of this machine alone is started; --address {LOCAL} take
 
 def main(argv: Sequence[str]) -> int:
     """Runs the fleet; 0 if all is done, 1 if something failed, 2 for a wrong command line, 130 after Ctrl-C."""
-    try:
-        if list(argv[:1]) == [STATUS]:
-            return show_status(status_parser().parse_args(argv[1:]))
-        if list(argv[:1]) == [RAY]:
-            return run_ray(argv[1:])
-        is_prebuild = list(argv[:1]) == [PREBUILD]
-        options = parser().parse_args(argv[1:] if is_prebuild else argv)
-        return run(options, is_prebuild)
-    except KeyboardInterrupt:
-        sys.stderr.write("run.py fleet: interrupted; the same command goes on from here\n")
-        return INTERRUPTED
-    except UsageError as error:
-        sys.stderr.write(f"run.py fleet: {error}\n")
-        return USAGE
-    except (I2VError, OSError) as error:
-        sys.stderr.write(f"run.py fleet: {error}\n")
-        return FAILED
+    return status_of("run.py fleet", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    if list(argv[:1]) == [STATUS]:
+        return show_status(status_parser().parse_args(argv[1:]))
+    if list(argv[:1]) == [RAY]:
+        return run_ray(argv[1:])
+    is_prebuild = list(argv[:1]) == [PREBUILD]
+    return run(parser().parse_args(argv[1:] if is_prebuild else argv), is_prebuild)
 
 
 def run_ray(words: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,14 +15,22 @@ from ..remote.batch.job import Job
 from ..remote.batch.ledger import Ledger, exclusive_lock
 from ..remote.batch.progress import JobResult, Report
 from ..remote.batch.run import QueueRun
-from ..remote.batch.workflow import NodeInfo, UsageError, Workflow, find_input, find_picture, read_workflow, set_inputs
+from ..remote.batch.workflow import (
+    PICTURE_SUFFIXES,
+    NodeInfo,
+    UsageError,
+    Workflow,
+    find_input,
+    find_picture,
+    read_workflow,
+    set_inputs,
+)
 from ..remote.comfyui.address import Address, parse_address
 from ..remote.comfyui.client import ComfyClient
 
 DEFAULT_SERVER = "http://127.0.0.1:8188"
 TOKEN = "I2VTRT_SERVER_TOKEN"  # noqa: S105 - the name of a variable
 HEADERS = "I2VTRT_SERVER_HEADERS"
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 DESCRIPTION = f"""\
@@ -94,18 +102,22 @@ def add_job_options(top: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs the queue; the description lists the exit statuses."""
     options = parser().parse_args(argv)
+    return status_of("run.py queue", lambda: 0 if all(result.is_done for result in run(options)) else FAILED)
+
+
+def status_of(command: str, work: Callable[[], int]) -> int:
+    """The exit status of a command that can be given again; its errors are told as sentences."""
     try:
-        results = run(options)
+        return work()
     except KeyboardInterrupt:
-        sys.stderr.write("run.py queue: interrupted; the same command goes on from here\n")
+        sys.stderr.write(f"{command}: interrupted; the same command goes on from here\n")
         return INTERRUPTED
     except UsageError as error:
-        sys.stderr.write(f"run.py queue: {error}\n")
+        sys.stderr.write(f"{command}: {error}\n")
         return USAGE
     except (I2VError, OSError) as error:
-        sys.stderr.write(f"run.py queue: {error}\n")
+        sys.stderr.write(f"{command}: {error}\n")
         return FAILED
-    return 0 if all(result.is_done for result in results) else FAILED
 
 
 def run(options: argparse.Namespace) -> list[JobResult]:
@@ -149,7 +161,7 @@ def find_pictures(given: Sequence[Path], out: Path) -> list[Path]:
                 raise UsageError(f"The pictures in {path} and what comes of them should lie in two folders.")
             inside = sorted(entry for entry in path.iterdir() if _is_picture(entry))
             if not inside:
-                raise UsageError(f"Expected pictures in {path}, found none ({', '.join(sorted(PICTURES))}).")
+                raise UsageError(f"Expected pictures in {path}, found none ({', '.join(sorted(PICTURE_SUFFIXES))}).")
             found += inside
         elif path.is_file():
             found.append(path)
@@ -181,7 +193,7 @@ def address_of(options: argparse.Namespace) -> Address:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES and path.is_file() and not path.name.startswith(".")
+    return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file() and not path.name.startswith(".")
 
 
 def _digest(path: Path) -> str:

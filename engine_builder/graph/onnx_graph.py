@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...common.errors import EngineError
-from ...common.spec import EngineSpec, TensorSpec, split_dim
+from ...common.spec import EngineSpec, split_dim
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 
 def write_graph(model: ModelProto, spec: EngineSpec, path: Path) -> Path:
-    """Writes the graph with the specification's sizes, names where the profile has several; the model is changed.
+    """Writes the graph, whose sizes have the specification's names, with those that the profile fixes; it is changed.
 
     Raises EngineError where the engine is to hold no weights, which such a graph has inside.
     """
@@ -21,22 +21,11 @@ def write_graph(model: ModelProto, spec: EngineSpec, path: Path) -> Path:
 
     if not spec.holds_weights:
         raise EngineError("An engine made of an ONNX file holds its weights, found one that is to hold none.")
-    tensors = {tensor.name: tensor for tensor in (*spec.network.inputs, *spec.network.outputs)}
+    fixed = {name: limits.min for name, limits in spec.profile.ranges.items() if limits.min == limits.max}
     for value in (*model.graph.input, *model.graph.output):
-        if value.name in tensors:
-            _set_dims(value.type.tensor_type.shape, tensors[value.name], spec)
+        for dim in value.type.tensor_type.shape.dim:
+            name, factor = split_dim(dim.dim_param)
+            if name in fixed:
+                dim.dim_value = fixed[name] * factor
     onnx.save_model(model, str(path))
     return path
-
-
-def _set_dims(shape: Any, tensor: TensorSpec, spec: EngineSpec) -> None:
-    del shape.dim[:]
-    for size in tensor.dims:
-        dim = shape.dim.add()
-        limits = spec.profile.ranges.get(split_dim(size)[0]) if isinstance(size, str) else None
-        if isinstance(size, int):
-            dim.dim_value = size
-        elif limits is not None and limits.min == limits.max:
-            dim.dim_value = limits.min * split_dim(size)[1]
-        else:
-            dim.dim_param = size

@@ -97,7 +97,7 @@ def _contract(trials: Trials, wanted: str) -> Contract:
     """The contract under one reading of the input."""
     size, picture, found, chosen = _tried(trials, wanted)
     height, width = picture.shape[1:3]
-    tensors = check_bounds(trials.model, trials.dims(1, height, width))
+    tensors = check_bounds(trials.bare, trials.dims(1, height, width))
     range_in, range_out, guessed = find_ranges(trials, chosen.name, chosen.layout, picture, open_size=size is None)
     return Contract(
         picture=trials.picture,

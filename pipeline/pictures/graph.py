@@ -146,14 +146,16 @@ def _set_dims(value: ValueInfoProto, dims: Sequence[int | str]) -> None:
             dim.dim_param = size
 
 
-def largest_tensors(model: ModelProto, dims: Mapping[str, Sequence[int | str]]) -> list[int]:
-    """Bytes of the tensors within a call at these sizes, largest first, as far as the graph tells before it runs."""
+def largest_tensors(bare: ModelProto, dims: Mapping[str, Sequence[int | str]]) -> list[int]:
+    """Bytes of the tensors within a call at these sizes, largest first, as far as the graph tells before it runs.
+
+    `bare` is a model `without_weights`.
+    """
     import onnx
 
-    outputs = [value.name for value in model.graph.output]
-    bare = with_dims(without_weights(model), dims, outputs)
+    sized = with_dims(bare, dims, [value.name for value in bare.graph.output])
     try:
-        graph = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+        graph = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
     except Exception as error:  # its own error, and any of its operators' functions
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"Expected a graph whose sizes agree, found: {reason.rstrip('.')}.") from error
@@ -165,9 +167,9 @@ def largest_tensors(model: ModelProto, dims: Mapping[str, Sequence[int | str]]) 
     return sorted(found, reverse=True)
 
 
-def check_bounds(model: ModelProto, dims: Mapping[str, Sequence[int | str]]) -> list[int]:
+def check_bounds(bare: ModelProto, dims: Mapping[str, Sequence[int | str]]) -> list[int]:
     """`largest_tensors`; raises InputError where one is larger than any picture's, before anything is allocated."""
-    found = largest_tensors(model, dims)
+    found = largest_tensors(bare, dims)
     if found and found[0] > MOST_TENSOR_BYTES:
         raise InputError(
             f"Expected tensors of at most {MOST_TENSOR_BYTES >> 30} GiB, found a graph that asks for "

@@ -5,9 +5,9 @@ Whatever the file does to the libraries that read it, a crash or memory without 
 """
 
 import importlib
-import importlib.util
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def main() -> None:
     os.dup2(2, 1)  # libraries' prints are no answers
     request = json.loads(sys.stdin.readline())
     _limit_memory(request["most_bytes"])
-    _alias_pack()
+    _name_pack()
     find = importlib.import_module(f"{ALIAS}.pipeline.pictures.find_contract")
     contracts = importlib.import_module(f"{ALIAS}.pipeline.pictures.contract")
     errors = importlib.import_module(f"{ALIAS}.common.errors")
@@ -48,16 +48,11 @@ def _limit_memory(most_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
 
 
-def _alias_pack() -> None:
-    """Makes the pack importable by a fixed name, whatever its folder's name."""
-    root, here = Path(__file__).resolve().parent.parent.parent, Path(__file__).resolve().parent
+def _name_pack() -> None:
+    """Makes the pack importable by a fixed name, whatever its folder's name, as run.py does where it is imported."""
+    here = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
-    spec = importlib.util.spec_from_file_location(ALIAS, root / "__init__.py", submodule_search_locations=[str(root)])
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{root} holds no package")
-    package = importlib.util.module_from_spec(spec)
-    sys.modules[ALIAS] = package
-    spec.loader.exec_module(package)
+    runpy.run_path(str(here.parent.parent / "run.py"), run_name="i2v_tensorrt_run")
 
 
 if __name__ == "__main__":

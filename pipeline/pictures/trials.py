@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...common.errors import InputError
 from ...common.pack_paths import PICTURE
 from .contract import NCHW, NHWC, SCALING, More
-from .graph import check_bounds, dims_of, dtype_of, with_dims
+from .graph import check_bounds, dims_of, dtype_of, with_dims, without_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ class Trials:
         self, model: ModelProto, picture: ValueInfoProto, layout: str, channels: int, more: tuple[More, ...]
     ) -> None:
         self.model, self.picture, self.layout, self.channels, self.more = model, picture.name, layout, channels, more
-        self.dtype = dtype_of(picture)
+        self.bare, self.dtype = without_weights(model), dtype_of(picture)
         self.outputs = [value.name for value in model.graph.output]
         stated = dims_of(picture) or (None,) * 4
         height, width = stated[2:] if layout == NCHW else stated[1:3]
@@ -45,7 +45,7 @@ class Trials:
         """
         count, height, width, _ = pictures.shape
         exact = self.dims(count, height, width)
-        check_bounds(self.model, exact)
+        check_bounds(self.bare, exact)
         session = self._session(self.dims("number", "height", "width") if open_size else exact)
         given = self._laid_out(pictures)
         feeds = {self.picture: given.astype(self.dtype)}

@@ -14,6 +14,8 @@ from ...common.errors import InputError
 Prompt = dict[str, dict[str, Any]]
 NodeInfo = Callable[[str], Mapping[str, Any] | None]
 """Function from a node class to its description, as in /object_info; None for a class that the server does not have."""
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+"""Endings, in small letters, of files that are taken for pictures."""
 
 
 class UsageError(InputError):

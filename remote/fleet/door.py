@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...common.errors import I2VError, InputError
-from ..batch.workflow import Workflow, find_input, find_picture, graph_of, set_inputs
+from ..batch.workflow import PICTURE_SUFFIXES, Workflow, find_input, find_picture, graph_of, set_inputs
 from .service import ClipService, ClipState, QueueFullError
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 MOST_BYTES = 64 << 20
 THREADS = 64
 """Requests that may be at the disk at once: what is refused does not wait for what is written."""
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 KEY = "{key:[0-9a-f]{64}}"
 STATUSES = {"waiting": 202, "running": 202, "done": 200, "failed": 200}
 
@@ -140,8 +139,10 @@ async def _read_form(request: web.Request) -> tuple[Workflow, bytes | None, str]
         return Workflow(prompt), None, ""
     image = fields["image"][-1]
     suffix = Path(image.filename).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"Expected a picture's name with {', '.join(sorted(SUFFIXES))}, found {suffix or 'none'}.")
+    if suffix not in PICTURE_SUFFIXES:
+        raise InputError(
+            f"Expected a picture's name with {', '.join(sorted(PICTURE_SUFFIXES))}, found {suffix or 'none'}."
+        )
     into = fields["into"][-1].text if "into" in fields else None
     place = find_input(prompt, into, lambda _: None) if into else find_picture(prompt)
     return Workflow(prompt, place), image.content, suffix

@@ -154,6 +154,11 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
         look(tmp_path / "none.onnx")
 
 
+def test_a_look_from_outside_finds_the_same(tmp_path: Path) -> None:
+    path = write_network(NETWORKS["signed"], tmp_path / "network.onnx")
+    assert look(path) == find_contract(path)
+
+
 class _Stopped(Exception):
     pass
 
