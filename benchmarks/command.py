@@ -13,6 +13,7 @@ BENCHMARKS = {
     "environments": "what runs beside other versions of PyAV, transformers, diffusers and ONNX Runtime",
     "files": "Wan 2.2's expert in fp8 with scales in ComfyUI, by engines of its blocks and as it is",
     "fleet": "what a fleet adds to a clip, what 10,000 jobs cost, how soon the service answers; two GPUs against one",
+    "four-steps": "Wan 2.2 A14B distilled to four steps, picture to file, in bf16 and in fp8",
     "frames": "frames a second between frames, beside ComfyUI's own node in the same server",
     "fewer": "the presets of I2V Accelerate at published sizes, picture to file, each beside the exact clip",
     "live": "a new ComfyUI on this GPU: the first video, engines that come by themselves, a new server, /free",
@@ -21,7 +22,7 @@ BENCHMARKS = {
     "weightless": "TensorRT's plans with their weights outside and inside, at published sizes, without a GPU",
     "ladder": "one clip in every way there is here, from diffusers in fp32 to the fastest engine",
 }
-MODULES = {"call": "one_call"}
+MODULES = {"call": "one_call", "four-steps": "four_steps"}
 """Modules of commands with another name."""
 USAGE = "usage: run.py bench NAME [options]\n\n" + "".join(
     f"  {name:<12} {what}\n" for name, what in BENCHMARKS.items()

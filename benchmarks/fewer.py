@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,25 +22,20 @@ import torch
 from ..common.atomic_file import write_text
 from ..common.device import default_device
 from ..common.errors import I2VError
-from ..common.pack_paths import PACK, PICTURE
+from ..common.pack_paths import PACK
 from ..engine_builder.backends.registry import AUTO, BACKENDS
 from ..engine_builder.store.store import EngineStore
 from ..pipeline.acceleration.presets import EXACT_NAME, PRESET_NAMES, preset_of
 from ..pipeline.denoising.schedulers import SamplerSettings
 from ..pipeline.dummies.full_size import FULL_SIZES, write_full_checkpoint
-from ..pipeline.media.formats import VideoOptions
-from ..pipeline.media.image import rgb
-from ..pipeline.media.video import write_video
 from ..pipeline.models.registry import open_model
 from ..pipeline.request import ClipRequest, ClipSize
-from ..pipeline.tensor_cache import ConditioningCache
-from ..runtime.clip import decode_clip, encode_clip, fitting_chunk, sample_clip
 from ..runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
+from .clip_stages import build_report, picture, tell, timed_clip
 from .figures import write_figures
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
-from .ladder.measure import synchronize
 
 RESULTS = Path(__file__).resolve().parent / "results" / "fewer"
 
@@ -107,24 +102,24 @@ def _measure(case: Case, options: argparse.Namespace, started: float) -> dict[st
     device, size = default_device(), TINY_SIZE if options.tiny else case.size
     model = open_model(_checkpoint(case, options, device))
     policy = EnginePolicy(options.backend, shapes="exact")
-    engines = EngineSet(model, EngineStore(options.store), policy, device, report=_report())
+    engines = EngineSet(model, EngineStore(options.store), policy, device, report=build_report())
     denoising = case.settings(model.schedulers[0])
     if options.tiny:
         denoising = Case("", size, TINY_STEPS, case.guidance_scale, "").settings(model.schedulers[0])
     sets = {name: engines.with_preset(preset_of(name, model)) for name in options.presets.split(",")}
-    request = ClipRequest(_picture(), "a boat drifts on a lake", "", *size, 8)
+    request = ClipRequest(picture(), "a boat drifts on a lake", "", *size, 8)
     rows: dict[str, Row] = {name: _plan_row(each, request, denoising) for name, each in sets.items()}
     with tempfile.TemporaryDirectory(prefix="i2v-fewer-") as folder:
         for name, each in sets.items():
-            _tell(f"{case.checkpoint}: {name}, first clip ...")
-            _clip(each, request, denoising, Path(folder) / "warm.mp4")  # builds, loads and captures
+            tell(f"{case.checkpoint}: {name}, first clip ...")
+            timed_clip(each, request, denoising, Path(folder) / "warm.mp4")  # builds, loads and captures
         for number in range(options.rounds):
             for name, each in sets.items():
                 if number and time.monotonic() - started > 60 * options.minutes:
                     continue
-                found = _clip(each, request, denoising, Path(folder) / f"{number}.mp4")
+                found = timed_clip(each, request, denoising, Path(folder) / f"{number}.mp4")
                 rows[name]["clips"].append(found)
-                _tell(f"{case.checkpoint}: {name}, {sum(found.values()):.3f} s")
+                tell(f"{case.checkpoint}: {name}, {sum(found.values()):.3f} s")
     for name, each in sets.items():
         rows[name] |= {"engine": each.describe(model.denoiser), "notes": each.take_notes()}
         rows[name]["seconds"] = statistics.median(sum(clip.values()) for clip in rows[name]["clips"])
@@ -139,34 +134,6 @@ def _plan_row(engines: EngineSet, request: ClipRequest, denoising: Denoising) ->
     return {"calls": made, "asked": asked, "line": sampling.calls_line, "clips": []}
 
 
-def _clip(engines: EngineSet, request: ClipRequest, denoising: Denoising, path: Path) -> dict[str, float]:
-    """Seconds by stage, from picture to file; nothing is taken from a cache."""
-    clock = _Laps(engines.device)
-    plan = plan_clip(engines, request.size)
-    conditioning = encode_clip(plan, request, ConditioningCache(None), _ignore)
-    clock.lap("encode_s")
-    latents = sample_clip(plan_sampling(plan, denoising), conditioning, _ignore)
-    clock.lap("denoise_s")
-    frames = decode_clip(plan, latents, fitting_chunk(plan), _ignore)
-    clock.lap("decode_s")
-    write_video(frames, path, VideoOptions("mp4-h264", 8.0))
-    clock.lap("write_s")
-    return clock.laps
-
-
-class _Laps:
-    """Seconds of stages that follow each other; waits for the device at the end of each."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.laps: dict[str, float] = {}
-        self._device, self._last = device, time.monotonic()
-
-    def lap(self, name: str) -> None:
-        synchronize(self._device)
-        there = time.monotonic()
-        self.laps[name], self._last = there - self._last, there
-
-
 def _checkpoint(case: Case, options: argparse.Namespace, device: torch.device) -> Path:
     folder: Path = options.checkpoints / (
         case.checkpoint.replace("random", "tiny") if options.tiny else case.checkpoint
@@ -177,13 +144,6 @@ def _checkpoint(case: Case, options: argparse.Namespace, device: torch.device) -
     if not folder.is_dir():
         FULL_SIZES[case.checkpoint].write_tiny(folder)
     return folder
-
-
-def _picture() -> Any:
-    from PIL import Image
-
-    with Image.open(PICTURE) as opened:
-        return rgb(opened)
 
 
 def _write(name: str, rows: Mapping[str, Row], options: argparse.Namespace) -> None:
@@ -201,29 +161,7 @@ def _write(name: str, rows: Mapping[str, Row], options: argparse.Namespace) -> N
     seconds = {f"{prefix}{preset.replace(' ', '_')}_s": row["seconds"] for preset, row in rows.items()}
     write_figures(options.out / "figures.json", seconds)
     for preset, row in rows.items():
-        _tell(f"{name}: {preset}: {row['seconds']:.3f} s, {row['calls']} of {row['asked']} calls")
+        tell(f"{name}: {preset}: {row['seconds']:.3f} s, {row['calls']} of {row['asked']} calls")
     if EXACT_NAME in rows:
         best = min(rows, key=lambda preset: rows[preset]["seconds"])
-        _tell(f"{name}: {best} is {rows[EXACT_NAME]['seconds'] / rows[best]['seconds']:.2f} times as fast as exact")
-
-
-def _report() -> Callable[[str, float], None]:
-    """Tells each stage of a build once."""
-    last = ""
-
-    def report(stage: str, done: float) -> None:
-        nonlocal last
-        if stage != last:
-            last = stage
-            _tell(f"building {stage}")
-
-    return report
-
-
-def _tell(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def _ignore(*_: object) -> None:
-    """Watches no progress."""
+        tell(f"{name}: {best} is {rows[EXACT_NAME]['seconds'] / rows[best]['seconds']:.2f} times as fast as exact")

@@ -22,6 +22,7 @@ import comfy.model_management as memory
 import comfy.sampler_helpers
 import folder_paths
 import torch
+from comfy.hooks import HookGroup
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
@@ -60,8 +61,8 @@ class _MemoryManager(LoadInPlace):
         self.scratch_bytes = 0
         """Bytes that a call of the patcher's model needs beside the weights."""
         self._host = HostMemoryManager()
-        self._sent_away: list[ModelPatcher] = []
-        """Models that the sampling was using when a build needed the room."""
+        self._sent_away: list[tuple[ModelPatcher, HookGroup | None]] = []
+        """Models that the sampling was using when a build needed the room, and the hooks on their weights."""
         self._borrowing: dict[Runner, None] = {}
 
     def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
@@ -94,14 +95,18 @@ class _MemoryManager(LoadInPlace):
 
     def clear(self) -> None:
         if device().type != "cpu":
-            self._sent_away = self._in_use()
+            self._sent_away = [(model, model.current_hooks) for model in self._in_use()]
             self._host.clear()
 
     def _restore(self) -> None:
-        """Loads the models again that were sent away for a build."""
-        models, self._sent_away = self._sent_away, []
-        if models:
-            memory.load_models_gpu(models, memory_required=self.scratch_bytes)
+        """Loads the models again that were sent away for a build, with the hooks that they lost as they left."""
+        sent_away, self._sent_away = self._sent_away, []
+        if not sent_away:
+            return
+        memory.load_models_gpu([model for model, _ in sent_away], memory_required=self.scratch_bytes)
+        for model, hooks in sent_away:
+            if hooks is not None:
+                model.patch_hooks(hooks)
 
     def _in_use(self) -> list[ModelPatcher]:
         """The sampled model, and models that the sampling has loaded beside it, such as ControlNets; no runners."""

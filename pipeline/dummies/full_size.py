@@ -36,10 +36,14 @@ VAE: dict[str, Any] = {"block_out_channels": [128, 256, 512, 512], "layers_per_b
 
 @dataclass(frozen=True)
 class FullSize:
-    """A published size: the function that writes the tiny checkpoint, and the changed settings by part."""
+    """A published size: the function that writes the tiny checkpoint, and the changed settings by part.
+
+    `variant` names the type of its weights, one of `VARIANTS`, in their files' names too.
+    """
 
     write_tiny: Callable[[Path], object]
     changes: Mapping[str, Mapping[str, Any]]
+    variant: str = "fp16"
 
 
 FULL_SIZES: dict[str, FullSize] = {
@@ -91,6 +95,9 @@ FULL_SIZES: dict[str, FullSize] = {
 }
 """By the checkpoint's folder."""
 AWAKE_STD = 0.02
+VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+ONE_FILE = "1TB"
+"""Size of a shard by which no network is divided."""
 
 
 def write_full_checkpoint(folder: Path, device: torch.device, seed: int) -> Path:
@@ -104,21 +111,23 @@ def write_full_checkpoint(folder: Path, device: torch.device, seed: int) -> Path
 
 
 def write_random_checkpoint(full: FullSize, folder: Path, device: torch.device, seed: int) -> Path:
-    """Writes a checkpoint with its changed parts in half precision, as `write_full_checkpoint` does."""
+    """Writes a checkpoint with its changed parts in their variant, as `write_full_checkpoint` does."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
         full.write_tiny(unfinished)
         torch.manual_seed(seed)
         index = json.loads((unfinished / INDEX).read_text("utf-8"))
         for part, changes in full.changes.items():
-            _write_network(unfinished / part, index[part], changes, device)
+            _write_network(unfinished / part, index[part], changes, device, full.variant)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
-def _write_network(folder: Path, entry: tuple[str, str], changes: Mapping[str, Any], device: torch.device) -> None:
+def _write_network(
+    folder: Path, entry: tuple[str, str], changes: Mapping[str, Any], device: torch.device, variant: str
+) -> None:
     """Puts a network of the changed configuration in place of the one in `folder`."""
     config = {**json.loads((folder / "config.json").read_text("utf-8")), **changes}
     for path in folder.iterdir():
@@ -126,7 +135,7 @@ def _write_network(folder: Path, entry: tuple[str, str], changes: Mapping[str, A
     with torch.device(device):
         network = network_of(entry, config)
     _wake(network)
-    network.half().cpu().save_pretrained(folder, variant="fp16")
+    network.to(VARIANTS[variant]).cpu().save_pretrained(folder, variant=variant, max_shard_size=ONE_FILE)
     del network
 
 

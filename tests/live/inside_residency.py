@@ -2,10 +2,12 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import comfy.model_management as memory
 import torch
+from comfy.hooks import HookGroup, WeightHook
 
 from i2v_tensorrt.nodes.host.memory import RESERVE_BYTES, HostMemoryManager
 from i2v_tensorrt.nodes.host.model import _MemoryManager
@@ -38,6 +40,44 @@ def case_what_an_interrupted_build_sent_away_stays_away(folder: Path) -> None:
         memory_manager.patcher = None
         memory_manager.hold(CardRunner(card, 0), 0)
         assert not sampled.is_loaded
+
+
+class HookedModel(CardModel):
+    """One with two weights, from which hooks go as from every model that is unloaded.
+
+    ComfyUI leaves a model without hooks where they are put again on all of its weights.
+    """
+
+    def __init__(self, card: Card, size_bytes: int) -> None:
+        super().__init__(card, size_bytes)
+        self.weight, self.model.bias = (torch.nn.Parameter(torch.zeros(4), requires_grad=False) for _ in range(2))
+        self.model.weight = self.weight
+
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
+        if unpatch_weights:
+            self.unpatch_hooks()
+        super().unpatch_model(device_to, unpatch_weights)
+
+
+def case_hooks_on_the_weights_are_there_again_after_a_build(folder: Path) -> None:
+    with pretended() as card:
+        sampled, hook = HookedModel(card, 8 * GIB), WeightHook()
+        sampled.add_hook_patches(hook, {"weight": ("diff", (torch.ones(4),))})
+        memory.load_models_gpu([sampled])
+        hooks = HookGroup()
+        hooks.add(hook)
+        sampled.patch_hooks(hooks)
+        memory_manager = _MemoryManager()
+        memory_manager.patcher = sampled
+        memory_manager.clear()
+        assert not sampled.weight.any() and not sampled.is_loaded
+        memory_manager.hold(CardRunner(card, 0), 0)
+        assert sampled.is_loaded and sampled.current_hooks is hooks
+        assert sampled.weight.tolist() == [1.0] * 4, "the rest of this call is of the same weights as its beginning"
+        sampled.patch_hooks(None)
+        memory_manager.clear()
+        memory_manager.hold(CardRunner(card, 0), 0)
+        assert sampled.is_loaded and not sampled.weight.any()
 
 
 class HoldingRunner(CardRunner):
