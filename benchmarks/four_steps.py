@@ -28,6 +28,7 @@ from ..engine_builder.store.store import EngineStore
 from ..pipeline.denoising.schedulers import SamplerSettings
 from ..pipeline.dummies.full_size import FullSize, write_random_checkpoint
 from ..pipeline.models.checkpoints.diffusers_folder import INDEX
+from ..pipeline.models.checkpoints.file_digests import FRESH_S, TABLE
 from ..pipeline.models.registry import open_model
 from ..pipeline.request import ClipRequest, ClipSize
 from ..runtime.clip_plan import Denoising
@@ -66,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Measures, and writes after each precision; 0, or 1 after a sentence on the error."""
     options = parser().parse_args(argv)
+    TABLE.keep_in(options.store / "digests.json")  # as ComfyUI's processes do
     try:
         if options.load:
             sys.stdout.write(json.dumps(_load(options)) + "\n")
@@ -148,6 +150,7 @@ def _checkpoint(options: argparse.Namespace) -> None:
     else:
         write_random_checkpoint(FullSize(A14B.write_tiny, A14B.changes, "bf16"), folder, default_device(), 0)
         free_memory(default_device())
+    time.sleep(FRESH_S)  # the digest of a file that has just changed is not kept
 
 
 def _write(name: str, row: Mapping[str, Any], options: argparse.Namespace) -> None:

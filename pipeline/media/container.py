@@ -1,6 +1,8 @@
 """mp4, webm and mkv through PyAV."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +23,8 @@ AUDIO_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 AUDIO_BIT_RATE_PER_CHANNEL = 96_000
 IDENTITY, BT709, SRGB = 0, 1, 13
 """Matrices, primaries and curves by their numbers in ITU-T H.273."""
+AHEAD = 2
+"""Frames that are converted before the encoder takes them."""
 LIMITED_RANGE, FULL_RANGE = 1, 2
 """Levels of 16..235 and 0..255, by FFmpeg's numbers."""
 
@@ -78,12 +82,23 @@ def _closing(container: "OutputContainer") -> Iterator[None]:
 
 
 def _packets(clip: Clip | StreamedClip, video: "VideoStream", on_frame: OnFrame) -> Iterator["Packet"]:
-    for position, picture in enumerate(clip.pictures()):
-        frame = _picture(picture, video.codec_context)
+    for position, frame in enumerate(_converted(clip.pictures(), video.codec_context)):
         frame.pts, frame.time_base = position, video.codec_context.time_base
         yield from video.encode(frame)
         on_frame(position + 1, max(position + 1, len(clip)))
     yield from video.encode(None)
+
+
+def _converted(pictures: Iterator[Tensor], context: "VideoCodecContext") -> Iterator["VideoFrame"]:
+    """Each picture as the encoder takes it; while that works on one, a thread converts the next ones."""
+    converted: deque[Future[VideoFrame]] = deque()
+    with ThreadPoolExecutor(1, "i2v frames") as thread:
+        for picture in pictures:
+            converted.append(thread.submit(_picture, picture, context))
+            if len(converted) > AHEAD:
+                yield converted.popleft().result()
+        while converted:
+            yield converted.popleft().result()
 
 
 def _add_video(container: "OutputContainer", clip: Clip | StreamedClip, options: VideoOptions) -> "VideoStream":

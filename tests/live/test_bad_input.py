@@ -128,7 +128,7 @@ def test_a_name_over_a_link_is_checked_when_it_is_known(client: ComfyClient, pic
     before = file_names(output.parent)
     prompt = save(picture, filename_prefix=[BESIDE, 0]) | {BESIDE: node("PrimitiveString", value="../../escaped")}
     assert "found '..' in '../../escaped'" in refusal(client, prompt, SAVE)
-    new = file_names(output.parent) - before
+    new = file_names(output.parent) - before - {"output"}  # which a new server has not made before
     assert new and all(name.startswith("output/i2v_kept") for name in new), "the frames are kept, and nothing else"
 
 
