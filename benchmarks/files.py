@@ -1,7 +1,7 @@
 """`run.py bench files`: Wan 2.2's expert of 14 billion parameters in fp8 with scales, in a ComfyUI on the GPU at hand.
 
 ComfyUI's own loader and sampler, with I2V Compile Model between them and without it, by turns in one server; and
-without it in a server that multiplies in fp8 wherever it can. A call's time is the difference of two runs' by the
+in a server that multiplies in fp8 wherever it can. A call's time is the difference of two runs' by the
 difference of their steps. Weights are random. A figure without a measurement is null.
 """
 
@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file of all figures")
     parser.add_argument("--work", type=Path, help="a folder for models and engines, kept; a temporary one otherwise")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on any device: a trial of the benchmark")
+    parser.add_argument("--only", choices=("plain", "fast"), help="one of the two servers alone")
     options = parser.parse_args(argv)
     host = find_comfyui()
     if host is None or not (torch.cuda.is_available() or options.tiny):
@@ -69,10 +70,12 @@ def main(argv: Sequence[str]) -> int:
         clip = SMALL if options.tiny else FULL_SIZE
         base = _base(host, work, clip)
         flags = (*ARGUMENTS, *(() if torch.cuda.is_available() else ("--cpu",)))
-        with start_server(host, base, flags) as server:
-            _side_by_side(server, clip, report)
-        with start_server(host, base, (*flags, *FAST)) as server:
-            report.note(comfyui_fp8_matrix_mult_call_ms=_call_ms(server, clip, "none"))
+        if options.only != "fast":
+            with start_server(host, base, flags) as server:
+                _side_by_side(server, clip, report)
+        if options.only != "plain":
+            with start_server(host, base, (*flags, *FAST)) as server:
+                _in_fp8(server, clip, report)
     return 0
 
 
@@ -104,6 +107,14 @@ def _side_by_side(server: ComfyServer, clip: Clip, report: Report) -> None:
     distance_db = 10 * math.log10(apart["std"][0] ** 2 / max(apart["mse"][0], 1e-20))
     report.note(wan_fp8_distance_db=distance_db, wan_fp8_weights_gib=weights["bytes"][0] / GIB)
     report.note(wan_fp8_lines=heard.lines, models=weights["models"])
+
+
+def _in_fp8(server: ComfyServer, clip: Clip, report: Report) -> None:
+    """The graph without the node and with it, where ComfyUI multiplies in fp8 wherever it can."""
+    report.note(comfyui_fp8_matrix_mult_call_ms=_call_ms(server, clip, "none"))
+    heard = Heard()
+    _run(server, prompt_of(clip, FEW, "build"), heard)
+    report.note(wan_fp8_matrix_mult_call_ms=_call_ms(server, clip, "build"), wan_fp8_matrix_mult_lines=heard.lines)
 
 
 def _call_ms(server: ComfyServer, clip: Clip, way: str) -> float:
