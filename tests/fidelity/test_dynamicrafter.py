@@ -14,11 +14,16 @@ from typing import Any
 import pytest
 import torch
 
+from i2v_tensorrt.benchmarks.dynamicrafter_reference import (
+    ReferenceSchedule,
+    ReferenceUNet,
+    reference_projection,
+    reference_unet,
+)
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings, make_scheduler
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.dynamicrafter.published_settings import KIND_SCHEDULER, KINDS, SCHEDULER
 
-from ..helpers.dynamicrafter_reference import ReferenceSchedule, ReferenceUNet, reference_projection
 from .families import FAMILIES
 
 NAME = "dynamicrafter"
@@ -29,7 +34,7 @@ Inputs = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def reference(folder: Callable[[str], Path]) -> ReferenceUNet:
-    return ReferenceUNet(folder(NAME) / "unet")
+    return reference_unet(folder(NAME) / "unet")
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +62,7 @@ def inputs_of(height: int, width: int, branches: int = 2) -> Inputs:
 @torch.no_grad()
 def expected(reference: ReferenceUNet, given: Inputs) -> torch.Tensor:
     """The reference's prediction, laid out as the core's."""
-    x = torch.cat([given["sample"], given["image_latents"]], dim=2).transpose(1, 2)
-    tokens = given["image_tokens"].flatten(1, 2)
-    return reference(x, given["timestep"], given["text_states"], tokens, given["fs"]).transpose(1, 2)
+    return reference.predict(given)
 
 
 @torch.no_grad()
