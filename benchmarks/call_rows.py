@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -24,6 +23,7 @@ from ..pipeline.models.wan.model import Wan21
 from ..pipeline.models.wan.networks import FP8_PRODUCTS, PRODUCTS
 from ..runtime.clip_sizes import clip_sizes
 from .ladder.measure import GIB, free_memory
+from .measured_child import tell
 
 PRECISION = "bf16"
 CARDS_GIB = (8, 12, 16, 24)
@@ -258,9 +258,3 @@ ROWS: dict[str, type[Row]] = {
     "fp8-products": Fp8Products,
     **{f"{gib}-gib": small(gib) for gib in CARDS_GIB},
 }
-
-
-def tell(text: str) -> None:
-    """Prints a line at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

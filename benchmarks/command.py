@@ -10,6 +10,7 @@ BENCHMARKS = {
     "builds": "engines of I2VGen-XL at its published size: seconds, memory, bytes, without a GPU too",
     "call": "one call of Wan 2.1's 14 billion parameters, with random weights",
     "cards": "the same clips on a GPU of which only 8, 12, 16 or 24 GiB are free",
+    "dynamicrafter": "DynamiCrafter's call and clip at 512 and 1024 beside torch.compile; its parity and its schedule",
     "environments": "what runs beside other versions of PyAV, transformers, diffusers and ONNX Runtime",
     "files": "Wan 2.2's expert in fp8 with scales in ComfyUI, by engines of its blocks and as it is",
     "fleet": "what a fleet adds to a clip, what 10,000 jobs cost, how soon the service answers; two GPUs against one",
@@ -25,7 +26,7 @@ BENCHMARKS = {
 MODULES = {"call": "one_call", "four-steps": "four_steps"}
 """Modules of commands with another name."""
 USAGE = "usage: run.py bench NAME [options]\n\n" + "".join(
-    f"  {name:<12} {what}\n" for name, what in BENCHMARKS.items()
+    f"  {name:<14} {what}\n" for name, what in BENCHMARKS.items()
 )
 
 

@@ -54,6 +54,19 @@ SCALE = (
 )
 """Figures of more than one GPU against one, as ratios, and of what a fleet adds to a clip."""
 
+DYNAMICRAFTER = (
+    "parity_max",
+    "ours_1024_ms",
+    "compile_1024_ms",
+    "fp32_1024_ms",
+    "clip_1024_s",
+    "clip_512_s",
+    "nan_step_counts",
+)
+"""DynamiCrafter: its networks' greatest relative difference from diffusers' modules in fp32, its call in fp16 by the
+pack's engine, by the best `torch.compile` and eager in fp32, seconds from noise to frames, and how many of the numbers
+of steps give latents that are not finite."""
+
 
 def write_figures(path: Path, found: Mapping[str, float], names: tuple[str, ...] = FEWER) -> None:
     """Puts figures of those names into the file, and leaves the others as they are."""

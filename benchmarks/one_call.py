@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,16 +33,14 @@ from .call_rows import (
     RandomWan,
     Row,
     Setting,
-    tell,
 )
 from .figures import WAN, write_figures
 from .ladder.flops import count_tflop
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 from .ladder.measure import GIB, free_memory, gpu_state, sample_ms, step_figures
+from .measured_child import READY, ask, end, tell, wait_ready
 
 RESULTS = Path(__file__).resolve().parent / "results"
-GOODBYE_S = 60.0
-"""Seconds that a child has for its table of kernels, once all rounds are measured."""
 USUAL = ["eager", "compile", "inductor"]
 """Rows without a choice of one's own: the reference, its best rival, and the pack."""
 
@@ -87,7 +84,7 @@ def _child(row: Row, options: argparse.Namespace) -> int:
     call = row.prepare()
     figures: dict[str, Any] = {"title": row.title, "prepare_s": time.monotonic() - started, **row.noted}
     free_memory(row.device)
-    tell("ready")
+    tell(READY)
     for _ in sys.stdin:
         if row.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(row.device)
@@ -134,51 +131,13 @@ def _measured(argv: Sequence[str], options: argparse.Namespace, reference: Path)
     }
     deadline = time.monotonic() + 60 * options.minutes
     try:
-        ready = [name for name, child in children.items() if _wait_ready(name, child, deadline)]
-        rounds = [{name: _ask(name, children[name]) for name in ready} for _ in range(options.rounds)]
+        ready = [name for name, child in children.items() if wait_ready(child, deadline)]
+        rounds = [{name: ask(name, children[name]) for name in ready} for _ in range(options.rounds)]
         steps = {name: [found[name]["step_ms"] for found in rounds if "step_ms" in found[name]] for name in ready}
         return {name: {**rounds[-1][name], "rounds_ms": steps[name]} for name in ready}
     finally:
         for child in children.values():
-            _end(child)
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    """Lets a child that was asked for all it has come to its end, and ends any other."""
-    try:
-        child.communicate(timeout=GOODBYE_S)
-    except (subprocess.TimeoutExpired, ValueError, OSError):
-        child.kill()
-
-
-def _wait_ready(name: str, child: subprocess.Popen[str], deadline: float) -> bool:
-    """Passes on the child's output until it is ready; False when it has ended or the time is over."""
-    left_s = min(max(deadline - time.monotonic(), 1.0), threading.TIMEOUT_MAX)
-    timer = threading.Timer(left_s, child.kill)
-    timer.start()
-    try:
-        assert child.stdout is not None  # noqa: S101 - it is a pipe
-        for line in child.stdout:
-            if line.strip() == "ready":
-                return True
-            tell(line.rstrip())
-        return False
-    finally:
-        timer.cancel()
-
-
-def _ask(name: str, child: subprocess.Popen[str]) -> dict[str, Any]:
-    """The figures of a child that is ready; empty when it fails."""
-    assert child.stdin is not None and child.stdout is not None  # noqa: S101 - they are pipes
-    try:
-        child.stdin.write("go\n")
-        child.stdin.flush()
-        lines = iter(child.stdout.readline, "")
-        figures: dict[str, Any] = json.loads(next((line for line in lines if line.startswith("{")), "{}"))
-    except BrokenPipeError:
-        figures = {}
-    tell(f"{name}: {figures}")
-    return figures
+            end(child)
 
 
 def flat_figures(setting: Setting, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -132,7 +132,48 @@ class PublishedSvd(Published):
         return latents[0]
 
 
-PUBLISHED: dict[str, type[Published]] = {"i2vgen_xl": PublishedI2VGenXL, "svd": PublishedSvd}
+class PublishedDynamiCrafter(Published):
+    """Diffusers' modules, which diffusers has no pipeline of: guidance branches one after the other, as published."""
+
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "image_encoder", "image_projection")
+
+    def _open(self, model: VideoModel, networks: dict[str, Any]) -> Any:
+        from ..dynamicrafter_reference import published_pipeline
+
+        return published_pipeline(networks, model.checkpoint.folder)
+
+    def frames(self, job: Job, steps: int, chunk: int, noise: torch.Tensor) -> torch.Tensor:
+        from ...pipeline.media.image import crop_to_aspect
+
+        return self.pipeline(
+            image=crop_to_aspect(job.request().picture, job.width, job.height),
+            prompt=job.prompt,
+            negative_prompt=NEGATIVE_PROMPT,
+            width=job.width,
+            height=job.height,
+            fs=job.fps,
+            num_inference_steps=steps,
+            guidance_scale=job.guidance_scale,
+            eta=0.0,
+            decode_chunk_size=chunk,
+            latents=noise.transpose(0, 1)[None].to(self.device),
+            output_type="pt",
+        ).frames[0]
+
+    def decoding(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        decode = self.pipeline.vae.decode
+        return lambda z: decode(z, return_dict=False)[0]
+
+    @staticmethod
+    def frame_major(latents: torch.Tensor) -> torch.Tensor:
+        return latents[0].transpose(0, 1)
+
+
+PUBLISHED: dict[str, type[Published]] = {
+    "i2vgen_xl": PublishedI2VGenXL,
+    "svd": PublishedSvd,
+    "dynamicrafter": PublishedDynamiCrafter,
+}
 """By family."""
 
 

@@ -38,6 +38,9 @@ PUBLISHED: dict[str, Usual] = {
         "i2vgen_xl", (512, 512), 16, 50, 9.0, 16, "a red boat drifts to the right on a calm lake", 4, "fp16"
     ),
     "svd-xt": Usual("svd", (1024, 576), 25, 25, 3.0, 7, "", 14, "bf16"),
+    "dynamicrafter": Usual(
+        "dynamicrafter", (1024, 576), 16, 50, 7.5, 10, "a red boat drifts to the right on a calm lake", 4, "fp16"
+    ),
 }
 """The published models by name; the first is measured on a GPU."""
 

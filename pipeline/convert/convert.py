@@ -12,12 +12,12 @@ from ...common.atomic_file import write_text
 from ...common.errors import CheckpointError, StorageError
 from ..models import single_files
 from ..models.checkpoints.part_plan import Plan
-from ..models.checkpoints.single_file import single_file
-from ..models.checkpoints.tensor_files import read_tensors
+from ..models.checkpoints.tensor_files import check_files, read_tensors
 from ..models.dynamicrafter.published_settings import KINDS as DYNAMICRAFTER_KINDS
 from ..models.registry import open_model
 from . import dynamicrafter
 from .folder import write_index, write_part
+from .named_files import named_sources
 
 Say = Callable[[str], None]
 KINDS = DYNAMICRAFTER_KINDS
@@ -54,9 +54,15 @@ def convert(
 
 def plan_of(files: Sequence[Path], folders: Sequence[Path], kind: str | None) -> Plan:
     """The plan of a checkpoint that is known by its tensors."""
-    denoiser = next((path for path in files if (found := single_file(path)) and found.model), None)
-    if denoiser is not None:
-        return single_files.plan_of(single_files.find_sources(denoiser, files))
+    check_files(files)
+    sources = named_sources(files)
+    if sources is not None:
+        if folders or kind is not None:
+            raise CheckpointError(
+                f"--parts and --kind are for DynamiCrafter alone: expected all of {sources.paths[0].name} as files, "
+                f"found {'--kind' if kind else '--parts'}."
+            )
+        return single_files.plan_of(sources)
     tensors = read_tensors(files)
     if dynamicrafter.recognises(tensors):
         return dynamicrafter.plan(tensors, folders, kind)

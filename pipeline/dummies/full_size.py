@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from ..models.checkpoints.diffusers_folder import INDEX
-from ..models.parts import from_config
+from ..models.parts import OWN_CLASSES, from_config, own_class
+from .dynamicrafter import TinyDynamiCrafterSizes, write_tiny_dynamicrafter
 from .i2vgen_xl import TinySizes, write_tiny_checkpoint
 from .svd import write_tiny_svd
 
@@ -30,6 +31,15 @@ CLIP_VISION: dict[str, Any] = {
     "image_size": 224,
     "patch_size": 14,
     "projection_dim": 1024,
+}
+OPEN_CLIP_TEXT: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+    "projection_dim": 1024,
+    "vocab_size": 49408,
 }
 VAE: dict[str, Any] = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
 
@@ -61,15 +71,7 @@ FULL_SIZES: dict[str, FullSize] = {
                 "attention_head_dim": 64,
             },
             "vae": {**VAE, "norm_num_groups": 32},
-            "text_encoder": {
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "hidden_act": "gelu",
-                "projection_dim": 1024,
-                "vocab_size": 49408,
-            },
+            "text_encoder": OPEN_CLIP_TEXT,
             "image_encoder": CLIP_VISION,
         },
     ),
@@ -89,6 +91,29 @@ FULL_SIZES: dict[str, FullSize] = {
                 "num_frames": 25,
             },
             "vae": VAE,
+            "image_encoder": CLIP_VISION,
+        },
+    ),
+    "dynamicrafter-random": FullSize(
+        lambda folder: write_tiny_dynamicrafter(folder, "1024", TinyDynamiCrafterSizes(picture=224, patch=14)),
+        {
+            "unet": {
+                "block_out_channels": [320, 640, 1280, 1280],
+                "norm_num_groups": 32,
+                "cross_attention_dim": 1024,
+                "attention_head_dim": 64,
+            },
+            "image_projection": {
+                "embed_dims": 1280,
+                "output_dims": 1024,
+                "hidden_dims": 1024,
+                "depth": 4,
+                "dim_head": 64,
+                "heads": 12,
+                "num_queries": 256,
+            },
+            "vae": {**VAE, "norm_num_groups": 32},
+            "text_encoder": OPEN_CLIP_TEXT,
             "image_encoder": CLIP_VISION,
         },
     ),
@@ -142,7 +167,8 @@ def _write_network(
 def network_of(entry: tuple[str, str], config: Mapping[str, Any]) -> Any:
     """A network by the library and class that model_index.json names, with its constructor's weights."""
     library, class_name = entry
-    return from_config(getattr(import_module(library), class_name), config)
+    own = class_name in OWN_CLASSES
+    return from_config(own_class(class_name) if own else getattr(import_module(library), class_name), config)
 
 
 def _wake(network: torch.nn.Module) -> None:

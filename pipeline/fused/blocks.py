@@ -118,9 +118,17 @@ def _conv2d(x: torch.Tensor, weight: torch.Tensor, stride: Any, padding: Any) ->
 
 
 def conv3d(x: torch.Tensor, conv: Any, factor: torch.Tensor | None = None) -> torch.Tensor:
-    """A convolution in frames, height and width without its bias, times a factor if there is one."""
+    """A convolution over frames alone, without its bias, of [batch, frames, height, width, channels], times a factor
+    if there is one."""
     weight = conv.weight if factor is None else conv.weight * factor
-    return functional.conv3d(x.permute(0, 4, 1, 2, 3), weight, None, conv.stride, conv.padding).permute(0, 2, 3, 4, 1)
+    if x.is_cuda:
+        y = functional.conv3d(x.permute(0, 4, 1, 2, 3), weight, None, conv.stride, conv.padding)
+        return y.permute(0, 2, 3, 4, 1)
+    # On a CPU the same in two dimensions. In three, PyTorch takes a slow kernel for some sizes, such as a single batch
+    # item, and its result has another memory layout: an engine that is traced at other sizes would read it shuffled.
+    planes = x.flatten(2, 3).permute(0, 3, 1, 2)
+    y = functional.conv2d(planes, weight.flatten(3), None, conv.stride[:2], conv.padding[:2])
+    return y.permute(0, 2, 3, 1).unflatten(2, x.shape[2:4])
 
 
 def linear(x: torch.Tensor, layer: Any) -> torch.Tensor:

@@ -99,13 +99,22 @@ class Sources:
         ]
 
 
-def find_sources(path: Path, candidates: Iterable[Path]) -> Sources:
+def put_into(folder: str, usual: str) -> str:
+    """Advice on a file that is missing, by ComfyUI's folder for it and its usual name."""
+    return f"put {usual} into models/{folder}"
+
+
+Advice = Callable[[str, str], str]
+"""Function as `put_into`."""
+
+
+def find_sources(path: Path, candidates: Iterable[Path], advice: Advice = put_into) -> Sources:
     """The files of a model by the file of its denoiser, or of one of its two denoisers.
 
     The others are found among `candidates` by what they hold; the two experts of A14B, which hold the same tensors,
     by the words "high" and "low" in their names. Of several that fit, one whose name has the family's is taken, and of
     those one of the most precise: VAEs of kindred families have the same tensors. Raises CheckpointError in a sentence
-    for what is missing, quantized or not served.
+    for what is missing, with `advice` on it, quantized or not served.
     """
     file = single_file(path)
     denoiser = file.network(DENOISER) if file else None
@@ -126,7 +135,7 @@ def find_sources(path: Path, candidates: Iterable[Path]) -> Sources:
     }
     missing = [ROLES[part] for part, files in found.items() if not files]
     if missing:
-        raise CheckpointError(_missing(file, missing, held, denoiser.needs))
+        raise CheckpointError(_missing(file, missing, held, denoiser.needs, advice))
     others = {part: len(files) - 1 for part, files in found.items()} | dict.fromkeys(denoisers, 0)
     return Sources(file.model, {**denoisers, **{part: files[0].path for part, files in found.items()}}, others)
 
@@ -148,15 +157,17 @@ def _has(file: SingleFile, role: str, kind: str, *, quantized: bool) -> bool:
     return network is not None and kind in network.kinds and network.is_quantized == quantized
 
 
-def _missing(file: SingleFile, roles: Sequence[str], held: Sequence[SingleFile], needs: Mapping[str, str]) -> str:
-    """Sentence on networks that no file holds, and where to put them."""
+def _missing(
+    file: SingleFile, roles: Sequence[str], held: Sequence[SingleFile], needs: Mapping[str, str], advice: Advice
+) -> str:
+    """Sentence on networks that no file holds, and what to do about them."""
     places = []
     for role in roles:
         folder, usual = USUAL[role]
         usual = USUAL_VAE.get(file.model or "", usual) if role == VAE else usual
         quantized = next((each.path.name for each in held if _has(each, role, needs[role], quantized=True)), None)
         instead = f", for the weights of {quantized} are quantized" if quantized else ""
-        places.append(f"put {usual} into models/{folder}{instead}")
+        places.append(f"{advice(folder, usual)}{instead}")
     names = " and ".join(roles)
     return (
         f"{file.path.name} is a single file of {file.title}, with {file.content}; its {names} "

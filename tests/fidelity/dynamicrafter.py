@@ -6,13 +6,13 @@ from typing import Any
 
 from PIL import Image
 
+from i2v_tensorrt.benchmarks.dynamicrafter_reference import reference_pipeline
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
 from i2v_tensorrt.pipeline.dummies.dynamicrafter import TinyDynamiCrafterSizes, write_tiny_dynamicrafter
 from i2v_tensorrt.pipeline.media.image import crop_to_aspect
 from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.runtime.clip_plan import Denoising
 
-from ..helpers.dynamicrafter_reference import ReferencePipeline
 from ..helpers.reference_clip import Clip, painted
 from .family import SEED, Family, changed, chunk, sampler, volume
 
@@ -38,7 +38,7 @@ def dynamicrafter(kind: str, last: Image.Image | None = None, **fields: Any) -> 
     return Family(
         **{
             "write": lambda folder: write_tiny_dynamicrafter(folder, kind),
-            "published": ReferencePipeline,
+            "published": reference_pipeline,
             "ask": ask_dynamicrafter,
             "clip": clip,
             "sizes": (((64, 64), 16),),

@@ -6,6 +6,7 @@ projection of random weights, saved under its names, through `run.py convert`. A
 reversed or zeroed by 5 to 9 hundredths.
 """
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,26 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from i2v_tensorrt.benchmarks.dynamicrafter_reference import (
+    ReferenceSchedule,
+    ReferenceUNet,
+    reference_projection,
+    reference_unet,
+)
+from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings, make_scheduler
 from i2v_tensorrt.pipeline.models.base import VideoModel
 from i2v_tensorrt.pipeline.models.dynamicrafter.published_settings import KIND_SCHEDULER, KINDS, SCHEDULER
+from i2v_tensorrt.pipeline.models.dynamicrafter.stored_names import published
+from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.runtime.engines.engine_set import EngineSet
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
-from ..helpers.dynamicrafter_reference import ReferenceSchedule, ReferenceUNet, reference_projection
+from ..helpers.loras import PUBLISHED, layers, write_lora
+from ..helpers.reference_clip import Clip, difference, ours
+from ..helpers.toys import CPU
 from .families import FAMILIES
 
 NAME = "dynamicrafter"
@@ -29,7 +44,7 @@ Inputs = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def reference(folder: Callable[[str], Path]) -> ReferenceUNet:
-    return ReferenceUNet(folder(NAME) / "unet")
+    return reference_unet(folder(NAME) / "unet")
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +72,7 @@ def inputs_of(height: int, width: int, branches: int = 2) -> Inputs:
 @torch.no_grad()
 def expected(reference: ReferenceUNet, given: Inputs) -> torch.Tensor:
     """The reference's prediction, laid out as the core's."""
-    x = torch.cat([given["sample"], given["image_latents"]], dim=2).transpose(1, 2)
-    tokens = given["image_tokens"].flatten(1, 2)
-    return reference(x, given["timestep"], given["text_states"], tokens, given["fs"]).transpose(1, 2)
+    return reference.predict(given)
 
 
 @torch.no_grad()
@@ -149,3 +162,31 @@ def test_the_rescale_of_guidance_counts(model: Callable[[str], VideoModel]) -> N
     plain = spreads.pop(f"{NAME}_256")
     assert list(spreads.values()) == pytest.approx([0.7 * own + 0.3 * plain] * 3, rel=1e-5)
     assert plain > 5 * own, "a control"
+
+
+@pytest.mark.slow
+def test_a_lora_under_the_published_names_is_the_checkpoint_with_the_sums(
+    model: Callable[[str], VideoModel], folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """From the file to the latents: every layer that a LoRA may name, in the names of the published code."""
+    part, strength, clip = model(NAME).checkpoint.parts["unet"], 0.5, FAMILIES[NAME].clip
+    modules = {name: shape for name, shape in layers(part).items() if published(name)}
+    assert len(modules) > 300 and any(name.endswith("to_v_ip") for name in modules)
+    sums = write_lora(tmp_path / "style.safetensors", modules, PUBLISHED, lambda module: published(module)[0])
+
+    merged = shutil.copytree(folder(NAME), tmp_path / "merged")
+    (file,) = (merged / "unet").glob("*.safetensors")
+    tensors = load_file(file)
+    for module, extra in sums.items():
+        name = f"{module}.weight"
+        tensors[name] = (tensors[name].double() + strength * extra).float()
+    save_file(tensors, file)
+
+    adapted = model(NAME).with_adapter(tmp_path / "style.safetensors", strength)
+    found, wanted, without = (latents(each, clip, tmp_path) for each in (adapted, open_model(merged), model(NAME)))
+    assert difference(found, wanted) <= PARITY
+    assert difference(found, without) > 100 * PARITY, "a control"
+
+
+def latents(model: VideoModel, clip: Clip, store: Path) -> torch.Tensor:
+    return ours(EngineSet(model, EngineStore(store / "engines"), EnginePolicy("eager", "fp32"), CPU), clip)

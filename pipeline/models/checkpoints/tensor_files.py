@@ -13,7 +13,20 @@ if TYPE_CHECKING:
     import torch
 
 Tensors = Mapping[str, "torch.Tensor"]
-INSTEAD = "for DynamiCrafter dynamicrafter_512_fp16_pruned.safetensors and its like in Kijai/DynamiCrafter_pruned"
+INSTEAD = (
+    "for DynamiCrafter dynamicrafter_512_fp16_pruned.safetensors and its like in Kijai/DynamiCrafter_pruned, for Wan "
+    "those in Comfy-Org/Wan_2.1_ComfyUI_repackaged"
+)
+
+
+def check_files(paths: Sequence[Path]) -> None:
+    """Raises CheckpointError for a pickle, and for a file that is missing or not whole."""
+    for path in paths:
+        if path.suffix in PICKLES:
+            raise CheckpointError(
+                f"{path} is a pickle, which can run code: expected a .safetensors file, usually {INSTEAD}."
+            )
+        tensor_shapes([path])
 
 
 def read_tensors(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
@@ -25,11 +38,7 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
 
     found: dict[str, torch.Tensor] = {}
     for path in paths:
-        if path.suffix in PICKLES:
-            raise CheckpointError(
-                f"{path} is a pickle, which can run code: expected a .safetensors file, usually {INSTEAD}."
-            )
-        tensor_shapes([path])
+        check_files([path])
         with safe_open(path, framework="pt") as stream:
             for name in stream.keys():  # noqa: SIM118
                 if name in found:

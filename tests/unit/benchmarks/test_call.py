@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from i2v_tensorrt.benchmarks import call_rows, one_call
+from i2v_tensorrt.benchmarks import call_rows, measured_child, one_call
 from i2v_tensorrt.benchmarks.ladder.flops import count_tflop
 
 META = torch.device("meta")
@@ -40,15 +40,15 @@ def test_a_way_prepares_waits_and_answers(
 ) -> None:
     """One that fails while it is measured has no figures."""
     way = child(f'print("compile", flush=True); print("ready", flush=True); input(); {answer}')
-    assert one_call._wait_ready("way", way, deadline=float("inf"))
+    assert measured_child.wait_ready(way, deadline=float("inf"))
     assert "compile" in capsys.readouterr().out
-    assert one_call._ask("way", way) == figures
+    assert measured_child.ask("way", way) == figures
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit(3)", "import time; time.sleep(60)"])
 def test_a_way_that_dies_or_takes_too_long_is_not_ready(code: str) -> None:
     way = child(code)
-    assert not one_call._wait_ready("way", way, deadline=0.0)
+    assert not measured_child.wait_ready(way, deadline=0.0)
     way.wait()
 
 

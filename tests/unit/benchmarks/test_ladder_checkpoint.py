@@ -1,7 +1,6 @@
 """The checkpoint of random weights has the published size, and is one that the pack opens."""
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from i2v_tensorrt.pipeline.dummies import full_size
 from i2v_tensorrt.pipeline.dummies.full_size import FULL_SIZES, FullSize, write_full_checkpoint
 from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
 from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import INDEX
-from i2v_tensorrt.pipeline.models.parts import from_config
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -23,6 +21,10 @@ PARAMETERS = {
         "unet": 1_420_469_224, "vae": 83_653_863, "text_encoder": 352_984_064, "image_encoder": 632_076_800,
     },
     "svd-xt-random": {"unet": 1_524_623_082, "vae": 97_742_847, "image_encoder": 632_076_800},
+    "dynamicrafter-random": {
+        "unet": 1_438_854_980, "image_projection": 48_787_456, "vae": 83_653_863, "text_encoder": 352_984_064,
+        "image_encoder": 630_766_080,
+    },
 }  # fmt: skip
 RANDOM = "i2vgen-xl-random"
 SMALL: dict[str, dict[str, Any]] = {
@@ -44,9 +46,8 @@ def test_published_number_of_parameters(name: str, part: str, tmp_path: Path) ->
     full.write_tiny(tmp_path / "tiny")
     index = json.loads((tmp_path / "tiny" / INDEX).read_text("utf-8"))
     config = json.loads((tmp_path / "tiny" / part / "config.json").read_text("utf-8")) | dict(full.changes[part])
-    library, class_name = index[part]
     with torch.device("meta"):
-        network = from_config(getattr(import_module(library), class_name), config)
+        network = full_size.network_of(index[part], config)
     assert sum(tensor.numel() for tensor in network.parameters()) == PARAMETERS[name][part]
 
 

@@ -12,11 +12,12 @@ import torch
 from i2v_tensorrt.benchmarks.ladder import child, sweep
 from i2v_tensorrt.benchmarks.ladder.child import main
 from i2v_tensorrt.benchmarks.ladder.job import Job
-from i2v_tensorrt.benchmarks.ladder.order import order_from_json
+from i2v_tensorrt.benchmarks.ladder.order import Order, order_from_json
 from i2v_tensorrt.benchmarks.ladder.reference import reference_path
 from i2v_tensorrt.benchmarks.ladder.row import FIGURES, INCOMPLETE, MEASURED, MISSING, Row, read_row
 from i2v_tensorrt.benchmarks.ladder.sweep import SWEEP_FILE, Place, Sweep, places, read_points, run_sweep
 from i2v_tensorrt.benchmarks.ladder.variants import ENGINES, REFERENCE, STOCK, Variant
+from i2v_tensorrt.pipeline.dummies.dynamicrafter import write_tiny_dynamicrafter
 
 from .conftest import MakeOrder
 
@@ -68,6 +69,21 @@ def test_our_loop_makes_the_clip_of_row_0(reference: Row, make_order: MakeOrder,
     warm = climb(make_order, EAGER, "warm")
     assert "load_s" not in warm.figures, "eager PyTorch has no engine to load"
     assert warm.figures["warm_encode_s"] < row.figures["encode_cold_s"], "conditioning comes from the cache"
+
+
+@pytest.mark.slow
+def test_dynamicrafter_is_compared_with_diffusers_modules(make_order: MakeOrder, job: Job, tmp_path: Path) -> None:
+    folder = write_tiny_dynamicrafter(tmp_path / "dynamicrafter")
+    clip = replace(job, folder=str(folder), num_frames=16, steps=2, guidance_scale=7.5)
+
+    def order(variant: Variant, kind: str = "row") -> Order:
+        return replace(make_order(variant, kind), job=clip, samples=1)
+
+    assert climb(order, ROW_0).state == MEASURED
+    row = climb(order, EAGER)
+    assert row.state == MEASURED, row
+    assert row.figures["latents_cosine"] == pytest.approx(1, abs=1e-9)
+    assert row.figures["frames_psnr_worst_db"] > 90
 
 
 def test_a_row_without_row_0_says_so(make_order: MakeOrder) -> None:

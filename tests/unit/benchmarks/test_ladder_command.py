@@ -35,7 +35,7 @@ def test_the_list_says_which_rows_there_are(run: Run, capsys: pytest.CaptureFixt
     [
         (["--rows", "eager,odd"], "The rows here are diffusers-fp32, eager, "),
         (["--resume", "nowhere.json"], "Expected the JSON of an earlier run at nowhere.json"),
-        (["--weights", "random"], "Weights are chosen for i2vgen-xl or svd-xt alone"),
+        (["--weights", "random"], "Weights are chosen for i2vgen-xl or svd-xt or dynamicrafter alone"),
         (["--sweep", "--sweep-row", "diffusers-fp32"], "The sweep runs one of eager"),
     ],
 )

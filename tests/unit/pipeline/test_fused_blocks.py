@@ -21,6 +21,20 @@ def test_phases_are_an_upsampled_convolution(together: int, monkeypatch: pytest.
     assert distance(blocks._phases(x, conv.weight), expected) < EXACT
 
 
+@pytest.mark.parametrize("factor", [None, 0.25])
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.no_grad()
+def test_a_convolution_over_frames_keeps_its_layout_whatever_the_batch(batch: int, factor: float | None) -> None:
+    """An engine that is traced for two guidance branches reads the result for one as it was laid out for two."""
+    conv = torch.nn.Conv3d(6, 10, (3, 1, 1), padding=(1, 0, 0))
+    blocks.to_channels_last(conv)
+    x = torch.randn(batch, 5, 3, 4, 6)
+    found = blocks.conv3d(x, conv, None if factor is None else torch.tensor(factor))
+    expected = torch.nn.functional.conv3d(x.permute(0, 4, 1, 2, 3), conv.weight * (factor or 1), None, 1, (1, 0, 0))
+    assert distance(found, expected.permute(0, 2, 3, 4, 1)) < EXACT
+    assert found.is_contiguous()
+
+
 @pytest.mark.parametrize("items", [1, 3], ids=["by frame", "over frames"])
 @pytest.mark.parametrize("offset", [None, 1, 2], ids=["no offset", "one for all", "one a batch item"])
 @torch.no_grad()
