@@ -200,6 +200,15 @@ class ModelNetworks(ABC):
         made.adapters = (*self.adapters, open_adapter(path, strength, parts, text, self.lora_names, self.lora_lacking))
         return made
 
+    def apart(self) -> Self:
+        """The same model with networks of its own: one network is on one device at a time.
+
+        Weights that no LoRA changes are the same pages of the checkpoint's files.
+        """
+        made = type(self)(self.checkpoint)
+        made.adapters, made.originals = self.adapters, self.originals
+        return made
+
     @abstractmethod
     def part_of(self, component: str) -> str:
         """The part of the checkpoint that a component is made from."""

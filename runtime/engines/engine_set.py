@@ -114,9 +114,40 @@ class EngineSet(Engines[VideoModel]):
     """A video model's runners, and the preset by which its clips are sampled."""
 
     preset: Preset = Preset()
+    second: EngineSet | None = None
+    """The same model's runners on a second device, which take one of two guidance branches; None for one device."""
 
     def with_preset(self, preset: Preset) -> EngineSet:
         """The same runners under another preset."""
         made = copy.copy(self)
         made.preset = preset
         return made
+
+    def beside(self, second: EngineSet | None) -> EngineSet:
+        """The same runners with those of a second device, or alone.
+
+        `second` is of a model that shares no network with this one's; see `ModelNetworks.apart`.
+        """
+        made = copy.copy(self)
+        made.second = second
+        return made
+
+    @property
+    def devices_line(self) -> str | None:
+        """Line on the second device; None for one device."""
+        return None if self.second is None else f"guidance on {self.device} and {self.second.device}"
+
+    def take_notes(self) -> list[str]:
+        theirs = [] if self.second is None else self.second.take_notes()
+        return list(dict.fromkeys([*super().take_notes(), *theirs]))
+
+    def hasten(self, component: str, sizes: Mapping[str, int], saved_s: float) -> bool:
+        is_due = super().hasten(component, sizes, saved_s)
+        if is_due and self.second is not None:
+            self.second.runners.forget(component)
+        return is_due
+
+    def unload(self) -> None:
+        super().unload()
+        if self.second is not None:
+            self.second.unload()
