@@ -1,6 +1,5 @@
 """Wan's transformer over parts of the tokens: all parts together give what the whole network gives."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.sliced import Ranks, among, shares, sliced
 
+from ...helpers.ranks import Meeting, together
+
 SIZES = {"batch": 1, "frames": 3, "latent_height": 6, "latent_width": 10}
 
 
@@ -24,38 +25,15 @@ def test_shares_are_even_and_whole() -> None:
     assert max(shares(101, 4)) - min(shares(101, 4)) == 1
 
 
-class Meeting:
-    """Exchange between threads that stand for processes."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self._given = count, dict[int, torch.Tensor]()
-        self._barrier = threading.Barrier(count)
-
-    def gather(self, rank: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        def meet(x: torch.Tensor) -> torch.Tensor:
-            self._given[rank] = x.clone()
-            self._barrier.wait(60)
-            found = torch.stack([self._given[each] for each in range(self.count)])
-            self._barrier.wait(60)
-            return found
-
-        return meet
-
-
 def predicted(network: torch.nn.Module, inputs: dict[str, torch.Tensor], count: int) -> list[torch.Tensor]:
     """What each of so many processes gives."""
-    meeting, found = Meeting(count), dict[int, torch.Tensor]()
+    meeting = Meeting(count)
 
-    def work(rank: int) -> None:
+    def run(rank: int) -> torch.Tensor:
         with torch.no_grad(), among(Ranks(rank, count, meeting.gather(rank))):
-            found[rank] = network(**inputs)
+            return network(**inputs)
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [found[rank] for rank in range(count)]
+    return together(run, count)
 
 
 @pytest.mark.parametrize("kind", ["wan21", "a14b", "ti2v"])
