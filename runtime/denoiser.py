@@ -25,7 +25,7 @@ class Denoiser:
 
     def __init__(self, plan: SamplingPlan, conditioning: Conditioning) -> None:
         self._plan, self._engines = plan, plan.clip.engines
-        first, self._branch_calls = branch_calls(self._engines, conditioning.tensors)
+        first, self._branch_calls = branch_calls(self._engines, conditioning.tensors, guided=plan.is_guided)
         self.tensors = first.tensors
         self._calls, self._timed_from = 0, 0.0
         self._take(self._engines.model.denoiser)

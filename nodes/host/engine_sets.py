@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import comfy.model_management as memory
 import torch
 
 from ...engine_builder.backends.base import Report
 from ...pipeline.models.base import VideoModel
+from ...runtime.devices.token_group import TokenGroup, unserved
 from ...runtime.engines.engine_set import EngineSet
 from ...runtime.engines.missing import BuildsLater
 from ...runtime.engines.policy import EnginePolicy
@@ -26,7 +28,12 @@ class EngineMaker:
     def of(self, model: VideoModel, second: torch.device | None = None) -> EngineSet:
         """The model's engines on ComfyUI's device, beside those on a `second` one where there is one."""
         first = self._on(model, device(), None)
-        return first if second is None else first.beside(self._on(model.apart(), second, second))
+        if second is None:
+            return first
+        devices, group = (first.device, second), None
+        if unserved(first, len(devices)) is None:
+            group = TokenGroup(first, devices, memory.throw_exception_if_processing_interrupted)
+        return first.beside(self._on(model.apart(), second, second), group)
 
     def _on(self, model: VideoModel, where: torch.device, on: torch.device | None) -> EngineSet:
         return EngineSet(model, engine_store(), self.policy, where, HostMemoryManager(on), self.report, self.later)

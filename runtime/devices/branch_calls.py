@@ -1,4 +1,5 @@
-"""Calls of a clip's denoisers: all guidance branches in a batch on one device, or each branch on a device of its own.
+"""Calls of a clip's denoisers: all guidance branches in a batch on one device, each branch on a device of its own, or
+the tokens of a call by several devices.
 
 Both devices are launched from one thread, for a launch does not wait for the GPU. PyTorch orders a copy between two
 GPUs after the work that either has queued on its current stream, so the copies here need no events of their own.
@@ -16,7 +17,7 @@ from ...common.errors import EngineError
 from ...common.out_of_memory import is_out_of_memory
 from ...engine_builder.backends.base import Runner, in_a_line
 from ...pipeline.denoising.guidance import BOTH, CONDITIONAL, UNCONDITIONAL, Branches, branch_inputs
-from ..engines.engine_set import EngineSet
+from ..engines.engine_set import DeviceGroup, EngineSet
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -152,9 +153,71 @@ class SplitBranches:
         return self._first.run(component, x, t, BOTH, sizes, more)
 
 
-def branch_calls(engines: EngineSet, tensors: Tensors) -> tuple[BatchedBranches, BranchCalls]:
-    """The calls of a clip with these tensors on the first device, and the calls of all branches."""
-    first = BatchedBranches(engines, tensors)
-    if engines.second is None:
-        return first, first
-    return first, SplitBranches(engines, engines.second, first, tensors)
+class GroupCalls:
+    """Calls by a group of devices; where it fails, the clip goes on with one device, and a note says why."""
+
+    def __init__(self, engines: EngineSet, group: DeviceGroup, first: BatchedBranches) -> None:
+        self._engines, self._group, self._first = engines, group, first
+        self._failed = False
+        self._held: str | None = None
+
+    def run(
+        self,
+        component: str,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        branches: Branches,
+        sizes: Mapping[str, int],
+        more: Tensors,
+    ) -> Tensors:
+        sizes = {**sizes, "batch": len(branches)}
+        if self._failed or more or not self._group.serves(component, sizes):
+            return self._first.run(component, x, t, branches, sizes, more)
+        try:
+            return self._by_all(component, x, t, branches, sizes)
+        except (EngineError, RuntimeError, MemoryError) as error:
+            reason = self._reason(error)
+        self._failed = True
+        self._group.unload()
+        self._engines.note(reason)
+        return self._first.run(component, x, t, branches, sizes, more)
+
+    def forget(self) -> None:
+        self._first.forget()
+        self._held = None
+
+    def _by_all(
+        self, component: str, x: torch.Tensor, t: torch.Tensor, branches: Branches, sizes: Mapping[str, int]
+    ) -> Tensors:
+        if self._held != component:
+            self._runner = self._group.runner(component, sizes)
+            self._held = component
+        model, device = self._engines.model, self._engines.device
+        values = model.prepare_input(x, t.to(device), self._first.tensors)
+        return self._runner(branch_inputs(model.components[component].spec.inputs, values, branches))
+
+    def _reason(self, error: Exception) -> str:
+        """Reason of the failure as a sentence; raises the error where it says nothing of the devices."""
+        if is_out_of_memory(error):
+            return f"{error} The clip goes on with one device."
+        if isinstance(error, EngineError):
+            return f"{error} The clip goes on with one device."
+        raise error
+
+
+def branch_calls(engines: EngineSet, tensors: Tensors, *, guided: bool) -> tuple[BatchedBranches, BranchCalls]:
+    """The calls of a clip with these tensors on the first device, and the calls of all branches.
+
+    Devices beside the first take a branch each of a guided clip, and tokens of another one. Each way holds all weights
+    on both devices, so the other way gives them back.
+    """
+    first, second, group = BatchedBranches(engines, tensors), engines.second, engines.group
+    if second is not None and guided:
+        if group is not None:
+            group.unload()
+        return first, SplitBranches(engines, second, first, tensors)
+    if group is not None and not guided:
+        if second is not None:
+            second.unload()
+        return first, GroupCalls(engines, group, first)
+    return first, first

@@ -24,23 +24,29 @@ from ...pipeline.models.wan.networks import PATCH
 
 
 class SlicedNetworks:
-    """A model's denoisers, called as they are, of which each process computes its tokens.
+    """A model's denoisers, called as they are, of which each process computes its tokens; made by `of`."""
 
-    Raises InputError for a model without such networks.
-    """
-
+    denoisers: ClassVar[tuple[str, ...]]
+    engine_components: ClassVar[tuple[str, ...]]
+    build_order: ClassVar[tuple[str, ...]]
+    bf16_rewrites: ClassVar[frozenset[str]]
+    instead_of_fp16: ClassVar[Mapping[str, str]]
+    block_lists: ClassVar[Mapping[str, BlockList]]
+    latent: ClassVar[LatentSpace]
     known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, model: VideoModel) -> None:
+        self.model = model
+
+    @classmethod
+    def of(cls, model: VideoModel) -> SlicedNetworks:
+        """The denoisers of a model; raises InputError for a model without such networks."""
         if not isinstance(model, Wan):
             raise InputError(f"Wan's clips are shared by their tokens, found {model.title}.")
-        self.model = model
-        self.denoisers = self.engine_components = self.build_order = model.denoisers
-        self.bf16_rewrites, self.instead_of_fp16 = model.bf16_rewrites, model.instead_of_fp16
-        self.block_lists: Mapping[str, BlockList] = {
-            name: blocks for name, blocks in model.block_lists.items() if name in model.denoisers
-        }
-        self.latent: LatentSpace = model.latent
+        names = ("denoisers", "bf16_rewrites", "instead_of_fp16", "block_lists", "latent")
+        of_model = {name: getattr(model, name) for name in names}
+        others = dict.fromkeys(("engine_components", "build_order"), model.denoisers)
+        return type(cls.__name__, (cls,), {**of_model, **others})(model)
 
     @cached_property
     def components(self) -> Mapping[str, Component]:

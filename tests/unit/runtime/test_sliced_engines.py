@@ -24,12 +24,12 @@ SIZES = {"batch": 1, "frames": 3, "latent_height": 6, "latent_width": 10}
 
 def engines_over(folder: Path, store: Path, shapes: str) -> Engines[SlicedNetworks]:
     policy = EnginePolicy(backend="inductor", shapes=shapes)
-    return Engines(SlicedNetworks(open_model(folder)), EngineStore(store), policy, CPU)
+    return Engines(SlicedNetworks.of(open_model(folder)), EngineStore(store), policy, CPU)
 
 
 def test_other_families_are_refused(tiny_folder: Path) -> None:
     with pytest.raises(InputError, match="Wan's clips are shared by their tokens, found I2VGen-XL"):
-        SlicedNetworks(open_model(tiny_folder))
+        SlicedNetworks.of(open_model(tiny_folder))
 
 
 def test_engines_of_whole_networks_keep_their_names(tiny_wan: Callable[[str], Path], tmp_path: Path) -> None:
