@@ -36,10 +36,14 @@ VAE: dict[str, Any] = {"block_out_channels": [128, 256, 512, 512], "layers_per_b
 
 @dataclass(frozen=True)
 class FullSize:
-    """A published size: the function that writes the tiny checkpoint, and the changed settings by part."""
+    """A published size: the function that writes the tiny checkpoint, and the changed settings by part.
+
+    Weights are stored in `precision`, fp16 or bf16: a process that runs in it maps the files and copies nothing.
+    """
 
     write_tiny: Callable[[Path], object]
     changes: Mapping[str, Mapping[str, Any]]
+    precision: str = "fp16"
 
 
 FULL_SIZES: dict[str, FullSize] = {
@@ -111,14 +115,16 @@ def write_random_checkpoint(full: FullSize, folder: Path, device: torch.device, 
         torch.manual_seed(seed)
         index = json.loads((unfinished / INDEX).read_text("utf-8"))
         for part, changes in full.changes.items():
-            _write_network(unfinished / part, index[part], changes, device)
+            _write_network(unfinished / part, index[part], changes, device, full.precision)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
-def _write_network(folder: Path, entry: tuple[str, str], changes: Mapping[str, Any], device: torch.device) -> None:
+def _write_network(
+    folder: Path, entry: tuple[str, str], changes: Mapping[str, Any], device: torch.device, precision: str
+) -> None:
     """Puts a network of the changed configuration in place of the one in `folder`."""
     config = {**json.loads((folder / "config.json").read_text("utf-8")), **changes}
     for path in folder.iterdir():
@@ -126,7 +132,10 @@ def _write_network(folder: Path, entry: tuple[str, str], changes: Mapping[str, A
     with torch.device(device):
         network = network_of(entry, config)
     _wake(network)
-    network.half().cpu().save_pretrained(folder, variant="fp16")
+    if precision == "fp16":
+        network.half().cpu().save_pretrained(folder, variant="fp16")
+    else:
+        network.bfloat16().cpu().save_pretrained(folder)
     del network
 
 

@@ -25,6 +25,7 @@ from ...common.out_of_memory import is_out_of_memory
 from ...common.tensor_pipe import Message, read_message, write_message
 from ...engine_builder.backends.base import in_a_line
 from ...engine_builder.store.store import EngineStore
+from ...pipeline.models.checkpoints.file_digests import TABLE
 from ...pipeline.models.registry import open_model
 from ...pipeline.models.wan.sliced import Ranks, among
 from ...pipeline.request import ClipSize
@@ -54,6 +55,8 @@ class Start:
     adapters: list[Any]
     store: str
     policy: dict[str, Any]
+    digests: dict[str, str]
+    """The files' digests, as the host's `file_digests.TABLE` has them."""
 
 
 def serve(made: Callable[[Start], Rank] | None = None) -> None:
@@ -107,6 +110,7 @@ class Rank:
         )
         self._ranks = Ranks(start.rank, start.count, _gather)
         self._check()
+        TABLE.learn(start.digests)
         model = open_model(Path(start.folder), [(path, strength, names) for path, strength, names in start.adapters])
         policy = {**start.policy, "presets": tuple(ClipSize(*each) for each in start.policy["presets"])}
         self._engines = Engines(

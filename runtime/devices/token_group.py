@@ -20,6 +20,7 @@ from ...common.errors import InputError, MissingEngineError
 from ...common.shapes import ShapeProfile
 from ...common.spec import EngineSpec
 from ...engine_builder.backends.base import Runner
+from ...pipeline.models.checkpoints.file_digests import TABLE
 from ..engines import messages
 from ..engines.engine_set import Engines, EngineSet
 from .rank import Start
@@ -126,6 +127,7 @@ class TokenGroup:
                 adapters=json.loads(arguments["adapters"]),
                 store=str(self._store.root),
                 policy=asdict(policy),
+                digests=TABLE.known,
             )
             for rank, device in enumerate(self.devices)
         ]
