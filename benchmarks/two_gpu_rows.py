@@ -30,6 +30,7 @@ from ..pipeline.media.image import rgb
 from ..pipeline.media.video import write_video
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.checkpoints.diffusers_folder import INDEX
+from ..pipeline.models.model_networks import apart
 from ..pipeline.models.registry import open_model
 from ..pipeline.models.wan.model import Wan
 from ..pipeline.quality.similarity import latents_similarity
@@ -102,7 +103,7 @@ def measure(case: Case, devices: Sequence[torch.device], options: argparse.Names
     size = next(size for kind, size in TINY.items() if isinstance(model, kind)) if options.tiny else case.size
     one = _engines(model, devices[0], options)
     group = TokenGroup(one, devices, worker=EXCHANGE) if unserved(one, len(devices)) is None else None
-    two = one.beside(_engines(model.apart(), devices[1], options), group)
+    two = one.beside(_engines(apart(model), devices[1], options), group)
     _told(f"checkpoint ready after {time.monotonic() - started:.0f} s")
     row: Row = {"checkpoint": case.checkpoint, "size": list(size), "guidance_scale": case.guidance_scale}
     try:

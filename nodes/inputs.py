@@ -122,8 +122,8 @@ def devices_input() -> io.Combo.Input:
             options=list(DEVICES),
             default=AUTO,
             optional=True,
-            tooltip="2: with guidance each of two equal GPUs takes one branch of every step. auto: 1, for 2 has not "
-            "been measured on GPUs yet.",
+            tooltip="2: two equal GPUs share each step: with guidance a branch each; of Wan without guidance, on "
+            "Linux, half of the picture's tokens each. auto: 1, for 2 has not been measured on GPUs yet.",
         )
     )
 

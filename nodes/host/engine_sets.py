@@ -9,6 +9,7 @@ import torch
 
 from ...engine_builder.backends.base import Report
 from ...pipeline.models.base import VideoModel
+from ...pipeline.models.model_networks import apart
 from ...runtime.devices.token_group import TokenGroup, unserved
 from ...runtime.engines.engine_set import EngineSet
 from ...runtime.engines.missing import BuildsLater
@@ -33,7 +34,7 @@ class EngineMaker:
         devices, group = (first.device, second), None
         if unserved(first, len(devices)) is None:
             group = TokenGroup(first, devices, memory.throw_exception_if_processing_interrupted)
-        return first.beside(self._on(model.apart(), second, second), group)
+        return first.beside(self._on(apart(model), second, second), group)
 
     def _on(self, model: VideoModel, where: torch.device, on: torch.device | None) -> EngineSet:
         return EngineSet(model, engine_store(), self.policy, where, HostMemoryManager(on), self.report, self.later)

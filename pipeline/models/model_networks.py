@@ -48,6 +48,16 @@ def first_blocks(model: _Model, component: str, count: int) -> _Model:
     return type(model)(replace(checkpoint, parts={**checkpoint.parts, part.name: part}))
 
 
+def apart(model: _Model) -> _Model:
+    """The same model with networks of its own: one network is on one device at a time.
+
+    Weights that no LoRA changes are the same pages of the checkpoint's files.
+    """
+    made = type(model)(model.checkpoint)
+    made.adapters, made.originals = model.adapters, model.originals
+    return made
+
+
 def streamed_bytes(model: ModelNetworks, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> int:
     """As `size_bytes`, where no more than `BUILT_BLOCKS` of the component's equal blocks are there at a time."""
     if component in model.block_lists:
@@ -198,15 +208,6 @@ class ModelNetworks(ABC):
         made = type(self)(self.checkpoint)
         made._parts, made.originals = self._parts, self.originals
         made.adapters = (*self.adapters, open_adapter(path, strength, parts, text, self.lora_names, self.lora_lacking))
-        return made
-
-    def apart(self) -> Self:
-        """The same model with networks of its own: one network is on one device at a time.
-
-        Weights that no LoRA changes are the same pages of the checkpoint's files.
-        """
-        made = type(self)(self.checkpoint)
-        made.adapters, made.originals = self.adapters, self.originals
         return made
 
     @abstractmethod

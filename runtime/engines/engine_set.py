@@ -152,7 +152,7 @@ class EngineSet(Engines[VideoModel]):
     def beside(self, second: EngineSet | None, group: DeviceGroup | None = None) -> EngineSet:
         """The same runners with those of a second device, or alone.
 
-        `second` is of a model that shares no network with this one's; see `ModelNetworks.apart`.
+        `second` is of a model that shares no network with this one's; see `model_networks.apart`.
         """
         made = copy.copy(self)
         made.second, made.group = second, group

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from i2v_tensorrt.engine_builder.backends.base import Runner
+from i2v_tensorrt.pipeline.models.model_networks import apart
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
 
@@ -70,7 +71,7 @@ class SecondDevice:
             self.batches.append(len(inputs["sample"]))
 
         self.second = EngineSet(
-            engines.model.apart(),
+            apart(engines.model),
             engines.store,
             engines.policy,
             engines.device,
