@@ -20,10 +20,11 @@ BENCHMARKS = {
     "live": "a new ComfyUI on this GPU: the first video, engines that come by themselves, a new server, /free",
     "scratch": "what each network takes of a GPU beside its weights, in eager PyTorch at published sizes",
     "sizes": "the largest clip that each family serves on cards of 8 to 141 GiB, computed; no GPU is needed",
+    "two-gpus": "one GPU against two of a host: steps of three families, and a clip of four steps",
     "weightless": "TensorRT's plans with their weights outside and inside, at published sizes, without a GPU",
     "ladder": "one clip in every way there is here, from diffusers in fp32 to the fastest engine",
 }
-MODULES = {"call": "one_call", "four-steps": "four_steps"}
+MODULES = {"call": "one_call", "four-steps": "four_steps", "two-gpus": "two_gpus"}
 """Modules of commands with another name."""
 USAGE = "usage: run.py bench NAME [options]\n\n" + "".join(
     f"  {name:<14} {what}\n" for name, what in BENCHMARKS.items()

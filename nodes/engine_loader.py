@@ -5,14 +5,17 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..engine_builder.backends.registry import AUTO
+from ..runtime.devices.second_gpu import choose_second, visible_gpus
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
-from .host import folders, memory, ui
+from .host import memory, ui
+from .host.engine_sets import EngineMaker
 from .host.idle import idle_builds
 from .inputs import (
     CATEGORY,
     Model,
     backend_input,
+    devices_input,
     on_missing_input,
     precision_input,
     presets_input,
@@ -41,6 +44,7 @@ class EngineLoader(io.ComfyNode):
                 backend_input(),
                 presets_input(),
                 weights_input(),
+                devices_input(),
             ],
             outputs=[Model.Output(display_name="model", tooltip="The same model, through engines.")],
             hidden=[io.Hidden.unique_id],
@@ -57,20 +61,15 @@ class EngineLoader(io.ComfyNode):
         backend: str,
         presets: str = "",
         weights: str = AUTO,
+        devices: str = AUTO,
     ) -> io.NodeOutput:
         with ui.sentences():
             sizes = presets_of(shape_policy, presets)
             precision = memory.fitting_precision(precision)
             policy = EnginePolicy(backend, precision, shape_policy, on_missing, presets=sizes, weights=weights)
-            engines = EngineSet(
-                model.model,
-                folders.engine_store(),
-                policy,
-                memory.device(),
-                memory.HostMemoryManager(),
-                ui.tell_build,
-                idle_builds(),
-            ).with_preset(model.preset)
-            text = engines.summary()
+            second = choose_second(devices, memory.device(), visible_gpus())
+            made = EngineMaker(policy, ui.tell_build, idle_builds()).of(model.model, second.device)
+            engines = made.with_preset(model.preset)
+            text = "\n".join(filter(None, [engines.summary(), engines.devices_line, second.reason]))
         ui.say(cls.hidden.unique_id, text)
         return io.NodeOutput(engines, ui=ui.text_ui([text]))

@@ -14,6 +14,7 @@ from ..common.errors import I2VError, InputError
 from ..common.spec import PRECISIONS, QUANTIZED
 from ..engine_builder.backends.registry import AUTO, BACKENDS
 from ..pipeline.request import ClipSize
+from ..runtime.devices.second_gpu import DEVICES
 from ..runtime.engines.policy import MISS_POLICIES, PRESETS, SHAPE_POLICIES, WEIGHT_PLACES
 from ..runtime.engines.presets import parse_presets
 
@@ -109,6 +110,20 @@ def weights_input() -> io.Combo.Input:
             tooltip="outside: the engine holds none and is given the checkpoint's, so that one serves every fine-tune "
             "and LoRA. inside: each checkpoint has its own. auto: outside with tensorrt, unless the GPU is too small "
             "for them, inside with onnxruntime, where that is faster.",
+        )
+    )
+
+
+def devices_input() -> io.Combo.Input:
+    """The number of GPUs that share a clip."""
+    return advanced(
+        io.Combo.Input(
+            "devices",
+            options=list(DEVICES),
+            default=AUTO,
+            optional=True,
+            tooltip="2: two equal GPUs share each step: with guidance a branch each; of Wan without guidance, on "
+            "Linux, half of the picture's tokens each. auto: 1, for 2 has not been measured on GPUs yet.",
         )
     )
 

@@ -11,7 +11,8 @@ from ..common.errors import I2VError, InputError
 from ..pipeline.models.base import VideoModel
 from ..pipeline.models.model_networks import reading_note
 from ..runtime.engines.engine_set import EngineSet
-from .host import folders, memory, ui
+from .host import folders, ui
+from .host.engine_sets import remade
 from .inputs import CATEGORY, Model, sockets, verdict
 from .model_loader import reading
 
@@ -90,9 +91,7 @@ class LoRA(io.ComfyNode):
             denoisers = denoisers_of(model.model, expert)
             adapted = model.model.with_adapter(folders.lora_file(lora), strength, denoisers)
             adapted.take_digests(reading(cls.hidden.unique_id))
-            engines = EngineSet(
-                adapted, model.store, model.policy, model.device, memory.HostMemoryManager(), model.report, model.later
-            ).with_preset(model.preset)
+            engines = remade(model, adapted)
             note = reading_note(adapted)
             line = "\n".join([adapted.adapters[-1].summary, *([note] if note else []), engines.summary()])
         ui.say(cls.hidden.unique_id, line)

@@ -115,9 +115,12 @@ def encoding(engines: EngineSet) -> Budget:
 
 
 def denoising(engines: EngineSet, *, guided: bool) -> Budget:
-    """The denoiser at every step, and what the preset's accelerators hold between the steps."""
+    """The denoiser at every step, and what the preset's accelerators hold between the steps.
+
+    With a second device each has a batch of one branch; the accelerators' tensors are on the first.
+    """
     acceleration, model, precision = engines.preset.acceleration, engines.model, engines.precision
-    budget = _on_device("Denoising", engines, engines.model.denoiser, guided=guided)
+    budget = _on_device("Denoising", engines, engines.model.denoiser, guided=guided and engines.second is None)
     if acceleration.is_exact:
         return budget
     twice_bytes = budget.known_bytes if acceleration.deep_interval > 1 and _holds_weights(engines) else 0
@@ -127,6 +130,11 @@ def denoising(engines: EngineSet, *, guided: bool) -> Budget:
         return budget.cost(size) + twice_bytes + held_bytes
 
     return replace(budget, cost=cost, known_bytes=budget.known_bytes + twice_bytes)
+
+
+def second_device(engines: EngineSet, second: EngineSet) -> Budget:
+    """One branch of a denoising step on the second device, with its own room."""
+    return _on_device(f"One of two branches on {second.device} for", second, engines.model.denoiser)
 
 
 def _holds_weights(engines: EngineSet) -> bool:

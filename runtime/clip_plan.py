@@ -84,20 +84,22 @@ class ClipPlan:
     def engine_sizes(self) -> list[tuple[tuple[str, ...], Mapping[str, int]]]:
         """The components that the clip calls under the engines' preset, the longest build first, and their sizes."""
         model, acceleration = self.engines.model, self.engines.preset.acceleration
-        if acceleration.is_exact:
-            return [(model.build_order, self.sizes)]
         denoisers = model.denoisers if acceleration.deep_interval == 1 else (DEEP, SHALLOW)
         others = tuple(name for name in model.build_order if name not in model.denoisers)
-        alone = [] if acceleration.guidance is None else [(denoisers, {**self.sizes, "batch": 1})]
-        return [((*denoisers, *others), self.sizes), *alone]
+        alone = (denoisers, {**self.sizes, "batch": 1})
+        if self.engines.second is not None:
+            return [alone, (others, self.sizes)]
+        if acceleration.is_exact:
+            return [(model.build_order, self.sizes)]
+        return [((*denoisers, *others), self.sizes), *([] if acceleration.guidance is None else [alone])]
 
 
 @dataclass(frozen=True)
 class DenoiserPlan:
     """Settings of sampling's calls to one of a model's denoisers.
 
-    `sizes` are those of every named dimension of a call. `backend` serves it unless something fails; None where the
-    policy's does not serve the device.
+    `sizes` are those of every named dimension of a call, of one branch each on two devices. `backend` serves it unless
+    something fails; None where the policy's does not serve the device.
     """
 
     guidance_scale: float
@@ -140,6 +142,7 @@ def plan_clip(engines: EngineSet, asked: ClipSize, *, shrink: bool = False) -> C
     Without `shrink` a step is planned without guidance, which is not known yet. The size is checked by the stages: a
     decoder takes more than a request may ask for. Raises BudgetError where nothing fits.
     """
+    engines = _fitting_devices(engines, asked)
     step, (decode, frames) = budget.denoising(engines, guided=shrink), budget.decoding(engines)
     size, notes = asked, ()
     if shrink:
@@ -171,10 +174,21 @@ def engine_multiple(model: VideoModel) -> int:
     return model.components[model.denoiser].spec.limits.ranges["latent_width"].multiple * model.latent.factor
 
 
+def _fitting_devices(engines: EngineSet, size: ClipSize) -> EngineSet:
+    """The engines, without those of a second device that has no room for its part of the clip, and a note on that."""
+    second = engines.second
+    if second is None or (room := budget.second_device(engines, second)).allows(size):
+        return engines
+    engines.note(f"{room.sentence(size)} One device makes the clip.")
+    return engines.beside(None)
+
+
 def _plan_denoiser(clip: ClipPlan, denoiser: str, denoising: Denoising) -> DenoiserPlan:
     scale = denoising.scale_of(denoiser, clip.engines.model)
     branches = branches_of(scale)
     sizes = _sizes(clip.engines.model, clip.size, branches)
+    if clip.engines.second is not None:
+        sizes["batch"] = 1
     try:
         backend = clip.engines.expected(denoiser, sizes)
     except BackendUnavailableError:

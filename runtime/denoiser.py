@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import torch
 
-from ..engine_builder.backends.base import Runner
 from ..pipeline.conditioning import Conditioning
-from ..pipeline.denoising.guidance import BOTH, Branches, GuidanceScale, branch_inputs
+from ..pipeline.denoising.guidance import BOTH, Branches, GuidanceScale
 from ..pipeline.models.model_networks import DEEP, SHALLOW
 from .clip_plan import SamplingPlan
+from .devices.branch_calls import branch_calls
 
 FIRST_TIMED_CALL, WEIGHED_CALL = 2, 5
 """Calls of a clip between which a call is timed: the first is slower, for libraries do their first-use work in it."""
@@ -25,10 +25,9 @@ class Denoiser:
 
     def __init__(self, plan: SamplingPlan, conditioning: Conditioning) -> None:
         self._plan, self._engines = plan, plan.clip.engines
-        self.tensors = {name: tensor.to(self._engines.device) for name, tensor in conditioning.tensors.items()}
+        first, self._branch_calls = branch_calls(self._engines, conditioning.tensors, guided=plan.is_guided)
+        self.tensors = first.tensors
         self._calls, self._timed_from = 0, 0.0
-        self._current: Runner
-        self._held: tuple[str, int] | None = None
         self._take(self._engines.model.denoiser)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -63,19 +62,7 @@ class Denoiser:
         branches: Branches,
         more: Mapping[str, torch.Tensor] | None = None,
     ) -> Mapping[str, torch.Tensor]:
-        model, device = self._engines.model, self._engines.device
-        # On a GPU without waiting for earlier queued work. Other devices might read it too early.
-        there = t.to(device, non_blocking=device.type == "cuda")
-        values = model.prepare_input(x, there, self.tensors)
-        inputs = branch_inputs(model.components[component].spec.inputs, values, branches)
-        return self._runner(component, branches)({**inputs, **(more or {})})
-
-    def _runner(self, component: str, branches: Branches) -> Runner:
-        """The loaded runner for as many branches, asked for anew whenever another one has run."""
-        if self._held != (component, len(branches)):
-            self._held = component, len(branches)
-            self._current = self._engines.runner(component, {**self._planned.sizes, "batch": len(branches)})
-        return self._current
+        return self._branch_calls.run(component, x, t, branches, self._planned.sizes, more or {})
 
     def _select(self, t: torch.Tensor) -> None:
         denoiser = self._engines.model.select_denoiser(float(t))
@@ -85,7 +72,7 @@ class Denoiser:
     def _take(self, denoiser: str) -> None:
         """Turns to a denoiser, which is loaded in the other's place where there is no room for both."""
         self._denoiser, self._planned = denoiser, self._plan.denoisers[denoiser]
-        self._held = None
+        self._branch_calls.forget()
         self._guidance = self._rising(self._planned.guidance_scale)
 
     def _weigh(self) -> None:

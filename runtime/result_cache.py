@@ -89,6 +89,7 @@ def result_key(plan: SamplingPlan, conditioning: Conditioning, start: torch.Tens
             "size": [*conditioning.size, conditioning.fps],
             "conditioning": content(conditioning.tensors),
             "denoising": _denoising(plan),
+            **({} if engines.second is None else {"devices": 2}),
             **({} if start is None else {"start": content({"latents": start})}),
         }
     )

@@ -20,9 +20,10 @@ RESERVE_BYTES = 256 << 20
 
 
 class HostMemoryManager:
-    """Residency by ComfyUI's memory manager."""
+    """Residency by ComfyUI's memory manager, on the device that ComfyUI computes on or on another one."""
 
-    def __init__(self) -> None:
+    def __init__(self, on: torch.device | None = None) -> None:
+        self._on = on
         self._patchers: list[RunnerPatcher] = []
 
     def hold(self, runner: Runner, scratch_bytes: int, beside: Sequence[ModelPatcher] = ()) -> str | None:
@@ -62,19 +63,23 @@ class HostMemoryManager:
 
         evictions: list[Eviction] = [_forget_kept, lambda: self._let_go(lambda _, mine: not mine)]
         evictions += [idle_encoders, empty_cache] if encoders else [empty_cache]
-        return evict(memory_of(device()), needed_bytes, evictions)
+        return evict(memory_of(self._device), needed_bytes, evictions)
 
     def _let_go(self, chosen: Callable[[Runner, bool], bool]) -> str:
-        """Unloads the pack's runners that are chosen, each shown with whether it is of this model; their names."""
-        mine = [patcher.runner for patcher in self._patchers]
-        return ", ".join(unload(lambda runner: chosen(runner, runner in mine)))
+        """Unloads the pack's chosen runners on this device, each shown with whether it is of this model; names them."""
+        mine, here = [patcher.runner for patcher in self._patchers], self._device
+        return ", ".join(unload(lambda runner: runner.device == here and chosen(runner, runner in mine)))
 
     def spare_bytes(self) -> int | None:
-        return None if memory.directml_enabled else memory_of(device()).spare_bytes()
+        return None if memory.directml_enabled else memory_of(self._device).spare_bytes()
 
     def room_bytes(self) -> int | None:
         """Free bytes, and bytes of the models that ComfyUI could unload; None with DirectML."""
-        return None if memory.directml_enabled else free_bytes() + loaded_bytes(device())
+        return None if memory.directml_enabled else free_bytes(self._device) + loaded_bytes(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._on or device()
 
     def host_bytes(self) -> int:
         return int(memory.get_free_memory(torch.device("cpu")))
@@ -117,6 +122,6 @@ def check_backend(name: Any) -> None:
     choose_backend(str(name), device())
 
 
-def free_bytes() -> int:
-    """Memory that a computation on `device()` could take now."""
-    return int(memory.get_free_memory(device()))
+def free_bytes(on: torch.device | None = None) -> int:
+    """Memory that a computation on a device, `device()` unless another is given, could take now."""
+    return int(memory.get_free_memory(on or device()))

@@ -13,8 +13,10 @@ none of this serves, as with quantized weights, the network runs as it is and it
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -43,7 +45,17 @@ from .memory import HostMemoryManager, device
 from .network import METHOD, OPTIONS, CoreNetwork
 from .patcher import RunnerPatcher
 from .ui import say, sentences, tell_build
-from .unsupported_reasons import Layers, compiled_elsewhere, layers_of, unsupported_reasons, unsupported_weights
+from .unsupported_reasons import (
+    Layers,
+    compiled_elsewhere,
+    is_copy,
+    is_dynamic,
+    layers_of,
+    no_way,
+    other_network,
+    unsupported_reasons,
+    unsupported_weights,
+)
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +147,8 @@ class CompiledModel:
         self._blocks = BlockEngines(lambda owner: self._compiled(owner, self._block_memory))
         self._layers: Layers = []
         self._network: tuple[CoreNetwork, CompiledNetwork] | None = None
-        self._refused: dict[str, int] = {}
+        self._lock = Lock()
+        self._refused: Counter[str] = Counter()
         """Number of this run's calls that the network itself took, by the reason."""
         self._stays_dynamic: str | None = None
         """Reason why the weights of this run are not loaded whole."""
@@ -189,18 +202,19 @@ class CompiledModel:
         network = executor.class_obj.diffusion_model
         other = None if self._patcher is None else compiled_elsewhere(self._patcher)
         if other is not None:
-            self._refused[other] = self._refused.get(other, 0) + 1
+            with self._lock:
+                self._refused[other] += 1
             return executor(*args, **kwargs)
         if hasattr(network, METHOD):
             return executor(*args, **kwargs)
-        return self._without_engine(network, _no_way(network), lambda: executor(*args, **kwargs))
+        return self._without_engine(network, no_way(network), lambda: executor(*args, **kwargs))
 
     def _sample(self, executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The wrapper around a sampling: over weights that are loaded whole, where that costs no speed."""
         guider = executor.class_obj
         model: ModelPatcher = guider.model_patcher
         self._stays_dynamic = None
-        if _is_dynamic(model):
+        if is_dynamic(model):
             try:
                 _, step_bytes = comfy.sampler_helpers.estimate_memory(model, noise.shape, guider.conds)
                 self._check(model, int(step_bytes))
@@ -215,9 +229,9 @@ class CompiledModel:
     def _check(self, model: ModelPatcher, step_bytes: int) -> None:
         """Raises InputError for a network that has no engines, or that does not fit whole beside such a step."""
         if not hasattr(model.model.diffusion_model, METHOD):
-            raise InputError(_no_way(model.model.diffusion_model))
+            raise InputError(no_way(model.model.diffusion_model))
         _core_network(model).check()
-        if not _is_dynamic(model):
+        if not is_dynamic(model):
             return
         backend = choose_backend(self._policy.backend, model.load_device)
         copies = 2 if self._policy.holds_weights(backend) else 1
@@ -254,14 +268,15 @@ class CompiledModel:
                 done, result = self._blocks.run(patcher, reason, original)
             if done:
                 return result
-        self._refused[reason] = self._refused.get(reason, 0) + 1
+        with self._lock:  # MultiGPU CFG Split has a thread for each device
+            self._refused[reason] += 1
         return original()
 
     def _call(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ModelPatcher, Call]:
         """The call and its model; raises InputError where an engine would not give the network's result."""
         patcher = self._patcher
         if patcher is None or patcher.model.diffusion_model is not executor.class_obj:
-            raise InputError("Expected the network of the model that is sampled, found another one.")
+            raise InputError(other_network(patcher))
         if self._stays_dynamic is not None:
             raise InputError(self._stays_dynamic)
         if getattr(executor.original, "__name__", "") != METHOD:
@@ -291,6 +306,8 @@ class CompiledModel:
         return CompiledNetwork(owner, engine_store(), self._policy, memory_manager, tell_build, idle_builds())
 
     def _begin(self, patcher: ModelPatcher) -> None:
+        if is_copy(patcher):
+            return
         self._patcher = self._memory_manager.patcher = self._block_memory.patcher = patcher
         self._layers = layers_of(patcher)  # to look for them takes longer than to look at them, at every call
         self._refused.clear()
@@ -298,12 +315,14 @@ class CompiledModel:
 
     def _end(self, patcher: ModelPatcher) -> None:
         """Ends a run, finished or not: releases all weights, and shows the run's lines on the node."""
+        if is_copy(patcher):
+            return
         self._patcher = self._memory_manager.patcher = self._block_memory.patcher = None
         self._layers = []
         self._memory_manager.give_back()
         if self._network is not None:
             self._network[0].clean()
-        lines = self._told() or [f"The network runs as it is: {_no_way(patcher.model.diffusion_model)}"]
+        lines = self._told() or [f"The network runs as it is: {no_way(patcher.model.diffusion_model)}"]
         for reason in self._refused:
             log.warning("%s runs as it is: %s", _name(patcher), reason)
         say(self._node_id, "\n".join(lines))
@@ -330,11 +349,6 @@ def _check_room(what: str, needed_bytes: int, found_bytes: int | None) -> None:
     if found_bytes is not None and needed_bytes > found_bytes:
         found = f"found {found_bytes / 2**30:.2f} GiB"
         raise InputError(f"Expected room for {what}, {found}: ComfyUI brings the weights in as they are used.")
-
-
-def _is_dynamic(model: ModelPatcher) -> bool:
-    """Whether ComfyUI brings the model's weights in as they are used; older ones never do."""
-    return bool(getattr(model, "is_dynamic", bool)())
 
 
 def _loaded_whole(model: ModelPatcher) -> ModelPatcher:
@@ -384,8 +398,3 @@ def _line(tally: Tally, backends: list[str]) -> str:
 
 def _name(patcher: ModelPatcher) -> str:
     return type(patcher.model.diffusion_model).__name__
-
-
-def _no_way(network: torch.nn.Module) -> str:
-    """The reason why a network as a whole is not replaced that ComfyUI calls without a wrapper."""
-    return f"ComfyUI gives no way to wrap {type(network).__name__}."

@@ -26,6 +26,7 @@ OUTSIDE = {
     "grid_sizes",
     "activations_shape",
     "easycache",
+    "multigpu_thread_device",
 }
 """Options that a network reads or writes without an effect on its result."""
 WRAPPERS = {kind for name, kind in vars(WrappersMP).items() if name.isupper() and isinstance(kind, str)}
@@ -119,3 +120,26 @@ def compiled_elsewhere(patcher: ModelPatcher) -> str | None:
     if COMPILED_OPTION not in patcher.model_options:
         return None
     return "torch.compile is on this model too, and compiles it: take that node or this one away."
+
+
+def is_copy(model: ModelPatcher) -> bool:
+    """Whether the model is the core's copy of a sampled one for another GPU."""
+    return bool(getattr(model, "is_multigpu_base_clone", False))
+
+
+def other_network(sampled: ModelPatcher | None) -> str:
+    """Reason for a call of another network than that of the model that is sampled."""
+    copies = [] if sampled is None else getattr(sampled, "additional_models", {}).get("multigpu", [])
+    if copies:
+        return "Engines serve the first GPU alone: the model's copies on other GPUs run as they are."
+    return "Expected the network of the model that is sampled, found another one."
+
+
+def is_dynamic(model: ModelPatcher) -> bool:
+    """Whether ComfyUI brings the model's weights in as they are used; older ones never do."""
+    return bool(getattr(model, "is_dynamic", bool)())
+
+
+def no_way(network: torch.nn.Module) -> str:
+    """The reason why a network as a whole is not replaced that ComfyUI calls without a wrapper."""
+    return f"ComfyUI gives no way to wrap {type(network).__name__}."

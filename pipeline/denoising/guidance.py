@@ -21,6 +21,7 @@ Branches = range
 """Neighbouring guidance branches: 0 is the unconditional one, 1 the conditional one."""
 
 BOTH = Branches(2)
+UNCONDITIONAL = Branches(1)
 CONDITIONAL = Branches(1, 2)
 
 

@@ -48,6 +48,16 @@ def first_blocks(model: _Model, component: str, count: int) -> _Model:
     return type(model)(replace(checkpoint, parts={**checkpoint.parts, part.name: part}))
 
 
+def apart(model: _Model) -> _Model:
+    """The same model with networks of its own: one network is on one device at a time.
+
+    Weights that no LoRA changes are the same pages of the checkpoint's files.
+    """
+    made = type(model)(model.checkpoint)
+    made.adapters, made.originals = model.adapters, model.originals
+    return made
+
+
 def streamed_bytes(model: ModelNetworks, component: str, precision: str, rewrites: tuple[str, ...] = ()) -> int:
     """As `size_bytes`, where no more than `BUILT_BLOCKS` of the component's equal blocks are there at a time."""
     if component in model.block_lists:

@@ -17,6 +17,7 @@ from .i2vgen_xl.model import I2VGenXL
 from .model_networks import first_blocks
 from .svd.model import StableVideoDiffusion
 from .wan.model import Wan21
+from .wan.sliced import SLICED, sliced
 from .wan.wan22 import WanA14B, WanTI2V
 
 FAMILIES: tuple[type[VideoModel], ...] = (
@@ -53,7 +54,10 @@ def load_network(
         model = open_configuration(Path(folder)) if hollow else open_model(Path(folder), json.loads(adapters))
         model = first_blocks(model, component, int(blocks)) if blocks else model
     _MODELS[name] = model
-    network = model.load(component, precision, tuple(filter(None, rewrites.split(","))))
+    names = tuple(filter(None, rewrites.split(",")))
+    network = model.load(component, precision, tuple(name for name in names if name != SLICED))
+    if SLICED in names:
+        network = sliced(network)
     object.__setattr__(network, "origin", model)  # for as long as a reference to the network exists
     return network
 

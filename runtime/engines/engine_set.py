@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic
+from typing import Generic, Protocol
 
 import torch
 
@@ -110,13 +110,83 @@ class Engines(Generic[AnyNetworks]):
         self.runners.unload()
 
 
+class DeviceGroup(Protocol):
+    """Several devices that share the tokens of a model's clips."""
+
+    def serves(self, component: str, sizes: Mapping[str, int]) -> bool:
+        """Whether each device has something to do in a call of the component at these sizes."""
+        ...
+
+    def runner(self, component: str, sizes: Mapping[str, int]) -> Runner:
+        """The loaded runner of a denoiser over all devices; raises EngineError and OutOfMemoryError."""
+        ...
+
+    def describe(self, component: str) -> str | None:
+        """Backend, precision and devices of the component's last run; None where it has not run."""
+        ...
+
+    def take_notes(self) -> list[str]:
+        """Sentences for the user since the last call."""
+        ...
+
+    def unload(self) -> None:
+        """Gives back the memory of all devices."""
+        ...
+
+
 class EngineSet(Engines[VideoModel]):
     """A video model's runners, and the preset by which its clips are sampled."""
 
     preset: Preset = Preset()
+    second: EngineSet | None = None
+    """The same model's runners on a second device, which take one of two guidance branches; None for one device."""
+    group: DeviceGroup | None = None
+    """The devices that share the tokens of a clip without guidance; None where one makes it."""
 
     def with_preset(self, preset: Preset) -> EngineSet:
         """The same runners under another preset."""
         made = copy.copy(self)
         made.preset = preset
         return made
+
+    def beside(self, second: EngineSet | None, group: DeviceGroup | None = None) -> EngineSet:
+        """The same runners with those of a second device, or alone.
+
+        `second` is of a model that shares no network with this one's; see `model_networks.apart`.
+        """
+        made = copy.copy(self)
+        made.second, made.group = second, group
+        return made
+
+    def describe(self, component: str) -> str:
+        by_all = None if self.group is None else self.group.describe(component)
+        if by_all is not None:
+            return by_all
+        shared = self.second is not None and self.second.runners.last_backends((component,))
+        return super().describe(component) + (f" and {self.second.device}" if shared and self.second else "")
+
+    @property
+    def devices_line(self) -> str | None:
+        """Line on the second device; None for one device."""
+        if self.second is None:
+            return None
+        tokens = "" if self.group is None else "; without guidance their tokens"
+        return f"guidance branches on {self.device} and {self.second.device}{tokens}"
+
+    def take_notes(self) -> list[str]:
+        found = dict.fromkeys(super().take_notes())
+        for others in (self.second, self.group):
+            found.update(dict.fromkeys([] if others is None else others.take_notes()))
+        return list(found)
+
+    def hasten(self, component: str, sizes: Mapping[str, int], saved_s: float) -> bool:
+        is_due = super().hasten(component, sizes, saved_s)
+        if is_due and self.second is not None:
+            self.second.runners.forget(component)
+        return is_due
+
+    def unload(self) -> None:
+        super().unload()
+        for others in (self.second, self.group):
+            if others is not None:
+                others.unload()

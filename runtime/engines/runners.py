@@ -98,6 +98,11 @@ class EngineRunners:
         self._choices.pop(component, None)
         return True
 
+    def forget(self, component: str) -> None:
+        """Has the component's next runner chosen anew, where no engine serves it so far."""
+        choices = self._choices.get(component, [])
+        choices[:] = [choice for choice in choices if choice.runner.backend != EagerBackend.name]
+
     def describe(self, component: str) -> str:
         """Backend, precision and device of the component's last run."""
         last, precision = self._last.get(component), self._catalog.run_precision(component)

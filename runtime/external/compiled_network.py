@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, wraps
+from threading import RLock
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -138,6 +139,20 @@ class Tally:
         return self.engine + self.compared + self.original
 
 
+_Run = Callable[["CompiledNetwork", Call, Original], Any]
+
+
+def _by_turns(method: _Run) -> _Run:
+    """Has threads call a network's method one at a time."""
+
+    @wraps(method)
+    def locked(self: CompiledNetwork, call: Call, original: Original) -> Any:
+        with self.lock:
+            return method(self, call, original)
+
+    return locked
+
+
 class CompiledNetwork:
     """Another owner's network, run by engines where there are any for a call."""
 
@@ -153,13 +168,16 @@ class CompiledNetwork:
         self.tally = Tally()
         self._owner, self._store, self._policy = owner, store, policy
         self._memory_manager, self._report, self._later = memory_manager, report, later
+        self.lock = RLock()
         self._kinds: dict[tuple[object, ...], _Kind] = {}
         self._notes: dict[str, None] = {}
 
+    @_by_turns
     def run(self, call: Call, original: Original) -> Any:
         """Result of `original()`, by an engine if one is there or may be built.
 
-        Raises MissingEngineError, or the error of a build, when the policy is to stop.
+        Calls from several threads take turns: runners and their memory serve one call at a time. Raises
+        MissingEngineError, or the error of a build, when the policy is to stop.
         """
         original = cache(original)  # it runs once a call, however often its result is used
         state = (tuple(call.tensors[name].shape for name in call.tensors), self._owner.weights)

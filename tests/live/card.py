@@ -93,9 +93,9 @@ class CardRunner(Runner):
 
     backend: ClassVar[str] = "eager"
 
-    def __init__(self, card: Card, size_bytes: int, component: str = "core") -> None:
+    def __init__(self, card: Card, size_bytes: int, component: str = "core", device: torch.device = DEVICE) -> None:
         network = NetworkSpec("toy", component, "c" * 64, "a" * 64, (), (), ShapeProfile())
-        super().__init__(EngineSpec(network, ShapeProfile(), "fp16"), DEVICE)
+        super().__init__(EngineSpec(network, ShapeProfile(), "fp16"), device)
         self.card, self.size_bytes = card, size_bytes
 
     @property

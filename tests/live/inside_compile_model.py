@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import SkipTest
 from unittest.mock import patch
 from weakref import ref
 
@@ -93,11 +94,12 @@ class Room:
         return (size_bytes, 0) if torch_free_too else size_bytes
 
 
-def sampled(model: ModelPatcher, steps: int = 2) -> torch.Tensor:
+def sampled(model: ModelPatcher, steps: int = 2, guidance_scale: float = 1.0) -> torch.Tensor:
     """Some steps of a tiny clip by ComfyUI's own guider."""
     generator = torch.Generator().manual_seed(1)
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(*([[torch.randn(1, 12, 4096, generator=generator), {}]] for _ in range(2)))
+    guider.set_cfg(guidance_scale)
     noise = torch.randn(CLIP, generator=generator)
     sampler = comfy.samplers.sampler_object("euler")
     with torch.inference_mode():
@@ -284,3 +286,25 @@ def case_an_engine_with_weights_outside_computes_with_comfyuis_own(folder: Path)
         assert network.take_notes() == []
         assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     assert set(network.backends()) == {"onnxruntime"}
+
+
+def case_a_copy_on_another_device_runs_as_it_is_beside_the_cores_split(folder: Path) -> None:
+    """MultiGPU CFG Split over two devices that are this CPU, each with a thread: engines serve the first alone."""
+    need("onnxruntime")
+    model = comfy.sd.load_diffusion_model(checkpoint(folder))
+    if not hasattr(model, "deepclone_multigpu"):
+        raise SkipTest("this ComfyUI shares no model among GPUs")
+    expected, told = sampled(model, guidance_scale=3.0), []
+    node = CompiledModel(None, EnginePolicy("onnxruntime", "fp32", "exact", "build", weights=OUTSIDE))
+    split = node.attached_to(model)
+    copy = split.deepclone_multigpu(new_load_device=CARD)
+    copy.is_multigpu_base_clone = True
+    split.set_additional_models("multigpu", [copy])
+    split.match_multigpu_clones()
+    with patch.object(host_model, "say", lambda _, text: told.append(text)):
+        for _ in range(2):
+            found = sampled(split, guidance_scale=3.0)
+            assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert len(told) == 2, "each run is told once, and not for every copy"
+    assert "2 of 4 calls by the network as it is" in told[-1] and "2 of 4 calls by the onnxruntime engine" in told[-1]
+    assert "Engines serve the first GPU alone" in told[-1]

@@ -46,10 +46,15 @@ def export_block(
 ) -> ExportedProgram:
     """The program of a block that takes its arguments and then its weights, traced on the device.
 
-    `sizes` are those to trace at. A dimension of an argument that differs among the profile's sizes is dynamic. Raises
-    EngineError for a block with tensors of its own beside its weights.
+    `sizes` are those to trace at. A dimension of an argument that differs among the profile's sizes is dynamic, and one
+    that differs in the context `traced_as`, where the network has such. Raises EngineError for a block with tensors of
+    its own beside its weights.
     """
     calls = [_first_call(network, blocks, spec, each, device) for each in (sizes, *spec.profile.corners)]
+    context = getattr(network, "traced_as", None)
+    if context is not None:
+        with context():
+            calls.insert(0, _first_call(network, blocks, spec, sizes, device))
     arguments = calls[0]
     stateless = StatelessBlock(blocks[0])
     weights = tuple(tensors_of(blocks[0]).values())

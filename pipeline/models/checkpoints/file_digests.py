@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,6 +55,17 @@ class DigestTable:
         """Keeps the table in a file for this and later processes; the file need not exist."""
         with self._lock:
             self._path = path
+
+    @property
+    def known(self) -> dict[str, str]:
+        """A copy of the digests that this process knows, to be learned by another one."""
+        with self._lock:
+            return dict(self._known)
+
+    def learn(self, known: Mapping[str, str]) -> None:
+        """Takes over what another process of this machine knows."""
+        with self._lock:
+            self._known.update(known)
 
     def find(self, pieces: Sequence[Piece]) -> str | None:
         """The digest over the pieces, unless one of the files was never read as it is now."""

@@ -66,6 +66,16 @@ def test_a_digest_is_over_texts_and_bytes_in_their_order(table: DigestTable, tmp
     assert sum(heard) == 5_000_001
 
 
+def test_another_process_learns_what_is_known(tmp_path: Path) -> None:
+    path, mine, other = old(tmp_path / "weights"), DigestTable(), DigestTable()
+    digest = mine.take([path])
+    assert other.find([path]) is None
+    other.learn(mine.known)
+    assert other.find([path]) == digest
+    old(path, b"changed")
+    assert other.find([path]) is None
+
+
 def test_what_is_known_is_known_to_later_processes_and_by_links_too(table: DigestTable, tmp_path: Path) -> None:
     """As in a download's cache, whose links are made anew for every revision."""
     path = old(tmp_path / "weights")

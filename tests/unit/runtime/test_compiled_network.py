@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from weakref import ref
 
 import pytest
@@ -284,3 +287,28 @@ def test_between_runs_nothing_is_held_and_weights_go_with_the_last_who_uses_them
     with no_collection():
         del scene
         assert network() is None
+
+
+def test_threads_take_turns(make_scene: MakeScene) -> None:
+    """As the core's MultiGPU CFG Split has them, one for each device."""
+    scene, inside, most = make_scene(), [0], [0]
+    scene.run(2)
+    (kind,) = scene.network._kinds.values()
+    (runner,) = {runner for runner, *_ in kind.compared}
+    calls = type(runner)._run
+
+    def slow(self: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        inside[0] -= 1
+        return calls(self, inputs)
+
+    with patch.object(type(runner), "_run", slow):
+        threads = [threading.Thread(target=scene.run, args=(3,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert most == [1]
+    assert scene.network.tally == Tally(engine=10, compared=1)

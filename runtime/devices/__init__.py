@@ -1,0 +1,1 @@
+"""One clip over several devices: which of them share it, and who computes what."""
