@@ -162,7 +162,7 @@ class Backend(ABC):
     builds_blocks: ClassVar[bool] = False
     """Whether the engine of a network that repeats a block is built from a few of its blocks."""
 
-    def aimed_at(self, target: BuildTarget) -> Backend:
+    def for_target(self, target: BuildTarget) -> Backend:
         """This backend, building for that target; raises EngineError where it cannot."""
         if target.arch is not None:
             raise EngineError(f"The backend {self.name} builds for this machine only, found {target.arch!r}.")

@@ -77,7 +77,7 @@ class BuildRequest:
     @property
     def aimed_backend(self) -> Backend:
         """The backend, aimed at the request's target."""
-        return self.backend.aimed_at(BuildTarget(self.device, self.arch, self.calibration, self.part))
+        return self.backend.for_target(BuildTarget(self.device, self.arch, self.calibration, self.part))
 
 
 def compile_engine(

@@ -20,7 +20,7 @@ RESERVE_BYTES = 256 << 20
 
 
 class HostMemoryManager:
-    """Residency by ComfyUI's memory manager, on the device that ComfyUI computes on or on another one."""
+    """Loading and eviction by ComfyUI's memory manager, on the device that ComfyUI computes on or on another one."""
 
     def __init__(self, on: torch.device | None = None) -> None:
         self._on = on

@@ -39,7 +39,7 @@ class MemoryManager(Protocol):
 
 
 class LoadInPlace:
-    """Residency without a host: loads and never evicts."""
+    """A memory manager without a host: loads and never evicts."""
 
     def hold(self, runner: Runner, scratch_bytes: int) -> str | None:
         runner.load()

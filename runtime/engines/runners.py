@@ -46,7 +46,7 @@ class _Choice:
 
 
 class EngineRunners:
-    """The runners of some networks. They are kept, and loaded through the residency."""
+    """The runners of some networks. They are kept, and loaded through the memory manager."""
 
     def __init__(
         self,

@@ -194,7 +194,7 @@ def let_onnxruntime_be_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
     def aimed(self: OnnxRuntimeBackend, target: BuildTarget) -> OnnxRuntimeBackend:
         return self
 
-    monkeypatch.setattr(OnnxRuntimeBackend, "aimed_at", aimed)
+    monkeypatch.setattr(OnnxRuntimeBackend, "for_target", aimed)
 
 
 class InProcess(BuildProcess):

@@ -78,8 +78,8 @@ class InductorBackend(Backend):
         self._device = device
         self._part = part
 
-    def aimed_at(self, target: BuildTarget) -> InductorBackend:
-        super().aimed_at(replace(target, part=WHOLE))
+    def for_target(self, target: BuildTarget) -> InductorBackend:
+        super().for_target(replace(target, part=WHOLE))
         return InductorBackend(target.device, target.part)
 
     def is_automatic(self, device: torch.device) -> bool:

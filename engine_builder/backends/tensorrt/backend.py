@@ -76,9 +76,9 @@ class TensorRTBackend(Backend):
         self._arch = arch
         self._calibration = calibration
 
-    def aimed_at(self, target: BuildTarget) -> TensorRTBackend:
+    def for_target(self, target: BuildTarget) -> TensorRTBackend:
         """This backend, building for that target; RTX alone needs no GPU of the architecture."""
-        super().aimed_at(BuildTarget(target.device, part=target.part))
+        super().for_target(BuildTarget(target.device, part=target.part))
         if target.arch not in (None, *RTX_ARCHS):
             raise EngineError(f"TensorRT-RTX builds for {', '.join(RTX_ARCHS)}, found {target.arch!r:.80}.")
         return TensorRTBackend(target.arch, target.calibration)

@@ -142,4 +142,4 @@ def test_an_unknown_backend_is_an_input_error_with_the_known_ones(toy: ToyBacken
 
 def test_a_backend_for_this_machine_alone_refuses_another() -> None:
     with pytest.raises(EngineError, match="toy builds for this machine only, found 'sm_89'"):
-        ToyBackend().aimed_at(BuildTarget(CPU, "sm_89"))
+        ToyBackend().for_target(BuildTarget(CPU, "sm_89"))

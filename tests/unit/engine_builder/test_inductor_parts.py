@@ -265,9 +265,9 @@ def test_a_network_is_whole_where_parts_gain_nothing_or_do_not_fit(monkeypatch: 
 
 
 def test_other_backends_say_that_they_build_in_one_piece() -> None:
-    assert OnnxRuntimeBackend().aimed_at(BuildTarget(CPU)).name == "onnxruntime"
+    assert OnnxRuntimeBackend().for_target(BuildTarget(CPU)).name == "onnxruntime"
     with pytest.raises(EngineError, match="one piece, found 2 parts"):
-        OnnxRuntimeBackend().aimed_at(BuildTarget(CPU, part=Part(1, 2)))
+        OnnxRuntimeBackend().for_target(BuildTarget(CPU, part=Part(1, 2)))
 
 
 class Process(BuildProcess):

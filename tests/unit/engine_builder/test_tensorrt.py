@@ -165,14 +165,14 @@ def test_the_builder_is_given_a_profile_for_each_preset(
 @pytest.mark.parametrize("arch", ["sm_90", "sm_99", "gfx1100", ""])
 def test_other_architectures_are_refused_in_a_sentence(arch: str) -> None:
     with pytest.raises(EngineError, match="sm_75, sm_80"):
-        TensorRTBackend().aimed_at(BuildTarget(CPU, arch))
+        TensorRTBackend().for_target(BuildTarget(CPU, arch))
 
 
 def test_every_architecture_is_one_that_the_library_knows_and_that_no_other_backend_builds_for() -> None:
     for arch in RTX_ARCHS:
         assert hasattr(trt.ComputeCapability, arch.replace("_", "").upper())
         with pytest.raises(EngineError, match="this machine only"):
-            OnnxRuntimeBackend().aimed_at(BuildTarget(CPU, arch))
+            OnnxRuntimeBackend().for_target(BuildTarget(CPU, arch))
 
 
 def test_a_machine_without_a_gpu_is_told_so() -> None:
