@@ -1,4 +1,9 @@
-"""ToonCrafter's VAE, converted from its published names, against the same tensors by hand, with controls."""
+"""ToonCrafter's VAE, converted from its published names, against the same tensors by hand, with controls.
+
+Against the published code itself (Doubiiu/ToonCrafter at b0c47ff) it was compared once by hand, with random weights and
+PyTorch's own attention in the place of xFormers': at two sizes the encoder and its states were off by 3.5e-6 of the
+greatest value at most, the decoder by 6.6e-6, and without references by 26 hundredths and more.
+"""
 
 from collections.abc import Callable
 
