@@ -97,6 +97,7 @@ def code_of(*modules: str) -> str:
 OWN_CLASSES = {
     "DynamiCrafterUNet": "dynamicrafter.stored",
     "DynamiCrafterImageProjection": "dynamicrafter.stored",
+    "ToonCrafterVae": "dynamicrafter.stored",
 }
 """Classes of the pack that no library has, and their modules beside this one."""
 

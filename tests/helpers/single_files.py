@@ -104,7 +104,7 @@ def write_svd_file(folder: Path, models: Path) -> Path:
         tensors[f"model.diffusion_model.{NAMES.published(module)[0]}.{parameter}"] = tensor
     for name, tensor in load_file(folder / "vae" / WEIGHTS).items():
         if not name.startswith("quant_conv."):
-            other, found = _temporal_vae_name(name, tensor)
+            other, found = temporal_vae_name(name, tensor)
             tensors[f"first_stage_model.{other}"] = found
     vision = open_clip(load_file(folder / "image_encoder" / "model.safetensors"))
     prefix = "conditioner.embedders.0.open_clip.model.visual."
@@ -184,7 +184,7 @@ def _ti2v_vae_name(name: str) -> str:
     return _vae_name(name)
 
 
-def _temporal_vae_name(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+def temporal_vae_name(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
     """A tensor of Stable Video Diffusion's VAE under its publishers' name."""
     if name.startswith("decoder.time_conv_out."):
         return name.replace("time_conv_out", "conv_out.time_mix_conv"), tensor

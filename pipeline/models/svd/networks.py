@@ -19,12 +19,12 @@ _Constants = Iterator[tuple[torch.Tensor, torch.Tensor]]
 """Frame embedding and cross-attention result of each transformer."""
 
 
-def _to_volume(x: torch.Tensor, frames: int) -> torch.Tensor:
+def to_volume(x: torch.Tensor, frames: int) -> torch.Tensor:
     """[batch * frames, channels, height, width] as [batch, channels, frames, height, width]."""
     return x.reshape(-1, frames, *x.shape[1:]).transpose(1, 2)
 
 
-def _to_frames(x: torch.Tensor) -> torch.Tensor:
+def to_frames(x: torch.Tensor) -> torch.Tensor:
     """[batch, channels, frames, height, width] as [batch * frames, channels, height, width]."""
     return x.transpose(1, 2).flatten(0, 1)
 
@@ -36,15 +36,15 @@ def _mixed(mixer: Any, spatial: torch.Tensor, temporal: torch.Tensor) -> torch.T
     return share * one + (1 - share) * other
 
 
-def _resnet(x: torch.Tensor, block: Any, emb: torch.Tensor | None, frames: int) -> torch.Tensor:
+def resnet_over_frames(x: torch.Tensor, block: Any, emb: torch.Tensor | None, frames: int) -> torch.Tensor:
     """A SpatioTemporalResBlock over x [batch * frames, channels, height, width], with emb [batch, embedding]."""
     per_frame = None if emb is None else emb[:, None].expand(-1, frames, -1).flatten(0, 1)
-    spatial = _to_volume(block.spatial_res_block(x, per_frame), frames)
+    spatial = to_volume(block.spatial_res_block(x, per_frame), frames)
     temporal = block.temporal_res_block(spatial, None if emb is None else emb[:, None])
-    return _to_frames(_mixed(block.time_mixer, spatial, temporal))
+    return to_frames(_mixed(block.time_mixer, spatial, temporal))
 
 
-def _doubled(x: torch.Tensor, sampler: Any, size: torch.Size | None = None) -> torch.Tensor:
+def double(x: torch.Tensor, sampler: Any, size: torch.Size | None = None) -> torch.Tensor:
     """An Upsample2D to twice the sides or to `size`; its own forward asks how many frames there are."""
     scale = 2.0 if size is None else None
     return sampler.conv(torch.nn.functional.interpolate(x, size, scale, mode="nearest"))
@@ -160,7 +160,7 @@ class _Block(Module):
         self, number: int, x: torch.Tensor, emb: torch.Tensor, constants: _Constants, frames: int
     ) -> torch.Tensor:
         """A resnet, and the transformer after it if there is one, with the next of the constants."""
-        x = _resnet(x, self.resnets[number], emb, frames)
+        x = resnet_over_frames(x, self.resnets[number], emb, frames)
         for transformer in self.transformers[number : number + 1]:
             x = transformer(x, *next(constants))
         return x
@@ -225,7 +225,7 @@ class DenoiserNetwork(Module):
                 x = block.layer(number, torch.cat([x, skips.pop()], dim=1), **given)
             for sampler in block.samplers:
                 # Sides that do not halve evenly come up one short: the next skip connection gives the size.
-                x = _doubled(x, sampler, skips[-1].shape[2:] if odd else None)
+                x = double(x, sampler, skips[-1].shape[2:] if odd else None)
         first = len(last.resnets) - shallow_layers(last)
         deep = self._ascend(x, range(first), skips, given)
         x = self._ascend(deep, range(first, len(last.resnets)), skips, given)
@@ -323,13 +323,13 @@ class TemporalVaeDecoder(Module):
         """From unscaled latents [frames, 4, h, w] to image [frames, 3, h*8, w*8] in -1..1."""
         decoder, frames = self.decoder, latents.shape[0]
         first, *rest = decoder.mid_block.resnets
-        x = _resnet(decoder.conv_in(latents), first, None, frames)
+        x = resnet_over_frames(decoder.conv_in(latents), first, None, frames)
         for attention, resnet in zip(decoder.mid_block.attentions, rest, strict=False):
-            x = _resnet(attention(x), resnet, None, frames)
+            x = resnet_over_frames(attention(x), resnet, None, frames)
         for block in decoder.up_blocks:
             for resnet in block.resnets:
-                x = _resnet(x, resnet, None, frames)
+                x = resnet_over_frames(x, resnet, None, frames)
             for sampler in block.upsamplers or ():
-                x = _doubled(x, sampler)
+                x = double(x, sampler)
         x = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
-        return _to_frames(decoder.time_conv_out(_to_volume(x, frames)))
+        return to_frames(decoder.time_conv_out(to_volume(x, frames)))
