@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from i2v_tensorrt.runtime.devices.rank_processes import Patience
 from i2v_tensorrt.runtime.devices.token_group import unserved
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
-from ...helpers.shared_clip import FAILING, SharedClip, are_gone, group_over, is_same, processes
+from ...helpers.shared_clip import ALONE, FAILING, SharedClip, are_gone, group_over, is_same, processes
 from ...helpers.stages import engines_of, sampled
 
 pytestmark = [
@@ -86,6 +87,23 @@ def test_a_process_that_is_killed_in_the_middle_of_a_call(clip: SharedClip, pair
     assert is_same(clip.made(pair), clip.expected)
     assert pair.take_notes() == []
     assert len(processes(pair)) == 2, "the next clip is shared again"
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_between_two_steps(clip: SharedClip, pair: EngineSet) -> None:
+    pids: list[int] = []
+
+    def kill(done: int, total: int, latents: torch.Tensor) -> None:
+        if done == 1:
+            pids.extend(processes(pair))
+            os.kill(pids[0], signal.SIGKILL)
+            time.sleep(1)
+
+    assert is_same(sampled(pair, clip.conditioning, ALONE, kill), clip.expected)
+    (note,) = pair.take_notes()
+    assert note.startswith("The process of cpu (number 0) was ended by signal 9; its last words: ")
+    assert note.endswith(". The clip goes on with one device.")
+    assert are_gone(pids)
 
 
 @pytest.mark.slow
