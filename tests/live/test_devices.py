@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
-from i2v_tensorrt.tests.live.answers import failure, movie, run, text
+from i2v_tensorrt.remote.comfyui.errors import PromptRefusedError
+from i2v_tensorrt.tests.live.answers import movie, run, text
 from i2v_tensorrt.tests.live.graphs import Prompt
 from i2v_tensorrt.tests.live.ids import ENGINES
 from i2v_tensorrt.tests.live.test_families import small
@@ -25,4 +26,5 @@ def test_one_device_makes_the_clip_and_the_node_says_why(client: ComfyClient, pi
 
 
 def test_another_number_is_refused(client: ComfyClient, picture: str) -> None:
-    assert "devices: '3' not in" in failure(client, over("svd", picture, "3"))
+    with pytest.raises(PromptRefusedError, match="devices: '3' not in"):
+        run(client, over("svd", picture, "3"))
