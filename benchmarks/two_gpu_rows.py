@@ -19,6 +19,7 @@ from ..common.errors import EngineError
 from ..common.pack_paths import PICTURE
 from ..common.shapes import ShapeProfile
 from ..common.spec import EngineSpec, Scope
+from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.graph.onnx_export import example_inputs
 from ..engine_builder.store.store import EngineStore
 from ..pipeline.conditioning import Conditioning
@@ -47,6 +48,7 @@ from .full_models import CLIP_H, UMT5_XXL, WAN21_VAE
 from .ladder.measure import GIB, free_memory
 
 EXCHANGE = Path(__file__).resolve().with_name("exchange_rank.py")
+EAGER = EagerBackend.name
 SMALL = "64 KB"
 EXCHANGES = {"168 MB": (168 << 20, 50), SMALL: (64 << 10, 200)}
 """Bytes that each process gives, and how often: keys of a Wan's layer at 480p, and a small message."""
@@ -200,7 +202,12 @@ def _conditioning(engines: EngineSet, size: ClipSize) -> Conditioning:
     model = engines.model
     if not isinstance(model, Wan):
         request = ClipRequest(_picture(), PROMPT, "", *size, 8)
-        return encode_clip(plan_clip(engines, size), request, ConditioningCache(None), _ignore)
+        eager = EngineSet(
+            model, engines.store, EnginePolicy(EAGER), engines.device
+        )  # encoders are not built for a step
+        found = encode_clip(plan_clip(eager, size), request, ConditioningCache(None), _ignore)
+        eager.unload()
+        return found
     spec = EngineSpec(model.components[model.denoiser].spec, ShapeProfile(), "fp32")
     sizes = dict(plan_clip(engines, size).sizes)
     clip = {each.name for each in spec.network.inputs if each.scope is Scope.CLIP}
@@ -267,7 +274,7 @@ def _used_gib(device: torch.device) -> float | None:
 
 
 def _engines(model: VideoModel, device: torch.device, options: argparse.Namespace) -> EngineSet:
-    policy = EnginePolicy(options.backend, shapes="exact")
+    policy = EnginePolicy(options.backend, shapes=options.shapes)
     return EngineSet(model, EngineStore(options.store), policy, device, report=_Stages())
 
 

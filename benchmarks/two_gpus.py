@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     add("--samples", type=int, default=5, metavar="N", help="steps of a block (%(default)s)")
     add("--rounds", type=int, default=2, metavar="N", help="blocks of one and of two GPUs, by turns (%(default)s)")
     add("--backend", choices=[AUTO, *BACKENDS], default=AUTO)
+    add("--shapes", choices=("exact", "range"), default="exact", help="range: one engine for one branch and both")
     add("--tiny", action="store_true", help="tiny checkpoints on the CPU, to try the benchmark itself")
     add("--checkpoints", type=Path, default=PACK / ".cache" / "checkpoints", metavar="DIR", help="(%(default)s)")
     add("--store", type=Path, default=PACK / ".cache" / "engines", metavar="DIR", help="the engines (%(default)s)")

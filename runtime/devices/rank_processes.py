@@ -71,6 +71,11 @@ class RankProcesses:
         """Whether all processes are there."""
         return bool(self._children) and all(child.process.poll() is None for child in self._children)
 
+    @property
+    def death(self) -> str | None:
+        """Sentence on a process that has ended by itself; None while all live, or none was started."""
+        return next((child.death() for child in self._children if child.process.poll() is not None), None)
+
     def start(self, starts: Callable[[str], Sequence[Start]]) -> None:
         """Starts a process for each of `starts(meeting)`, and waits until all have met."""
         self.end()

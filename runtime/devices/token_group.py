@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import torch
 
-from ...common.errors import InputError, MissingEngineError
+from ...common.errors import EngineError, InputError, MissingEngineError
 from ...common.shapes import ShapeProfile
 from ...common.spec import EngineSpec
 from ...engine_builder.backends.base import Runner
@@ -82,6 +82,7 @@ class TokenGroup:
         self.sent: dict[str, torch.Tensor] = {}
         """The inputs that the processes have from their last call."""
         self._runners: dict[str, GroupRunner] = {}
+        self._generation = self._built.missing.generation
 
     def serves(self, component: str, sizes: Mapping[str, int]) -> bool:
         """Whether there is a token for each device."""
@@ -99,6 +100,9 @@ class TokenGroup:
             bytes_each = self._model.size_bytes(component, precision)
             self._runners[component] = GroupRunner(limits, self.devices[0], self, bytes_each)
         runner = self._runners[component]
+        if self._generation != self._built.missing.generation:
+            self.unload()  # an engine may have come, which the processes did not find
+        self._generation = self._built.missing.generation
         if not runner.is_loaded:
             self._built.prepare(sizes, (component,))
             catalog = self._built.catalog
@@ -170,6 +174,13 @@ class GroupRunner(Runner):
     @property
     def memory_bytes(self) -> int:
         return self._bytes
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        death = self._group.processes.death
+        if death is not None:  # between two calls
+            self._group.unload()
+            raise EngineError(death)
+        return super().__call__(inputs)
 
     def load(self) -> None:
         if self.is_loaded:

@@ -9,10 +9,19 @@ from unittest.mock import patch
 import comfy.model_management as memory
 import torch
 
+from i2v_tensorrt.engine_builder.build.build import quiet
+from i2v_tensorrt.nodes.host.engine_sets import EngineMaker, remade
 from i2v_tensorrt.nodes.host.memory import HostMemoryManager
+from i2v_tensorrt.pipeline.dummies.i2vgen_xl import write_tiny_checkpoint
+from i2v_tensorrt.pipeline.dummies.wan import write_tiny_wan
+from i2v_tensorrt.pipeline.models.model_networks import apart
+from i2v_tensorrt.pipeline.models.registry import open_model
+from i2v_tensorrt.runtime.devices.token_group import TokenGroup
+from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.tests.live.card import DEVICE, GIB, Card, CardRunner, pretended
 
 SECOND = torch.device("cuda", 1)
+OTHER_CPU = torch.device("cpu", 0)
 
 
 @contextmanager
@@ -64,3 +73,24 @@ def case_free_gives_both_gpus_back(folder: Path) -> None:
         memory.unload_all_models()
         assert not core.is_loaded and not branch.is_loaded
         assert [card.free_bytes for card in cards] == [16 * GIB, 16 * GIB]
+
+
+def case_a_lora_keeps_the_devices_of_the_engines(folder: Path) -> None:
+    model = open_model(write_tiny_checkpoint(folder / "model"))
+    engines = EngineMaker(EnginePolicy("eager"), quiet, None).of(model, OTHER_CPU)
+    assert engines.second is not None and engines.second.device == OTHER_CPU
+    assert engines.second.model is not engines.model, "one network is on one device at a time"
+    assert engines.group is None, "only Wan's clips are shared by tokens"
+    other = remade(engines, apart(model))
+    assert other.second is not None and other.second.device == OTHER_CPU
+    alone = remade(EngineMaker(EnginePolicy("eager"), quiet, None).of(model), apart(model))
+    assert alone.second is None and alone.devices_line is None
+    assert other.devices_line == f"guidance branches on {other.device} and cpu:0"
+
+
+def case_a_wan_is_shared_by_tokens_too(folder: Path) -> None:
+    model = open_model(write_tiny_wan(folder / "model", "wan21"))
+    engines = EngineMaker(EnginePolicy("eager"), quiet, None).of(model, OTHER_CPU)
+    assert isinstance(engines.group, TokenGroup)
+    assert engines.group.devices == (engines.device, OTHER_CPU)
+    assert engines.group.processes.pids == [], "no process is started before a call"
