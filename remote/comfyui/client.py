@@ -32,6 +32,8 @@ LOOK_S = 5.0
 """Between two looks at the server's queue while a prompt is followed."""
 GONE_S = 60.0
 """How long a server may stay away while a prompt is followed."""
+REST_S = 2.0
+"""How long the messages of a prompt that has ended may still be on their way."""
 
 
 @dataclass
@@ -42,10 +44,17 @@ class _Record:
     events: list[Event] = field(default_factory=list)
     previews: list[Preview] = field(default_factory=list)
     texts: list[StatusText] = field(default_factory=list)
+    on_event: Callable[[Event], None] | None = None
     on_text: Callable[[StatusText], None] | None = None
 
-    def take(self, heard: Message | None) -> Event | None:
-        """Keeps a message that concerns the prompt, and returns it if it is an event."""
+    def receive(self, socket: EventSocket, until: float) -> Event | None:
+        """Waits for a message until then, keeps one that concerns the prompt, and returns it if it is an event."""
+        event = self._take(socket.receive(max(0.0, until - time.monotonic())))
+        if event and self.on_event:
+            self.on_event(event)
+        return event
+
+    def _take(self, heard: Message | None) -> Event | None:
         if isinstance(heard, Preview) and heard.prompt_id in (None, self.prompt_id):
             self.previews.append(heard)
         if isinstance(heard, StatusText):
@@ -136,9 +145,10 @@ class ComfyClient:
         client_id = uuid.uuid4().hex
         with closing(EventSocket(self.address, client_id, Backoff(0.5, LOOK_S))) as events:
             events.open()
-            record = _Record(self.queue(prompt, client_id, extra_data=extra_data), on_text=on_text)
+            prompt_id = self.queue(prompt, client_id, extra_data=extra_data)
+            record = _Record(prompt_id, on_event=on_event, on_text=on_text)
             try:
-                history = _follow(self, events, record, on_event, deadline, is_alive)
+                history = _follow(self, events, record, deadline, is_alive)
             except BaseException:
                 with suppress(ServerError):
                     self.cancel(record.prompt_id)
@@ -229,7 +239,6 @@ def _follow(
     client: ComfyClient,
     events: EventSocket,
     record: _Record,
-    on_event: Callable[[Event], None] | None,
     deadline: float,
     is_alive: Callable[[], bool],
 ) -> dict[str, Any]:
@@ -237,9 +246,7 @@ def _follow(
     look, answered = time.monotonic() + LOOK_S, time.monotonic()
     while time.monotonic() < deadline:
         opened = events.opened
-        event = record.take(events.receive(max(0.0, min(look, deadline) - time.monotonic())))
-        if event and on_event:
-            on_event(event)
+        event = record.receive(events, min(look, deadline))
         is_due = time.monotonic() >= look or events.opened != opened or (event is not None and event.is_end)
         if not is_due:
             continue
@@ -253,8 +260,19 @@ def _follow(
                 raise ServerError(lost) from error
             continue
         if history is not None:
+            if event is None or not event.is_end:
+                _take_rest(events, record)
             return history
     raise RunTimeoutError(f"prompt {record.prompt_id} did not end in time and was cancelled")
+
+
+def _take_rest(events: EventSocket, record: _Record) -> None:
+    """Reads what a prompt that has ended had sent and nobody has read, up to its last message if that comes."""
+    until = time.monotonic() + REST_S
+    while time.monotonic() < until:
+        event = record.receive(events, until)
+        if event is not None and event.is_end:
+            return
 
 
 def _ended(client: ComfyClient, prompt_id: str) -> dict[str, Any] | None:

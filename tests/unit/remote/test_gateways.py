@@ -19,7 +19,7 @@ from i2v_tensorrt.remote.comfyui import client as client_module
 from i2v_tensorrt.remote.comfyui.address import parse_address
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, ServerError
 
-from ...helpers.fake_comfy import GRAPH, FakeComfy, running, write_pictures
+from ...helpers.fake_comfy import GRAPH, STEPS, FakeComfy, running, write_pictures
 from ...helpers.gateway import NAME, Gateway, Request, self_signed, standing
 
 SECRET = "s3cret/ü"  # noqa: S105
@@ -280,6 +280,20 @@ def test_a_socket_that_is_cut_while_it_is_idle_ends_no_run(
     assert result.status == "success" and fake.opened >= 3
     assert fake.life is not None and not fake.life.interrupted, "nothing was cancelled"
     assert len(fake.posted) == 1
+
+
+def test_a_run_that_ended_while_nobody_read_is_told_to_its_last_message(
+    fake: FakeComfy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "LOOK_S", 0.0)
+
+    def wait_for_the_end(event: Any) -> None:
+        while event.prompt_id not in (fake.life.history if fake.life else {}):
+            time.sleep(0.01)
+
+    result = ComfyClient(fake.url).run(GRAPH, wait_for_the_end, timeout_s=30)
+    assert result.events[-1].is_end
+    assert sum(event.kind == "progress" for event in result.events) == len(GRAPH) * STEPS
 
 
 def test_a_run_whose_end_was_missed_is_found(
