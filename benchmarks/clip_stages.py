@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,39 +11,54 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..common.pack_paths import PICTURE
+from ..pipeline.dummies.full_size import FullSize, write_random_checkpoint
 from ..pipeline.media.formats import VideoOptions
 from ..pipeline.media.image import rgb
 from ..pipeline.media.video import write_video
+from ..pipeline.models.checkpoints.diffusers_folder import INDEX
 from ..pipeline.request import ClipRequest
 from ..pipeline.tensor_cache import ConditioningCache
 from ..runtime.clip import decode_clip, encode_clip, fitting_chunk, sample_clip
 from ..runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from ..runtime.engines.engine_set import EngineSet
-from .ladder.measure import synchronize
+from .ladder.measure import free_memory, synchronize
+from .measured_child import tell
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
 def timed_clip(engines: EngineSet, request: ClipRequest, denoising: Denoising, path: Path) -> dict[str, float]:
-    """Seconds by stage, from picture to file; nothing is taken from a cache.
-
-    Engines are prepared for the branches that the sampler runs, as it makes them.
-    """
+    """Seconds by stage, from picture to file; see `make_clip`."""
     clock = Laps(engines.device)
+    make_clip(engines, request, denoising, path, clock.lap)
+    return clock.laps
+
+
+def make_clip(
+    engines: EngineSet,
+    request: ClipRequest,
+    denoising: Denoising,
+    path: Path,
+    on_stage: Callable[[str], None] = lambda name: None,
+) -> torch.Tensor:
+    """Makes a clip from picture to file, and returns its latents; nothing is taken from a cache.
+
+    Engines are prepared for the branches that the sampler runs. `on_stage` is called at the end of each stage.
+    """
     plan = plan_clip(engines, request.size)
     sampling = plan_sampling(plan, denoising)
     if not sampling.is_guided:
         plan = replace(plan, sizes={**plan.sizes, "batch": 1})
     conditioning = encode_clip(plan, request, ConditioningCache(None), ignore)
-    clock.lap("encode_s")
+    on_stage("encode_s")
     latents = sample_clip(sampling, conditioning, ignore)
-    clock.lap("denoise_s")
+    on_stage("denoise_s")
     frames = decode_clip(plan, latents, fitting_chunk(plan), ignore)
-    clock.lap("decode_s")
-    write_video(frames, path, VideoOptions("mp4-h264", 8.0))
-    clock.lap("write_s")
-    return clock.laps
+    on_stage("decode_s")
+    write_video(frames, path, VideoOptions("mp4-h264", float(request.fps)))
+    on_stage("write_s")
+    return latents
 
 
 class Laps:
@@ -82,10 +96,16 @@ def build_report() -> Callable[[str, float], None]:
     return report
 
 
-def tell(line: str) -> None:
-    """Prints a line at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+def checkpoint_at(folder: Path, full: FullSize, device: torch.device, *, tiny: bool) -> Path:
+    """The checkpoint in `folder`, written where it is not complete: a tiny one, or one of the published size."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not (folder / INDEX).is_file():
+        if tiny:
+            full.write_tiny(folder)
+        else:
+            write_random_checkpoint(full, folder, device, 0)
+            free_memory(device)
+    return folder
 
 
 def ignore(*_: object) -> None:

@@ -59,7 +59,7 @@ def parity() -> dict[str, float]:
         projection, stored = model.load("image_projection", "fp32"), reference_projection(folder / "image_projection")
         states = [torch.randn(batch, 17, 32, generator=torch.Generator().manual_seed(batch)) for batch in (1, 2)]
         found["image_projection"] = max(_off(projection(each), stored(each)) for each in states)
-    return {**found, "schedule": max(_schedule_off(*each) for each in _schedules())}
+    return {**found, "schedule": max(_off(*stepped(*each)) for each in _schedules())}
 
 
 def _inputs(plane: tuple[int, int], branches: int) -> dict[str, torch.Tensor]:
@@ -84,17 +84,17 @@ def _schedules() -> Iterator[tuple[str, int, float]]:
     return ((kind, steps, eta) for kind in dynamicrafter.KINDS for steps in STEPS for eta in ETAS)
 
 
-def _schedule_off(kind: str, steps: int, eta: float) -> float:
-    """The scheduler against the formula, for predictions at random."""
+def stepped(kind: str, steps: int, eta: float, **changes: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents by the scheduler, with changes of its configuration, and by the formula, for predictions at random."""
     config = {**dynamicrafter.SCHEDULER, **dynamicrafter.KIND_SCHEDULER[kind]}
-    scheduler = make_scheduler(SamplerSettings(steps, eta=eta), config)
+    scheduler = make_scheduler(SamplerSettings(steps, eta=eta), {**config, **changes})
     formula, generators = ReferenceSchedule(config, steps), [torch.Generator().manual_seed(1) for _ in range(2)]
     predictions = torch.randn(steps, 2, 4, 4, 4, generator=torch.Generator().manual_seed(2))
     x = y = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(3))
     for number, (t, prediction) in enumerate(zip(scheduler.timesteps, predictions, strict=True)):
         x = scheduler.step(prediction, t, x, eta=eta, generator=generators[0]).prev_sample
         y = formula.step(number, y, prediction, eta, partial(torch.randn, x.shape, generator=generators[1]))
-    return _off(x, y)
+    return x, y
 
 
 def not_finite(counts: Sequence[int] = range(1, MAX_STEPS + 1)) -> list[str]:

@@ -17,8 +17,8 @@ WARM_UP = 3
 def main() -> None:
     """Serves as the pack's own process does, and answers `{"exchange": bytes, "count": N}` with seconds of one."""
     entered = runpy.run_path(str(WORKER), run_name="worker")
-    entered["alias_pack"]()
-    rank: Any = import_module(f"{entered['ALIAS']}.runtime.devices.rank")
+    entered["name_pack"]()
+    rank: Any = import_module(entered["RANK"])
     torch: Any = import_module("torch")
 
     class Measuring(rank.Rank):

@@ -27,15 +27,16 @@ from ..engine_builder.backends.registry import AUTO, BACKENDS
 from ..engine_builder.store.store import EngineStore
 from ..pipeline.acceleration.presets import EXACT_NAME, PRESET_NAMES, preset_of
 from ..pipeline.denoising.schedulers import SamplerSettings
-from ..pipeline.dummies.full_size import FULL_SIZES, write_full_checkpoint
+from ..pipeline.dummies.full_size import FULL_SIZES
 from ..pipeline.models.registry import open_model
 from ..pipeline.request import ClipRequest, ClipSize
 from ..runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
-from .clip_stages import build_report, picture, tell, timed_clip
+from .clip_stages import build_report, checkpoint_at, picture, timed_clip
 from .figures import write_figures
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
+from .measured_child import tell
 
 RESULTS = Path(__file__).resolve().parent / "results" / "fewer"
 
@@ -135,15 +136,8 @@ def _plan_row(engines: EngineSet, request: ClipRequest, denoising: Denoising) ->
 
 
 def _checkpoint(case: Case, options: argparse.Namespace, device: torch.device) -> Path:
-    folder: Path = options.checkpoints / (
-        case.checkpoint.replace("random", "tiny") if options.tiny else case.checkpoint
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if not options.tiny:
-        return write_full_checkpoint(folder, device, 0)
-    if not folder.is_dir():
-        FULL_SIZES[case.checkpoint].write_tiny(folder)
-    return folder
+    name = case.checkpoint.replace("random", "tiny") if options.tiny else case.checkpoint
+    return checkpoint_at(options.checkpoints / name, FULL_SIZES[case.checkpoint], device, tiny=options.tiny)
 
 
 def _write(name: str, rows: Mapping[str, Row], options: argparse.Namespace) -> None:

@@ -26,8 +26,7 @@ from ..common.pack_paths import PACK
 from ..engine_builder.backends.registry import AUTO, BACKENDS
 from ..engine_builder.store.store import EngineStore
 from ..pipeline.denoising.schedulers import SamplerSettings
-from ..pipeline.dummies.full_size import FullSize, write_random_checkpoint
-from ..pipeline.models.checkpoints.diffusers_folder import INDEX
+from ..pipeline.dummies.full_size import FullSize
 from ..pipeline.models.checkpoints.file_digests import FRESH_S, TABLE
 from ..pipeline.models.registry import open_model
 from ..pipeline.request import ClipRequest, ClipSize
@@ -35,11 +34,12 @@ from ..runtime.clip_plan import Denoising
 from ..runtime.clip_sizes import clip_sizes
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
-from .clip_stages import build_report, picture, tell, timed_clip
+from .clip_stages import build_report, checkpoint_at, picture, timed_clip
 from .figures import WAN, write_figures
 from .full_models import PUBLISHED
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
 from .ladder.measure import GIB, free_memory, synchronize
+from .measured_child import tell
 
 RESULTS = Path(__file__).resolve().parent / "results" / "wan"
 A14B = next(each for each in PUBLISHED if each.title == "Wan 2.2 I2V A14B")
@@ -131,7 +131,7 @@ def _loaded(precision: str, argv: Sequence[str]) -> Row:
 
 def _engines(precision: str, options: argparse.Namespace) -> EngineSet:
     policy = EnginePolicy(options.backend, precision, shapes="exact")
-    model = open_model(options.checkpoints / (TINY_FOLDER if options.tiny else FOLDER))
+    model = open_model(_folder(options))
     return EngineSet(model, EngineStore(options.store), policy, default_device(), report=build_report())
 
 
@@ -141,16 +141,13 @@ def _size(options: argparse.Namespace) -> ClipSize:
 
 def _checkpoint(options: argparse.Namespace) -> None:
     """Writes the checkpoint where it is not there."""
-    folder: Path = options.checkpoints / (TINY_FOLDER if options.tiny else FOLDER)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if (folder / INDEX).is_file():
-        return
-    if options.tiny:
-        A14B.write_tiny(folder)
-    else:
-        write_random_checkpoint(FullSize(A14B.write_tiny, A14B.changes, "bf16"), folder, default_device(), 0)
-        free_memory(default_device())
+    full = FullSize(A14B.write_tiny, A14B.changes, "bf16")
+    checkpoint_at(_folder(options), full, default_device(), tiny=options.tiny)
     time.sleep(FRESH_S)  # the digest of a file that has just changed is not kept
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    return options.checkpoints / (TINY_FOLDER if options.tiny else FOLDER)
 
 
 def _write(name: str, row: Mapping[str, Any], options: argparse.Namespace) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from ..common.errors import EngineError
-from ..common.pack_paths import PICTURE
 from ..common.shapes import ShapeProfile
 from ..common.spec import EngineSpec, Scope
 from ..engine_builder.backends.eager import EagerBackend
@@ -24,28 +23,26 @@ from ..engine_builder.graph.onnx_export import example_inputs
 from ..engine_builder.store.store import EngineStore
 from ..pipeline.conditioning import Conditioning
 from ..pipeline.denoising.schedulers import SamplerSettings
-from ..pipeline.dummies.full_size import FULL_SIZES, FullSize, write_random_checkpoint
+from ..pipeline.dummies.full_size import FULL_SIZES, FullSize
 from ..pipeline.dummies.wan import write_tiny_wan
-from ..pipeline.media.formats import VideoOptions
-from ..pipeline.media.image import rgb
-from ..pipeline.media.video import write_video
 from ..pipeline.models.base import VideoModel
-from ..pipeline.models.checkpoints.diffusers_folder import INDEX
 from ..pipeline.models.model_networks import apart
 from ..pipeline.models.registry import open_model
 from ..pipeline.models.wan.model import Wan
 from ..pipeline.quality.similarity import latents_similarity
 from ..pipeline.request import ClipRequest, ClipSize
 from ..pipeline.tensor_cache import ConditioningCache
-from ..runtime.clip import decode_clip, encode_clip, fitting_chunk, sample_clip
+from ..runtime.clip import encode_clip
 from ..runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from ..runtime.denoiser import Denoiser
 from ..runtime.devices.token_group import TokenGroup, unserved
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
-from .call_rows import CONFIGS, tell
+from .call_rows import CONFIGS
+from .clip_stages import build_report, checkpoint_at, ignore, make_clip, picture
 from .full_models import CLIP_H, UMT5_XXL, WAN21_VAE
 from .ladder.measure import GIB, free_memory
+from .measured_child import tell
 
 EXCHANGE = Path(__file__).resolve().with_name("exchange_rank.py")
 EAGER = EagerBackend.name
@@ -184,28 +181,20 @@ def _step(engines: EngineSet, case: Case, size: ClipSize, conditioning: Conditio
 def _clip(engines: EngineSet, case: Case, size: ClipSize, conditioning: None, scratch: Path) -> Begin:
     """A clip from picture to file; nothing is taken from a cache. Gives the latents."""
     denoising = Denoising(0, case.guidance_scale, SamplerSettings(case.steps, engines.model.schedulers[0]))
-    request = ClipRequest(_picture(), PROMPT, "", *size, 16)
+    request = ClipRequest(picture(), PROMPT, "", *size, 16)
 
-    def call() -> torch.Tensor:
-        plan = plan_clip(engines, request.size)
-        found = encode_clip(plan, request, ConditioningCache(None), _ignore)
-        latents = sample_clip(plan_sampling(plan, denoising), found, _ignore)
-        frames = decode_clip(plan, latents, fitting_chunk(plan), _ignore)
-        write_video(frames, scratch / "clip.mp4", VideoOptions("mp4-h264", 16.0))
-        return latents
-
-    return lambda: call
+    return lambda: lambda: make_clip(engines, request, denoising, scratch / "clip.mp4")
 
 
 def _conditioning(engines: EngineSet, size: ClipSize) -> Conditioning:
     """A clip's conditioning: of a Wan random tensors, to load no encoder for a step."""
     model = engines.model
     if not isinstance(model, Wan):
-        request = ClipRequest(_picture(), PROMPT, "", *size, 8)
+        request = ClipRequest(picture(), PROMPT, "", *size, 8)
         eager = EngineSet(
             model, engines.store, EnginePolicy(EAGER), engines.device
         )  # encoders are not built for a step
-        found = encode_clip(plan_clip(eager, size), request, ConditioningCache(None), _ignore)
+        found = encode_clip(plan_clip(eager, size), request, ConditioningCache(None), ignore)
         eager.unload()
         return found
     spec = EngineSpec(model.components[model.denoiser].spec, ShapeProfile(), "fp32")
@@ -275,45 +264,14 @@ def _used_gib(device: torch.device) -> float | None:
 
 def _engines(model: VideoModel, device: torch.device, options: argparse.Namespace) -> EngineSet:
     policy = EnginePolicy(options.backend, shapes=options.shapes)
-    return EngineSet(model, EngineStore(options.store), policy, device, report=_Stages())
-
-
-class _Stages:
-    """Tells each stage of a build once."""
-
-    def __init__(self) -> None:
-        self._last = ""
-
-    def __call__(self, stage: str, done: float) -> None:
-        if stage != self._last:
-            self._last = stage
-            _told(f"building {stage}")
+    return EngineSet(model, EngineStore(options.store), policy, device, report=build_report())
 
 
 def _checkpoint(name: str, options: argparse.Namespace, device: torch.device) -> Path:
-    """The checkpoint's folder, written where it is not there."""
-    full = CHECKPOINTS[name]
-    folder: Path = options.checkpoints / (f"{name}-tiny" if options.tiny else name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if (folder / INDEX).is_file():
-        return folder
-    if not options.tiny:
-        return write_random_checkpoint(full, folder, device, 0)
-    full.write_tiny(folder)
-    return folder
-
-
-def _picture() -> Any:
-    from PIL import Image
-
-    with Image.open(PICTURE) as opened:
-        return rgb(opened)
+    folder = options.checkpoints / (f"{name}-tiny" if options.tiny else name)
+    return checkpoint_at(folder, CHECKPOINTS[name], device, tiny=options.tiny)
 
 
 def _told(line: str) -> None:
     with suppress(BrokenPipeError):
         tell(f"  {line}")
-
-
-def _ignore(*_: object) -> None:
-    """Watches no progress."""

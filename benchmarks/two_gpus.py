@@ -21,9 +21,9 @@ from ..common.errors import I2VError, InputError
 from ..common.pack_paths import PACK
 from ..engine_builder.backends.registry import AUTO, BACKENDS
 from ..runtime.devices.second_gpu import TWO, choose_second, visible_gpus
-from .call_rows import tell
 from .figures import SCALE, add_values
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
+from .measured_child import tell
 from .two_gpu_rows import CASES, Row, measure, peer_copy
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale"

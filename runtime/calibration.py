@@ -13,7 +13,7 @@ import torch
 
 from ..common.digest import digest
 from ..common.errors import InputError
-from ..engine_builder.backends.base import Runner
+from ..engine_builder.backends.base import Runner, WrappedRunner
 from ..engine_builder.backends.eager import EagerBackend
 from ..engine_builder.graph.recorded_calls import Calibration, Call, save_calls, spread
 from ..pipeline.denoising.schedulers import SamplerSettings
@@ -123,28 +123,14 @@ def record(
         save_calls(spread(made, MOST_CALLS), calibration_of(denoiser, calibration_data, size, folder).path)
 
 
-class _Recorder(Runner):
+class _Recorder(WrappedRunner):
     """A loaded runner that keeps a copy of each call in host memory."""
 
     backend = EagerBackend.name
 
     def __init__(self, runner: Runner, calls: list[Call]) -> None:
-        super().__init__(runner.spec, runner.device)
-        self._runner, self._calls = runner, calls
-
-    @property
-    def is_loaded(self) -> bool:
-        return self._runner.is_loaded
-
-    @property
-    def memory_bytes(self) -> int:
-        return self._runner.memory_bytes
-
-    def load(self) -> None:
-        self._runner.load()
-
-    def unload(self) -> None:
-        self._runner.unload()
+        super().__init__(runner)
+        self._calls = calls
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         found = self._runner(inputs)

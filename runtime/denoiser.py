@@ -11,7 +11,7 @@ from ..pipeline.conditioning import Conditioning
 from ..pipeline.denoising.guidance import BOTH, Branches, GuidanceScale
 from ..pipeline.models.model_networks import DEEP, SHALLOW
 from .clip_plan import SamplingPlan
-from .devices.branch_calls import branch_calls
+from .devices.branch_calls import BranchCall, branch_calls
 
 FIRST_TIMED_CALL, WEIGHED_CALL = 2, 5
 """Calls of a clip between which a call is timed: the first is slower, for libraries do their first-use work in it."""
@@ -62,7 +62,7 @@ class Denoiser:
         branches: Branches,
         more: Mapping[str, torch.Tensor] | None = None,
     ) -> Mapping[str, torch.Tensor]:
-        return self._branch_calls.run(component, x, t, branches, self._planned.sizes, more or {})
+        return self._branch_calls.run(BranchCall(component, x, t, branches, self._planned.sizes, more or {}))
 
     def _select(self, t: torch.Tensor) -> None:
         denoiser = self._engines.model.select_denoiser(float(t))

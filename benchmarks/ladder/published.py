@@ -35,14 +35,15 @@ class Published(ABC):
     def frames(self, job: Job, steps: int, chunk: int, noise: torch.Tensor) -> torch.Tensor:
         """The clip [frames, 3, height, width] in 0..1, from noise [frames, channels, h, w]; decodes by `chunk`."""
 
-    @abstractmethod
     def decoding(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The VAE's decoding as a function from tensor to tensor."""
+        decode = self.pipeline.vae.decode
+        return lambda z: decode(z, return_dict=False)[0]
 
     @staticmethod
-    @abstractmethod
     def frame_major(latents: torch.Tensor) -> torch.Tensor:
-        """The pipeline's latents as [frames, channels, h, w]."""
+        """The pipeline's latents, [1, channels, frames, h, w] by default, as [frames, channels, h, w]."""
+        return latents[0].transpose(0, 1)
 
     def _noise(self, noise: torch.Tensor) -> torch.Tensor:
         return noise.to(self.device, self.pipeline.unet.dtype)
@@ -82,14 +83,6 @@ class PublishedI2VGenXL(Published):
                 latents=self._noise(noise.transpose(0, 1)[None]),
                 output_type="pt",
             ).frames[0]
-
-    def decoding(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        decode = self.pipeline.vae.decode
-        return lambda z: decode(z, return_dict=False)[0]
-
-    @staticmethod
-    def frame_major(latents: torch.Tensor) -> torch.Tensor:
-        return latents[0].transpose(0, 1)
 
 
 class PublishedSvd(Published):
@@ -159,14 +152,6 @@ class PublishedDynamiCrafter(Published):
             latents=noise.transpose(0, 1)[None].to(self.device),
             output_type="pt",
         ).frames[0]
-
-    def decoding(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        decode = self.pipeline.vae.decode
-        return lambda z: decode(z, return_dict=False)[0]
-
-    @staticmethod
-    def frame_major(latents: torch.Tensor) -> torch.Tensor:
-        return latents[0].transpose(0, 1)
 
 
 PUBLISHED: dict[str, type[Published]] = {

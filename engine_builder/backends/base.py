@@ -119,6 +119,28 @@ class Runner(ABC):
         }
 
 
+class WrappedRunner(Runner):
+    """A runner in another one's place, which a subclass calls in `_run`: loaded and unloaded with it."""
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__(runner.spec, runner.device)
+        self._runner = runner
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._runner.is_loaded
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._runner.memory_bytes
+
+    def load(self) -> None:
+        self._runner.load()
+
+    def unload(self) -> None:
+        self._runner.unload()
+
+
 @dataclass(frozen=True)
 class Part:
     """One of several parts of a network that are compiled side by side; the first has the index 0."""

@@ -4,10 +4,10 @@ A crash, a leak or a full memory stays in here. Run as a script by `build_proces
 """
 
 import importlib
-import importlib.util
 import json
 import os
 import queue
+import runpy
 import signal
 import sys
 import threading
@@ -21,7 +21,7 @@ ALIAS = "i2v_tensorrt"
 def main() -> None:
     """Answers one request after another until its input ends, which is also how a dead host is noticed."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    _alias_pack()
+    _name_pack()
     requests: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_hear, args=(requests,), daemon=True).start()
     try:
@@ -68,16 +68,11 @@ def _tell(answers: TextIO, message: dict[str, Any]) -> None:
     answers.write(json.dumps(message) + "\n")
 
 
-def _alias_pack() -> None:
-    """Makes the pack importable by a fixed name, whatever its folder's name."""
-    root = Path(__file__).resolve().parent.parent.parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
-    spec = importlib.util.spec_from_file_location(ALIAS, root / "__init__.py", submodule_search_locations=[str(root)])
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{root} holds no package")
-    package = importlib.util.module_from_spec(spec)
-    sys.modules[ALIAS] = package
-    spec.loader.exec_module(package)
+def _name_pack() -> None:
+    """Makes the pack importable by a fixed name, whatever its folder's name, as run.py does where it is imported."""
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
+    runpy.run_path(str(here.parent.parent / "run.py"), run_name="i2v_tensorrt_run")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ GPUs after the work that either has queued on its current stream, so the copies 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -22,19 +23,27 @@ from ..engines.engine_set import DeviceGroup, EngineSet
 Tensors = Mapping[str, torch.Tensor]
 
 
-class BranchCalls(Protocol):
-    """Runs some branches of a component; `more` are inputs [branches, ...] beside those that the model prepares."""
+@dataclass(frozen=True)
+class BranchCall:
+    """A call of a component at `x` and the timestep `t` for some guidance branches.
 
-    def run(
-        self,
-        component: str,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        branches: Branches,
-        sizes: Mapping[str, int],
-        more: Tensors,
-    ) -> Tensors:
-        """The outputs [branches, ...] on the first device; of `sizes` the batch is that of the branches."""
+    `sizes` are those of every named dimension, whose batch is that of the branches. `more` are inputs [branches, ...]
+    beside those that the model prepares.
+    """
+
+    component: str
+    x: torch.Tensor
+    t: torch.Tensor
+    branches: Branches
+    sizes: Mapping[str, int]
+    more: Tensors
+
+
+class BranchCalls(Protocol):
+    """Runs calls of a clip's denoisers."""
+
+    def run(self, call: BranchCall) -> Tensors:
+        """The outputs [branches, ...] on the first device."""
         ...
 
     def forget(self) -> None:
@@ -58,21 +67,13 @@ class BatchedBranches:
             self._held = component, len(branches)
         return self._runner
 
-    def run(
-        self,
-        component: str,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        branches: Branches,
-        sizes: Mapping[str, int],
-        more: Tensors,
-    ) -> Tensors:
+    def run(self, call: BranchCall) -> Tensors:
         model, device = self._engines.model, self._engines.device
         # On a GPU without waiting for earlier queued work. Other devices might read it too early.
-        there = t.to(device, non_blocking=device.type == "cuda")
-        values = model.prepare_input(x.to(device), there, self.tensors)
-        inputs = branch_inputs(model.components[component].spec.inputs, values, branches)
-        return self.hold(component, branches, sizes)({**inputs, **more})
+        there = call.t.to(device, non_blocking=device.type == "cuda")
+        values = model.prepare_input(call.x.to(device), there, self.tensors)
+        inputs = branch_inputs(model.components[call.component].spec.inputs, values, call.branches)
+        return self.hold(call.component, call.branches, call.sizes)({**inputs, **call.more})
 
     def forget(self) -> None:
         self._held = None
@@ -90,45 +91,34 @@ class SplitBranches:
         self._failure: str | None = None
         self._tensors = tensors
 
-    def run(
-        self,
-        component: str,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        branches: Branches,
-        sizes: Mapping[str, int],
-        more: Tensors,
-    ) -> Tensors:
-        if branches != BOTH or self._failure is not None:
-            return self._first.run(component, x, t, branches, sizes, more)
-        self._first.hold(component, CONDITIONAL, sizes)  # first: an engine that is built for it serves both
-        there = self._on_second(component, x, t, sizes, {name: value[:1] for name, value in more.items()})
+    def run(self, call: BranchCall) -> Tensors:
+        if call.branches != BOTH or self._failure is not None:
+            return self._first.run(call)
+        self._first.hold(call.component, CONDITIONAL, call.sizes)  # first: an engine that is built for it serves both
+        there = self._on_second(_half(call, UNCONDITIONAL, slice(0, 1)))
         if there is None:
-            return self._give_up(component, x, t, sizes, more)
-        here = self._first.run(component, x, t, CONDITIONAL, sizes, {name: value[1:] for name, value in more.items()})
+            return self._give_up(call)
+        here = self._first.run(_half(call, CONDITIONAL, slice(1, None)))
         try:
             brought = {name: there[name].to(here[name]) for name in here}
         except RuntimeError as error:  # of the second device's work, which has ended only now
             self._failure = self._reason(error)
         else:
             return {name: torch.cat([brought[name], here[name]]) for name in here}
-        return self._give_up(component, x, t, sizes, more)
+        return self._give_up(call)
 
     def forget(self) -> None:
         for calls in (self._first, self._second):
             if calls is not None:
                 calls.forget()
 
-    def _on_second(
-        self, component: str, x: torch.Tensor, t: torch.Tensor, sizes: Mapping[str, int], more: Tensors
-    ) -> Tensors | None:
-        """The unconditional branch, launched on the second device; None where that fails."""
+    def _on_second(self, call: BranchCall) -> Tensors | None:
+        """The outputs of a call that is launched on the second device; None where that fails."""
         device = self._other.device
         try:
             if self._second is None:
                 self._second = BatchedBranches(self._other, self._tensors)
-            sent = {name: value.to(device) for name, value in more.items()}
-            return self._second.run(component, x, t, UNCONDITIONAL, sizes, sent)
+            return self._second.run(replace(call, more={name: value.to(device) for name, value in call.more.items()}))
         except (RuntimeError, MemoryError, EngineError) as error:
             self._failure = self._reason(error)
         return None
@@ -142,15 +132,18 @@ class SplitBranches:
             return f"The second device, {device}, failed: the clip goes on with one device. {in_a_line(error)}."
         raise error
 
-    def _give_up(
-        self, component: str, x: torch.Tensor, t: torch.Tensor, sizes: Mapping[str, int], more: Tensors
-    ) -> Tensors:
-        """Frees the second device and runs both branches on the first one."""
+    def _give_up(self, call: BranchCall) -> Tensors:
+        """Frees the second device and makes the call on the first one."""
         self._second = None
         self._other.unload()
         free_cached(self._other.device)
         self._engines.note(self._failure)
-        return self._first.run(component, x, t, BOTH, sizes, more)
+        return self._first.run(call)
+
+
+def _half(call: BranchCall, branches: Branches, places: slice) -> BranchCall:
+    """The part of a call for some of its branches, which are at these places of the batch."""
+    return replace(call, branches=branches, more={name: value[places] for name, value in call.more.items()})
 
 
 class GroupCalls:
@@ -161,46 +154,34 @@ class GroupCalls:
         self._failed = False
         self._held: str | None = None
 
-    def run(
-        self,
-        component: str,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        branches: Branches,
-        sizes: Mapping[str, int],
-        more: Tensors,
-    ) -> Tensors:
-        sizes = {**sizes, "batch": len(branches)}
-        if self._failed or more or not self._group.serves(component, sizes):
-            return self._first.run(component, x, t, branches, sizes, more)
+    def run(self, call: BranchCall) -> Tensors:
+        sizes = {**call.sizes, "batch": len(call.branches)}
+        if self._failed or call.more or not self._group.serves(call.component, sizes):
+            return self._first.run(call)
         try:
-            return self._by_all(component, x, t, branches, sizes)
+            return self._by_all(replace(call, sizes=sizes))
         except (EngineError, RuntimeError, MemoryError) as error:
             reason = self._reason(error)
         self._failed = True
         self._group.unload()
         self._engines.note(reason)
-        return self._first.run(component, x, t, branches, sizes, more)
+        return self._first.run(call)
 
     def forget(self) -> None:
         self._first.forget()
         self._held = None
 
-    def _by_all(
-        self, component: str, x: torch.Tensor, t: torch.Tensor, branches: Branches, sizes: Mapping[str, int]
-    ) -> Tensors:
-        if self._held != component:
-            self._runner = self._group.runner(component, sizes)
-            self._held = component
+    def _by_all(self, call: BranchCall) -> Tensors:
+        if self._held != call.component:
+            self._runner = self._group.runner(call.component, call.sizes)
+            self._held = call.component
         model, device = self._engines.model, self._engines.device
-        values = model.prepare_input(x, t.to(device), self._first.tensors)
-        return self._runner(branch_inputs(model.components[component].spec.inputs, values, branches))
+        values = model.prepare_input(call.x, call.t.to(device), self._first.tensors)
+        return self._runner(branch_inputs(model.components[call.component].spec.inputs, values, call.branches))
 
     def _reason(self, error: Exception) -> str:
         """Reason of the failure as a sentence; raises the error where it says nothing of the devices."""
-        if is_out_of_memory(error):
-            return f"{error} The clip goes on with one device."
-        if isinstance(error, EngineError):
+        if is_out_of_memory(error) or isinstance(error, EngineError):
             return f"{error} The clip goes on with one device."
         raise error
 

@@ -1,29 +1,24 @@
 """The process of one device of several that share a clip's tokens. Run as a script, never imported by the pack."""
 
-import importlib
-import importlib.util
+import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
-ALIAS = "i2v_tensorrt"
+RANK = "i2v_tensorrt.runtime.devices.rank"
 
 
 def main() -> None:
     """Serves until the input ends, which is also how a dead host is noticed."""
-    alias_pack()
-    importlib.import_module(f"{ALIAS}.runtime.devices.rank").serve()
+    name_pack()
+    import_module(RANK).serve()
 
 
-def alias_pack() -> None:
-    """Makes the pack importable by a fixed name, whatever its folder's name."""
-    root, here = Path(__file__).resolve().parent.parent.parent, Path(__file__).resolve().parent
+def name_pack() -> None:
+    """Makes the pack importable by a fixed name, whatever its folder's name, as run.py does where it is imported."""
+    here = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
-    spec = importlib.util.spec_from_file_location(ALIAS, root / "__init__.py", submodule_search_locations=[str(root)])
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{root} holds no package")
-    package = importlib.util.module_from_spec(spec)
-    sys.modules[ALIAS] = package
-    spec.loader.exec_module(package)
+    runpy.run_path(str(here.parent.parent / "run.py"), run_name="i2v_tensorrt_run")
 
 
 if __name__ == "__main__":

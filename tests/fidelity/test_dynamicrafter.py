@@ -8,7 +8,6 @@ reversed or zeroed by 5 to 9 hundredths.
 
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from i2v_tensorrt.benchmarks.dynamicrafter_reference import (
-    ReferenceSchedule,
-    ReferenceUNet,
-    reference_projection,
-    reference_unet,
-)
+from i2v_tensorrt.benchmarks.dynamicrafter_checks import stepped
+from i2v_tensorrt.benchmarks.dynamicrafter_reference import ReferenceUNet, reference_projection, reference_unet
 from i2v_tensorrt.engine_builder.store.store import EngineStore
-from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings, make_scheduler
 from i2v_tensorrt.pipeline.models.base import VideoModel
-from i2v_tensorrt.pipeline.models.dynamicrafter.published_settings import KIND_SCHEDULER, KINDS, SCHEDULER
+from i2v_tensorrt.pipeline.models.dynamicrafter.published_settings import KINDS
 from i2v_tensorrt.pipeline.models.dynamicrafter.stored_names import published
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
@@ -123,25 +117,11 @@ def test_the_projection_is_diffusers(
     assert (projection(states * 1.1) - wanted).abs().max() > 100 * PARITY, "a control"
 
 
-def stepped(kind: str, steps: int, eta: float, change: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents by the scheduler, with changes of its configuration, and by the formula, for predictions at random."""
-    config = {**SCHEDULER, **KIND_SCHEDULER[kind]}
-    settings = SamplerSettings(steps, eta=eta)
-    scheduler = make_scheduler(settings, {**config, **change})
-    formula, generators = ReferenceSchedule(config, steps), [torch.Generator().manual_seed(1) for _ in range(2)]
-    predictions = torch.randn(steps, 2, 4, 4, 4, generator=torch.Generator().manual_seed(2))
-    x = y = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(3))
-    for number, (t, prediction) in enumerate(zip(scheduler.timesteps, predictions, strict=True)):
-        x = scheduler.step(prediction, t, x, eta=eta, generator=generators[0]).prev_sample
-        y = formula.step(number, y, prediction, eta, partial(torch.randn, x.shape, generator=generators[1]))
-    return x, y
-
-
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [1, 7, 20, 30, 50])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_schedule_is_the_published_formula(kind: str, steps: int, eta: float) -> None:
-    found, wanted = stepped(kind, steps, eta, {})
+    found, wanted = stepped(kind, steps, eta)
     assert (found - wanted).abs().max() <= PARITY * wanted.abs().max()
 
 
@@ -151,7 +131,7 @@ def test_the_schedule_is_the_published_formula(kind: str, steps: int, eta: float
     ids=str,
 )
 def test_control_another_schedule_is_seen(change: dict[str, Any]) -> None:
-    found, wanted = stepped("512", 50, 1.0, change)
+    found, wanted = stepped("512", 50, 1.0, **change)
     assert (found - wanted).abs().max() > 100 * PARITY * wanted.abs().max()
 
 

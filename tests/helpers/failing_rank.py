@@ -13,8 +13,8 @@ CALLS = 2
 
 def main() -> None:
     entered = runpy.run_path(str(WORKER), run_name="worker")
-    entered["alias_pack"]()
-    rank: Any = import_module(f"{entered['ALIAS']}.runtime.devices.rank")
+    entered["name_pack"]()
+    rank: Any = import_module(entered["RANK"])
     torch: Any = import_module("torch")
 
     class Full(rank.Rank):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from i2v_tensorrt.engine_builder.backends.base import Runner
+from i2v_tensorrt.engine_builder.backends.base import Runner, WrappedRunner
 from i2v_tensorrt.pipeline.models.model_networks import apart
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
@@ -31,26 +31,12 @@ class SmallRoom(LoadInPlace):
         return self._size_bytes
 
 
-class Calls(Runner):
+class Calls(WrappedRunner):
     """A runner's calls, told before they are made."""
 
     def __init__(self, runner: Runner, tell: Callable[[Mapping[str, torch.Tensor]], None]) -> None:
-        super().__init__(runner.spec, runner.device)
-        self._runner, self._tell = runner, tell
-
-    @property
-    def is_loaded(self) -> bool:
-        return self._runner.is_loaded
-
-    @property
-    def memory_bytes(self) -> int:
-        return self._runner.memory_bytes
-
-    def load(self) -> None:
-        self._runner.load()
-
-    def unload(self) -> None:
-        self._runner.unload()
+        super().__init__(runner)
+        self._tell = tell
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         self._tell(inputs)
