@@ -245,19 +245,19 @@ class ReferencePipeline:
         return self.vae.encode(image).latent_dist.mean.float() * self.vae.config.scaling_factor
 
 
-def reference_pipeline(folder: Path) -> ReferencePipeline:
-    """The pipeline of a checkpoint in the pack's layout, in fp32 on the CPU."""
+def reference_pipeline(folder: Path, vae: Any = None) -> ReferencePipeline:
+    """The pipeline of a checkpoint in the pack's layout, in fp32 on the CPU; `vae` stands in for diffusers' class."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
     networks: dict[str, Any] = {
         "unet": reference_unet(folder / "unet"),
-        "vae": AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=False),
         "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder"),
         "image_encoder": CLIPVisionModel.from_pretrained(folder / "image_encoder"),
         "image_projection": reference_projection(folder / "image_projection"),
     }
     networks = {name: network.eval() for name, network in networks.items()}
+    networks["vae"] = vae or AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=False).eval()
     scheduler = config_of(folder / "scheduler", "scheduler_config.json")
     return ReferencePipeline(networks, CLIPTokenizer.from_pretrained(folder / "tokenizer"), scheduler)
 

@@ -12,10 +12,10 @@ from ..common.pack_paths import PACK
 from ..pipeline.convert.convert import KINDS, convert
 
 DESCRIPTION = """\
-Make a folder that I2V Model Loader opens from the single files that people have of DynamiCrafter, Stable Video
-Diffusion and Wan: all files of a model. They are .safetensors, for a pickle can run code. Parts that DynamiCrafter's
-files lack, such as text encoders, are taken from folders in diffusers' layout. Every tensor keeps its precision, and
-the memory holds one of them at a time; the same command goes on where an earlier one ended."""
+Make a folder that I2V Model Loader opens from the single files that people have of DynamiCrafter, ToonCrafter, Stable
+Video Diffusion and Wan: all files of a model. They are .safetensors, for a pickle can run code. Parts that
+DynamiCrafter's files lack, such as text encoders, are taken from folders in diffusers' layout. Every tensor keeps its
+precision, and the memory holds one of them at a time; the same command goes on where an earlier one ended."""
 
 
 def parser() -> argparse.ArgumentParser:

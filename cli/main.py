@@ -63,8 +63,8 @@ Compile a checkpoint's networks ahead of time, for this machine or for other GPU
 what is there; and say which backends can run here and what to install (doctor)."""
 
 CONVERT = """\
-Make a folder that I2V Model Loader opens from the .safetensors files that a checkpoint of DynamiCrafter is published
-in, and from folders with the parts that the files lack."""
+Make a folder that I2V Model Loader opens from the single files that people have of DynamiCrafter, ToonCrafter, Stable
+Video Diffusion and Wan, and from folders with the parts that the files lack."""
 
 TEST = """\
 Check everything: ruff, pyright, then pytest, with a summary at the end. The status is 0 only if all
@@ -101,7 +101,7 @@ COMMANDS_HELP = {
     ),
     "convert": (
         "FILE ... --out NAME [--parts DIR] [--kind KIND]",
-        "make DynamiCrafter's folder from the single files that it is published in",
+        "make a model's folder from the single files that people have of it",
         CONVERT,
     ),
     "bench": (

@@ -112,8 +112,8 @@ class I2VConditioning(io.ComfyNode):
                 io.Image.Input(
                     "last_picture",
                     optional=True,
-                    tooltip="DynamiCrafter's interpolation weights: the picture that the clip ends in. The same "
-                    "picture twice makes a loop.",
+                    tooltip="DynamiCrafter's interpolation weights and ToonCrafter: the picture that the clip ends in. "
+                    "The same picture twice makes a loop.",
                 ),
             ],
             outputs=[

@@ -13,6 +13,8 @@ from comfy_api.latest import io
 from ..common.errors import I2VError, InputError
 from ..common.spec import PRECISIONS, QUANTIZED
 from ..engine_builder.backends.registry import AUTO, BACKENDS
+from ..pipeline.conditioning import Conditioning as Encoded
+from ..pipeline.models.base import VideoModel
 from ..pipeline.request import ClipSize
 from ..runtime.devices.second_gpu import DEVICES
 from ..runtime.engines.policy import MISS_POLICIES, PRESETS, SHAPE_POLICIES, WEIGHT_PLACES
@@ -165,6 +167,24 @@ def sockets(**kinds: type | tuple[type, ...]) -> Callable[[Execute], Execute]:
         return checked
 
     return decorate
+
+
+DECODER_INPUTS = "i2v_decoder_inputs"
+"""What a LATENT carries beside its samples for a decoder that needs more, by name; the core's nodes hand it on."""
+
+
+def latent_of(samples: torch.Tensor, model: VideoModel, conditioning: Encoded) -> dict[str, Any]:
+    """A LATENT with what the model's decoder needs of the clip's conditioning."""
+    more = {name: conditioning.tensors[name] for name in model.decoder_inputs}
+    return {"samples": samples, **({DECODER_INPUTS: more} if more else {})}
+
+
+def decoder_inputs_of(latents: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    """What a LATENT carries for the decoder; nothing where another node has made it."""
+    found = latents.get(DECODER_INPUTS)
+    if not isinstance(found, Mapping):
+        return {}
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
 
 
 def samples_of(latents: Mapping[str, Any]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ..runtime.result_cache import Sampled, sample_or_recall
 from .host import folders, ui
 from .host.peak_memory import PeakMemory
 from .host.preview import previewer, workflow_of
-from .inputs import CATEGORY, Conditioning, Model, advanced, samples_of, sockets
+from .inputs import CATEGORY, Conditioning, Model, advanced, latent_of, samples_of, sockets
 from .limits import MostFloat
 
 MODEL_DEFAULT = -1.0
@@ -174,7 +174,7 @@ class DDIMSampler(io.ComfyNode):
                 progress.step(steps, steps)
         lines = [*_lines(found, model, peak), *_preset(plan)]
         progress.say("\n".join(lines))
-        return io.NodeOutput({"samples": found.latents}, ui=ui.text_ui(lines))
+        return io.NodeOutput(latent_of(found.latents, model.model, conditioning), ui=ui.text_ui(lines))
 
 
 def _scale(widget: float | None) -> float | None:

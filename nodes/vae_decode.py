@@ -12,7 +12,7 @@ from ..runtime.clip_plan import plan_clip
 from ..runtime.engines.engine_set import EngineSet
 from .host import ui
 from .host.peak_memory import PeakMemory
-from .inputs import CATEGORY, Model, samples_of, sockets
+from .inputs import CATEGORY, Model, decoder_inputs_of, samples_of, sockets
 
 MAX_CHUNK = 64
 
@@ -61,7 +61,7 @@ class VAEDecode(io.ComfyNode):
 
             size = min(chunk or fitting_chunk(plan), MAX_CHUNK)
             progress.say("decode: loading")
-            frames = decode_clip(plan, samples, size, on_chunk)
+            frames = decode_clip(plan, samples, size, on_chunk, decoder_inputs_of(latents))
         lines = [
             f"decoded in {time.monotonic() - started:.2f} s",
             *peak.lines(),

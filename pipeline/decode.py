@@ -54,17 +54,19 @@ def decode(
     *,
     factor: int = 8,
     time_factor: int = 1,
+    least: int = 1,
     on_shortage: OnShortage = lambda frames: False,
 ) -> torch.Tensor:
     """Frames [frames, height, width, 3], float32 in 0..1 on the CPU, from latents [n, channels, h, w].
 
     A latent frame gives `time_factor` frames, and where that is more than one the first, decoded alone, gives
     one. Out of memory halves the chunk (in latent frames), unless `on_shortage` has freed some, and goes on from
-    there; with one left it is raised.
+    there; with the `least` that a decoder takes at once it is raised.
     Raises InputError for a chunk of no frames.
     """
     if chunk < 1:
         raise InputError(f"The chunk is a whole number of frames from 1, found {chunk}.")
+    chunk = max(least, chunk)
     count, _, height, width = latents.shape
     total = 1 + (count - 1) * time_factor
     frames = torch.empty(total, height * factor, width * factor, 3)
@@ -78,9 +80,9 @@ def decode(
             if not is_out_of_memory(error):
                 raise
             if not on_shortage(len(part)):
-                if len(part) == 1:
+                if len(part) <= least:
                     raise
-                chunk = max(1, chunk // 2)
+                chunk = max(least, chunk // 2)
             continue
         done += len(part)
         made += len(image)

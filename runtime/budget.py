@@ -146,10 +146,10 @@ def _holds_weights(engines: EngineSet) -> bool:
 
 
 def decoding(engines: EngineSet) -> list[Budget]:
-    """One frame at a time on the device, and all of them on the host."""
+    """As few frames at a time as the decoder takes on the device, and all of them on the host."""
     space = engines.model.latent
     host = Budget("Holding the frames of", _frames_bytes, engines.memory_manager.host_bytes(), space)
-    return [_on_device("Decoding", engines, engines.model.decoder_component, chunk=1), host]
+    return [_on_device("Decoding", engines, engines.model.decoder_component, chunk=space.least_chunk), host]
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import torch
 
@@ -24,6 +25,8 @@ from .clip_plan import ClipPlan, SamplingPlan
 from .clip_sizes import check_size
 from .denoiser import Denoiser
 from .engines.engine_set import EngineSet
+
+NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 def encode_clip(plan: ClipPlan, request: ClipRequest, cache: ConditioningCache, stage: Stage) -> Conditioning:
@@ -130,25 +133,32 @@ def latents_size(model: VideoModel, latents: torch.Tensor) -> ClipSize:
     return ClipSize(width * space.factor, height * space.factor, space.num_frames(frames))
 
 
-def decode_clip(plan: ClipPlan, latents: torch.Tensor, chunk: int, on_chunk: OnChunk) -> torch.Tensor:
+def decode_clip(
+    plan: ClipPlan, latents: torch.Tensor, chunk: int, on_chunk: OnChunk, tensors: Mapping[str, torch.Tensor] = NONE
+) -> torch.Tensor:
     """Frames, float32 [frames, height, width, 3] in 0..1 on the CPU, from a LATENT of the family.
 
-    `chunk` frames are decoded at once, or those of one frame of latents where that is more; no more than an engine
-    of the decoder serves. Raises InputError for latents of another family or size.
+    `chunk` frames are decoded at once, or as many as the decoder takes at least where that is more; no more than an
+    engine of the decoder serves. `tensors` are the conditioning's, of which the decoder takes the model's
+    `decoder_inputs`. Raises InputError for latents of another family or size, or where one of those is missing.
     """
     engines, size, model = plan.engines, plan.size, plan.engines.model
     found = latents_size(model, latents)
     if found != size:
         raise InputError(f"Expected latents of {size.words}, found {found.words}.")
+    if missing := [words for name, words in model.decoder_inputs.items() if name not in tensors]:
+        raise InputError(
+            f"{model.title}'s decoder sees {' and '.join(missing)}, which these latents do not carry: expected those "
+            "of I2V DDIM Sampler."
+        )
     for each in (plan.decode, plan.frames):
         each.check(size)
     with explained(plan.decode, size):
-        x, run, space = model.from_latent(latents), model.decoder(engines.run), model.latent
+        x, run, space = model.from_latent(latents), model.decoder(engines.run, tensors), model.latent
         at_once = _at_once(model, chunk, most_at_once(size.height, size.width))
         shortage = partial(_free_memory, engines)
-        return decode(
-            x, run, at_once, on_chunk, factor=space.factor, time_factor=space.time_factor, on_shortage=shortage
-        )
+        sizes = {"factor": space.factor, "time_factor": space.time_factor, "least": space.least_chunk}
+        return decode(x, run, at_once, on_chunk, **sizes, on_shortage=shortage)
 
 
 def fitting_chunk(plan: ClipPlan) -> int:
@@ -161,13 +171,15 @@ def fitting_chunk(plan: ClipPlan) -> int:
         frames = min(frames, TUNED_CHUNK)
     engines.note(engines.memory_manager.free_memory(scratch_bytes(height, width, frames), encoders=False))
     spare_bytes = engines.memory_manager.spare_bytes()
-    return frames if spare_bytes is None else chunk_size(spare_bytes, height, width, frames)
+    fitting = frames if spare_bytes is None else chunk_size(spare_bytes, height, width, frames)
+    return max(engines.model.latent.least_chunk, fitting)
 
 
 def _free_memory(engines: EngineSet, frames: int) -> bool:
-    """Frees all memory that the pack can spare, the encoders' too if a single frame does not fit."""
-    told = engines.memory_manager.free_memory(sys.maxsize, encoders=frames == 1)
-    if told is None and frames > 1:
+    """Frees all memory that the pack can spare, the encoders' too if as few as can be do not fit."""
+    is_least = frames <= engines.model.latent.least_chunk
+    told = engines.memory_manager.free_memory(sys.maxsize, encoders=is_least)
+    if told is None and not is_least:
         engines.note(f"Memory ran out with {frames} frames of latents at once: decoded in smaller chunks.")
     engines.note(told)
     return told is not None

@@ -130,7 +130,7 @@ class Evaluation:
         synchronize(engines.device)
         sampled = time.monotonic()
         chunk = chunk_size(FREE_BYTES, size.height, size.width, size.num_frames)
-        frames = decode_clip(plan, latents, chunk, _ignore)
+        frames = decode_clip(plan, latents, chunk, _ignore, conditioning.tensors)
         calls = order.steps * (2 if sampling.is_guided else 1) if sampling.calls is None else sampling.calls.branches
         return frames, {"sample_s": sampled - started, "decode_s": time.monotonic() - sampled, "calls": calls}
 

@@ -108,7 +108,7 @@ class EngineWay(Way):
         sampling = plan_sampling(plan_clip(self._denoisers, plan.size), denoising)
         latents = sample_clip(sampling, self._conditioning, _ignore)
         mark("denoise")
-        frames = decode_clip(plan, latents, job.chunk, _ignore)
+        frames = decode_clip(plan, latents, job.chunk, _ignore, self._conditioning.tensors)
         mark("decode")
         return Clip(latents, frames)
 

@@ -14,13 +14,14 @@ from ..models import single_files
 from ..models.checkpoints.part_plan import Plan
 from ..models.checkpoints.tensor_files import check_files, read_tensors
 from ..models.dynamicrafter.published_settings import KINDS as DYNAMICRAFTER_KINDS
+from ..models.dynamicrafter.published_settings import TOONCRAFTER
 from ..models.registry import open_model
 from . import dynamicrafter
 from .folder import write_index, write_part
 from .named_files import named_sources
 
 Say = Callable[[str], None]
-KINDS = DYNAMICRAFTER_KINDS
+KINDS = (*DYNAMICRAFTER_KINDS, TOONCRAFTER)
 """Names of checkpoints whose tensors do not always tell them apart."""
 DONE = "done.json"
 """In an unfinished folder: what it is made from."""

@@ -11,11 +11,12 @@ import torch
 from ...common.errors import CheckpointError
 from ..models.checkpoints.part_plan import PartPlan, Plan, fitted, shapes_of
 from ..models.checkpoints.tensor_files import Tensors, below, prefix_of
-from ..models.dynamicrafter.published_settings import KIND_SCHEDULER, KINDS, SCHEDULER, index_of
+from ..models.dynamicrafter.published_settings import KIND_SCHEDULER, KINDS, SCHEDULER, TOONCRAFTER, index_of
 from ..models.dynamicrafter.stored_names import published
 from ..models.parts import own_class
 from .ldm_vae import VAE, vae_of
 from .other_parts import Wanted, find_parts
+from .tooncrafter_vae import REFINEMENT, tooncrafter_vae
 
 TITLE = "DynamiCrafter"
 MARK = "init_attn.0.proj_in.weight"
@@ -44,25 +45,27 @@ def recognises(tensors: Tensors) -> bool:
 
 def plan(tensors: Tensors, folders: Sequence[Path], kind: str | None, groups: int = GROUPS) -> Plan:
     """The checkpoint's plan; raises CheckpointError in a sentence for what is missing, foreign or ambiguous."""
-    if any("attn_refinement" in name for name in tensors):
-        raise CheckpointError("These are ToonCrafter's tensors, whose decoder is not served: expected DynamiCrafter's.")
     kind = kind_of(tensors, kind)
-    unet = below(tensors, prefix_of(tensors, MARK) or "")
-    others = {name: tensor for name, tensor in tensors.items() if not name.endswith(tuple(unet))}
+    prefix = prefix_of(tensors, MARK) or ""
+    unet = _without_the_rest(below(tensors, prefix))
+    others = {name: tensor for name, tensor in tensors.items() if name.removeprefix(prefix) not in unet}
     parts = {
-        "unet": _unet(_without_the_rest(unet), groups),
+        "unet": _unet(unet, groups),
         "image_projection": _projection(below(others, "image_proj_model.")),
         "scheduler": PartPlan("diffusers", "DDIMScheduler", {**SCHEDULER, **KIND_SCHEDULER[kind]}),
     }
     first_stage = below(others, "first_stage_model.")
     missing = PARTS if first_stage else {**PARTS, "vae": VAE}
-    parts.update({"vae": vae_of(first_stage, groups)} if first_stage else {})
+    if first_stage:
+        parts["vae"] = tooncrafter_vae(first_stage) if kind == TOONCRAFTER else vae_of(first_stage, groups)
     return Plan(index_of(kind), {**parts, **find_parts(missing, folders, TITLE)})
 
 
 def kind_of(tensors: Tensors, asked: str | None) -> str:
     """Which of the published checkpoints it is, as far as tensors say, or else as the user says."""
-    if any(name.endswith(ALPHA) or "framestride_embed" in name for name in tensors):
+    if any(REFINEMENT in name for name in tensors):
+        known = (TOONCRAFTER,)
+    elif any(name.endswith(ALPHA) or "framestride_embed" in name for name in tensors):
         known = ("256",)
     else:
         scale = next((tensor for name, tensor in tensors.items() if name.endswith("scale_arr")), None)

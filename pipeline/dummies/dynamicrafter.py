@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..models.dynamicrafter.published_settings import KIND_SCHEDULER, SCHEDULER, index_of
+from ..models.dynamicrafter.published_settings import KIND_SCHEDULER, SCHEDULER, TOONCRAFTER, index_of
 from .i2vgen_xl import (
     wake_temporal_convolutions,
     write_byte_tokenizer,
@@ -39,6 +39,8 @@ class TinyDynamiCrafterSizes:
     tokens: int = 2
     """Of the picture, for each frame."""
     vae_channels: tuple[int, ...] = (16, 16, 32, 32)
+    reference_vae_channels: tuple[int, ...] = (32, 32, 64, 64)
+    """Of ToonCrafter, whose VAE has norms of 32 groups."""
     picture: int = 32
     patch: int = 8
 
@@ -46,7 +48,7 @@ class TinyDynamiCrafterSizes:
 def write_tiny_dynamicrafter(
     folder: Path, kind: str = "512", sizes: TinyDynamiCrafterSizes | None = None, seed: int = 0
 ) -> Path:
-    """Writes a checkpoint of one of `published_settings.KINDS` into `folder` (made if missing), and returns it.
+    """Writes a checkpoint of one of the kinds of `published_settings` into `folder` (made if missing), and returns it.
 
     The same seed gives the same weights. Raises StorageError when the disk refuses; a folder made here goes again.
     """
@@ -58,12 +60,11 @@ def write_tiny_dynamicrafter(
         write_vision(into, chosen.width, chosen.picture, chosen.patch, projection=False)
         write_byte_tokenizer(into / "tokenizer")
 
-    return write_checkpoint(folder, write, {**index_of(kind), **PARTS}, seed)
+    vae = {"vae": ["i2v_tensorrt", "ToonCrafterVae"]} if kind == TOONCRAFTER else {}
+    return write_checkpoint(folder, write, {**index_of(kind), **PARTS, **vae}, seed)
 
 
 def _write_diffusion(folder: Path, kind: str, sizes: TinyDynamiCrafterSizes) -> None:
-    from diffusers import AutoencoderKL
-
     from ..models.dynamicrafter.stored import DynamiCrafterImageProjection, DynamiCrafterUNet
 
     unet = DynamiCrafterUNet(
@@ -84,6 +85,14 @@ def _write_diffusion(folder: Path, kind: str, sizes: TinyDynamiCrafterSizes) -> 
         num_queries=sizes.tokens * FRAMES,
     )
     projection.save_pretrained(folder / "image_projection")
+    (_write_reference_vae if kind == TOONCRAFTER else _write_vae)(folder / "vae", sizes)
+    (folder / "scheduler").mkdir(exist_ok=True)
+    write_json(folder / "scheduler" / "scheduler_config.json", {**SCHEDULER, **KIND_SCHEDULER[kind]})
+
+
+def _write_vae(folder: Path, sizes: TinyDynamiCrafterSizes) -> None:
+    from diffusers import AutoencoderKL
+
     levels = len(sizes.vae_channels)
     settings: dict[str, Any] = {
         "block_out_channels": sizes.vae_channels,
@@ -95,6 +104,21 @@ def _write_diffusion(folder: Path, kind: str, sizes: TinyDynamiCrafterSizes) -> 
         "scaling_factor": 0.18215,
         "sample_size": 64,
     }
-    AutoencoderKL(**settings).save_pretrained(folder / "vae")
-    (folder / "scheduler").mkdir(exist_ok=True)
-    write_json(folder / "scheduler" / "scheduler_config.json", {**SCHEDULER, **KIND_SCHEDULER[kind]})
+    AutoencoderKL(**settings).save_pretrained(folder)
+
+
+def _write_reference_vae(folder: Path, sizes: TinyDynamiCrafterSizes) -> None:
+    from ..models.dynamicrafter.stored import ToonCrafterVae
+
+    vae = ToonCrafterVae(block_out_channels=sizes.reference_vae_channels)
+    _wake_reference_layers(vae)
+    vae.save_pretrained(folder)
+
+
+def _wake_reference_layers(vae: Any) -> None:
+    """Gives the layers that see references random weights in place of the zeros that training begins with."""
+    import torch
+
+    for parameter in vae.decoder.attn_refinement.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)

@@ -44,6 +44,8 @@ class VideoModel(ModelNetworks):
     """The first frame's guidance where it rises towards the last; None where all frames have the same."""
     decodes_over_time: ClassVar[bool] = False
     """Whether a decoded frame depends on the others of its chunk."""
+    decoder_inputs: ClassVar[Mapping[str, str]] = {}
+    """Encoded tensors of a clip that its decoder needs beside the latents, each with words for it in a sentence."""
     decoder_component: ClassVar[str] = "vae_decoder"
     """The component that decodes, or decodes most."""
     engine_gain: ClassVar[float] = 0.1
@@ -121,6 +123,9 @@ class VideoModel(ModelNetworks):
         """The clip's latents [frames, channels, height, width], once they are sampled."""
         return x
 
-    def decoder(self, run: Run) -> DecodeChunk:
-        """Decode function of one clip, for one chunk of latent frames after another, in their order."""
+    def decoder(self, run: Run, tensors: Mapping[str, torch.Tensor]) -> DecodeChunk:
+        """Decode function of one clip, for one chunk of latent frames after another, in their order.
+
+        `tensors` has the clip's `decoder_inputs`.
+        """
         return lambda latents: run("vae_decoder", {"latents": latents})["image"]

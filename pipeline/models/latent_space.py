@@ -22,6 +22,7 @@ class LatentSpace:
     The first frame of latents is a frame of the clip, each later one is `time_factor` frames. Clips have sides
     that are multiples of `side_multiple` pixels, and from `min_frames` to `max_frames` frames. `format` is ComfyUI's
     name for the space; as a `video` its LATENT is [1, channels, frames, h, w], else [frames, channels, h, w].
+    Decoders take at least `least_chunk` frames of latents at once.
     """
 
     channels: int = 4
@@ -32,6 +33,7 @@ class LatentSpace:
     format: str = "SD15"
     video: bool = False
     min_frames: int = 1
+    least_chunk: int = 1
 
     def frames(self, num_frames: int) -> int:
         """Number of latent frames of a clip of `num_frames` frames."""
@@ -89,5 +91,5 @@ def dims_of(latent: LatentSpace, size: ClipSize) -> dict[str, int]:
         "frames": frames,
         "latent_height": size.height // latent.factor,
         "latent_width": size.width // latent.factor,
-        "chunk": min(frames, TUNED_CHUNK),
+        "chunk": max(latent.least_chunk, min(frames, TUNED_CHUNK)),
     }

@@ -13,6 +13,7 @@ from ...common.errors import CheckpointError
 from .base import VideoModel
 from .checkpoints.diffusers_folder import INDEX, pipeline_class, read_index
 from .dynamicrafter.model import DynamiCrafter, DynamiCrafterInterpolation
+from .dynamicrafter.tooncrafter_model import ToonCrafter
 from .i2vgen_xl.model import I2VGenXL
 from .model_networks import first_blocks
 from .svd.model import StableVideoDiffusion
@@ -28,6 +29,7 @@ FAMILIES: tuple[type[VideoModel], ...] = (
     WanTI2V,
     DynamiCrafter,
     DynamiCrafterInterpolation,
+    ToonCrafter,
 )
 
 _MODELS: WeakValueDictionary[str, VideoModel] = WeakValueDictionary()

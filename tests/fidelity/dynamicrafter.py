@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from i2v_tensorrt.benchmarks.dynamicrafter_reference import reference_pipeline
+from i2v_tensorrt.benchmarks.dynamicrafter_reference import ReferencePipeline, reference_pipeline
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
 from i2v_tensorrt.pipeline.dummies.dynamicrafter import TinyDynamiCrafterSizes, write_tiny_dynamicrafter
 from i2v_tensorrt.pipeline.media.image import crop_to_aspect
@@ -14,6 +15,7 @@ from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.runtime.clip_plan import Denoising
 
 from ..helpers.reference_clip import Clip, painted
+from ..helpers.tooncrafter_reference import PublishedVae
 from .family import SEED, Family, changed, chunk, sampler, volume
 
 
@@ -94,4 +96,19 @@ DYNAMICRAFTER = dynamicrafter(
         folder, sizes=TinyDynamiCrafterSizes(channels=(64, 128, 128, 128), head_dim=64, width=64)
     ),
     targets=("text_encoder", "image_encoder", "vae_encoder", "core", "vae_decoder"),
+)
+
+
+def reference_tooncrafter(folder: Path) -> ReferencePipeline:
+    return reference_pipeline(folder, PublishedVae(folder / "vae"))
+
+
+TOONCRAFTER = dynamicrafter(
+    "tooncrafter",
+    painted(152, 96),
+    published=reference_tooncrafter,
+    engines={"vae_decoder": [chunk(16, 8, 8), chunk(14, 8, 16), chunk(15, 9, 11), chunk(16, 16, 8)]},
+    small=chunk(16, 8, 8),
+    targets=("vae_encoder", "vae_decoder"),
+    wide=lambda folder: write_tiny_dynamicrafter(folder, "tooncrafter"),
 )

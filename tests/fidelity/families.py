@@ -18,7 +18,7 @@ from i2v_tensorrt.pipeline.request import ClipRequest
 from i2v_tensorrt.runtime.clip_plan import Denoising
 
 from ..helpers.reference_clip import Clip, painted
-from .dynamicrafter import DYNAMICRAFTER, dynamicrafter
+from .dynamicrafter import DYNAMICRAFTER, TOONCRAFTER, dynamicrafter
 from .family import SEED, Family, changed, chunk, of_size, plane, sampler, volume
 from .published import published_i2vgen_xl, published_svd, published_wan
 
@@ -238,6 +238,7 @@ FAMILIES: Mapping[str, Family] = {
     "dynamicrafter_256": dynamicrafter("256"),
     "dynamicrafter_1024": dynamicrafter("1024"),
     "dynamicrafter_interp": dynamicrafter("interp", painted(152, 96)),
+    "tooncrafter": TOONCRAFTER,
 }
 
 

@@ -17,7 +17,7 @@ from i2v_tensorrt.runtime.clip_plan import plan_clip
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 
 from ..helpers.reference_clip import Clip, difference, ours
-from ..helpers.stages import engines_of
+from ..helpers.stages import encoded, engines_of
 from .families import FAMILIES, asked, changed, each, of_size, sampler, theirs
 
 Of = Callable[[str], Any]
@@ -81,8 +81,8 @@ def test_the_same_frames(engines: Of, published: Of, name: str, chunk: int) -> N
     family = FAMILIES[name]
     clip = of_size(family.clip, (64, 64), family.decoded_frames)
     latents = engines(name).model.to_latent(ours(engines(name), clip))
-    plan = plan_clip(engines(name), clip.request.size)
-    frames = decode_clip(plan, latents, chunk, lambda *_: None)
+    plan, tensors = plan_clip(engines(name), clip.request.size), encoded(engines(name), clip.request).tensors
+    frames = decode_clip(plan, latents, chunk, lambda *_: None, tensors)
     options = {"decode_chunk_size": chunk} if family.chunk_decides else {}
     wanted = published(name)(clip, output_type="pt", **options)
     assert difference(frames, wanted.movedim(1, -1)) <= 1e-4
@@ -141,12 +141,9 @@ def test_control_without_one_part_of_the_conditioning_is_seen(
     engines: Of, is_same: Callable[..., bool], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     family, clip = type(engines(name).model), FAMILIES[name].clip
-    encoded = encode_clip(
-        plan_clip(engines(name), clip.request.size), clip.request, ConditioningCache(None), lambda *_: None
-    )
-    prepare = family.prepare_input
-    assert encoded.tensors
-    for missing in encoded.tensors:
+    prepare, tensors = family.prepare_input, encoded(engines(name), clip.request).tensors
+    assert tensors
+    for missing in tensors.keys() - family.decoder_inputs.keys():
 
         def blind(self: Any, x: torch.Tensor, t: torch.Tensor, given: Any, name: str = missing) -> Any:
             return prepare(self, x, t, {**given, name: torch.zeros_like(given[name])})

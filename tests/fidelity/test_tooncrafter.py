@@ -18,7 +18,6 @@ from i2v_tensorrt.pipeline.models.dynamicrafter.stored import ATTENDING_LEVELS, 
 from i2v_tensorrt.pipeline.models.dynamicrafter.tooncrafter import ReferenceDecoder, ReferenceEncoder, decode_between
 
 from ..helpers import tooncrafter_reference as by_hand
-from ..helpers.single_files import temporal_vae_name
 
 PARITY = 1e-5
 PLANE = (4, 8)
@@ -31,13 +30,11 @@ def published() -> Tensors:
     """A narrow VAE's tensors as its publishers name them, none of them zero."""
     generator = torch.Generator().manual_seed(0)
     vae = ToonCrafterVae(block_out_channels=(32, 64, 64, 96))
-    tensors: Tensors = {}
-    for name, tensor in vae.state_dict().items():
-        if not tensor.any():
-            tensor = torch.randn(tensor.shape, generator=generator) * 0.05
-        is_refinement = name.startswith("decoder.attn_refinement.")
-        other, found = (name, tensor) if is_refinement else temporal_vae_name(name, tensor)
-        tensors[other] = found
+    stored = {
+        name: tensor if tensor.any() else torch.randn(tensor.shape, generator=generator) * 0.05
+        for name, tensor in vae.state_dict().items()
+    }
+    tensors = by_hand.published_names(stored)
     return {**tensors, "post_quant_conv.weight": torch.ones(4, 4, 1, 1), "post_quant_conv.bias": torch.zeros(4)}
 
 
@@ -73,7 +70,7 @@ def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_the_encoder_gives_latents_and_states(published: Tensors, vae: ToonCrafterVae, references: References) -> None:
     mean, *found = ReferenceEncoder(vae)(pictures())
     latents, wanted = by_hand.encode(published, pictures())
-    assert off(mean, latents) <= PARITY and len(found) == len(wanted) == len(tooncrafter.reference_names(4))
+    assert off(mean, latents) <= PARITY and len(found) == len(wanted) == len(tooncrafter.REFERENCE_NAMES)
     assert all(off(one, other) <= PARITY for one, other in zip(found, wanted, strict=True))
 
 
@@ -114,13 +111,13 @@ def swapped(reference: torch.Tensor) -> torch.Tensor:
 def test_the_frames_in_the_middle_come_from_a_second_decoding(
     published: Tensors, vae: ToonCrafterVae, latents: torch.Tensor, references: References
 ) -> None:
-    names = tooncrafter.reference_names(4)
+    names = tooncrafter.REFERENCE_NAMES
     decoder = ReferenceDecoder(vae)
     found = decode_between(
         lambda x, given: decoder(x, *given.values()), latents, dict(zip(names, references, strict=True))
     )
     whole = by_hand.decode(published, latents, references)
-    inner = by_hand.decode(published, latents[[0, *range(2, 14), 15]], references)
+    inner = by_hand.decode(published, latents[by_hand.INNER], references)
     wanted = torch.cat([whole[:7], inner[6:8], whole[9:]])
     assert off(found, wanted) <= PARITY
     assert off(whole, wanted) > 10 * PARITY, "a control"

@@ -41,7 +41,7 @@ class Clips:
         next_stage()
         latents = sample_clip(plan_sampling(plan, self.denoising), conditioning, heard)
         next_stage()
-        return decode_clip(plan, latents, self.chunk, heard)
+        return decode_clip(plan, latents, self.chunk, heard, conditioning.tensors)
 
 
 def eager_engines(checkpoint: Path, store: Path, precision: str = "fp32", device: str = "cpu") -> EngineSet:

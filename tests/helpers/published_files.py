@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -38,11 +39,20 @@ PROJECTION_NAMES = (
 )
 
 
-def write_published_dynamicrafter(folder: Path, path: Path, base: float | None = 0.7, later: bool = False) -> Path:
-    """Writes the networks of a folder as one file; with the names of the 256 model where `later`, alphas included."""
+def write_published_dynamicrafter(
+    folder: Path,
+    path: Path,
+    base: float | None = 0.7,
+    later: bool = False,
+    first_stage: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
+    """Writes the networks of a folder as one file; with the names of the 256 model where `later`, alphas included.
+
+    `first_stage` are a VAE's tensors under their published names, where it is not Stable Diffusion's.
+    """
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in load_file(folder / "unet" / WEIGHTS).items():
+    for name, tensor in _stored(folder, "unet"):
         module, _, parameter = name.rpartition(".")
         other = published(module)[-1 if later else 0]
         is_conv1d = module in ("transformer_in.proj_in", "transformer_in.proj_out") and parameter == "weight"
@@ -50,7 +60,9 @@ def write_published_dynamicrafter(folder: Path, path: Path, base: float | None =
         if later and module.endswith("attn2.to_v_ip"):
             attention = other.removesuffix(".to_v_ip")
             tensors[f"model.diffusion_model.{attention}.alpha"] = torch.randn((), generator=generator)
-    tensors |= {f"first_stage_model.{vae_name(*row)[0]}": vae_name(*row)[1] for row in _stored(folder, "vae")}
+    if first_stage is None:
+        first_stage = dict(vae_name(*row) for row in _stored(folder, "vae"))
+    tensors |= {f"first_stage_model.{name}": tensor for name, tensor in first_stage.items()}
     tensors |= {f"image_proj_model.{name}": tensor for name, tensor in projection(folder).items()}
     if base is not None:
         tensors["scale_arr"] = torch.linspace(1, base, 400).repeat_interleave(2)
@@ -82,4 +94,5 @@ def projection(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _stored(folder: Path, part: str) -> list[tuple[str, torch.Tensor]]:
-    return list(load_file(folder / part / WEIGHTS).items())
+    (file,) = (folder / part).glob("*.safetensors")
+    return list(load_file(file).items())

@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import conv2d, conv3d, group_norm, interpolate, linear, pad, silu
+
+from .single_files import temporal_vae_name
 
 Tensors = Mapping[str, torch.Tensor]
 LEVELS, HEADS = 4, 8
+INNER = [0, *range(2, 14), 15]
+"""Frames of the second decoding, of which the two in the middle are taken."""
+
+
+def published_names(stored: Tensors) -> dict[str, torch.Tensor]:
+    """The VAE's tensors as its publishers name them."""
+    refining = {name: tensor for name, tensor in stored.items() if name.startswith("decoder.attn_refinement.")}
+    others = (temporal_vae_name(name, tensor) for name, tensor in stored.items() if name not in refining)
+    return {**dict(others), **refining}
+
+
+class PublishedVae:
+    """The VAE of a folder as a pipeline calls it: its decoder sees the two pictures that were encoded last."""
+
+    device, dtype, config = torch.device("cpu"), torch.float32, SimpleNamespace(scaling_factor=0.18215)
+
+    def __init__(self, folder: Path) -> None:
+        self.weights = published_names(load_file(folder / "diffusion_pytorch_model.safetensors"))
+        self.images: list[torch.Tensor] = []
+
+    def encode(self, image: torch.Tensor) -> Any:
+        self.images = [*self.images[-1:], image]
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=encode(self.weights, image)[0]))
+
+    def decode(self, latents: torch.Tensor) -> Any:
+        references = encode(self.weights, torch.cat(self.images))[1]
+        whole, inner = (decode(self.weights, latents[part], references) for part in (list(range(16)), INNER))
+        return SimpleNamespace(sample=torch.cat([whole[:7], inner[6:8], whole[9:]]))
 
 
 def norm(w: Tensors, name: str, x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:

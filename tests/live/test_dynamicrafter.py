@@ -5,8 +5,8 @@ import torch
 
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.live.answers import failure, frames, lines, movie, run, text
-from i2v_tensorrt.tests.live.graphs import LOSSLESS, Changes, Prompt, changed, gradient, png, published
-from i2v_tensorrt.tests.live.ids import CONDITIONING, DYNAMICRAFTERS, ENGINES, LOADER, PICTURE, SAMPLER
+from i2v_tensorrt.tests.live.graphs import LOSSLESS, Changes, Prompt, changed, gradient, node, png, published
+from i2v_tensorrt.tests.live.ids import CONDITIONING, DECODE, DYNAMICRAFTERS, ENGINES, LOADER, PICTURE, SAMPLER
 
 LAST = "9"
 WORKFLOWS = {
@@ -94,3 +94,29 @@ def test_what_it_cannot_make_is_refused_in_a_sentence(
     client: ComfyClient, picture: str, changes: Changes, sentence: str
 ) -> None:
     assert sentence in failure(client, small("dynamicrafter_image_to_video", picture, changes))
+
+
+def drawn(picture: str, last: str, *changes: Changes) -> Prompt:
+    """The shipped workflow between two pictures by ToonCrafter."""
+    return small(TWO, picture, {LAST: {"image": last}, LOADER: {"checkpoint": DYNAMICRAFTERS["tooncrafter"]}}, *changes)
+
+
+def test_tooncrafters_decoder_sees_the_pictures_of_its_clip(client: ComfyClient, picture: str, other: str) -> None:
+    """The core's own nodes for latents hand on what it sees: twice as large and half of it are the latents again."""
+    clip = movie(client, drawn(picture, other))
+    assert tuple(clip.shape) == (16, 64, 64, 3) and clip.float().std() > 1
+    assert not torch.equal(movie(client, drawn(picture, picture)), clip)
+    through = drawn(picture, other, {DECODE: {"latents": ["31", 0]}}) | {
+        "30": node("LatentMultiply", samples=[SAMPLER, 0], multiplier=2.0),
+        "31": node("LatentMultiply", samples=["30", 0], multiplier=0.5),
+    }
+    assert torch.equal(movie(client, through), clip)
+
+
+def test_latents_without_the_pictures_are_refused_in_a_sentence(client: ComfyClient, picture: str, other: str) -> None:
+    foreign = drawn(picture, other, {DECODE: {"latents": ["30", 0]}}) | {
+        "30": node("EmptyLatentImage", width=64, height=64, batch_size=16)
+    }
+    assert "ToonCrafter's decoder sees the clip's first and last picture, which these latents do not carry" in failure(
+        client, foreign
+    )

@@ -27,7 +27,7 @@ from ..diffusers_family import DiffusersFamily, Network
 from ..latent_space import LatentSpace
 from ..tokenizers import tokenize_prompts
 from . import fused, networks, specs, stored_names
-from .specs import LAYOUT, SETTINGS
+from .specs import LAYOUT, REFERENCE_VAE, SETTINGS
 from .stored_names import published
 
 if TYPE_CHECKING:
@@ -127,14 +127,14 @@ class DynamiCrafter(DiffusersFamily):
         states = run("image_encoder", {"pixel_values": self._clip_pixels(first)})["image_states"]
         tokens = run("image_projection", {"image_states": states})["image_tokens"]
         stage("encode latents", 1, 3)
-        latents = self.image_latents(first, request, run)
+        pictures = self.picture_tensors(first, request, run)
         stage("encode text", 2, 3)
         ids, notes = self._tokenize(request)
         values = {
             "text_states": run("text_encoder", {"input_ids": ids})["text_states"],
             "image_tokens": tokens.unflatten(1, (FRAMES, -1)),
-            "image_latents": latents,
             "fs": torch.tensor([float(request.fps)]),
+            **pictures,
         }
         stage("encode text", 3, 3)
         return Encoded({name: tensor.float().cpu() for name, tensor in values.items()}, (*notes, *self.notes(request)))
@@ -162,13 +162,18 @@ class DynamiCrafter(DiffusersFamily):
         mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
         return (torch.cat([torch.full_like(square, 0.5), square]) - mean) / std
 
-    def image_latents(self, first: torch.Tensor, request: ClipRequest, run: Run) -> torch.Tensor:
-        """Latents that the denoiser sees beside every frame's noise, float32 [1, frames, 4, h, w]: the picture's."""
-        return self.encode_image(first, run)[None].repeat(1, FRAMES, 1, 1, 1)
+    def picture_tensors(self, first: torch.Tensor, request: ClipRequest, run: Run) -> dict[str, torch.Tensor]:
+        """Tensors of the clip's pictures, the first one [1, 3, height, width] in -1..1.
 
-    def encode_image(self, image: torch.Tensor, run: Run) -> torch.Tensor:
-        """Scaled latents, float32 [1, 4, h, w], of an image [1, 3, height, width] in -1..1."""
-        return run("vae_encoder", {"image": image})["latents"].float().cpu() * self.latent_scale
+        `image_latents` is what the denoiser sees beside every frame's noise, float32 [1, frames, 4, h, w]: the
+        picture's latents.
+        """
+        return {"image_latents": self.encode_images(first, run)[None].repeat(1, FRAMES, 1, 1, 1)}
+
+    def encode_images(self, images: torch.Tensor, run: Run) -> torch.Tensor:
+        """Scaled latents, float32 [n, 4, h, w], of images [n, 3, height, width] in -1..1."""
+        means = [run("vae_encoder", {"image": image[None]})["latents"].float().cpu() for image in images]
+        return torch.cat(means) * self.latent_scale
 
     def _tokenize(self, request: ClipRequest) -> tuple[torch.Tensor, tuple[str, ...]]:
         """Token ids int64 [2, 77] of the negative and the positive prompt, and notes on prompts that were cut."""
@@ -192,18 +197,28 @@ class DynamiCrafterInterpolation(DynamiCrafter):
 
     @classmethod
     def recognises(cls, index: Mapping[str, Any]) -> bool:
-        return index.get("_class_name") == cls.pipeline_class and interpolates(index)
+        return index.get("_class_name") == cls.pipeline_class and interpolates(index) and not sees_references(index)
 
-    def image_latents(self, first: torch.Tensor, request: ClipRequest, run: Run) -> torch.Tensor:
-        """The pictures' latents at the clip's ends, and zeros between them, float32 [1, frames, 4, h, w]."""
-        last = first if request.last_picture is None else image_of(request.last_picture, request)
-        ends = [self.encode_image(image, run) for image in (first, last)]
-        return torch.cat([ends[0], torch.zeros(FRAMES - 2, *ends[0].shape[1:]), ends[1]])[None]
+    def picture_tensors(self, first: torch.Tensor, request: ClipRequest, run: Run) -> dict[str, torch.Tensor]:
+        """The pictures' latents at the clip's ends, and zeros between them."""
+        first_latents, last_latents = self.encode_images(ends_of(first, request), run).split(1)
+        between = torch.zeros(FRAMES - 2, *first_latents.shape[1:])
+        return {"image_latents": torch.cat([first_latents, between, last_latents])[None]}
 
     def notes(self, request: ClipRequest) -> tuple[str, ...]:
         return (LOOP,) if request.last_picture is None else ()
 
 
+def ends_of(first: torch.Tensor, request: ClipRequest) -> torch.Tensor:
+    """Images at a clip's ends, float32 [2, 3, height, width]: the first one twice where there is no last picture."""
+    return torch.cat([first, first if request.last_picture is None else image_of(request.last_picture, request)])
+
+
 def interpolates(index: Mapping[str, Any]) -> bool:
     """Whether a model_index.json is that of a checkpoint between two pictures."""
     return index.get("interpolates") is True
+
+
+def sees_references(index: Mapping[str, Any]) -> bool:
+    """Whether a model_index.json is that of a checkpoint whose decoder sees the clip's pictures: ToonCrafter."""
+    return isinstance(index.get("vae"), list) and REFERENCE_VAE in index["vae"]

@@ -7,6 +7,8 @@ from typing import Any
 
 KINDS = ("256", "512", "1024", "interp")
 """By the side of the published clips; the last goes from a first picture to a last one, at 512."""
+TOONCRAFTER = "tooncrafter"
+"""A kind that its tensors tell from all others."""
 SCHEDULER: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
     "beta_schedule": "scaled_linear",
@@ -26,11 +28,11 @@ KIND_SCHEDULER: Mapping[str, Mapping[str, Any]] = {
     "256": {"prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 1},
     "512": {**FROM_NOISE, "dynamic_rescale_base": 0.7},
     "1024": {**FROM_NOISE, "dynamic_rescale_base": 0.3},
-    "interp": {**FROM_NOISE, "dynamic_rescale_base": 0.7},
+    **dict.fromkeys(("interp", TOONCRAFTER), {**FROM_NOISE, "dynamic_rescale_base": 0.7}),
 }
 
 
 def index_of(kind: str) -> dict[str, Any]:
-    """Content of the model_index.json of one of `KINDS`, beside its parts."""
+    """Content of the model_index.json of one of the kinds, beside its parts."""
     index: dict[str, Any] = {"_class_name": "DynamiCrafterPipeline"}
-    return {**index, "interpolates": True} if kind == "interp" else index
+    return {**index, "interpolates": True} if kind in ("interp", TOONCRAFTER) else index

@@ -9,6 +9,7 @@ from ..fused_vae import FusedVaeDecoder
 from ..parts import VaeDecoder, VaeEncoder
 from .fused import FusedDenoiser
 from .networks import DenoiserNetwork, ImageProjection, VisionEncoder, text_encoder
+from .tooncrafter import REFERENCE_NAMES, REFERENCES, ReferenceDecoder, ReferenceEncoder
 
 LAYOUT: dict[str, tuple[str, ...]] = {
     "unet": ("DynamiCrafterUNet",),
@@ -26,6 +27,7 @@ SETTINGS: dict[str, dict[str, type]] = {
     "text_encoder": {"max_position_embeddings": int, "vocab_size": int},
     "image_encoder": {"image_size": int, "patch_size": int, "hidden_size": int},
 }
+REFERENCE_VAE = "ToonCrafterVae"
 TRAIN_TIMESTEPS, MAX_FS = 1000, 120
 PLANE = ("latent_height", "latent_width")
 
@@ -55,13 +57,33 @@ def _encoders(checkpoint: Checkpoint) -> dict[str, Network]:
 
 
 def _vae() -> dict[str, Network]:
-    pixel_plane = tuple(f"{name}*8" for name in PLANE)
-    picture, images = (TensorSpec("image", (n, 3, *pixel_plane), scope=Scope.CLIP) for n in (1, "chunk"))
+    picture, images = (TensorSpec("image", (n, 3, *_plane(8)), scope=Scope.CLIP) for n in (1, "chunk"))
     first, latents = (TensorSpec("latents", (n, 4, *PLANE), scope=Scope.CLIP) for n in (1, "chunk"))
     return {
         "vae_encoder": Network("vae", VaeEncoder, (picture,), (first,), PLANE),
         "vae_decoder": Network("vae", VaeDecoder, (latents,), (images,), ("chunk", *PLANE), rewritten=FusedVaeDecoder),
     }
+
+
+def reference_vae(checkpoint: Checkpoint) -> dict[str, Network]:
+    """ToonCrafter's encoder of both pictures, which gives references too, and its decoder, which sees them."""
+    clip, channels = Scope.CLIP, checkpoint.parts["vae"].config["block_out_channels"]
+    widths, factors = (*channels, channels[0]), (8, 4, 2, 1, 8)
+    references = tuple(
+        TensorSpec(name, (REFERENCES, width, *_plane(factor)), scope=clip)
+        for name, width, factor in zip(REFERENCE_NAMES, widths, factors, strict=True)
+    )
+    pictures, images = (TensorSpec("image", (n, 3, *_plane(8)), scope=clip) for n in (REFERENCES, "chunk"))
+    ends, latents = (TensorSpec("latents", (n, 4, *PLANE), scope=clip) for n in (REFERENCES, "chunk"))
+    return {
+        "vae_encoder": Network("vae", ReferenceEncoder, (pictures,), (ends, *references), PLANE),
+        "vae_decoder": Network("vae", ReferenceDecoder, (latents, *references), (images,), ("chunk", *PLANE)),
+    }
+
+
+def _plane(factor: int) -> tuple[str, ...]:
+    """Height and width of a plane with so many places for each latent."""
+    return tuple(name if factor == 1 else f"{name}*{factor}" for name in PLANE)
 
 
 def _denoiser(checkpoint: Checkpoint, frames: int) -> Network:

@@ -23,13 +23,12 @@ MIDDLE = slice(FRAMES // 2 - 1, FRAMES // 2 + 1)
 """Frames that are taken from a second decoding, which leaves out the frames beside the ends."""
 INNER = tuple(number for number in range(FRAMES) if number not in (1, FRAMES - 2))
 
+REFERENCE_NAMES = ("reference_0", "reference_1", "reference_2", "reference_3", "reference_in")
+"""In the order in which `ReferenceEncoder` gives them behind the latents: of each level, and of the first layer."""
+LEVELS = len(REFERENCE_NAMES) - 1
+
 Decode = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 """`ReferenceDecoder.forward` over latents and references by name."""
-
-
-def reference_names(levels: int) -> tuple[str, ...]:
-    """Names of the references, in the order in which `ReferenceEncoder` gives them behind the latents."""
-    return (*(f"reference_{level}" for level in range(levels)), "reference_in")
 
 
 class ReferenceEncoder(torch.nn.Module):
@@ -39,11 +38,12 @@ class ReferenceEncoder(torch.nn.Module):
         super().__init__()
         self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """From images [2, 3, h*8, w*8] in -1..1 to the posterior's means [2, 4, h, w], not yet scaled, the states
-        behind each level [2, channels, ...], the largest plane first, and those behind the first layer."""
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """From image [2, 3, h*8, w*8] in -1..1, the first and the last one, to the posterior's means [2, 4, h, w], not
+        yet scaled, the states behind each level [2, channels, ...], the largest plane first, and those behind the
+        first layer."""
         encoder = self.encoder
-        x = start = encoder.conv_in(images)
+        x = start = encoder.conv_in(image)
         levels = []
         for block in encoder.down_blocks:
             for resnet in block.resnets:
@@ -58,23 +58,31 @@ class ReferenceEncoder(torch.nn.Module):
 class ReferenceDecoder(TemporalVaeDecoder):
     """The VAE's decoder, in which every frame of a clip sees the others and both references."""
 
-    def forward(self, latents: torch.Tensor, *references: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        latents: torch.Tensor,
+        reference_0: torch.Tensor,
+        reference_1: torch.Tensor,
+        reference_2: torch.Tensor,
+        reference_3: torch.Tensor,
+        reference_in: torch.Tensor,
+    ) -> torch.Tensor:
         """From unscaled latents [frames, 4, h, w] and the references of `ReferenceEncoder`, [2, channels, ...] each, to
         image [frames, 3, h*8, w*8] in -1..1."""
         decoder, frames = self.decoder, latents.shape[0]
         *refine, refine_last = decoder.attn_refinement
-        *seen, seen_last = references
+        seen = (reference_3, reference_2, reference_1, reference_0)
         first, *rest = decoder.mid_block.resnets
         x = resnet_over_frames(decoder.conv_in(latents), first, None, frames)
         for attention, resnet in zip(decoder.mid_block.attentions, rest, strict=False):
             x = resnet_over_frames(attention(x), resnet, None, frames)
-        for block, layer, reference in zip(decoder.up_blocks, reversed(refine), reversed(seen), strict=True):
+        for block, layer, reference in zip(decoder.up_blocks, reversed(refine), seen, strict=True):
             for resnet in block.resnets:
                 x = resnet_over_frames(x, resnet, None, frames)
             x = refined(x, layer, reference)
             for sampler in block.upsamplers or ():
                 x = double(x, sampler)
-        x = refined(decoder.conv_act(decoder.conv_norm_out(x)), refine_last, seen_last)
+        x = refined(decoder.conv_act(decoder.conv_norm_out(x)), refine_last, reference_in)
         return to_frames(decoder.time_conv_out(to_volume(decoder.conv_out(x), frames)))
 
 

@@ -82,7 +82,7 @@ class Wan(WanCheckpoint):
         mean, std = (torch.tensor(self.config("vae")[name]).reshape(1, -1, 1, 1) for name in names)
         return mean, std
 
-    def decoder(self, run: Run) -> DecodeChunk:
+    def decoder(self, run: Run, tensors: Mapping[str, torch.Tensor]) -> DecodeChunk:
         return decode_causal(run)
 
     def encode(self, request: ClipRequest, run: Run, stage: Stage) -> Encoded:

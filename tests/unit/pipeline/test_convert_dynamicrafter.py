@@ -17,6 +17,7 @@ from i2v_tensorrt.pipeline.models.dynamicrafter.stored_names import published
 from i2v_tensorrt.pipeline.models.registry import open_model
 
 from ...helpers.published_files import WEIGHTS, write_published_dynamicrafter
+from ...helpers.tooncrafter_reference import published_names
 from ...helpers.toys import contents, raising
 
 SIZES = TinyDynamiCrafterSizes(
@@ -66,6 +67,19 @@ def test_it_gives_what_the_same_weights_give(stored: Path, file: Path, tmp_path:
         inputs = {tensor.name: torch.ones(tensor.shape_at(sizes)) for tensor in spec.inputs}
         with torch.inference_mode():
             assert torch.equal(*(model.load(name, "fp32")(**inputs) for model in (made, own)))
+
+
+@pytest.mark.parametrize("kind", [None, "tooncrafter"])
+def test_tooncrafter_is_told_by_its_decoder(tmp_path: Path, kind: str | None) -> None:
+    stored = write_tiny_dynamicrafter(tmp_path / "stored", "tooncrafter", SIZES)
+    vae = published_names(load_file(stored / "vae" / WEIGHTS))
+    file = write_published_dynamicrafter(stored, tmp_path / "tooncrafter.safetensors", first_stage=vae)
+    model = open_model(convert([file], [stored], tmp_path / "made", kind))
+    assert model.family == "tooncrafter"
+    for part in NETWORKS:
+        before, after = (load_file(folder / part / WEIGHTS) for folder in (stored, tmp_path / "made"))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_256_models_factor_is_in_its_values(stored: Path, tmp_path: Path) -> None:
@@ -187,7 +201,7 @@ def test_a_foreign_file_is_refused(stored: Path, tmp_path: Path) -> None:
         ("less", "Expected the file to have all tensors of DynamiCrafter's UNet, found none for conv_out.bias."),
         ("more", "Expected no tensors beside those of DynamiCrafter's UNet, found 1, such as controlnet.weight."),
         ("other", "Expected the tensor for conv_out.bias of DynamiCrafter's UNet as [4], found [5]."),
-        ("toon", "These are ToonCrafter's tensors, whose decoder is not served: expected DynamiCrafter's."),
+        ("toon", "The tensors of this DynamiCrafter may be of several kinds: expected --kind tooncrafter, found"),
         (
             "unprojected",
             "Expected the tensors image_proj_model., which DynamiCrafter's picture goes through, found none",

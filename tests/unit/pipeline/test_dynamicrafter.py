@@ -18,6 +18,7 @@ from i2v_tensorrt.pipeline.conditioning import condition, conditioning_key
 from i2v_tensorrt.pipeline.models.checkpoints.diffusers_folder import Checkpoint, Part
 from i2v_tensorrt.pipeline.models.dynamicrafter.model import LOOP, NO_LAST, DynamiCrafter, DynamiCrafterInterpolation
 from i2v_tensorrt.pipeline.models.dynamicrafter.networks import TRIMMED_LAYERS, text_encoder
+from i2v_tensorrt.pipeline.models.dynamicrafter.tooncrafter_model import ToonCrafter
 from i2v_tensorrt.pipeline.models.parts import own_class
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.tokenizers import tokenize
@@ -53,9 +54,10 @@ def conditioned(run: Networks, request: ClipRequest = REQUEST, cache: Conditioni
 def test_the_index_says_which_it_is(tiny_dynamicrafter: Callable[[str], Path]) -> None:
     assert type(open_model(tiny_dynamicrafter("1024"))) is DynamiCrafter
     assert type(open_model(tiny_dynamicrafter("interp"))) is DynamiCrafterInterpolation
+    assert type(open_model(tiny_dynamicrafter("tooncrafter"))) is ToonCrafter
 
 
-@pytest.mark.parametrize("kind", ["512", "interp"])
+@pytest.mark.parametrize("kind", ["512", "interp", "tooncrafter"])
 def test_what_comes_out_is_what_the_core_takes(opened: Open, kind: str) -> None:
     run = opened(kind)
     found = conditioned(run).tensors
@@ -268,3 +270,20 @@ def test_every_norm_of_the_core_is_declared_fp32(opened: Open) -> None:
 )
 def test_loras_may_name_modules_as_published(opened: Open, module: str, names: tuple[str, ...]) -> None:
     assert opened("512").model.lora_names(module) == names
+
+
+def test_tooncrafters_decoder_takes_no_latents_of_another_size(opened: Open) -> None:
+    run = opened("tooncrafter")
+    decode = run.model.decoder(run, conditioned(run).tensors)
+    assert decode(torch.zeros(16, 4, 16, 8)).shape == (16, 3, 128, 64)
+    with pytest.raises(
+        InputError, match="^ToonCrafter decodes latents of 64x128, as the clip's pictures are, found 64x64.$"
+    ):
+        decode(torch.zeros(16, 4, 8, 8))
+
+
+def test_a_tooncrafter_of_other_levels_is_refused(tiny_dynamicrafter: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_dynamicrafter("tooncrafter"), tmp_path / "changed"))
+    edit_json(folder / "vae" / "config.json", block_out_channels=[32, 64])
+    with pytest.raises(CheckpointError, match="config.json: expected block_out_channels of 4 levels, found 2.$"):
+        open_model(folder)
