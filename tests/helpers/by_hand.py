@@ -73,7 +73,7 @@ def by_hand(
         scaled = scheduler.scale_model_input(x, t)
         if _is_called(step, scaled, state, plan):
             prediction = predict(scaled, t, step)
-            if "out" in state:
+            if "out" in state and isinstance(acceleration.step_cache, ChangeCache):
                 hold(rate=_mean(prediction - state["out"]) / _mean(scaled - state["in"]))
             hold(**{"in": scaled, "out": prediction, "sum": 0.0})
         else:
