@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -64,3 +65,21 @@ def under(engines: EngineSet, *names: str) -> EngineSet:
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     """The greatest difference, by the greatest expected value."""
     return float((found - expected).abs().max() / expected.abs().max())
+
+
+def held_bytes(denoise: Any) -> int:
+    """Memory of the tensors that the accelerators around a denoiser hold: all of a storage that is held in part."""
+    stack, seen, storages = [denoise], set(), {}
+    while stack:
+        found = stack.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, torch.Tensor):
+            storage = found.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(found, FunctionType):
+            stack += [cell.cell_contents for cell in found.__closure__ or ()]
+        elif is_dataclass(found):
+            stack += vars(found).values()
+    return sum(storages.values())

@@ -1,5 +1,7 @@
 """Clips of eager engines under accelerators: each pair gives what its definition by hand gives."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +11,18 @@ import torch
 from i2v_tensorrt.pipeline.acceleration.presets import PRESET_NAMES, preset_of
 from i2v_tensorrt.pipeline.acceleration.settings import Acceleration
 from i2v_tensorrt.pipeline.conditioning import Conditioning
+from i2v_tensorrt.pipeline.denoising.sampler import Denoise
 from i2v_tensorrt.pipeline.denoising.schedulers import SamplerSettings
 from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.runtime import budget
 from i2v_tensorrt.runtime.acceleration import cache_bytes
+from i2v_tensorrt.runtime.clip import sample_clip
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.result_cache import result_key
 
-from ...helpers.accelerated import EXACT, PAIRS, STEPS, distance, under, with_ratios
+from ...helpers.accelerated import EXACT, PAIRS, STEPS, distance, held_bytes, under, with_ratios
 from ...helpers.by_hand import by_hand
-from ...helpers.stages import GUIDED, REQUEST, encoded, engines_of, planned, sampled
+from ...helpers.stages import GUIDED, REQUEST, encoded, engines_of, planned, quiet, sampled
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy
 
@@ -98,6 +102,34 @@ def test_what_the_caches_hold_is_in_the_budget(engines: EngineSet) -> None:
     deep = cache_bytes(Acceleration(deep_interval=2), engines.model, size, "fp16", guided=True)
     channels = next(x for x in engines.model.components["core_deep"].spec.outputs if x.name == "deep").dims[2]
     assert isinstance(channels, int) and deep == 2 * 3 * channels * 9 * 8 * 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("gate",), ("magnitudes",), ("change",), ("deep",), ("gate", "change"), ("gate", "deep"), ("magnitudes", "deep")],
+    ids="+".join,
+)
+def test_a_clip_holds_what_the_budget_says_and_nothing_after(
+    engines: EngineSet, conditioning: Conditioning, names: tuple[str, ...]
+) -> None:
+    accelerated, held = under(engines, *names), list[int]()
+    functions: list[weakref.ref[Denoise]] = []
+
+    def watched(denoise: Denoise) -> Denoise:
+        functions.append(weakref.ref(denoise))
+
+        def call(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            prediction = denoise(x, t)
+            held.append(held_bytes(denoise))
+            return prediction
+
+        return call
+
+    sample_clip(planned(accelerated, conditioning, LONG), conditioning, quiet, watched)
+    acceleration = accelerated.preset.acceleration
+    assert max(held) == cache_bytes(acceleration, engines.model, conditioning.size, "fp32", guided=True) > 0
+    gc.collect()
+    assert [function() for function in functions] == [None]
 
 
 def test_what_a_preset_calls_is_prepared(engines: EngineSet, conditioning: Conditioning) -> None:
