@@ -22,6 +22,7 @@ from i2v_tensorrt.runtime.result_cache import result_key
 
 from ...helpers.accelerated import EXACT, PAIRS, STEPS, distance, held_bytes, under, with_ratios
 from ...helpers.by_hand import by_hand
+from ...helpers.counts import Evidence, counted
 from ...helpers.stages import GUIDED, REQUEST, encoded, engines_of, planned, quiet, sampled
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers gives tensors to numpy
@@ -72,6 +73,29 @@ def test_nothing_is_left_of_an_interrupted_clip(
     other = encoded(accelerated, replace(REQUEST, width=72, height=64))
     sampled(accelerated, other, LONG)
     assert torch.equal(sampled(accelerated, conditioning, LONG), fresh)
+
+
+@counted(2, 50)
+def test_a_clip_owes_nothing_to_interrupts_and_sizes_before_it(
+    engines: EngineSet, conditioning: Conditioning, count: int, evidence: Evidence
+) -> None:
+    """Each clip of all accelerators at once comes after an interrupted one and one of another size."""
+    accelerated = under(engines, "gate", "change", "deep")
+    fresh = sampled(accelerated, conditioning, LONG)
+    sizes = [(64, 64, 3), (72, 64, 2), (96, 64, 1), (64, 80, 4)]
+    others = [encoded(accelerated, replace(REQUEST, width=w, height=h, num_frames=n)) for w, h, n in sizes]
+    for number in range(count):
+
+        def stop(done: int, total: int, latents: torch.Tensor, last: int = 1 + number % (STEPS - 1)) -> None:
+            if done == last:
+                raise KeyboardInterrupt
+
+        other = others[number % len(others)]
+        sampled(accelerated, other, replace(LONG, seed=100 + number))
+        with pytest.raises(KeyboardInterrupt):
+            sampled(accelerated, (conditioning, other)[number % 2], replace(LONG, seed=200 + number), stop)
+        assert torch.equal(sampled(accelerated, conditioning, LONG), fresh)
+    evidence("accelerated clips in one process, likewise", count, "each is a fresh one, bit for bit")
 
 
 def test_an_exact_preset_is_the_plain_clip(engines: EngineSet, conditioning: Conditioning) -> None:
