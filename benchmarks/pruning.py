@@ -95,6 +95,18 @@ def importance(network: Network, layers: Sequence[str], calls: Sequence[Call]) -
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
+def work_shares(network: Network, layers: Sequence[str], call: Call) -> dict[str, float]:
+    """The part that each layer has in the operations of a call's products, convolutions and attentions."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        _predict(network, call)
+    found = counter.get_flop_counts()
+    top, whole = type(network).__name__, counter.get_total_flops()
+    return {name: sum(found.get(f"{top}.{name}", {}).values()) / whole for name in layers}
+
+
 def _predict(network: Network, call: Call) -> torch.Tensor:
     with torch.inference_mode():
         found = network(**call)
@@ -164,7 +176,7 @@ def _run(options: argparse.Namespace, folder: Path, say: Callable[[str], None]) 
     probe: list[Call] = []
     say("layers' importance on a clip that is not judged ...")
     judge.frames(whole, clips[-1], probe)
-    weighed = importance(whole, layers_of(whole), probe)
+    weighed, shares = importance(whole, layers_of(whole), probe), work_shares(whole, layers_of(whole), probe[0])
     variants = _variants(whole, weighed)
     rows: dict[str, dict[str, Any]] = {name: {} for name in variants}
     for clip in clips[: options.clips]:
@@ -174,7 +186,7 @@ def _run(options: argparse.Namespace, folder: Path, say: Callable[[str], None]) 
             reference = frames if reference is None else reference
             rows[name][clip.name] = figures_of(frames, clip, None if name == EXACT_NAME else reference)
             say(f"{clip.name}: {name}: {rows[name][clip.name].get('psnr_db', float('nan')):.2f} dB")
-        _write(options, weighed, variants, rows)
+        _write(options, weighed, shares, variants, rows)
     for name, found in _summaries(rows).items():
         say(f"{name}: {json.dumps(found)}")
 
@@ -199,6 +211,7 @@ def _summaries(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def _write(
     options: argparse.Namespace,
     weighed: Mapping[str, float],
+    shares: Mapping[str, float],
     variants: Mapping[str, Network],
     rows: Mapping[str, Mapping[str, Any]],
 ) -> None:
@@ -210,6 +223,7 @@ def _write(
         "machine": describe_machine(torch.device("cpu")),
         "versions": describe_versions(),
         "importance": weighed,
+        "work_shares": {name: shares[name] for name in weighed},
         "weights_kept": {name: round(count / weights[EXACT_NAME], 4) for name, count in weights.items()},
         "summary": _summaries(rows),
         "rows": rows,

@@ -69,6 +69,13 @@ def test_the_importance_of_a_layer_is_what_the_prediction_changes(network: torch
     assert pruning.importance(network, (first,), [call])[first] == pytest.approx(expected)
 
 
+def test_the_work_of_layers_is_a_part_of_the_whole(network: torch.nn.Module, call: pruning.Call) -> None:
+    layers = pruning.layers_of(network)
+    found = pruning.work_shares(network, layers, call)
+    assert list(found) == layers and all(0 < share < 1 for share in found.values()) and sum(found.values()) < 1
+    assert pruning.work_shares(network, ("no layer",), call) == {"no layer": 0.0}
+
+
 @pytest.mark.slow
 def test_a_clip_of_the_bundled_model_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruning, "LEFT_OUT", (1,))
@@ -77,7 +84,7 @@ def test_a_clip_of_the_bundled_model_is_judged(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(pruning, "layers_of", lambda network: layers(network)[:2])
     assert pruning.main(["--clips", "1", "--steps", "2", "--out", str(tmp_path / "pruning.json")]) == 0
     found = json.loads((tmp_path / "pruning.json").read_text("utf-8"))
-    assert len(found["importance"]) == 2 and found["weights_kept"]["exact"] == 1
+    assert len(found["importance"]) == len(found["work_shares"]) == 2 and found["weights_kept"]["exact"] == 1
     assert 0.5 < found["weights_kept"]["2:4 of all linears"] < found["weights_kept"]["2:4 of the feed-forwards"] < 1
     for name, row in found["summary"].items():
         assert row["clips"] == 1 and ("psnr_db" in row) == (name != "exact")
