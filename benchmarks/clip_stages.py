@@ -83,8 +83,8 @@ def picture() -> Image.Image:
         return rgb(opened)
 
 
-def build_report() -> Callable[[str, float], None]:
-    """Tells each stage of a build once."""
+def build_report(tell: Callable[[str], None] = tell) -> Callable[[str, float], None]:
+    """Tells each stage of a build once, on standard output if nothing else is given."""
     last = ""
 
     def report(stage: str, done: float) -> None:

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "frames": "frames a second between frames, beside ComfyUI's own node in the same server",
     "fewer": "the presets of I2V Accelerate at published sizes, picture to file, each beside the exact clip",
     "live": "a new ComfyUI on this GPU: the first video, engines that come by themselves, a new server, /free",
+    "pruning": "the bundled model's clips with 2:4 sparsity and with layers left out: what they lose, on a CPU",
     "scratch": "what each network takes of a GPU beside its weights, in eager PyTorch at published sizes",
     "sizes": "the largest clip that each family serves on cards of 8 to 141 GiB, computed; no GPU is needed",
     "two-gpus": "one GPU against two of a host: steps of three families, and a clip of four steps",

@@ -5,9 +5,11 @@ Standard library only at module level, for `--help` and the set-up run before an
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
+from ..common.child_process import PATIENT
 from ..common.errors import I2VError
 from .child import run_child
 from .environment import ROOT, Environment
@@ -216,6 +218,8 @@ def main(arguments: Sequence[str], environment: Environment | None = None) -> in
 
 def inside(command: str, arguments: Sequence[str]) -> int:
     """Do the job of `command` in this very process, which runs in the pack's own environment."""
+    for name, value in PATIENT.items():  # before anything loads OpenMP
+        os.environ.setdefault(name, value)
     try:
         if command in COMMANDS:
             return importlib.import_module(COMMANDS[command], __package__).main(list(arguments))

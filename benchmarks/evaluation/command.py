@@ -13,9 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...common.device import default_device
 from ...common.errors import I2VError, InputError
 from ...common.pack_paths import BUNDLED, PACK
+from ...engine_builder.backends.eager import EagerBackend
 from ...engine_builder.backends.registry import AUTO, BACKENDS
 from ...engine_builder.store.store import EngineStore
 from ...pipeline.acceleration.presets import EXACT_NAME, PRESET_NAMES, preset_of
@@ -25,11 +28,13 @@ from ...pipeline.models.registry import open_model
 from ...runtime.engines.engine_set import EngineSet
 from ...runtime.engines.policy import EnginePolicy
 from ...runtime.engines.presets import parse_presets
+from ..clip_stages import build_report
 from ..figures import write_figures
 from ..ladder.machine import describe_commit, describe_machine, describe_versions, now
 from .clips import BUNDLED_GUIDANCE, JudgedClip, bundled_clips, picture_clips
 from .learned import learned_figures, missing
 from .measure import summary
+from .progress import Tell
 from .report import save_sheets, table_of, verdicts, write_report
 from .run import LOSSLESS, Evaluation, Order, other_backend
 
@@ -52,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     add("--fps", type=int, default=16, metavar="N", help="of another model's clips (%(default)s)")
     add("--backend", choices=[AUTO, *BACKENDS], default=AUTO)
     add("--lossless", type=int, default=1, metavar="N", help="clips made by another build too (%(default)s)")
-    add("--minutes", type=float, metavar="M", help="no further clip begins after these")
+    add("--minutes", type=float, metavar="M", help="no clip begins that would not end in these")
     add("--clip", type=Path, metavar="DIR", help="a CLIP model of yours, for CLIPScore")
     add("--out", type=Path, default=PACK / "out" / "evaluation", metavar="DIR", help="everything (%(default)s)")
     add("--store", type=Path, default=PACK / ".cache" / "engines", metavar="DIR", help="the engines (%(default)s)")
@@ -75,8 +80,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     model, tell = open_model(options.model), _Clock()
     is_bundled = options.model.resolve() == BUNDLED
     order = _order(options, model, is_bundled)
-    engines = _engines(options, model, options.backend)
-    evaluation = Evaluation(options.out, engines, _engines(options, model, other_backend(engines)), order)
+    engines = _engines(options, model, judged_backend(options.backend, default_device()), tell)
+    other = _engines(options, model, other_backend(engines), tell)
+    evaluation = Evaluation(options.out, engines, other, order)
     rows = evaluation.run(tell, options.minutes)
     summaries = {name: summary(found, rows[EXACT_NAME]) for name, found in rows.items()}
     frames = sum(clip.request.num_frames for clip in order.clips)
@@ -146,8 +152,14 @@ def _own_clips(options: argparse.Namespace) -> list[JudgedClip]:
     return picture_clips(options.picture, options.prompt or [""], options.seeds, sizes[0], options.fps)
 
 
-def _engines(options: argparse.Namespace, model: VideoModel, backend: str) -> EngineSet:
-    return EngineSet(model, EngineStore(options.store), EnginePolicy(backend, shapes="exact"), default_device())
+def judged_backend(asked: str, device: torch.device) -> str:
+    """The backend of the judged clips: for `auto` on a CPU eager, where an engine's build takes as long as a clip."""
+    return EagerBackend.name if asked == AUTO and device.type == "cpu" else asked
+
+
+def _engines(options: argparse.Namespace, model: VideoModel, backend: str, tell: Tell) -> EngineSet:
+    policy = EnginePolicy(backend, shapes="exact")
+    return EngineSet(model, EngineStore(options.store), policy, default_device(), report=build_report(tell))
 
 
 def _preset_notes(order: Order, model: VideoModel) -> list[str]:

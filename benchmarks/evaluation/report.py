@@ -21,6 +21,8 @@ WORST = 4
 """Clips on a preset's sheet."""
 WIDTH, HEIGHT = 1000, 640
 LEFT, RIGHT, TOP, BOTTOM = 90, 60, 110, 80
+LABEL = 140
+"""Width of a dot's label, which stands above it: beside it, it would reach into the next dot."""
 Summaries = Mapping[str, Mapping[str, Any]]
 COLUMNS = {
     "seconds": ("s a clip", "{:.2f}"),
@@ -69,7 +71,8 @@ def save_frontier(title: str, summaries: Summaries, path: Path) -> None:
     Calls take the place of seconds where some were not measured.
     """
     shown = {name: found for name, found in summaries.items() if "psnr_db" in found and name != LOSSLESS}
-    axis, unit = ("seconds", "s") if all("seconds" in found for found in summaries.values()) else ("calls", "calls")
+    timed = all("seconds" in found for found in summaries.values())
+    axis, unit = ("seconds", "{:.2f} s") if timed else ("calls", "{:.0f} calls")
     exact_s = summaries[EXACT_NAME][axis]
     card = Card(WIDTH, HEIGHT)
     card.text((LEFT, 44), title, 24, strong=True)
@@ -87,11 +90,13 @@ def save_frontier(title: str, summaries: Summaries, path: Path) -> None:
     for tick in ticks(most_s):
         card.text((place(tick, 0)[0], HEIGHT - BOTTOM + 22), f"{tick:g}", 15, SOFT, anchor="mm")
     card.line([place(exact_s, 0), place(exact_s, most_db)], SOFT)
-    card.text((place(exact_s, 0)[0] - 8, TOP + 14), f"exact, {exact_s:.2f} {unit}", 15, SOFT, anchor="rm")
+    card.text((place(exact_s, 0)[0] - 8, TOP + 14), f"exact, {unit.format(exact_s)}", 15, SOFT, anchor="rm")
     for name, found in shown.items():
         at = place(found[axis], found["psnr_db"])
         card.dot(at, 7, ACCENT, ACCENT)
-        card.text((at[0] + 14, at[1] - 12), f"{name}: {found['psnr_db']:.1f} dB", 16, INK)
+        card.text(
+            (max(at[0], LEFT + LABEL / 2), at[1] - 20), f"{name}: {found['psnr_db']:.1f} dB", 16, INK, anchor="mm"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     card.save(path)
 

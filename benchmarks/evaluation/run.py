@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,21 @@ from ...common.errors import InputError
 from ...engine_builder.backends.eager import EagerBackend
 from ...pipeline.acceleration.presets import EXACT_NAME, preset_of
 from ...pipeline.decode import chunk_size
+from ...pipeline.denoising.sampler import OnStep
 from ...pipeline.denoising.schedulers import SamplerSettings
 from ...pipeline.models.model_networks import DEEP, SHALLOW
 from ...pipeline.tensor_cache import ConditioningCache
 from ...runtime.clip import decode_clip, encode_clip, sample_clip
-from ...runtime.clip_plan import Denoising, plan_clip, plan_sampling
+from ...runtime.clip_plan import Denoising, SamplingPlan, plan_clip, plan_sampling
 from ...runtime.engines.engine_set import EngineSet
 from ..ladder.measure import synchronize
 from .clips import JudgedClip
 from .measure import figures_of
+from .progress import Progress, Tell
 
 LOSSLESS = "another build"
 """Variant of the exact clip by another backend: the distance that nobody calls a loss."""
 FREE_BYTES = 1 << 30
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -66,20 +67,25 @@ class Evaluation:
         self._cache = ConditioningCache(folder / "conditioning")
 
     def run(self, tell: Tell, minutes: float | None = None) -> dict[str, dict[str, dict[str, Any]]]:
-        """Makes what is missing, with a line before each clip, and gives all rows.
+        """Makes what is missing, with lines on the clip and its steps, and gives all rows.
 
-        After `minutes` nothing more is begun, and only what is there is given; raises InputError where that is nothing.
+        No clip is begun that would not end within the `minutes`, and only what is there is given; raises InputError
+        where that is nothing.
         """
         rows: dict[str, dict[str, dict[str, Any]]] = {}
-        jobs, started = self._order.jobs, time.monotonic()
+        jobs = self._order.jobs
+        calls = {variant: _calls(self._sampling(variant, self._order.clips[0])) for _, variant in jobs}
+        left = sum(calls[variant] for clip, variant in jobs if not self._is_made(clip, variant))
+        progress = Progress(tell, left, None if minutes is None else 60 * minutes)
         for number, (clip, variant) in enumerate(jobs, start=1):
-            path = self._path(clip, variant, "json")
-            if not path.is_file() or not self._path(clip, variant, "safetensors").is_file():
-                if minutes is not None and time.monotonic() - started > 60 * minutes:
+            if not self._is_made(clip, variant):
+                if not progress.has_time(calls[variant]):
                     break
-                tell(f"{number} of {len(jobs)}: {variant}, {clip.name} ...")
-                self._make(clip, variant, path)
-            rows.setdefault(variant, {})[clip.name] = json.loads(path.read_text("utf-8"))
+                progress.begin(f"{number} of {len(jobs)}: {variant}, {clip.name}", calls[variant])
+                self._make(clip, variant, progress.step)
+                progress.end()
+            found = json.loads(self._path(clip, variant, "json").read_text("utf-8"))
+            rows.setdefault(variant, {})[clip.name] = found
         if not rows:
             raise InputError("Expected time for a clip at least, found none: give more minutes.")
         return rows
@@ -102,37 +108,57 @@ class Evaluation:
         }
         return self._folder / "clips" / f"{digest(told)[:24]}.{ending}"
 
-    def _make(self, clip: JudgedClip, variant: str, path: Path) -> None:
+    def _is_made(self, clip: JudgedClip, variant: str) -> bool:
+        return all(self._path(clip, variant, ending).is_file() for ending in ("json", "safetensors"))
+
+    def _make(self, clip: JudgedClip, variant: str, on_step: OnStep) -> None:
         from safetensors.torch import save_file
 
-        engines = self._other if variant == LOSSLESS else self._engines
-        preset = preset_of(variant if variant in self._order.presets else EXACT_NAME, engines.model)
-        frames, row = self._clip(engines.with_preset(preset), clip)
+        frames, row = self._clip(clip, variant, on_step)
         reference = None if variant == EXACT_NAME else self.frames(clip, EXACT_NAME)
+        started = time.monotonic()
         row |= figures_of(frames, clip, reference)
+        row["judge_s"] = time.monotonic() - started
+        path = self._path(clip, variant, "json")
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path.with_suffix(".safetensors")) as temporary:
             save_file({"frames": frames}, temporary)
         write_text(path, json.dumps({"variant": variant, "clip": clip.name, **row}) + "\n")
 
-    def _clip(self, engines: EngineSet, clip: JudgedClip) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The clip's frames, and the seconds and calls that they took; the encoders are not counted."""
-        order, size = self._order, clip.request.size
-        plan = plan_clip(engines, size)
-        conditioning = encode_clip(plan, clip.request, self._cache, _ignore)
+    def _sampling(self, variant: str, clip: JudgedClip) -> SamplingPlan:
+        order = self._order
+        engines = self._other if variant == LOSSLESS else self._engines
+        preset = preset_of(variant if variant in order.presets else EXACT_NAME, engines.model)
         settings = SamplerSettings(order.steps, order.scheduler)
-        sampling = plan_sampling(plan, Denoising(clip.seed, order.guidance_scale, settings))
-        for names, sizes in plan.engine_sizes:
-            for name in set(names) & {*engines.model.denoisers, DEEP, SHALLOW}:
-                engines.runner(name, sizes)  # built and loaded before the clock runs
-        started = time.monotonic()
-        latents = sample_clip(sampling, conditioning, _ignore)
+        plan = plan_clip(engines.with_preset(preset), clip.request.size)
+        return plan_sampling(plan, Denoising(clip.seed, order.guidance_scale, settings))
+
+    def _clip(self, clip: JudgedClip, variant: str, on_step: OnStep) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The clip's frames, and the seconds and calls that they took; the encoders are not counted."""
+        sampling, size = self._sampling(variant, clip), clip.request.size
+        plan, engines = sampling.clip, sampling.clip.engines
+        conditioning = encode_clip(plan, clip.request, self._cache, _ignore)
+        denoisers = {*engines.model.denoisers, DEEP, SHALLOW}
+        for names, sizes in plan.engine_sizes:  # built and loaded before the clock runs
+            engines.prepare(sizes, [name for name in names if name in {*denoisers, engines.model.decoder_component}])
+            for name in denoisers & set(names):
+                engines.runner(name, sizes)
+        started, processor_started = time.monotonic(), time.process_time()
+        latents = sample_clip(sampling, conditioning, on_step)
         synchronize(engines.device)
         sampled = time.monotonic()
+        processor_s = time.process_time() - processor_started
         chunk = chunk_size(FREE_BYTES, size.height, size.width, size.num_frames)
         frames = decode_clip(plan, latents, chunk, _ignore, conditioning.tensors)
-        calls = order.steps * (2 if sampling.is_guided else 1) if sampling.calls is None else sampling.calls.branches
-        return frames, {"sample_s": sampled - started, "decode_s": time.monotonic() - sampled, "calls": calls}
+        seconds = {"sample_s": sampled - started, "decode_s": time.monotonic() - sampled, "sample_cpu_s": processor_s}
+        return frames, {**seconds, "calls": _calls(sampling)}
+
+
+def _calls(sampling: SamplingPlan) -> int:
+    """How often the network sees a branch, where that is known before the clip; the most, where it is not."""
+    if sampling.calls is not None:
+        return sampling.calls.branches
+    return sampling.asked.steps * (2 if sampling.is_guided else 1)
 
 
 def other_backend(engines: EngineSet) -> str:

@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from i2v_tensorrt.benchmarks import fewer
-from i2v_tensorrt.benchmarks.evaluation import command, run
+from i2v_tensorrt.benchmarks.evaluation import command, progress, run
 from i2v_tensorrt.benchmarks.evaluation.clips import (
     MOTIONS,
     JudgedClip,
@@ -21,11 +20,12 @@ from i2v_tensorrt.benchmarks.evaluation.clips import (
 )
 from i2v_tensorrt.benchmarks.evaluation.learned import ClipScore, check_samples, missing
 from i2v_tensorrt.benchmarks.evaluation.measure import LINES, figures_of, keeps, summary
+from i2v_tensorrt.benchmarks.evaluation.progress import Progress
 from i2v_tensorrt.benchmarks.evaluation.report import save_frontier, verdicts
 from i2v_tensorrt.benchmarks.figures import FEWER, write_figures
 from i2v_tensorrt.common.errors import InputError
 from i2v_tensorrt.demo_model.training.evaluate import truth
-from i2v_tensorrt.pipeline.acceleration.presets import PRESET_NAMES
+from i2v_tensorrt.pipeline.denoising.sampler import OnStep
 from i2v_tensorrt.pipeline.request import ClipSize
 from i2v_tensorrt.runtime.tools import benchmark
 
@@ -111,11 +111,11 @@ def test_it_goes_on_where_it_was_stopped(
     made: list[str] = []
     make = run.Evaluation._make
 
-    def watched(self: run.Evaluation, clip: JudgedClip, variant: str, path: Path) -> None:
+    def watched(self: run.Evaluation, clip: JudgedClip, variant: str, on_step: OnStep) -> None:
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(variant)
-        make(self, clip, variant, path)
+        make(self, clip, variant, on_step)
 
     monkeypatch.setattr(run, "other_backend", lambda engines: "eager", raising=True)
     monkeypatch.setattr(command, "other_backend", lambda engines: "eager")
@@ -126,11 +126,37 @@ def test_it_goes_on_where_it_was_stopped(
     assert command.main(arguments(tiny_folder, picture)) in (0, 1)
     assert made == ["near", "real time"]  # the exact clip and the other build were there
     told, out = capsys.readouterr().out, picture.parent / "out"
-    assert "3 of 4: near, " in told and "FVD needs at least 400 samples, found 1" in told
+    assert "3 of 4: near, " in told and " left ..." in told and "FVD needs at least 400 samples, found 1" in told
     found = json.loads((out / "evaluation.json").read_text("utf-8"))
     assert found["summary"]["another build"]["psnr_db"] == 200 and found["summary"]["near"]["psnr_db"] < 100
     assert {path.name for path in out.glob("*.png")} == {"frontier.png", "worst-near.png", "worst-real-time.png"}
     assert command.main(arguments(tiny_folder, picture)) in (0, 1) and len(made) == 2
+
+
+def test_progress_tells_steps_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = [0.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    watched = Progress(told.append, 100 + 20 + 20, limit_s=130)
+    assert watched.has_time(1000), "nothing is known of the pace yet"
+    watched.begin("1 of 3: exact", 100)
+    for step in range(1, 51):
+        clock[0] += 2
+        watched.step(step, 50)
+    watched.end()
+    # Two calls a step of two seconds, a second each; a line at every eighth step, after fifteen seconds or more.
+    assert told[:3] == ["1 of 3: exact ...", "step 8 of 50, about 2 min left", "step 16 of 50, about 2 min left"]
+    assert told[-1] == "step 48 of 50, about 44 s left" and len(told) == 1 + 6
+    assert watched.has_time(20) and not watched.has_time(31)
+    watched.begin("2 of 3: near", 20)
+    assert told[-1] == "2 of 3: near, about 40 s left ..."
+    clock[0] = 131
+    assert not watched.has_time(0)
+
+
+def test_a_cpu_is_judged_eager_unless_a_backend_is_named() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert command.judged_backend("auto", cpu) == "eager" and command.judged_backend("auto", gpu) == "auto"
+    assert command.judged_backend("onnxruntime", cpu) == "onnxruntime"
 
 
 def test_no_time_is_no_result(tiny_folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,19 +190,6 @@ def test_flat_figures_are_filled_by_several(tmp_path: Path) -> None:
     found = json.loads(path.read_text("utf-8"))
     assert list(found) == list(FEWER) and (found["exact_s"], found["near_psnr_db"]) == (4.877, 36.5)
     assert found["svd_near_s"] is None
-
-
-@pytest.mark.slow
-def test_the_bench_runs_on_tiny_checkpoints(tmp_path: Path) -> None:
-    where = ["--checkpoints", str(tmp_path / "c"), "--store", str(tmp_path / "s"), "--out", str(tmp_path / "o")]
-    assert fewer.main(["--tiny", "--backend", "eager", "--rounds", "1", "--models", "svd", *where]) == 0
-    rows = json.loads((tmp_path / "o" / "fewer.json").read_text("utf-8"))["models"]["svd"]["rows"]
-    assert list(rows) == list(PRESET_NAMES)
-    made = [row["calls"] for row in rows.values()]
-    assert made == sorted(made, reverse=True) and made[0] == rows["exact"]["asked"] > made[1]
-    figures = json.loads((tmp_path / "o" / "figures.json").read_text("utf-8"))
-    assert figures["svd_near_s"] > 0 and figures["exact_s"] is None
-    assert fewer.main(["--models", "other"]) == 2
 
 
 def test_the_plot_is_drawn_without_seconds_too(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """run.py: the command line, the environment it brings along, and the statuses it hands through."""
 
+import os
 import shutil
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +110,23 @@ def test_the_job_gets_its_arguments_and_gives_its_status(
     monkeypatch.setattr(main, "run_child", lambda command: seen.append(command) or 7)
     assert main.main(["demo", "--out", "a b", "--steps", "2"], environment) == 7
     assert seen == [[str(environment.python), str(RUN), main.IN_ENV, "demo", "--out", "a b", "--steps", "2"]]
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_a_command_has_patient_threads_before_it_is_imported(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, found: str
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    seen: list[str | None] = []
+
+    def imported(name: str, package: str | None) -> types.SimpleNamespace:
+        seen.append(os.environ.get("OMP_WAIT_POLICY"))
+        return types.SimpleNamespace(main=lambda arguments: len(arguments))
+
+    monkeypatch.setattr(main.importlib, "import_module", imported)
+    assert main.inside("evaluate", ["--seeds", "1"]) == 2 and seen == [found]
 
 
 def test_a_failed_set_up_is_one_sentence(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from i2v_tensorrt.common.child_process import ALLOCATORS, USER, child_environment
+from i2v_tensorrt.common.child_process import ALLOCATORS, PATIENT, USER, child_environment
 from i2v_tensorrt.engine_builder.build.build_process import _Child
 
 
@@ -53,3 +53,13 @@ def test_a_user_without_an_account_has_a_number_for_a_name(monkeypatch: pytest.M
     assert child_environment()[USER].startswith("uid_")
     monkeypatch.setenv(USER, "a name of its own")
     assert child_environment()[USER] == "a name of its own"
+
+
+def test_a_childs_threads_sleep_while_they_wait_unless_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spinning ones keep the processor from the host and from each other."""
+    (name,) = PATIENT
+    monkeypatch.delenv(name, raising=False)
+    assert child_environment()[name] == "PASSIVE"
+    monkeypatch.setenv(name, "ACTIVE")
+    assert child_environment()[name] == "ACTIVE"
+    assert child_environment(PATIENT)[name] == "PASSIVE"
