@@ -30,7 +30,7 @@ from .evaluation.clips import BUNDLED_GUIDANCE, BUNDLED_SIZE, JudgedClip, bundle
 from .evaluation.measure import figures_of
 from .live import Report
 from .measured_child import tell
-from .two_phases import Phases, in_one, in_two, time_phases
+from .two_phases import Made, Phases, by_turns, in_one, seconds
 
 MOTIONS = 4
 """Motions of the judged clips, which come in turn."""
@@ -64,18 +64,18 @@ def warping_errors(frames: Tensor, smooth: Tensor) -> dict[str, float]:
 
 def bundled_phases(report: Report, options: argparse.Namespace) -> None:
     """The bundled model in two phases: seconds, and what its judge says of both ways."""
-    engines, phases = _engines(BUNDLED, options), _phases(options.bundled_sizes, options)
-    clips = _clips(options)
-    found = time_phases(engines, clips[0].request, _denoising(clips[0], options), phases, options.rounds)
-    report.note(bundled_phases=_words(phases, options), **{f"bundled_{name}": value for name, value in found.items()})
-    rows: dict[str, list[dict[str, float]]] = {"one_phase": [], "two_phase": []}
-    for clip in clips:
-        for name, way in (("one_phase", in_one), ("two_phase", in_two)):
-            made = way(engines, clip.request, _denoising(clip, options), phases)
-            rows[name].append(_judged(made.frames, clip))
-            tell(f"{name}, {clip.name}: {rows[name][-1]}")
-        means = {f"bundled_{name}_{key}": value for name, some in rows.items() for key, value in _means(some).items()}
-        report.note(bundled_phases_clips=len(rows["two_phase"]), **means)
+    engines, phases, clips = _engines(BUNDLED, options), _phases(options.bundled_sizes, options), _clips(options)
+    report.note(bundled_phases=_words(phases, options))
+    orders = [(clip.request, _denoising(clip, options)) for clip in clips]
+    times: list[dict[str, float]] = []
+    judged: list[dict[str, float]] = []
+    for clip, made in zip(clips, by_turns(engines, orders, phases), strict=True):
+        times.append({name: each.elapsed_s for name, each in made.items()})
+        row = {f"{name}_{key}": value for name, each in made.items() for key, value in _judged(each, clip).items()}
+        judged.append(row)
+        tell(f"{clip.name}: {row}")
+        found = {**seconds(times), **_means(judged)}
+        report.note(bundled_phases_clips=len(times), **{f"bundled_{name}": value for name, value in found.items()})
 
 
 def published_phases(report: Report, options: argparse.Namespace) -> None:
@@ -83,17 +83,21 @@ def published_phases(report: Report, options: argparse.Namespace) -> None:
     folder = options.checkpoints / (f"{PUBLISHED}-tiny" if options.tiny else PUBLISHED)
     checkpoint_at(folder, FULL_SIZES[PUBLISHED], default_device(), tiny=options.tiny)
     phases = _phases(options.sizes, options)
+    report.note(phases=_words(phases, options))
     request = ClipRequest(picture(), "a red boat drifts to the right", "", *phases.large, PUBLISHED_FPS)
-    denoising = Denoising(0, PUBLISHED_GUIDANCE, SamplerSettings(options.steps))
-    found = time_phases(_engines(folder, options), request, denoising, phases, options.rounds)
-    ratio = found.pop("two_phase_ratio")
-    report.note(phases=_words(phases, options), **found, **({} if options.tiny else {"two_phase_ratio": ratio}))
+    order = request, Denoising(0, PUBLISHED_GUIDANCE, SamplerSettings(options.steps))
+    times: list[dict[str, float]] = []
+    for made in by_turns(_engines(folder, options), [order] * options.rounds, phases):
+        times.append({name: each.elapsed_s for name, each in made.items()})
+        found = seconds(times)
+        ratio = found.pop("two_phase_ratio")
+        report.note(**found, **({} if options.tiny else {"two_phase_ratio": ratio}))
 
 
-def _judged(frames: Tensor, clip: JudgedClip) -> dict[str, float]:
+def _judged(made: Made, clip: JudgedClip) -> dict[str, float]:
     """What the judge says of a clip, at the size that the bundled model is judged at."""
     side = (BUNDLED_SIZE.height, BUNDLED_SIZE.width)
-    small = torch.nn.functional.interpolate(frames.movedim(-1, 1), side, mode="area").movedim(1, -1)
+    small = torch.nn.functional.interpolate(made.frames.movedim(-1, 1), side, mode="area").movedim(1, -1)
     found = figures_of(small, clip, None)
     return {"right_percent": 100.0 * found["right"], "warping_error": found["warping_error"]}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -77,19 +78,25 @@ def _decoded(engines: EngineSet, size: ClipSize, latents: Tensor, started: float
 
 
 WAYS = {"one_phase": in_one, "two_phase": in_two}
+Pair = dict[str, Made]
+"""A clip by each of the `WAYS`."""
 
 
-def time_phases(
-    engines: EngineSet, request: ClipRequest, denoising: Denoising, phases: Phases, rounds: int
-) -> dict[str, float]:
-    """Median seconds of both ways, by turns, after a clip of two steps that builds and loads; and their ratio."""
-    short = replace(denoising, sampler=replace(denoising.sampler, steps=2))
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    for way in WAYS.values():
-        way(engines, request, short, phases)
-    for number in range(rounds):
-        for name, way in WAYS.items():
-            seconds[name].append(way(engines, request, denoising, phases).elapsed_s)
-            tell(f"{name}, round {number + 1} of {rounds}: {seconds[name][-1]:.2f} s")
-    found = {f"{name}_s": statistics.median(each) for name, each in seconds.items()}
+def by_turns(engines: EngineSet, clips: Iterable[tuple[ClipRequest, Denoising]], phases: Phases) -> Iterator[Pair]:
+    """Each clip by both ways, in turn, after a clip of two steps that builds and loads what they need."""
+    warm = False
+    for request, denoising in clips:
+        if not warm:
+            short = replace(denoising, sampler=replace(denoising.sampler, steps=2))
+            for way in WAYS.values():
+                way(engines, request, short, phases)
+            warm = True
+        made = {name: way(engines, request, denoising, phases) for name, way in WAYS.items()}
+        tell(", ".join(f"{name} {each.elapsed_s:.2f} s" for name, each in made.items()))
+        yield made
+
+
+def seconds(pairs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Median seconds of both ways over some clips, and the first by the second."""
+    found = {f"{name}_s": statistics.median(pair[name] for pair in pairs) for name in WAYS}
     return {**found, "two_phase_ratio": found["one_phase_s"] / found["two_phase_s"]}

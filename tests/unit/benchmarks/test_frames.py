@@ -16,6 +16,8 @@ from i2v_tensorrt.benchmarks.judged_frames import warping_errors
 from i2v_tensorrt.engine_builder.graph.onnx_export import scene
 from i2v_tensorrt.pipeline.filters.interpolation import STATIC
 
+SMALL = "64x64x4,128x128x4"
+
 
 def test_every_part_moves_and_no_two_frames_are_alike() -> None:
     found = list(frames_beside_core.moving(4, 64, 96))
@@ -55,21 +57,22 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     """The figures of rows on their smallest clips, eager."""
     out, store = tmp_path / "figures.json", tmp_path / "store"
     fixed = ["--backend", "eager", "--out", str(out), "--store", str(store), "--checkpoints", str(tmp_path)]
-    assert frames.main([*arguments, "--steps", "3", "--rounds", "1", *fixed]) == 0
+    assert frames.main([*arguments, "--steps", "2", "--rounds", "1", *fixed]) == 0
     return json.loads(out.read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_two_phases_are_timed_and_a_tiny_checkpoint_gives_no_figure(tmp_path: Path) -> None:
-    found = run(tmp_path, "--rows", "phases", "--tiny", "--sizes", "64x64x4,128x128x4")
+    found = run(tmp_path, "--rows", "phases", "--tiny", "--sizes", SMALL)
     assert found["one_phase_s"] > 0 and found["two_phase_s"] > 0
     assert found["two_phase_ratio"] is None and found["interpolation_fps"] is None
     words = json.loads((tmp_path / "frames.json").read_text("utf-8"))
-    assert words["phases"] == "64x64 with 4 frames, then 128x128 with 4 frames; 3 steps, strength 0.35"
+    assert words["phases"] == "64x64 with 4 frames, then 128x128 with 4 frames; 2 steps, strength 0.35"
 
 
 @pytest.mark.slow
 def test_the_bundled_model_is_judged_after_interpolation_and_in_two_phases(tmp_path: Path) -> None:
-    found = run(tmp_path, "--rows", "warping,bundled-phases", "--clips", "1")
+    found = run(tmp_path, "--rows", "warping,bundled-phases", "--clips", "1", "--bundled-sizes", SMALL)
     assert found["warping_clips"] == found["bundled_phases_clips"] == 1
     assert 0 < found["smooth_warping_error"] < found["clip_warping_error"]
     assert found["bundled_two_phase_right_percent"] in (0, 100)
