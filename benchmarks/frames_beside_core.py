@@ -6,13 +6,11 @@ import argparse
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..common.pack_paths import INTERPOLATION, PACK
 from ..pipeline.media.formats import VideoOptions
@@ -23,22 +21,13 @@ from ..remote.comfyui.messages import Event
 from ..remote.comfyui.server import ComfyServer, link_pack
 from .live import Report
 from .measured_child import tell
+from .moving_frames import moving
 from .upscale_models import MODELS
 
 CLIP, FILM, SQUARE = "clip.mp4", "film.mp4", "square.mp4"
 RATE = 24
 LOAD, PARTS, BATCH, MODEL, CORE, OURS, SEEN = "1", "2", "3", "4", "5", "6", "7"
 Prompt = dict[str, dict[str, Any]]
-
-
-def moving(count: int, height: int, width: int) -> Iterator[torch.Tensor]:
-    """Frames [height, width, 3] of waves of many lengths that go by: every part moves, no two frames are alike."""
-    y, x = torch.linspace(0, height / 64, height)[:, None], torch.linspace(0, width / 64, width)
-    for number in range(count):
-        shift = number * 0.11
-        waves = [torch.sin(k * (x * a + y * b) + k * shift) / k for k, a, b in ((1, 1, 0.3), (3, 0.7, 1), (7, 1, -0.6))]
-        grey = sum(waves, torch.zeros(())) / 4 + 0.5
-        yield torch.stack([grey, grey.flip(0), grey.flip(1)], dim=-1).clamp(0, 1)
 
 
 def fill(base: Path, rows: Collection[str], options: argparse.Namespace) -> None:

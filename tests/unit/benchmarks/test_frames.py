@@ -13,6 +13,7 @@ import torch
 from i2v_tensorrt.benchmarks import frames, frames_beside_core
 from i2v_tensorrt.benchmarks.frames_beside_core import BATCH, CORE, LOAD, MODEL, OURS, PARTS
 from i2v_tensorrt.benchmarks.judged_frames import warping_errors
+from i2v_tensorrt.benchmarks.moving_frames import moving
 from i2v_tensorrt.engine_builder.graph.onnx_export import scene
 from i2v_tensorrt.pipeline.filters.interpolation import STATIC
 
@@ -20,7 +21,7 @@ SMALL = "64x64x4,128x128x4"
 
 
 def test_every_part_moves_and_no_two_frames_are_alike() -> None:
-    found = list(frames_beside_core.moving(4, 64, 96))
+    found = list(moving(4, 64, 96))
     assert all(frame.shape == (64, 96, 3) and 0 <= frame.min() and frame.max() <= 1 for frame in found)
     for one, other in zip(found, found[1:], strict=False):
         change = (one - other).abs()
