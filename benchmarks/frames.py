@@ -47,11 +47,12 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"run.py bench frames: expected rows among {', '.join(ROWS)}, found {unknown[0]!r:.80}.\n")
         return 2
     report = Report(options.out, NAMES, "frames.json")
-    report.note(date=now(), machine=describe_machine(default_device()), versions=describe_versions())
-    report.note(commit=describe_commit(options.commit), **_decibels())
+    report.note(**_decibels())
     live = [name for name in frames_beside_core.ROWS if name in names]
     done = [_in_comfyui(live, report, options)] if live else []
-    done += [_tried(name, lambda name=name: ALONE[name](report, options)) for name in ALONE if name in names]
+    for name in (name for name in ALONE if name in names):
+        _begin(name, report, options)
+        done.append(_tried(name, lambda name=name: ALONE[name](report, options)))
     return 0 if all(done) else 1
 
 
@@ -83,6 +84,17 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _begin(name: str, report: Report, options: argparse.Namespace) -> None:
+    """Notes where and when a row is measured: the file keeps rows of other machines."""
+    origin = {
+        "date": now(),
+        "machine": describe_machine(default_device()),
+        "versions": describe_versions(),
+        "commit": describe_commit(options.commit),
+    }
+    report.note(**{f"{name.replace('-', '_')}_on": origin})
+
+
 def _decibels() -> dict[str, float]:
     """The decibels of the weights in use, as their training measured them."""
     found = json.loads(INTERPOLATION.with_name("figures.json").read_text("utf-8"))
@@ -95,7 +107,6 @@ def _in_comfyui(names: Sequence[str], report: Report, options: argparse.Namespac
     if host is None:
         sys.stderr.write(f"run.py bench frames: {', '.join(names)}: {not_found_reason()}\n")
         return False
-    report.note(size=f"{options.width}x{options.height}, {options.frames} frames")
     device = [] if default_device().type == "cuda" else ["--cpu"]
     done: list[bool] = []
 
@@ -105,6 +116,7 @@ def _in_comfyui(names: Sequence[str], report: Report, options: argparse.Namespac
             frames_beside_core.fill(base, names, options)
             with start_server(host, base, [*ARGUMENTS, *device]) as server:
                 for name in names:
+                    _begin(name, report, options)
                     row = frames_beside_core.ROWS[name]
                     done.append(_tried(name, lambda row=row: row(server, report, options)))
 

@@ -54,6 +54,7 @@ def fill(base: Path, rows: Collection[str], options: argparse.Namespace) -> None
 
 def interpolate(server: ComfyServer, report: Report, options: argparse.Namespace) -> None:
     """Frames a second at twice the rate."""
+    report.note(size=f"{options.width}x{options.height}, {options.frames} frames")
     made = {CORE: 2 * options.frames - 1, OURS: 2 * options.frames}
     _in_turn(server, report, options, "interpolation", made, _prompt)
 

@@ -68,6 +68,7 @@ def test_two_phases_are_timed_and_a_tiny_checkpoint_gives_no_figure(tmp_path: Pa
     assert found["one_phase_s"] > 0 and found["two_phase_s"] > 0
     assert found["two_phase_ratio"] is None and found["interpolation_fps"] is None
     words = json.loads((tmp_path / "frames.json").read_text("utf-8"))
+    assert words["phases_on"]["machine"]["system"] and "film_on" not in words
     assert words["phases"] == "64x64 with 4 frames, then 128x128 with 4 frames; 2 steps, strength 0.35"
 
 
