@@ -144,7 +144,7 @@ class Interpolation:
         frame = frame.detach()[..., :3]
         height, width = frame.shape[:2]
         with uploads.beside():
-            raw = frame.to(self._device, torch.float32).permute(2, 0, 1).expand(3, -1, -1)
+            raw = uploads.copied(frame).permute(2, 0, 1).expand(3, -1, -1)
             image = raw.clamp(0, 1)
             aligned = uploads.shared(padded(image[None], -height % self._align, -width % self._align)[0])
             small = _small(image) if self._cut > 0 else None
