@@ -105,6 +105,7 @@ def test_the_pixels_that_a_shrinking_looks_at_give_the_same(scale: int) -> None:
 def refined_everywhere(network: Rife, first: torch.Tensor, second: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
     """The published way: every block's inputs at full size, then shrunk."""
     flow, plane = None, time.to(first.dtype).expand(-1, 1, *first.shape[-2:])
+    pictures, logit = (first, second), torch.empty(0)
     known = network.encode(first), network.encode(second)
     x = torch.cat([first, second, *known, plane], dim=1)
     for block, scale in zip(network.flow.blocks, network.flow.scales, strict=True):
