@@ -47,7 +47,7 @@ def warping(report: Report, options: argparse.Namespace) -> None:
         frames = in_one(engines, clip.request, _denoising(clip, options), phases).frames
         rows.append(warping_errors(frames, between(frames)))
         tell(f"{clip.name}: {rows[-1]}")
-        report.note(warping_clips=len(rows), **_means(rows))
+        report.note(warping_clips=len(rows), warping_steps=options.steps, **_means(rows))
 
 
 def warping_errors(frames: Tensor, smooth: Tensor) -> dict[str, float]:
@@ -75,7 +75,11 @@ def bundled_phases(report: Report, options: argparse.Namespace) -> None:
         judged.append(row)
         tell(f"{clip.name}: {row}")
         found = {**seconds(times), **_means(judged)}
-        report.note(bundled_phases_clips=len(times), **{f"bundled_{name}": value for name, value in found.items()})
+        report.note(
+            bundled_phases_clips=len(times),
+            bundled_phases_steps=options.steps,
+            **{f"bundled_{name}": value for name, value in found.items()},
+        )
 
 
 def published_phases(report: Report, options: argparse.Namespace) -> None:
