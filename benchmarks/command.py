@@ -15,7 +15,7 @@ BENCHMARKS = {
     "files": "Wan 2.2's expert in fp8 with scales in ComfyUI, by engines of its blocks and as it is",
     "fleet": "what a fleet adds to a clip, what 10,000 jobs cost, how soon the service answers; two GPUs against one",
     "four-steps": "Wan 2.2 A14B distilled to four steps, picture to file, in bf16 and in fp8",
-    "frames": "frames a second between frames, beside ComfyUI's own node in the same server",
+    "frames": "interpolation, upscaling and a long film beside ComfyUI's own nodes; a clip in two phases",
     "fewer": "the presets of I2V Accelerate at published sizes, picture to file, each beside the exact clip",
     "live": "a new ComfyUI on this GPU: the first video, engines that come by themselves, a new server, /free",
     "pruning": "the bundled model's clips with 2:4 sparsity and with layers left out: what they lose, on a CPU",

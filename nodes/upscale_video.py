@@ -11,7 +11,7 @@ from comfy_api.latest import Input, io
 
 from ..common.errors import InputError
 from ..pipeline.filters.upscaling import TILE
-from ..runtime.filters.upscale import UPSCALER, UpscalerNetworks, upscaling
+from ..runtime.filters.upscale import SMALLEST_TILE, UPSCALER, UpscalerNetworks, fitting_tile, upscaling
 from .frames import engines_of, fps_input, frames_input
 from .host import memory, ui
 from .host.upscale_model import precision_of, upscaler
@@ -19,8 +19,6 @@ from .host.video import Footage, collected, footage
 from .inputs import CATEGORY, advanced, backend_input, on_missing_input, sockets, verdict
 
 MODEL, FACTOR, LONG_SIDE = "model", "factor", "longest side"
-SMALLEST_TILE = 64
-"""Pixels of a tile's side; tiles are multiples of it."""
 MOST_PIXELS = 16384
 """Pixels of a side of the new frames."""
 
@@ -92,7 +90,7 @@ class UpscaleVideo(io.ComfyNode):
         started = time.monotonic()
         with ui.sentences():
             source = footage(frames, fps)
-            networks = upscaler(upscale_model, _fitting(tile, source))
+            networks = upscaler(upscale_model, fitting_tile(tile, source.height, source.width))
             engines = engines_of(networks, precision_of(upscale_model), backend, on_missing)
             size = _size(source, engines.model, target, value)
             progress = ui.Progress(cls.hidden.unique_id, source.num_frames)
@@ -110,11 +108,6 @@ class UpscaleVideo(io.ComfyNode):
         lines = [f"{source.width}x{source.height} to {width}x{height}: {tiles}"]
         progress.say("\n".join([*lines, engines.describe(UPSCALER), *engines.take_notes()]))
         return io.NodeOutput(made, video, ui=ui.text_ui(lines))
-
-
-def _fitting(tile: int, source: Footage) -> int:
-    """The tile's side, or less where the frame is smaller: what is beyond a frame costs as much as what is in it."""
-    return min(tile, -(-max(source.height, source.width) // SMALLEST_TILE) * SMALLEST_TILE)
 
 
 def _size(source: Footage, model: UpscalerNetworks, target: str, value: float) -> tuple[int, int]:

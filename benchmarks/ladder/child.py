@@ -16,6 +16,7 @@ from pathlib import Path
 from ...common.errors import I2VError
 from ...pipeline.media.formats import VideoOptions
 from ...pipeline.media.video import write_video
+from .after_clip import interpolate, upscale
 from .engine_way import EngineWay
 from .job import Job
 from .measure import (
@@ -182,6 +183,9 @@ def _measure_hot(order: Order, way: Way, file: RowFile, *, compared: bool = Fals
     file.add(step_figures(sample_ms(way.step(), count, way.device)))
     file.add(gpu_state(way.device))
     tell(order, f"{file.row.figures['step_ms']:.2f} ms a step, {file.row.figures['clip_hot_s']:.2f} s a clip")
+    if order.after_clip and order.variant.goes_on:
+        _optional(file, "Interpolation", lambda: interpolate(order.job, order.variant))
+        _optional(file, "Upscaling", lambda: upscale(order.job, order.variant))
     if way.device.type == "cuda":
         _optional(file, "Memory", lambda: _memory("resident", _memory_clip(order, way, file)))
     _measure_rest(order, way, file)

@@ -43,11 +43,13 @@ class Limits:
 class Climb:
     """Runs tasks and keeps the document on disk up to date."""
 
-    def __init__(self, document: Document, limits: Limits, samples: int, full_size: bool, out: Path) -> None:
+    def __init__(
+        self, document: Document, limits: Limits, samples: int, full_size: bool, out: Path, *, after_clip: bool = False
+    ) -> None:
         self.document = document
         self._limits = limits
         self._samples = samples
-        self._full_size = full_size
+        self._full_size, self._after_clip = full_size, after_clip
         self._out = out
         self._work = document.job.work_folder
 
@@ -110,7 +112,14 @@ class Climb:
     def _run(self, variant: Variant, kind: str, timeout_s: float) -> str:
         samples = self._samples if variant.headline else min(self._samples, OTHER_SAMPLES)
         order = Order(
-            kind, self.document.job, variant, self._work / "rows", samples, time.time(), self._limits.began_at
+            kind,
+            self.document.job,
+            variant,
+            self._work / "rows",
+            samples,
+            time.time(),
+            self._limits.began_at,
+            self._after_clip,
         )
         name = f"{variant.name}.{kind}"
         path = self._work / "orders" / f"{name}.json"

@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="say which rows there are here, and end")
     add("--rewrites", choices=REWRITES, default="last", help=REWRITES_HELP)
     add("--no-warm", action="store_true", help="leave the warm starts out, which take a process each")
+    add("--after-clip", action="store_true", help="also frames between frames, and larger ones, by each engine row")
     add("--sweep", action="store_true", help="how cost grows with frames, size and steps, in place of the rows")
     add("--sweep-row", default=EAGER, metavar="NAME", help="what the sweep runs (%(default)s)")
     add = top.add_argument_group("how long and how often").add_argument
@@ -103,7 +104,8 @@ def _climb(options: argparse.Namespace) -> int:
         document.adopt(_read(options.resume))
     samples = options.step_samples or (200 if device.type == "cuda" else 20)
     limits = Limits(began_at, options.minutes * 60, options.compile_limit)
-    climb = Climb(document, limits, samples, subject.is_full_size, options.out.expanduser().resolve())
+    out = options.out.expanduser().resolve()
+    climb = Climb(document, limits, samples, subject.is_full_size, out, after_clip=options.after_clip)
     if subject.is_random and not (subject.folder / INDEX).is_file():
         climb.prepare_checkpoint(Variant("checkpoint", "", STOCK, "fp16", 0))
     precision = (options.precision or subject.usual.precision) if device.type == "cuda" else "fp32"

@@ -24,6 +24,8 @@ class Order:
     """Start of the process."""
     began_at: float
     """Start of the ladder, for the seconds in lines of progress."""
+    after_clip: bool = False
+    """Whether interpolation and upscaling are measured too."""
 
     def to_json(self) -> str:
         """As text for another process."""

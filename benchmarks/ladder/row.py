@@ -25,6 +25,8 @@ FIGURES: dict[str, str] = {
     "denoise_s": "all steps",
     "decode_s": "latents to frames on the host",
     "write_s": "frames to an h264 file",
+    "interpolate_s": "as many frames as a clip has to twice the rate, engines loaded; no part of a clip",
+    "upscale_s": "the same frames to four times the side by a compact network, engine loaded; no part of a clip",
     "clip_cold_s": "the first clip ever, from the start of the process, builds included",
     "clip_warm_start_s": "the first clip of a new process, engines and caches on disk, from the start of the process",
     "clip_hot_s": "a later clip of the same process, picture to file",

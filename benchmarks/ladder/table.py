@@ -50,7 +50,7 @@ def markdown(document: Document) -> str:
             "## Speed", _table(rows, _speed(document)),
             "Times in seconds but where it says otherwise. *Hot* is a later clip of the same process, picture to "
             "h264 file; *warm start* a new process with engines and caches on disk, from its start; *cold* the first "
-            "ever, builds included.",
+            "ever, builds included. *Interpolate* and *upscale* come after the clip, and are no part of it.",
             "## Memory and building", _table(rows, MEMORY),
             "Memory in GiB. *Resident*: PyTorch's peak with all weights on the GPU, and in brackets what the GPU "
             "itself says is in use; *offloaded*: while denoising and decoding, the encoders off the GPU after "
@@ -88,6 +88,8 @@ def _speed(document: Document) -> tuple[Column, ...]:
         figure("decode", "decode_s", 3),
         figure("write", "write_s", 3),
         figure("clip hot", "clip_hot_s", 2),
+        figure("interpolate", "interpolate_s", 3),
+        figure("upscale", "upscale_s", 3),
         Column("against row 0", ratio("reference")),
         Column("against torch.compile", ratio("compiled")),
         figure("warm start", "clip_warm_start_s", 1),

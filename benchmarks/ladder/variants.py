@@ -50,6 +50,11 @@ class Variant:
         return self.name == REFERENCE
 
     @property
+    def goes_on(self) -> bool:
+        """Whether its backend also serves what comes after the clip; once for each, not for every rewrite."""
+        return self.way == ENGINES and self.rewrites is None
+
+    @property
     def rows(self) -> tuple[Row, ...]:
         """The rows that it gives, still empty."""
         first = Row(self.name, self.title, MISSING, NOT_YET)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...common.errors import EngineError, InputError
 from ...common.out_of_memory import is_out_of_memory
 from ..quality.metrics import ssim
-from .stream import Ahead, Frames, check_frame
+from .stream import DEPTH, Ahead, Frames, check_frame
 from .timing import Timing
 from .transfers import Download, Uploads, padded
 
@@ -59,7 +59,8 @@ class Report:
 class _Picture:
     """A source frame [height, width, 3], its place in the clip, and its form for the network, on the device.
 
-    `change` and `likeness` compare it with the frame before: mean and greatest difference, and that of small copies.
+    `change` and `likeness` compare it with the frame before: mean and greatest difference, and that of small copies,
+    of which `small` is its own.
     """
 
     frame: Tensor
@@ -68,6 +69,7 @@ class _Picture:
     mean_change: float = 1.0
     greatest_change: float = 1.0
     likeness: float = 1.0
+    small: Tensor | None = None
     known: Tensor | None = None
 
 
@@ -107,9 +109,12 @@ class Interpolation:
         self.report = Report(batch=max(batch, 1))
 
     def __call__(self, frames: Frames) -> Iterator[Tensor]:
-        """The new frames; at most two batches of source frames, and a few more that are uploaded ahead, are held."""
+        """The new frames; at most two batches of source frames are held, and one more that is uploaded ahead.
+
+        So the next batch is there when the last one's frames have been taken, which may take longest of all.
+        """
         done = 0
-        with Ahead(self._pictures(frames)) as pictures:
+        with Ahead(self._pictures(frames), max(DEPTH, self.report.batch)) as pictures:
             for frame in self._resolved(self._planned(pictures)):
                 yield frame
                 done += 1
@@ -139,20 +144,20 @@ class Interpolation:
         frame = frame.detach()[..., :3]
         height, width = frame.shape[:2]
         with uploads.beside():
-            raw = frame.to(self._device, torch.float32).permute(2, 0, 1).expand(3, -1, -1)
+            raw = uploads.copied(frame).permute(2, 0, 1).expand(3, -1, -1)
             image = raw.clamp(0, 1)
             aligned = uploads.shared(padded(image[None], -height % self._align, -width % self._align)[0])
+            small = _small(image) if self._cut > 0 else None
             found = [torch.isfinite(raw).all().double()]
             if before is not None:
-                earlier = before.image[:, :height, :width]
-                change = (image - earlier).abs()
-                alike = ssim(_small(image), _small(earlier)) if self._cut > 0 else 1.0
+                change = (image - before.image[:, :height, :width]).abs()
+                alike = 1.0 if small is None or before.small is None else ssim(small, before.small)
                 found += [change.mean().double(), change.max().double(), found[0] * alike]
             finite, *compared = torch.stack(found).tolist()
         if not finite:
             raise InputError("Expected finite values, found NaN or infinity.")
         shown = frame if frame.shape[2] == 3 else frame.expand(-1, -1, 3)
-        return _Picture(shown.float().cpu(), index, aligned, *compared)
+        return _Picture(shown.float().cpu(), index, aligned, *compared, small=small)
 
     def _planned(self, pictures: Iterable[_Picture]) -> Iterator[Tensor | _Wanted]:
         """Every new frame in order: a frame that is there, or one to be made."""

@@ -46,11 +46,30 @@ class Estimate(NamedTuple):
         return torch.lerp(self.second, self.first, torch.sigmoid(self.logit))
 
 
-def warp(images: Tensor, flow: Tensor) -> Tensor:
-    """Looks up images (B, C, H, W) at every pixel plus its flow (B, 2, H, W), bilinear, edges held."""
+def middle(values: Tensor, scale: float, dim: int) -> Tensor:
+    """What a bilinear shrinking by an even number looks at along a side: the middle two of every `scale` values.
+
+    Shrunk by two these give the same, so nothing else needs to be computed. Of other scales all values are looked at.
+    """
+    if scale % 2 or scale == 2:
+        return values
+    many = int(scale)
+    return values.unflatten(dim, (-1, many)).narrow(dim, many // 2 - 1, 2).flatten(dim - 1, dim)
+
+
+def looked_at(images: Tensor, scale: float) -> Tensor:
+    """The pixels of images (..., H, W) that their shrinking by a block's scale looks at, see `middle`."""
+    return middle(middle(images, scale, -1), scale, -2)
+
+
+def warp(images: Tensor, flow: Tensor, scale: float = 1) -> Tensor:
+    """Looks up images (B, C, H, W) at every pixel plus its flow (B, 2, H, W), bilinear, edges held.
+
+    With a scale only at the pixels that are `looked_at`, for which the flow is.
+    """
     height, width = images.shape[-2:]
-    x = torch.arange(width, device=flow.device, dtype=torch.float32)
-    y = torch.arange(height, device=flow.device, dtype=torch.float32)[:, None]
+    x = middle(torch.arange(width, device=flow.device, dtype=torch.float32), scale, -1)
+    y = middle(torch.arange(height, device=flow.device, dtype=torch.float32), scale, -1)[:, None]
     across = (x + flow[:, 0]) * (2 / (width - 1)) - 1
     down = (y + flow[:, 1]) * (2 / (height - 1)) - 1
     grid = torch.stack([across, down], dim=-1)
@@ -95,7 +114,8 @@ class Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """One refinement at a scale: inputs (B, C, H, W) and flow -> change of the flow, logit and state at full size."""
+    """One refinement at a scale: inputs (B, C, h, w) and flow at the pixels `looked_at` -> change of the flow,
+    logit and state at full size."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -105,9 +125,10 @@ class Block(nn.Module):
         self.lastconv = nn.Sequential(nn.ConvTranspose2d(width, outputs, 4, 2, 1), nn.PixelShuffle(2))
 
     def forward(self, x: Tensor, flow: Tensor | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-        small = _resize(x, 1 / scale)
+        shrink = 1 if scale == 1 else scale if scale % 2 else 2  # see `looked_at`
+        small = _resize(x, 1 / shrink)
         if flow is not None:
-            small = torch.cat([small, _resize(flow, 1 / scale).to(x.dtype) / scale], dim=1)
+            small = torch.cat([small, _resize(flow, 1 / shrink).to(x.dtype) / scale], dim=1)
         large = _resize(self.lastconv(self.convblock(self.conv0(small))), scale)
         change, logit, state = large.split([FLOW, MASK, STATE], dim=1)
         return change.float() * scale, logit, state
@@ -137,23 +158,35 @@ class FlowNetwork(nn.Module):
         self, first: Tensor, second: Tensor, first_features: Tensor, second_features: Tensor, time: Tensor
     ) -> Iterator[Estimate]:
         """Every block's result in turn; time is (B, 1, 1, 1), 0 at the first picture and 1 at the second."""
-        plane = time.to(first.dtype).expand(-1, 1, *first.shape[-2:])
-        flow = None
-        x = torch.cat([first, second, first_features, second_features, plane], dim=1)
-        seen = torch.cat([first, first_features], dim=1), torch.cat([second, second_features], dim=1)
-        for block, scale in zip(self.blocks, self.scales, strict=True):
-            change, logit, state = block(x, flow, scale)
-            flow = change if flow is None else flow + change
-            one, other = warp(seen[0], flow[:, :2]), warp(seen[1], flow[:, 2:])
-            x = torch.cat([one[:, :3], other[:, :3], one[:, 3:], other[:, 3:], plane, logit, state], dim=1)
-            yield Estimate(flow, one[:, :3], other[:, :3], logit)
+        for flow, logit in self._flows(first, second, first_features, second_features, time):
+            yield Estimate(flow, warp(first, flow[:, :2]), warp(second, flow[:, 2:]), logit)
 
     def forward(
         self, first: Tensor, second: Tensor, first_features: Tensor, second_features: Tensor, time: Tensor
     ) -> Tensor:
         """The picture at a time (B, 1, 1, 1): pictures (B, 3, H, W) in [0, 1], features (B, C, H, W)."""
-        *_, last = self.estimates(first, second, first_features, second_features, time)
-        return last.blend()
+        *_, (flow, logit) = self._flows(first, second, first_features, second_features, time)
+        return Estimate(flow, warp(first, flow[:, :2]), warp(second, flow[:, 2:]), logit).blend()
+
+    def _flows(
+        self, first: Tensor, second: Tensor, first_features: Tensor, second_features: Tensor, time: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The flow and the logit after every block. A block's inputs are made only where it looks at them."""
+        plane = time.to(first.dtype).expand(-1, 1, *first.shape[-2:])
+        one, other = torch.cat([first, first_features], dim=1), torch.cat([second, second_features], dim=1)
+        flow = logit = state = None
+        for block, scale in zip(self.blocks, self.scales, strict=True):
+            if flow is None or logit is None or state is None:
+                parts, seen_flow = [first, second, first_features, second_features, plane], None
+                x = torch.cat([looked_at(part, scale) for part in parts], dim=1)
+            else:
+                seen_flow = looked_at(flow, scale)
+                a, b = warp(one, seen_flow[:, :2], scale), warp(other, seen_flow[:, 2:], scale)
+                rest = [looked_at(part, scale) for part in (plane, logit, state)]
+                x = torch.cat([a[:, :3], b[:, :3], a[:, 3:], b[:, 3:], *rest], dim=1)
+            change, logit, state = block(x, seen_flow, scale)
+            flow = change if flow is None else flow + change
+            yield flow, logit
 
 
 class Rife(nn.Module):

@@ -28,6 +28,16 @@ class Uploads:
             yield
         self._stream.synchronize()
 
+    def copied(self, frame: Tensor) -> Tensor:
+        """A frame's own values on the device in float32; to be called within `beside`.
+
+        It goes through page-locked memory, into which all threads copy: the driver takes ordinary memory with one.
+        """
+        if self._stream is None or frame.is_cuda:
+            return frame.to(self.device, torch.float32)
+        staged = torch.empty(frame.shape, dtype=torch.float32, pin_memory=True).copy_(frame)
+        return staged.to(self.device, non_blocking=True)
+
     def shared(self, tensor: Tensor) -> Tensor:
         """The tensor, whose memory stays until the main stream's work with it is done."""
         if self._main is not None:

@@ -126,7 +126,7 @@ class Upscaling:
             check_frame(frame, before)
             before = frame
             with torch.inference_mode(), uploads.beside():
-                raw = frame.detach()[..., :3].to(self._device, torch.float32).permute(2, 0, 1).expand(3, -1, -1)
+                raw = uploads.copied(frame.detach()[..., :3]).permute(2, 0, 1).expand(3, -1, -1)
                 finite = bool(torch.isfinite(raw).all())
                 image = uploads.shared(raw.clamp(0, 1).contiguous())
             if not finite:

@@ -22,6 +22,8 @@ from ..engines.networks import OtherNetworks
 from .networks import MOST_AT_ONCE, fitting_batch
 
 UPSCALER = "upscaler"
+SMALLEST_TILE = 64
+"""Pixels of a tile's side; tiles are multiples of it."""
 BYTES_PER_PIXEL = 3 * 384
 """Scratch memory of a call for each pixel of a tile, step of scale and byte of the precision: ComfyUI's own measure."""
 
@@ -66,6 +68,11 @@ class UpscalerNetworks(OtherNetworks):
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
         pixels = sizes.get("chunk", 1) * self.tile**2 * max(self.scale, 1)
         return BYTES_PER_PIXEL * pixels * (4 if precision == "fp32" else 2)
+
+
+def fitting_tile(tile: int, height: int, width: int) -> int:
+    """The tile's side, or less where the frame is smaller: what is beyond a frame costs as much as what is in it."""
+    return min(tile, -(-max(height, width) // SMALLEST_TILE) * SMALLEST_TILE)
 
 
 def enlarge_by(engines: Engines[UpscalerNetworks]) -> Enlarge:

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,20 @@ def test_our_loop_makes_the_clip_of_row_0(reference: Row, make_order: MakeOrder,
     warm = climb(make_order, EAGER, "warm")
     assert "load_s" not in warm.figures, "eager PyTorch has no engine to load"
     assert warm.figures["warm_encode_s"] < row.figures["encode_cold_s"], "conditioning comes from the cache"
+
+
+def test_what_comes_after_the_clip_is_measured_by_engine_rows_where_it_is_asked_for(make_order: MakeOrder) -> None:
+    def after(variant: Variant, kind: str = "row") -> Order:
+        return replace(make_order(variant, kind), after_clip=True)
+
+    assert "interpolate_s" not in climb(after, ROW_0).figures, "diffusers has no such stage"
+    row = climb(after, EAGER)
+    check_figures(row, 3)
+    assert row.figures.get("interpolate_s", 0) > 0, row.notes
+    if find_spec("spandrel"):
+        assert row.figures["upscale_s"] > 0
+    else:
+        assert any("spandrel" in note for note in row.notes) and "upscale_s" not in row.figures
 
 
 @pytest.mark.slow

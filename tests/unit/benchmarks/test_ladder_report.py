@@ -37,11 +37,13 @@ def test_tables_of_speed_memory_and_likeness(document: Document) -> None:
     figures = {
         "gpu_resident_denoise_gib": 6.0, "gpu_resident_decode_gib": 6.5, "gpu_resident_used_gib": 8.25,
         "gpu_offloaded_decode_gib": 4.75, "latents_snr_db": 200.0, "latents_max_abs": 0.00012, "core_tflop": 9.0,
+        "interpolate_s": 0.1234, "upscale_s": 0.5,
     }  # fmt: skip
     document.rows["inductor"] = document.rows["inductor"].adding(figures)
     page = markdown(document)
     assert cells(page, name, 1) == {"": name, "GPU, resident": "6.50 (8.25)", "GPU, offloaded": "4.75"}
     assert cells(page, name, 2) == {"": name, "SNR, dB": "equal", "greatest difference": "1.2e-04"}
+    assert (cells(page, name, 0)["interpolate"], cells(page, name, 0)["upscale"]) == ("0.123", "0.500")
     assert cells(page, "eager, a title", 0)["TFLOP/s"] == "50", "9 TFLOP in 180 ms"
 
 

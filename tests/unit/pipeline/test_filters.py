@@ -165,6 +165,23 @@ def test_a_film_does_not_lie_in_memory() -> None:
     assert max(ahead) <= 16  # two batches of four, four uploaded ahead, and the pair between
 
 
+def test_the_next_batch_is_there_while_the_last_one_s_frames_are_taken() -> None:
+    given: list[Tensor] = []
+
+    def source() -> Iterator[Tensor]:
+        for frame in ramp(40):
+            given.append(frame)
+            yield frame
+
+    found = Interpolation(Blend(), by_factor(2), device=CPU, align=1, batch=8, cut=0.0)(source())
+    next(found)
+    used, waited = 2 * 8 + 1, time.monotonic() + 5  # a batch is made before the frames of the one before are given
+    while len(given) < used + 8 and time.monotonic() < waited:
+        time.sleep(0.01)
+    assert used + 8 <= len(given) <= used + 8 + 1, "one more waits to be taken over"
+    found.close()
+
+
 def test_a_long_rest_does_not_lie_in_memory_either() -> None:
     taken = 0
 

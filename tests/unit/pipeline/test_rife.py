@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from i2v_tensorrt.common.errors import InputError
 from i2v_tensorrt.common.pack_paths import INTERPOLATION
 from i2v_tensorrt.demo_model.training.interpolation_measure import blend, decibels, middle_of, pairs
-from i2v_tensorrt.pipeline.filters.rife import LITE_SCALES, SCALES, Rife, load_network, open_rife, warp
+from i2v_tensorrt.pipeline.filters.rife import LITE_SCALES, SCALES, Rife, load_network, looked_at, open_rife, warp
 
 CPU = torch.device("cpu")
 TINY = (8, 8, 8, 8, 8)
@@ -90,3 +90,45 @@ def test_each_component_loads_alone(tmp_path: Path) -> None:
     picture = torch.rand(1, 3, 64, 64)
     assert torch.equal(features(picture), network.encode(picture))
     assert next(flow.parameters()).dtype == torch.float16
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8, 16, 32])
+def test_the_pixels_that_a_shrinking_looks_at_give_the_same(scale: int) -> None:
+    images = torch.rand(2, 3, 96, 192)
+    seen = looked_at(images, scale)
+    whole = torch.nn.functional.interpolate(images, scale_factor=1 / scale, mode="bilinear")
+    again = torch.nn.functional.interpolate(seen, scale_factor=whole.shape[-1] / seen.shape[-1], mode="bilinear")
+    assert torch.equal(again, whole)
+    assert seen.shape == (images.shape if scale in (1, 2, 3) else (2, 3, 192 // scale, 384 // scale))
+
+
+def refined_everywhere(network: Rife, first: torch.Tensor, second: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """The published way: every block's inputs at full size, then shrunk."""
+    flow, plane = None, time.to(first.dtype).expand(-1, 1, *first.shape[-2:])
+    pictures, logit = (first, second), torch.empty(0)
+    known = network.encode(first), network.encode(second)
+    x = torch.cat([first, second, *known, plane], dim=1)
+    for block, scale in zip(network.flow.blocks, network.flow.scales, strict=True):
+        small = torch.nn.functional.interpolate(x, scale_factor=1 / scale, mode="bilinear") if scale > 1 else x
+        if flow is not None:
+            less = torch.nn.functional.interpolate(flow, scale_factor=1 / scale, mode="bilinear") if scale > 1 else flow
+            small = torch.cat([small, less.to(x.dtype) / scale], dim=1)
+        found = block.lastconv(block.convblock(block.conv0(small)))
+        large = torch.nn.functional.interpolate(found, scale_factor=scale, mode="bilinear") if scale > 1 else found
+        change, logit, state = large.split([4, 1, 8], dim=1)
+        flow = change.float() * scale + (0 if flow is None else flow)
+        pictures = warp(first, flow[:, :2]), warp(second, flow[:, 2:])
+        features = warp(known[0], flow[:, :2]), warp(known[1], flow[:, 2:])
+        x = torch.cat([*pictures, *features, plane, logit, state], dim=1)
+    return torch.lerp(pictures[1], pictures[0], torch.sigmoid(logit))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("widths", [TINY, (12, 8, 8, 8, 24)])
+def test_looking_only_where_it_counts_changes_nothing(widths: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    network = Rife(widths).to(dtype).eval()
+    first, second = torch.rand(2, 2, 3, 128, 256).to(dtype)
+    time = torch.tensor([0.25, 0.5]).view(2, 1, 1, 1)
+    with torch.no_grad():
+        assert torch.equal(network(first, second, time), refined_everywhere(network, first, second, time))
