@@ -53,7 +53,7 @@ def small(picture: str, checkpoint: str, **changes: object) -> Prompt:
 def test_the_converted_checkpoint_gives_the_same_frames(
     host: ComfyHost, converted: Path, server_arguments: list[str]
 ) -> None:
-    """Bit for bit; half of the memory would be too little for both, so that one is let go of before the other."""
+    """Bit for bit; one model is let go of before the other, for a machine may not hold both."""
     with start_server(host, converted, server_arguments) as server:
         client = ComfyClient(server.url, timeout_s=600)
         picture = client.upload_image(png(gradient()), "gradient.png")
