@@ -208,22 +208,30 @@ class Ours(Row):
         return {"steps": self.setting.steps, **seconds, "decoder": decoder, **self._peak("clip_peak_gib")}
 
     def _latents(self) -> dict[str, Any]:
-        """Likeness of final latents to those of eager PyTorch in fp32 from the same noise."""
+        """Likeness of final latents to those of eager PyTorch in fp32 from the same noise, and of eager in half
+        precision beside it: what an engine is off by more than that, it adds."""
         conditioning, steps = self._conditioning(), self.setting.latent_steps
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        exact = EngineSet(self.model, self.engines.store, EnginePolicy("eager", "fp32", "exact"), self.device)
-        found = []
-        for engines in (self.engines, exact):
-            plan = plan_sampling(plan_clip(engines, self.setting.size), denoising(steps))
-            found.append(sample_clip(plan, conditioning, _ignore))
-        exact.unload()
-        return {"latent_steps": steps, **likeness(found[1], found[0], "latents_")}
+        exact, *others = (
+            self._sampled(engines, conditioning, steps)
+            for engines in (self._eager("fp32"), self._eager(self.setting.half), self.engines)
+        )
+        half, ours = (likeness(exact, other, "latents_") for other in others)
+        return {"latent_steps": steps, **ours, "eager_half": half}
+
+    def _sampled(self, engines: EngineSet, conditioning: Conditioning, steps: int) -> torch.Tensor:
+        plan = plan_sampling(plan_clip(engines, self.setting.size), denoising(steps))
+        found = sample_clip(plan, conditioning, _ignore)
+        if engines is not self.engines:
+            engines.unload()
+        return found
+
+    def _eager(self, precision: str) -> EngineSet:
+        return EngineSet(self.model, self.engines.store, EnginePolicy("eager", precision, "exact"), self.device)
 
     def _conditioning(self) -> Conditioning:
         """A picture and a prompt through the encoders as they are: no engine is built for them."""
-        eager = EngineSet(
-            self.model, self.engines.store, EnginePolicy("eager", self.setting.half, "exact"), self.device
-        )
+        eager = self._eager(self.setting.half)
         with Image.open(PICTURE) as opened:
             request = ClipRequest(rgb(opened), "a boat drifts on a lake", "", *self.setting.size, FPS)
         found = encode_clip(plan_clip(eager, self.setting.size), request, ConditioningCache(None), _ignore)

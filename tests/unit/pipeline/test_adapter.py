@@ -269,7 +269,7 @@ def test_a_process_that_builds_gets_the_same_weights(tiny_wan: Wan, lora: Path) 
 def test_no_two_modules_of_a_network_share_a_name(
     tiny_folder: Path, tiny_svd_folder: Path, tiny_wan: Wan, tiny_dynamicrafter: Wan
 ) -> None:
-    crafters = [tiny_dynamicrafter(kind) for kind in ("512", "interp")]
+    crafters = [tiny_dynamicrafter(kind) for kind in ("512", "interp", "tooncrafter")]
     models = [open_model(folder) for folder in (tiny_folder, tiny_svd_folder, *map(tiny_wan, KINDS), *crafters)]
     assert {type(model) for model in models} == {*FAMILIES}
     for model in models:
