@@ -122,12 +122,14 @@ def test_each_pair_of_svd_is_its_definition(open_engines: Callable[..., EngineSe
     check_definition(engines, encoded(engines, EVEN), names)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "backend",
+    ("backend", "family"),
     [
-        pytest.param("onnxruntime", marks=pytest.mark.slow),
-        pytest.param("inductor", marks=pytest.mark.torture),  # which compiles for minutes
+        pytest.param("onnxruntime", "i2vgen_xl", marks=pytest.mark.slow),
+        *(
+            pytest.param(backend, family, marks=pytest.mark.torture)  # minutes each
+            for backend, family in (("onnxruntime", "svd"), ("inductor", "i2vgen_xl"), ("inductor", "svd"))
+        ),
     ],
 )
 def test_each_pair_is_its_definition_through_engines(
