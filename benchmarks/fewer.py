@@ -170,9 +170,7 @@ def _prepare(name: str, sets: Mapping[str, EngineSet], size: ClipSize) -> None:
 
 def _planned_row(engines: EngineSet, size: ClipSize, denoising: Denoising) -> Row:
     sampling = plan_sampling(plan_clip(engines, size), denoising)
-    asked = sampling.asked.steps * (2 if sampling.is_guided else 1)
-    made = asked if sampling.calls is None else sampling.calls.branches
-    return {"calls": made, "asked": asked, "line": sampling.calls_line, "clips": []}
+    return {"calls": sampling.most_calls, "asked": sampling.asked_calls, "line": sampling.calls_line, "clips": []}
 
 
 def _add_clip(row: Row, engines: EngineSet, laps: Mapping[str, float]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import sys
 import tempfile
@@ -133,7 +134,7 @@ class Judge:
 
 def _denoiser(model: VideoModel, network: Network, conditioning: Conditioning, probe: list[Call] | None) -> Denoise:
     """The guided prediction of the network, as the clip's own denoiser makes it of an engine's."""
-    inputs, number = model.components[model.denoiser].spec.inputs, iter(range(sys.maxsize))
+    inputs, number = model.components[model.denoiser].spec.inputs, itertools.count()
 
     def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         call = branch_inputs(inputs, model.prepare_input(x, t, conditioning.tensors), BOTH)

@@ -129,6 +129,16 @@ class SamplingPlan:
         return any(denoiser.branches == BOTH for denoiser in self.denoisers.values())
 
     @property
+    def asked_calls(self) -> int:
+        """How often the network would see a branch if every call were made as it is asked for."""
+        return self.asked.steps * (2 if self.is_guided else 1)
+
+    @property
+    def most_calls(self) -> int:
+        """How often it does under the preset, where that is known before the clip; the most, where it is not."""
+        return self.asked_calls if self.calls is None else self.calls.branches
+
+    @property
     def calls_line(self) -> str | None:
         """Sentence on the calls that the preset makes; None where it makes all."""
         if self.calls is None:

@@ -74,7 +74,7 @@ class Evaluation:
         """
         rows: dict[str, dict[str, dict[str, Any]]] = {}
         jobs = self._order.jobs
-        calls = {variant: _calls(self._sampling(variant, self._order.clips[0])) for _, variant in jobs}
+        calls = {variant: self._sampling(variant, self._order.clips[0]).most_calls for _, variant in jobs}
         left = sum(calls[variant] for clip, variant in jobs if not self._is_made(clip, variant))
         progress = Progress(tell, left, None if minutes is None else 60 * minutes)
         for number, (clip, variant) in enumerate(jobs, start=1):
@@ -151,14 +151,7 @@ class Evaluation:
         chunk = chunk_size(FREE_BYTES, size.height, size.width, size.num_frames)
         frames = decode_clip(plan, latents, chunk, _ignore, conditioning.tensors)
         seconds = {"sample_s": sampled - started, "decode_s": time.monotonic() - sampled, "sample_cpu_s": processor_s}
-        return frames, {**seconds, "calls": _calls(sampling)}
-
-
-def _calls(sampling: SamplingPlan) -> int:
-    """How often the network sees a branch, where that is known before the clip; the most, where it is not."""
-    if sampling.calls is not None:
-        return sampling.calls.branches
-    return sampling.asked.steps * (2 if sampling.is_guided else 1)
+        return frames, {**seconds, "calls": sampling.most_calls}
 
 
 def other_backend(engines: EngineSet) -> str:

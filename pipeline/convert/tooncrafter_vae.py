@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ..models.checkpoints.part_plan import PartPlan, fitted, shapes_of
 from ..models.checkpoints.tensor_files import Tensors
+from ..models.dynamicrafter.specs import REFERENCE_VAE
 from ..models.parts import own_class
 from ..models.svd import single_file as svd
 
-CLASS = "ToonCrafterVae"
 REFINEMENT = "decoder.attn_refinement."
 UNUSED = "post_quant_conv."
 """A layer before the decoder, which the published code leaves out where there are references."""
@@ -19,6 +19,6 @@ def tooncrafter_vae(found: Tensors) -> PartPlan:
     others = {name: x for name, x in found.items() if name not in refining and not name.startswith(UNUSED)}
     plain = svd.vae(others)
     config = {name: value for name, value in plain.config.items() if name != "_class_name"}
-    shapes = shapes_of(own_class(CLASS), config)
+    shapes = shapes_of(own_class(REFERENCE_VAE), config)
     tensors = fitted("ToonCrafter's VAE", shapes, {**plain.tensors, **refining})
-    return PartPlan("i2v_tensorrt", CLASS, {"_class_name": CLASS, **config}, tensors)
+    return PartPlan("i2v_tensorrt", REFERENCE_VAE, {"_class_name": REFERENCE_VAE, **config}, tensors)

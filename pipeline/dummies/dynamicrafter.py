@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.dynamicrafter.published_settings import KIND_SCHEDULER, SCHEDULER, TOONCRAFTER, index_of
+from ..models.dynamicrafter.specs import REFERENCE_VAE
 from .i2vgen_xl import (
     wake_temporal_convolutions,
     write_byte_tokenizer,
@@ -60,7 +61,7 @@ def write_tiny_dynamicrafter(
         write_vision(into, chosen.width, chosen.picture, chosen.patch, projection=False)
         write_byte_tokenizer(into / "tokenizer")
 
-    vae = {"vae": ["i2v_tensorrt", "ToonCrafterVae"]} if kind == TOONCRAFTER else {}
+    vae = {"vae": ["i2v_tensorrt", REFERENCE_VAE]} if kind == TOONCRAFTER else {}
     return write_checkpoint(folder, write, {**index_of(kind), **PARTS, **vae}, seed)
 
 

@@ -159,14 +159,14 @@ class FlowNetwork(nn.Module):
     ) -> Iterator[Estimate]:
         """Every block's result in turn; time is (B, 1, 1, 1), 0 at the first picture and 1 at the second."""
         for flow, logit in self._flows(first, second, first_features, second_features, time):
-            yield Estimate(flow, warp(first, flow[:, :2]), warp(second, flow[:, 2:]), logit)
+            yield _estimate(first, second, flow, logit)
 
     def forward(
         self, first: Tensor, second: Tensor, first_features: Tensor, second_features: Tensor, time: Tensor
     ) -> Tensor:
         """The picture at a time (B, 1, 1, 1): pictures (B, 3, H, W) in [0, 1], features (B, C, H, W)."""
         *_, (flow, logit) = self._flows(first, second, first_features, second_features, time)
-        return Estimate(flow, warp(first, flow[:, :2]), warp(second, flow[:, 2:]), logit).blend()
+        return _estimate(first, second, flow, logit).blend()
 
     def _flows(
         self, first: Tensor, second: Tensor, first_features: Tensor, second_features: Tensor, time: Tensor
@@ -187,6 +187,11 @@ class FlowNetwork(nn.Module):
             change, logit, state = block(x, seen_flow, scale)
             flow = change if flow is None else flow + change
             yield flow, logit
+
+
+def _estimate(first: Tensor, second: Tensor, flow: Tensor, logit: Tensor) -> Estimate:
+    """Both pictures (B, 3, H, W) warped by a flow (B, 4, H, W), beside it."""
+    return Estimate(flow, warp(first, flow[:, :2]), warp(second, flow[:, 2:]), logit)
 
 
 class Rife(nn.Module):
