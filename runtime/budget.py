@@ -66,7 +66,7 @@ class Budget:
         return f"{self.stage} {size.words} needs {needed} {cost} of memory{found}: {self._advice(size, room)}."
 
     def _advice(self, size: ClipSize, room: int) -> str:
-        counts = map(self.space.num_frames, range(self.space.frames(size.num_frames) - 1, 0, -1))
+        counts = self.space.counts(size.num_frames - 1)
         fewer = next((count for count in counts if self._fits(size._replace(num_frames=count), room)), 0)
         smaller = next((each for each in _smaller(size, self.space.side_multiple) if self._fits(each, room)), None)
         found = [f"{fewer} of these frames"] if fewer else []
@@ -86,7 +86,7 @@ def largest(budgets: Sequence[Budget], size: ClipSize, multiple: int) -> ClipSiz
     if all(budget.allows(size) for budget in budgets):
         return size
     space = budgets[0].space
-    counts = sorted({space.num_frames(number) for number in range(1, space.frames(size.num_frames) + 1)}, reverse=True)
+    counts = space.counts(size.num_frames)
     sizes = [size, *_smaller(size, multiple)]
     roomy = [each for each in sizes if 2 * max(each.width, each.height) >= max(size.width, size.height)]
     for group in (roomy, sizes):

@@ -43,6 +43,11 @@ class LatentSpace:
         """Number of frames of a clip of `frames` latent frames."""
         return (frames - 1) * self.time_factor + 1
 
+    def counts(self, num_frames: int) -> list[int]:
+        """Numbers of frames that a clip may have, up to `num_frames`, the most first."""
+        counts = map(self.num_frames, range(self.frames(num_frames), 0, -1))
+        return [count for count in counts if count >= self.min_frames]
+
     def shape(self, width: int, height: int, num_frames: int) -> tuple[int, int, int, int]:
         """[frames, channels, h, w] of a clip of width x height (pixels)."""
         return (self.frames(num_frames), self.channels, height // self.factor, width // self.factor)

@@ -172,6 +172,18 @@ def test_the_advice_is_the_largest_that_fits(room: int) -> None:
     assert (f"{sides[-1]}x" in told) if sides else told.endswith(": close other programs, or choose less.")
 
 
+def test_a_family_of_one_length_is_advised_on_sides_alone() -> None:
+    space = LatentSpace(min_frames=16, max_frames=16, side_multiple=64)
+
+    def cost(size: ClipSize) -> int:
+        assert space.violation("The family", *size) is None
+        return LINEAR.cost(size)
+
+    need = Budget("Denoising", cost, 5_000_000, space)
+    assert need.sentence(ClipSize(1024, 576, 16)).endswith(": 704x384 with 16 frames would fit.")
+    assert largest([need], ClipSize(1024, 576, 16), 64) == ClipSize(768, 448, 16)
+
+
 def test_what_is_advised_is_a_size_that_a_request_may_have() -> None:
     for width, height in itertools.product((64, 72, 512, 2048), (64, 520, 2040)):
         for room in (100_000, 10_000_000):
