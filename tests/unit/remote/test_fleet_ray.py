@@ -91,6 +91,7 @@ def test_every_clip_comes_out_once_whatever_is_lost(cluster: PretendedCluster, t
         assert first.poll() is None, (tmp_path / "driver.log").read_text()
         first.kill()
     batch.gate.touch()
+    committed = len(list(Records(batch.out).keys()))
     before = {path.name: path.stat().st_mtime_ns for path in batch.made()}
     with batch.start() as second:
         out, _ = second.communicate(timeout=120)
@@ -100,7 +101,7 @@ def test_every_clip_comes_out_once_whatever_is_lost(cluster: PretendedCluster, t
     assert errors.keys() == {f"p{DEADLY:02d}", f"p{BAD:02d}"}
     assert errors[f"p{BAD:02d}"] == "no clip of this"
     assert errors[f"p{DEADLY:02d}"].startswith("its worker ended 3 times while it made this: ")
-    assert len(rows) == CLIPS - len(before), "what was there is not made again"
+    assert CLIPS - len(before) <= len(rows) <= CLIPS - committed, "what was committed is not made again"
     batch.check_whole()
     assert {path.name: path.stat().st_mtime_ns for path in batch.made() if path.name in before} == before
     status = fleet_status(batch.out)
