@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from i2v_tensorrt.runtime.budget import TOLERANCE, Budget, largest
 from i2v_tensorrt.runtime.clip import decode_clip, fitting_chunk
 from i2v_tensorrt.runtime.clip_plan import engine_multiple, plan_clip
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
-from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace, Memory, evict
+from i2v_tensorrt.runtime.engines.memory_manager import LoadInPlace
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 
 from ...helpers.stages import REQUEST, decoded, encoded, engines_of, quiet, sampled
@@ -294,46 +292,6 @@ def test_a_clip_shrinks_to_what_fits_with_guidance_and_says_so(engines: EngineSe
 
 LATENTS = torch.zeros(8, 4, 8, 8)
 SIZE = ClipSize(64, 64, 8)
-
-
-class Shelf:
-    """A memory of 100 bytes with so many in use; what is on it can be taken away."""
-
-    def __init__(self, used: int) -> None:
-        self.used = used
-        self.memory = Memory(100, lambda: 100 - self.used)
-
-    def holding(self, name: str, size: int) -> Callable[[], str]:
-        def take() -> str:
-            self.used -= size
-            return name if size else ""
-
-        return take
-
-
-@pytest.mark.parametrize(
-    ("used", "needed", "gone"),
-    [
-        (90, 0, None),
-        (91, 0, "a"),
-        (50, 40, None),
-        (50, 41, "a"),
-        (90, 20, "a, b"),
-        (90, 25, "a, b, c"),
-        (90, sys.maxsize, "a, b, c"),
-    ],
-)
-def test_no_more_gives_way_than_keeps_a_tenth_free(used: int, needed: int, gone: str | None) -> None:
-    shelf = Shelf(used)
-    told = evict(shelf.memory, needed, [shelf.holding("a", 10), shelf.holding("b", 10), shelf.holding("c", 5)])
-    assert told == (None if gone is None else f"Memory is over 90% full: let go of {gone}.")
-
-
-def test_what_holds_nothing_is_not_named() -> None:
-    shelf = Shelf(95)
-    told = evict(shelf.memory, 0, [shelf.holding("a", 0), shelf.holding("b", 10)])
-    assert told == "Memory is over 90% full: let go of b."
-    assert evict(Shelf(99).memory, 0, [shelf.holding("a", 0)]) is None
 
 
 class Short(LoadInPlace):
