@@ -59,6 +59,14 @@ def test_another_secret_or_another_name_does_not_open_it() -> None:
         unseal(SEALED, SECRET, "b" * 64)
 
 
+def test_a_manifest_is_read_once_and_a_changed_one_is_not_taken_for_it() -> None:
+    first = unseal(SEALED, SECRET, MANIFEST.key)
+    assert unseal(SEALED, SECRET, MANIFEST.key) is first
+    for text, secret in ((SEALED.replace("1", "2", 1), SECRET), (SEALED, b"t" * 32)):
+        with pytest.raises(EngineError):
+            unseal(text, secret, MANIFEST.key)
+
+
 def resealed(change: Callable[[dict[str, Any]], object]) -> str:
     """A manifest whose body was changed by somebody who knows the secret: another version of the pack."""
     body = json.loads(SEALED)["body"]
