@@ -9,6 +9,7 @@ import torch
 
 from ..common.errors import InputError
 from ..common.out_of_memory import is_out_of_memory
+from .media.large_clip import empty_clip
 
 BYTES_PER_PIXEL = 2250
 """Scratch memory of the published VAE's decoder, fp16, for each pixel of each frame decoded at once.
@@ -69,7 +70,7 @@ def decode(
     chunk = max(least, chunk)
     count, _, height, width = latents.shape
     total = 1 + (count - 1) * time_factor
-    frames = torch.empty(total, height * factor, width * factor, 3)
+    frames = empty_clip(total, height * factor, width * factor)
     copies = _Copies(frames, lambda made: on_chunk(made, total))
     done = made = 0
     while done < count:

@@ -17,6 +17,7 @@ from ...common.errors import InputError
 from ...pipeline.filters.timing import exact
 from ...pipeline.media.formats import Audio, OnFrame, VideoOptions
 from ...pipeline.media.frames import StreamedClip, over_black, play_order
+from ...pipeline.media.large_clip import empty_clip
 from ...pipeline.media.reader import read_sound, stream_frames, stream_info
 from ...pipeline.media.sound import usable_sound
 from ...pipeline.media.video import write_stream
@@ -94,7 +95,7 @@ def collected(made: Footage, on_frame: OnFrame) -> tuple[torch.Tensor | None, In
     """
     if made.is_video:
         return None, _streamed(made, on_frame)
-    images = torch.empty(made.num_frames, made.height, made.width, 3)
+    images = empty_clip(made.num_frames, made.height, made.width)
     for number, frame in enumerate(made.frames):
         images[number] = frame
         on_frame(number + 1, made.num_frames)
