@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,14 +126,11 @@ class InterpolateFrames(io.ComfyNode):
             )  # fmt: skip
             rate = source.rate / timing.step
 
-            def on_frame(done: int, total: int) -> None:
-                progress.step(done, total)
-                progress.say(f"interpolate: frame {done} of {total}")
-
             smooth = replace(source, frames=run(source.frames), rate=rate, num_frames=expected)
-            made, video = collected(smooth, on_frame)
-        lines = [_summary(source, rate, run.report, time.monotonic() - started), *_cuts(run.report)]
-        progress.say("\n".join([*lines, engines.describe(INTERPOLATION), *engines.take_notes()]))
+            made, video = collected(smooth, partial(progress.count, "interpolate: frame"))
+        summary = _summary(source, rate, run.report, time.monotonic() - started)
+        lines = [summary, *_cuts(run.report), engines.describe(INTERPOLATION), *engines.take_notes()]
+        progress.say("\n".join(lines))
         return io.NodeOutput(made, video, float(rate), ui=ui.text_ui(lines))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,19 +128,18 @@ class OnnxPicture(io.ComfyNode):
             backend = backend_for(backend, memory.device())
             engines = engines_of(networks, networks.contract.precision, backend, policy, weights="inside")
 
-            def on_frame(done: int, total: int) -> None:
-                progress.step(done, total)
-                progress.say(f"picture network: frame {done} of {total}")
-
             wishes = Wishes(fit, colours, number, _tensor(more))
             run = picture_filter(engines, source.height, source.width, wishes)
             masks: list[torch.Tensor] = []
             made = _pictures(run(source.frames), masks, keep=not source.is_video)
             height, width = run.size(source.height, source.width)
-            images, video = collected(replace(source, frames=made, height=height, width=width), on_frame)
+            images, video = collected(
+                replace(source, frames=made, height=height, width=width),
+                partial(progress.count, "picture network: frame"),
+            )
         took = f"{run.report.made} frames, {run.report.batch} at once, {time.monotonic() - started:.2f} s"
-        lines = [networks.contract.describe(), took]
-        progress.say("\n".join([*lines, served_by(engines), *engines.take_notes()]))
+        lines = [networks.contract.describe(), took, served_by(engines), *engines.take_notes()]
+        progress.say("\n".join(lines))
         return io.NodeOutput(images, torch.stack(masks) if masks else None, video, ui=ui.text_ui(lines))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,17 +97,14 @@ class UpscaleVideo(io.ComfyNode):
             progress = ui.Progress(cls.hidden.unique_id, source.num_frames)
             progress.say("upscale: loading")
 
-            def on_frame(done: int, total: int) -> None:
-                progress.step(done, total)
-                progress.say(f"upscale: frame {done} of {total}")
-
             run = upscaling(engines, size=size)
             height, width = size
             large = replace(source, frames=run(source.frames), height=height, width=width)
-            made, video = collected(large, on_frame)
+            made, video = collected(large, partial(progress.count, "upscale: frame"))
         tiles = f"{run.report.tiles} tiles, {run.report.batch} at once, {time.monotonic() - started:.2f} s"
-        lines = [f"{source.width}x{source.height} to {width}x{height}: {tiles}"]
-        progress.say("\n".join([*lines, engines.describe(UPSCALER), *engines.take_notes()]))
+        sizes = f"{source.width}x{source.height} to {width}x{height}"
+        lines = [f"{sizes}: {tiles}", engines.describe(UPSCALER), *engines.take_notes()]
+        progress.say("\n".join(lines))
         return io.NodeOutput(made, video, ui=ui.text_ui(lines))
 
 

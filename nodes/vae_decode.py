@@ -56,8 +56,7 @@ class VAEDecode(io.ComfyNode):
 
             def on_chunk(done: int, total: int) -> None:
                 ends.append(done)
-                progress.step(done, total)
-                progress.say(f"decode: frame {done} of {total}")
+                progress.count("decode: frame", done, total)
 
             size = min(chunk or fitting_chunk(plan), MAX_CHUNK)
             progress.say("decode: loading")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +22,9 @@ from ...runtime.tools.table import Table
 
 log = logging.getLogger(__name__)
 
+COUNT_S = 0.1
+"""Seconds between two lines of a count: each goes to the page, and a hundred frames may take half a second."""
+
 
 class Progress:
     """A node's progress bar and line of text; every call lets an interruption through."""
@@ -27,11 +32,20 @@ class Progress:
     def __init__(self, node_id: str | None, total: int) -> None:
         self._node_id = node_id
         self._bar = comfy.utils.ProgressBar(total)
+        self._counted_at = -math.inf
 
     def step(self, done: int, total: int, preview: Any = None) -> None:
         """Moves the bar; `preview` as `latent_preview` gives it."""
         memory.throw_exception_if_processing_interrupted()
         self._bar.update_absolute(done, total, preview)
+
+    def count(self, what: str, done: int, total: int) -> None:
+        """Moves the bar and writes `what done of total` on the node: the first and the last, and some between."""
+        self.step(done, total)
+        now = time.monotonic()
+        if done == total or now - self._counted_at >= COUNT_S:
+            self._counted_at = now
+            self.say(f"{what} {done} of {total}")
 
     def say(self, text: str) -> None:
         """Writes a line on the node while it runs and after."""

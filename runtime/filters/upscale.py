@@ -14,7 +14,7 @@ from torch import Tensor
 from ...common.network_source import NetworkSource
 from ...common.shapes import DimRange, ShapeProfile
 from ...common.spec import NetworkSpec, Scope, TensorSpec
-from ...pipeline.filters.spandrel_network import code, load_network
+from ...pipeline.filters.spandrel_network import REWRITES, code, load_network
 from ...pipeline.filters.upscaling import OVERLAP, TILE, Enlarge, Upscaling
 from ...pipeline.models.model_networks import Component
 from ..engines.engine_set import Engines
@@ -34,6 +34,8 @@ class UpscalerNetworks(OtherNetworks):
 
     engine_components: ClassVar[tuple[str, ...]] = (UPSCALER,)
     build_order: ClassVar[tuple[str, ...]] = (UPSCALER,)
+    known_rewrites: ClassVar[Mapping[str, tuple[str, ...]]] = {UPSCALER: REWRITES}
+    rewriting_backends: ClassVar[frozenset[str]] = frozenset({"inductor"})
 
     path: Path
     sha256: str
@@ -46,7 +48,7 @@ class UpscalerNetworks(OtherNetworks):
         path, large = str(self.path), self.tile * self.scale
 
         def load(precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
-            return load_network(path, precision)
+            return load_network(path, precision, ",".join(rewrites))
 
         spec = NetworkSpec(
             "upscaler",
@@ -60,9 +62,12 @@ class UpscalerNetworks(OtherNetworks):
         )
         return {UPSCALER: Component(spec, load)}
 
+    def rewrites(self, component: str, backend: str) -> tuple[str, ...]:
+        return REWRITES if backend in self.rewriting_backends else ()
+
     def source(self, component: str, precision: str, rewrites: tuple[str, ...] = (), blocks: int = 0) -> NetworkSource:
         """Source from which another process loads the network."""
-        arguments = {"path": str(self.path), "precision": precision}
+        arguments = {"path": str(self.path), "precision": precision, "rewrites": ",".join(rewrites)}
         return NetworkSource("pipeline.filters.spandrel_network", "load_network", arguments, self.path.stat().st_size)
 
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from i2v_tensorrt.benchmarks.upscale_models import compact
+from i2v_tensorrt.benchmarks.upscale_models import compact, esrgan
 from i2v_tensorrt.pipeline.media.reader import read_video
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.live.answers import failure, run, text
@@ -17,7 +17,7 @@ from i2v_tensorrt.tests.live.test_interpolate_frames import frames_of, saved_fra
 from i2v_tensorrt.tests.live.texts import run_and_hear
 
 NODE = "20"
-NAME = "compact.safetensors"
+NAME, DENSE = "compact.safetensors", "dense.safetensors"
 __all__ = ["video"]
 
 
@@ -27,6 +27,7 @@ def upscaler(base_directory: Path) -> Prompt:
     folder = base_directory / "models" / "upscale_models"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(compact(layers=2, width=8, scale=2), folder / NAME)
+    save_file(esrgan(blocks=1, width=16), folder / DENSE)
     return {"10": node("UpscaleModelLoader", model_name=NAME)}
 
 
@@ -57,6 +58,20 @@ def test_an_engine_gives_the_same(client: ComfyClient, video: str, upscaler: Pro
         ours = upscale(frames=["2", 0], backend=backend, on_missing=on_missing)
         found[backend] = saved_frames({**frames_of(video), **upscaler, **ours, **saving()}, client, output)
     assert (found["eager"] - found["onnxruntime"]).abs().max() <= 1.01 / 255
+
+
+def test_a_dense_network_is_written_anew_for_its_engine_and_gives_the_same(
+    client: ComfyClient, video: str, upscaler: Prompt, output: Path
+) -> None:
+    dense = {"10": node("UpscaleModelLoader", model_name=DENSE)}
+    core = node("ImageUpscaleWithModel", upscale_model=["10", 0], image=["2", 0])
+    theirs = saved_frames({**frames_of(video), **dense, NODE: core, **saving()}, client, output)
+    prompt = {**frames_of(video), **dense, **upscale(frames=["2", 0], backend="inductor", on_missing="build")}
+    found = run(client, {**prompt, **saving()})
+    ours = read_video(output / text(found, SAVE).splitlines()[0])
+    assert theirs.shape == ours.shape == (5, 256, 320, 3)
+    assert (ours - theirs).abs().max() <= 1.01 / 255
+    assert "\ninductor, " in text(found, NODE)
 
 
 @pytest.mark.usefixtures("onnxruntime")
