@@ -15,7 +15,7 @@ from ...common.out_of_memory import is_out_of_memory
 from ..quality.metrics import ssim
 from .stream import DEPTH, Ahead, Frames, check_frame
 from .timing import Timing
-from .transfers import Download, Uploads, padded
+from .transfers import Download, Downloads, Uploads, padded
 
 STATIC = 1 / 255
 """Frames that differ nowhere by more are the same to a viewer: nothing is between them."""
@@ -106,6 +106,7 @@ class Interpolation:
     ) -> None:
         self._network, self._timing, self._device, self._align = network, timing, device, align
         self._cut, self._drop_repeats, self._on_frame = cut, drop_repeats, on_frame
+        self._downloads = Downloads(device)
         self.report = Report(batch=max(batch, 1))
 
     def __call__(self, frames: Frames) -> Iterator[Tensor]:
@@ -234,7 +235,7 @@ class Interpolation:
         images = self._network(_images(first), _images(second), known, times)
         height, width, _ = wanted[0].first.frame.shape
         shown = images[:, :, :height, :width].float().clamp(0, 1).permute(0, 2, 3, 1).contiguous()
-        made = Download(shown)
+        made = self._downloads.begin(shown)
         for number, item in enumerate(wanted):
             item.made, item.number = made, number
 

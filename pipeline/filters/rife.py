@@ -8,6 +8,7 @@ whatever the network's precision: half precision places them a third of a pixel 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -129,8 +130,8 @@ class Block(nn.Module):
         small = _resize(x, 1 / shrink)
         if flow is not None:
             small = torch.cat([small, _resize(flow, 1 / shrink).to(x.dtype) / scale], dim=1)
-        large = _resize(self.lastconv(self.convblock(self.conv0(small))), scale)
-        change, logit, state = large.split([FLOW, MASK, STATE], dim=1)
+        parts = self.lastconv(self.convblock(self.conv0(small))).split([FLOW, MASK, STATE], dim=1)
+        change, logit, state = (_resize(part, scale) for part in parts)  # each is used at other pixels
         return change.float() * scale, logit, state
 
 
@@ -214,7 +215,7 @@ class Rife(nn.Module):
 
 
 def open_rife(tensors: Mapping[str, Tensor]) -> Rife:
-    """The network that published tensors belong to, with them in it, in their dtype.
+    """The network that published tensors belong to, with these very tensors in it, in their dtype.
 
     Raises InputError when they have another form.
     """
@@ -224,9 +225,11 @@ def open_rife(tensors: Mapping[str, Tensor]) -> Rife:
         features = own["encode.cnn3.weight"].shape[1]
     except KeyError as error:
         raise InputError(f"Expected {FORM}; found none of the tensor {error}.") from None
-    network = Rife(widths, features).to(own["encode.cnn3.weight"].dtype)
+    with torch.device("meta"):  # no numbers are drawn that would then be thrown away
+        network = Rife(widths, features)
+    dtype = own["encode.cnn3.weight"].dtype
     try:
-        network.load_state_dict(own)
+        network.load_state_dict({name: value.to(dtype) for name, value in own.items()}, assign=True)
     except RuntimeError as error:
         raise InputError(
             f"Expected {FORM}; found tensors that do not fit it: {str(error).splitlines()[-1].strip()}"
@@ -245,8 +248,13 @@ def load_network(path: str, component: str, precision: str) -> nn.Module:
     """
     from safetensors.torch import load_file
 
-    network = open_rife(load_file(path)).requires_grad_(False)
-    return network.get_submodule(NETWORKS[component]).to(getattr(torch, PRECISIONS[precision]))
+    return one_network(open_rife(load_file(path)), component, precision)
+
+
+def one_network(network: Rife, component: str, precision: str) -> nn.Module:
+    """One of the `NETWORKS` with tensors of its own, on the CPU, in that precision."""
+    part = copy.deepcopy(network.get_submodule(NETWORKS[component]))
+    return part.requires_grad_(False).to(getattr(torch, PRECISIONS[precision]))
 
 
 def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

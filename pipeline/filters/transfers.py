@@ -1,4 +1,4 @@
-"""Frames to a device and back beside its work: uploads on a stream of their own, downloads into page-locked memory."""
+"""Frames to a device and back beside its work, on streams of their own and through page-locked memory."""
 
 from __future__ import annotations
 
@@ -46,23 +46,35 @@ class Uploads:
 
 
 class Download:
-    """Pictures on their way to the CPU: the copy runs while the device goes on, and `result` waits for it."""
+    """Pictures on their way to the CPU; `result` waits for them."""
 
-    def __init__(self, images: Tensor) -> None:
-        self._arrived: torch.cuda.Event | None = None
-        self._images = images
-        if images.is_cuda:
-            self._images = torch.empty(images.shape, dtype=images.dtype, pin_memory=True).copy_(
-                images, non_blocking=True
-            )
-            self._arrived = torch.cuda.Event()
-            self._arrived.record(torch.cuda.current_stream(images.device))
+    def __init__(self, images: Tensor, arrived: torch.cuda.Event | None = None) -> None:
+        self._images, self._arrived = images, arrived
 
     def result(self) -> Tensor:
         """The pictures in host memory."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._images
+
+
+class Downloads:
+    """Copies from a device into page-locked memory; work that is queued after one does not wait for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def begin(self, images: Tensor) -> Download:
+        """Has pictures copied once they are there, whatever the current stream does next."""
+        if self._stream is None or not images.is_cuda:
+            return Download(images)
+        self._stream.wait_stream(torch.cuda.current_stream(images.device))
+        images.record_stream(self._stream)
+        with torch.cuda.stream(self._stream):
+            copied = torch.empty(images.shape, dtype=images.dtype, pin_memory=True).copy_(images, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record(self._stream)
+        return Download(copied, arrived)
 
 
 def padded(images: Tensor, down: int, across: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...common.errors import InputError
 from ...common.out_of_memory import is_out_of_memory
 from .stream import Ahead, Frames, check_frame
-from .transfers import Download, Uploads, padded
+from .transfers import Download, Downloads, Uploads, padded
 
 TILE = 512
 """Edge of a tile in pixels of the source."""
@@ -108,7 +108,7 @@ class Upscaling:
             raise InputError(f"Expected tiles that overlap by at most half, found {overlap} of {tile} pixels.")
         self._network, self._scale, self._device = network, scale, device
         self._tile, self._overlap, self._size, self._on_frame = tile, overlap, size, on_frame
-        self.report = UpscaleReport(max(batch, 1))
+        self.report, self._downloads = UpscaleReport(max(batch, 1)), Downloads(device)
 
     def __call__(self, frames: Frames) -> Iterator[Tensor]:
         """The larger frames in their order; a batch of tiles' frames, and a few uploaded ahead, are held."""
@@ -207,4 +207,4 @@ class Upscaling:
         image = canvas.picture[None, :, : canvas.height, : canvas.width]
         if self._size is not None and self._size != (canvas.height, canvas.width):
             image = F.interpolate(image, self._size, mode="bicubic", antialias=True)
-        return Download(image[0].clamp(0, 1).permute(1, 2, 0).contiguous())
+        return self._downloads.begin(image[0].clamp(0, 1).permute(1, 2, 0).contiguous())

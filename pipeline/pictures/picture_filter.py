@@ -13,7 +13,7 @@ from torch import Tensor
 from ...common.errors import InputError
 from ...common.out_of_memory import is_out_of_memory
 from ..filters.stream import Ahead, Frames, check_frame
-from ..filters.transfers import Download, Uploads, padded
+from ..filters.transfers import Download, Downloads, Uploads, padded
 from .contract import BGR, NCHW, NHW, SCALING, SIGMOID, STRETCH, Contract, More
 
 SQUASH, PAD = "squash", "pad"
@@ -54,6 +54,7 @@ class PictureFilter:
         self, network: Network, contract: Contract, *, device: torch.device, batch: int, wishes: Wishes
     ) -> None:
         self._network, self._contract, self._device, self._wishes = network, contract, device, wishes
+        self._downloads = Downloads(device)
         self._span: tuple[float, float] | None = None
         self.report = PictureReport(max(batch, 1) if contract.batches else 1)
 
@@ -99,7 +100,7 @@ class PictureFilter:
                     raise
                 self.report.batch = max(1, len(part) // 2)
                 continue
-            found += [Download(each) for each in made]
+            found += [self._downloads.begin(each) for each in made]
         return found
 
     @torch.inference_mode()

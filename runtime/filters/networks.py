@@ -55,14 +55,14 @@ class RifeNetworks(OtherNetworks):
     def components(self) -> Mapping[str, Component]:
         sha = hashlib.sha256(self.path.read_bytes()).hexdigest()
         code = hashlib.sha256(Path(rife.__file__).read_bytes()).hexdigest()[:16]
-        path, align = str(self.path), self.align
+        align = self.align
         channels = self.network.encode.cnn3.out_channels
         side = DimRange(align, max(512 // align, 1) * align, LARGEST // align * align, align)
         limits = ShapeProfile({"chunk": DimRange(1, 4, MOST_AT_ONCE), "height": side, "width": side})
 
         def component(name: str, inputs: tuple[TensorSpec, ...], output: TensorSpec) -> Component:
             def load(precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
-                return rife.load_network(path, name, precision)
+                return rife.one_network(self.network, name, precision)
 
             config = f"{list(self.network.flow.scales)}"
             return Component(NetworkSpec("rife", name, config, sha, inputs, (output,), limits, code=code), load)
