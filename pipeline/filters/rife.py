@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...common.errors import InputError
 from ...common.spec import PRECISIONS
+from ..fused.blocks import to_channels_last
 
 SCALES = (16, 8, 4, 2, 1)
 LITE_SCALES = (32, 16, 8, 4, 1)
@@ -252,9 +253,10 @@ def load_network(path: str, component: str, precision: str) -> nn.Module:
 
 
 def one_network(network: Rife, component: str, precision: str) -> nn.Module:
-    """One of the `NETWORKS` with tensors of its own, on the CPU, in that precision."""
-    part = copy.deepcopy(network.get_submodule(NETWORKS[component]))
-    return part.requires_grad_(False).to(getattr(torch, PRECISIONS[precision]))
+    """One of the `NETWORKS` with tensors of its own, on the CPU, in that precision, with convolutions that compute
+    channels last: a compiler leaves them as they are where the number of pictures is open."""
+    part = copy.deepcopy(network.get_submodule(NETWORKS[component])).requires_grad_(False)
+    return to_channels_last(part.to(getattr(torch, PRECISIONS[precision])))
 
 
 def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

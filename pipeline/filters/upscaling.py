@@ -111,7 +111,7 @@ class Upscaling:
         self.report, self._downloads = UpscaleReport(max(batch, 1)), Downloads(device)
 
     def __call__(self, frames: Frames) -> Iterator[Tensor]:
-        """The larger frames in their order; a batch of tiles' frames, and a few uploaded ahead, are held."""
+        """The larger frames in their order; those of two batches of tiles, and a few uploaded ahead, are held."""
         done = 0
         with Ahead(self._uploaded(frames)) as images:
             for frame in self._enlarged(images):
@@ -134,10 +134,10 @@ class Upscaling:
             yield image
 
     def _enlarged(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Enlarged frames, each a frame behind, so that it is fetched while the device goes on."""
+        """Enlarged frames, a batch behind: they are fetched and taken while the device goes on."""
         canvases: deque[_Canvas] = deque()
         tiles: list[_Tile] = []
-        ready: Download | None = None
+        ready: list[Download] = []
         for image in images:
             canvas, cut = self._cut(image)
             canvases.append(canvas)
@@ -145,19 +145,11 @@ class Upscaling:
             while len(tiles) >= self.report.batch:
                 part, tiles = tiles[: self.report.batch], tiles[self.report.batch :]
                 self._run(part)
-            while canvases and not canvases[0].lacking:
-                following = self._finished(canvases.popleft())
-                if ready is not None:
-                    yield ready.result()
+                following = self._finished(canvases)
+                yield from (download.result() for download in ready)
                 ready = following
         self._run(tiles)
-        for canvas in canvases:
-            following = self._finished(canvas)
-            if ready is not None:
-                yield ready.result()
-            ready = following
-        if ready is not None:
-            yield ready.result()
+        yield from (download.result() for download in [*ready, *self._finished(canvases)])
 
     def _cut(self, image: Tensor) -> tuple[_Canvas, list[_Tile]]:
         """An empty canvas for an image [3, height, width], and the image's tiles."""
@@ -203,8 +195,13 @@ class Upscaling:
         tile.canvas.lacking -= 1
 
     @torch.inference_mode()
-    def _finished(self, canvas: _Canvas) -> Download:
-        image = canvas.picture[None, :, : canvas.height, : canvas.width]
-        if self._size is not None and self._size != (canvas.height, canvas.width):
-            image = F.interpolate(image, self._size, mode="bicubic", antialias=True)
-        return self._downloads.begin(image[0].clamp(0, 1).permute(1, 2, 0).contiguous())
+    def _finished(self, canvases: deque[_Canvas]) -> list[Download]:
+        """The first frames of those on their way that lack no tile any more."""
+        found: list[Download] = []
+        while canvases and not canvases[0].lacking:
+            canvas = canvases.popleft()
+            image = canvas.picture[None, :, : canvas.height, : canvas.width]
+            if self._size is not None and self._size != (canvas.height, canvas.width):
+                image = F.interpolate(image, self._size, mode="bicubic", antialias=True)
+            found.append(self._downloads.begin(image[0].clamp(0, 1).permute(1, 2, 0).contiguous()))
+        return found

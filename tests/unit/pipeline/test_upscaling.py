@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from i2v_tensorrt.common.errors import InputError
 from i2v_tensorrt.pipeline.filters.stream import FrameError
 from i2v_tensorrt.pipeline.filters.upscaling import Upscaling, shares, starts
+from i2v_tensorrt.runtime.filters.upscale import most_at_once
 
 CPU = torch.device("cpu")
 TILE, OVERLAP = 64, 16
@@ -103,6 +104,19 @@ def test_tiles_of_several_frames_share_a_batch_and_the_order_stays() -> None:
     assert network.calls == [4, 4, 2]
     for frame, made in zip(frames, found, strict=True):
         assert torch.allclose(made, whole(frame, Enlarger()), atol=2e-6)
+
+
+def test_the_next_batch_is_begun_before_frames_of_the_last_are_taken() -> None:
+    network, frames = Enlarger(), [picture(TILE, TILE, seed) for seed in range(5)]
+    made = Upscaling(network, 2, device=CPU, batch=2, tile=TILE, overlap=OVERLAP)(frames)
+    begun = [len(network.calls) for _ in made]
+    assert network.calls == [2, 2, 1] and begun == [2, 2, 3, 3, 3]
+
+
+def test_enlarged_tiles_can_be_indexed_by_32_bits() -> None:
+    for side, most in ((512, 127), (2048, 7), (4096, 1), (8192, 1)):
+        assert most_at_once(side) == most
+        assert most == 1 or 64 * most * side**2 < 1 << 31 <= 64 * (most + 1) * side**2
 
 
 def test_when_memory_runs_out_fewer_tiles_are_enlarged_at_once() -> None:
