@@ -24,6 +24,9 @@ from .tooncrafter import INNER, LEVELS, REFERENCE_NAMES, REFERENCES, decode_betw
 
 ENDS = "ends"
 """Name of the clip's pictures among its encoded tensors."""
+TOGETHER = DimRange(len(INNER), FRAMES, FRAMES + 1)
+"""Numbers of frames that are decoded at once, and one more: Inductor asks on a CPU whether a convolution has at least
+16 pictures, and of numbers that end there it would take 16 for the only one."""
 
 
 class ToonCrafter(DynamiCrafterInterpolation):
@@ -98,4 +101,4 @@ class ToonCrafter(DynamiCrafterInterpolation):
 
     def _limits(self, ranges: tuple[str, ...], side_multiple: int) -> ShapeProfile:
         limits = super()._limits(ranges, side_multiple).ranges
-        return ShapeProfile({**limits, "chunk": DimRange(len(INNER), FRAMES, FRAMES)} if "chunk" in limits else limits)
+        return ShapeProfile({**limits, "chunk": TOGETHER} if "chunk" in limits else limits)
