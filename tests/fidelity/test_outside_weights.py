@@ -46,9 +46,18 @@ ROWS: list[tuple[str, str, list[Sizes]]] = [
     ("ti2v", "core", FAMILIES["ti2v"].engines["core"]),
 ]
 SLOW = ("core", "core_late", "vae_decoder")
+RARE = ("svd", "core")
+"""A network that is left to the full counts: its blocks are those of another one, in another order."""
+
+
+def how_often(name: str, component: str) -> list[pytest.MarkDecorator]:
+    slow = [pytest.mark.slow] if component in SLOW else []
+    return [*slow, pytest.mark.torture] if (name, component) == RARE else slow
+
+
 each_graph = pytest.mark.parametrize(
     ("name", "component", "sizes"),
-    [pytest.param(*row, marks=[pytest.mark.slow] * (row[1] in SLOW), id=f"{row[0]}-{row[1]}") for row in ROWS],
+    [pytest.param(*row, marks=how_often(*row[:2]), id=f"{row[0]}-{row[1]}") for row in ROWS],
 )
 
 

@@ -266,7 +266,7 @@ def latents(client: ComfyClient, result: RunResult, name: str) -> torch.Tensor:
     return load(client.view(saved["filename"], saved["subfolder"], saved["type"]))["latent_tensor"].double()
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.usefixtures("onnxruntime")
 def test_an_engine_that_holds_weights_is_built_for_each_lora(client: ComfyClient, base_directory: Path) -> None:
     backend, by_it = {"backend": "onnxruntime"}, "calls by the onnxruntime engine"

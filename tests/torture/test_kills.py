@@ -88,7 +88,7 @@ def killed_build(request: BuildRequest, store: EngineStore, process: BuildProces
     return None
 
 
-@counted(6, 100, slow=True)
+@counted(3, 100, slow=True)
 def test_a_child_killed_at_any_moment_costs_its_build_alone(
     store: EngineStore, tiny_folder: Path, count: int, evidence: Evidence
 ) -> None:

@@ -163,7 +163,7 @@ def places_of(clips: Clips, injected: Injected) -> list[range]:
     return [range(first + 1, last + 1) for first, last in pairwise([*ends, injected.calls])]
 
 
-@counted(9, 200)
+@counted(4, 200)
 def test_an_error_of_missing_memory_may_come_from_any_module(clips: Clips, count: int, evidence: Evidence) -> None:
     injected, draw = Injected(), random.Random(count)
     stages, trial = places_of(clips, injected), Trial("injected", clips)

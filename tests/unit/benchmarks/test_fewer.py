@@ -60,7 +60,7 @@ def test_what_was_measured_is_kept_when_the_time_is_over(
     assert list(rows) == ["exact", "near"] and rows["near"]["calls"] < rows["exact"]["calls"]
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_engines_are_prepared_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     order = arguments(tmp_path, "--backend", "onnxruntime", "--models", "svd", "--presets", "near", "--rounds", "1")
     assert fewer.main([*order, "--prepare"]) == 0

@@ -76,7 +76,7 @@ def test_the_work_of_layers_is_a_part_of_the_whole(network: torch.nn.Module, cal
     assert pruning.work_shares(network, ("no layer",), call) == {"no layer": 0.0}
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_a_clip_of_the_bundled_model_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruning, "LEFT_OUT", (1,))
     monkeypatch.setattr(pruning, "PROBED", (0,))

@@ -125,11 +125,9 @@ def test_each_pair_of_svd_is_its_definition(open_engines: Callable[..., EngineSe
 @pytest.mark.parametrize(
     ("backend", "family"),
     [
-        pytest.param("onnxruntime", "i2vgen_xl", marks=pytest.mark.slow),
-        *(
-            pytest.param(backend, family, marks=pytest.mark.torture)  # minutes each
-            for backend, family in (("onnxruntime", "svd"), ("inductor", "i2vgen_xl"), ("inductor", "svd"))
-        ),
+        pytest.param(backend, family, marks=pytest.mark.torture)  # minutes each
+        for backend in ("onnxruntime", "inductor")
+        for family in ("i2vgen_xl", "svd")
     ],
 )
 def test_each_pair_is_its_definition_through_engines(

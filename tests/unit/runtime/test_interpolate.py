@@ -52,7 +52,7 @@ def by_hand(networks: RifeNetworks, first: torch.Tensor, second: torch.Tensor, t
     return made[0, :, :50, :70].clamp(0, 1).permute(1, 2, 0)
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("onnxruntime", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("onnxruntime", marks=pytest.mark.torture)])
 def test_the_frames_are_the_network_s(networks: RifeNetworks, tmp_path: Path, backend: str) -> None:
     if backend == "onnxruntime":
         pytest.importorskip("onnxruntime")
