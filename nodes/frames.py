@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
+from torch.nn import Module
 
 from ..engine_builder.backends.registry import AUTO
 from ..runtime.engines.engine_set import Engines
@@ -10,6 +13,7 @@ from ..runtime.engines.networks import AnyNetworks
 from ..runtime.engines.policy import EnginePolicy
 from .host import folders, memory, ui
 from .host.idle import idle_builds
+from .host.owned import Owned
 
 
 def frames_input() -> io.MultiType.Input:
@@ -29,16 +33,20 @@ def fps_input() -> io.Float.Input:
     )
 
 
+ENGINES: Owned[Engines[Any]] = Owned()
+
+
 def engines_of(
-    model: AnyNetworks, precision: str, backend: str, on_missing: str, weights: str = AUTO
+    model: AnyNetworks, precision: str, backend: str, on_missing: str, weights: str = AUTO, owner: Any = None
 ) -> Engines[AnyNetworks]:
-    """Engines of one picture size each, for a clip's frames are all of one size."""
-    return Engines(
-        model,
-        folders.engine_store(),
-        EnginePolicy(backend, precision, "exact", on_missing, weights=weights),
-        memory.device(),
-        memory.HostMemoryManager(),
-        ui.tell_build,
-        idle_builds(),
-    )
+    """Engines of one picture size each, for a clip's frames are all of one size.
+
+    With an `owner`, the network of ComfyUI's that they are for, the next prompt finds them loaded.
+    """
+    policy, device = EnginePolicy(backend, precision, "exact", on_missing, weights=weights), memory.device()
+
+    def made() -> Engines[AnyNetworks]:
+        manager = memory.HostMemoryManager()
+        return Engines(model, folders.engine_store(), policy, device, manager, ui.tell_build, idle_builds())
+
+    return ENGINES.get(owner, (model, policy, device), made) if isinstance(owner, Module) else made()

@@ -92,7 +92,8 @@ class UpscaleVideo(io.ComfyNode):
         with ui.sentences():
             source = footage(frames, fps)
             networks = upscaler(upscale_model, fitting_tile(tile, source.height, source.width))
-            engines = engines_of(networks, precision_of(upscale_model), backend, on_missing)
+            owner, precision = upscale_model.model, precision_of(upscale_model)
+            engines = engines_of(networks, precision, backend, on_missing, owner=owner)
             size = _size(source, engines.model, target, value)
             progress = ui.Progress(cls.hidden.unique_id, source.num_frames)
             progress.say("upscale: loading")

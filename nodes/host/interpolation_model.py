@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from ...common.errors import InputError
 from ...common.pack_paths import INTERPOLATION
 from ...pipeline.filters.rife import FORM, open_rife
-from .tensor_file import tensor_file
+from .tensor_file import file_of
 
 
 def network_file(model: Any) -> Path:
@@ -27,4 +27,4 @@ def network_file(model: Any) -> Path:
         kind = type(model.model).__name__
         raise InputError(f"Expected {FORM}; found {kind}, which Run Frame Interpolation Model runs as it is.")
     open_rife(tensors)
-    return tensor_file(tensors)[0]
+    return file_of(model.model)[0]

@@ -10,6 +10,15 @@ import folder_paths
 import torch
 
 from ...common.atomic_file import atomic_file
+from .owned import Owned, state
+
+FILES: Owned[tuple[Path, str]] = Owned()
+
+
+def file_of(network: torch.nn.Module) -> tuple[Path, str]:
+    """As `tensor_file`, of a network's own tensors; read again only where they may have changed."""
+    found = FILES.get(network, state(network), lambda: tensor_file(network.state_dict()))
+    return found if found[0].is_file() else tensor_file(network.state_dict())
 
 
 def tensor_file(tensors: Mapping[str, torch.Tensor]) -> tuple[Path, str]:

@@ -8,7 +8,7 @@ from ...common.errors import InputError
 from ...pipeline.filters.upscaling import TILE
 from ...runtime.filters.upscale import UpscalerNetworks
 from .memory import fitting_precision
-from .tensor_file import tensor_file
+from .tensor_file import file_of
 
 WHOLE = "INTERNAL"
 """spandrel's word for networks that see the whole picture at a size of their own."""
@@ -28,7 +28,7 @@ def upscaler(model: Any, tile: int = TILE) -> UpscalerNetworks:
     if tile % multiple:
         raise InputError(f"Expected tiles in multiples of {multiple} pixels for this upscale model, found {tile}.")
     architecture = getattr(getattr(model, "architecture", None), "id", type(network).__name__)
-    path, sha256 = tensor_file(network.state_dict())
+    path, sha256 = file_of(network)
     return UpscalerNetworks(path, sha256, f"{architecture} x{scale}", scale, tile)
 
 
