@@ -35,6 +35,7 @@ from ..runtime.clip_plan import Denoising, plan_clip, plan_sampling
 from ..runtime.engines.engine_set import EngineSet
 from ..runtime.engines.policy import EnginePolicy
 from .clip_stages import build_report, checkpoint_at, picture, timed_clip
+from .figures import WAN as WAN_FIGURES
 from .figures import write_figures
 from .full_models import PUBLISHED
 from .ladder.machine import describe_commit, describe_machine, describe_versions, now
@@ -198,6 +199,9 @@ def _write(name: str, rows: Mapping[str, Row], options: argparse.Namespace) -> N
     write_text(path, json.dumps(document, indent=1) + "\n")
     if not options.tiny:
         write_figures(options.out / "figures.json", flat_figures(name, rows))
+        if name == "svd" and EXACT_NAME in rows:
+            whole = {"svd_clip_s": rows[EXACT_NAME]["seconds"]}
+            write_figures(options.out.parent / "wan" / "figures.json", whole, WAN_FIGURES)
 
 
 def flat_figures(name: str, rows: Mapping[str, Row]) -> dict[str, float]:
