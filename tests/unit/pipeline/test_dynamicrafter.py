@@ -272,6 +272,12 @@ def test_loras_may_name_modules_as_published(opened: Open, module: str, names: t
     assert opened("512").model.lora_names(module) == names
 
 
+def test_tooncrafters_decoder_leaves_room_beyond_the_pictures_that_a_compiler_asks_for(opened: Open) -> None:
+    """Inductor asks whether a convolution has at least 16: of a range that ends there 16 would be all that is left."""
+    chunk = opened("tooncrafter").model.components["vae_decoder"].spec.limits.ranges["chunk"]
+    assert chunk.min <= 14 and chunk.opt == 16 < chunk.max
+
+
 def test_tooncrafters_decoder_takes_no_latents_of_another_size(opened: Open) -> None:
     run = opened("tooncrafter")
     decode = run.model.decoder(run, conditioned(run).tensors)
