@@ -174,7 +174,7 @@ def fleet(host: ComfyHost, server_arguments: list[str], tmp_path: Path, tiny_fol
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends processes without signals")
-@counted(3, 50, slow=True)
+@counted(6, 50, slow=True)
 def test_killed_in_the_middle_each_picture_has_its_video_and_has_it_once(
     fleet: Fleet, here: Path, count: int, evidence: Evidence
 ) -> None:

@@ -12,7 +12,8 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -143,10 +144,16 @@ def test_faults_of_the_system(shim: Path, tmp_path: Path) -> None:
     run_child(shim, __name__, "run_all", tmp_path)
 
 
-def of_schema(monkeypatch: pytest.MonkeyPatch, schema: int) -> None:
-    """Stands for another version of the pack."""
-    monkeypatch.setattr(key_module, "SCHEMA", schema)
-    monkeypatch.setattr(manifest, "SCHEMA", schema)
+@contextmanager
+def another_version(monkeypatch: pytest.MonkeyPatch, schema: int) -> Iterator[None]:
+    """Stands for a process of another version of the pack, and after it for one of this version: neither has read a
+    manifest yet."""
+    with monkeypatch.context() as patch:
+        patch.setattr(key_module, "SCHEMA", schema)
+        patch.setattr(manifest, "SCHEMA", schema)
+        manifest.unseal.cache_clear()
+        yield
+    manifest.unseal.cache_clear()
 
 
 @pytest.mark.parametrize("schema", [0, 2])
@@ -154,8 +161,7 @@ def test_engines_of_another_version_wait_for_its_return(
     store: EngineStore, monkeypatch: pytest.MonkeyPatch, schema: int
 ) -> None:
     """After an upgrade or a downgrade, and a way back: neither version throws the other's engines away."""
-    with monkeypatch.context() as patch:
-        of_schema(patch, schema)
+    with another_version(monkeypatch, schema):
         theirs = publish(store, toy_spec(), FILES)
         assert list(store.plans()) == [theirs]
     ours = publish(store, toy_spec(), {"network.bin": b"ours"})
@@ -163,8 +169,7 @@ def test_engines_of_another_version_wait_for_its_return(
     assert list(store.plans()) == [ours]
     assert store.find(theirs.folder.name) is None
     assert quarantined(store) == []
-    with monkeypatch.context() as patch:
-        of_schema(patch, schema)
+    with another_version(monkeypatch, schema):
         assert list(store.plans()) == [theirs]
     assert list(store.plans()) == [ours]
 
