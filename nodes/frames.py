@@ -15,6 +15,9 @@ from .host import folders, memory, ui
 from .host.idle import idle_builds
 from .host.owned import Owned
 
+ENGINES: Owned[Engines[Any]] = Owned()
+"""By the network of ComfyUI's that they are for."""
+
 
 def frames_input() -> io.MultiType.Input:
     """The frames, an IMAGE or a VIDEO."""
@@ -31,9 +34,6 @@ def fps_input() -> io.Float.Input:
         step=0.01,
         tooltip="Frames per second of an IMAGE; a VIDEO has its own.",
     )
-
-
-ENGINES: Owned[Engines[Any]] = Owned()
 
 
 def engines_of(

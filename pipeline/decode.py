@@ -32,9 +32,12 @@ WIDEST = 256
 """Channels that the published VAEs' decoders hold at full height and width."""
 
 
-def most_at_once(height: int, width: int) -> int:
-    """Greatest number of frames of height x width (pixels) that a decoder takes at once, at least one."""
-    return max(1, MAX_ELEMENTS // (WIDEST * height * width))
+def most_at_once(height: int, width: int, channels: int = WIDEST) -> int:
+    """Greatest number of frames of height x width (pixels) that a network takes at once, at least one.
+
+    `channels` is the most that it holds at full height and width: by default a decoder's.
+    """
+    return max(1, MAX_ELEMENTS // (channels * height * width))
 
 
 def scratch_bytes(height: int, width: int, frames: int) -> int:

@@ -13,6 +13,7 @@ from ...common.atomic_file import atomic_file
 from .owned import Owned, state
 
 FILES: Owned[tuple[Path, str]] = Owned()
+"""The file and the digest of a network's own tensors."""
 
 
 def file_of(network: torch.nn.Module) -> tuple[Path, str]:

@@ -23,7 +23,7 @@ from ...runtime.tools.table import Table
 log = logging.getLogger(__name__)
 
 COUNT_S = 0.1
-"""Seconds between two lines of a count: each goes to the page, and a hundred frames may take half a second."""
+"""Seconds between two lines of a count: each is a message to the page, and there may be hundreds in a second."""
 
 
 class Progress:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...common.network_source import NetworkSource
 from ...common.shapes import DimRange, ShapeProfile
 from ...common.spec import NetworkSpec, Scope, TensorSpec
-from ...pipeline.decode import MAX_ELEMENTS
+from ...pipeline.decode import most_at_once
 from ...pipeline.filters.spandrel_network import REWRITES, code, load_network
 from ...pipeline.filters.upscaling import OVERLAP, TILE, Enlarge, Upscaling
 from ...pipeline.models.model_networks import Component
@@ -78,11 +78,6 @@ class UpscalerNetworks(OtherNetworks):
         return BYTES_PER_PIXEL * pixels * (4 if precision == "fp32" else 2)
 
 
-def most_at_once(side: int) -> int:
-    """The number of enlarged tiles of that side in pixels whose tensors all can be indexed by 32 bits."""
-    return max(1, MAX_ELEMENTS // (WIDEST * side**2))
-
-
 def fitting_tile(tile: int, height: int, width: int) -> int:
     """The tile's side, or less where the frame is smaller: what is beyond a frame costs as much as what is in it."""
     return min(tile, -(-max(height, width) // SMALLEST_TILE) * SMALLEST_TILE)
@@ -104,8 +99,8 @@ def upscaling(
     on_frame: Callable[[int], None] = lambda done: None,
 ) -> Upscaling:
     """The filter; builds a missing engine first, where the policy is to. `size` is height and width, in pixels."""
-    model = engines.model
-    batch = min(fitting_batch(engines, UPSCALER, {}), most_at_once(model.tile * model.scale))
+    model, side = engines.model, engines.model.tile * engines.model.scale
+    batch = min(fitting_batch(engines, UPSCALER, {}), most_at_once(side, side, WIDEST))
     engines.prepare({"chunk": batch})
     overlap = min(OVERLAP, model.tile // 4)
     return Upscaling(

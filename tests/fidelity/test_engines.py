@@ -54,8 +54,8 @@ RARE = (("a14b", "core_late"), ("tooncrafter", "vae_decoder"), WIDEST)
 """Networks that are left to the full counts: the second expert is the network of the first, and two take minutes."""
 
 
-def how_often(name: str, component: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.slow, *([pytest.mark.torture] if (name, component) in RARE else [])]
+def rarely(name: str, component: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.torture] if (name, component) in RARE else []
 
 
 def each_engine(denoisers: bool = True, others: bool = True) -> list[tuple[str, str]]:
@@ -89,8 +89,8 @@ def process() -> Iterator[BuildProcess]:
 @pytest.mark.parametrize(
     ("name", "component"),
     [
-        *(pytest.param(*row, marks=how_often(*row)[1:]) for row in each_engine(denoisers=False)),
-        *(pytest.param(*row, marks=how_often(*row)) for row in each_engine(others=False)),
+        *(pytest.param(*row, marks=rarely(*row)) for row in each_engine(denoisers=False)),
+        *(pytest.param(*row, marks=[pytest.mark.slow, *rarely(*row)]) for row in each_engine(others=False)),
     ],
 )
 def test_onnxruntime_gives_eager_pytorchs_result_at_sizes_that_were_not_traced(

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from i2v_tensorrt.common.errors import InputError
+from i2v_tensorrt.pipeline.decode import most_at_once
 from i2v_tensorrt.pipeline.filters.stream import FrameError
 from i2v_tensorrt.pipeline.filters.upscaling import Upscaling, shares, starts
-from i2v_tensorrt.runtime.filters.upscale import most_at_once
+from i2v_tensorrt.runtime.filters.upscale import WIDEST
 
 CPU = torch.device("cpu")
 TILE, OVERLAP = 64, 16
@@ -115,7 +116,7 @@ def test_the_next_batch_is_begun_before_frames_of_the_last_are_taken() -> None:
 
 def test_enlarged_tiles_can_be_indexed_by_32_bits() -> None:
     for side, most in ((512, 127), (2048, 7), (4096, 1), (8192, 1)):
-        assert most_at_once(side) == most
+        assert most_at_once(side, side, WIDEST) == most
         assert most == 1 or 64 * most * side**2 < 1 << 31 <= 64 * (most + 1) * side**2
 
 
