@@ -3,8 +3,9 @@
 import errno
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import StorageError
@@ -72,6 +73,14 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         temporary.write_text(text, "utf-8", newline="\n")
+
+
+def remove_left_temporaries(folder: Path, age_s: float) -> None:
+    """Removes from a folder, not from those in it, the temporary files that killed processes left so long ago."""
+    for path in folder.glob(TEMPORARY_NAMES):
+        with suppress(OSError):
+            if abs(time.time() - path.lstat().st_mtime) > age_s:
+                path.unlink()
 
 
 def _flush_to_disk(path: Path) -> None:

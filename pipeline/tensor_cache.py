@@ -13,14 +13,13 @@ import math
 import os
 import re
 import stat
-import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..common.atomic_file import TEMPORARY_NAMES, atomic_file
+from ..common.atomic_file import atomic_file, remove_left_temporaries
 from ..common.errors import StorageError
 from .request import Encoded
 
@@ -128,10 +127,7 @@ class ConditioningCache:
 
         Temporary files of killed processes are removed after a day.
         """
-        for left in folder.glob(TEMPORARY_NAMES):
-            with suppress(OSError):
-                if abs(time.time() - left.lstat().st_mtime) > _STALE_S:
-                    left.unlink()
+        remove_left_temporaries(folder, _STALE_S)
         entries = sorted(_stats(folder), reverse=True)
         total = 0
         for _, size_bytes, path in entries:

@@ -74,7 +74,10 @@ class Ledger:
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Makes the folder if need be, and keeps a second queue out of it; raises StorageError if there is one."""
+    """Makes the folder if need be, and keeps a second queue out of it; raises StorageError if there is one.
+
+    What a killed queue left half-written is removed.
+    """
     from filelock import FileLock, Timeout
 
     try:
@@ -86,6 +89,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"{folder} should be a folder to write to: {error.strerror or error}.") from error
     try:
+        Records(folder).remove_half_written()
         yield
     finally:
         lock.release()

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ...common.atomic_file import atomic_file, publish_first
+from ...common.atomic_file import atomic_file, publish_first, remove_left_temporaries
 from ...common.errors import StorageError
 from ..comfyui.messages import printable
 from .job import MadeFile
@@ -24,6 +24,8 @@ DONE, OPEN = ".json", ".open.json"
 KEY_DIGITS = 64
 MOST_TEXT_BYTES = 240
 """Of a sentence or a path in a record, which stays below 1 KB."""
+HALF_WRITTEN_S = 3600.0
+"""How long nobody has written to a file that is not whole, until it is removed."""
 
 State = Literal["queued", "done", "failed"]
 
@@ -115,6 +117,12 @@ class Records:
         for file in record.files if record else ():
             (self.folder / file.name).unlink(missing_ok=True)
         (self.place / f"{key}{DONE}").unlink(missing_ok=True)
+
+    def remove_half_written(self) -> None:
+        """Removes the temporary files of an hour ago and more, beside the outputs and the records."""
+        below = self.place.iterdir() if self.place.is_dir() else ()
+        for folder in (self.folder, self.place, *(path for path in below if path.is_dir())):
+            remove_left_temporaries(folder, HALF_WRITTEN_S)
 
     def _make_place(self) -> None:
         try:

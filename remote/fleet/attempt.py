@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ...common.errors import StorageError
-from ..batch.records import KEY_DIGITS, RECORDS
+from ..batch.records import KEY_DIGITS, RECORDS, Records
 
 TRIES, CANCELLED, BEAT = "tries", "cancelled", "try.json"
 BEAT_S = 5.0
@@ -107,8 +107,16 @@ def seen_tries(folder: Path) -> Iterator[SeenTry]:
             yield SeenTry(path.name[:KEY_DIGITS], json.loads(beat.read_text("utf-8"))["worker"], silent_s, path)
 
 
-def sweep(folder: Path, key: str | None = None, worker: str | None = None) -> None:
-    """Removes what killed workers have left: the tries that count as lost, or those of a worker at a job."""
+def sweep(folder: Path) -> None:
+    """Removes what killed processes have left: the tries that count as lost, and half-written files of an hour ago."""
     for each in seen_tries(folder):
-        if each.is_lost if key is None else (each.key, each.worker) == (key, worker):
+        if each.is_lost:
+            shutil.rmtree(each.path, ignore_errors=True)
+    Records(folder).remove_half_written()
+
+
+def sweep_tries_of(folder: Path, key: str, worker: str) -> None:
+    """Removes the tries that a worker which is gone had begun at a job."""
+    for each in seen_tries(folder):
+        if (each.key, each.worker) == (key, worker):
             shutil.rmtree(each.path, ignore_errors=True)

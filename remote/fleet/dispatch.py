@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...common.errors import I2VError
 from ..batch.records import Record, Records
-from .attempt import ask_to_stop, sweep, wish_path
+from .attempt import ask_to_stop, sweep_tries_of, wish_path
 from .clip_job import ClipJob, Outcome
 from .crew import Answer, Crew, Slot
 from .limits import Limits, Troubles
@@ -131,7 +131,7 @@ class Dispatcher:
         if outcome is None:
             self._leave(answer.slot)
             self._troubles.lost(job.key, answer.slot.node, answer.reason)
-            sweep(self._out, job.key, answer.slot.name)
+            sweep_tries_of(self._out, job.key, answer.slot.name)
             self._note(f"{job.file_stem}: its worker {answer.slot.name} is gone.")
             self._again(job, answer.slot.name)
         elif outcome.verdict == "broken":

@@ -60,10 +60,11 @@ class Troubles:
         """Why the job is not to be tried again, given the nodes that are there; None where it is."""
         trouble = self._by_key[key]
         crashes = trouble.crashes + sum(node in alive for node in trouble.nodes)
-        if crashes < self._limits.crashes and len(trouble.nodes) < self._limits.losses:
-            return None
-        count = max(crashes, len(trouble.nodes))
-        return f"its worker ended {count} times while it made this: {trouble.reason}"
+        if crashes >= self._limits.crashes:
+            return f"its worker ended {crashes} times while it made this: {trouble.reason}"
+        if len(trouble.nodes) >= self._limits.losses:
+            return f"it was lost {len(trouble.nodes)} times, with its node or its worker: {trouble.reason}"
+        return None
 
     def forget(self, key: str) -> None:
         """The job has ended."""

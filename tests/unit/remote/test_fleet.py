@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from i2v_tensorrt.common.errors import InputError
-from i2v_tensorrt.remote.batch.records import RECORDS, Records
+from i2v_tensorrt.remote.batch.records import HALF_WRITTEN_S, RECORDS, Records
 from i2v_tensorrt.remote.batch.workflow import Place, Workflow
 from i2v_tensorrt.remote.fleet.attempt import LOST_S, TRIES, Attempt, ask_to_stop, seen_tries, sweep
 from i2v_tensorrt.remote.fleet.clip_job import ClipJob, Outcome
@@ -126,7 +126,15 @@ def test_a_node_that_goes_away_does_not_count_against_its_job(tmp_path: Path) ->
     assert told["p00"].verdict == "done" and len(crew.given) == 7
     again = ScriptedCrew({"p01": [None] * 20}, nodes[:1])
     again.stop = lambda slot: again.places.__setitem__(0, nodes[nodes.index(slot) + 1])
-    assert "ended 10 times" in str(Run(tmp_path, again).run(job_of(tmp_path, 1))["p01"].error)
+    assert "lost 10 times" in str(Run(tmp_path, again).run(job_of(tmp_path, 1))["p01"].error)
+
+
+def test_the_count_of_ended_workers_leaves_out_a_node_that_has_gone(tmp_path: Path) -> None:
+    crew = ScriptedCrew({"p00": [None] * 9}, [A])
+    crew.stop = lambda slot: crew.places.__setitem__(0, B)
+    told = Run(tmp_path, crew).run(job_of(tmp_path, 0))
+    assert [slot for _, slot in crew.given] == [A, B, B, B]
+    assert told["p00"].error == "its worker ended 3 times while it made this: it died"
 
 
 def test_a_worker_that_cannot_work_costs_no_job(tmp_path: Path) -> None:
@@ -263,6 +271,21 @@ def test_the_folder_tells_how_far_the_jobs_are(tmp_path: Path) -> None:
         sweep(out)
         assert [each.worker for each in seen_tries(out)] == ["lively"]
     assert fleet_status(out).counts()["waiting"] == 4
+
+
+def test_what_a_killed_process_left_half_written_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    place = tmp_path / RECORDS
+    left = [place / ".00ff.part", place / "pictures" / ".11ff.part", place / "pictures" / ".22ff.part"]
+    with Attempt(tmp_path, "a" * 64, "w", lambda: None) as attempt:
+        left += [attempt.folder / ".33ff.part", place / "pictures" / "whole.png"]
+        (place / "pictures").mkdir()
+        for path in left:
+            path.touch()
+        long_ago = time.time() - 2 * HALF_WRITTEN_S
+        for path in (left[0], left[1], left[3], left[4]):
+            os.utime(path, (long_ago, long_ago))
+        sweep(tmp_path)
+        assert [path.exists() for path in left] == [False, False, True, True, True]
 
 
 def test_whoever_makes_a_clip_hears_of_a_wish_to_stop(tmp_path: Path) -> None:

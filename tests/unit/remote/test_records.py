@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,17 @@ def test_a_file_that_cannot_be_published_leaves_nothing(tmp_path: Path, monkeypa
     with pytest.raises(StorageError, match="No space left"):
         publish_first(tmp_path / "a.mp4", lambda temporary: temporary.write_bytes(b"first"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_next_queue_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    (tmp_path / RECORDS).mkdir()
+    old, older, young = tmp_path / ".0a.part", tmp_path / RECORDS / ".0b.part", tmp_path / ".0c.part"
+    for path in (old, older, young):
+        path.touch()
+    for path in (old, older):
+        os.utime(path, (0, 0))
+    with exclusive_lock(tmp_path):
+        assert [path.exists() for path in (old, older, young)] == [False, False, True]
 
 
 def test_a_folder_has_one_user_at_a_time_and_is_no_file(tmp_path: Path) -> None:
