@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..common import workflow_names
 from ..common.pack_paths import PACK
 from ..pipeline.dummies.full_size import write_full_checkpoint
 from ..pipeline.dummies.wan import write_tiny_wan
@@ -53,17 +54,17 @@ def cases(engines: str) -> list[Case]:
     }
     policy = {ENGINE_LOADER: {"backend": "eager"} if engines == NO_ENGINES else {"on_missing": engines}}
     return [
-        Case("quick start", "the bundled model as shipped", shipped("image_to_video", policy)),
-        Case("I2VGen-XL", "512x512, 16 frames, 10 steps", shipped("image_to_video", full, policy)),
-        Case("SVD-XT", "1024x576, 14 frames, 4 steps", shipped("svd_image_to_video", svd, policy)),
-        Case("tiny Wan 2.1", "64x64, 5 frames, 3 steps", shipped("wan21_image_to_video", wan, policy)),
+        Case("quick start", "the bundled model as shipped", shipped(workflow_names.QUICK_START, policy)),
+        Case("I2VGen-XL", "512x512, 16 frames, 10 steps", shipped(workflow_names.QUICK_START, full, policy)),
+        Case("SVD-XT", "1024x576, 14 frames, 4 steps", shipped(workflow_names.SVD, svd, policy)),
+        Case("tiny Wan 2.1", "64x64, 5 frames, 3 steps", shipped(workflow_names.WAN21, wan, policy)),
         Case("Compile Model", "a tiny Wan 2.2 of ComfyUI's own, 64x64, 9 frames, 3 steps", compile_model()),
     ]
 
 
 def shipped(name: str, *changes: Changes) -> Prompt:
     """A workflow of the pack with other inputs."""
-    prompt: Prompt = json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
+    prompt: Prompt = json.loads(workflow_names.api_workflow(name).read_text("utf-8"))
     for change in changes:
         for node, inputs in change.items():
             prompt[node]["inputs"].update(inputs)

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..common.atomic_file import write_text
 from ..common.errors import BackendUnavailableError
+from ..common.workflow_names import QUICK_START, api_workflow
 from ..remote.batch.job import Job
 from ..remote.batch.records import RECORDS
 from ..remote.batch.workflow import Place, Workflow, find_picture, read_workflow, set_inputs
@@ -129,7 +130,7 @@ def measure_jobs(folder: Path, count: int) -> dict[str, Any]:
 
 def measure_real(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Clips a second of one ComfyUI and of two, once each has made its first, and the ratio."""
-    graph, _ = read_workflow(ROOT / "workflows" / "api" / "image_to_video.json")
+    graph, _ = read_workflow(api_workflow(QUICK_START))
     pictures = [ROOT / "workflows" / "pictures" / "lake.png"]
     rates = {}
     for workers in (1, 2):

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ..common.pack_paths import PACK
+from ..common.workflow_names import QUICK_START, api_workflow
 from ..engine_builder.store.store import EngineStore
 from ..pipeline.dummies.full_size import write_full_checkpoint
 from ..pipeline.models.checkpoints.file_digests import FRESH_S
@@ -147,7 +148,7 @@ class Report:
 
 def prompt_of(*changes: dict[str, dict[str, Any]], seed: int = 1) -> Prompt:
     """The shipped quick start with other inputs."""
-    prompt: Prompt = json.loads((PACK / "workflows" / "api" / "image_to_video.json").read_text("utf-8"))
+    prompt: Prompt = json.loads(api_workflow(QUICK_START).read_text("utf-8"))
     for change in (*changes, {SAMPLER: {"seed": seed}}):
         for name, inputs in change.items():
             prompt[name]["inputs"].update(inputs)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from i2v_tensorrt.common.pack_paths import PACK
+from i2v_tensorrt.common.workflow_names import QUICK_START
 from i2v_tensorrt.tests.browser.screen import VIEWPORTS
 
-QUICK_START = "image_to_video"
 COUNT_CLICKS = "addEventListener('pointerdown', () => window.i2vClicks = (window.i2vClicks ?? 0) + 1, true)"
 
 SAMPLER_S_STILLS = "() => app.graph.nodes.find((node) => node.type === 'I2VTRT_DDIMSampler').imgs?.length ?? 0"

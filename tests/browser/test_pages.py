@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from i2v_tensorrt.common.pack_paths import PACK
+from i2v_tensorrt.common.workflow_names import QUICK_START
 from i2v_tensorrt.pipeline.media.formats import FORMATS, VideoOptions
 from i2v_tensorrt.pipeline.media.video import write_video
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyServer
 from i2v_tensorrt.tests.browser.screen import NAMES_US, Screen, set_settings
 
-QUICK_START = "image_to_video"
 # What the pack's scripts and lines leave on nodes, by node id.
 MARKS = """() => Object.fromEntries(app.graph.nodes.map((node) => [node.id, [
   ...(node.widgets ?? []).map(({name}) => name).filter((name) => /i2v-loop|node-text/.test(name)),

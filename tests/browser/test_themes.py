@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from i2v_tensorrt.common import workflow_names
 from i2v_tensorrt.remote.comfyui.server import ComfyServer
 from i2v_tensorrt.tests.browser.screen import VIEWPORTS, Screen, set_settings
 
@@ -59,7 +60,7 @@ def light(server: ComfyServer, open_screen: Any, hosts_own: frozenset[str]) -> I
     set_settings(server.url, {"Comfy.ColorPalette": "dark"})
 
 
-@pytest.mark.parametrize("name", ["image_to_video", "prebuild_engines"])
+@pytest.mark.parametrize("name", [workflow_names.QUICK_START, workflow_names.PREBUILD])
 def test_words_can_be_read_in_the_light_theme(name: str, light: Screen, pictures: Path) -> None:
     light.open_template(name)
     light.page.evaluate(ANSWER)
@@ -67,6 +68,6 @@ def test_words_can_be_read_in_the_light_theme(name: str, light: Screen, pictures
         light.show((width, height))
         light.page.screenshot(path=pictures / f"{name}-light-{width}x{height}.png")
     contrasts = light.page.evaluate(CONTRASTS)
-    assert [what for what, _ in contrasts].count("table") == (2 if name == "prebuild_engines" else 0)
+    assert [what for what, _ in contrasts].count("table") == (2 if name == workflow_names.PREBUILD else 0)
     assert [(what, round(ratio, 2)) for what, ratio in contrasts if ratio < READABLE] == []
     assert light.console.faults() == []

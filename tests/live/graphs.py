@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from i2v_tensorrt.common import workflow_names
 from i2v_tensorrt.tests.live.ids import CHECKPOINT, CONDITIONING, DECODE, ENGINES, LOADER, PICTURE, SAMPLER, SAVE
 
 Prompt = dict[str, dict[str, Any]]
@@ -45,7 +46,7 @@ def changed(prompt: Prompt, *changes: Changes) -> Prompt:
 
 def clip(picture: str, *changes: Changes) -> Prompt:
     """The small published graph without its Engine Loader: everything in eager PyTorch."""
-    prompt = published("image_to_video")
+    prompt = published(workflow_names.QUICK_START)
     del prompt[ENGINES]
     return changed(model_from(prompt, LOADER), SMALL, {PICTURE: {"image": picture}}, *changes)
 
@@ -57,7 +58,7 @@ def model_from(prompt: Prompt, source: str) -> Prompt:
 
 def with_engines(prompt: Prompt, **inputs: Any) -> Prompt:
     """What `clip` gives, with the published graph's Engine Loader in its place, and those inputs of it changed."""
-    loader = changed(published("image_to_video"), {ENGINES: inputs})[ENGINES]
+    loader = changed(published(workflow_names.QUICK_START), {ENGINES: inputs})[ENGINES]
     return model_from({**prompt, ENGINES: loader}, ENGINES)
 
 

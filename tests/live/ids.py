@@ -1,4 +1,4 @@
-"""Node ids of workflows/api/image_to_video.json, which the prompts made here keep, and the tiny checkpoints."""
+"""Node ids of the quick start in API format, which the prompts made here keep, and the tiny checkpoints."""
 
 PICTURE, LOADER, ENGINES, CONDITIONING, SAMPLER, DECODE, SAVE, BUILDER = "12345678"
 CHECKPOINT = "tiny-random"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from i2v_tensorrt.common import workflow_names
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.live.answers import failure, frames, lines, movie, run, text
 from i2v_tensorrt.tests.live.graphs import LOSSLESS, Changes, Prompt, changed, gradient, node, png, published
@@ -10,13 +11,13 @@ from i2v_tensorrt.tests.live.ids import CONDITIONING, DECODE, DYNAMICRAFTERS, EN
 
 LAST = "9"
 WORKFLOWS = {
-    "dynamicrafter_image_to_video": ("1024", 16),
-    "dynamicrafter_two_pictures": ("interp", 16),
-    "dynamicrafter_loop": ("interp", 15),
+    workflow_names.DYNAMICRAFTER: ("1024", 16),
+    workflow_names.DYNAMICRAFTER_BETWEEN: ("interp", 16),
+    workflow_names.DYNAMICRAFTER_LOOP: ("interp", 15),
 }
 """The checkpoint's kind and the number of frames, by the shipped workflow."""
 LOOP = "No last_picture: the clip ends in its first one, as a loop does."
-TWO = "dynamicrafter_two_pictures"
+TWO = workflow_names.DYNAMICRAFTER_BETWEEN
 
 
 def small(name: str, picture: str, *changes: Changes) -> Prompt:
@@ -48,7 +49,7 @@ def test_the_shipped_workflow_makes_a_video(client: ComfyClient, picture: str, o
 
 def test_the_loader_says_how_it_was_published(client: ComfyClient, picture: str) -> None:
     precision = {"precision": "fp32"}  # of no other test's: a node that ComfyUI knows the answer of says nothing
-    result = run(client, small("dynamicrafter_image_to_video", picture, {LOADER: precision}))
+    result = run(client, small(workflow_names.DYNAMICRAFTER, picture, {LOADER: precision}))
     family, *hints = text(result, LOADER).splitlines()
     assert family.startswith("dynamicrafter, fp32") and "published with ddim, 50 steps, eta 1" in hints[0]
 
@@ -57,7 +58,7 @@ def test_the_loader_says_how_it_was_published(client: ComfyClient, picture: str)
     "change", [{CONDITIONING: {"fps": 15}}, {SAMPLER: {"eta": 0.0}}, {CONDITIONING: {"prompt": "a storm"}}], ids=str
 )
 def test_every_input_counts(client: ComfyClient, picture: str, change: Changes) -> None:
-    name = "dynamicrafter_image_to_video"
+    name = workflow_names.DYNAMICRAFTER
     assert not torch.equal(movie(client, small(name, picture, change)), movie(client, small(name, picture)))
 
 
@@ -93,7 +94,7 @@ def test_a_last_picture_that_is_of_no_use_is_told(client: ComfyClient, picture: 
 def test_what_it_cannot_make_is_refused_in_a_sentence(
     client: ComfyClient, picture: str, changes: Changes, sentence: str
 ) -> None:
-    assert sentence in failure(client, small("dynamicrafter_image_to_video", picture, changes))
+    assert sentence in failure(client, small(workflow_names.DYNAMICRAFTER, picture, changes))
 
 
 def drawn(picture: str, last: str, *changes: Changes) -> Prompt:

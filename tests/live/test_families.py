@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from i2v_tensorrt.common import workflow_names
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.helpers.single_files import (
     TEXT_FILE,
@@ -31,10 +32,10 @@ from i2v_tensorrt.tests.live.ids import (
 )
 
 WORKFLOWS = {
-    "svd": "svd_image_to_video",
-    "wan21": "wan21_image_to_video",
-    "a14b": "wan22_image_to_video",
-    "ti2v": "wan22_ti2v_image_to_video",
+    "svd": workflow_names.SVD,
+    "wan21": workflow_names.WAN21,
+    "a14b": workflow_names.WAN22,
+    "ti2v": workflow_names.WAN22_TI2V,
 }
 CHECKPOINTS = {"svd": SVD, **WANS}
 NUM_FRAMES = {"svd": 4, **dict.fromkeys(WANS, 5)}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from i2v_tensorrt.common import workflow_names
 from i2v_tensorrt.pipeline.convert.convert import convert
 from i2v_tensorrt.pipeline.dummies.full_size import write_full_checkpoint
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
@@ -46,7 +47,7 @@ def small(picture: str, checkpoint: str, **changes: object) -> Prompt:
         CONDITIONING: {"width": 64, "height": 64},
         SAMPLER: {"steps": 2, **changes},
     }
-    return changed(published("dynamicrafter_image_to_video"), settings, LOSSLESS)
+    return changed(published(workflow_names.DYNAMICRAFTER), settings, LOSSLESS)
 
 
 @pytest.mark.torture

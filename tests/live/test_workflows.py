@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import pytest
 
+from i2v_tensorrt.common import workflow_names
 from i2v_tensorrt.remote.comfyui.client import ComfyClient, RunResult
 from i2v_tensorrt.runtime.engines.policy import MISS_POLICIES
 from i2v_tensorrt.tests.live.answers import engines_in, run, text
@@ -66,7 +67,7 @@ def saved(client: ComfyClient, result: RunResult, name: str) -> Video:
 def building(client: ComfyClient) -> Prompt:
     """With a picture that no other test has encoded, so that every engine is needed."""
     fresh = client.upload_image(png(gradient(blue=99)), "fresh.png")
-    return small("image_to_video", fresh, on_missing="build")
+    return small(workflow_names.QUICK_START, fresh, on_missing="build")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ class TestThroughEngines:
 
 
 def test_with_core_nodes_ends_in_the_core_save_video(client: ComfyClient, picture: str) -> None:
-    prompt = changed(small("with_core_nodes", picture), {"3": {"width": 64, "height": 64}})
+    prompt = changed(small(workflow_names.MIXED, picture), {"3": {"width": 64, "height": 64}})
     result = run(client, prompt)
     assert result.outputs["9"]["images"][0]["subfolder"] == "video"
     video = saved(client, result, "9")
@@ -124,7 +125,7 @@ def test_with_core_nodes_ends_in_the_core_save_video(client: ComfyClient, pictur
 
 
 def test_two_prompts_are_encoded_once_and_play_side_by_side(client: ComfyClient, picture: str) -> None:
-    prompt = small("prompts_over_one_picture", picture, backend="eager")
+    prompt = small(workflow_names.TWO_PROMPTS, picture, backend="eager")
     samplers, (saver,) = numbers(prompt, "DDIMSampler"), numbers(prompt, "SaveVideo")
     # Two of 64, and 8 between them.
     assert text(run(client, prompt), saver).splitlines()[1].startswith("136x64, 4 frames")
@@ -138,7 +139,7 @@ def test_two_prompts_are_encoded_once_and_play_side_by_side(client: ComfyClient,
 
 
 def test_eager_beside_eager_is_equal(client: ComfyClient, picture: str) -> None:
-    prompt = small("compare_eager_and_engine", picture, backend="eager")
+    prompt = small(workflow_names.COMPARE, picture, backend="eager")
     (compare,) = numbers(prompt, "CompareVideos")
     result = run(client, prompt)
     assert text(result, compare) == "PSNR equal, SSIM 1.0000"
@@ -149,7 +150,7 @@ def test_eager_beside_eager_is_equal(client: ComfyClient, picture: str) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("onnxruntime")
 def test_eager_beside_an_engine_is_close(client: ComfyClient, picture: str, device: Device) -> None:
-    prompt = small("compare_eager_and_engine", picture, backend="onnxruntime")
+    prompt = small(workflow_names.COMPARE, picture, backend="onnxruntime")
     (compare,) = numbers(prompt, "CompareVideos")
     rows = {row[0]: row[1] for row in run(client, prompt).outputs[compare]["table"]}
     # What differs by HALF_PSNR takes about 1 - mse / (2 * variance) of the similarity of frames that spread by 0.1.
@@ -159,7 +160,7 @@ def test_eager_beside_an_engine_is_close(client: ComfyClient, picture: str, devi
 
 
 def test_low_memory_runs_one_branch_and_one_frame_at_a_time(client: ComfyClient, picture: str) -> None:
-    prompt = small("low_memory", picture, backend="eager")
+    prompt = small(workflow_names.LOW_MEMORY, picture, backend="eager")
     (decode,) = numbers(prompt, "VAEDecode")
     result = run(client, prompt)
     assert {total for _, total in result.progress[decode]} == {4}
@@ -169,7 +170,7 @@ def test_low_memory_runs_one_branch_and_one_frame_at_a_time(client: ComfyClient,
 @pytest.mark.slow
 @pytest.mark.usefixtures("builder_backend")
 def test_prebuilding_builds_all_and_lists_them_afterwards(client: ComfyClient, picture: str, device: Device) -> None:
-    prompt = small("prebuild_engines", picture, backend="eager")
+    prompt = small(workflow_names.PREBUILD, picture, backend="eager")
     (builder,), (manager,) = numbers(prompt, "EngineBuilder"), numbers(prompt, "EngineManager")
     changes = {builder: {"component": "image_encoder", "precision": device.rare}}
     before = rare_encoders(client, device)

@@ -4,8 +4,11 @@ import ast
 import json
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+
+from i2v_tensorrt.common.workflow_names import QUICK_START, api_workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ["README.md", "README.zh-CN.md"]
@@ -50,7 +53,7 @@ def leads_somewhere(page: Path, link: str) -> bool:
     """Whether a link on the page leads to an address, or to a file or heading that is there."""
     if "://" in link:
         return True
-    target, _, anchor = link.partition("#")
+    target, _, anchor = unquote(link).partition("#")
     path = page.parent / target if target else page
     if not path.exists() or not path.resolve().is_relative_to(ROOT):
         return False
@@ -115,11 +118,11 @@ class TestPages:
 
     def test_every_workflow_has_a_row(self, suffix: str) -> None:
         rows = [line.split(" | ")[0] for line in text(f"docs/workflows{suffix}").splitlines() if line.startswith("|")]
-        named = re.findall(r"`workflows/(\w+\.json)`", "\n".join(rows))
+        named = re.findall(r"`workflows/([^`/]+\.json)`", "\n".join(rows))
         assert sorted(named) == sorted(path.name for path in (ROOT / "workflows").glob("*.json"))
 
     def test_their_program_names_nodes_of_the_graph(self, suffix: str) -> None:
-        prompt = json.loads(text("workflows/api/image_to_video.json"))
+        prompt = json.loads(api_workflow(QUICK_START).read_text("utf-8"))
         named = re.findall(r'prompt\["(\d+)"\]\["inputs"\]\["(\w+)"\]', text(f"docs/api{suffix}"))
         assert named
         assert all(key in prompt[number]["inputs"] for number, key in named)
@@ -139,7 +142,7 @@ def test_a_link_that_leads_nowhere_is_seen(link: str) -> None:
 
 @pytest.mark.parametrize("name", [*READMES, *PAGES])
 def test_every_file_in_commands_is_there(name: str) -> None:
-    files = re.findall(r"workflows/[\w/]+\.\w+", text(name))
+    files = re.findall(r"workflows/[\w/ .-]+?\.(?:json|png|jpg)\b", text(name))
     assert files or name not in READMES
     assert [file for file in files if not (ROOT / file).is_file()] == []
 

@@ -25,6 +25,7 @@ from i2v_tensorrt.benchmarks.card_prompts import (
 )
 from i2v_tensorrt.benchmarks.cards import GIB, Peak, Report, Row, balloon, measure_card, noted, sizes_of
 from i2v_tensorrt.benchmarks.node_texts import Heard
+from i2v_tensorrt.common import workflow_names
 from i2v_tensorrt.common.errors import I2VError
 from i2v_tensorrt.remote.comfyui.messages import StatusText
 from i2v_tensorrt.remote.comfyui.server import ComfyHost
@@ -42,7 +43,7 @@ def test_every_prompt_runs_a_model_that_is_there() -> None:
     assert (svd["width"], svd["height"], svd["num_frames"]) == (1024, 576, 14)
     assert {prompt["3"]["inputs"]["backend"] for prompt in found.values() if "3" in prompt} == {"eager"}
     as_they_come = cases("auto")[0].prompt
-    assert as_they_come == shipped("image_to_video") and as_they_come["3"]["inputs"]["on_missing"] == "auto"
+    assert as_they_come == shipped(workflow_names.QUICK_START) and as_they_come["3"]["inputs"]["on_missing"] == "auto"
 
 
 def test_the_memory_is_held_as_long_as_the_block_runs() -> None:
@@ -92,7 +93,7 @@ def test_a_small_card_in_a_live_comfyui(host: ComfyHost, tmp_path: Path, monkeyp
     models.mkdir()
     write_models(host, models, torch.device("cpu"), full=False)
     wan = next(case for case in cases(NO_ENGINES) if case.name == "tiny Wan 2.1")
-    missing = Case("missing", "no checkpoint", shipped("image_to_video", {"2": {"checkpoint": "none"}}))
+    missing = Case("missing", "no checkpoint", shipped(workflow_names.QUICK_START, {"2": {"checkpoint": "none"}}))
     measure, totals = cards.measure, list[int]()
 
     def noting(server: Any, *arguments: Any) -> Row:

@@ -9,10 +9,11 @@ import torch
 
 from i2v_tensorrt.benchmarks import cards, live, scratch
 from i2v_tensorrt.benchmarks.live import FULL_SIZE, NAMES, Report, opening, prompt_of
+from i2v_tensorrt.common.workflow_names import QUICK_START, api_workflow
 
 
 def test_the_quick_start_is_the_workflow_as_it_ships() -> None:
-    shipped = json.loads((live.PACK / "workflows" / "api" / "image_to_video.json").read_text("utf-8"))
+    shipped = json.loads(api_workflow(QUICK_START).read_text("utf-8"))
     assert prompt_of(seed=shipped["5"]["inputs"]["seed"]) == shipped
     full = prompt_of(FULL_SIZE, seed=3)
     assert full["2"]["inputs"]["checkpoint"] == live.FULL

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from i2v_tensorrt.common import workflow_names
 from i2v_tensorrt.remote.batch.workflow import (
     Place,
     Prompt,
@@ -128,7 +129,7 @@ def test_a_node_is_called_as_people_call_it(node_id: str, title: str) -> None:
     assert Workflow(PROMPT).title(node_id) == title
 
 
-@pytest.mark.parametrize("name", ["image_to_video", "with_core_nodes"])
+@pytest.mark.parametrize("name", [workflow_names.QUICK_START, workflow_names.MIXED])
 def test_our_own_workflows_can_be_queued_and_those_of_the_page_are_told_apart(name: str, tmp_path: Path) -> None:
     path = ROOT / "workflows" / "api" / f"{name}.json"
     prompt, extra_data = read_workflow(path)

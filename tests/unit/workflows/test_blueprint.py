@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from i2v_tensorrt.cli.node_info import stored
+from i2v_tensorrt.common.workflow_names import QUICK_START, api_workflow
 from i2v_tensorrt.tests.helpers.graph import Prompt, faults, to_prompt
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,7 +43,7 @@ def inputs(prompt: Prompt) -> dict[str, Any]:
 
 
 def test_it_is_the_quick_start_and_a_host_would_take_it() -> None:
-    quick = json.loads((ROOT / "workflows" / "api" / "image_to_video.json").read_text("utf-8"))
+    quick = json.loads(api_workflow(QUICK_START).read_text("utf-8"))
     assert faults(flat(), stored()) == []
     assert inputs(flat()) == inputs(quick)
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from i2v_tensorrt.cli.node_info import OFFERED, PREFIX, contract, inputs_of, stored
+from i2v_tensorrt.common import workflow_names
 from i2v_tensorrt.tests.helpers.graph import NOTES, Graph, Prompt, faults, to_prompt
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,7 +44,7 @@ def texts(value: Any) -> list[str]:
 
 
 def test_there_are_workflows() -> None:
-    assert {"image_to_video", "with_core_nodes"} <= set(NAMES)
+    assert {workflow_names.QUICK_START, workflow_names.MIXED} <= set(NAMES)
     assert sorted(path.stem for path in WORKFLOWS.glob("*.json")) == NAMES
 
 
@@ -131,12 +132,12 @@ class TestFaults:
         ],
     )
     def test_an_input_that_a_host_would_refuse(self, number: str, change: dict[str, Any], expected: str) -> None:
-        wrong = prompt("image_to_video")
+        wrong = prompt(workflow_names.QUICK_START)
         wrong[number]["inputs"].update(change)
         assert faults(wrong, INFO) == [expected]
 
     def test_a_missing_input_and_an_unknown_node(self) -> None:
-        wrong = prompt("image_to_video")
+        wrong = prompt(workflow_names.QUICK_START)
         del wrong["5"]["inputs"]["seed"]
         wrong["6"]["class_type"] = "Nothing"
         assert faults(wrong, INFO) == ["5: seed is missing", "6: no node Nothing", "7: frames cannot be ['6', 0]"]
