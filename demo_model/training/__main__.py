@@ -1,4 +1,4 @@
-"""python -m demo_model.training tokenizer | vae | motion | assemble | evaluate | curve"""
+"""python -m demo_model.training tokenizer | vae | motion | few-steps | assemble | evaluate | curve"""
 
 import argparse
 import json
@@ -16,6 +16,7 @@ from .vocabulary import captions
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SEED = 20261120
+STAGES = ("vae", "motion", "few-steps")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,15 +24,17 @@ def parser() -> argparse.ArgumentParser:
     from .evaluate import PARTS
 
     top = argparse.ArgumentParser(prog="training", description=__doc__)
-    top.add_argument("command", choices=["tokenizer", "vae", "motion", "assemble", "evaluate", "curve"])
+    top.add_argument("command", choices=["tokenizer", *STAGES, "assemble", "evaluate", "curve"])
     top.add_argument("--folder", type=Path, default=ROOT / "demo_model", help="the checkpoint folder")
     top.add_argument("--states", type=Path, default=ROOT / "out" / "training", help="where runs keep their states")
     top.add_argument("--out", type=Path, default=ROOT / "out" / "evaluation")
     top.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    top.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="whose weights to take, where trained")
     top.add_argument("--begin", type=Path, help="a checkpoint folder whose weights to start from")
     top.add_argument("--tiny", action="store_true", help="networks of a size for tests")
     top.add_argument("--pixels", type=int, default=128)
     top.add_argument("--frames", type=int, default=16)
+    top.add_argument("--reach", type=float, default=1.0, help="how much of a clip motion training shows, up to 1")
     top.add_argument("--steps", type=int, default=10000)
     top.add_argument("--batch", type=int, default=64)
     top.add_argument("--rate", type=float, default=8e-4)
@@ -45,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="what to evaluate")
     top.add_argument("--guidance", type=float, default=3.0)
     top.add_argument("--sampling-steps", type=int, default=30)
+    top.add_argument("--spacing", default="leading", help="of the sampling steps: trailing for few")
     top.add_argument("--half", action="store_true", help="evaluate in half precision")
     top.add_argument("--compare", action="store_true", help="also compare steps and precisions")
     return top
@@ -67,7 +71,7 @@ def fresh(options: argparse.Namespace) -> tuple[nets.Networks, nets.Sizes]:
         networks = nets.load_folder(options.begin, torch.device("cpu"), torch.float32)
     else:
         networks = nets.build(sizes, SEED)
-    for stage in ("vae", "motion"):
+    for stage in options.stages:
         meta = load_meta(options.states / stage)
         if meta is None or stage == options.command:
             continue
@@ -84,7 +88,7 @@ def fresh(options: argparse.Namespace) -> tuple[nets.Networks, nets.Sizes]:
 
 def run_vae(options: argparse.Namespace) -> None:
     """Trains the autoencoder; the scaling factor is measured, or kept with the latents of the weights begun from."""
-    from .clips import draw, held_out_seeds
+    from .clips import held_out_seeds, practise
     from .evaluate import first_frames
     from .measure import psnr
     from .sampler import decode, picture_latents
@@ -103,19 +107,31 @@ def run_vae(options: argparse.Namespace) -> None:
             meta = {**(load_meta(folder) or {}), "scaling_factor": scale}
             nets.write_text(folder / "state.json", json.dumps(meta, indent=1) + "\n")
     report(run.elapsed_s, run.step, device)
-    pictures = first_frames(draw(held_out_seeds(9000, 64, device)))
+    pictures = first_frames(practise(held_out_seeds(9000, 64, device)), options.pixels)
     again = decode(networks, picture_latents(networks, pictures)[:, :, None])[:, 0]
     logging.info("held-out reconstruction %.2f dB, scaling factor %.4f", float(psnr(again, pictures).mean()), scale)
 
 
 def run_motion(options: argparse.Namespace) -> None:
     """Trains the UNet and the encoders."""
-    from .train_motion import train_motion
+    from .train_motion import View, train_motion
 
     device = torch.device(options.device)
     networks, _ = fresh(options)
     tokenizer = nets.load_tokenizer(options.folder)
-    run = train_motion(networks, plan(options), device, tokenizer, options.pixels, options.frames)
+    run = train_motion(networks, plan(options), device, tokenizer, View(options.pixels, options.frames, options.reach))
+    report(run.elapsed_s, run.step, device)
+
+
+def run_few_steps(options: argparse.Namespace) -> None:
+    """Trains the UNet for few unguided steps."""
+    from .train_few_steps import train_few_steps
+    from .train_motion import View
+
+    device = torch.device(options.device)
+    networks, _ = fresh(options)
+    view = View(options.pixels, options.frames, options.reach)
+    run = train_few_steps(networks, plan(options), device, nets.load_tokenizer(options.folder), view)
     report(run.elapsed_s, run.step, device)
 
 
@@ -136,8 +152,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     tokenizer = nets.load_tokenizer(options.folder)
     judge = Judge(
-        nets.load_folder(options.folder, device, dtype), tokenizer, device, options.sampling_steps, options.guidance
-    )
+        nets.load_folder(options.folder, device, dtype), tokenizer, device, options.sampling_steps, options.guidance,
+        spacing=options.spacing,
+    )  # fmt: skip
     figures = {"device": str(device), "dtype": str(dtype), **evaluate(judge, options.count, options.out, options.parts)}
     if options.compare:
         exact = dataclasses.replace(judge, networks=nets.load_folder(options.folder, device, torch.float32))
@@ -163,6 +180,8 @@ def main() -> None:
         run_vae(options)
     elif options.command == "motion":
         run_motion(options)
+    elif options.command == "few-steps":
+        run_few_steps(options)
     elif options.command == "assemble":
         networks, sizes = fresh(options)
         nets.save_folder(options.folder, networks, sizes)
@@ -171,7 +190,7 @@ def main() -> None:
     else:
         from .sheets import save_curve
 
-        states = {stage: load_meta(options.states / stage) for stage in ("vae", "motion")}
+        states = {stage: load_meta(options.states / stage) for stage in STAGES}
         save_curve(options.folder / "curve.png", {name: meta["curve"] for name, meta in states.items() if meta})
 
 

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from .hashing import Numbers, below, integer, uniform
 from .motion import PIXEL, TRACK_FAR, TRACK_NEAR, between, camera_poses, content_origin, shape_poses
-from .pictures import REACH, STREAMS, STYLES, Brush, Named, background, foreground, grid
+from .painting import PIXELS, REACH, Brush, grid
+from .pictures import FIRST_SCENE, STREAMS, STYLES, Named, background, foreground
+from .scenes import SCENES
 from .vocabulary import (
     ADVERB_SPEED,
     ADVERBS,
@@ -25,11 +27,10 @@ from .vocabulary import (
     WORDINGS,
 )
 
-PIXELS = 128
 FRAMES = 16
 SLOWEST_FPS, FASTEST_FPS = 8, 32
 OPEN_SHARE = 0.06
-TURNING_SHARE = 0.2
+TURNING_SHARE, SCENE_SHARE = 0.2, 0.55
 HELD_OUT = 2**40  # training seeds lie below, held-out seeds from here on
 
 
@@ -99,15 +100,17 @@ def draw(seeds: Tensor) -> Clips:
 
 
 def practise(seeds: Tensor) -> Clips:
-    """As `draw`, but a share of the clips turn a thing whose turning shows, which is hard to learn from a few."""
+    """As `draw`, but more is shown of what is hard to learn from a few: things whose turning shows, fine detail."""
     clips = draw(seeds)
-    numbers = Numbers.of(seeds, {10: 3})[10]
+    numbers = Numbers.of(seeds, {10: 5})[10]
     chosen = numbers[:, 0] < TURNING_SHARE
     turns = torch.tensor(TURNS, device=seeds.device)[below(numbers[:, 1], len(TURNS))]
     angular = torch.tensor(ANGULAR, device=seeds.device)[below(numbers[:, 2], len(ANGULAR))]
     motion = torch.where(chosen, turns, clips.motion)
     turning = (motion == TURNS[0]) | (motion == TURNS[1])
-    return replace(clips, motion=motion, thing=torch.where(turning, angular, clips.thing))
+    scene = FIRST_SCENE + below(numbers[:, 4], len(SCENES))
+    style = torch.where(numbers[:, 3] < SCENE_SHARE, scene, clips.style)
+    return replace(clips, motion=motion, thing=torch.where(turning, angular, clips.thing), style=style)
 
 
 def caption_rows(clips: Clips) -> Tensor:
@@ -150,24 +153,25 @@ def canvases(clips: Clips, brush: Brush) -> tuple[Tensor, Tensor]:
     return far, foreground(brush, numbers, clips.style, layered, named)
 
 
-def render(clips: Clips, indices: Tensor, pixels: int = PIXELS, brush: Brush | None = None) -> Tensor:
+def render(
+    clips: Clips, indices: Tensor, pixels: int = PIXELS, brush: Brush | None = None, reach: float = 1.0
+) -> Tensor:
     """Frames at indices (B, F) of each clip: (B, F, 3, pixels, pixels) in [0, 1].
 
-    brush may bring a compiled way of drawing.
+    brush may bring a compiled way of drawing; reach below 1 shows the middle alone, that far from the centre.
     """
     far_poses, near_poses = poses(clips, indices)
     about = torch.where(clips.names_a_shape[:, None], clips.centre, 0.0)
-    return _show(clips, far_poses, near_poses, about, pixels, brush)
+    return _show(clips, (far_poses, near_poses), about, grid(pixels, reach, clips.seeds.device), brush)
 
 
 def _show(
-    clips: Clips, far_poses: Tensor, near_poses: Tensor, about: Tensor, pixels: int, brush: Brush | None
+    clips: Clips, layer_poses: tuple[Tensor, Tensor], about: Tensor, points: Tensor, brush: Brush | None
 ) -> Tensor:
-    """Both layers at their poses (B, F, 4), the near one about a centre (B, 2): (B, F, 3, pixels, pixels)."""
-    far, near = canvases(clips, brush or Brush.on(clips.seeds.device))
-    points = grid(pixels, 1.0, clips.seeds.device)
-    back = look(far, content_origin(points, far_poses, torch.zeros_like(about)))
-    front = look(near, content_origin(points, near_poses, about))
+    """The far and the near layer at their poses (B, F, 4), the near one about a centre (B, 2), seen at points."""
+    far, near = canvases(clips, brush or Brush.on(points.device, len(points)))
+    back = look(far, content_origin(points, layer_poses[0], torch.zeros_like(about)))
+    front = look(near, content_origin(points, layer_poses[1], about))
     return (back * (1 - front[:, :, 3:]) + front[:, :, :3]).clamp(0, 1)
 
 
@@ -181,7 +185,8 @@ def view_pairs(clips: Clips, pairs: int, pixels: int = PIXELS, brush: Brush | No
     indices = torch.stack([first, first + 1], dim=-1).flatten(1)
     motion = torch.where(clips.motion < VIEWS, clips.motion, integer(clips.seeds, 8, VIEWS))
     whole = camera_poses(motion, clips.speed_factor, indices / clips.fps[:, None])
-    frames = _show(clips, whole, whole, torch.zeros_like(clips.centre), pixels, brush)
+    points = grid(pixels, 1.0, clips.seeds.device)
+    frames = _show(clips, (whole, whole), torch.zeros_like(clips.centre), points, brush)
     return frames, between(whole[:, ::2], whole[:, 1::2])
 
 

@@ -22,6 +22,7 @@ from .clips import (
     render,
     shape_mask,
 )
+from .detail import detail_ratio, finest_energy, has_letters_of, letters_read
 from .hashing import integer
 from .measure import (
     SHAPE_RADIUS,
@@ -38,8 +39,9 @@ from .measure import (
     warping_error,
 )  # fmt: skip
 from .networks import Networks
-from .pictures import LANDSCAPE
+from .pictures import FIRST_SCENE, LANDSCAPE
 from .sampler import decode, initial_noise, picture_latents, sample
+from .scenes import PAGE, SCENES
 from .sheets import save_sheet
 from .vocabulary import CAMERA, MOTIONS, SHAPE, captions
 
@@ -58,6 +60,12 @@ class Judge:
     steps: int
     guidance: float
     batch: int = 50
+    spacing: str = "leading"
+
+    @property
+    def pixels(self) -> int:
+        """Edge of the checkpoint's clips."""
+        return int(self.networks.vae.config["sample_size"])
 
     def animate(
         self, clips: Clips, prompts: list[str], negatives: list[str] | None = None, steps: int | None = None
@@ -67,19 +75,20 @@ class Judge:
         for start in range(0, len(prompts), self.batch):
             part = slice(start, start + self.batch)
             some = select(clips, part)
-            noise = initial_noise(some.seeds, FRAMES, PIXELS)
+            noise = initial_noise(some.seeds, FRAMES, self.pixels)
             dtype = self.networks.unet.dtype
             made.append(
                 sample(
                     self.networks,
                     self.tokenizer,
-                    first_frames(some).to(dtype),
+                    first_frames(some, self.pixels).to(dtype),
                     prompts[part],
                     some.fps,
                     noise,
                     steps or self.steps,
                     self.guidance,
                     negatives[part] if negatives else None,
+                    self.spacing,
                 )  # fmt: skip
             )
         return torch.cat(made)
@@ -95,14 +104,16 @@ def in_parts(function: Callable[[Clips], Tensor], clips: Clips, size: int = 25) 
     return torch.cat([function(select(clips, slice(i, i + size))) for i in range(0, len(clips.seeds), size)])
 
 
-def first_frames(clips: Clips) -> Tensor:
-    """The pictures (B, 3, H, W) that clips begin with."""
-    return in_parts(lambda part: render(part, frame_indices(len(part.seeds), 1, part.seeds.device)[:, :1])[:, 0], clips)
+def first_frames(clips: Clips, pixels: int = PIXELS) -> Tensor:
+    """The pictures (B, 3, pixels, pixels) that clips begin with."""
+    return in_parts(
+        lambda part: render(part, frame_indices(len(part.seeds), 1, part.seeds.device), pixels)[:, 0], clips
+    )
 
 
-def truth(clips: Clips) -> Tensor:
-    """The procedural clips themselves, (B, F, 3, H, W)."""
-    return in_parts(lambda part: render(part, frame_indices(len(part.seeds), FRAMES, part.seeds.device)), clips)
+def truth(clips: Clips, pixels: int = PIXELS) -> Tensor:
+    """The procedural clips themselves, (B, F, 3, pixels, pixels)."""
+    return in_parts(lambda part: render(part, frame_indices(len(part.seeds), FRAMES, part.seeds.device), pixels), clips)
 
 
 def held_out(start: int, count: int, motions: tuple[str, ...], device: torch.device, **fixed: int) -> Clips:
@@ -124,7 +135,7 @@ def prompts_of(clips: Clips) -> list[str]:
 def follow(frames: Tensor, clips: Clips) -> Track:
     """Tracks the named shape of clips that name one (all or none of a batch), else the view."""
     if bool(clips.names_a_shape.all()):
-        return track(frames, shape_mask(clips), clips.centre)
+        return track(frames, shape_mask(clips, frames.shape[-1]), clips.centre)
     return track(frames)
 
 
@@ -156,7 +167,7 @@ def judge_camera(judge: Judge, count: int, out: Path) -> dict[str, Any]:
     """Direction, first frame and smoothness of pans, zooms and rotations."""
     clips = held_out(0, count, VIEW_MOTIONS, judge.device)
     prompts = prompts_of(clips)
-    made, real = judge.animate(clips, prompts), truth(clips)
+    made, real = judge.animate(clips, prompts), truth(clips, judge.pixels)
     tracked, expected = follow(made, clips), follow(real, clips)
     right = agreement(clips, tracked)
     save_sheet(out / "camera.png", made[:16], prompts[:16], clips.fps[:16].tolist(), real[:16])
@@ -199,7 +210,7 @@ def judge_shapes(judge: Judge, count: int, out: Path) -> dict[str, Any]:
     for name, motions, start, share in (("moves", MOVES, 2000, count), ("actions", SHAPE[4:], 3000, count // 2)):
         clips = held_out(start, share, motions, judge.device)
         prompts = prompts_of(clips)
-        made, real = judge.animate(clips, prompts), truth(clips)
+        made, real = judge.animate(clips, prompts), truth(clips, judge.pixels)
         right = agreement(clips, follow(made, clips))
         save_sheet(out / f"shape-{name}.png", made[:16], prompts[:16], clips.fps[:16].tolist(), real[:16])
         figures[f"shape_{name}_percent"] = percent(right)
@@ -260,7 +271,9 @@ def judge_views(judge: Judge, out: Path) -> dict[str, Any]:
     motions = ("pan left", "pan right", "zoom in", "zoom out", "rotate clockwise", "track left", "pan up", "still")
     clips = held_out(8000, 16, motions, judge.device, style=LANDSCAPE, fps=12, adverb=0)
     prompts = prompts_of(clips)
-    save_sheet(out / "landscape.png", judge.animate(clips, prompts), prompts, clips.fps.tolist(), truth(clips))
+    save_sheet(
+        out / "landscape.png", judge.animate(clips, prompts), prompts, clips.fps.tolist(), truth(clips, judge.pixels)
+    )
     one = held_out(8100, 1, ("pan left",), judge.device, style=LANDSCAPE, fps=8)
     four = Clips(
         **{f.name: getattr(one, f.name).expand(4, *getattr(one, f.name).shape[1:]) for f in dataclasses.fields(Clips)}
@@ -273,7 +286,7 @@ def judge_views(judge: Judge, out: Path) -> dict[str, Any]:
 def judge_vae(judge: Judge, count: int) -> dict[str, Any]:
     """Reconstruction of held-out pictures through the autoencoder alone."""
     clips = draw(held_out_seeds(9000, count, judge.device))
-    pictures = first_frames(clips)
+    pictures = first_frames(clips, judge.pixels)
     with torch.no_grad():
         again = decode(judge.networks, picture_latents(judge.networks, pictures)[:, :, None])[:, 0]
     by_style = psnr(again, pictures)
@@ -281,8 +294,39 @@ def judge_vae(judge: Judge, count: int) -> dict[str, Any]:
         "vae_psnr_db": round(float(by_style.mean()), 2),
         "vae_psnr_worst_db": round(float(by_style.min()), 2),
         "vae_ssim": round(float(ssim(again, pictures).mean()), 4),
+        "vae_detail_ratio": round(float(finest_energy(again).mean() / finest_energy(pictures).mean()), 3),
         "vae_psnr_by_style": {str(s): round(float(by_style[clips.style == s].mean()), 2) for s in range(6)},
     }
+
+
+def judge_detail(judge: Judge, count: int, out: Path) -> dict[str, Any]:
+    """What stays of the finest detail of pictures that have some, and whether small letters can be read."""
+    figures: dict[str, Any] = {}
+    made_all, real_all = [], []
+    for number, name in enumerate(SCENES):
+        clips = held_out(10_000 + 1000 * number, count, VIEW_MOTIONS, judge.device, style=FIRST_SCENE + number)
+        if number == PAGE:
+            clips = held_out(10_000 + 1000 * number, 16 * count, VIEW_MOTIONS, judge.device, style=FIRST_SCENE + PAGE)
+            clips = chosen(clips, has_letters_of(clips), count)
+        prompts = prompts_of(clips)
+        made, real = judge.animate(clips, prompts), truth(clips, judge.pixels)
+        save_sheet(out / f"detail-{name}.png", made[:8], prompts[:8], clips.fps[:8].tolist(), real[:8])
+        figures[f"detail_{name}_ratio"] = round(detail_ratio(made, real), 3)
+        figures[f"detail_{name}_first_frame_db"] = round(float(psnr(made[:, 0], real[:, 0]).mean()), 2)
+        if number == PAGE:
+            figures["letters_read_percent"] = round(100 * letters_read(clips, made, real), 1)
+            figures["letters_read_through_vae_percent"] = round(
+                100 * letters_read(clips, through_vae(judge, real), real), 1
+            )
+        made_all.append(made)
+        real_all.append(real)
+    return {"detail_ratio": round(detail_ratio(torch.cat(made_all), torch.cat(real_all)), 3), **figures}
+
+
+def chosen(clips: Clips, which: Tensor, count: int) -> Clips:
+    """The first of those for which `which` (B,) holds."""
+    rows = which.nonzero()[:count, 0]
+    return Clips(**{f.name: getattr(clips, f.name)[rows] for f in dataclasses.fields(Clips)})
 
 
 def compare(judge: Judge, others: dict[str, tuple[Judge, int]], count: int) -> dict[str, Any]:
@@ -309,6 +353,7 @@ PARTS: dict[str, Callable[[Judge, int, Path], dict[str, Any]]] = {
     "speed": lambda judge, count, out: judge_speed(judge, max(16, count // 4), out),
     "guidance": lambda judge, count, out: judge_guidance(judge, max(4, count // 10), out),
     "views": lambda judge, count, out: judge_views(judge, out),
+    "detail": lambda judge, count, out: judge_detail(judge, max(8, count // 16), out),
 }
 """Groups of figures, given the number of camera clips, of which the other groups are shares."""
 

@@ -52,6 +52,10 @@ class Numbers:
             end += count
         return cls(table, places)
 
+    def rows(self, which: Tensor) -> "Numbers":
+        """Those of some of the seeds, by their places (N,)."""
+        return Numbers(self.table[which], self.places)
+
     def __getitem__(self, stream: int) -> Tensor:
         """The numbers of one stream, float32 (B, count)."""
         return self.table[:, self.places[stream]]

@@ -24,7 +24,7 @@ from .interpolation_clips import Pool, Triplets
 from .interpolation_measure import measure, save_pairs
 from .loop import Plan, Run
 from .networks import write_text
-from .pictures import Brush
+from .painting import Brush
 from .sheets import save_curve
 from .speed import prefer_channels_last
 from .state import save_tensors

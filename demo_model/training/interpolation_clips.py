@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .clips import FRAMES, Clips, canvases, draw, look, poses, training_seeds
 from .motion import content_origin
-from .pictures import CANVAS, Brush, grid
+from .painting import Brush, grid
 
 FIRST_SEED = 2**37  # apart from the other stages'
 SMALLEST_GAP, LARGEST_GAP = 0.5, FRAMES - 1.0
@@ -74,8 +74,8 @@ class Pool:
 
     def __init__(self, device: torch.device, chunk: int, chunks: int, every: int, first: int, brush: Brush) -> None:
         self.chunk, self.chunks, self.every, self.first, self.brush = chunk, chunks, every, first, brush
-        self.far = torch.zeros(chunk * chunks, 3, CANVAS, CANVAS, dtype=torch.float16, device=device)
-        self.near = torch.zeros(chunk * chunks, 4, CANVAS, CANVAS, dtype=torch.float16, device=device)
+        self.far = torch.zeros(chunk * chunks, 3, brush.edge, brush.edge, dtype=torch.float16, device=device)
+        self.near = torch.zeros(chunk * chunks, 4, brush.edge, brush.edge, dtype=torch.float16, device=device)
         self.seeds = torch.full((chunk * chunks,), -1, device=device)
         self.held: dict[int, int] = {}
 

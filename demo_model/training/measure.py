@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .motion import PIXEL, content_origin, direction
-from .pictures import grid
+from .painting import grid
 
 LEVELS = ((32, 8), (64, 6), (128, 4))  # edge in pixels, iterations
 RESIDUAL = 0.08  # differences well above this count little

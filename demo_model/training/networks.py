@@ -26,17 +26,18 @@ class Sizes:
     unet_channels: tuple[int, ...] = (64, 96, 96)
     unet_groups: int = 32
     head_dim: int = 32
-    vae_channels: tuple[int, ...] = (32, 64, 128, 128)
+    vae_channels: tuple[int, ...] = (32, 64, 128, 192)
     vae_groups: int = 8
     text_layers: int = 3
     vision_layers: int = 2
     vision_pixels: int = 64
     width: int = WIDTH
+    pixels: int = 256
 
     @classmethod
     def tiny(cls) -> "Sizes":
         """Seconds on a CPU."""
-        return cls((32, 32, 32), 8, 32, (8, 8, 16, 16), 4, 2, 1, 32, 32)
+        return cls((32, 32, 32), 8, 32, (8, 8, 16, 16), 4, 2, 1, 32, 32, 32)
 
 
 SCHEDULER = {
@@ -68,7 +69,7 @@ def build_unet(sizes: Sizes) -> "I2VGenXLUNet":
 
     attended = len(sizes.unet_channels) - 1
     return I2VGenXLUNet(
-        sample_size=16,
+        sample_size=sizes.pixels // 8,
         down_block_types=("CrossAttnDownBlock3D",) * attended + ("DownBlock3D",),
         up_block_types=("UpBlock3D",) + ("CrossAttnUpBlock3D",) * attended,
         block_out_channels=sizes.unet_channels,
@@ -92,7 +93,7 @@ def build_vae(sizes: Sizes) -> "AutoencoderKL":
         **shape,
         layers_per_block=1,
         norm_num_groups=sizes.vae_groups,
-        sample_size=128,
+        sample_size=sizes.pixels,
         scaling_factor=1.0,
     )
 

@@ -1,26 +1,21 @@
-"""Canvases larger than the view: a background for every clip and a layer in front of it.
+"""Canvases larger than the view (see `painting`): a background for every clip and a layer in front of it."""
 
-A canvas covers [-2, 2] half-widths and is sampled 1.25 times as finely as the view, so that panning,
-zooming out and turning never leave it and bilinear lookups stay sharp.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .glyphs import atlas, coverage
 from .hashing import Numbers, below
-from .motion import PIXEL
-from .vocabulary import COLOURS, THINGS
+from .painting import REACH, Brush, blend, dull_colours, grid, palette, pixel_of
+from .scenes import SCENE_STREAMS, furnished, scene_base
+from .vocabulary import THINGS
 
-CANVAS = 320
-REACH = 2.0
 SCATTER = 9
 STYLES = ("gradient", "glow", "noise", "stripes", "checks", "landscape")
 LANDSCAPE = STYLES.index("landscape")
+FIRST_SCENE = len(STYLES)
+"""The styles from here on are those of `scenes`."""
 
 # Which streams of random numbers a picture takes. Noises: lattice points along an edge, one stream an
 # octave from the first on; ridges: the same along a line; strewn: one stream a thing, six numbers each.
@@ -31,7 +26,7 @@ STREAMS = {
     20: 8, 24: 8, 50: 1, 60: 24, 90: 8,
     **{first + k: cells**2 for first, octaves in NOISES.items() for k, cells in enumerate(octaves)},
     **{first + k: count for first in RIDGES for k, (count, _) in enumerate(RIDGE_OCTAVES)},
-    **{first + k: 6 for first in (STREWN_FAR, STREWN_NEAR) for k in range(SCATTER)},
+    **{first + k: 6 for first in (STREWN_FAR, STREWN_NEAR) for k in range(SCATTER)}, **SCENE_STREAMS,
 }  # fmt: skip
 
 
@@ -46,51 +41,27 @@ class Named:
     shown: Tensor
 
 
-def grid(size: int, reach: float, device: torch.device) -> Tensor:
-    """Pixel centres (size, size, 2) as (x, y) in [-reach, reach]."""
-    line = ((torch.arange(size, device=device) + 0.5) / size * 2 - 1) * reach
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    return torch.stack([x, y], dim=-1)
-
-
-def palette(device: torch.device) -> Tensor:
-    """The named colours, (colours, 3) in [0, 1]."""
-    return torch.tensor(list(COLOURS.values()), dtype=torch.float32, device=device)
-
-
-def noise(numbers: Numbers, first: int, roughness: float) -> Tensor:
-    """Smooth noise over the canvas, about [-1, 1], from the streams `first` on: (B, CANVAS, CANVAS)."""
+def noise(numbers: Numbers, first: int, roughness: float, edge: int) -> Tensor:
+    """Smooth noise over the canvas, about [-1, 1], from the streams `first` on: (B, edge, edge)."""
     total, weight = torch.zeros((), device=numbers.table.device), 1.0
     for octave, count in enumerate(NOISES[first]):
         lattice = numbers[first + octave].view(-1, 1, count, count) * 2 - 1
-        total = total + weight * F.interpolate(lattice, size=(CANVAS, CANVAS), mode="bicubic", align_corners=True)
+        total = total + weight * F.interpolate(lattice, size=(edge, edge), mode="bicubic", align_corners=True)
         weight *= roughness
     return total[:, 0]
 
 
-def ridge(numbers: Numbers, first: int, level: float, height: float) -> Tensor:
-    """A line of hills as coverage below it, (B, CANVAS, CANVAS); level and height in half-widths."""
+def ridge(numbers: Numbers, first: int, level: float, height: float, edge: int) -> Tensor:
+    """A line of hills as coverage below it, (B, edge, edge); level and height in half-widths."""
     line = torch.zeros((), device=numbers.table.device)
     for octave, (count, weight) in enumerate(RIDGE_OCTAVES):
         lattice = numbers[first + octave].view(-1, 1, count) * 2 - 1
-        line = line + weight * F.interpolate(lattice, size=CANVAS, mode="linear", align_corners=True)
-    smooth = F.avg_pool1d(line, 7, stride=1, padding=3, count_include_pad=False)
+        line = line + weight * F.interpolate(lattice, size=edge, mode="linear", align_corners=True)
+    width = edge // 92 * 2 + 1
+    smooth = F.avg_pool1d(line, width, stride=1, padding=width // 2, count_include_pad=False)
     top = level - height * smooth
-    y = grid(CANVAS, REACH, line.device)[..., 1]
-    return torch.sigmoid((y - top.view(-1, 1, CANVAS)) / PIXEL * 2)
-
-
-def blend(base: Tensor, colour: Tensor, amount: Tensor) -> Tensor:
-    """Lays colour (B, 3) or (B, 3, H, W) over base (B, 3, H, W) by amount (B, H, W)."""
-    colour = colour if colour.ndim == 4 else colour[:, :, None, None]
-    return base + (colour - base) * amount[:, None]
-
-
-def dull_colours(numbers: Tensor) -> Tensor:
-    """Muted colours (B, count, 3) from uniform numbers (B, 4 * count): named things stand out against them."""
-    values = numbers.unflatten(1, (-1, 4))
-    grey = 0.18 + 0.67 * values[..., :1]
-    return (grey + 0.42 * (values[..., 1:] - 0.5)).clamp(0.04, 0.96)
+    y = grid(edge, REACH, line.device)[..., 1]
+    return torch.sigmoid((y - top.view(-1, 1, edge)) / pixel_of(edge) * 2)
 
 
 def _wave(phase: Tensor, softness: float) -> Tensor:
@@ -98,7 +69,7 @@ def _wave(phase: Tensor, softness: float) -> Tensor:
 
 
 def _patterns(numbers: Numbers, points: Tensor) -> Tensor:
-    """Scalar fields in [0, 1] for every style but the landscape: (B, styles - 1, CANVAS, CANVAS)."""
+    """Scalar fields in [0, 1] for every style but the landscape: (B, styles - 1, edge, edge)."""
     u = numbers[20][:, :, None, None]
     x, y = points[None, ..., 0], points[None, ..., 1]
     angle = u[:, 0] * 2 * torch.pi
@@ -110,7 +81,7 @@ def _patterns(numbers: Numbers, points: Tensor) -> Tensor:
         [
             along / 4 + 0.5,
             glow,
-            noise(numbers, 30, 0.5) / 2 + 0.5,
+            noise(numbers, 30, 0.5, len(points)) / 2 + 0.5,
             _wave(along * frequency, 4),
             checks - 2 * (checks - 1).clamp_min(0) * 0.9,
         ],
@@ -119,57 +90,25 @@ def _patterns(numbers: Numbers, points: Tensor) -> Tensor:
 
 
 def _landscape(numbers: Numbers, points: Tensor) -> Tensor:
-    """A made-up view: sky, clouds, sun, two far ranges and a lit plain, (B, 3, CANVAS, CANVAS)."""
-    u = numbers[60]
+    """A made-up view: sky, clouds, sun, two far ranges and a lit plain, (B, 3, edge, edge)."""
+    u, edge = numbers[60], len(points)
     y = points[..., 1]
     zenith = torch.stack([0.15 + 0.25 * u[:, 0], 0.3 + 0.25 * u[:, 1], 0.55 + 0.35 * u[:, 2]], dim=1)
     horizon = torch.stack([0.75 + 0.2 * u[:, 3], 0.6 + 0.25 * u[:, 4], 0.5 + 0.35 * u[:, 5]], dim=1)
     down = ((y + 2) / 2.2).clamp(0, 1).expand(len(u), -1, -1)
-    sky = blend(zenith[:, :, None, None].expand(-1, -1, CANVAS, CANVAS), horizon, down)
-    clouds = (noise(numbers, 61, 0.55) - 0.25).clamp(0, 1) * 0.8
+    sky = blend(zenith[:, :, None, None].expand(-1, -1, edge, edge), horizon, down)
+    clouds = (noise(numbers, 61, 0.55, edge) - 0.25).clamp(0, 1) * 0.8
     sky = blend(sky, torch.ones_like(zenith), clouds)
     where = torch.stack([u[:, 6] * 2 - 1, u[:, 7] * 0.8 - 0.95], dim=1)
     distance = (points[None] - where[:, None, None]).norm(dim=-1)
-    sun = torch.sigmoid((0.12 + 0.08 * u[:, 8, None, None] - distance) / PIXEL * 1.5)
+    sun = torch.sigmoid((0.12 + 0.08 * u[:, 8, None, None] - distance) / pixel_of(edge) * 1.5)
     sky = blend(sky, zenith.new_tensor([1.0, 0.95, 0.75]).expand_as(zenith), sun)
-    light = 0.8 + 0.35 * noise(numbers, 66, 0.6)[:, None]
+    light = 0.8 + 0.35 * noise(numbers, 66, 0.6, edge)[:, None]
     far = (horizon * 0.55 + zenith * 0.3)[:, :, None, None] * (0.9 + 0.1 * light)
     ground = torch.stack([0.2 + 0.35 * u[:, 9], 0.32 + 0.3 * u[:, 10], 0.12 + 0.2 * u[:, 11]], dim=1)
-    scene = blend(sky, far, ridge(numbers, 70, 0.12, 0.28))
-    scene = blend(scene, far * 0.45 + ground[:, :, None, None] * light * 0.5, ridge(numbers, 74, 0.32, 0.2))
-    return blend(scene, ground[:, :, None, None] * light, ridge(numbers, 78, 0.62, 0.16))
-
-
-def draw_thing(
-    base: Tensor, fields: Tensor, thing: Tensor, colour: Tensor, place: Tensor, turn: Tensor, shown: Tensor
-) -> Tensor:
-    """Draws one thing a clip; place is (B, 3): x, y, radius. Shading makes its inside worth tracking."""
-    points = grid(CANVAS, REACH, base.device)
-    offset = (points[None] - place[:, None, None, :2]) / place[:, None, None, 2:]
-    cos, sin = torch.cos(turn)[:, None, None], torch.sin(turn)[:, None, None]
-    local = torch.stack(
-        [cos * offset[..., 0] + sin * offset[..., 1], cos * offset[..., 1] - sin * offset[..., 0]], dim=-1
-    )
-    amount = coverage(fields, thing, local, place[:, 2] / PIXEL) * shown[:, None, None]
-    shade = (1.0 - 0.22 * (local[..., 0] + local[..., 1]).clamp(-1, 1))[:, None]
-    painted = (colour[:, :, None, None] * shade).clamp(0, 1)
-    if base.shape[1] == 3:
-        return blend(base, painted, amount)
-    return blend(base, torch.cat([painted, torch.ones_like(painted[:, :1])], dim=1), amount)
-
-
-@dataclass(frozen=True)
-class Brush:
-    """The things' distance fields and the function that draws with them, compiled where that pays."""
-
-    fields: Tensor
-    paint: Callable[..., Tensor] = draw_thing
-
-    @classmethod
-    def on(cls, device: torch.device, compiled: bool = False) -> "Brush":
-        """A brush for canvases on a device."""
-        paint = torch.compile(draw_thing, dynamic=False) if compiled else draw_thing
-        return cls(atlas(device), paint)
+    scene = blend(sky, far, ridge(numbers, 70, 0.12, 0.28, edge))
+    scene = blend(scene, far * 0.45 + ground[:, :, None, None] * light * 0.5, ridge(numbers, 74, 0.32, 0.2, edge))
+    return blend(scene, ground[:, :, None, None] * light, ridge(numbers, 78, 0.62, 0.16, edge))
 
 
 def _scatter(
@@ -189,33 +128,38 @@ def _scatter(
 
 
 def background(brush: Brush, numbers: Numbers, style: Tensor, avoid: Tensor) -> Tensor:
-    """The far layer, (B, 3, CANVAS, CANVAS) in [0, 1]; named colours to avoid (B,), -1 for none."""
-    points = grid(CANVAS, REACH, style.device)
+    """The far layer, (B, 3, edge, edge) in [0, 1]; named colours to avoid (B,), -1 for none."""
+    points = grid(brush.edge, REACH, style.device)
     patterns = _patterns(numbers, points)
-    chosen = patterns.gather(1, style.clamp(max=LANDSCAPE - 1).view(-1, 1, 1, 1).expand(-1, 1, CANVAS, CANVAS))[:, 0]
+    chosen = patterns.gather(1, style.clamp(max=LANDSCAPE - 1).view(-1, 1, 1, 1).expand(-1, 1, *points.shape[:2]))[:, 0]
     ends = dull_colours(numbers[24])
-    base = blend(ends[:, 0, :, None, None].expand(-1, -1, CANVAS, CANVAS), ends[:, 1], chosen)
-    base = base * (1 + 0.22 * noise(numbers, 40, 0.6)[:, None])
+    base = blend(ends[:, 0, :, None, None].expand(-1, -1, *points.shape[:2]), ends[:, 1], chosen)
+    base = base * (1 + 0.22 * noise(numbers, 40, 0.6, brush.edge)[:, None])
     quiet = avoid >= 0
     many = numbers[50][:, 0]
     count = torch.where(quiet, below(many, 5) - 1, 4 + below(many, 6))
     base = _scatter(base, brush, numbers, STREWN_FAR, count, avoid, 0.26)
     wild = (style == LANDSCAPE).view(-1, 1, 1, 1)
-    return torch.where(wild, _landscape(numbers, points), base).clamp(0, 1)
+    base = torch.where(wild, _landscape(numbers, points), base).clamp(0, 1)
+    kind = torch.where(style >= FIRST_SCENE, style - FIRST_SCENE, -1)
+    if not (kind >= 0).any():
+        return base
+    scenes = furnished(scene_base(numbers, kind, brush.edge), brush, numbers, kind, quiet)
+    return torch.where((kind >= 0).view(-1, 1, 1, 1), scenes, base)
 
 
 def foreground(brush: Brush, numbers: Numbers, style: Tensor, layered: Tensor, named: Named) -> Tensor:
-    """The near layer with its coverage, colour already multiplied by it: (B, 4, CANVAS, CANVAS).
+    """The near layer with its coverage, colour already multiplied by it: (B, 4, edge, edge).
 
     A named thing, or, where `layered`, near hills (landscape) or large things to pass by.
     """
-    empty = torch.zeros(len(style), 4, CANVAS, CANVAS, device=style.device)
+    empty = torch.zeros(len(style), 4, brush.edge, brush.edge, device=style.device)
     u = numbers[90]
     soil = torch.stack([0.1 + 0.25 * u[:, 0], 0.14 + 0.25 * u[:, 1], 0.06 + 0.14 * u[:, 2]], dim=1)
-    light = 0.85 + 0.4 * noise(numbers, 91, 0.6)[:, None]
+    light = 0.85 + 0.4 * noise(numbers, 91, 0.6, brush.edge)[:, None]
     hill = torch.cat([soil[:, :, None, None] * light, torch.ones_like(light)], dim=1).clamp(0, 1)
     wild = style == LANDSCAPE
-    near = blend(empty, hill, ridge(numbers, 95, 0.85, 0.3) * (wild & layered)[:, None, None])
+    near = blend(empty, hill, ridge(numbers, 95, 0.85, 0.3, brush.edge) * (wild & layered)[:, None, None])
     count = torch.where(layered, torch.where(wild, 2, 5), 0)
     near = _scatter(near, brush, numbers, STREWN_NEAR, count, torch.full_like(count, -1), 0.34)
     place = torch.cat([named.centre, named.radius[:, None]], dim=1)

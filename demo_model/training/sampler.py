@@ -50,18 +50,24 @@ def sample(
     steps: int = 30,
     guidance: float = 3.0,
     negatives: list[str] | None = None,
+    spacing: str = "leading",
 ) -> Tensor:
     """Animates pictures (B, 3, H, W) in [0, 1]: fps (B,), noise (B, 4, F, h, w) -> frames (B, F, 3, H, W)."""
     dtype = networks.unet.dtype
     told = _branches(networks, tokenizer, pictures, prompts, negatives or [""] * len(prompts), noise.shape[2])
     scheduler: Any = build_scheduler()
+    scheduler.register_to_config(timestep_spacing=spacing)
     scheduler.set_timesteps(steps, device=pictures.device)
     latents = noise * scheduler.init_noise_sigma
+    if guidance == 1:
+        told = {name: value.chunk(2)[1] for name, value in told.items()}
+    count = 1 if guidance == 1 else 2
     for time in scheduler.timesteps:
-        both = torch.cat([latents, latents]).to(dtype)
-        guess = networks.unet(both, time, fps=torch.cat([fps, fps]), **told, return_dict=False)[0]
-        without, with_prompt = guess.float().chunk(2)
-        guess = without + guidance * (with_prompt - without)
+        both = torch.cat([latents] * count).to(dtype)
+        guess = networks.unet(both, time, fps=torch.cat([fps] * count), **told, return_dict=False)[0].float()
+        if count == 2:
+            without, with_prompt = guess.chunk(2)
+            guess = without + guidance * (with_prompt - without)
         latents = scheduler.step(guess, time, latents, eta=0.0).prev_sample
     return decode(networks, latents)
 

@@ -12,7 +12,7 @@ from .conditioning import image_latents, image_states, text_states, token_table
 from .hashing import uniform
 from .loop import Plan, Run
 from .networks import Networks, build_scheduler
-from .pictures import Brush
+from .painting import Brush
 from .speed import flatten_time
 from .vocabulary import captions
 
@@ -21,6 +21,23 @@ NOTHING = 0.10  # share trained without text and picture embedding, as the uncon
 REUSE = 2  # steps that share a batch of clips, each with its own noise and times
 SHIMMER = 0.5  # weight of errors that change from frame to frame
 NO_PICTURE = 0.10  # share trained with text alone, as the unconditional branch is with a negative prompt
+
+
+@dataclass(frozen=True)
+class View:
+    """What training clips show: their edge in pixels, frames, and how much of the clip's half-width.
+
+    Half of it, at half the edge, costs a quarter and has the same detail and speed in pixels.
+    """
+
+    pixels: int
+    frames: int = FRAMES
+    reach: float = 1.0
+
+    @property
+    def whole_pixels(self) -> int:
+        """Edge of a clip that is shown whole."""
+        return round(self.pixels / self.reach)
 
 
 @dataclass
@@ -59,14 +76,14 @@ def make_batch(
     scale: float,
     table: Tensor,
     brush: Brush,
-    pixels: int,
-    frames: int,
+    view: View,
 ) -> Batch:
     """Renders clips and encodes them; table holds the captions' tokens, the last row those of no text."""
     clips = practise(seeds)
-    video = render(clips, frame_indices(len(seeds), frames, seeds.device), pixels, brush)
+    indices = frame_indices(len(seeds), view.frames, seeds.device)
+    video = render(clips, indices, view.pixels, brush, view.reach)
     latents = encode(video.flatten(0, 1) * 2 - 1) * scale
-    latents = latents.view(len(seeds), frames, *latents.shape[1:]).transpose(1, 2)
+    latents = latents.view(len(seeds), view.frames, *latents.shape[1:]).transpose(1, 2)
     drop = uniform(seeds, 9, 1)[:, 0]
     rows = torch.where(drop < NOTHING, len(table) - 1, caption_rows(clips))
     return Batch(latents, video[:, 0], table[rows], clips.fps, (drop >= NOTHING + NO_PICTURE).float())
@@ -94,9 +111,7 @@ def without_dropout(module: nn.Module) -> None:
             part.p = 0.0
 
 
-def train_motion(
-    networks: Networks, plan: Plan, device: torch.device, tokenizer: Any, pixels: int, frames: int = FRAMES
-) -> Run:
+def train_motion(networks: Networks, plan: Plan, device: torch.device, tokenizer: Any, view: View) -> Run:
     """Trains UNet and encoders; the autoencoder in `networks` is used as it is."""
     vae: Any = networks.vae.to(device).eval().requires_grad_(False)
     model = MotionNetworks(networks).to(device).train()
@@ -107,7 +122,7 @@ def train_motion(
     table = token_table(tokenizer, [*captions(), ""]).to(device)
     alphas = build_scheduler().alphas_cumprod.to(device)
     generator = torch.Generator(device)
-    brush = Brush.on(device, plan.compile)
+    brush = Brush.on(device, view.whole_pixels, plan.compile)
     scale = float(vae.config["scaling_factor"])
     held: dict[int, Batch] = {}
 
@@ -126,7 +141,7 @@ def train_motion(
                 held.clear()
                 seeds = training_seeds(FIRST_SEED + plan.first_clip + drawn * plan.batch, plan.batch, device)
                 with torch.no_grad():
-                    held[drawn] = make_batch(seeds, encode, scale, table, brush, pixels, frames)
+                    held[drawn] = make_batch(seeds, encode, scale, table, brush, view)
             return velocity_loss(model, held[drawn], alphas, generator)
 
     run.go(loss_of)

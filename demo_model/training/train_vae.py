@@ -9,17 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .clips import draw, training_seeds, view_pairs
+from .clips import practise, training_seeds, view_pairs
 from .loop import Plan, Run
 from .measure import carried_back
 from .networks import Networks
-from .pictures import Brush
+from .painting import Brush
 from .speed import ExactConvolution
 
 FIRST_SEED = 0
 PAIRS = 4  # pairs of consecutive frames taken of each clip
 PER_CLIP = 2 * PAIRS
-KL_WEIGHT = 5e-5
+KL_WEIGHT = 2e-5
+BAND_WEIGHTS = (0.6, 0.3, 0.15)  # of errors by bands of frequencies, the finest first
 MOVED_SHARE = 0.25  # share of each batch that is decoded from a latent moved as a picture would be
 SHIMMER = 1.0  # weight of changes from frame to frame beside the motion
 ANCHOR = 0.1  # weight that keeps latents where a trained UNet expects them
@@ -35,7 +36,7 @@ class Views:
 
 def views_of(seeds: Tensor, pixels: int, brush: Brush | None = None) -> Views:
     """PAIRS pairs of each clip."""
-    frames, poses = view_pairs(draw(seeds), PAIRS, pixels, brush)
+    frames, poses = view_pairs(practise(seeds), PAIRS, pixels, brush)
     return Views(frames.flatten(0, 1) * 2 - 1, poses.flatten(0, 1))
 
 
@@ -59,6 +60,17 @@ def means_of(vae: Any, frames: Tensor) -> Tensor:
     return vae.quant_conv(vae.encoder(frames)).float()[:, :4]
 
 
+def by_bands(error: Tensor) -> Tensor:
+    """Weighted mean absolute error of each octave of frequencies: a mean over all alone buys smoothness with detail."""
+    total = error.new_zeros(())
+    for weight in BAND_WEIGHTS:
+        coarse = F.avg_pool2d(error, 2)
+        smooth = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+        total = total + weight * (error - smooth).abs().mean()
+        error = coarse
+    return total
+
+
 def shimmer(decoded: Tensor, poses: Tensor) -> Tensor:
     """Mean absolute difference of decoded pairs once their motion is undone, as in `measure.warping_error`."""
     gap, inside = carried_back(decoded[::2], decoded[1::2], poses)
@@ -68,7 +80,7 @@ def shimmer(decoded: Tensor, poses: Tensor) -> Tensor:
 def vae_loss(
     vae: Any, frames: Tensor, poses: Tensor, noise: Tensor, transforms: Tensor, anchor: Tensor | None
 ) -> Tensor:
-    """Squared and absolute error, shimmer, a light pull towards a unit Gaussian, and latents that move as pictures do.
+    """Squared and absolute error, detail, shimmer, a light pull to a unit Gaussian, and latents that move as pictures.
 
     The last makes a picture's motion a motion of its latents, which a small UNet learns far sooner. anchor
     (N, 4, h, w) are latents to stay near to.
@@ -83,7 +95,7 @@ def vae_loss(
     decoded = vae.decoder(vae.post_quant_conv(latents)).float()
     error = decoded - target
     kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-    loss = error.square().mean() + 0.1 * error.abs().mean() + KL_WEIGHT * kl
+    loss = error.square().mean() + 0.1 * error.abs().mean() + by_bands(error) + KL_WEIGHT * kl
     loss = loss + SHIMMER * shimmer(decoded[moved:], poses[moved // 2 :])
     return loss if anchor is None else loss + ANCHOR * (mean - anchor).square().mean()
 
@@ -110,7 +122,7 @@ def train_vae(networks: Networks, plan: Plan, device: torch.device, pixels: int,
     kept = {"scaling_factor": vae.config["scaling_factor"]} if keep_latents else {}
     run = Run(plan, {"vae": vae}, {"stage": "vae", **kept})
     loss_function = torch.compile(vae_loss, dynamic=False) if plan.compile else vae_loss
-    brush = Brush.on(device, plan.compile)
+    brush = Brush.on(device, pixels, plan.compile)
     generator = torch.Generator(device)
     clips = plan.batch // PER_CLIP
     latent_shape = (plan.batch, 4, pixels // 8, pixels // 8)

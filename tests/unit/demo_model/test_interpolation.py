@@ -14,7 +14,7 @@ from i2v_tensorrt.demo_model.training.interpolation_clips import FIRST_SEED, Poo
 from i2v_tensorrt.demo_model.training.interpolation_measure import blend, decibels, pairs
 from i2v_tensorrt.demo_model.training.loop import Plan
 from i2v_tensorrt.demo_model.training.measure import psnr
-from i2v_tensorrt.demo_model.training.pictures import Brush
+from i2v_tensorrt.demo_model.training.painting import Brush
 from i2v_tensorrt.pipeline.filters.rife import warp
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import torch
 
 from i2v_tensorrt.demo_model.training import networks as nets
 from i2v_tensorrt.demo_model.training.loop import Plan
-from i2v_tensorrt.demo_model.training.train_motion import train_motion
-from i2v_tensorrt.demo_model.training.train_vae import PER_CLIP, means_of, shimmer, train_vae, views_of
+from i2v_tensorrt.demo_model.training.train_motion import View, train_motion
+from i2v_tensorrt.demo_model.training.train_vae import PER_CLIP, by_bands, means_of, shimmer, train_vae, views_of
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ def motion(folder: Path, steps: int, stop: int | None = None) -> tuple[nets.Netw
     plan = Plan(folder, steps, 2, 1e-3, warmup=1)
     if stop is not None:
         plan = Plan(folder, steps, 2, 1e-3, warmup=1, seconds=-1.0)
-    run = train_motion(networks, plan, CPU, tokenizer, pixels=32, frames=2)
+    run = train_motion(networks, plan, CPU, tokenizer, View(32, 2))
     return networks, run.curve
 
 
@@ -69,3 +69,11 @@ def test_shimmer_is_what_comes_and_goes() -> None:
     quiet = shimmer(views.frames, views.poses)
     assert shimmer(views.frames + 0.1, views.poses) == pytest.approx(float(quiet), abs=1e-5)
     assert shimmer(views.frames + noise, views.poses) > 3 * quiet
+
+
+def test_fine_errors_cost_more_than_coarse_ones_of_the_same_size() -> None:
+    fine = 0.1 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    coarse = torch.nn.functional.interpolate(fine[..., ::16, ::16], scale_factor=16, mode="bilinear")
+    coarse = coarse * fine.abs().mean() / coarse.abs().mean()
+    assert by_bands(fine) > 3 * by_bands(coarse) > 0
+    assert by_bands(torch.zeros_like(fine)) == 0
