@@ -9,6 +9,7 @@ import torch
 
 from ..common.errors import InputError
 from ..common.out_of_memory import is_out_of_memory
+from ..common.page_locked import page_locked_empty
 from .media.large_clip import empty_clip
 
 BYTES_PER_PIXEL = 2250
@@ -108,7 +109,7 @@ class _Copies:
         arrived = None
         if image.is_cuda:
             stream = torch.cuda.current_stream(image.device)
-            image = _host_like(image).copy_(image, non_blocking=True)
+            image = page_locked_empty(image.shape, image.dtype).copy_(image, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record(stream)
         self.finish()
@@ -125,17 +126,6 @@ class _Copies:
             arrived.synchronize()
         self._frames[end - len(image) : end].copy_(image)
         self._on_copied(end)
-
-
-def _host_like(image: torch.Tensor) -> torch.Tensor:
-    """Host memory for an image: page-locked, from which alone a copy runs beside the work that is queued after it.
-
-    Where the system locks no more, plain memory does.
-    """
-    try:
-        return torch.empty(image.shape, dtype=image.dtype, pin_memory=True)
-    except RuntimeError:
-        return torch.empty(image.shape, dtype=image.dtype)
 
 
 def _to_unit(image: torch.Tensor) -> torch.Tensor:

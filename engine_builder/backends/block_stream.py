@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ...common.device import free_host_bytes
+from ...common.page_locked import page_locked
 
 if TYPE_CHECKING:
     import torch
@@ -103,5 +104,5 @@ def _pinned(weights: Mapping[int, Sequence[torch.Tensor]]) -> dict[int, list[tor
     found: dict[int, list[torch.Tensor]] = {}
     for number, tensors in weights.items():
         room -= sum(tensor.nbytes for tensor in tensors)
-        found[number] = [tensor.pin_memory() if room > 0 and tensor.numel() else tensor for tensor in tensors]
+        found[number] = [page_locked(tensor) if room > 0 and tensor.numel() else tensor for tensor in tensors]
     return found

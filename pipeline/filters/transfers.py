@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...common.page_locked import page_locked_empty
+
 
 class Uploads:
     """Copies to a device; what is computed from them in its block runs on their stream too, beside other work."""
@@ -35,7 +37,7 @@ class Uploads:
         """
         if self._stream is None or frame.is_cuda:
             return frame.to(self.device, torch.float32)
-        staged = torch.empty(frame.shape, dtype=torch.float32, pin_memory=True).copy_(frame)
+        staged = page_locked_empty(frame.shape, torch.float32).copy_(frame)
         return staged.to(self.device, non_blocking=True)
 
     def shared(self, tensor: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ class Downloads:
         self._stream.wait_stream(torch.cuda.current_stream(images.device))
         images.record_stream(self._stream)
         with torch.cuda.stream(self._stream):
-            copied = torch.empty(images.shape, dtype=images.dtype, pin_memory=True).copy_(images, non_blocking=True)
+            copied = page_locked_empty(images.shape, images.dtype).copy_(images, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record(self._stream)
         return Download(copied, arrived)
