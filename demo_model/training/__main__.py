@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from . import networks as nets
+from .clips import View
 from .loop import Plan
 from .speed import prefer_channels_last
 from .state import load_meta, load_tensors
@@ -31,10 +32,13 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     top.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="whose weights to take, where trained")
     top.add_argument("--begin", type=Path, help="a checkpoint folder whose weights to start from")
+    top.add_argument(
+        "--keep-latents", action="store_true", help="keep those of the weights begun from"
+    )
     top.add_argument("--tiny", action="store_true", help="networks of a size for tests")
     top.add_argument("--pixels", type=int, default=128)
     top.add_argument("--frames", type=int, default=16)
-    top.add_argument("--reach", type=float, default=1.0, help="how much of a clip motion training shows, up to 1")
+    top.add_argument("--reach", type=float, default=1.0, help="how much of a clip training shows, up to 1")
     top.add_argument("--steps", type=int, default=10000)
     top.add_argument("--batch", type=int, default=64)
     top.add_argument("--rate", type=float, default=8e-4)
@@ -62,6 +66,11 @@ def plan(options: argparse.Namespace) -> Plan:
         compact=options.compact / options.command if options.compact else None,
         first_clip=options.first_clip, profile=options.profile,
     )  # fmt: skip
+
+
+def view_of(options: argparse.Namespace) -> View:
+    """What training clips show, from the command line."""
+    return View(options.pixels, options.frames, options.reach)
 
 
 def fresh(options: argparse.Namespace) -> tuple[nets.Networks, nets.Sizes]:
@@ -96,42 +105,41 @@ def run_vae(options: argparse.Namespace) -> None:
 
     device = torch.device(options.device)
     networks, _ = fresh(options)
-    run = train_vae(networks, plan(options), device, options.pixels, keep_latents=options.begin is not None)
+    run = train_vae(networks, plan(options), device, view_of(options), keep_latents=options.keep_latents)
     with torch.no_grad():
         for key, weight in run.trained.items():
             weight.copy_(run.ema[key])
     vae = networks.vae.eval().requires_grad_(False)
-    scale = vae.config["scaling_factor"] if options.begin else latent_scale(vae, device, options.pixels)
+    scale = vae.config["scaling_factor"] if options.keep_latents else latent_scale(vae, device, view_of(options))
     for folder in (run.plan.folder, run.plan.compact):
         if folder is not None:
             meta = {**(load_meta(folder) or {}), "scaling_factor": scale}
             nets.write_text(folder / "state.json", json.dumps(meta, indent=1) + "\n")
     report(run.elapsed_s, run.step, device)
-    pictures = first_frames(practise(held_out_seeds(9000, 64, device)), options.pixels)
+    whole = view_of(options).whole_pixels
+    pictures = first_frames(practise(held_out_seeds(9000, 64, device)), whole)
     again = decode(networks, picture_latents(networks, pictures)[:, :, None])[:, 0]
     logging.info("held-out reconstruction %.2f dB, scaling factor %.4f", float(psnr(again, pictures).mean()), scale)
 
 
 def run_motion(options: argparse.Namespace) -> None:
     """Trains the UNet and the encoders."""
-    from .train_motion import View, train_motion
+    from .train_motion import train_motion
 
     device = torch.device(options.device)
     networks, _ = fresh(options)
     tokenizer = nets.load_tokenizer(options.folder)
-    run = train_motion(networks, plan(options), device, tokenizer, View(options.pixels, options.frames, options.reach))
+    run = train_motion(networks, plan(options), device, tokenizer, view_of(options))
     report(run.elapsed_s, run.step, device)
 
 
 def run_few_steps(options: argparse.Namespace) -> None:
     """Trains the UNet for few unguided steps."""
     from .train_few_steps import train_few_steps
-    from .train_motion import View
 
     device = torch.device(options.device)
     networks, _ = fresh(options)
-    view = View(options.pixels, options.frames, options.reach)
-    run = train_few_steps(networks, plan(options), device, nets.load_tokenizer(options.folder), view)
+    run = train_few_steps(networks, plan(options), device, nets.load_tokenizer(options.folder), view_of(options))
     report(run.elapsed_s, run.step, device)
 
 

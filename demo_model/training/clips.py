@@ -35,6 +35,23 @@ HELD_OUT = 2**40  # training seeds lie below, held-out seeds from here on
 
 
 @dataclass(frozen=True)
+class View:
+    """What training clips show: their edge in pixels, frames, and how much of the clip's half-width.
+
+    Half of it, at half the edge, costs a quarter and has the same detail and speed in pixels.
+    """
+
+    pixels: int
+    frames: int = FRAMES
+    reach: float = 1.0
+
+    @property
+    def whole_pixels(self) -> int:
+        """Edge of a clip that is shown whole."""
+        return round(self.pixels / self.reach)
+
+
+@dataclass(frozen=True)
 class Clips:
     """Content of a batch of clips; every field is (B,) unless another shape is given.
 
@@ -175,19 +192,23 @@ def _show(
     return (back * (1 - front[:, :, 3:]) + front[:, :, :3]).clamp(0, 1)
 
 
-def view_pairs(clips: Clips, pairs: int, pixels: int = PIXELS, brush: Brush | None = None) -> tuple[Tensor, Tensor]:
+def view_pairs(
+    clips: Clips, pairs: int, pixels: int = PIXELS, brush: Brush | None = None, reach: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Pairs of consecutive frames in which the whole view moves as one, whatever the captions say.
 
     Returns frames (B, 2 * pairs, 3, pixels, pixels) in [0, 1], the two of a pair side by side, and the pose
-    about the picture's middle that carries each pair's first frame onto its second, (B, pairs, 4).
+    about the picture's middle that carries each pair's first frame onto its second, (B, pairs, 4), in halves of what
+    the frames show.
     """
     first = (uniform(clips.seeds, 7, pairs) * (FRAMES - 1)).floor()
     indices = torch.stack([first, first + 1], dim=-1).flatten(1)
     motion = torch.where(clips.motion < VIEWS, clips.motion, integer(clips.seeds, 8, VIEWS))
     whole = camera_poses(motion, clips.speed_factor, indices / clips.fps[:, None])
-    points = grid(pixels, 1.0, clips.seeds.device)
+    points = grid(pixels, reach, clips.seeds.device)
     frames = _show(clips, (whole, whole), torch.zeros_like(clips.centre), points, brush)
-    return frames, between(whole[:, ::2], whole[:, 1::2])
+    shrunk = whole / torch.tensor([reach, reach, 1.0, 1.0], device=points.device)
+    return frames, between(shrunk[:, ::2], shrunk[:, 1::2])
 
 
 def frame_indices(count: int, frames: int, device: torch.device) -> Tensor:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .clips import training_seeds
+from .clips import View, training_seeds
 from .conditioning import token_table
 from .loop import Plan, Run
 from .networks import Networks, build_scheduler
 from .painting import Brush
 from .speed import flatten_time
-from .train_motion import Batch, MotionNetworks, View, make_batch, without_dropout
+from .train_motion import Batch, MotionNetworks, make_batch, without_dropout
 from .vocabulary import captions
 
 FIRST_SEED = 2**38  # apart from the other stages'

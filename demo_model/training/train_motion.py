@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .clips import FRAMES, caption_rows, frame_indices, practise, render, training_seeds
+from .clips import View, caption_rows, frame_indices, practise, render, training_seeds
 from .conditioning import image_latents, image_states, text_states, token_table
 from .hashing import uniform
 from .loop import Plan, Run
@@ -21,23 +21,6 @@ NOTHING = 0.10  # share trained without text and picture embedding, as the uncon
 REUSE = 2  # steps that share a batch of clips, each with its own noise and times
 SHIMMER = 0.5  # weight of errors that change from frame to frame
 NO_PICTURE = 0.10  # share trained with text alone, as the unconditional branch is with a negative prompt
-
-
-@dataclass(frozen=True)
-class View:
-    """What training clips show: their edge in pixels, frames, and how much of the clip's half-width.
-
-    Half of it, at half the edge, costs a quarter and has the same detail and speed in pixels.
-    """
-
-    pixels: int
-    frames: int = FRAMES
-    reach: float = 1.0
-
-    @property
-    def whole_pixels(self) -> int:
-        """Edge of a clip that is shown whole."""
-        return round(self.pixels / self.reach)
 
 
 @dataclass

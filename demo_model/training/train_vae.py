@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .clips import practise, training_seeds, view_pairs
+from .clips import View, practise, training_seeds, view_pairs
 from .loop import Plan, Run
 from .measure import carried_back
 from .networks import Networks
@@ -34,9 +34,9 @@ class Views:
     poses: Tensor
 
 
-def views_of(seeds: Tensor, pixels: int, brush: Brush | None = None) -> Views:
+def views_of(seeds: Tensor, view: View, brush: Brush | None = None) -> Views:
     """PAIRS pairs of each clip."""
-    frames, poses = view_pairs(practise(seeds), PAIRS, pixels, brush)
+    frames, poses = view_pairs(practise(seeds), PAIRS, view.pixels, brush, view.reach)
     return Views(frames.flatten(0, 1) * 2 - 1, poses.flatten(0, 1))
 
 
@@ -110,7 +110,7 @@ def anchored(vae: Any, compiled: bool) -> Callable[[Tensor], Tensor]:
     return torch.compile(encode, dynamic=False) if compiled else encode
 
 
-def train_vae(networks: Networks, plan: Plan, device: torch.device, pixels: int, keep_latents: bool = False) -> Run:
+def train_vae(networks: Networks, plan: Plan, device: torch.device, view: View, keep_latents: bool = False) -> Run:
     """Trains the autoencoder and leaves its averaged weights in the state folder.
 
     keep_latents holds the latents near those of the weights in `networks`, so that a UNet that knows them
@@ -122,10 +122,10 @@ def train_vae(networks: Networks, plan: Plan, device: torch.device, pixels: int,
     kept = {"scaling_factor": vae.config["scaling_factor"]} if keep_latents else {}
     run = Run(plan, {"vae": vae}, {"stage": "vae", **kept})
     loss_function = torch.compile(vae_loss, dynamic=False) if plan.compile else vae_loss
-    brush = Brush.on(device, pixels, plan.compile)
+    brush = Brush.on(device, view.whole_pixels, plan.compile)
     generator = torch.Generator(device)
     clips = plan.batch // PER_CLIP
-    latent_shape = (plan.batch, 4, pixels // 8, pixels // 8)
+    latent_shape = (plan.batch, 4, view.pixels // 8, view.pixels // 8)
 
     def loss_of(step: int) -> Tensor:
         generator.manual_seed(step)
@@ -133,7 +133,7 @@ def train_vae(networks: Networks, plan: Plan, device: torch.device, pixels: int,
             with torch.no_grad():
                 seeds = training_seeds(FIRST_SEED + plan.first_clip + step * clips, clips, device)
                 with torch.autocast(device.type, enabled=False):
-                    views = views_of(seeds, pixels, brush)
+                    views = views_of(seeds, view, brush)
                 noise = torch.randn(latent_shape, generator=generator, device=device)
                 transforms = small_motion(int(PAIRS * clips * MOVED_SHARE) * 2, generator)
                 anchor = former(views.frames) if former else None
@@ -144,7 +144,7 @@ def train_vae(networks: Networks, plan: Plan, device: torch.device, pixels: int,
 
 
 @torch.no_grad()
-def latent_scale(vae: Any, device: torch.device, pixels: int) -> float:
+def latent_scale(vae: Any, device: torch.device, view: View) -> float:
     """One over the standard deviation of training latents: the published `scaling_factor`."""
-    frames = views_of(training_seeds(FIRST_SEED, 64, device), pixels).frames
+    frames = views_of(training_seeds(FIRST_SEED, 64, device), view, Brush.on(device, view.whole_pixels)).frames
     return round(float(1 / means_of(vae, frames).std()), 5)

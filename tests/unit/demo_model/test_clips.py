@@ -19,6 +19,7 @@ from i2v_tensorrt.demo_model.training.clips import (
 )
 from i2v_tensorrt.demo_model.training.hashing import Numbers, uniform
 from i2v_tensorrt.demo_model.training.measure import carried_back
+from i2v_tensorrt.demo_model.training.painting import Brush
 from i2v_tensorrt.demo_model.training.vocabulary import ADVERBS, ANGULAR, COLOURS, MOTIONS, THINGS, TURNS, captions
 
 CPU = torch.device("cpu")
@@ -57,8 +58,9 @@ def test_practice_turns_things_whose_turning_shows() -> None:
     assert torch.equal(practised.thing[~turning], drawn.thing[~turning])
 
 
-def test_the_pose_of_a_pair_undoes_its_motion() -> None:
-    frames, steps = view_pairs(draw(held_out_seeds(60, 6, CPU)), 2, 64)
+@pytest.mark.parametrize("reach", [1.0, 0.5])
+def test_the_pose_of_a_pair_undoes_its_motion(reach: float) -> None:
+    frames, steps = view_pairs(draw(held_out_seeds(60, 6, CPU)), 2, 64, Brush.on(CPU, 128), reach)
     first, second, pose = frames[:, ::2].flatten(0, 1), frames[:, 1::2].flatten(0, 1), steps.flatten(0, 1)
     gap, inside = carried_back(first, second, pose)
     unmoved, _ = carried_back(first, second, torch.zeros_like(pose))

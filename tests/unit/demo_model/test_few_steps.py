@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from i2v_tensorrt.demo_model.training import networks as nets
+from i2v_tensorrt.demo_model.training.clips import View
 from i2v_tensorrt.demo_model.training.loop import Plan
 from i2v_tensorrt.demo_model.training.train_few_steps import (
     STEPS,
@@ -18,7 +19,7 @@ from i2v_tensorrt.demo_model.training.train_few_steps import (
     turned,
     velocity_between,
 )
-from i2v_tensorrt.demo_model.training.train_motion import Batch, View
+from i2v_tensorrt.demo_model.training.train_motion import Batch
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from i2v_tensorrt.demo_model.training import networks as nets
+from i2v_tensorrt.demo_model.training.clips import View
 from i2v_tensorrt.demo_model.training.loop import Plan
-from i2v_tensorrt.demo_model.training.train_motion import View, train_motion
+from i2v_tensorrt.demo_model.training.train_motion import train_motion
 from i2v_tensorrt.demo_model.training.train_vae import PER_CLIP, by_bands, means_of, shimmer, train_vae, views_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,7 +42,7 @@ def test_motion_training_resumes_exactly(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_autoencoder_learns_and_its_folder_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("i2v_tensorrt.demo_model.training.loop.LOG_EVERY", 4)
     networks = nets.build(nets.Sizes.tiny(), 1)
-    run = train_vae(networks, Plan(tmp_path / "state", 12, PER_CLIP, 3e-3, warmup=1), CPU, pixels=32)
+    run = train_vae(networks, Plan(tmp_path / "state", 12, PER_CLIP, 3e-3, warmup=1), CPU, View(32))
     assert run.curve[-1][1] < run.curve[0][1]
     nets.save_folder(tmp_path / "folder", networks, nets.Sizes.tiny())
     loaded = nets.load_folder(tmp_path / "folder", CPU, torch.float32)
@@ -51,20 +52,20 @@ def test_the_autoencoder_learns_and_its_folder_loads(tmp_path: Path, monkeypatch
 
 def test_an_autoencoder_that_keeps_its_latents_stays_near_them(tmp_path: Path) -> None:
     drift = {}
-    frames = views_of(torch.arange(1), 32).frames
+    frames = views_of(torch.arange(1), View(32)).frames
     for keep in (False, True):
         networks = nets.build(nets.Sizes.tiny(), 1)
         with torch.no_grad():
             before = means_of(networks.vae, frames)
             plan = Plan(tmp_path / str(keep), 15, PER_CLIP, 3e-3, warmup=1)
             with torch.enable_grad():
-                train_vae(networks, plan, CPU, pixels=32, keep_latents=keep)
+                train_vae(networks, plan, CPU, View(32), keep_latents=keep)
             drift[keep] = float((means_of(networks.vae, frames) - before).square().mean())
     assert 0 < drift[True] < 0.5 * drift[False]
 
 
 def test_shimmer_is_what_comes_and_goes() -> None:
-    views = views_of(torch.arange(1), 128)
+    views = views_of(torch.arange(1), View(128))
     noise = 0.1 * torch.randn(views.frames.shape, generator=torch.Generator().manual_seed(0))
     quiet = shimmer(views.frames, views.poses)
     assert shimmer(views.frames + 0.1, views.poses) == pytest.approx(float(quiet), abs=1e-5)
