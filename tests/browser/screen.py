@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from i2v_tensorrt.common.workflow_names import QUICK_START
+
 HERE = Path(__file__).resolve().parent
 PACK = "I2V-TensorRT"
 VIEWPORTS = ((1280, 800), (1920, 1080))
@@ -30,6 +32,11 @@ GRAPH = """() => {
   const [x, y] = low.map((value, n) => (value + offset[n]) * scale + [canvas.left, canvas.top][n] - 8);
   return {x, y, width: (high[0] - low[0]) * scale + 16, height: (high[1] - low[1]) * scale + 16};
 }"""
+CARD = "template-workflow-"
+CARD_OF_ANY = f"[data-testid^='{CARD}']"
+CARDS = (
+    f"""() => [...document.querySelectorAll("{CARD_OF_ANY}")].map((card) => card.dataset.testid.slice({len(CARD)}))"""
+)
 HIDE_FURNITURE = ".litegraph-minimap, .p-toast, .side-tool-bar-container, .actionbar { visibility: hidden !important }"
 MOVING = """async () => {
   const videos = [...document.querySelectorAll("video")];
@@ -106,16 +113,28 @@ class Screen:
     def open_template(self, name: str) -> None:
         """By the templates browser, as a person would."""
         self.page.locator(".templates-tab-button").click()
+        self.show_templates()
         self.choose_template(name)
 
-    def choose_template(self, name: str, picture: Path | None = None) -> None:
-        """In the templates browser, which is open; `picture` takes what it shows of the pack."""
+    def show_templates(self) -> None:
+        """The pack's, in the templates browser, which is open."""
         self.page.get_by_text(PACK, exact=True).first.click()
-        self.page.get_by_test_id(f"template-workflow-{name}").wait_for()
-        if picture:
+        self.page.get_by_test_id(f"{CARD}{QUICK_START}").wait_for()
+        self.settle()
+
+    def templates(self) -> list[str]:
+        """The titles of the cards that the templates browser shows, in order."""
+        return self.page.evaluate(CARDS)
+
+    def choose_template(self, name: str) -> None:
+        """In the templates browser, which shows the pack's; those far down come as one goes there."""
+        card = self.page.get_by_test_id(f"{CARD}{name}")
+        while not card.count():
+            before = len(self.templates())
+            self.page.locator(CARD_OF_ANY).last.scroll_into_view_if_needed()
             self.settle()
-            self.page.screenshot(path=picture)
-        self.page.get_by_test_id(f"template-workflow-{name}").click()
+            assert len(self.templates()) > before, f"no template {name}"
+        card.click()
         self.page.wait_for_function("() => app.graph.nodes.some((node) => node.comfyClass?.startsWith('I2VTRT_'))")
         self.settle()
 
