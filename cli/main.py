@@ -28,6 +28,7 @@ COMMANDS = {
     "calibrate-cache": ".calibrate_cache",
     "train-interpolation": "..demo_model.training.interpolation",
     "words": ".words_command",
+    "thumbnails": ".thumbnails.command",
 }
 """Commands that another module owns, options and all."""
 BARE = "words"
@@ -130,6 +131,11 @@ COMMANDS_HELP = {
         "[--check] [--server URL]",
         "write locale, READMEs' tables and help pages from the nodes' schemas",
         "Write what follows from the nodes' schemas.",
+    ),
+    "thumbnails": (
+        "[NAME ...] [--frames DIR] [--out DIR]",
+        "draw the pictures of the workflows that ComfyUI's page lists",
+        "Run the workflows in a ComfyUI of this machine, and draw their pictures of the frames.",
     ),
 }
 """Usage, line in the list of commands, and description of each command, without any installed package."""
