@@ -66,10 +66,10 @@ def loop(canvas: Canvas, pictures: Pictures) -> None:
 def upscaled(canvas: Canvas, pictures: Pictures) -> None:
     """The clip's frame, and the room that four times its edge takes."""
     canvas.box((0, 0, SIDE, ART), "#0f2b33")
-    canvas.dashed((150, 14, 468, 302), SKY, 5, 15)
-    canvas.arrow([(146, 176), (216, 106)], SKY, 12)
+    canvas.dashed((150, 58, 468, 302), SKY, 5, 15)
+    canvas.arrow([(144, 178), (196, 126)], SKY, 12)
     canvas.picture((20, 182, 140, 302), pictures.frame(names.QUICK_START, 1), 8, WHITE, 4)
-    canvas.words((330, 172), "× 4", 112)
+    canvas.words((334, 186), "× 4", 112)
 
 
 def onnx(canvas: Canvas, pictures: Pictures) -> None:
