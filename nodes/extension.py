@@ -32,7 +32,7 @@ class I2VExtension(ComfyExtension):
         folders.warn_of_another_copy("I2VTRT_ModelLoader")
         folders.register_folders()
         folders.keep_digests()
-        folders.provide_picture()
+        folders.provide_pictures()
         tools = [CompileModel, CompileUpscaleModel, EngineDoctor, EngineManager, CompareVideos, Benchmark]
         models = [ModelLoader, LoRA, EngineBuilder, EngineLoader, Accelerate]
         frames = [InterpolateFrames, UpscaleVideo, OnnxPicture]

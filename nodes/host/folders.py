@@ -19,7 +19,7 @@ import nodes as host_nodes
 
 from ...common.atomic_file import atomic_file
 from ...common.errors import CheckpointError, StorageError
-from ...common.pack_paths import PICTURE
+from ...common.pack_paths import PICTURES
 from ...engine_builder.store.store import EngineStore
 from ...pipeline.models.checkpoints.file_digests import TABLE
 from ...pipeline.tensor_cache import CacheLimits, ConditioningCache
@@ -54,19 +54,19 @@ def warn_of_another_copy(node_id: str) -> None:
         log.warning("I2V TensorRT is installed twice, in %s: the second is used. Remove one of the two.", places)
 
 
-def provide_picture() -> None:
-    """Puts the picture of the shipped workflows into ComfyUI's input folder, so that they run as they open.
+def provide_pictures() -> None:
+    """Puts the pack's pictures into ComfyUI's input folder, so that the shipped workflows run as they open.
 
-    One of that name that is there already stays, and a folder that may not be written is no reason to stop.
+    One of such a name that is there already stays, and a folder that may not be written is no reason to stop.
     """
-    target = Path(folder_paths.get_input_directory()) / PICTURE.name
-    if target.exists():
-        return
+    folder = Path(folder_paths.get_input_directory())
     try:
-        with atomic_file(target) as temporary:
-            shutil.copyfile(PICTURE, temporary)
+        for picture in sorted(PICTURES.glob("*.png")):
+            if not (folder / picture.name).exists():
+                with atomic_file(folder / picture.name) as temporary:
+                    shutil.copyfile(picture, temporary)
     except StorageError as error:
-        log.warning("The workflows' picture is not among the inputs: %s", error)
+        log.warning("The pack's pictures are not among the inputs: %s", error)
 
 
 def loras() -> dict[str, Path]:

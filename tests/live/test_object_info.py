@@ -8,7 +8,7 @@ import pytest
 
 from i2v_tensorrt.cli import words_command
 from i2v_tensorrt.cli.node_info import PREFIX, stored
-from i2v_tensorrt.common.pack_paths import PICTURE
+from i2v_tensorrt.common.pack_paths import PICTURES
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.remote.comfyui.server import ComfyServer
 from i2v_tensorrt.tests.live.ids import CHECKPOINT
@@ -25,9 +25,11 @@ def test_no_import_failed(server: ComfyServer, client: ComfyClient) -> None:
     assert "Error while calling comfy_entrypoint" not in log
 
 
-def test_the_picture_of_the_workflows_is_among_the_inputs(client: ComfyClient, base_directory: Path) -> None:
-    assert (base_directory / "input" / PICTURE.name).read_bytes() == PICTURE.read_bytes()
-    assert PICTURE.name in client.object_info()["LoadImage"]["input"]["required"]["image"][0]
+def test_the_packs_pictures_are_among_the_inputs(client: ComfyClient, base_directory: Path) -> None:
+    offered = client.object_info()["LoadImage"]["input"]["required"]["image"][0]
+    for picture in PICTURES.glob("*.png"):
+        assert (base_directory / "input" / picture.name).read_bytes() == picture.read_bytes()
+        assert picture.name in offered
 
 
 NODES = {name for name in stored() if name.startswith(PREFIX)}
