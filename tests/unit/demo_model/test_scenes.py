@@ -1,12 +1,14 @@
 """Pictures of fine detail: drawn from their seeds alone, with letters that a reader reads until they blur."""
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from i2v_tensorrt.demo_model.training import networks as nets
 from i2v_tensorrt.demo_model.training.clips import (
     FRAMES,
     Clips,
@@ -18,6 +20,7 @@ from i2v_tensorrt.demo_model.training.clips import (
 )
 from i2v_tensorrt.demo_model.training.detail import detail_ratio, finest_energy, has_letters_of, letters_read
 from i2v_tensorrt.demo_model.training.drawings import DRAWINGS, LAYERS, LETTERS, drawing_atlas, letter_strip
+from i2v_tensorrt.demo_model.training.evaluate import Judge, judge_detail, truth
 from i2v_tensorrt.demo_model.training.painting import Brush
 from i2v_tensorrt.demo_model.training.pictures import FIRST_SCENE, STYLES
 from i2v_tensorrt.demo_model.training.scenes import PAGE, SCENES, fractal
@@ -104,3 +107,21 @@ def test_letters_are_read_where_they_moved_to_until_they_blur() -> None:
     assert letters_read(clips, truth[:, :1].expand_as(truth), truth) < 0.6, "a page that stays is not where it is read"
     assert detail_ratio(truth, truth) == 1.0 and detail_ratio(blurred(truth, 2), truth) < 0.5
     assert FRAMES >= truth.shape[1]
+
+
+class Perfect(Judge):
+    """Makes the very clips that are asked for."""
+
+    def animate(
+        self, clips: Clips, prompts: list[str], negatives: list[str] | None = None, steps: int | None = None
+    ) -> Tensor:
+        return truth(clips, self.pixels)
+
+
+def test_the_judge_of_detail_finds_no_fault_with_the_truth(tmp_path: Path) -> None:
+    networks = nets.build(nets.Sizes.tiny(), 1)
+    networks.vae.register_to_config(sample_size=128)
+    found = judge_detail(Perfect(networks, None, CPU, 1, 1.0), 1, tmp_path)
+    assert found["detail_ratio"] == found["detail_page_ratio"] == 1.0
+    assert found["letters_read_percent"] == 100.0 > found["letters_read_through_vae_percent"]
+    assert {path.stem for path in tmp_path.glob("*.png")} == {f"detail-{name}" for name in SCENES}
