@@ -23,11 +23,20 @@ WIDE, HIGH = 14, 24
 MARGIN = 0.06
 
 
+def octave_energies(frames: Tensor, octaves: int) -> Tensor:
+    """Mean squares of the highest octaves of frequencies of frames (..., 3, H, W), the finest first: (..., octaves)."""
+    rest, energies = frames.flatten(0, -4), []
+    for _ in range(octaves):
+        coarse = F.avg_pool2d(rest, 2)
+        smooth = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+        energies.append((rest - smooth).square().mean((1, 2, 3)))
+        rest = coarse
+    return torch.stack(energies, -1).view(*frames.shape[:-3], octaves)
+
+
 def finest_energy(frames: Tensor) -> Tensor:
     """Mean square of the highest octave of frequencies of frames (..., 3, H, W): (...)."""
-    flat = frames.flatten(0, -4)
-    smooth = F.interpolate(F.avg_pool2d(flat, 2), scale_factor=2, mode="bilinear", align_corners=False)
-    return (flat - smooth).square().mean((1, 2, 3)).view(frames.shape[:-3])
+    return octave_energies(frames, 1)[..., 0]
 
 
 def detail_ratio(made: Tensor, truth: Tensor) -> float:

@@ -22,7 +22,7 @@ from .clips import (
     render,
     shape_mask,
 )
-from .detail import detail_ratio, finest_energy, has_letters_of, letters_read
+from .detail import detail_ratio, has_letters_of, letters_read, octave_energies
 from .hashing import integer
 from .measure import (
     SHAPE_RADIUS,
@@ -48,6 +48,7 @@ from .vocabulary import CAMERA, MOTIONS, SHAPE, captions
 log = logging.getLogger(__name__)
 VIEW_MOTIONS = CAMERA[:8]
 MOVES = SHAPE[:4]
+OCTAVES = 4
 
 
 @dataclass(frozen=True)
@@ -290,11 +291,12 @@ def judge_vae(judge: Judge, count: int) -> dict[str, Any]:
     with torch.no_grad():
         again = decode(judge.networks, picture_latents(judge.networks, pictures)[:, :, None])[:, 0]
     by_style = psnr(again, pictures)
+    kept = octave_energies(again, OCTAVES).mean(0) / octave_energies(pictures, OCTAVES).mean(0)
     return {
         "vae_psnr_db": round(float(by_style.mean()), 2),
         "vae_psnr_worst_db": round(float(by_style.min()), 2),
         "vae_ssim": round(float(ssim(again, pictures).mean()), 4),
-        "vae_detail_ratio": round(float(finest_energy(again).mean() / finest_energy(pictures).mean()), 3),
+        "vae_ratio_by_octave": [round(float(x), 3) for x in kept],
         "vae_psnr_by_style": {str(s): round(float(by_style[clips.style == s].mean()), 2) for s in range(6)},
     }
 
