@@ -210,6 +210,7 @@ def flat_figures(name: str, rows: Mapping[str, Row]) -> dict[str, float]:
 
 
 def _compare(name: str, rows: Mapping[str, Row]) -> None:
-    best = min(rows, key=lambda preset: rows[preset]["seconds"])
-    if EXACT_NAME in rows and best != EXACT_NAME:
+    presets = [preset for preset in rows if preset != EXACT_NAME]
+    if EXACT_NAME in rows and presets:
+        best = min(presets, key=lambda preset: rows[preset]["seconds"])
         tell(f"{name}: {best} is {rows[EXACT_NAME]['seconds'] / rows[best]['seconds']:.2f} times as fast as exact")

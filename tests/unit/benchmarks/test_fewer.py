@@ -80,3 +80,11 @@ def test_flat_figures_are_named_for_the_model() -> None:
 def test_another_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert fewer.main(["--models", "svd,other"]) == 2
     assert "expected models among i2vgen, svd, wan21, found 'other'" in capsys.readouterr().err
+
+
+def test_the_fastest_preset_is_compared_with_exact_even_where_it_is_slower(capsys: pytest.CaptureFixture[str]) -> None:
+    fewer._compare("svd", {"exact": {"seconds": 1.0}, "near": {"seconds": 2.0}, "fast": {"seconds": 1.25}})
+    assert capsys.readouterr().out == "svd: fast is 0.80 times as fast as exact\n"
+    fewer._compare("svd", {"near": {"seconds": 2.0}})
+    fewer._compare("svd", {"exact": {"seconds": 2.0}})
+    assert capsys.readouterr().out == ""
