@@ -32,9 +32,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     top.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="whose weights to take, where trained")
     top.add_argument("--begin", type=Path, help="a checkpoint folder whose weights to start from")
-    top.add_argument(
-        "--keep-latents", action="store_true", help="keep those of the weights begun from"
-    )
+    top.add_argument("--keep-latents", action="store_true", help="keep those of the weights begun from")
     top.add_argument("--tiny", action="store_true", help="networks of a size for tests")
     top.add_argument("--pixels", type=int, default=128)
     top.add_argument("--frames", type=int, default=16)
