@@ -113,7 +113,6 @@ class Unreadable(Mapping[str, object]):
         (5, "found a int"),
         (Unreadable(), "because it cannot be read: OSError"),
     ],
-    ids=repr,
 )
 def test_sound_of_no_use_is_left_out_with_the_reason(found: Any, word: str) -> None:
     sound, notes = usable_sound(found)
