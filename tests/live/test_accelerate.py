@@ -9,14 +9,14 @@ import torch
 from i2v_tensorrt.remote.comfyui.client import ComfyClient
 from i2v_tensorrt.tests.helpers.counts import Evidence, counted
 from i2v_tensorrt.tests.live.answers import failure, frames, free, interrupt_at, lines, movie, ran, run
-from i2v_tensorrt.tests.live.graphs import LOSSLESS, Prompt, changed, clip, gradient, model_from, node, png
+from i2v_tensorrt.tests.live.graphs import LOSSLESS, Changes, Prompt, changed, clip, gradient, model_from, node, png
 from i2v_tensorrt.tests.live.ids import CONDITIONING, LOADER, SAMPLER
 from i2v_tensorrt.tests.live.texts import run_and_hear
 
 ACCELERATE = "40"
 STEPS = 24
-ENDLESS = 500
-"""Steps of a clip that is still being sampled when a request of a busy machine arrives."""
+ENDLESS: Changes = {CONDITIONING: {"width": 256, "height": 256, "num_frames": 16}, SAMPLER: {"steps": 500}}
+"""A clip that does not end before an interrupt comes, not on a busy machine either, though most calls are left out."""
 FRESH = itertools.count(5000)
 """Seeds that no prompt has had: ComfyUI answers one that it knows from its cache."""
 ALL_AT_ONCE = {"preset": "fast", "step_cache": "change", "threshold": 0.2, "deep_interval": 2}
@@ -76,8 +76,9 @@ def test_interrupts_and_other_sizes_leave_nothing_behind(
     for number in range(count):
         size = {"width": 64 + 32 * (number % 2), "height": 64, "num_frames": 2 + number % 2}
         run(client, changed(accelerated(picture, next(FRESH), **ALL_AT_ONCE), {CONDITIONING: size}))
-        endless = changed(accelerated(picture, next(FRESH), **ALL_AT_ONCE), {SAMPLER: {"steps": ENDLESS}})
-        stopped = client.run(endless, interrupt_at(client, SAMPLER, 2))
+        stopped = client.run(
+            changed(accelerated(picture, next(FRESH), **ALL_AT_ONCE), ENDLESS), interrupt_at(client, SAMPLER, 2)
+        )
         assert stopped.status == "interrupted"
         free(client, unload_models=number % 2 == 0)  # ComfyUI would answer the first clip from its cache of outputs
         result = client.run(first)
