@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from .vector_math import settle_vector_math
+
 if TYPE_CHECKING:
     import torch
 
@@ -58,7 +60,8 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def default_device() -> torch.device:
-    """Default device outside ComfyUI: the first CUDA GPU, else the CPU."""
+    """Default device outside ComfyUI: the first CUDA GPU, else the CPU, whose vector math is settled first."""
     import torch
 
+    settle_vector_math()
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..common.vector_math import settle_vector_math
 from .accelerate import Accelerate
 from .benchmark import Benchmark
 from .compare_videos import CompareVideos
@@ -29,6 +30,7 @@ class I2VExtension(ComfyExtension):
     """The pack's nodes, in the order of a graph, then the tools."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        settle_vector_math()
         folders.warn_of_another_copy("I2VTRT_ModelLoader")
         folders.register_folders()
         folders.keep_digests()

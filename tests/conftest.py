@@ -46,7 +46,10 @@ DEADLINE = pytest.StashKey[float]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A worker's live tests are told to the process that sums up."""
+    """A worker's live tests are told to the process that sums up; what tests compute is exact from the start."""
+    from i2v_tensorrt.common.vector_math import settle_vector_math
+
+    settle_vector_math()
     if hasattr(config, "workerinput"):
         from i2v_tensorrt.cli.test_command import LiveTests
 

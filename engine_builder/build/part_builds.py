@@ -12,6 +12,7 @@ from typing import Any
 
 from ...common.device import current_device
 from ...common.errors import EngineError
+from ...common.vector_math import settle_vector_math
 from ..backends.base import Part, Report
 from .build_process import BuildProcess
 from .compile import BuildRequest, Compiled, compile_engine, compiled_to_dict, request_from_dict
@@ -29,6 +30,7 @@ def answer(data: Mapping[str, Any], log_path: Path, report: Report) -> dict[str,
     A network that cannot be compiled in parts is compiled in one piece. Raises EngineError and StorageError as
     `compile.compile_engine` does.
     """
+    settle_vector_math()
     request, folder = request_from_dict(data), Path(data["folder"])
     with current_device(request.device):  # compilers take the current GPU
         if request.part.count > 1 and request.part.index == 0:

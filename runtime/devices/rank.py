@@ -23,6 +23,7 @@ import torch
 from ...common.errors import EngineError
 from ...common.out_of_memory import is_out_of_memory
 from ...common.tensor_pipe import Message, read_message, write_message
+from ...common.vector_math import settle_vector_math
 from ...engine_builder.backends.base import in_a_line
 from ...engine_builder.store.store import EngineStore
 from ...pipeline.models.checkpoints.file_digests import TABLE
@@ -61,6 +62,7 @@ class Start:
 
 def serve(made: Callable[[Start], Rank] | None = None) -> None:
     """Answers on standard output, by the process that is `made`; whatever libraries print goes to standard error."""
+    settle_vector_math()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     messages: queue.Queue[Message] = queue.Queue()
