@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     top.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="whose weights to take, where trained")
     top.add_argument("--begin", type=Path, help="a checkpoint folder whose weights to start from")
+    top.add_argument("--begin-parts", nargs="+", choices=nets.PARTS, default=nets.PARTS, help="which of its networks")
     top.add_argument("--keep-latents", action="store_true", help="keep those of the weights begun from")
     top.add_argument("--tiny", action="store_true", help="networks of a size for tests")
     top.add_argument("--pixels", type=int, default=128)
@@ -74,10 +75,10 @@ def view_of(options: argparse.Namespace) -> View:
 def fresh(options: argparse.Namespace) -> tuple[nets.Networks, nets.Sizes]:
     """Networks from the seed, with the weights of earlier stages."""
     sizes = nets.Sizes.tiny() if options.tiny else nets.Sizes()
+    networks = nets.build(sizes, SEED)
     if options.begin:
-        networks = nets.load_folder(options.begin, torch.device("cpu"), torch.float32)
-    else:
-        networks = nets.build(sizes, SEED)
+        begun = nets.load_folder(options.begin, torch.device("cpu"), torch.float32)
+        networks = networks.with_parts_of(begun, options.begin_parts, sizes)
     for stage in options.stages:
         meta = load_meta(options.states / stage)
         if meta is None or stage == options.command:

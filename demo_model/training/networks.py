@@ -2,7 +2,8 @@
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,10 @@ SCHEDULER = {
 }  # fmt: skip
 
 
+PARTS = {"vae": "vae", "unet": "unet", "text_encoder": "text", "image_encoder": "vision"}
+"""The networks' folders, and their names here."""
+
+
 @dataclass
 class Networks:
     """The checkpoint's parts, each an instance of the class that `model_index.json` names."""
@@ -58,9 +63,14 @@ class Networks:
 
     def parts(self) -> dict[str, nn.Module]:
         """Folder name -> module."""
-        return {
-            "vae": self.vae, "unet": self.unet, "text_encoder": self.text, "image_encoder": self.vision,
-        }  # fmt: skip
+        return {name: getattr(self, field) for name, field in PARTS.items()}
+
+    def with_parts_of(self, other: "Networks", names: Iterable[str], sizes: Sizes) -> "Networks":
+        """These with some networks of another checkpoint, which are now for clips of the sizes' edge."""
+        found = replace(self, **{PARTS[name]: getattr(other, PARTS[name]) for name in names})
+        found.vae.register_to_config(sample_size=sizes.pixels)
+        found.unet.register_to_config(sample_size=sizes.pixels // 8)
+        return found
 
 
 def build_unet(sizes: Sizes) -> "I2VGenXLUNet":

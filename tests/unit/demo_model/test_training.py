@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from i2v_tensorrt.demo_model.training import __main__ as command
 from i2v_tensorrt.demo_model.training import networks as nets
 from i2v_tensorrt.demo_model.training.clips import View
 from i2v_tensorrt.demo_model.training.loop import Plan
@@ -78,3 +79,16 @@ def test_fine_errors_cost_more_than_coarse_ones_of_the_same_size() -> None:
     coarse = coarse * fine.abs().mean() / coarse.abs().mean()
     assert by_bands(fine) > 3 * by_bands(coarse) > 0
     assert by_bands(torch.zeros_like(fine)) == 0
+
+
+def test_a_run_may_begin_with_some_networks_of_another(tmp_path: Path) -> None:
+    nets.save_folder(tmp_path / "old", nets.build(nets.Sizes.tiny(), 5), nets.Sizes.tiny())
+    words = ["motion", "--tiny", "--states", str(tmp_path / "states"), "--begin", str(tmp_path / "old")]
+    options = command.parser().parse_args([*words, "--begin-parts", "unet", "text_encoder"])
+    networks, sizes = command.fresh(options)
+    old, new = nets.build(nets.Sizes.tiny(), 5), nets.build(sizes, command.SEED)
+    for name, part in networks.parts().items():
+        expected = (old if name in ("unet", "text_encoder") else new).parts()[name]
+        for one, other in zip(part.parameters(), expected.parameters(), strict=True):
+            assert torch.allclose(one, other, atol=1e-3)
+    assert networks.vae.config["sample_size"] == 8 * networks.unet.config["sample_size"] == sizes.pixels
