@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .clips import View, training_seeds
+from .clips import View
 from .conditioning import token_table
 from .loop import Plan, Run
 from .networks import Networks, build_scheduler
-from .painting import Brush
 from .speed import flatten_time
-from .train_motion import Batch, MotionNetworks, make_batch, without_dropout
+from .train_motion import Batch, MotionNetworks, batches, without_dropout
 from .vocabulary import captions
 
 FIRST_SEED = 2**38  # apart from the other stages'
@@ -93,24 +92,16 @@ def train_few_steps(networks: Networks, plan: Plan, device: torch.device, tokeni
     teacher = deepcopy(student).eval().requires_grad_(False)
     run = Run(plan, {"unet": networks.unet}, {"stage": "few-steps", "scaling_factor": vae.config["scaling_factor"]})
     table = token_table(tokenizer, [*captions(), ""]).to(device)
+    batch_from = batches(vae, plan, device, table, view)
     course, generator = Course.on(device), torch.Generator(device)
-    brush = Brush.on(device, view.whole_pixels, plan.compile)
-    scale = float(vae.config["scaling_factor"])
-
-    def mean_of(images: Tensor) -> Tensor:
-        return vae.quant_conv(vae.encoder(images))[:, :4].float()
-
-    encode = torch.compile(mean_of, dynamic=False) if plan.compile else mean_of
     if plan.compile:
         student.unet = torch.compile(student.unet, dynamic=False)
         teacher.unet = torch.compile(teacher.unet, dynamic=False)
 
     def loss_of(number: int) -> Tensor:
         generator.manual_seed(number)
-        seeds = training_seeds(FIRST_SEED + plan.first_clip + number * plan.batch, plan.batch, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            with torch.no_grad():
-                batch = make_batch(seeds, encode, scale, table, brush, view)
+            batch = batch_from(FIRST_SEED + plan.first_clip + number * plan.batch)
             step = torch.randint(0, STEPS, (plan.batch,), generator=generator, device=device)
             noise = torch.randn(batch.latents.shape, generator=generator, device=device)
             angle = course.angles[step * SUBSTEPS].view(-1, 1, 1, 1, 1)

@@ -72,6 +72,23 @@ def make_batch(
     return Batch(latents, video[:, 0], table[rows], clips.fps, (drop >= NOTHING + NO_PICTURE).float())
 
 
+def batches(vae: Any, plan: Plan, device: torch.device, table: Tensor, view: View) -> Callable[[int], Batch]:
+    """A function from the first of a batch's seeds to the batch; see `make_batch`."""
+    brush = Brush.on(device, view.whole_pixels, plan.compile)
+    scale = float(vae.config["scaling_factor"])
+
+    def mean_of(images: Tensor) -> Tensor:
+        return vae.quant_conv(vae.encoder(images))[:, :4].float()
+
+    encode = torch.compile(mean_of, dynamic=False) if plan.compile else mean_of
+
+    @torch.no_grad()
+    def batch_from(first: int) -> Batch:
+        return make_batch(training_seeds(first, plan.batch, device), encode, scale, table, brush, view)
+
+    return batch_from
+
+
 def velocity_loss(model: MotionNetworks, batch: Batch, alphas: Tensor, generator: torch.Generator) -> Tensor:
     """Mean squared error of the predicted velocity at random times, and of its change from frame to frame.
 
@@ -103,16 +120,10 @@ def train_motion(networks: Networks, plan: Plan, device: torch.device, tokenizer
     run = Run(plan, {"unet": networks.unet, "text_encoder": networks.text, "image_encoder": networks.vision},
               {"stage": "motion", "scaling_factor": vae.config["scaling_factor"]})  # fmt: skip
     table = token_table(tokenizer, [*captions(), ""]).to(device)
+    batch_from = batches(vae, plan, device, table, view)
     alphas = build_scheduler().alphas_cumprod.to(device)
     generator = torch.Generator(device)
-    brush = Brush.on(device, view.whole_pixels, plan.compile)
-    scale = float(vae.config["scaling_factor"])
     held: dict[int, Batch] = {}
-
-    def mean_of(images: Tensor) -> Tensor:
-        return vae.quant_conv(vae.encoder(images))[:, :4].float()
-
-    encode = torch.compile(mean_of, dynamic=False) if plan.compile else mean_of
     if plan.compile:
         model.unet = torch.compile(model.unet, dynamic=False)
 
@@ -122,9 +133,7 @@ def train_motion(networks: Networks, plan: Plan, device: torch.device, tokenizer
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             if drawn not in held:
                 held.clear()
-                seeds = training_seeds(FIRST_SEED + plan.first_clip + drawn * plan.batch, plan.batch, device)
-                with torch.no_grad():
-                    held[drawn] = make_batch(seeds, encode, scale, table, brush, view)
+                held[drawn] = batch_from(FIRST_SEED + plan.first_clip + drawn * plan.batch)
             return velocity_loss(model, held[drawn], alphas, generator)
 
     run.go(loss_of)
