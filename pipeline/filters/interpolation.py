@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...common.errors import EngineError, InputError
 from ...common.out_of_memory import is_out_of_memory
-from ..quality.metrics import ssim
-from .stream import DEPTH, Ahead, Frames, check_frame
+from ..quality.metrics import similarities
+from .stream import DEPTH, Ahead, Frames, checked, in_groups
 from .timing import Timing
 from .transfers import Download, Downloads, Uploads, padded
 
@@ -56,21 +56,38 @@ class Report:
 
 
 @dataclass(eq=False)
-class _Picture:
-    """A source frame [height, width, 3], its place in the clip, and its form for the network, on the device.
+class _Group:
+    """Frames that were uploaded together: images for the network [n, 3, height, width], and what it knows of each."""
 
-    `change` and `likeness` compare it with the frame before: mean and greatest difference, and that of small copies,
-    of which `small` is its own.
+    images: Tensor
+    known: Tensor | None = None
+
+
+@dataclass(eq=False)
+class _Picture:
+    """A source frame [height, width, 3], its place in the clip, and its group on the device with its place there.
+
+    The changes and the likeness compare it with the frame before: mean and greatest difference, and the structural
+    similarity of small copies.
     """
 
     frame: Tensor
     index: int
-    image: Tensor
+    group: _Group
+    place: int
     mean_change: float = 1.0
     greatest_change: float = 1.0
     likeness: float = 1.0
-    small: Tensor | None = None
-    known: Tensor | None = None
+
+    @property
+    def image(self) -> Tensor:
+        return self.group.images[self.place]
+
+    @property
+    def known(self) -> Tensor:
+        if self.group.known is None:
+            raise EngineError("Expected a picture that the network has looked at, found one that it has not.")
+        return self.group.known[self.place]
 
 
 @dataclass
@@ -87,6 +104,7 @@ class _Wanted:
 class Interpolation:
     """The filter. Pictures between are made `batch` at a time; when memory runs out the batch is halved, and stays so.
 
+    Every call has exactly the batch, the last one with its last picture repeated: the network may be compiled for it.
     `align` is what the network's sizes are multiples of; pictures are padded to it and cut again. Across a cut, a
     similarity below `cut`, the nearer frame stands. With `drop_repeats` frames that repeat the one before are no
     pictures of their own, so that drawings held for two or three frames move evenly.
@@ -110,7 +128,7 @@ class Interpolation:
         self.report = Report(batch=max(batch, 1))
 
     def __call__(self, frames: Frames) -> Iterator[Tensor]:
-        """The new frames; at most two batches of source frames are held, and one more that is uploaded ahead.
+        """The new frames; at most two batches of source frames are held, and two more that are uploaded ahead.
 
         So the next batch is there when the last one's frames have been taken, which may take longest of all.
         """
@@ -126,39 +144,60 @@ class Interpolation:
         uploads = Uploads(self._device)
         kept: _Picture | None = None
         held: _Picture | None = None
-        for index, frame in enumerate(frames):
-            picture = self._uploaded(frame, index, kept, uploads)
-            if kept is not None and self._drop_repeats and index - kept.index < LONGEST_HOLD:
-                if picture.mean_change < SAME:
-                    held = picture
-                    self.report.repeated += 1
-                    continue
-            kept, held = picture, None
-            yield picture
+        together = 1 if self._drop_repeats else self.report.batch  # each is compared with the last that was kept
+        for number, group in enumerate(in_groups(checked(frames), together)):
+            for picture in self._uploaded(group, number * together, kept, uploads):
+                if kept is not None and self._drop_repeats and picture.index - kept.index < LONGEST_HOLD:
+                    if picture.mean_change < SAME:
+                        held = picture
+                        self.report.repeated += 1
+                        continue
+                kept, held = picture, None
+                yield picture
         if held is not None:
             yield held
 
+    def _uploaded(
+        self, group: Sequence[Tensor], first: int, before: _Picture | None, uploads: Uploads
+    ) -> Iterator[_Picture]:
+        """Frames on the device, of which the first has that index, each compared there with the one before it."""
+        images, found = self._compared(group, before, uploads)
+        uploaded = _Group(images)
+        for place, (frame, (is_finite, *changes)) in enumerate(zip(group, found, strict=True)):
+            if not is_finite:
+                raise InputError("Expected finite values, found NaN or infinity.")
+            shown = frame if frame.shape[2] == 3 else frame.expand(-1, -1, 3)
+            yield _Picture(shown.float().cpu(), first + place, uploaded, place, *changes)
+
     @torch.inference_mode()
-    def _uploaded(self, frame: Tensor, index: int, before: _Picture | None, uploads: Uploads) -> _Picture:
-        """A checked frame on the device, compared there with the one before."""
-        check_frame(frame, None if before is None else before.frame)
-        frame = frame.detach()[..., :3]
-        height, width = frame.shape[:2]
+    def _compared(
+        self, group: Sequence[Tensor], before: _Picture | None, uploads: Uploads
+    ) -> tuple[Tensor, list[list[float]]]:
+        """Images [n, 3, height, width], and of each: whether its values are finite, and what `_changes` says.
+
+        All numbers of a group come from the device at once: each wait for it costs more than the work.
+        """
+        height, width = group[0].shape[:2]
         with uploads.beside():
-            raw = uploads.copied(frame).permute(2, 0, 1).expand(3, -1, -1)
-            image = raw.clamp(0, 1)
-            aligned = uploads.shared(padded(image[None], -height % self._align, -width % self._align)[0])
-            small = _small(image) if self._cut > 0 else None
-            found = [torch.isfinite(raw).all().double()]
-            if before is not None:
-                change = (image - before.image[:, :height, :width]).abs()
-                alike = 1.0 if small is None or before.small is None else ssim(small, before.small)
-                found += [change.mean().double(), change.max().double(), found[0] * alike]
-            finite, *compared = torch.stack(found).tolist()
-        if not finite:
-            raise InputError("Expected finite values, found NaN or infinity.")
-        shown = frame if frame.shape[2] == 3 else frame.expand(-1, -1, 3)
-        return _Picture(shown.float().cpu(), index, aligned, *compared, small=small)
+            raw = uploads.copied(group).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+            images = raw.clamp(0, 1)
+            aligned = uploads.shared(padded(images, -height % self._align, -width % self._align))
+            last = images[:1] if before is None else before.image[None, :, :height, :width]
+            finite = torch.isfinite(raw).flatten(1).all(1, keepdim=True)
+            found = torch.cat([finite, self._changes(torch.cat([last, images]))], 1).tolist()
+        if before is None:
+            del found[0][1:]
+        return aligned, found
+
+    def _changes(self, images: Tensor) -> Tensor:
+        """Of each image [n, 3, height, width] after the first, float64 [n - 1, 3]: the mean and greatest difference
+        from the one before, and the similarity of small copies, which is 1 where no cuts are looked for."""
+        change = (images[1:] - images[:-1]).abs().flatten(1)
+        alike = torch.ones(len(change), dtype=torch.float64, device=images.device)
+        if self._cut > 0:
+            small = F.interpolate(images, (SMALL, SMALL), mode="area")
+            alike = similarities(small[1:], small[:-1])
+        return torch.stack([change.mean(1).double(), change.amax(1).double(), alike], 1)
 
     def _planned(self, pictures: Iterable[_Picture]) -> Iterator[Tensor | _Wanted]:
         """Every new frame in order: a frame that is there, or one to be made."""
@@ -229,23 +268,30 @@ class Interpolation:
     @torch.inference_mode()
     def _run(self, wanted: Sequence[_Wanted]) -> None:
         self._look_at([picture for item in wanted for picture in (item.first, item.second)])
-        first, second = ([item.first for item in wanted], [item.second for item in wanted])
-        known = _known(first), _known(second)
-        times = torch.tensor([item.time for item in wanted], device=self._device)
-        images = self._network(_images(first), _images(second), known, times)
+        times = torch.tensor([item.time for item in wanted]).to(self._device, non_blocking=True)
+        sides = [item.first for item in wanted], [item.second for item in wanted]
+        first, second = (self._filled(torch.stack([each.image for each in side])) for side in sides)
+        known = [self._filled(torch.stack([each.known for each in side])) for side in sides]
+        images = self._network(first, second, (known[0], known[1]), self._filled(times))
         height, width, _ = wanted[0].first.frame.shape
-        shown = images[:, :, :height, :width].float().clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+        shown = images[: len(wanted), :, :height, :width].float().clamp(0, 1).permute(0, 2, 3, 1).contiguous()
         made = self._downloads.begin(shown)
         for number, item in enumerate(wanted):
             item.made, item.number = made, number
 
     def _look_at(self, pictures: Iterable[_Picture]) -> None:
-        """Finds the features of new pictures, once for all pairs that they are in."""
-        new = [picture for picture in dict.fromkeys(pictures) if picture.known is None]
-        for start in range(0, len(new), self.report.batch):
-            part = new[start : start + self.report.batch]
-            for picture, known in zip(part, self._network.features(_images(part)), strict=True):
-                picture.known = known
+        """Finds the features of new pictures, and of those that came with them, once for all pairs they are in."""
+        new = [group for group in dict.fromkeys(picture.group for picture in pictures) if group.known is None]
+        if not new:
+            return
+        parts = torch.cat([group.images for group in new]).split(self.report.batch)
+        found = torch.cat([self._network.features(self._filled(part))[: len(part)] for part in parts])
+        for group, known in zip(new, found.split([len(group.images) for group in new]), strict=True):
+            group.known = known
+
+    def _filled(self, items: Tensor) -> Tensor:
+        """Items [n, ...] with the last one repeated up to the batch."""
+        return torch.cat([items, items[-1:].expand(self.report.batch - len(items), *items.shape[1:])])
 
 
 def _shown(item: Tensor | _Wanted) -> Tensor:
@@ -255,16 +301,3 @@ def _shown(item: Tensor | _Wanted) -> Tensor:
     if item.made is None:
         raise EngineError("Expected a frame that was made, found one that was not.")
     return item.made.result()[item.number]
-
-
-def _images(pictures: Sequence[_Picture]) -> Tensor:
-    return torch.stack([picture.image for picture in pictures])
-
-
-def _known(pictures: Sequence[_Picture]) -> Tensor:
-    return torch.stack([picture.known for picture in pictures if picture.known is not None])
-
-
-def _small(image: Tensor) -> Tensor:
-    """A copy [SMALL, SMALL, 3] of an image [3, height, width], averaged."""
-    return F.interpolate(image[None], (SMALL, SMALL), mode="area")[0].permute(1, 2, 0)

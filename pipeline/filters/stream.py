@@ -89,10 +89,35 @@ class Ahead(Generic[Item]):
             yield item
 
 
-def check_frame(frame: Tensor, before: Tensor | None) -> None:
-    """Raises InputError for what is no frame, or is of another size than the one before."""
+def checked(frames: Frames) -> Iterator[Tensor]:
+    """The frames without transparency; raises InputError for what is no frame, or of another size than the first."""
+    first: Tensor | None = None
+    for frame in frames:
+        _check(frame, first)
+        first = frame if first is None else first
+        yield frame.detach()[..., :3]
+
+
+def in_groups(frames: Frames, most: int) -> Iterator[list[Tensor]]:
+    """The frames by up to `most` at once. An error comes after the frames before it."""
+    group: list[Tensor] = []
+    try:
+        for frame in frames:
+            group.append(frame)
+            if len(group) == most:
+                yield group
+                group = []
+    except Exception:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
+
+
+def _check(frame: Tensor, first: Tensor | None) -> None:
     if frame.ndim != 3 or frame.shape[2] not in (1, 3, 4) or not frame.is_floating_point() or 0 in frame.shape:
         raise InputError(f"Expected a frame [height, width, 3] from 0 to 1, found {frame.dtype} {list(frame.shape)}.")
-    if before is not None and frame.shape[:2] != before.shape[:2]:
-        sizes = [f"{each.shape[1]}x{each.shape[0]}" for each in (before, frame)]
+    if first is not None and frame.shape[:2] != first.shape[:2]:
+        sizes = [f"{each.shape[1]}x{each.shape[0]}" for each in (first, frame)]
         raise InputError(f"Expected frames of one size, found {sizes[0]} and then {sizes[1]}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -30,14 +30,16 @@ class Uploads:
             yield
         self._stream.synchronize()
 
-    def copied(self, frame: Tensor) -> Tensor:
-        """A frame's own values on the device in float32; to be called within `beside`.
+    def copied(self, frames: Sequence[Tensor]) -> Tensor:
+        """The values of frames of one shape on the device, float32 [frames, ...]; to be called within `beside`.
 
-        It goes through page-locked memory, into which all threads copy: the driver takes ordinary memory with one.
+        They go through page-locked memory, into which all threads copy: the driver takes ordinary memory with one.
         """
-        if self._stream is None or frame.is_cuda:
-            return frame.to(self.device, torch.float32)
-        staged = page_locked_empty(frame.shape, torch.float32).copy_(frame)
+        if self._stream is None or frames[0].is_cuda:
+            return torch.stack([frame.to(self.device, torch.float32) for frame in frames])
+        staged = page_locked_empty((len(frames), *frames[0].shape), torch.float32)
+        for place, frame in zip(staged, frames, strict=True):
+            place.copy_(frame)
         return staged.to(self.device, non_blocking=True)
 
     def shared(self, tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...common.errors import InputError
 from ...common.out_of_memory import is_out_of_memory
-from .stream import Ahead, Frames, check_frame
+from .stream import Ahead, Frames, checked
 from .transfers import Download, Downloads, Uploads, padded
 
 TILE = 512
@@ -121,12 +121,10 @@ class Upscaling:
 
     def _uploaded(self, frames: Frames) -> Iterator[Tensor]:
         """Frames as images [3, height, width] on the device."""
-        uploads, before = Uploads(self._device), None
-        for frame in frames:
-            check_frame(frame, before)
-            before = frame
+        uploads = Uploads(self._device)
+        for frame in checked(frames):
             with torch.inference_mode(), uploads.beside():
-                raw = uploads.copied(frame.detach()[..., :3]).permute(2, 0, 1).expand(3, -1, -1)
+                raw = uploads.copied([frame])[0].permute(2, 0, 1).expand(3, -1, -1)
                 finite = bool(torch.isfinite(raw).all())
                 image = uploads.shared(raw.clamp(0, 1).contiguous())
             if not finite:

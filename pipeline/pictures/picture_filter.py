@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...common.errors import InputError
 from ...common.out_of_memory import is_out_of_memory
-from ..filters.stream import Ahead, Frames, check_frame
+from ..filters.stream import Ahead, Frames, checked
 from ..filters.transfers import Download, Downloads, Uploads, padded
 from .contract import BGR, NCHW, NHW, SCALING, SIGMOID, STRETCH, Contract, More
 
@@ -79,13 +79,11 @@ class PictureFilter:
 
     def _uploaded(self, frames: Frames) -> Iterator[Tensor]:
         """Frames as images [3, height, width] on the device."""
-        uploads, before = Uploads(self._device), None
-        for frame in frames:
-            check_frame(frame, before)
-            before = frame
+        uploads = Uploads(self._device)
+        for frame in checked(frames):
             with torch.inference_mode(), uploads.beside():
-                image = frame[..., :3].expand(*frame.shape[:2], 3).to(self._device, torch.float32, non_blocking=True)
-                image = uploads.shared(image.permute(2, 0, 1).clamp(0, 1))
+                image = uploads.copied([frame])[0].permute(2, 0, 1).expand(3, -1, -1)
+                image = uploads.shared(image.clamp(0, 1))
             yield image
 
     def _run(self, images: list[Tensor]) -> list[Download]:

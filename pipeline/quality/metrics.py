@@ -58,7 +58,15 @@ def ssim(a: Tensor, b: Tensor, *, data_range: float = 1.0) -> float:
             f"SSIM needs frames [height, width, channels] of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
             f"but the shape is {list(a.shape)}."
         )
-    x, y = a.movedim(-1, 0), b.movedim(-1, 0)
+    return similarities(a.movedim(-1, 0), b.movedim(-1, 0), data_range=data_range).item()
+
+
+def similarities(a: Tensor, b: Tensor, *, data_range: float = 1.0) -> Tensor:
+    """Structural similarity of each of two lists of images [..., channels, height, width], float64 [...], by `ssim`.
+
+    It stays on the images' device, so that many are compared without waiting for each.
+    """
+    x, y = a.double(), b.double()
     count = SSIM_WINDOW**2
     mean_x, mean_y = _local_mean(x), _local_mean(y)
     var_x, var_y, covariance = (
@@ -68,7 +76,7 @@ def ssim(a: Tensor, b: Tensor, *, data_range: float = 1.0) -> float:
     c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * covariance + c2) / (var_x + var_y + c2)
-    return (luminance * structure).mean().item()
+    return (luminance * structure).mean((-3, -2, -1))
 
 
 def temporal_flicker(frames: Tensor) -> float:

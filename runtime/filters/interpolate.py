@@ -7,11 +7,11 @@ from torch import Tensor
 from ...pipeline.filters.interpolation import CUT, Interpolation, OnFrame
 from ...pipeline.filters.timing import Timing
 from ..engines.engine_set import Engines
-from .networks import FEATURES, INTERPOLATION, RifeNetworks, fitting_batch
+from .networks import FEATURES, INTERPOLATION, RifeNetworks, exact_batch
 
 
 class EngineBetween:
-    """The network of an `Interpolation`, by engines: each call is of exactly `sizes`' kind, or smaller in number."""
+    """The network of an `Interpolation`, by engines."""
 
     def __init__(self, engines: Engines[RifeNetworks]) -> None:
         self._engines = engines
@@ -43,8 +43,8 @@ def interpolation(
     """The filter for frames of height x width (pixels); builds missing engines first, where the policy is to."""
     align = engines.model.align
     sizes = {"height": height + -height % align, "width": width + -width % align}
-    batch = fitting_batch(engines, INTERPOLATION, sizes)
-    engines.prepare({"chunk": batch, **sizes})
+    batch = exact_batch(engines, INTERPOLATION, sizes)
+    engines.prepare({"pictures": batch, **sizes})
     return Interpolation(
         EngineBetween(engines),
         timing,

@@ -22,6 +22,8 @@ from ..engines.networks import AnyNetworks, OtherNetworks
 FEATURES, INTERPOLATION = "features", "interpolation"
 MOST_AT_ONCE = 8
 """Pictures that an engine takes at once."""
+BUSY_PIXELS = 8 << 20
+"""Pixels of a call that keep any GPU busy: more at once would cost memory and time until the first frame alone."""
 LARGEST = 8192
 """Pixels of a side that an engine takes."""
 SHIFT = (6, -4)
@@ -58,7 +60,7 @@ class RifeNetworks(OtherNetworks):
         align = self.align
         channels = self.network.encode.cnn3.out_channels
         side = DimRange(align, max(512 // align, 1) * align, LARGEST // align * align, align)
-        limits = ShapeProfile({"chunk": DimRange(1, 4, MOST_AT_ONCE), "height": side, "width": side})
+        limits = ShapeProfile({"pictures": DimRange(1, 4, MOST_AT_ONCE), "height": side, "width": side})
 
         def component(name: str, inputs: tuple[TensorSpec, ...], output: TensorSpec) -> Component:
             def load(precision: str, rewrites: tuple[str, ...] = ()) -> torch.nn.Module:
@@ -76,7 +78,7 @@ class RifeNetworks(OtherNetworks):
                     _picture("second", 3, SHIFT),
                     _picture("first_features", channels),
                     _picture("second_features", channels, SHIFT),
-                    TensorSpec("time", ("chunk", 1, 1, 1), "float32", Scope.CLIP, span=(0.0, 1.0)),
+                    TensorSpec("time", ("pictures", 1, 1, 1), "float32", Scope.CLIP, span=(0.0, 1.0)),
                 ),
                 _picture("image", 3),
             ),
@@ -88,12 +90,12 @@ class RifeNetworks(OtherNetworks):
         return NetworkSource("pipeline.filters.rife", "load_network", arguments, self.path.stat().st_size)
 
     def scratch_bytes(self, component: str, sizes: Mapping[str, int], precision: str, backend: str = "eager") -> int:
-        pixels = sizes.get("chunk", 1) * sizes["height"] * sizes["width"]
+        pixels = sizes.get("pictures", 1) * sizes["height"] * sizes["width"]
         return BYTES_PER_PIXEL[component] * pixels * (4 if precision == "fp32" else 2)
 
 
 def _picture(name: str, channels: int, scene: tuple[int, int] = (0, 0)) -> TensorSpec:
-    return TensorSpec(name, ("chunk", channels, "height", "width"), scope=Scope.CLIP, scene=scene)
+    return TensorSpec(name, ("pictures", channels, "height", "width"), scope=Scope.CLIP, scene=scene)
 
 
 def fitting_batch(engines: Engines[AnyNetworks], component: str, sizes: Mapping[str, int]) -> int:
@@ -103,3 +105,18 @@ def fitting_batch(engines: Engines[AnyNetworks], component: str, sizes: Mapping[
         return MOST_AT_ONCE
     one = engines.model.scratch_bytes(component, sizes, engines.precision)
     return max(1, min(MOST_AT_ONCE, spare // max(one, 1)))
+
+
+def exact_batch(engines: Engines[AnyNetworks], component: str, sizes: Mapping[str, int]) -> int:
+    """Number of pictures [height, width] for which a component's engine is compiled, and with which it is called.
+
+    It is a power of two that fits the memory and keeps the device busy, one on a CPU, so that few engines serve all
+    states of the memory; where one is there for less, its number is taken.
+    """
+    busy = 1 if engines.device.type == "cpu" else max(BUSY_PIXELS // (sizes["height"] * sizes["width"]), 1)
+    most = min(fitting_batch(engines, component, sizes), busy)
+    batches = [2**power for power in reversed(range(most.bit_length()))]
+    if not engines.catalog.can_build():
+        return batches[0]
+    there = (batch for batch in batches if engines.catalog.fitting(component, {**sizes, "pictures": batch}))
+    return next(there, batches[0])

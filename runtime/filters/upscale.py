@@ -27,6 +27,8 @@ SMALLEST_TILE = 64
 """Pixels of a tile's side; tiles are multiples of it."""
 WIDEST = 64
 """Channels that the published networks hold at the enlarged size."""
+BUSY_PIXELS = 1 << 20
+"""Pixels of a call's tiles that keep any GPU busy: with fewer at once the first frames come sooner."""
 BYTES_PER_PIXEL = 3 * 384
 """Scratch memory of a call for each pixel of a tile, step of scale and byte of the precision: ComfyUI's own measure."""
 
@@ -100,7 +102,8 @@ def upscaling(
 ) -> Upscaling:
     """The filter; builds a missing engine first, where the policy is to. `size` is height and width, in pixels."""
     model, side = engines.model, engines.model.tile * engines.model.scale
-    batch = min(fitting_batch(engines, UPSCALER, {}), most_at_once(side, side, WIDEST))
+    busy = max(BUSY_PIXELS // model.tile**2, 1)
+    batch = min(fitting_batch(engines, UPSCALER, {}), most_at_once(side, side, WIDEST), busy)
     engines.prepare({"chunk": batch})
     overlap = min(OVERLAP, model.tile // 4)
     return Upscaling(

@@ -98,7 +98,7 @@ def test_an_engine_makes_eager_pytorch_s_frames(
 def ordered(networks: RifeNetworks, component: str, precision: str, height: int, width: int) -> BuildRequest:
     """A plan for a GPU that is not here."""
     align, network = networks.align, networks.components[component].spec
-    sizes = {"chunk": MOST_AT_ONCE, "height": height + -height % align, "width": width + -width % align}
+    sizes = {"pictures": MOST_AT_ONCE, "height": height + -height % align, "width": width + -width % align}
     profile = EnginePolicy("tensorrt", precision, "exact").profile(network.limits, sizes, networks.latent)
     spec, source = EngineSpec(network, profile, precision), networks.source(component, precision)
     return BuildRequest(spec, source, TensorRTBackend(), CPU, "sm_120")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from i2v_tensorrt.pipeline.filters.timing import Timing, by_factor
 from i2v_tensorrt.runtime.engines.engine_set import Engines
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
 from i2v_tensorrt.runtime.filters.interpolate import interpolation
-from i2v_tensorrt.runtime.filters.networks import FEATURES, INTERPOLATION, SHIFT, RifeNetworks
+from i2v_tensorrt.runtime.filters.networks import FEATURES, INTERPOLATION, SHIFT, RifeNetworks, exact_batch
 
 CPU = torch.device("cpu")
 TINY = (16, 12, 8, 8, 8)
@@ -77,21 +79,49 @@ def test_no_engine_is_built_twice(networks: RifeNetworks, tmp_path: Path) -> Non
 
 def test_examples_are_one_scene_that_moves(networks: RifeNetworks) -> None:
     spec = EngineSpec(networks.components[INTERPOLATION].spec, ShapeProfile(), "fp32")
-    found = example_inputs(spec, {"chunk": 2, "height": 64, "width": 128}, seed=5)
+    found = example_inputs(spec, {"pictures": 2, "height": 64, "width": 128}, seed=5)
     x, y = SHIFT
     first, second = found["first"], found["second"]
     assert torch.equal(first[..., : 64 + y, x:], second[..., -y:, : 128 - x])
     assert 0 <= first.min() and first.max() <= 1 and first.std() > 0.1
     assert (first.diff(dim=-1).abs().mean() < 0.1) and not torch.equal(first[0], first[1])
-    other = example_inputs(spec, {"chunk": 2, "height": 64, "width": 128}, seed=6)
+    other = example_inputs(spec, {"pictures": 2, "height": 64, "width": 128}, seed=6)
     assert not torch.equal(first, other["first"])
 
 
 def test_half_precision_is_judged_fairly_on_scenes(networks: RifeNetworks) -> None:
     """Noise answers noise: there half precision would seem broken, and its pictures are right."""
     spec = EngineSpec(networks.components[FEATURES].spec, ShapeProfile(), "fp32")
-    image = example_inputs(spec, {"chunk": 1, "height": 64, "width": 64})["image"]
+    image = example_inputs(spec, {"pictures": 1, "height": 64, "width": 64})["image"]
     whole, half = networks.network.float(), RifeNetworks(networks.path).network.half()
     with torch.no_grad():
         exact, rounded = whole.encode(image), half.encode(image.half()).float()
     assert 20 * torch.log10(exact.norm() / (exact - rounded).norm()) > 50
+
+
+@pytest.mark.parametrize(
+    ("device", "height", "spare_gib", "there", "batch"),
+    [
+        ("cuda", 512, 100, (), 8),
+        ("cuda", 1088, 100, (), 4),
+        ("cuda", 4352, 100, (), 1),
+        ("cuda", 1088, 3.5, (), 2),
+        ("cuda", 1088, 100, (2,), 2),
+        ("cuda", 1088, 100, (8,), 4),
+        ("cuda", 1088, 0.1, (4,), 1),
+        ("cpu", 512, 100, (), 1),
+    ],
+)
+def test_an_engine_s_number_of_pictures_changes_little_with_the_memory(
+    networks: RifeNetworks, device: str, height: int, spare_gib: float, there: tuple[int, ...], batch: int
+) -> None:
+    """Each number is an engine of its own: one that is there for less is taken before another is built."""
+    engines: Any = SimpleNamespace(
+        device=torch.device(device),
+        model=networks,
+        precision="fp16",
+        memory_manager=SimpleNamespace(spare_bytes=lambda: int(spare_gib * 2**30)),
+        catalog=SimpleNamespace(can_build=lambda: True, fitting=lambda _, sizes: sizes["pictures"] in there or None),
+    )
+    width = 512 if height == 512 else height * 1920 // 1088
+    assert exact_batch(engines, INTERPOLATION, {"height": height, "width": width}) == batch
