@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import comfy.model_management as memory
 import torch
@@ -13,7 +14,7 @@ from ...engine_builder.backends.base import Runner
 from ...engine_builder.backends.registry import AUTO, choose_backend
 from ...runtime.engines.memory_manager import Eviction, evict, is_encoder
 from .folders import conditioning_cache, result_cache
-from .patcher import RunnerPatcher, empty_cache, loaded_bytes, memory_of, patcher_of, unload, were_last_loaded
+from .patcher import RunnerPatcher, are_settled, empty_cache, loaded_bytes, memory_of, patcher_of, unload
 
 RESERVE_BYTES = 256 << 20
 """Left free beside a runner that streams its weights, for the tensors of a step."""
@@ -25,18 +26,20 @@ class HostMemoryManager:
     def __init__(self, on: torch.device | None = None) -> None:
         self._on = on
         self._patchers: list[RunnerPatcher] = []
+        self._settled: WeakSet[ModelPatcher] = WeakSet()
+        """Models for each of which room was made after the last of them had been loaded."""
 
     def hold(self, runner: Runner, scratch_bytes: int, beside: Sequence[ModelPatcher] = ()) -> str | None:
         """Makes room for the runner and its scratch memory, evicting models that ComfyUI can spare, and loads it.
 
-        `beside` are models that are in use and stay. ComfyUI is not called where the runner was the last that was
-        loaded, for no less scratch memory.
+        `beside` are models that are in use and stay. ComfyUI is not called where nothing was loaded since it made room
+        for the runner and no less scratch memory: it would have the device wait, and PyTorch's memory given back.
         """
         patcher = patcher_of(runner)
         if patcher not in self._patchers:
             self._patchers.append(patcher)
         models = [*beside, patcher]
-        if runner.is_loaded and scratch_bytes <= patcher.scratch_bytes and were_last_loaded(models):
+        if runner.is_loaded and scratch_bytes <= patcher.scratch_bytes and are_settled(models, self._settled):
             return None
         needed_bytes = scratch_bytes + (0 if runner.is_loaded else patcher.model_size())
         told = [self.free_memory(needed_bytes, encoders=True, keep=runner)]
@@ -46,7 +49,10 @@ class HostMemoryManager:
             runner.room_bytes = None if room_bytes is None else max(room_bytes - scratch_bytes - RESERVE_BYTES, 0)
         elif room_bytes is not None and room_bytes < needed_bytes:
             told.append(f"Memory may not do for {name}, whose weights are held whole and not streamed.")
+        if not (runner.is_loaded and are_settled([], self._settled)):
+            self._settled.clear()
         memory.load_models_gpu(models, memory_required=scratch_bytes)
+        self._settled.update(models)
         patcher.scratch_bytes = scratch_bytes
         if not runner.is_loaded:  # its weights were moved by a runner that shares them
             patcher.load()

@@ -8,7 +8,7 @@ ComfyUI remove it from the list; the runner's memory is free as soon as the runn
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from weakref import ref
 
@@ -119,9 +119,11 @@ def patcher_of(runner: Runner) -> RunnerPatcher:
     return known
 
 
-def were_last_loaded(models: Sequence[ModelPatcher]) -> bool:
-    """Whether these models are ComfyUI's last loaded ones, all at once, and are still loaded."""
-    return [entry.model for entry in memory.current_loaded_models[: len(models)]] == list(models)
+def are_settled(models: Sequence[ModelPatcher], settled: Collection[ModelPatcher]) -> bool:
+    """Whether these models are loaded and among the settled, after any of which ComfyUI has loaded no other model."""
+    listed = [entry.model for entry in memory.current_loaded_models]
+    known = [model in settled for model in listed]
+    return all(model in settled and model in listed for model in models) and all(known[: known.count(True)])
 
 
 def unload(chosen: Callable[[Runner], bool]) -> list[str]:

@@ -172,6 +172,30 @@ def case_a_runner_that_is_held_already_costs_nothing(folder: Path) -> None:
         assert costs(lambda: memory_manager.hold(runner, 2 * GIB, beside=[other])) and other.is_loaded
 
 
+def case_runners_that_take_turns_cost_nothing(folder: Path) -> None:
+    asked: list[int] = []
+    with pretended(Asked(64 * GIB, lambda: asked.append(1))) as card:
+        memory_manager, other = HostMemoryManager(), CardModel(card, GIB)
+        features, between, decoder = (CardRunner(card, GIB) for _ in range(3))
+
+        def costs(runner: CardRunner) -> bool:
+            asked.clear()
+            memory_manager.hold(runner, 2 * GIB)
+            assert runner.is_loaded
+            return bool(asked)
+
+        assert [costs(each) for each in (features, between)] == [True, True]
+        assert costs(features), "the one that came after it may have taken the memory that it was given"
+        assert not any(costs(each) for each in (between, features) * 3)
+        assert costs(decoder)
+        assert [costs(each) for each in (features, between) * 2] == [True, True, False, False]
+        assert not costs(decoder), "none was loaded since"
+        memory.load_models_gpu([other])
+        assert [costs(each) for each in (between, features) * 2] == [True, True, False, False]
+        between.unload()
+        assert [costs(each) for each in (between, features) * 2] == [True, True, False, False]
+
+
 def case_directml_tells_nothing_so_nothing_gives_way_before_memory_runs_out(folder: Path) -> None:
     """It always tells of the same GiB."""
     with pretended(Constant(GIB)) as card, patch.object(memory, "directml_enabled", True):
