@@ -156,15 +156,15 @@ class OnnxRuntimeBackend(Backend):
             onnxruntime.__version__,
             device.type,
             cuda_arch(device) or platform.machine().lower(),
-            exporter_version(),
+            exporter_version(fused_attention=True),
         )
 
     def build(self, network: torch.nn.Module, spec: EngineSpec, folder: Path, report: Report) -> dict[str, str]:
         if spec.precision == "bf16":
             raise EngineError("ONNX Runtime serves fp32 and fp16, found bf16: choose one of those, or another backend.")
         report("export", 0.0)
-        export_onnx(network, spec, folder)
-        return {"exporter": exporter_version()}
+        export_onnx(network, spec, folder, fused_attention=True)
+        return {"exporter": exporter_version(fused_attention=True)}
 
     def load(self, plan: Plan | None, spec: EngineSpec, network: LoadNetwork, device: torch.device) -> Runner:
         if plan is None:

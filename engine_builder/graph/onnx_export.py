@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...common.errors import EngineError
 from ...common.shapes import DimRange, ShapeProfile
 from ...common.spec import EngineSpec, Guidance, TensorSpec, split_dim
+from .attention_operator import attention
 from .hollow import weight_names, without_memory
 from .onnx_graph import write_graph
 from .outside_weights import OutsideWeights, write_table
@@ -30,21 +31,25 @@ OPSET = 20
 """The newest opset whose graph ONNX Runtime's CPU and CUDA providers run without falling back."""
 
 
-def exporter_version(opset: int = OPSET) -> str:
-    """Versions that an exported graph depends on beside the network: PyTorch, onnxscript, the opset."""
+def exporter_version(opset: int = OPSET, *, fused_attention: bool = False) -> str:
+    """What an exported graph depends on beside the network: PyTorch, onnxscript, the opset, the form of attention."""
     import onnxscript
     import torch
 
-    return f"torch {torch.__version__}, onnxscript {onnxscript.__version__}, opset {opset}"
+    found = f"torch {torch.__version__}, onnxscript {onnxscript.__version__}, opset {opset}"
+    return f"{found}, fused attention" if fused_attention else found
 
 
-def export_onnx(network: torch.nn.Module, spec: EngineSpec, folder: Path, opset: int = OPSET) -> Path:
+def export_onnx(
+    network: torch.nn.Module, spec: EngineSpec, folder: Path, opset: int = OPSET, *, fused_attention: bool = False
+) -> Path:
     """Writes `network.onnx` (weights beside it when they are large) into `folder` and returns its path.
 
     The graph's inputs and outputs bear the names of the specification; a dimension is dynamic where the
     profile gives it more than one size. Where the engine holds no weights they are inputs too, with a table of them
     beside the graph, and the network may be one whose parameters have no memory (on the device `meta`).
-    A network that is an ONNX graph already gives it by `onnx_model`. Raises EngineError when the network cannot be
+    With `fused_attention` it is ONNX Runtime's own operator. A network that is an ONNX graph already gives it by
+    `onnx_model`. Raises EngineError when the network cannot be
     exported.
     """
     import torch
@@ -55,11 +60,12 @@ def export_onnx(network: torch.nn.Module, spec: EngineSpec, folder: Path, opset:
         return write_graph(ready(), spec, path)
     try:
         with torch.inference_mode(False), torch.no_grad(), _quiet():
+            operators = {torch.ops.aten.scaled_dot_product_attention.default: attention} if fused_attention else {}
             if spec.holds_weights:
-                program = _program(network, spec, opset)
+                program = _program(network, spec, opset, custom_translation_table=operators)
                 fold(program.model)
             else:
-                program, table = _without_weights(network, spec, opset)
+                program, table = _without_weights(network, spec, opset, operators)
                 write_table(table, folder)
             program.save(str(path), external_data=True)
     except (OSError, EngineError):
@@ -94,7 +100,7 @@ def _program(network: torch.nn.Module, spec: EngineSpec, opset: int, **options: 
 
 
 def _without_weights(
-    network: torch.nn.Module, spec: EngineSpec, opset: int
+    network: torch.nn.Module, spec: EngineSpec, opset: int, operators: Mapping[Any, Callable[..., Any]]
 ) -> tuple[torch.onnx.ONNXProgram, OutsideWeights]:
     """The program with the network's weights as inputs, and the table of them."""
     import torch
@@ -103,7 +109,7 @@ def _without_weights(
     with without_memory(network) as mode:
         with mode:
             inputs = empty_tensors(spec.network.inputs, trace_sizes(spec.profile), spec.precision)
-        table = {torch.ops.aten.linear.default: linear}
+        table = {**operators, torch.ops.aten.linear.default: linear}
         program = _program(network, spec, opset, inputs=inputs, custom_translation_table=table)
     declare_weights(program.model.graph, names)
     fold(program.model)
