@@ -115,7 +115,7 @@ def record(
         tell()
         request = ClipRequest(picture, prompt, "", *size, fps=FPS)
         conditioning = encode_clip(plan, request, cache, lambda stage, done, total: None)
-        denoising = Denoising(number, GUIDANCE_SCALE, SamplerSettings(STEPS))
+        denoising = Denoising(number, GUIDANCE_SCALE, SamplerSettings(STEPS, engines.model.schedulers[0]))
         sampling = plan_sampling(plan, denoising)
         sample_clip(sampling, conditioning, lambda done, total, latents, tell=tell: tell())
     recording.unload()

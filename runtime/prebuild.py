@@ -12,7 +12,7 @@ from ..engine_builder.backends.base import Report
 from ..engine_builder.build.build import BuildResult, find_engine
 from ..engine_builder.build.build_process import BuildProcess
 from ..engine_builder.graph.quantize import check_quantizable
-from ..engine_builder.graph.recorded_calls import Calibration
+from ..engine_builder.graph.recorded_calls import RECORDED, Calibration
 from ..pipeline.models.registry import FAMILIES
 from ..pipeline.request import ClipSize
 from .calibration import CalibrationData, calibration_of, record
@@ -82,19 +82,22 @@ def _calibrations(
 ) -> dict[str, Calibration]:
     """Calibrations of the job's denoisers, in the store until `stack` ends; empty without int8 and fp8.
 
+    Those whose products are rounded as they multiply need none, and are compared on them where pictures are given.
     Clips are recorded only where an engine is to be built with them. Raises InputError for unused pictures, and for
     missing ones; EngineError, before any recording, for a GPU, a backend or an installation that cannot use them.
     """
     quantized, denoisers = engines.policy.quantized, set(job.components) & set(engines.model.denoisers)
     if quantized is None and job.calibration_data is not None:
         raise InputError(f"Pictures to take scales from are for int8 and fp8, found {engines.precision}.")
-    denoisers -= {denoiser for denoiser in denoisers if engines.catalog.roundings(denoiser)}
+    scaled = {denoiser for denoiser in denoisers if not engines.catalog.roundings(denoiser)}
     if quantized is None or not denoisers:
         return {}
     if job.calibration_data is None:
-        raise InputError(f"{quantized} takes its scales from pictures, found none.")
+        if scaled:
+            raise InputError(f"{quantized} takes its scales from pictures, found none.")
+        return {}
     arch = job.arch or cuda_arch(engines.device)
-    if arch is None:
+    if scaled and arch is None:
         raise BackendUnavailableError(f"{quantized} is for TensorRT on NVIDIA GPUs, found none to build for: name one.")
     folder = stack.enter_context(engines.store.staging())
     calibrations = {denoiser: calibration_of(denoiser, job.calibration_data, size, folder) for denoiser in denoisers}
@@ -102,7 +105,8 @@ def _calibrations(
     request = partial(engines.catalog.request, sizes=sizes, arch=job.arch)
     requests = [request(denoiser, calibration=each) for denoiser, each in calibrations.items()]
     if not all([find_engine(request, engines.store) for request in requests]) or job.force:
-        check_quantizable(quantized, arch)
+        if scaled and arch is not None:
+            check_quantizable(quantized, arch)
         record(engines, job.calibration_data, size, folder, lambda done, count: report("record clips", 0.0))
     return calibrations
 
@@ -112,5 +116,6 @@ def _line(component: str, result: BuildResult) -> str:
     how = "already there" if result.reused else f"built in {manifest.build_s:.1f} s"
     verdict, size_mb = manifest.verdict, manifest.size_bytes / 1e6
     match = "unverified here" if verdict is None else f"cosine {verdict.cosine:.7f}, {verdict.snr_db:.0f} dB"
+    match += " in recorded clips" if verdict is not None and RECORDED in manifest.files else ""
     where = f"{manifest.target.backend} for {manifest.target.arch}"
     return f"{component}: {how} by {where}, {precision(manifest)}, {size_mb:.1f} MB, {match}"

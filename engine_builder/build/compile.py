@@ -17,7 +17,7 @@ from ..backends.registry import BACKENDS
 from ..graph.recorded_calls import RECORDED, Calibration, save_parity_calls
 from ..store.manifest import Manifest, ParityReport, parity_report_from_dict
 from ..store.store import Plan, describe_files
-from .parity import check_parity, check_recorded_parity, passes, timesteps_of
+from .parity import answered, check_parity, check_recorded_parity, passes, timesteps_of
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,8 @@ class BuildRequest:
     """Details to keep in the manifest, beside the backend's own, of an engine that was compared."""
     calibration: Calibration | None = None
     """Recorded inputs that a quantized engine's scales are taken from."""
+    recorded: Calibration | None = None
+    """Recorded calls whose inputs the parity check takes in place of random ones."""
     device_bytes: int = 0
     """GPU memory that the network takes as it is compared, weights and all, if it is built for `device`."""
     part: Part = WHOLE
@@ -98,8 +100,8 @@ def compile_engine(
     islands = _fp32_fallback(request, network, report)
     try:
         details = backend.build(network, request.spec, folder, report)
-        if request.calibration is not None:
-            save_parity_calls(request.calibration, folder)
+        if (calls := request.calibration or request.recorded) is not None:
+            save_parity_calls(calls, folder)
     except OSError as error:
         raise StorageError(f"The engine could not be written to {folder}: {error.strerror or error}.") from error
     if request.part.index:
@@ -131,6 +133,7 @@ def request_to_dict(request: BuildRequest, folder: Path) -> dict[str, Any]:
         "device": str(request.device),
         "arch": request.arch,
         "calibration": request.calibration and str(request.calibration.path),
+        "recorded": request.recorded and str(request.recorded.path),
         "folder": str(folder),
         "part": asdict(request.part),
     }
@@ -152,6 +155,7 @@ def request_from_dict(data: Mapping[str, Any]) -> BuildRequest:
         device=torch.device(data["device"]),
         arch=data["arch"],
         calibration=data["calibration"] and Calibration(Path(data["calibration"])),
+        recorded=data["recorded"] and Calibration(Path(data["recorded"])),
         reference=data["reference"] and NetworkSource(**data["reference"]),
         part=Part(**data["part"]),
     )
@@ -188,16 +192,21 @@ def check_plan(
     """Compares an engine with eager PyTorch on the device; raises EngineError when it does not pass.
 
     `network` gives the engine its weights where it holds none; `plain` is the reference where that is another. An
-    engine with fp32 modules is compared with a network that has them too, for one without gives no numbers. One in
-    int8 or fp8 is compared with eager PyTorch's outputs in recorded calls.
+    engine with fp32 modules is compared with a network that has them too, for one without gives no numbers. One with
+    recorded calls is compared on their inputs; where these gave it its scales, with eager PyTorch's outputs in them.
     """
     spec = plan.manifest.spec
     candidate = backend.load(plan, spec, network, device)
+    calls = Calibration(plan.verified(RECORDED)).calls() if RECORDED in plan.manifest.files else []
     if spec.calibration:
-        verdict = check_recorded_parity(candidate, Calibration(plan.verified(RECORDED)).calls())
+        verdict = check_recorded_parity(candidate, calls)
     else:
         reference = EagerBackend().load(None, spec, _reference_network(plain or network, plan.manifest), device)
-        verdict = check_parity(reference, candidate, spec, timesteps_of(spec, device))
+        if calls:
+            calls = answered(reference, [call.inputs for call in calls])
+            verdict = check_recorded_parity(candidate, calls)
+        else:
+            verdict = check_parity(reference, candidate, spec, timesteps_of(spec, device))
     try:
         passes(verdict, spec.products)
     except EngineError as error:

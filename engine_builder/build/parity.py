@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -59,6 +59,12 @@ def check_recorded_parity(candidate: Runner, calls: Sequence[Call]) -> ParityRep
     with _loaded(candidate):
         found = [_compare(candidate, call) for call in calls]
     return replace(worst(found), shapes=found[0].shapes, timesteps=len(calls))
+
+
+def answered(reference: Runner, inputs: Iterable[Mapping[str, torch.Tensor]]) -> list[Call]:
+    """The reference's calls with these inputs, its outputs in host memory."""
+    with _loaded(reference):
+        return [Call(each, _answer(reference, each)) for each in inputs]
 
 
 def check_parity(reference: Runner, candidate: Runner, spec: EngineSpec, timesteps: int = 1) -> ParityReport:

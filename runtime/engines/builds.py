@@ -84,7 +84,8 @@ class EngineBuilds:
         """The component's engine for these sizes by the shape policy, from the store or built now.
 
         `sizes` may name dimensions that the component does not have; `arch` another GPU than this one. Where the
-        component's precision is int8 or fp8 it takes a calibration. Raises EngineError when it cannot be built,
+        component's precision is int8 or fp8 it takes a calibration; where its products are rounded as it multiplies,
+        that is for the comparison alone and may be left out. Raises EngineError when it cannot be built,
         InputError when the network does not take the sizes.
         """
         request = self._catalog.request(component, sizes, arch=arch, calibration=calibration)

@@ -57,6 +57,7 @@ class EngineCatalog:
         source = self.model.source(component, precision, rewrites, blocks)
         place = self._places(component, backend, source)[0]
         spec = self._spec(component, self.profile(component, sizes), backend, place)
+        recorded = calibration if rounds(rewrites) else None
         if spec.precision not in QUANTIZED:
             calibration = None
         elif calibration is None:
@@ -72,6 +73,7 @@ class EngineCatalog:
             reference=self.model.source(component, precision, (), blocks) if rewrites else None,
             details=self.compared_with(spec, component),
             calibration=calibration,
+            recorded=recorded,
             device_bytes=source.size_bytes // (2 if calibration else 1) + self._scratch_bytes(component, spec),
             of_blocks=bool(blocks),
         )

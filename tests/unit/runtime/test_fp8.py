@@ -1,24 +1,34 @@
 """A denoiser whose engine rounds its products as it multiplies: it is asked for by precision, and takes no pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from i2v_tensorrt.common.errors import EngineError, MissingEngineError
 from i2v_tensorrt.engine_builder.build.build import build_engine
+from i2v_tensorrt.engine_builder.build.compile import check_plan
 from i2v_tensorrt.engine_builder.build.parity import measure
 from i2v_tensorrt.engine_builder.graph.onnx_export import example_inputs
+from i2v_tensorrt.engine_builder.graph.recorded_calls import PARITY_CALLS, RECORDED
 from i2v_tensorrt.engine_builder.store.store import EngineStore
 from i2v_tensorrt.pipeline.dummies.wan import TinyWanSizes, write_tiny_wan
 from i2v_tensorrt.pipeline.fused.kernels import flash_attention
 from i2v_tensorrt.pipeline.models.model_networks import streamed_bytes
 from i2v_tensorrt.pipeline.models.registry import open_model
 from i2v_tensorrt.pipeline.models.wan.networks import FP8_ATTENTION, FP8_PRODUCTS
+from i2v_tensorrt.pipeline.request import ClipSize
+from i2v_tensorrt.runtime import prebuild as prebuilding
+from i2v_tensorrt.runtime.calibration import CalibrationData
+from i2v_tensorrt.runtime.clip_sizes import clip_sizes
 from i2v_tensorrt.runtime.engines import catalog, messages
 from i2v_tensorrt.runtime.engines.engine_set import EngineSet
 from i2v_tensorrt.runtime.engines.policy import EnginePolicy
+from i2v_tensorrt.runtime.prebuild import Prebuild, prebuild
 
+from ...helpers.stages import quiet
 from ...helpers.toys import CPU, InProcess
 
 SIZES = {"batch": 1, "frames": 2, "latent_height": 4, "latent_width": 6}
@@ -51,6 +61,35 @@ def test_an_engine_rounds_and_says_so(folder: Path) -> None:
     plain = model.load("core", "bf16")(**inputs)
     assert measure(same, result, SIZES).snr_db > 35, "nothing but bf16's own rounding"
     assert 20 < measure(plain, result, SIZES).snr_db < 60
+
+
+def test_with_pictures_it_is_compared_in_clips_of_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On random inputs it may look right, or wrong, where in a clip it is not."""
+    monkeypatch.setattr(prebuilding, "BuildProcess", InProcess)
+    found, size = engines(folder), ClipSize(64, 64, 5)
+    job = Prebuild(("core",), *size, force=True)
+    lines, verdicts = [], []
+    for pictures in (None, CalibrationData((Image.new("RGB", (80, 64), "red"),))):
+        lines += prebuild(found, replace(job, calibration_data=pictures), quiet)
+        (plan,) = [each for each in found.store.plans() if each.manifest.spec.profile.fits({"latent_height": 8})]
+        assert (RECORDED in plan.manifest.files) == (pictures is not None)
+        verdicts.append(plan.manifest.verdict)
+    assert [line.endswith("in recorded clips") for line in lines] == [False, True]
+    noise, clips = verdicts
+    assert noise and clips and noise.snr_db != clips.snr_db and clips.timesteps == PARITY_CALLS
+    request, backend = found.catalog.request("core", clip_sizes(found.model, *size)), found.catalog.backend()
+    assert request.reference is not None
+    rounded, plain = request.source.load, request.reference.load
+    assert check_plan(plan, backend, rounded, CPU, plain) == clips
+
+    def other() -> torch.nn.Module:
+        network = plain()
+        for parameter in network.parameters():
+            parameter.data.neg_()
+        return network
+
+    with pytest.raises(EngineError, match="does not give the reference's result"):
+        check_plan(plan, backend, rounded, CPU, other)
 
 
 def test_another_precision_has_an_engine_of_its_own(folder: Path) -> None:
