@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from ..common.errors import InputError
 from ..common.out_of_memory import is_out_of_memory
-from ..common.page_locked import page_locked_empty
+from .filters.transfers import Download, Downloads
 from .media.large_clip import empty_clip
 
 BYTES_PER_PIXEL = 2250
@@ -100,30 +99,24 @@ class _Copies:
     """Brings decoded chunks to the CPU, each while the GPU decodes the next."""
 
     def __init__(self, frames: torch.Tensor, on_copied: Callable[[int], None]) -> None:
-        self._frames = frames
-        self._on_copied = on_copied
-        self._waiting: tuple[torch.Tensor, Any, int] | None = None
+        self._frames, self._on_copied = frames, on_copied
+        self._downloads = Downloads()
+        self._waiting: tuple[Download, int] | None = None
 
     def add(self, image: torch.Tensor, end: int) -> None:
         """Starts to copy the chunk that ends at frame `end`, and finishes the one before."""
-        arrived = None
-        if image.is_cuda:
-            stream = torch.cuda.current_stream(image.device)
-            image = page_locked_empty(image.shape, image.dtype).copy_(image, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record(stream)
+        download = self._downloads.begin(image)
         self.finish()
-        self._waiting = (image, arrived, end)
-        if arrived is None:
+        self._waiting = download, end
+        if not image.is_cuda:
             self.finish()
 
     def finish(self) -> None:
         """Waits for the chunk that is on its way, if there is one."""
         if self._waiting is None:
             return
-        (image, arrived, end), self._waiting = self._waiting, None
-        if arrived is not None:
-            arrived.synchronize()
+        (download, end), self._waiting = self._waiting, None
+        image = download.result()
         self._frames[end - len(image) : end].copy_(image)
         self._on_copied(end)
 

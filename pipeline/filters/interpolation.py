@@ -124,7 +124,7 @@ class Interpolation:
     ) -> None:
         self._network, self._timing, self._device, self._align = network, timing, device, align
         self._cut, self._drop_repeats, self._on_frame = cut, drop_repeats, on_frame
-        self._downloads = Downloads(device)
+        self._downloads = Downloads()
         self.report = Report(batch=max(batch, 1))
 
     def __call__(self, frames: Frames) -> Iterator[Tensor]:

@@ -65,13 +65,15 @@ class Download:
 class Downloads:
     """Copies from a device into page-locked memory; work that is queued after one does not wait for it."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
 
     def begin(self, images: Tensor) -> Download:
         """Has pictures copied once they are there, whatever the current stream does next."""
-        if self._stream is None or not images.is_cuda:
+        if not images.is_cuda:
             return Download(images)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(images.device)
         self._stream.wait_stream(torch.cuda.current_stream(images.device))
         images.record_stream(self._stream)
         with torch.cuda.stream(self._stream):

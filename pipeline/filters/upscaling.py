@@ -108,7 +108,7 @@ class Upscaling:
             raise InputError(f"Expected tiles that overlap by at most half, found {overlap} of {tile} pixels.")
         self._network, self._scale, self._device = network, scale, device
         self._tile, self._overlap, self._size, self._on_frame = tile, overlap, size, on_frame
-        self.report, self._downloads = UpscaleReport(max(batch, 1)), Downloads(device)
+        self.report, self._downloads = UpscaleReport(max(batch, 1)), Downloads()
 
     def __call__(self, frames: Frames) -> Iterator[Tensor]:
         """The larger frames in their order; those of two batches of tiles, and a few uploaded ahead, are held."""

@@ -54,7 +54,7 @@ class PictureFilter:
         self, network: Network, contract: Contract, *, device: torch.device, batch: int, wishes: Wishes
     ) -> None:
         self._network, self._contract, self._device, self._wishes = network, contract, device, wishes
-        self._downloads = Downloads(device)
+        self._downloads = Downloads()
         self._span: tuple[float, float] | None = None
         self.report = PictureReport(max(batch, 1) if contract.batches else 1)
 

@@ -8,7 +8,7 @@ GPU = torch.device("cuda", 0)
 
 
 def test_frames_come_back_as_they_went_whatever_memory_they_lie_in() -> None:
-    uploads, downloads = Uploads(GPU), Downloads(GPU)
+    uploads, downloads = Uploads(GPU), Downloads()
     frames = torch.rand(6, 270, 480, 4)
     for given in (frames, frames.half(), frames.to(GPU)):
         arrived: list[torch.Tensor] = []
@@ -22,7 +22,7 @@ def test_frames_come_back_as_they_went_whatever_memory_they_lie_in() -> None:
 
 
 def test_what_is_queued_after_a_download_neither_waits_for_it_nor_spoils_it() -> None:
-    downloads = Downloads(GPU)
+    downloads = Downloads()
     given = [torch.full((1080, 1920, 3), float(number), device=GPU) for number in range(4)]
     begun = [downloads.begin(images + 1) for images in given]  # whose memory the next may have
     for _ in range(20):
