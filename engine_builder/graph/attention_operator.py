@@ -49,7 +49,8 @@ def _operator() -> Any:
     from onnx.defs import OpSchema
     from onnxscript.values import Op, Opset
 
-    inputs, name = [OpSchema.FormalParameter(name, "T") for name in ("query", "key", "value")], "MultiHeadAttention"
+    name = "MultiHeadAttention"
+    inputs = [OpSchema.FormalParameter(each, "T") for each in ("query", "key", "value")]
     attributes = [
         OpSchema.Attribute("num_heads", OpSchema.AttrType.INT, ""),
         OpSchema.Attribute("scale", OpSchema.AttrType.FLOAT, ""),

@@ -166,8 +166,7 @@ class Interpolation:
         for place, (frame, (is_finite, *changes)) in enumerate(zip(group, found, strict=True)):
             if not is_finite:
                 raise InputError("Expected finite values, found NaN or infinity.")
-            shown = frame if frame.shape[2] == 3 else frame.expand(-1, -1, 3)
-            yield _Picture(shown.float().cpu(), first + place, uploaded, place, *changes)
+            yield _Picture(frame.float().cpu(), first + place, uploaded, place, *changes)
 
     @torch.inference_mode()
     def _compared(
@@ -179,7 +178,7 @@ class Interpolation:
         """
         height, width = group[0].shape[:2]
         with uploads.beside():
-            raw = uploads.copied(group).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+            raw = uploads.copied(group).permute(0, 3, 1, 2)
             images = raw.clamp(0, 1)
             aligned = uploads.shared(padded(images, -height % self._align, -width % self._align))
             last = images[:1] if before is None else before.image[None, :, :height, :width]

@@ -90,12 +90,15 @@ class Ahead(Generic[Item]):
 
 
 def checked(frames: Frames) -> Iterator[Tensor]:
-    """The frames without transparency; raises InputError for what is no frame, or of another size than the first."""
+    """The frames in three channels, grey ones repeated and without transparency.
+
+    Raises InputError for what is no frame, or of another size than the first.
+    """
     first: Tensor | None = None
     for frame in frames:
         _check(frame, first)
         first = frame if first is None else first
-        yield frame.detach()[..., :3]
+        yield frame.detach()[..., :3].expand(-1, -1, 3)
 
 
 def in_groups(frames: Frames, most: int) -> Iterator[list[Tensor]]:

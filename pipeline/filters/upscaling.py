@@ -124,7 +124,7 @@ class Upscaling:
         uploads = Uploads(self._device)
         for frame in checked(frames):
             with torch.inference_mode(), uploads.beside():
-                raw = uploads.copied([frame])[0].permute(2, 0, 1).expand(3, -1, -1)
+                raw = uploads.copied([frame])[0].permute(2, 0, 1)
                 finite = bool(torch.isfinite(raw).all())
                 image = uploads.shared(raw.clamp(0, 1).contiguous())
             if not finite:

@@ -82,7 +82,7 @@ class PictureFilter:
         uploads = Uploads(self._device)
         for frame in checked(frames):
             with torch.inference_mode(), uploads.beside():
-                image = uploads.copied([frame])[0].permute(2, 0, 1).expand(3, -1, -1)
+                image = uploads.copied([frame])[0].permute(2, 0, 1)
                 image = uploads.shared(image.clamp(0, 1))
             yield image
 

@@ -207,6 +207,13 @@ def test_what_is_no_frame_is_refused_with_its_number() -> None:
         made(by_factor(2), [torch.rand(20, 24)])
 
 
+def test_grey_frames_and_such_with_transparency_go_together() -> None:
+    grey, rgb = torch.rand(16, 16, 1), torch.rand(16, 16, 4)
+    found, _ = made(by_factor(2), [grey, rgb])
+    assert torch.equal(found[0], grey.expand(-1, -1, 3)) and torch.equal(found[2], rgb[..., :3])
+    assert torch.allclose(found[1], (found[0] + found[2]) / 2, atol=1e-6)
+
+
 def test_no_frames_give_no_frames() -> None:
     assert made(by_factor(2), []) == ([], made(by_factor(2), [])[1])
 
